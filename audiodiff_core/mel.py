@@ -1,0 +1,161 @@
+"""Samples <-> mel images <-> the values that networks see.
+
+Glossary, with one range each:
+  slice   float32 (slice_size,)          samples, nominally in [-1, 1]
+  image   uint8   (y_res, x_res)         log-mel power, row 0 = lowest band, 0 = `top_db` below the slice's maximum, 255 = its maximum
+  model   float32 (1, y_res, x_res)      the image in [-1, 1]; `to_model` and `to_image` are the only places that convert
+
+The image is, to the pixel, that of the original project and of diffusers' `Mel`: librosa's centred STFT with zero padding, Slaney
+filterbank, dB relative to the slice's own maximum.
+"""
+
+import hashlib
+import json
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+import scipy.fft
+import scipy.signal
+
+from audiodiff_core.audio import Samples
+
+Images = npt.NDArray[np.uint8]
+
+MIN_POWER = 1e-10
+IMAGE_MAX = 255
+
+ModelArray = TypeVar("ModelArray", bound=Any)
+
+
+class MelConfig(pydantic.BaseModel):
+    """Everything that defines a mel image: diffusers' seven keys. Stated to prepare, then carried with data and checkpoints."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    x_res: int = pydantic.Field(256, ge=8, le=16_384, description="image width: frames per slice")
+    y_res: int = pydantic.Field(256, ge=8, le=1_024, description="image height: mel bands")
+    sample_rate: int = pydantic.Field(22_050, ge=4_000, le=192_000, description="sample rate in Hz")
+    n_fft: int = pydantic.Field(2_048, ge=64, le=32_768, description="STFT window in samples")
+    hop_length: int = pydantic.Field(512, ge=16, le=16_384, description="samples between frames")
+    top_db: int = pydantic.Field(80, ge=10, le=200, description="dynamic range of the image in dB")
+    n_iter: int = pydantic.Field(32, ge=1, le=1_000, description="Griffin-Lim iterations")
+
+    @property
+    def slice_size(self) -> int:
+        """Samples per slice. The -1 makes a centred STFT give exactly x_res frames."""
+        return self.x_res * self.hop_length - 1
+
+    @property
+    def slice_duration_s(self) -> float:
+        return self.slice_size / self.sample_rate
+
+    @property
+    def audio_size(self) -> int:
+        """Samples that an image of full width becomes: hop_length - 1 fewer than a slice."""
+        return (self.x_res - 1) * self.hop_length
+
+    @property
+    def digest(self) -> str:
+        """Names this configuration: the first 16 hex digits of the SHA-256 of its canonical JSON."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The text of `mel_config.json`, as diffusers' `Mel.from_pretrained` reads it."""
+        return json.dumps({"_class_name": "Mel", "_diffusers_version": version("diffusers"), **self.model_dump()}, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls.model_validate({key: value for key, value in json.loads(text).items() if not key.startswith("_")})
+
+    def difference(self, other: "MelConfig") -> str:
+        """What differs, both values shown: 'hop_length 512 against 1024'; empty where nothing does."""
+        mine, theirs = self.model_dump(), other.model_dump()
+        return ", ".join(f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key])
+
+    def lint(self) -> list[str]:
+        """What makes this configuration a poor one, with the mend, a line each."""
+        rank = int(np.linalg.matrix_rank(filterbank(self)))
+        findings = []
+        if rank < self.y_res:
+            findings.append(
+                f"the filterbank of {self.y_res} bands has rank {rank} at n_fft {self.n_fft} and {self.sample_rate} Hz: "
+                f"bands repeat each other; use n_fft {self.n_fft * 2} or fewer bands (resolution)"
+            )
+        if self.hop_length > self.n_fft // 2:
+            findings.append(f"hop_length {self.hop_length} is over half of n_fft {self.n_fft}: sound between the frames is lost")
+        return findings
+
+
+@lru_cache(maxsize=8)
+def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
+    """Slaney-scale, Slaney-normalised triangles, (y_res, 1 + n_fft // 2)."""
+    from librosa.filters import mel  # its import takes a second that only analysis and synthesis need
+
+    basis: npt.NDArray[np.float32] = mel(sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.y_res)
+    return basis
+
+
+class Mel:
+    """Analysis by one MelConfig. Holds constants only, so one instance serves any number of callers."""
+
+    def __init__(self, config: MelConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def _window(self) -> npt.NDArray[np.float32]:
+        window: npt.NDArray[np.float32] = scipy.signal.get_window("hann", self.config.n_fft, fftbins=True).astype(np.float32)
+        return window
+
+    def slice_step(self, overlap: float) -> int:
+        """Samples between the starts of neighbouring slices that share `overlap` in [0, 1) of their length."""
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap {overlap} is not in [0, 1)")
+        return max(1, round(self.config.slice_size * (1 - overlap)))
+
+    def images(self, slices: Samples) -> tuple[Images, npt.NDArray[np.float32]]:
+        """Slices (batch, n <= slice_size), padded with silence to slice_size -> images (batch, y_res, x_res) and the level of
+        each one's maximum in dB (batch,): what was 255 in the image was that power. A slice of silence is 255 throughout."""
+        images = np.empty((len(slices), self.config.y_res, self.config.x_res), np.uint8)
+        reference_db = np.empty(len(slices), np.float32)
+        for index, samples in enumerate(slices):
+            images[index], reference_db[index] = self._image(samples)
+        return images, reference_db
+
+    def _image(self, samples: Samples) -> tuple[Images, float]:
+        config = self.config
+        if samples.ndim != 1 or len(samples) > config.slice_size:
+            raise ValueError(f"a slice of shape {samples.shape}: one dimension of at most {config.slice_size} samples is taken")
+        half = config.n_fft // 2
+        padded = np.zeros(config.slice_size + 2 * half, np.float32)
+        padded[half : half + len(samples)] = samples
+        frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[:: config.hop_length]
+        spectrum = scipy.fft.rfft(frames * self._window, axis=-1)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel_power = np.maximum(filterbank(config) @ power.T, MIN_POWER)
+        decibel = 10 * np.log10(mel_power)
+        reference_db = float(decibel.max())
+        level = (decibel - np.float32(reference_db) + config.top_db) * np.float32(IMAGE_MAX) / config.top_db
+        return (level.clip(0, IMAGE_MAX) + np.float32(0.5)).astype(np.uint8), reference_db
+
+    def power(self, images: Images) -> npt.NDArray[np.float32]:
+        """Images (batch, y_res, width) -> mel power relative to the slice's maximum, in (0, 1]."""
+        return np.power(10, (images.astype(np.float64) / IMAGE_MAX - 1) * self.config.top_db / 10).astype(np.float32)
+
+
+def is_silent(image: Images) -> bool:
+    """Whether an image is that of complete silence (relative to its own maximum, silence is all maximum)."""
+    return bool((image == IMAGE_MAX).all())
+
+
+def to_model(images: ModelArray) -> ModelArray:
+    """uint8 images in [0, 255], a numpy array or a tensor -> float32 in [-1, 1], the same shape."""
+    return images / np.float32(IMAGE_MAX) * 2 - 1 if isinstance(images, np.ndarray) else images.float() / IMAGE_MAX * 2 - 1
+
+
+def to_image(values: npt.NDArray[np.float32]) -> Images:
+    """float32 in [-1, 1] (beyond is clipped) -> uint8 in [0, 255], rounded, the same shape."""
+    return ((values / 2 + np.float32(0.5)).clip(0, 1) * IMAGE_MAX).round().astype(np.uint8)

@@ -1,0 +1,60 @@
+"""The commit protocol that prepare and generate share.
+
+1. `claim`: the settings of the work are written once; the same folder with other settings is refused, the difference shown.
+2. A worker puts its shard's files in place, then `commit`s the shard: `_commits/<shard>.json`, last.
+3. `committed` shards are left out of a rerun; what belongs to no commit is a leftover; `_SUCCESS` says that all is there.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from audiodiff_platform.storage import Folder
+
+SUCCESS = "_SUCCESS"
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """Names settings: the first 16 hex digits of the SHA-256 of their canonical JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
+    """Writes `settings` and their digest to `name`, or raises ValueError where other settings are there already."""
+    if folder.exists(name):
+        stated = folder.read_json(name)
+        differences = [
+            f"{key} {stated.get(key)!r} there, {settings.get(key)!r} asked for"
+            for key in sorted({*stated, *settings} - {"digest"})
+            if stated.get(key) != settings.get(key)
+        ]
+        if differences:
+            raise ValueError(f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings")
+    else:
+        folder.write_json(name, {**settings, "digest": settings_digest(settings)})
+
+
+def commit(folder: Folder, shard: int, record: Mapping[str, Any]) -> None:
+    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256)."""
+    folder.write_json(_commit_name(shard), dict(record))
+
+
+def committed(folder: Folder) -> dict[int, dict[str, Any]]:
+    """Records of the finished shards by shard."""
+    return {int(name.rsplit("/", 1)[-1].removesuffix(".json")): folder.read_json(name) for name in folder.names("_commits/*.json")}
+
+
+def begin(folder: Folder) -> None:
+    """Withdraws `_SUCCESS` before shards are added."""
+    folder.remove(SUCCESS)
+
+
+def succeed(folder: Folder, summary: Mapping[str, Any]) -> None:
+    """Removes what unfinished workers left, then writes `_SUCCESS` with the summary."""
+    folder.remove("_tmp")
+    folder.write_json(SUCCESS, dict(summary))
+
+
+def _commit_name(shard: int) -> str:
+    return f"_commits/{shard:06d}.json"

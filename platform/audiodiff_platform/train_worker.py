@@ -1,0 +1,184 @@
+"""What each process of a training run does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, reduce
+from safetensors.torch import load_file, save_file
+
+from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import PRESETS, build_unet
+from audiodiff_core.objectives import Objective
+from audiodiff_core.training import TrainState, learning_rate, train_step
+from audiodiff_platform.cluster import say
+from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import TrainOptions
+
+LOG_STEPS = 10
+FLUSH_S = 10.0
+METRICS = "metrics.jsonl"
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Trains from the last checkpoint (or the start) to the stopping point, then writes the model."""
+    options = TrainOptions.model_validate(config["options"])
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision)
+    world = ray.train.get_context().get_world_size()
+    assert accelerator.num_processes == world, f"accelerate sees {accelerator.num_processes} of {world} workers"
+    dataset = MelDataset(options.dataset_name)
+    objective = objective_of(options)
+    torch.manual_seed(options.seed)
+    state = TrainState(
+        accelerator, build_unet(options.preset, dataset.mel), objective.scheduler("ddpm"), options.learning_rate, options.seed
+    )
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            load_state(state, Path(folder))
+    log = MetricsLog(Folder(options.output_dir), state.step, accelerator.is_main_process)
+    _train(options, accelerator, state, dataset, log)
+    if accelerator.is_main_process:
+        log.flush()
+        write_model(options, state, objective, dataset.mel, dataset.digest, log.last)
+    accelerator.wait_for_everyone()
+
+
+def objective_of(options: TrainOptions) -> Objective:
+    """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
+    if options.prediction_type is None:
+        return PRESETS[options.preset].objective
+    return Objective(prediction_type=options.prediction_type, zero_terminal_snr=options.prediction_type != "epsilon")
+
+
+def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: MelDataset, log: "MetricsLog") -> None:
+    steps_at_most = options.steps_at_most(dataset.rows)
+    seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
+    rank, world = accelerator.process_index, accelerator.num_processes
+    earlier, began = state.seconds, time.monotonic()
+    saved_at, losses, norms = began, 0.0, 0.0
+    while True:
+        # The clock of rank 0 decides for all, or one would stop while another waits for its gradient.
+        state.seconds, save = _agreed(accelerator, earlier + time.monotonic() - began, time.monotonic() - saved_at > options.checkpoint_minutes * 60)
+        progress = max(
+            0.0 if steps_at_most is None else state.step / max(1, steps_at_most), 0.0 if seconds_at_most is None else state.seconds / seconds_at_most
+        )
+        finished = progress >= 1 or steps_at_most == 0
+        if save or finished:
+            _report(accelerator, state, log)
+            saved_at = time.monotonic()
+        if finished:
+            return
+        rate = learning_rate(options.learning_rate, state.step, options.lr_warmup_steps, progress)
+        batches = []
+        for _ in range(options.gradient_accumulation_steps):
+            numbers = range(state.samples, state.samples + options.train_batch_size)
+            batches.append(dataset.batch(state.seed, [number for number in numbers if number % world == rank]))
+            state.samples += options.train_batch_size
+        loss, norm = train_step(accelerator, state, batches, rate)
+        losses, norms = losses + loss, norms + norm
+        if state.step % LOG_STEPS == 0:
+            shared = reduce(torch.tensor([losses], device=accelerator.device), reduction="mean")
+            log.add(state, loss=float(shared[0]) / LOG_STEPS, gradient_norm=norms / LOG_STEPS, learning_rate=rate, progress=progress)
+            losses = norms = 0.0
+
+
+def _agreed(accelerator: Accelerator, seconds: float, save: bool) -> tuple[float, bool]:
+    values = broadcast(torch.tensor([seconds, float(save)], dtype=torch.float64, device=accelerator.device))
+    return float(values[0]), bool(values[1])
+
+
+def _report(accelerator: Accelerator, state: TrainState, log: "MetricsLog") -> None:
+    """Hands a checkpoint of the state to Ray Train; all ranks take part, rank 0 writes."""
+    metrics = {"step": state.step, "samples": state.samples, "train_seconds": round(state.seconds, 1), **log.last}
+    if not accelerator.is_main_process:
+        ray.train.report(metrics)
+        return
+    log.flush()
+    with tempfile.TemporaryDirectory(prefix="audiodiff-") as folder:
+        save_state(state, Path(folder))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def save_state(state: TrainState, folder: Path) -> None:
+    """Everything that training needs to go on: live and averaged weights, optimizer, progress."""
+    save_file(_contiguous(state.bare.state_dict()), folder / "network.safetensors")
+    save_file(_contiguous(state.ema_state_dict()), folder / "ema.safetensors")
+    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
+    (folder / "progress.json").write_text(json.dumps({"format_version": 1, **state.progress()}))
+
+
+def load_state(state: TrainState, folder: Path) -> None:
+    state.bare.load_state_dict(load_file(folder / "network.safetensors"))
+    state.load_ema_state_dict(load_file(folder / "ema.safetensors"))
+    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    progress = json.loads((folder / "progress.json").read_text())
+    if progress.pop("format_version") != 1:
+        raise ValueError(f"checkpoint {folder} was written by another version of audiodiff")
+    state.load_progress(progress)
+
+
+def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
+
+
+def write_model(options: TrainOptions, state: TrainState, objective: Objective, mel: MelConfig, data_digest: str, metrics: dict[str, float]) -> None:
+    """Saves the averaged weights as a model folder in the run folder."""
+    unet = build_unet(options.preset, mel)
+    unet.load_state_dict(state.ema_state_dict())
+    record = ModelRecord(
+        recipe=options.model_dump(exclude={"output_dir", "dataset_name"}),
+        data_digest=data_digest,
+        metrics={"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 1), **metrics},
+    )
+    with _model_folder(options.output_dir) as folder:
+        save_model(folder, unet.cpu(), objective.scheduler(options.scheduler), mel, record)
+
+
+@contextmanager
+def _model_folder(output_dir: str) -> Iterator[Path]:
+    """OUTPUT_DIR/model, or for an object store a local folder that is then uploaded to it."""
+    if "://" not in output_dir:
+        yield Path(output_dir) / "model"
+        return
+    with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+        yield Path(scratch) / "model"
+        upload_model(Path(scratch) / "model", f"{output_dir}/model")
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a run folder, written by rank 0; lines after the step that training resumes from are dropped."""
+
+    def __init__(self, folder: Folder, step: int, writes: bool) -> None:
+        self.folder, self.writes = folder, writes
+        self.last: dict[str, float] = {}
+        self.flushed_at = time.monotonic()
+        lines = folder.read(METRICS).decode().splitlines() if writes and folder.exists(METRICS) else []
+        self.lines = [line for line in lines if json.loads(line)["step"] <= step]
+        if self.lines:
+            self.last = {key: json.loads(self.lines[-1])[key] for key in ("loss", "gradient_norm", "learning_rate")}
+
+    def add(self, state: TrainState, progress: float, **values: float) -> None:
+        self.last = values
+        if not self.writes:
+            return
+        self.lines.append(json.dumps({"step": state.step, "samples": state.samples, "seconds": round(state.seconds, 2), **values}))
+        if time.monotonic() - self.flushed_at > FLUSH_S:
+            self.flush()
+            say(f"step {state.step}, {progress:.0%}, loss {values['loss']:.4f}, {state.samples / max(state.seconds, 1e-9):.1f} samples/s")
+
+    def flush(self) -> None:
+        if self.writes:
+            self.folder.write(METRICS, "".join(f"{line}\n" for line in self.lines).encode())
+            self.flushed_at = time.monotonic()
