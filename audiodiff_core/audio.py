@@ -66,7 +66,7 @@ def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
                 yield block
     except (soundfile.LibsndfileError, av.error.FFmpegError, EOFError, UnicodeError) as error:
         raise AudioDecodeError(name, f"cannot be decoded ({_one_line(error)})") from error
-    except _Unusable as error:
+    except _UnusableError as error:
         raise AudioDecodeError(name, str(error)) from error
     if total == 0:
         raise AudioDecodeError(name, "no samples")
@@ -98,7 +98,7 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav") -
     return buffer.getvalue()
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """Found while decoding; `stream` adds the name of the source."""
 
 
@@ -112,7 +112,7 @@ def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
         try:
             return _ffmpeg_blocks(file)
         except (av.error.FFmpegError, EOFError, UnicodeError) as error:
-            raise _Unusable(f"not audio that can be read ({_one_line(refusal)}; FFmpeg: {_one_line(error)})") from error
+            raise _UnusableError(f"not audio that can be read ({_one_line(refusal)}; FFmpeg: {_one_line(error)})") from error
     _check_header(sound.channels, sound.samplerate)
     return sound.samplerate, _sndfile_blocks(sound)
 
@@ -127,7 +127,7 @@ def _ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     container: Any = av.open(file, mode="r")
     if not container.streams.audio:
         container.close()
-        raise _Unusable("holds no audio stream")
+        raise _UnusableError("holds no audio stream")
     context = container.streams.audio[0].codec_context
     _check_header(context.channels, context.sample_rate)
     return context.sample_rate, _ffmpeg_frames(container, context.sample_rate)
@@ -143,9 +143,9 @@ def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
 
 def _check_header(channels: int, rate: int) -> None:
     if not 1 <= channels <= MAX_CHANNELS:
-        raise _Unusable(f"claims {channels} channels, 1 to {MAX_CHANNELS} can be read")
+        raise _UnusableError(f"claims {channels} channels, 1 to {MAX_CHANNELS} can be read")
     if rate not in SAMPLE_RATES_HZ:
-        raise _Unusable(f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
+        raise _UnusableError(f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
 
 
 def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Samples]:

@@ -21,7 +21,7 @@ import fsspec
 import pydantic
 from diffusers import UNet2DModel
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.objectives import SCHEDULERS
@@ -29,8 +29,9 @@ from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile
 
 FORMAT_VERSION = 1
+RECORD = "audiodiff.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-LOADED_FILES = ["model_index.json", "audiodiff.json", "README.md", "*/*.json", "*/*.safetensors"]
+LOADED_FILES = ["model_index.json", RECORD, "README.md", "*/*.json", "*/*.safetensors"]
 
 
 class CheckpointError(ValueError):
@@ -73,7 +74,7 @@ def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, re
         (root / "mel").mkdir()
         (root / "mel" / "mel_config.json").write_text(mel.to_json())
         (root / "model_index.json").write_text(json.dumps(_index(unet, scheduler), indent=2, sort_keys=True) + "\n")
-        (root / "audiodiff.json").write_text(record.model_dump_json(indent=2) + "\n")
+        (root / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         (root / "README.md").write_text(_card(unet, scheduler, mel, record))
         if target.exists():
             target.rename(Path(scratch) / "replaced")
@@ -88,7 +89,7 @@ def load_model(source: str | Path) -> Model:
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         root = _local_copy(str(source), Path(scratch))
         index = _read_json(root / "model_index.json", source)
-        _check_record(root / "audiodiff.json", source)
+        _check_record(root / RECORD, source)
         if index.get("unet") != ["diffusers", "UNet2DModel"]:
             raise CheckpointError(f"{source}: network {index.get('unet')} is not one that can be loaded: diffusers UNet2DModel is")
         scheduler_class = (index.get("scheduler") or [None, None])[1]

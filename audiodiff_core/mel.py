@@ -13,13 +13,12 @@ import hashlib
 import json
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pydantic
 import scipy.fft
-import scipy.signal
 
 from audiodiff_core.audio import Samples
 
@@ -28,7 +27,6 @@ Images = npt.NDArray[np.uint8]
 MIN_POWER = 1e-10
 IMAGE_MAX = 255
 
-ModelArray = TypeVar("ModelArray", bound=Any)
 
 
 class MelConfig(pydantic.BaseModel):
@@ -107,8 +105,7 @@ class Mel:
 
     @cached_property
     def _window(self) -> npt.NDArray[np.float32]:
-        window: npt.NDArray[np.float32] = scipy.signal.get_window("hann", self.config.n_fft, fftbins=True).astype(np.float32)
-        return window
+        return np.hanning(self.config.n_fft + 1)[:-1].astype(np.float32)
 
     def slice_step(self, overlap: float) -> int:
         """Samples between the starts of neighbouring slices that share `overlap` in [0, 1) of their length."""
@@ -151,9 +148,9 @@ def is_silent(image: Images) -> bool:
     return bool((image == IMAGE_MAX).all())
 
 
-def to_model(images: ModelArray) -> ModelArray:
-    """uint8 images in [0, 255], a numpy array or a tensor -> float32 in [-1, 1], the same shape."""
-    return images / np.float32(IMAGE_MAX) * 2 - 1 if isinstance(images, np.ndarray) else images.float() / IMAGE_MAX * 2 - 1
+def to_model(images: Any) -> Any:
+    """uint8 images in [0, 255], a numpy array or a tensor -> float32 in [-1, 1], the same shape and kind."""
+    return images / np.float32(IMAGE_MAX) * 2 - 1
 
 
 def to_image(values: npt.NDArray[np.float32]) -> Images:

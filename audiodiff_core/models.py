@@ -26,7 +26,7 @@ class Preset(pydantic.BaseModel):
     @property
     def side_multiple(self) -> int:
         """Image sides must divide by this: every level but the last halves them."""
-        return 2 ** (len(self.block_out_channels) - 1)
+        return 1 << (len(self.block_out_channels) - 1)
 
 
 # The network of teticio/audio-diffusion, the same for each of its resolutions: 113.7 M parameters, epsilon prediction.

@@ -59,7 +59,7 @@ class GriffinLim:
 
     def mel_inverse(self, mel_power: torch.Tensor) -> torch.Tensor:
         """(batch, y_res, frames) -> non-negative (batch, 1 + n_fft // 2, frames) whose mel power is close to the given one."""
-        linear = (self._pseudo_inverse @ mel_power).clamp_(min=TINY)
+        linear: torch.Tensor = (self._pseudo_inverse @ mel_power).clamp_(min=TINY)
         numerator = self._basis.T @ mel_power
         for _ in range(NNLS_UPDATES):
             linear *= numerator / (self._gram @ linear + TINY)

@@ -1,4 +1,9 @@
-"""x"""
+"""Generates loops from a model: audio files and a manifest. The seed names the loop: the same seed, the same bytes.
+
+    python jobs/generate.py --model RUN/model --output_dir LOOPS --count 100
+
+Run again, it goes on from the finished shards.
+"""
 
 import sys
 

@@ -1,4 +1,9 @@
-"""x"""
+"""Cuts audio into mel-spectrogram images and writes them as a dataset: Parquet that `datasets.load_dataset` reads.
+
+    python jobs/prepare.py --input_dir MUSIC --output_dir DATASET --resolution 64 --hop_length 1024
+
+Run again, it goes on from the finished shards; files added to the input become new shards.
+"""
 
 import sys
 

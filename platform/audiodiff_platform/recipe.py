@@ -15,9 +15,10 @@ import yaml
 
 SECTIONS: Mapping[str, str] = {
     "prepare": "audiodiff_platform.prepare:PrepareOptions",
-    "train": "audiodiff_platform.train:TrainOptions",
+    "train": "audiodiff_platform.train_options:TrainOptions",
     "generate": "audiodiff_platform.generate:GenerateOptions",
     "serve": "audiodiff_platform.serve:ServeOptions",
+    "demo": "audiodiff_platform.demo:DemoOptions",
 }
 
 

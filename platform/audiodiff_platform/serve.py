@@ -33,6 +33,8 @@ from audiodiff_platform.recipe import Options
 BATCH_WAIT_S = 0.01
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_TIMEOUT_S = 600.0
+SHUTDOWN_GRACE_S = 60.0
+MAX_ONGOING_REQUESTS = 64
 APPLICATION = "audiodiff"
 
 app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusion models.")
@@ -110,7 +112,6 @@ def _authorised(request: Request) -> None:
 Authorised = Annotated[None, Depends(_authorised)]
 
 
-@ray_serve.deployment(name="loops", max_ongoing_requests=64, health_check_period_s=10, graceful_shutdown_timeout_s=60)
 @ray_serve.ingress(app)
 class LoopServer:
     """A replica: all models loaded, requests batched, the network on a thread so that the event loop stays free."""
@@ -192,7 +193,11 @@ def start(options: ServeOptions, replicas: int, api_key: str | None) -> None:
         proxy_location="HeadOnly", http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S)
     )
     batch = ExecutionProfile.here(options.precision, options.batch_size).batch_size
-    deployment = LoopServer.options(
+    deployment = ray_serve.deployment(
+        LoopServer,
+        name="loops",
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=SHUTDOWN_GRACE_S,
         autoscaling_config=AutoscalingConfig(min_replicas=1, max_replicas=replicas, target_ongoing_requests=batch),
         ray_actor_options={"num_cpus": 1, "num_gpus": int(gpus() > 0)},
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ class Folder:
 
     def scratch(self) -> Path:
         """A new local folder for unfinished files: inside `_tmp` of a local folder, in the system's place for an object store."""
-        parent = Path(self.path("_tmp")) if self.is_local else Path(os.environ.get("TMPDIR", "/tmp"))
+        parent = Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
         folder = parent / f"audiodiff-{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         return folder

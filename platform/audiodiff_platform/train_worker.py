@@ -15,14 +15,13 @@ from accelerate.utils import broadcast, reduce
 from safetensors.torch import load_file, save_file
 
 from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, build_unet
-from audiodiff_core.objectives import Objective
+from audiodiff_core.models import build_unet
 from audiodiff_core.training import TrainState, learning_rate, train_step
 from audiodiff_platform.cluster import say
+from audiodiff_platform.data_order import train_batch
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import TrainOptions
+from audiodiff_platform.train_options import TrainOptions
 
 LOG_STEPS = 10
 FLUSH_S = 10.0
@@ -32,34 +31,38 @@ METRICS = "metrics.jsonl"
 def train_worker(config: dict[str, Any]) -> None:
     """Trains from the last checkpoint (or the start) to the stopping point, then writes the model."""
     options = TrainOptions.model_validate(config["options"])
+    accelerator = join_workers(options)
+    dataset = MelDataset(options.dataset_name)
+    state, last = trained(options, accelerator, dataset)
+    if accelerator.is_main_process:
+        write_model(options, state, dataset, last)
+    accelerator.wait_for_everyone()
+
+
+def join_workers(options: TrainOptions) -> Accelerator:
+    """This process's accelerate, joined to the process group that Ray Train made."""
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(1)
+    # Without cpu=True, accelerate passes over Ray's gloo group and each worker would train alone.
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision)
     world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate sees {accelerator.num_processes} of {world} workers"
-    dataset = MelDataset(options.dataset_name)
-    objective = objective_of(options)
+    return accelerator
+
+
+def trained(options: TrainOptions, accelerator: Accelerator, dataset: MelDataset) -> tuple[TrainState, dict[str, float]]:
+    """The state at the stopping point and the last metrics."""
     torch.manual_seed(options.seed)
-    state = TrainState(
-        accelerator, build_unet(options.preset, dataset.mel), objective.scheduler("ddpm"), options.learning_rate, options.seed
-    )
+    network = build_unet(options.preset, dataset.mel)
+    state = TrainState(accelerator, network, options.objective().scheduler("ddpm"), options.learning_rate, options.seed)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as folder:
             load_state(state, Path(folder))
     log = MetricsLog(Folder(options.output_dir), state.step, accelerator.is_main_process)
     _train(options, accelerator, state, dataset, log)
-    if accelerator.is_main_process:
-        log.flush()
-        write_model(options, state, objective, dataset.mel, dataset.digest, log.last)
-    accelerator.wait_for_everyone()
-
-
-def objective_of(options: TrainOptions) -> Objective:
-    """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
-    if options.prediction_type is None:
-        return PRESETS[options.preset].objective
-    return Objective(prediction_type=options.prediction_type, zero_terminal_snr=options.prediction_type != "epsilon")
+    log.flush()
+    return state, log.last
 
 
 def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: MelDataset, log: "MetricsLog") -> None:
@@ -84,7 +87,7 @@ def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, d
         batches = []
         for _ in range(options.gradient_accumulation_steps):
             numbers = range(state.samples, state.samples + options.train_batch_size)
-            batches.append(dataset.batch(state.seed, [number for number in numbers if number % world == rank]))
+            batches.append(train_batch(dataset, state.seed, [number for number in numbers if number % world == rank]))
             state.samples += options.train_batch_size
         loss, norm = train_step(accelerator, state, batches, rate)
         losses, norms = losses + loss, norms + norm
@@ -133,17 +136,17 @@ def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
-def write_model(options: TrainOptions, state: TrainState, objective: Objective, mel: MelConfig, data_digest: str, metrics: dict[str, float]) -> None:
+def write_model(options: TrainOptions, state: TrainState, dataset: MelDataset, metrics: dict[str, float]) -> None:
     """Saves the averaged weights as a model folder in the run folder."""
-    unet = build_unet(options.preset, mel)
+    unet = build_unet(options.preset, dataset.mel)
     unet.load_state_dict(state.ema_state_dict())
     record = ModelRecord(
-        recipe=options.model_dump(exclude={"output_dir", "dataset_name"}),
-        data_digest=data_digest,
+        recipe=options.recipe(),
+        data_digest=dataset.digest,
         metrics={"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 1), **metrics},
     )
     with _model_folder(options.output_dir) as folder:
-        save_model(folder, unet.cpu(), objective.scheduler(options.scheduler), mel, record)
+        save_model(folder, unet, options.objective().scheduler(options.scheduler), dataset.mel, record)
 
 
 @contextmanager

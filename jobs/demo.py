@@ -1,0 +1,12 @@
+"""Makes the whole journey of a recipe, prepare -> train -> generate, and writes a report with pictures, players and figures.
+
+    python jobs/demo.py --journey jobs/recipes/demo.yaml
+"""
+
+import sys
+
+from audiodiff_platform.demo import DemoOptions, demo
+from audiodiff_platform.job import run
+
+if __name__ == "__main__":
+    sys.exit(run("demo", DemoOptions, demo, __doc__ or ""))

@@ -1,0 +1,92 @@
+"""What the core's tests share: the shipped loops, and a network small enough for a few milliseconds a step."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+import torch
+from diffusers import UNet2DModel
+
+from audiodiff_core.mel import MelConfig
+
+LOOPS = Path(__file__).parents[1] / "data" / "loops"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def loops() -> Path:
+    return LOOPS
+
+
+@pytest.fixture(scope="session")
+def loop_files(loops: Path) -> list[Path]:
+    files = sorted(loops.glob("*.flac"))
+    assert len(files) >= 14
+    return files
+
+
+@pytest.fixture(scope="session")
+def tiny_mel() -> MelConfig:
+    return MelConfig(x_res=16, y_res=16, sample_rate=22_050, n_fft=512, hop_length=256)
+
+
+@pytest.fixture(scope="session")
+def make_unet() -> Callable[[int], Any]:
+    """A network for 16x16 images with attention and seeded weights; its output is scaled down, so that sampling does not amplify rounding."""
+
+    def build(seed: int) -> Any:
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=(16, 16),
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=8,
+        )
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(0.1)
+            unet.conv_out.bias.mul_(0.1)
+        return unet
+
+    return build
+
+
+@pytest.fixture
+def unet(make_unet: Callable[[int], Any]) -> Any:
+    return make_unet(0)
+
+
+@pytest.fixture(scope="session")
+def wav() -> Callable[..., bytes]:
+    """The bytes of a float wav file of samples (n,) or (n, channels)."""
+
+    def write(samples: npt.NDArray[np.floating], sample_rate: int = 22_050) -> bytes:
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, sample_rate, format="WAV", subtype="FLOAT")
+        return buffer.getvalue()
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def hum() -> Callable[..., npt.NDArray[np.float32]]:
+    """Samples of a sine with a little noise: every slice of it differs from every other."""
+
+    def make(count: int, frequency_hz: float = 330.0, sample_rate: int = 22_050) -> npt.NDArray[np.float32]:
+        noise = np.random.default_rng(count).standard_normal(count) * 0.02
+        return (0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(count) / sample_rate) + noise).astype(np.float32)
+
+    return make

@@ -1,0 +1,222 @@
+"""Mel images are those of diffusers' Mel (the oracle); the configuration travels unchanged; conversions lose nothing."""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from diffusers import Mel as OracleMel
+from PIL import Image
+
+from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, is_silent, to_image, to_model
+from audiodiff_core.slices import mel_slices
+
+GEOMETRIES = [
+    MelConfig(x_res=64, y_res=64, hop_length=1_024),
+    MelConfig(x_res=256, y_res=256, hop_length=512),
+    MelConfig(x_res=216, y_res=96, hop_length=512),
+]
+SMALL = GEOMETRIES[0]
+
+# What teticio/audio-diffusion-256 publishes as mel/mel_config.json.
+PUBLISHED = (
+    '{"_class_name":"Mel","_diffusers_version":"0.8.0.dev0","hop_length":512,"n_fft":2048,"n_iter":32,'
+    '"sample_rate":22050,"top_db":80,"x_res":256,"y_res":256}'
+)
+
+
+def oracle_of(config: MelConfig) -> Any:
+    return OracleMel(**config.model_dump())
+
+
+@cache
+def librosa_audio(file: Path) -> npt.NDArray[np.float32]:
+    samples, _ = librosa.load(file, sr=22_050, mono=True)
+    return samples
+
+
+def oracle_images(config: MelConfig, samples: npt.NDArray[np.floating]) -> list[npt.NDArray[np.uint8]]:
+    oracle = oracle_of(config)
+    oracle.load_audio(raw_audio=samples)
+    return [np.asarray(oracle.audio_slice_to_image(index)) for index in range(oracle.get_number_of_slices())]
+
+
+def assert_nearly_equal(images: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> None:
+    """At least 99.9 % of the pixels equal, none off by more than 1."""
+    off = np.abs(images.astype(int) - expected.astype(int))
+    assert off.max() <= 1
+    assert (off == 0).mean() >= 0.999
+
+
+@pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{config.x_res}x{config.y_res}")
+def test_every_shipped_loop_gives_the_images_of_the_oracle(loop_files: list[Path], config: MelConfig) -> None:
+    for file in loop_files:
+        expected = oracle_images(config, librosa_audio(file))
+        made = list(mel_slices(file, Mel(config)))
+        audible = [index for index, image in enumerate(expected) if not is_silent(image)]
+        assert [piece.index for piece in made] == audible, file.name
+        assert_nearly_equal(np.stack([piece.image for piece in made]), np.stack([expected[index] for index in audible]))
+
+
+def test_a_batch_is_its_items_one_by_one(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    mel = Mel(SMALL)
+    slices = np.stack([hum(SMALL.slice_size, frequency) * level for frequency, level in [(100, 1), (1_000, 0.01), (5_000, 0.3)]])
+    images, levels = mel.images(slices)
+    assert (images.shape, images.dtype) == ((3, 64, 64), np.uint8)
+    for index in range(3):
+        image, level = mel.images(slices[index : index + 1])
+        np.testing.assert_array_equal(image[0], images[index])
+        assert level[0] == levels[index]
+
+
+def test_reference_level_is_that_of_the_maximum(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    samples = hum(SMALL.slice_size)
+    _, levels = Mel(SMALL).images(np.stack([samples, samples * 0.1]))
+    power = librosa.feature.melspectrogram(y=samples, sr=22_050, n_fft=2_048, hop_length=1_024, n_mels=64)
+    assert levels[0] == pytest.approx(10 * np.log10(power.max()), abs=1e-3)
+    assert levels[0] - levels[1] == pytest.approx(20, abs=1e-3)
+
+
+def test_row_0_is_the_lowest_band() -> None:
+    time = np.arange(SMALL.slice_size) / SMALL.sample_rate
+    low, high = (Mel(SMALL).images(np.sin(2 * np.pi * hertz * time).astype(np.float32)[np.newaxis])[0][0] for hertz in (100, 8_000))
+    assert low.mean(axis=1).argmax() < 5
+    assert high.mean(axis=1).argmax() > 50
+
+
+def test_silence_is_all_maximum_as_in_the_oracle() -> None:
+    silence = np.zeros(SMALL.slice_size, np.float32)
+    images, levels = Mel(SMALL).images(silence[np.newaxis])
+    assert (images == IMAGE_MAX).all()
+    assert is_silent(images[0])
+    assert levels[0] == pytest.approx(-100, abs=1e-3)
+    np.testing.assert_array_equal(oracle_images(SMALL, silence)[0], images[0])
+
+
+def test_one_dark_pixel_is_not_silence() -> None:
+    image = np.full((64, 64), IMAGE_MAX, np.uint8)
+    image[3, 4] = IMAGE_MAX - 1
+    assert not is_silent(image)
+
+
+@pytest.mark.parametrize("count", [1, 3_000, SMALL.slice_size - 1, SMALL.slice_size])
+def test_short_audio_is_padded_as_in_the_oracle(hum: Callable[..., npt.NDArray[np.float32]], count: int) -> None:
+    samples = hum(count)
+    images, _ = Mel(SMALL).images(samples[np.newaxis])
+    expected = oracle_images(SMALL, samples)
+    assert len(expected) == 1
+    assert_nearly_equal(images[0], expected[0])
+
+
+@pytest.mark.parametrize("shape", [(1, SMALL.slice_size + 1), (1, 2, 100)])
+def test_a_slice_of_a_wrong_shape_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="slice of shape") as raised:
+        Mel(SMALL).images(np.zeros(shape, np.float32))
+    assert str(shape[1:]) in str(raised.value)
+    assert str(SMALL.slice_size) in str(raised.value)
+
+
+def test_power_is_that_of_the_oracle() -> None:
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    expected = librosa.db_to_power(every_byte.astype(float) * 80 / 255 - 80)
+    np.testing.assert_allclose(Mel(SMALL).power(every_byte), expected, rtol=1e-6)
+
+
+def test_slice_step() -> None:
+    mel = Mel(SMALL)
+    assert mel.slice_step(0) == SMALL.slice_size == 65_535
+    assert mel.slice_step(0.5) == 32_768
+    assert mel.slice_step(0.999_999_9) == 1
+    for overlap in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=str(overlap)):
+            mel.slice_step(overlap)
+
+
+def test_derived_sizes() -> None:
+    config = MelConfig()
+    assert config.slice_size == 131_071
+    assert config.audio_size == 130_560
+    assert config.slice_duration_s == pytest.approx(5.944, abs=1e-3)
+
+
+@pytest.mark.parametrize("config", [MelConfig(), MelConfig(x_res=216, y_res=96, sample_rate=44_100, n_fft=4_096, hop_length=1_024, top_db=60, n_iter=5)])
+def test_configuration_file_goes_round_through_diffusers(tmp_path: Path, config: MelConfig) -> None:
+    (tmp_path / "mel_config.json").write_text(config.to_json())
+    oracle = OracleMel.from_pretrained(tmp_path)
+    assert {key: oracle.config[key] for key in config.model_dump()} == config.model_dump()
+    assert (oracle.x_res, oracle.slice_size, oracle.sr) == (config.x_res, config.slice_size, config.sample_rate)
+    oracle.save_pretrained(tmp_path / "again")
+    assert MelConfig.from_json((tmp_path / "again" / "mel_config.json").read_text()) == config
+    assert MelConfig.from_json(config.to_json()) == config
+
+
+def test_published_configuration_is_the_default() -> None:
+    assert MelConfig.from_json(PUBLISHED) == MelConfig()
+
+
+def test_configuration_file_with_an_unknown_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="hop_lenght"):
+        MelConfig.from_json('{"hop_lenght": 512}')
+
+
+def test_digest_is_stable_and_depends_on_every_field() -> None:
+    assert MelConfig().digest == "45886218c71348ac"
+    changed = [MelConfig(**{key: value + 1}).digest for key, value in MelConfig().model_dump().items()]
+    assert len({MelConfig().digest, *changed}) == 8
+
+
+def test_difference_shows_both_values() -> None:
+    assert MelConfig().difference(MelConfig(hop_length=1_024, y_res=64)) == "y_res 256 against 64, hop_length 512 against 1024"
+    assert MelConfig().difference(MelConfig()) == ""
+
+
+@pytest.mark.parametrize(
+    ("bands", "n_fft", "rate", "rank"),
+    [(512, 2_048, 22_050, 437), (256, 2_048, 44_100, 236), (512, 2_048, 44_100, None)],
+)
+def test_lint_finds_rank_deficiency_and_its_mend_mends_it(bands: int, n_fft: int, rate: int, rank: int | None) -> None:
+    config = MelConfig(y_res=bands, n_fft=n_fft, sample_rate=rate)
+    (finding,) = config.lint()
+    assert all(part in finding for part in (f"{bands} bands", f"n_fft {n_fft} ", f"{rate} Hz"))
+    assert rank is None or f"rank {rank} " in finding
+    mend = re.search(r"use n_fft (\d+)", finding)
+    assert mend
+    assert config.model_copy(update={"n_fft": int(mend[1])}).lint() == []
+
+
+@pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{config.x_res}x{config.y_res}")
+def test_lint_is_silent_for_good_configurations(config: MelConfig) -> None:
+    assert config.lint() == []
+
+
+def test_lint_finds_a_hop_that_loses_sound() -> None:
+    (finding,) = MelConfig(hop_length=1_025).lint()
+    assert "hop_length 1025" in finding
+    assert "n_fft 2048" in finding
+
+
+def test_model_values_and_bytes_go_round() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    values = to_model(images)
+    assert values.dtype == np.float32
+    assert (values.min(), values.max()) == (-1, 1)
+    np.testing.assert_array_equal(to_image(values), images)
+    tensor = to_model(torch.from_numpy(images))
+    assert tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.numpy(), values)
+    np.testing.assert_array_equal(to_image(tensor.numpy()), images)
+
+
+def test_model_values_beyond_the_range_are_clipped() -> None:
+    assert to_image(np.array([-7, -1, 0, 1, 7], np.float32)).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_images_are_what_pillow_reads_as_grey() -> None:
+    images, _ = Mel(SMALL).images(np.ones((1, 100), np.float32))
+    assert Image.fromarray(images[0]).mode == "L"

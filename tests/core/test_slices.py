@@ -1,0 +1,127 @@
+"""Slices have the original's boundaries and gaps, however the file is read; PNGs give their pixels back."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from audiodiff_core import audio
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.slices import MelSlice, decode_png, encode_png, mel_slices
+
+Hum = Callable[..., npt.NDArray[np.float32]]
+Wav = Callable[..., bytes]
+
+
+def cut(mel: Mel, samples: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.uint8]:
+    """The image of the slice that starts at sample `start`."""
+    return mel.images(samples[np.newaxis, start : start + mel.config.slice_size])[0][0]
+
+
+def assert_slices_of(mel: Mel, samples: npt.NDArray[np.float32], slices: list[MelSlice], starts: dict[int, int]) -> None:
+    """`slices` are exactly those with the indices and starts (in samples) of `starts`."""
+    assert [piece.index for piece in slices] == list(starts)
+    for piece, start in zip(slices, starts.values(), strict=True):
+        assert piece.start_s == pytest.approx(start / mel.config.sample_rate)
+        np.testing.assert_array_equal(piece.image, cut(mel, samples, start))
+
+
+def test_boundaries_are_the_originals_and_the_tail_is_dropped(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples = hum(4 * size - 1)
+    assert_slices_of(mel, samples, list(mel_slices(wav(samples), mel)), {0: 0, 1: size, 2: 2 * size})
+
+
+def test_exactly_whole_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples = hum(2 * size)
+    assert_slices_of(mel, samples, list(mel_slices(wav(samples), mel)), {0: 0, 1: size})
+
+
+@pytest.mark.parametrize("missing", [1, 2_000])
+def test_audio_shorter_than_a_slice_is_one_padded_slice(tiny_mel: MelConfig, hum: Hum, wav: Wav, missing: int) -> None:
+    mel = Mel(tiny_mel)
+    samples = hum(tiny_mel.slice_size - missing)
+    assert_slices_of(mel, np.pad(samples, (0, missing)), list(mel_slices(wav(samples), mel)), {0: 0})
+
+
+def test_silent_slices_leave_gaps_in_the_index(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples = hum(4 * size)
+    samples[size : 3 * size] = 0
+    assert_slices_of(mel, samples, list(mel_slices(wav(samples), mel)), {0: 0, 3: 3 * size})
+
+
+@pytest.mark.parametrize("slices", [0.5, 3])
+def test_a_silent_file_has_no_slices(tiny_mel: MelConfig, wav: Wav, slices: float) -> None:
+    assert list(mel_slices(wav(np.zeros(int(slices * tiny_mel.slice_size), np.float32)), Mel(tiny_mel))) == []
+
+
+def test_level_is_that_of_the_slice(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    size = tiny_mel.slice_size
+    samples = np.tile(hum(size), 2)
+    samples[size:] *= 0.1
+    loud, quiet = mel_slices(wav(samples), Mel(tiny_mel))
+    assert loud.reference_db - quiet.reference_db == pytest.approx(20, abs=1e-3)
+
+
+def test_overlap(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples, step = hum(2 * size), mel.slice_step(0.75)
+    slices = list(mel_slices(wav(samples), mel, overlap=0.75))
+    assert_slices_of(mel, samples, slices, {index: index * step for index in range((len(samples) - size) // step + 1)})
+    assert len(slices) == 4
+
+
+@pytest.mark.parametrize("frames", [100, 4_095, 1 << 20])
+@pytest.mark.parametrize("overlap", [0.0, 0.6])
+def test_streaming_is_the_same_as_the_whole_file(tiny_mel: MelConfig, hum: Hum, wav: Wav, monkeypatch: pytest.MonkeyPatch, frames: int, overlap: float) -> None:
+    mel = Mel(tiny_mel)
+    content = wav(hum(40_000, sample_rate=32_000), 32_000)
+    monkeypatch.setattr(audio, "BLOCK_FRAMES", frames)
+    samples = audio.decode(content, tiny_mel.sample_rate)
+    step = mel.slice_step(overlap)
+    starts = range(0, len(samples) - tiny_mel.slice_size + 1, step)
+    assert len(starts) >= 6
+    assert_slices_of(mel, samples, list(mel_slices(content, mel, overlap)), dict(enumerate(starts)))
+
+
+def test_a_file_that_breaks_off_raises_after_its_good_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    samples = hum(200_000)
+    samples[-1] = np.nan
+    slices = mel_slices(wav(samples), Mel(tiny_mel))
+    assert next(slices).index == 0
+    with pytest.raises(audio.AudioDecodeError, match="NaN"):
+        list(slices)
+
+
+def test_png_gives_its_pixels_back() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
+    content = encode_png(image)
+    assert content == encode_png(image.copy())
+    with Image.open(io.BytesIO(content)) as picture:
+        assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (40, 24))
+    decoded = decode_png(content)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, image)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16", "P", "1"])
+def test_png_of_another_mode_is_refused(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8)).save(buffer, "PNG")
+    with pytest.raises(ValueError, match=f"mode {mode}"):
+        decode_png(buffer.getvalue())
+
+
+@pytest.mark.parametrize("damage", ["empty", "bmp", "cut", "header"])
+def test_what_is_no_whole_png_is_refused(damage: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "BMP")
+    content = {"empty": b"", "bmp": buffer.getvalue(), "cut": encode_png(image)[:1_000], "header": encode_png(image)[:20]}[damage]
+    with pytest.raises(ValueError, match="PNG"):
+        decode_png(content)

@@ -1,0 +1,88 @@
+"""generate: the same bytes whatever the workers, neighbours, counts and interruptions; the manifest says all."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from audiodiff_platform.generate import GenerateOptions, generate
+
+from audiodiff_core.audio import encode
+from audiodiff_core.checkpoint import load_model
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+
+
+def _audio(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "audio").iterdir()}
+
+
+def _manifest(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "manifest").to_pylist()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def eighteen(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Loops 0 to 17 by two workers: two shards."""
+    out = tmp_path_factory.mktemp("eighteen") / "loops"
+    generate(GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3, num_workers=2))
+    return out
+
+
+def test_the_manifest_describes_every_file(eighteen: Path, model: Path) -> None:
+    rows = _manifest(eighteen)
+    assert [row["seed"] for row in rows] == list(range(18))
+    assert {row["path"] for row in rows} == {f"audio/{name}" for name in _audio(eighteen)}
+    loaded = load_model(model)
+    for row in rows:
+        assert row["sha256"] == hashlib.sha256((eighteen / row["path"]).read_bytes()).hexdigest()
+        assert (row["steps"], row["scheduler"], row["model_digest"], row["mel_digest"]) == (3, "ddim", loaded.digest, loaded.mel.digest)
+        assert row["duration_s"] == pytest.approx(31 * 1024 / 22_050)
+        assert (row["threads"], row["precision"], row["device"]) == (1, "fp32", "cpu")
+        assert -60 < row["level_db"] < 0
+        assert row["tempo_bpm"] >= 0
+        assert row["seam_score"] >= 0
+    assert (eighteen / "_SUCCESS").exists()
+
+
+def test_one_worker_and_other_counts_give_the_same_bytes(eighteen: Path, model: Path, tmp_path: Path) -> None:
+    generate(GenerateOptions(model=str(model), output_dir=str(tmp_path / "some"), count=3, seed=7, steps=3, num_workers=1))
+    expected = _audio(eighteen)
+    some = _audio(tmp_path / "some")
+    assert sorted(some) == ["0000000007.wav", "0000000008.wav", "0000000009.wav"]
+    assert all(expected[name] == content for name, content in some.items())
+    assert len(set(expected.values())) == 18
+
+
+def test_the_pipeline_in_this_process_gives_the_same_bytes(eighteen: Path, model: Path) -> None:
+    profile = ExecutionProfile.here()
+    profile.prepare_process()
+    (loop,) = load_model(model).pipeline(profile).generate([GenerateRequest(seed=11, steps=3)])
+    assert encode(loop.audio, 22_050) == _audio(eighteen)["0000000011.wav"]
+
+
+def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "loops"
+    options = GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3, num_workers=2)
+    generate(options)
+    expected, manifest = _audio(out), _manifest(out)
+    (out / "_commits" / "000001.json").unlink()
+    (out / "_SUCCESS").unlink()
+    (out / "audio" / "0000000017.wav").unlink()
+    (out / "audio" / "9999999999.wav").write_bytes(b"of a worker that died")
+    finished = {file: file.stat().st_mtime_ns for file in (out / "audio").iterdir() if int(file.stem) < 16}
+    generate(options)
+    assert _audio(out) == expected == _audio(eighteen)
+    assert _manifest(out) == manifest
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+
+
+def test_other_settings_in_the_same_folder_are_refused(eighteen: Path, model: Path) -> None:
+    with pytest.raises(ValueError, match="steps 3 there, 4 asked for"):
+        generate(GenerateOptions(model=str(model), output_dir=str(eighteen), count=18, steps=4))
+
+
+def test_seeds_end_where_torch_ends() -> None:
+    with pytest.raises(ValueError, match="seeds end at 4294967295"):
+        GenerateOptions(model="m", output_dir="o", seed=2**32 - 2, count=3)

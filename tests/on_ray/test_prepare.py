@@ -1,0 +1,148 @@
+"""prepare: the dataset's contract, what a rerun does, and what becomes of bad files."""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from audiodiff_platform.job import JobError
+from audiodiff_platform.prepare import PrepareOptions, prepare
+from datasets import load_dataset
+from diffusers import Mel as Oracle
+
+from audiodiff_core.mel import MelConfig
+
+SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.01}
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """What a dataset holds: names and digests of its files, but for the plan, which says when the inputs were last changed."""
+    files = (file for file in folder.rglob("*") if file.is_file() and "_plan" not in file.parts)
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted((folder / "data").glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def test_the_dataset_is_what_the_contract_says(dataset: Path, few_loops: Path) -> None:
+    names = {str(file.relative_to(dataset)).split("/")[0] for file in dataset.rglob("*")}
+    assert names == {"mel_config.json", "prepare.json", "README.md", "data", "_plan", "_commits", "_SUCCESS"}
+    assert len(list((dataset / "data").glob("train-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"))) == 4
+    assert MelConfig.from_json((dataset / "mel_config.json").read_text()) == MelConfig(x_res=32, y_res=32, hop_length=1024)
+    assert json.loads((dataset / "prepare.json").read_text())["format_version"] == 1
+    rows = _rows(dataset)
+    assert {row["audio_file"] for row in rows} == {"loop_tabla.flac", "loop_mika.flac", "bass_hit_c.flac", "sub/ambi_piano.flac"}
+    tabla = [row for row in rows if row["audio_file"] == "loop_tabla.flac"]
+    assert [row["slice"] for row in tabla] == list(range(len(tabla)))
+    assert tabla[0]["source_sha256"] == hashlib.sha256((few_loops / "loop_tabla.flac").read_bytes()).hexdigest()
+    assert tabla[2]["start_s"] == pytest.approx(MelConfig(x_res=32, hop_length=1024).slice_size / 22_050, abs=1e-4)
+
+
+def test_datasets_loads_it_with_pictures(dataset: Path, tmp_path: Path) -> None:
+    loaded = load_dataset(str(dataset), cache_dir=str(tmp_path))["train"]
+    assert len(loaded) == len(_rows(dataset))
+    picture = loaded[0]["image"]
+    assert (picture.mode, picture.size) == ("L", (32, 32))
+
+
+def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), resolution="64,32", hop_length=512))
+    oracle = Oracle(x_res=64, y_res=32, hop_length=512)
+    expected = {}
+    for file in sorted(few_loops.rglob("*.flac")):
+        oracle.load_audio(str(file))
+        for index in range(oracle.get_number_of_slices()):
+            expected[str(file.relative_to(few_loops)), index] = np.array(oracle.audio_slice_to_image(index))
+    images = {(row["audio_file"], row["slice"]): row["image"]["bytes"] for row in _rows(tmp_path / "out")}
+    assert images.keys() == expected.keys()
+    assert summary["slices"] == len(expected)
+    from PIL import Image
+
+    for key, content in images.items():
+        difference = np.abs(np.asarray(Image.open(io.BytesIO(content))).astype(int) - expected[key])
+        assert difference.max() <= 1
+        assert (difference == 0).mean() >= 0.999
+
+
+def test_workers_and_shard_order_do_not_change_the_bytes(local_ray: None, dataset: Path, few_loops: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), overlap=0.5, num_workers=1, **SMALL)
+    prepare(options)
+    assert _contents(tmp_path / "out") == _contents(dataset)
+
+
+def test_a_rerun_does_only_what_is_missing(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(few_loops, source)
+    options = PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL)
+    prepare(options)
+    whole = _contents(out)
+
+    lost = sorted((out / "data").iterdir())[1]
+    lost.unlink()
+    (out / "_commits" / "000001.json").unlink()
+    (out / "_SUCCESS").unlink()
+    (out / "data" / "train-000099.parquet").write_bytes(b"of a worker that died")
+    kept = {file: file.stat().st_mtime_ns for file in (out / "data").iterdir() if file.name != "train-000099.parquet"}
+    prepare(options)
+    assert _contents(out) == whole
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+    shutil.copy(loops / "loop_compus.flac", source)
+    assert prepare(options)["files"] == 5
+    after = _contents(out)
+    assert {name: digest for name, digest in after.items() if name.startswith("data/") and name in whole} == {
+        name: digest for name, digest in whole.items() if name.startswith("data/")
+    }
+    assert [row["audio_file"] for row in pq.read_table(out / "data" / "train-000004.parquet").to_pylist()] == ["loop_compus.flac"] * 4
+
+
+def test_another_configuration_or_a_changed_input_is_refused(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(few_loops, source)
+    prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL))
+    whole = _contents(out)
+    with pytest.raises(ValueError, match=r"overlap 0\.0 there, 0\.5 asked for"):
+        prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), overlap=0.5, **SMALL))
+    (source / "loop_mika.flac").write_bytes(b"changed")
+    with pytest.raises(ValueError, match=r"loop_mika\.flac has changed"):
+        prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL))
+    (source / "loop_mika.flac").unlink()
+    with pytest.raises(ValueError, match=r"loop_mika\.flac .*vanished"):
+        prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL))
+    assert _contents(out) == whole
+
+
+def test_bad_files_are_quarantined_with_the_reason(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(few_loops, source)
+    (source / "broken.wav").write_bytes(b"RIFF but no more")
+    (source / "empty.mp3").write_bytes(b"")
+    soundfile.write(source / "silent.wav", np.zeros(60_000, np.float32), 22_050)
+    soundfile.write(source / "nan.wav", np.full(60_000, np.nan, np.float32), 22_050, subtype="FLOAT")
+    flac = (source / "loop_tabla.flac").read_bytes()
+    (source / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), max_bad_fraction=0.6, **SMALL))
+    reasons = {row["audio_file"]: row["reason"] for file in (out / "quarantine").iterdir() for row in pq.read_table(file).to_pylist()}
+    used = {row["audio_file"] for row in _rows(out)}
+    assert reasons.keys() | used == {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()} - {"notes.txt"}
+    assert not reasons.keys() & used
+    assert reasons.keys() >= {"broken.wav", "empty.mp3", "silent.wav", "nan.wav"}
+    assert "silent" in reasons["silent.wav"]
+    assert "NaN" in reasons["nan.wav"]
+    assert summary["quarantined"] == len(reasons)
+
+
+def test_too_many_bad_files_fail_the_job(local_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(3):
+        (tmp_path / "in" / f"{index}.wav").write_bytes(b"no audio")
+    with pytest.raises(JobError, match="3 of 3 files cannot be used"):
+        prepare(PrepareOptions(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "_SUCCESS").exists()

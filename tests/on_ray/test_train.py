@@ -1,0 +1,138 @@
+"""train: really distributed, the same samples for any number of workers, resumable, and its model is diffusers'."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from audiodiff_platform.data_order import STREAMS, train_batch
+from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_worker import join_workers, trained
+from diffusers import AudioDiffusionPipeline
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+
+from audiodiff_core.checkpoint import load_model
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+
+
+def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
+    settings: dict[str, Any] = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
+    return TrainOptions(dataset_name=str(dataset), output_dir=str(output), **(settings | changes))
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def _losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps by one worker."""
+    folder = tmp_path_factory.mktemp("run") / "train"
+    summary = train(_options(dataset, folder))
+    assert (summary["steps"], summary["samples"]) == (20, 80)
+    return folder
+
+
+def test_the_order_has_each_row_once_an_epoch_and_streams_for_workers(dataset: Path) -> None:
+    data = MelDataset(str(dataset))
+    images = data.all_images()
+    epoch = train_batch(data, 0, range(data.rows)).images
+    assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
+    again = train_batch(MelDataset(str(dataset)), 0, range(3, 9)).images
+    assert np.array_equal(again, epoch[3:9])
+    following = train_batch(data, 0, range(data.rows, 2 * data.rows)).images
+    assert not np.array_equal(following, epoch)
+    assert sorted(image.tobytes() for image in following) == sorted(image.tobytes() for image in images)
+    assert STREAMS % 2 == STREAMS % 4 == 0
+
+
+def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run: Path) -> None:
+    profile = ExecutionProfile.here(batch_size=1)
+    ((_, ours),) = load_model(run / "model").pipeline(profile).sampler.sample([GenerateRequest(seed=5, steps=10)])
+    pipeline = AudioDiffusionPipeline.from_pretrained(str(run / "model"))
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = np.asarray(pipeline(steps=10, generator=torch.Generator().manual_seed(5)).images[0])
+    assert np.abs(theirs.astype(int) - ours).max() <= 1
+    record = json.loads((run / "model" / "audiodiff.json").read_text())
+    assert record["metrics"]["steps"] == 20
+    assert record["data_digest"] == json.loads((run / "train.json").read_text())["data_digest"]
+
+
+def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, dataset: Path, tmp_path: Path) -> None:
+    options = _options(dataset, tmp_path, num_workers=2)
+
+    def worker(config: dict[str, Any]) -> None:
+        accelerator = join_workers(options)
+        state, _ = trained(options, accelerator, MelDataset(options.dataset_name))
+        flat = torch.cat([parameter.detach().flatten() for parameter in state.bare.parameters()])
+        torch.save(flat, tmp_path / f"rank{accelerator.process_index}.pt")
+
+    TorchTrainer(
+        worker,
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="state", storage_path=str(tmp_path)),
+    ).fit()
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert torch.equal(first, second)
+    assert _losses(tmp_path) == pytest.approx(_losses(run), rel=1e-4)
+
+
+def test_a_killed_worker_costs_nothing_but_time(run: Path, dataset: Path, tmp_path: Path) -> None:
+    killed = []
+
+    def kill_once_a_checkpoint_is_there() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if any((tmp_path / "run" / "state").glob("checkpoint_*/progress.json")):
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
+                        os.kill(process.pid, signal.SIGKILL)
+                        killed.append(process.pid)
+                return
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=kill_once_a_checkpoint_is_there)
+    watcher.start()
+    train(_options(dataset, tmp_path / "run", checkpoint_minutes=0.001))
+    watcher.join()
+    assert killed
+    expected, resumed = _weights(run), _weights(tmp_path / "run")
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert _losses(tmp_path / "run") == _losses(run)
+
+
+def test_a_finished_run_is_not_trained_again(run: Path, dataset: Path) -> None:
+    before = (run / "model" / "model_index.json").stat().st_mtime_ns
+    assert train(_options(dataset, run))["steps"] == 20
+    assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path) -> None:
+    with pytest.raises(ValueError, match=r"learning_rate 0\.001 there, 0\.002 asked for"):
+        train(_options(dataset, run, learning_rate=2e-3))
+
+
+def test_a_resolution_that_the_network_cannot_take_is_refused(dataset: Path, tmp_path: Path) -> None:
+    data = MelDataset(str(dataset))
+    assert (data.mel.x_res, data.mel.y_res) == (32, 32)
+    with pytest.raises(ValueError, match="num_workers 5 does not divide"):
+        _options(dataset, tmp_path, num_workers=5)
+    with pytest.raises(ValueError, match="needs 8 CPUs, the cluster has 4"):
+        train(_options(dataset, tmp_path, num_workers=8, train_batch_size=8))
+    assert not (tmp_path / "model").exists()
