@@ -29,6 +29,7 @@ def loops() -> Path:
 def local_ray() -> Iterator[None]:
     """One Ray cluster for all tests that need one: four logical CPUs, so that several workers fit on any machine."""
     import ray
+
     from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 
     ray.init(address="local", num_cpus=4, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="ERROR", log_to_driver=False)

@@ -76,5 +76,6 @@ def require_shared(option: str, uri: str) -> None:
 
 
 def say(message: str) -> None:
-    """Progress and warnings for a person: standard error, since standard output ends with the summary."""
-    print(message, file=sys.stderr, flush=True)
+    """Progress and warnings for a person: standard error, since standard output ends with the summary (and Ray Train repeats what is printed)."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()

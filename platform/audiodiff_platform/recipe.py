@@ -33,7 +33,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 def from_command_line(options: type[OptionsT], section: str, arguments: Sequence[str], description: str) -> OptionsT:
     """The options that `arguments` and the recipe they may name ask for; raises ValueError in one line a mistake."""
-    parser = _Parser(prog=f"python jobs/{section}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(prog=f"python jobs/{section}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
     for name, field in options.model_fields.items():
         default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"

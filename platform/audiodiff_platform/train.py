@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from audiodiff_core.checkpoint import RECORD, ModelRecord
@@ -93,6 +93,7 @@ def _fit(options: TrainOptions, workers: int, gpu: bool) -> None:
             storage_path=storage,
             failure_config=FailureConfig(max_failures=WORKER_FAILURES_SURVIVED),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     outcome: list[Any] = []

@@ -1,7 +1,9 @@
-"""What the core's tests share: the shipped loops, and a network small enough for a few milliseconds a step."""
+"""What the core's tests share: the shipped loops, signals, and a network small enough for a few milliseconds a step."""
 
 import io
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,21 @@ from diffusers import UNet2DModel
 
 from audiodiff_core.mel import MelConfig
 
-LOOPS = Path(__file__).parents[1] / "data" / "loops"
+ROOT = Path(__file__).parents[2]
+
+IMPORT_ALONE = """
+import importlib, importlib.abc, sys
+
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "fastapi", "starlette", "audiodiff_platform"):
+            raise ModuleNotFoundError(f"{name} is refused", name=name)
+
+sys.meta_path.insert(0, Refuse())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print("imported", len(sys.argv) - 1)
+"""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,9 +38,20 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def loops() -> Path:
-    return LOOPS
+@pytest.fixture(scope="session", autouse=True)
+def core_alone(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
+    """A fresh interpreter that imports every module of the core where Ray and HTTP cannot be imported.
+
+    It takes seconds, so it runs beside the other tests; test_structure.py, without which it is not started, reads its outcome.
+    """
+    if not any(item.path.name == "test_structure.py" for item in request.session.items):
+        yield None
+        return
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in (ROOT / "audiodiff_core").rglob("*.py")]
+    command = [sys.executable, "-c", IMPORT_ALONE, *modules]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,21 @@ def test_unusable_audio_is_named(tmp_path: Path, loops: Path, wav: Callable[...,
     with pytest.raises(AudioDecodeError) as raised:
         decode(file.read_bytes(), RATE)
     assert raised.value.source == "<bytes>"
+    assert " at 0x" not in str(raised.value), "the same bytes have the same reason in every process"
+
+
+def test_a_headerless_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "samples.raw").write_bytes(bytes(4_000))
+    with pytest.raises(AudioDecodeError, match=r"samples\.raw"):
+        decode(tmp_path / "samples.raw", RATE)
+
+
+@pytest.mark.parametrize("name", ["été #1 50%20 [live]?.wav", "Artist::Song.wav", "12:30.wav"])
+def test_any_file_name_can_be_read(tmp_path: Path, wav: Callable[..., bytes], hum: Callable[..., npt.NDArray[np.float32]], name: str) -> None:
+    samples = hum(1_000)
+    (tmp_path / name).write_bytes(wav(samples))
+    np.testing.assert_array_equal(decode(tmp_path / name, RATE), samples)
+    np.testing.assert_array_equal(decode(str(tmp_path / name), RATE), samples)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def oracle_of(config: MelConfig) -> Any:
 
 @cache
 def librosa_audio(file: Path) -> npt.NDArray[np.float32]:
-    samples, _ = librosa.load(file, sr=22_050, mono=True)
+    samples: npt.NDArray[np.float32] = librosa.load(file, sr=22_050, mono=True)[0]
     return samples
 
 
@@ -68,7 +68,7 @@ def test_a_batch_is_its_items_one_by_one(hum: Callable[..., npt.NDArray[np.float
     mel = Mel(SMALL)
     slices = np.stack([hum(SMALL.slice_size, frequency) * level for frequency, level in [(100, 1), (1_000, 0.01), (5_000, 0.3)]])
     images, levels = mel.images(slices)
-    assert (images.shape, images.dtype) == ((3, 64, 64), np.uint8)
+    assert (images.shape, str(images.dtype)) == ((3, 64, 64), "uint8")
     for index in range(3):
         image, level = mel.images(slices[index : index + 1])
         np.testing.assert_array_equal(image[0], images[index])

@@ -42,7 +42,7 @@ def name_of(objective: Objective) -> str:
 
 
 def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
-    with pytest.raises(ValueError, match="epsilon cannot have zero_terminal_snr.*use v_prediction"):
+    with pytest.raises(ValueError, match=r"epsilon cannot have zero_terminal_snr.*use v_prediction"):
         Objective(prediction_type="epsilon", zero_terminal_snr=True)
     with pytest.raises(ValueError, match="epsilon"):
         Objective(prediction_type="epsilon")

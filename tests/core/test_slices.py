@@ -18,7 +18,9 @@ Wav = Callable[..., bytes]
 
 def cut(mel: Mel, samples: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.uint8]:
     """The image of the slice that starts at sample `start`."""
-    return mel.images(samples[np.newaxis, start : start + mel.config.slice_size])[0][0]
+    images, _ = mel.images(samples[np.newaxis, start : start + mel.config.slice_size])
+    image: npt.NDArray[np.uint8] = images[0]
+    return image
 
 
 def assert_slices_of(mel: Mel, samples: npt.NDArray[np.float32], slices: list[MelSlice], starts: dict[int, int]) -> None:

@@ -29,7 +29,7 @@ def vocoder(tiny_mel: MelConfig) -> GriffinLim:
 
 def test_shape_follows_the_image(vocoder: GriffinLim, images: Bytes) -> None:
     audio = vocoder(images, [1, 2, 3])
-    assert (audio.shape, audio.dtype) == ((3, 23 * 256), np.float32)
+    assert (audio.shape, str(audio.dtype)) == ((3, 23 * 256), "float32")
     assert np.isfinite(audio).all()
     assert vocoder(images[:1, :, :16], [1]).shape == (1, vocoder.config.audio_size)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from audiodiff_platform.prepare import PrepareOptions, prepare
 
 from audiodiff_core.checkpoint import ModelRecord, save_model
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_unet
+from audiodiff_platform.prepare import PrepareOptions, prepare
 
 SMALL = {"resolution": "32", "hop_length": 1024}
 
@@ -30,7 +30,7 @@ def few_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dataset of 32x32 images in several shards."""
     folder = tmp_path_factory.mktemp("dataset") / "mel"
-    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.01, **SMALL))
+    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.001, **SMALL))
     return folder
 
 

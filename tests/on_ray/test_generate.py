@@ -6,11 +6,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from audiodiff_platform.generate import GenerateOptions, generate
 
 from audiodiff_core.audio import encode
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_platform.generate import GenerateOptions, generate
 
 
 def _audio(folder: Path) -> dict[str, bytes]:

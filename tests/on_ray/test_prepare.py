@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from audiodiff_platform.job import JobError
-from audiodiff_platform.prepare import PrepareOptions, prepare
 from datasets import load_dataset
 from diffusers import Mel as Oracle
 
 from audiodiff_core.mel import MelConfig
+from audiodiff_platform.job import JobError
+from audiodiff_platform.prepare import PrepareOptions, prepare
 
-SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.01}
+SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.001}
 
 
 def _contents(folder: Path) -> dict[str, str]:

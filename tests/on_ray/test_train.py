@@ -12,11 +12,6 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from audiodiff_platform.data_order import STREAMS, train_batch
-from audiodiff_platform.dataset import MelDataset
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.train_worker import join_workers, trained
 from diffusers import AudioDiffusionPipeline
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -24,6 +19,11 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_platform.data_order import STREAMS, train_batch
+from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_worker import join_workers, trained
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
@@ -109,7 +109,7 @@ def test_a_killed_worker_costs_nothing_but_time(run: Path, dataset: Path, tmp_pa
 
     watcher = threading.Thread(target=kill_once_a_checkpoint_is_there)
     watcher.start()
-    train(_options(dataset, tmp_path / "run", checkpoint_minutes=0.001))
+    train(_options(dataset, tmp_path / "run", checkpoint_minutes=0.01))
     watcher.join()
     assert killed
     expected, resumed = _weights(run), _weights(tmp_path / "run")

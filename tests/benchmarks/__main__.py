@@ -1,0 +1,81 @@
+"""Measured claims, ours beside the alternative, paired in one run: `make bench`. One thread; trust the ratios, not the seconds."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import Mel as Reference
+from PIL import Image
+
+from audiodiff_core.audio import decode
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.slices import mel_slices
+from audiodiff_core.vocoder import GriffinLim
+
+LOOPS = Path(__file__).parents[1] / "data" / "loops"
+PAIRS = 5
+
+
+def paired(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
+    """Median seconds of each, run in turn after a warm-up."""
+    times: dict[int, list[float]] = {0: [], 1: []}
+    for round_ in range(PAIRS + 1):
+        for index, call in enumerate((ours, theirs)):
+            began = time.perf_counter()
+            call()
+            if round_:
+                times[index].append(time.perf_counter() - began)
+    return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def analysis(config: MelConfig) -> None:
+    """Samples -> images, all loops."""
+    mel, reference = Mel(config), Reference(x_res=config.x_res, y_res=config.y_res, hop_length=config.hop_length)
+    audios = [decode(file, config.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
+
+    def ours() -> None:
+        for audio in audios:
+            for start in range(0, max(1, len(audio) - config.slice_size + 1), config.slice_size):
+                mel.images(audio[np.newaxis, start : start + config.slice_size])
+
+    def theirs() -> None:
+        for audio in audios:
+            reference.load_audio(raw_audio=audio)
+            for index in range(reference.get_number_of_slices()):
+                reference.audio_slice_to_image(index)
+
+    mine, other = paired(ours, theirs)
+    print(f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, {other / mine:.2f} times as fast")
+
+
+def inversion(config: MelConfig) -> None:
+    """Images -> audio, and the mean difference in levels between an image and that of its audio."""
+    mel, vocoder = Mel(config), GriffinLim(config)
+    reference = Reference(x_res=config.x_res, y_res=config.y_res, hop_length=config.hop_length)
+    images = np.stack([next(mel_slices(file, mel)).image for file in sorted(LOOPS.glob("*.flac"))])
+    seconds, errors = np.zeros((len(images), 2)), np.zeros((len(images), 2))
+    vocoder(images[:1], [0])
+    for row, image in enumerate(images):
+        began = time.perf_counter()
+        ours = vocoder(image[np.newaxis], [row])
+        middle = time.perf_counter()
+        theirs = reference.image_to_audio(Image.fromarray(image)).astype(np.float32)[np.newaxis]
+        seconds[row] = middle - began, time.perf_counter() - middle
+        errors[row] = [np.abs(mel.images(audio)[0].astype(int) - image).mean() for audio in (ours, theirs)]
+    (mine, other), (error, other_error) = np.median(seconds, axis=0), errors.mean(axis=0)
+    print(
+        f"mel inversion {config.x_res}x{config.y_res}: ours {mine:.3f} s, error {error:.2f}; librosa {other:.3f} s, error {other_error:.2f}; "
+        f"{other / mine:.1f} times as fast, {error / other_error:.2f} of the error ({len(images)} images)"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    analysis(MelConfig())
+    analysis(MelConfig(x_res=64, y_res=64, hop_length=1_024))
+    inversion(MelConfig())
+    inversion(MelConfig(x_res=64, y_res=64, hop_length=1_024))

@@ -1,0 +1,133 @@
+"""A user's mistake: one line that names it, exit status 2, no traceback, nothing made that looks finished."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from audiodiff_platform import job
+from audiodiff_platform.generate import GenerateOptions, generate
+from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.serve import ServeOptions, serve
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+
+ROOT = Path(__file__).parents[2]
+VERBS = {
+    "prepare": (PrepareOptions, prepare),
+    "train": (TrainOptions, train),
+    "generate": (GenerateOptions, generate),
+    "serve": (ServeOptions, serve),
+}
+
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a verb as its entry point does; gives the exit status and the line on standard error."""
+
+    def call(verb: str, *arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *map(str, arguments)])
+        options, function = VERBS[verb]
+        status = job.run(verb, options, function, "")  # type: ignore[type-var, arg-type]
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        assert status == 0 or printed.out == ""
+        return status, printed.err.strip().splitlines()[-1]
+
+    return call
+
+
+def test_inputs_that_are_not_there(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.txt").write_text("no audio")
+    for source, words in (("missing", "no such folder"), ("empty", "holds no audio files (1 others")):
+        status, line = run("prepare", "--input_dir", tmp_path / source, "--output_dir", tmp_path / "out")
+        assert (status, words in line, str(tmp_path / source) in line) == (2, True, True)
+    status, line = run("train", "--dataset_name", tmp_path / "empty", "--output_dir", tmp_path / "out")
+    assert status == 2
+    assert "not a finished mel dataset" in line
+    for source in ("missing", "empty"):
+        status, line = run("generate", "--model", tmp_path / source, "--output_dir", tmp_path / "out", "--count", 1)
+        assert (status, str(tmp_path / source) in line) == (2, True)
+        status, line = run("serve", "--model", f"m={tmp_path / source}")
+        assert (status, str(tmp_path / source) in line) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    for text, words in (
+        ("prepare: {hop_lenght: 3}", "hop_lenght is unknown; did you mean hop_length?"),
+        ("prepair: {}", "section prepair is unknown; did you mean prepare?"),
+        ("prepare: 3", "each of its sections must hold options"),
+        ("a: [", "is not YAML"),
+    ):
+        recipe.write_text(text)
+        status, line = run("prepare", "--recipe", recipe, "--input_dir", tmp_path, "--output_dir", tmp_path / "out")
+        assert (status, words in line) == (2, True), line
+    status, line = run("prepare", "--recipe", tmp_path / "none.yaml")
+    assert (status, "cannot be read" in line) == (2, True)
+
+
+def test_flags_override_the_recipe(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"prepare: {{input_dir: {tmp_path / 'one'}, output_dir: out, overlap: 0.5}}")
+    assert str(tmp_path / "one") in run("prepare", "--recipe", recipe)[1]
+    assert str(tmp_path / "two") in run("prepare", "--recipe", recipe, "--input_dir", tmp_path / "two")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resolution", "64,64,64"], "resolution is '64,64,64'"),
+        (["--resolution", "4"], "x_res is 4"),
+        (["--overlap", "1"], "overlap is '1'"),
+        (["--hop_length", "many"], "hop_length is 'many'"),
+        (["--hop", "3"], "unknown arguments: --hop"),
+        (["--num_workers", "0"], "num_workers is '0'"),
+    ],
+)
+def test_values_out_of_range(run: Run, few_loops: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    status, line = run("prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "out", *arguments)
+    assert (status, words in line) == (2, True), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_workers_than_the_cluster_has(local_ray: None, run: Run, few_loops: Path, dataset: Path, model: Path, tmp_path: Path) -> None:
+    for verb, arguments in (
+        ("prepare", ["--input_dir", few_loops, "--num_workers", 5]),
+        ("train", ["--dataset_name", dataset, "--num_workers", 6, "--train_batch_size", 6]),
+        ("generate", ["--model", model, "--count", 1, "--num_workers", 5]),
+    ):
+        status, line = run(verb, *arguments, "--output_dir", tmp_path / verb)
+        assert status == 2
+        assert "the cluster has 4: use at most 4" in line
+        assert not (tmp_path / verb / "_SUCCESS").exists()
+        assert not (tmp_path / verb / "model").exists()
+
+
+def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, few_loops: Path, tmp_path: Path) -> None:
+    assert run("prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "mel", "--resolution", "36,32", "--hop_length", 1024)[0] == 0
+    status, line = run("train", "--dataset_name", tmp_path / "mel", "--output_dir", tmp_path / "run", "--num_epochs", 1)
+    assert status == 2
+    assert "resolution 36,32 does not suit preset tiny: both sides must divide by 8" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_folder_that_is_none(run: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}))
+    status, line = run("generate", "--model", tmp_path, "--output_dir", tmp_path / "out", "--count", 1)
+    assert (status, "holds no unet/" in line) == (2, True)
+
+
+def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) -> None:
+    command = [sys.executable, "jobs/prepare.py", "--input_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr.strip() == f"error: input_dir {tmp_path / 'none'}: no such folder"
