@@ -78,6 +78,9 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
+    if "://" not in str(source):  # a local name may hold '::', which fsspec would take for a chain of filesystems
+        yield str(Path(source).expanduser())
+        return
     filesystem, path = fsspec.url_to_fs(str(source))
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         yield path
@@ -106,7 +109,7 @@ def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
     try:
         sound = soundfile.SoundFile(file)
-    except soundfile.LibsndfileError as refusal:
+    except (soundfile.LibsndfileError, TypeError) as refusal:  # TypeError: the extension says that there is no header
         if isinstance(file, io.BytesIO):
             file.seek(0)
         try:
@@ -169,4 +172,12 @@ def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Sa
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The reason alone: the messages of libsndfile and FFmpeg also name the file, for bytes by their address in memory."""
+    match error:
+        case soundfile.LibsndfileError():
+            reason = error.error_string
+        case av.error.FFmpegError():
+            reason = error.strerror
+        case _:
+            reason = str(error)
+    return " ".join(str(reason).split())

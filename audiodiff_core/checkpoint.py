@@ -76,9 +76,15 @@ def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, re
         (root / "model_index.json").write_text(json.dumps(_index(unet, scheduler), indent=2, sort_keys=True) + "\n")
         (root / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         (root / "README.md").write_text(_card(unet, scheduler, mel, record))
+        replaced = Path(scratch) / "replaced"
         if target.exists():
-            target.rename(Path(scratch) / "replaced")
-        os.rename(root, target)
+            target.rename(replaced)
+        try:
+            os.rename(root, target)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(target)
+            raise
 
 
 def load_model(source: str | Path) -> Model:
@@ -92,15 +98,17 @@ def load_model(source: str | Path) -> Model:
         _check_record(root / RECORD, source)
         if index.get("unet") != ["diffusers", "UNet2DModel"]:
             raise CheckpointError(f"{source}: network {index.get('unet')} is not one that can be loaded: diffusers UNet2DModel is")
-        scheduler_class = (index.get("scheduler") or [None, None])[1]
         known = {scheduler.__name__: scheduler for scheduler in SCHEDULERS.values()}
-        if scheduler_class not in known:
-            raise CheckpointError(f"{source}: scheduler {scheduler_class} is not one that can be loaded: {', '.join(known)} are")
+        match index.get("scheduler"):
+            case ["diffusers", str(scheduler_class)] if scheduler_class in known:
+                pass
+            case other:
+                raise CheckpointError(f"{source}: scheduler {other} is not one that can be loaded: {', '.join(known)} of diffusers are")
         if not (root / "unet" / WEIGHTS).is_file():
             raise CheckpointError(f"{source}: holds no unet/{WEIGHTS}")
         try:
             mel = MelConfig.from_json((root / "mel" / "mel_config.json").read_text())
-            unet = UNet2DModel.from_pretrained(root / "unet", use_safetensors=True, low_cpu_mem_usage=False)
+            unet = _load_unet(root / "unet")
             scheduler = known[scheduler_class].from_pretrained(root / "scheduler")
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise CheckpointError(f"{source}: cannot be loaded ({' '.join(str(error).split())})") from error
@@ -142,6 +150,14 @@ def _local_copy(source: str, scratch: Path) -> Path:
         return Path(snapshot_download(source, allow_patterns=LOADED_FILES))
     except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(f"{source}: no such folder, and no such model on the Hugging Face Hub could be fetched") from error
+
+
+def _load_unet(folder: Path) -> Any:
+    """The network with exactly the weights of its file: where some are missing, diffusers alone would fill in random ones."""
+    unet, found = UNet2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True)
+    if found["missing_keys"] or found["unexpected_keys"]:
+        raise ValueError(f"unet/{WEIGHTS} lacks {found['missing_keys'][:3]} and holds unknown {found['unexpected_keys'][:3]}")
+    return unet
 
 
 def _read_json(file: Path, source: str | Path) -> dict[str, Any]:

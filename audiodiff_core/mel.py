@@ -67,7 +67,8 @@ class MelConfig(pydantic.BaseModel):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        return cls.model_validate({key: value for key, value in json.loads(text).items() if not key.startswith("_")})
+        content = json.loads(text)
+        return cls.model_validate({key: value for key, value in content.items() if not key.startswith("_")} if isinstance(content, dict) else content)
 
     def difference(self, other: "MelConfig") -> str:
         """What differs, both values shown: 'hop_length 512 against 1024'; empty where nothing does."""
@@ -76,12 +77,14 @@ class MelConfig(pydantic.BaseModel):
 
     def lint(self) -> list[str]:
         """What makes this configuration a poor one, with the mend, a line each."""
-        rank = int(np.linalg.matrix_rank(filterbank(self)))
+        rank = _rank(self)
         findings = []
         if rank < self.y_res:
+            longer = (self.model_copy(update={"n_fft": self.n_fft << doublings}) for doublings in range(1, 5))
+            mend = next((f"n_fft {config.n_fft} or " for config in longer if _rank(config) == self.y_res), "")
             findings.append(
                 f"the filterbank of {self.y_res} bands has rank {rank} at n_fft {self.n_fft} and {self.sample_rate} Hz: "
-                f"bands repeat each other; use n_fft {self.n_fft * 2} or fewer bands (resolution)"
+                f"bands repeat each other; use {mend}fewer bands (resolution)"
             )
         if self.hop_length > self.n_fft // 2:
             findings.append(f"hop_length {self.hop_length} is over half of n_fft {self.n_fft}: sound between the frames is lost")
@@ -95,6 +98,10 @@ def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
 
     basis: npt.NDArray[np.float32] = mel(sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.y_res)
     return basis
+
+
+def _rank(config: MelConfig) -> int:
+    return int(np.linalg.matrix_rank(filterbank(config).astype(np.float64)))
 
 
 class Mel:

@@ -58,7 +58,10 @@ def encode_png(image: Images) -> bytes:
 
 def decode_png(content: bytes) -> Images:
     """An 8-bit grey PNG as an image (height, width); raises ValueError for anything else."""
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-        if picture.mode != "L":
-            raise ValueError(f"PNG of mode {picture.mode}: a mel image is of mode L")
-        return np.asarray(picture)
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            if picture.mode != "L":
+                raise ValueError(f"PNG of mode {picture.mode}: a mel image is of mode L")
+            return np.asarray(picture)
+    except OSError as error:  # Pillow's UnidentifiedImageError is one
+        raise ValueError(f"{len(content)} bytes that are no whole PNG") from error

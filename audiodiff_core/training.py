@@ -99,6 +99,7 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
         total += value.detach().item()
     norm = float(accelerator.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM))
     if not math.isfinite(norm):
+        state.optimizer.zero_grad()
         raise FloatingPointError(f"gradient norm {norm} at step {state.step} (loss {total}): lower learning_rate")
     for group in state.optimizer.param_groups:
         group["lr"] = rate

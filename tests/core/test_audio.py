@@ -95,7 +95,7 @@ def test_aac_through_ffmpeg(tmp_path: Path, name: str) -> None:
 def _not_finite(wav: Callable[..., bytes], value: float) -> bytes:
     samples = np.zeros(4_000, np.float32)
     samples[2_000] = value
-    return wav(samples, 44_100)
+    return wav(samples, RATE)
 
 
 @pytest.mark.parametrize(

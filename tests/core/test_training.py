@@ -62,9 +62,9 @@ def test_noise_is_normal_and_timesteps_cover_all_levels() -> None:
 
 def test_loss_falls_on_one_batch(accelerator: Accelerator, make_state: MakeState) -> None:
     state, batch = make_state(), batch_of(range(8))
-    losses = [train_step(accelerator, state, [batch], 2e-3)[0] for _ in range(40)]
-    assert losses[-1] < 0.6 * losses[0]
-    assert state.step == 40
+    losses = [train_step(accelerator, state, [batch], 2e-3)[0] for _ in range(25)]
+    assert losses[-1] < 0.7 * losses[0]
+    assert state.step == 25
 
 
 def test_the_same_steps_give_the_same_weights(accelerator: Accelerator, make_state: MakeState) -> None:
