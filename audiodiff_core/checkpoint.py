@@ -29,9 +29,10 @@ from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile
 
 FORMAT_VERSION = 1
+MODEL_INDEX = "model_index.json"
 RECORD = "audiodiff.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-LOADED_FILES = ["model_index.json", RECORD, "README.md", "*/*.json", "*/*.safetensors"]
+LOADED_FILES = [MODEL_INDEX, RECORD, "README.md", "*/*.json", "*/*.safetensors"]
 
 
 class CheckpointError(ValueError):
@@ -73,7 +74,7 @@ def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, re
         scheduler.save_pretrained(root / "scheduler")
         (root / "mel").mkdir()
         (root / "mel" / "mel_config.json").write_text(mel.to_json())
-        (root / "model_index.json").write_text(json.dumps(_index(unet, scheduler), indent=2, sort_keys=True) + "\n")
+        (root / MODEL_INDEX).write_text(json.dumps(_index(unet, scheduler), indent=2, sort_keys=True) + "\n")
         (root / RECORD).write_text(record.model_dump_json(indent=2) + "\n")
         (root / "README.md").write_text(_card(unet, scheduler, mel, record))
         replaced = Path(scratch) / "replaced"
@@ -94,7 +95,7 @@ def load_model(source: str | Path) -> Model:
     """
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         root = _local_copy(str(source), Path(scratch))
-        index = _read_json(root / "model_index.json", source)
+        index = _read_json(root / MODEL_INDEX, source)
         _check_record(root / RECORD, source)
         if index.get("unet") != ["diffusers", "UNet2DModel"]:
             raise CheckpointError(f"{source}: network {index.get('unet')} is not one that can be loaded: diffusers UNet2DModel is")
@@ -118,7 +119,7 @@ def load_model(source: str | Path) -> Model:
 def upload_model(folder: str | Path, destination: str) -> None:
     """Copies a local checkpoint folder to an fsspec URI, `model_index.json` last, since readers start from it."""
     filesystem, path = fsspec.url_to_fs(destination)
-    files = sorted((file for file in Path(folder).rglob("*") if file.is_file()), key=lambda file: file.name == "model_index.json")
+    files = sorted((file for file in Path(folder).rglob("*") if file.is_file()), key=lambda file: file.name == MODEL_INDEX)
     for file in files:
         filesystem.put_file(str(file), f"{path}/{file.relative_to(folder).as_posix()}")
 

@@ -1,5 +1,6 @@
 """Which Ray a job runs on, whether it can do what is asked, and which paths its nodes share."""
 
+import json
 import logging
 import os
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-from ray._private.state import state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 WORKER_ENVIRONMENT = {
@@ -29,8 +29,11 @@ def connected() -> Iterator[None]:
         yield
         return
     address = None if inside_submitted_job() or "RAY_ADDRESS" in os.environ else "local"
+    job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
+    stated = job.get("runtime_env", {}).get("env_vars", {})
+    variables = {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in stated}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    ray.init(address=address, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="ERROR")
+    ray.init(address=address, runtime_env={"env_vars": variables}, logging_level="ERROR")
     try:
         yield
     finally:
@@ -39,40 +42,55 @@ def connected() -> Iterator[None]:
 
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:
     """Raises ValueError where the cluster neither has nor can grow to a CPU (and `gpus_each` GPUs) for each worker."""
-    limits = state.get_max_resources_from_cluster_config() or {}
-    resources = ray.cluster_resources()
     for kind, needed in (("CPU", workers), ("GPU", workers * gpus_each)):
-        available = int(max(resources.get(kind, 0), limits.get(kind, 0)))
+        available = _most(kind)
         if needed > available:
             raise ValueError(f"{option} {workers} needs {needed} {kind}s, the cluster has {available}: use at most {available // max(1, needed // workers)}")
 
 
 def cpus() -> int:
-    """CPUs that the cluster has now, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """CPUs that the cluster has or can grow to, at least 1."""
+    return max(1, _most("CPU"))
 
 
 def gpus() -> int:
-    """GPUs that the cluster has now."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    """GPUs that the cluster has or can grow to."""
+    return _most("GPU")
 
 
-def require_usable_path(option: str, uri: str) -> None:
-    """Raises ValueError for a relative path in a submitted job: its working directory is a copy that vanishes."""
-    if inside_submitted_job() and "://" not in uri and not Path(uri).is_absolute():
+def _most(kind: str) -> int:
+    """What the cluster has of a resource now, or, where its launcher file says so, can grow to."""
+    return int(max(ray.cluster_resources().get(kind, 0), _limits().get(kind, 0)))
+
+
+def _limits() -> dict[str, int]:
+    """`AUDIODIFF_CLUSTER_LIMITS` as the launcher files export it on the head, such as '{"CPU": 160, "GPU": 4}'; empty where nothing grows."""
+    limits: dict[str, int] = json.loads(os.environ.get("AUDIODIFF_CLUSTER_LIMITS", "{}"))
+    return limits
+
+
+def require_usable_path(option: str, uri: str, hub_id: bool = False) -> None:
+    """Raises ValueError for a relative path in a submitted job: its working directory is a copy that vanishes. `hub_id`: OWNER/NAME is no path."""
+    is_path = "://" not in uri and not (hub_id and uri.count("/") == 1 and not uri.startswith("."))
+    if inside_submitted_job() and is_path and not Path(uri).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
 
 
-def require_shared(option: str, uri: str) -> None:
-    """Raises ValueError where a local folder of the driver's node is not seen by another node of the cluster."""
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if "://" in uri or len(nodes) < 2:
+def require_shared(option: str, uri: str, witness: str) -> None:
+    """Raises ValueError where a local folder of this node is not seen by another node; `witness` is a file in it."""
+    file = Path(uri.removeprefix("file://")).absolute() / witness
+    if ("://" in uri and not uri.startswith("file://")) or not file.exists():
         return
-    probe = ray.remote(num_cpus=0)(os.path.isdir)
+    if _limits():
+        raise ValueError(f"{option} {uri} is local, and this cluster's nodes come and go: use s3:// or gs://")
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    probe = ray.remote(num_cpus=0)(os.path.exists)
     strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
-    seen = ray.get([probe.options(scheduling_strategy=strategy).remote(os.path.abspath(uri)) for strategy in strategies])
+    seen = ray.get([probe.options(scheduling_strategy=strategy).remote(str(file)) for strategy in strategies])
     if not all(seen):
-        raise ValueError(f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a shared path, or s3:// or gs://")
+        raise ValueError(f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a path that all share, or s3:// or gs://")
 
 
 def say(message: str) -> None:

@@ -20,18 +20,24 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def require_same(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where a folder holds work of other settings, the difference shown."""
+    if not folder.exists(name):
+        return
+    stated = folder.read_json(name)
+    differences = [
+        f"{key} {stated.get(key)!r} there, {settings.get(key)!r} asked for"
+        for key in sorted({*stated, *settings} - {"digest"})
+        if stated.get(key) != settings.get(key)
+    ]
+    if differences:
+        raise ValueError(f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings")
+
+
 def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
     """Writes `settings` and their digest to `name`, or raises ValueError where other settings are there already."""
-    if folder.exists(name):
-        stated = folder.read_json(name)
-        differences = [
-            f"{key} {stated.get(key)!r} there, {settings.get(key)!r} asked for"
-            for key in sorted({*stated, *settings} - {"digest"})
-            if stated.get(key) != settings.get(key)
-        ]
-        if differences:
-            raise ValueError(f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings")
-    else:
+    require_same(folder, name, settings)
+    if not folder.exists(name):
         folder.write_json(name, {**settings, "digest": settings_digest(settings)})
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pydantic
 
 from audiodiff_core.audio import AudioFormat, encode
-from audiodiff_core.checkpoint import Model, load_model
+from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Loop
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
@@ -88,24 +88,25 @@ class GenerateOptions(SamplingParameters, Options):
 def generate(options: GenerateOptions) -> dict[str, Any]:
     """Runs the job; says how many loops there are and where."""
     began = time.monotonic()
-    require_usable_path("model", options.model)
+    require_usable_path("model", options.model, hub_id=True)
     require_usable_path("output_dir", options.output_dir)
     model = load_model(options.model)
     output = Folder(options.output_dir)
     output.require_free_space(options.count * model.mel.audio_size * 2, "the audio")
-    commits.claim(output, SETTINGS, options.settings(model))
+    commits.require_same(output, SETTINGS, options.settings(model))
     shards = options.shard_seeds()
     done = commits.committed(output)
     pending = [shard for shard in range(len(shards)) if shard not in done]
     if pending:
-        commits.begin(output)
         say(f"{options.count} loops of {model.mel.audio_size / model.mel.sample_rate:.2f} s, {len(pending)} of {len(shards)} shards to do")
         with connected():
             gpu = gpus() > 0
             workers = options.num_workers or (gpus() if gpu else cpus())
             require_resources(workers, gpus_each=int(gpu))
-            require_shared("model", options.model)
-            require_shared("output_dir", options.output_dir)
+            require_shared("model", options.model, MODEL_INDEX)
+            commits.claim(output, SETTINGS, options.settings(model))
+            require_shared("output_dir", options.output_dir, SETTINGS)
+            commits.begin(output)
             made = sum(len(shards[shard]) for shard in done)
             for counts in run_shards(GenerateWorker, (options, model.digest), pending, workers, gpus=int(gpu)):
                 made += counts["loops"]

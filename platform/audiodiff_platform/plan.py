@@ -57,8 +57,8 @@ def list_sources(folder: Folder) -> tuple[list[Source], int]:
     return sorted(sources, key=lambda source: source.uri), others
 
 
-def extend_plan(folder: Folder, sources: Sequence[Source], shard_minutes: float | None) -> dict[int, list[Source]]:
-    """The shards of all `sources`: those planned before as they were, the rest as new shards at the end.
+def plan_shards(folder: Folder, sources: Sequence[Source], shard_minutes: float | None) -> tuple[dict[int, list[Source]], dict[int, list[Source]]]:
+    """The shards planned before, as they were, and new ones for the sources that are in none of them.
 
     Raises ValueError that names a planned file which has changed or vanished.
     """
@@ -71,11 +71,13 @@ def extend_plan(folder: Folder, sources: Sequence[Source], shard_minutes: float 
         if present[uri] != source:
             raise ValueError(f"{uri} has changed since it was planned for {folder.uri}: restore it, or prepare into another folder")
     new = [source for source in sources if source.uri not in known]
-    if new:
-        added = dict(enumerate(_cut(new, shard_minutes), start=max(planned, default=-1) + 1))
+    return planned, dict(enumerate(_cut(new, shard_minutes), start=max(planned, default=-1) + 1))
+
+
+def append_plan(folder: Folder, added: dict[int, list[Source]]) -> None:
+    """Writes new shards to the plan, beside those that are there."""
+    if added:
         folder.write(f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet", _to_parquet(added))
-        planned |= added
-    return planned
 
 
 def read_plan(folder: Folder, only: int | None = None) -> dict[int, list[Source]]:

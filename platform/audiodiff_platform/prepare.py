@@ -22,7 +22,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, require_usable_path, say
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SCHEMA, SETTINGS, card, data_file
 from audiodiff_platform.job import JobError
-from audiodiff_platform.plan import extend_plan, list_sources, read_plan
+from audiodiff_platform.plan import append_plan, list_sources, plan_shards, read_plan
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
@@ -85,18 +85,20 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     seconds = sum(source.seconds for source in sources)
     slices = seconds / options.mel().slice_duration_s / (1 - options.overlap) + len(sources)
     output.require_free_space(int(slices * options.mel().x_res * options.mel().y_res), "the dataset")
-    commits.claim(output, SETTINGS, options.settings())
-    shards = extend_plan(output, sources, options.shard_minutes)
+    commits.require_same(output, SETTINGS, options.settings())
+    planned, added = plan_shards(output, sources, options.shard_minutes)
     done = commits.committed(output)
-    pending = sorted(set(shards) - set(done))
+    pending = sorted({*planned, *added} - set(done))
     if pending:
-        commits.begin(output)
-        say(f"{len(sources)} files ({skipped} others skipped), about {seconds / 60:,.0f} minutes, {len(pending)} of {len(shards)} shards to do")
+        say(f"{len(sources)} files ({skipped} others skipped), about {seconds / 60:,.0f} minutes, {len(pending)} of {len(planned | added)} shards to do")
         with connected():
             workers = options.num_workers or cpus()
             require_resources(workers)
-            require_shared("input_dir", options.input_dir)
-            require_shared("output_dir", options.output_dir)
+            require_shared("input_dir", options.input_dir, sources[0].uri)
+            commits.claim(output, SETTINGS, options.settings())
+            require_shared("output_dir", options.output_dir, SETTINGS)
+            append_plan(output, added)
+            commits.begin(output)
             for finished, counts in enumerate(run_shards(PrepareWorker, (options,), pending, workers), start=1):
                 say(f"shard {counts['shard']} done ({finished} of {len(pending)}): {counts['rows']} slices, {counts['failed']} files unusable")
     return _finish(options, output, began)

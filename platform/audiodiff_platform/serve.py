@@ -23,7 +23,7 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat, encode
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
@@ -172,13 +172,13 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     if not options.on_loopback and key is None:
         raise ValueError(f"host {options.host} is reached from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1")
     for path in options.paths().values():
-        require_usable_path("model", path)
+        require_usable_path("model", path, hub_id=True)
         load_model(path)
     with connected():
         replicas = options.max_replicas or gpus() or cpus()
         require_resources(replicas, gpus_each=int(gpus() > 0), option="max_replicas")
         for path in options.paths().values():
-            require_shared("model", path)
+            require_shared("model", path, MODEL_INDEX)
         start(options, replicas, None if key is None else key.get_secret_value())
         say(f"serving {', '.join(options.paths())} at http://{options.host}:{options.port}/v1/generate (Ctrl-C ends it)")
         _wait_for_signal()

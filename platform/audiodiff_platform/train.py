@@ -49,7 +49,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         parameters = parameter_count(build_unet(options.preset, dataset.mel))
     output = Folder(options.output_dir)
     output.require_free_space(parameters * BYTES_PER_PARAMETER * (CHECKPOINTS_KEPT + 2), "training")
-    commits.claim(output, SETTINGS, options.settings(dataset.digest))
+    commits.require_same(output, SETTINGS, options.settings(dataset.digest))
     if finished := _finished(options, dataset, output):
         return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
     say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {dataset.mel.x_res}x{dataset.mel.y_res}")
@@ -57,10 +57,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
         gpu = gpus() > 0
         workers = options.num_workers or _all_workers(options, gpu)
         require_resources(workers, gpus_each=int(gpu))
-        if not output.exists():
-            output.write(f"{STATE}/.keep", b"")
-        require_shared("dataset_name", options.dataset_name)
-        require_shared("output_dir", options.output_dir)
+        require_shared("dataset_name", options.dataset_name, commits.SUCCESS)
+        commits.claim(output, SETTINGS, options.settings(dataset.digest))
+        require_shared("output_dir", options.output_dir, SETTINGS)
         _fit(options, workers, gpu)
     metrics = _finished(options, dataset, output)
     assert metrics is not None, "training ended without a model"

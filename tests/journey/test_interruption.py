@@ -44,8 +44,8 @@ def test_ctrl_c_ends_a_job_in_one_line_and_a_rerun_completes_it(local_ray: None,
     assert "interrupted: run the same command again" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (out / "_SUCCESS").exists()
-    generate(GenerateOptions(output_dir=str(out), **{**arguments, "num_workers": 3}))  # type: ignore[arg-type]
-    generate(GenerateOptions(output_dir=str(whole), **{**arguments, "num_workers": 3}))  # type: ignore[arg-type]
+    generate(GenerateOptions(output_dir=str(out), **{**arguments, "num_workers": 3}))
+    generate(GenerateOptions(output_dir=str(whole), **{**arguments, "num_workers": 3}))
     assert _data(out, "audio") == _data(whole, "audio")
     assert _data(out, "manifest") == _data(whole, "manifest")
 

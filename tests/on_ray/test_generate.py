@@ -1,6 +1,7 @@
 """generate: the same bytes whatever the workers, neighbours, counts and interruptions; the manifest says all."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,15 @@ def test_the_pipeline_in_this_process_gives_the_same_bytes(eighteen: Path, model
 
 def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "loops"
-    options = GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3, num_workers=2)
-    generate(options)
-    expected, manifest = _audio(out), _manifest(out)
+    shutil.copytree(eighteen, out)
+    manifest = _manifest(out)
     (out / "_commits" / "000001.json").unlink()
     (out / "_SUCCESS").unlink()
     (out / "audio" / "0000000017.wav").unlink()
     (out / "audio" / "9999999999.wav").write_bytes(b"of a worker that died")
     finished = {file: file.stat().st_mtime_ns for file in (out / "audio").iterdir() if int(file.stem) < 16}
-    generate(options)
-    assert _audio(out) == expected == _audio(eighteen)
+    generate(GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3, num_workers=1))
+    assert _audio(out) == _audio(eighteen)
     assert _manifest(out) == manifest
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
 

@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(verb: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *map(str, arguments)])
         options, function = VERBS[verb]
-        status = job.run(verb, options, function, "")  # type: ignore[type-var, arg-type]
+        status = job.run(verb, options, function, "")  # type: ignore[arg-type]
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         assert status == 0 or printed.out == ""
