@@ -56,7 +56,7 @@ def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathF
     from audiodiff_platform.prepare import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("dataset") / "mel"
-    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.001, resolution="32", hop_length=1024))
+    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.001, resolution="32", hop_length=1024, num_workers=2))
     return folder
 
 

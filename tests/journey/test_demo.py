@@ -20,8 +20,8 @@ def _small(loops: Path, root: Path) -> Path:
     for name in ("loop_tabla", "loop_mika", "loop_safari", "ambi_piano"):
         shutil.copy(loops / f"{name}.flac", root / "in")
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe["prepare"] |= {"input_dir": str(root / "in"), "output_dir": str(root / "dataset"), "resolution": 32, "overlap": 0.5}
-    recipe["train"] |= {"dataset_name": str(root / "dataset"), "output_dir": str(root / "train"), "max_train_steps": 10}
+    recipe["prepare"] |= {"input_dir": str(root / "in"), "output_dir": str(root / "dataset"), "resolution": 32, "overlap": 0.5, "num_workers": 1}
+    recipe["train"] |= {"dataset_name": str(root / "dataset"), "output_dir": str(root / "train"), "max_train_steps": 10, "num_workers": 1}
     recipe["generate"] |= {"model": str(root / "train" / "model"), "output_dir": str(root / "loops"), "count": 16, "steps": 2}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return root / "recipe.yaml"

@@ -7,18 +7,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 
 
-def _stop_after_a_commit(command: list[str], output: Path, number: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Runs a job in a process group of its own and sends it a signal once its first shard is committed."""
+def _stop_after_a_commit(
+    command: list[str], output: Path, number: signal.Signals, committed: str = "_commits/*.json"
+) -> subprocess.CompletedProcess[str]:
+    """Runs a job in a process group of its own and sends it a signal once the first of its work is committed."""
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 180
-    while not any((output / "_commits").glob("*.json")):
+    while not any(output.glob(committed)):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -34,31 +43,60 @@ def _data(folder: Path, kind: str) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / kind).iterdir()}
 
 
-def test_ctrl_c_ends_a_job_in_one_line_and_a_rerun_completes_it(local_ray: None, model: Path, tmp_path: Path) -> None:
-    out, whole = tmp_path / "out", tmp_path / "whole"
-    arguments = {"model": str(model), "count": 48, "steps": 20, "num_workers": 1}
-    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
-    ended = _stop_after_a_commit(["jobs/generate.py", *flags, "--output_dir", str(out)], out, signal.SIGINT)
-    assert ended.returncode == 1
-    assert ended.stdout == ""
-    assert "interrupted: run the same command again" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def _prepare_flags(loops: Path) -> dict[str, Any]:
+    return {"input_dir": str(loops), "resolution": "64", "hop_length": 256, "overlap": 0.8, "shard_minutes": 0.001, "num_workers": 1}
+
+
+def _command(verb: str, values: dict[str, Any], output: Path) -> list[str]:
+    return [f"jobs/{verb}.py", *(part for name, value in values.items() for part in (f"--{name}", str(value))), "--output_dir", str(output)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "mel"
+    prepare(PrepareOptions(output_dir=str(out), **_prepare_flags(loops)))
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+def test_a_stopped_prepare_goes_on_as_if_undisturbed(undisturbed: Path, loops: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out = tmp_path / "out"
+    ended = _stop_after_a_commit(_command("prepare", _prepare_flags(loops), out), out, number)
     assert not (out / "_SUCCESS").exists()
-    generate(GenerateOptions(output_dir=str(out), **{**arguments, "num_workers": 3}))
-    generate(GenerateOptions(output_dir=str(whole), **{**arguments, "num_workers": 3}))
+    assert ended.stdout == ""
+    assert "Traceback" not in ended.stderr
+    if number is signal.SIGINT:
+        assert ended.returncode == 1
+        assert "interrupted: run the same command again" in ended.stderr
+    prepare(PrepareOptions(output_dir=str(out), **_prepare_flags(loops)))
+    assert _data(out, "data") == _data(undisturbed, "data")
+    assert (out / "_SUCCESS").read_bytes() == (undisturbed / "_SUCCESS").read_bytes()
+    assert not (out / "_tmp").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    values: dict[str, Any] = {"model": str(model), "count": 48, "steps": 20, "num_workers": 1}
+    ended = _stop_after_a_commit(_command("generate", values, out), out, number)
+    assert not (out / "_SUCCESS").exists()
+    assert "Traceback" not in ended.stderr
+    for folder in (out, whole):
+        generate(GenerateOptions(output_dir=str(folder), **values))
     assert _data(out, "audio") == _data(whole, "audio")
     assert _data(out, "manifest") == _data(whole, "manifest")
 
 
-def test_a_killed_driver_costs_nothing_but_time(local_ray: None, loops: Path, tmp_path: Path) -> None:
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    flags = ["--input_dir", str(loops), "--resolution", "64", "--hop_length", "256", "--overlap", "0.8", "--shard_minutes", "0.001", "--num_workers", "1"]
-    _stop_after_a_commit(["jobs/prepare.py", *flags, "--output_dir", str(out)], out, signal.SIGKILL)
-    assert not (out / "_SUCCESS").exists()
+    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 60, "num_workers": 1, "checkpoint_minutes": 0.02}
+    ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/checkpoint_*/progress.json")
+    assert not (out / "model").exists()
+    assert "Traceback" not in ended.stderr
     for folder in (out, whole):
-        prepare(PrepareOptions(input_dir=str(loops), output_dir=str(folder), resolution="64", hop_length=256, overlap=0.8, shard_minutes=0.001))
-    assert _data(out, "data") == _data(whole, "data")
-    assert (out / "_SUCCESS").read_bytes() == (whole / "_SUCCESS").read_bytes()
-    assert not (out / "_tmp").exists()
-
-
+        train(TrainOptions(output_dir=str(folder), **values))
+    first, second = (load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (out, whole))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -18,7 +18,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_platform.job import JobError
 from audiodiff_platform.prepare import PrepareOptions, prepare
 
-SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.001}
+SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.001, "num_workers": 1}
 
 
 def _contents(folder: Path) -> dict[str, str]:
@@ -53,7 +53,7 @@ def test_datasets_loads_it_with_pictures(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
-    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), resolution="64,32", hop_length=512))
+    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), resolution="64,32", hop_length=512, num_workers=1))
     oracle = Oracle(x_res=64, y_res=32, hop_length=512)
     expected = {}
     for file in sorted(few_loops.rglob("*.flac")):
@@ -72,7 +72,7 @@ def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Pa
 
 
 def test_workers_and_shard_order_do_not_change_the_bytes(local_ray: None, dataset: Path, few_loops: Path, tmp_path: Path) -> None:
-    options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), overlap=0.5, num_workers=1, **SMALL)
+    options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), overlap=0.5, **SMALL)
     prepare(options)
     assert _contents(tmp_path / "out") == _contents(dataset)
 
