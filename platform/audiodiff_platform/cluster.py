@@ -69,11 +69,16 @@ def _limits() -> dict[str, int]:
     return limits
 
 
-def require_usable_path(option: str, uri: str, hub_id: bool = False) -> None:
-    """Raises ValueError for a relative path in a submitted job: its working directory is a copy that vanishes. `hub_id`: OWNER/NAME is no path."""
-    is_path = "://" not in uri and not (hub_id and uri.count("/") == 1 and not uri.startswith("."))
-    if inside_submitted_job() and is_path and not Path(uri).is_absolute():
+def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
+    """`uri` as every process of the job can use it: paths made absolute, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
+
+    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes.
+    """
+    if "://" in uri or (hub_id and uri.count("/") == 1 and not uri.startswith(".") and not Path(uri).exists()):
+        return uri
+    if inside_submitted_job() and not Path(uri).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
+    return str(Path(uri).absolute())
 
 
 def require_shared(option: str, uri: str, witness: str) -> None:

@@ -23,7 +23,7 @@ from audiodiff_core.pipeline import Loop
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, require_usable_path, say
+from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
@@ -88,8 +88,8 @@ class GenerateOptions(SamplingParameters, Options):
 def generate(options: GenerateOptions) -> dict[str, Any]:
     """Runs the job; says how many loops there are and where."""
     began = time.monotonic()
-    require_usable_path("model", options.model, hub_id=True)
-    require_usable_path("output_dir", options.output_dir)
+    places = {"model": usable_path("model", options.model, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
+    options = options.model_copy(update=places)
     model = load_model(options.model)
     output = Folder(options.output_dir)
     output.require_free_space(options.count * model.mel.audio_size * 2, "the audio")

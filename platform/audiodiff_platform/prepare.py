@@ -19,7 +19,7 @@ from audiodiff_core.audio import AudioDecodeError, open_local
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.slices import encode_png, mel_slices
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, require_usable_path, say
+from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SCHEMA, SETTINGS, card, data_file
 from audiodiff_platform.job import JobError
 from audiodiff_platform.plan import append_plan, list_sources, plan_shards, read_plan
@@ -76,8 +76,8 @@ class PrepareOptions(Options):
 def prepare(options: PrepareOptions) -> dict[str, Any]:
     """Runs the job; says how many files became how many slices."""
     began = time.monotonic()
-    require_usable_path("input_dir", options.input_dir)
-    require_usable_path("output_dir", options.output_dir)
+    places = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
+    options = options.model_copy(update=places)
     for finding in options.mel().lint():
         say(f"warning: {finding}")
     source_folder, output = Folder(options.input_dir), Folder(options.output_dir)

@@ -27,7 +27,7 @@ from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, require_usable_path, say
+from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.recipe import Options
 
 BATCH_WAIT_S = 0.01
@@ -171,8 +171,8 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     key = Secrets().api_key
     if not options.on_loopback and key is None:
         raise ValueError(f"host {options.host} is reached from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1")
+    options = options.model_copy(update={"model": tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())})
     for path in options.paths().values():
-        require_usable_path("model", path, hub_id=True)
         load_model(path)
     with connected():
         replicas = options.max_replicas or gpus() or cpus()

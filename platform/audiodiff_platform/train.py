@@ -10,10 +10,8 @@
     OUTPUT_DIR/model/          the finished model
 """
 
-import os
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from ray.train.torch import TorchTrainer
 from audiodiff_core.checkpoint import RECORD, ModelRecord
 from audiodiff_core.models import build_unet, check_resolution, parameter_count
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, require_usable_path, say
+from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.job import JobError
@@ -41,8 +39,8 @@ BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two momen
 def train(options: TrainOptions) -> dict[str, Any]:
     """Runs the job; says how far training came and where the model is."""
     began = time.monotonic()
-    require_usable_path("dataset_name", options.dataset_name)
-    require_usable_path("output_dir", options.output_dir)
+    places = {name: usable_path(name, getattr(options, name)) for name in ("dataset_name", "output_dir")}
+    options = options.model_copy(update=places)
     dataset = MelDataset(options.dataset_name)
     check_resolution(options.preset, dataset.mel)
     with torch.device("meta"):
@@ -82,14 +80,13 @@ def _all_workers(options: TrainOptions, gpu: bool) -> int:
 
 def _fit(options: TrainOptions, workers: int, gpu: bool) -> None:
     """Runs Ray Train until the end; Ctrl-C stays a KeyboardInterrupt, since `fit` is not on the main thread."""
-    storage = options.output_dir if "://" in options.output_dir else os.path.abspath(options.output_dir)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"options": options.model_dump() | {"output_dir": storage, "dataset_name": _absolute(options.dataset_name)}},
+        train_loop_config={"options": options.model_dump()},
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
         run_config=RunConfig(
             name=STATE,
-            storage_path=storage,
+            storage_path=options.output_dir,
             failure_config=FailureConfig(max_failures=WORKER_FAILURES_SURVIVED),
             checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
             logging_config=LoggingConfig(log_level="WARNING"),
@@ -111,10 +108,6 @@ def _fit(options: TrainOptions, workers: int, gpu: bool) -> None:
         raise JobError(_cause(outcome[0])) from outcome[0]
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def _cause(error: TrainingFailedError) -> str:

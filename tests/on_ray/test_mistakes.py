@@ -131,3 +131,11 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.strip() == f"error: input_dir {tmp_path / 'none'}: no such folder"
+
+
+def test_a_disk_that_is_too_small_is_known_before_work_starts(run: Run, model: Path, tmp_path: Path) -> None:
+    status, line = run("generate", "--model", model, "--output_dir", tmp_path / "out", "--count", 2**32)
+    assert status == 2
+    assert "the audio needs about" in line
+    assert "MB are free" in line
+    assert not (tmp_path / "out").exists()
