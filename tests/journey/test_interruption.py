@@ -39,6 +39,12 @@ def _stop_after_a_commit(
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def _no_traceback(text: str) -> bool:
+    """Whether the job itself printed none. Lines of Ray's actors have a prefix: with two Rays on a machine, its PlacementGroupCleaner
+    asks the other one for its controller and says so at length."""
+    return not any(line.startswith("Traceback") for line in text.splitlines())
+
+
 def _data(folder: Path, kind: str) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / kind).iterdir()}
 
@@ -64,7 +70,7 @@ def test_a_stopped_prepare_goes_on_as_if_undisturbed(undisturbed: Path, loops: P
     ended = _stop_after_a_commit(_command("prepare", _prepare_flags(loops), out), out, number)
     assert not (out / "_SUCCESS").exists()
     assert ended.stdout == ""
-    assert "Traceback" not in ended.stderr
+    assert _no_traceback(ended.stderr)
     if number is signal.SIGINT:
         assert ended.returncode == 1
         assert "interrupted: run the same command again" in ended.stderr
@@ -81,7 +87,7 @@ def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Pa
     values: dict[str, Any] = {"model": str(model), "count": 48, "steps": 20, "num_workers": 1}
     ended = _stop_after_a_commit(_command("generate", values, out), out, number)
     assert not (out / "_SUCCESS").exists()
-    assert "Traceback" not in ended.stderr
+    assert _no_traceback(ended.stderr)
     for folder in (out, whole):
         generate(GenerateOptions(output_dir=str(folder), **values))
     assert _data(out, "audio") == _data(whole, "audio")
@@ -89,13 +95,13 @@ def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Pa
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 60, "num_workers": 1, "checkpoint_minutes": 0.02}
-    ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/checkpoint_*/progress.json")
-    assert not (out / "model").exists()
-    assert "Traceback" not in ended.stderr
+    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 40, "num_workers": 1, "checkpoint_minutes": 0.02}
+    for number in (signal.SIGINT, signal.SIGKILL):
+        ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/checkpoint_*/progress.json")
+        assert not (out / "model").exists()
+        assert _no_traceback(ended.stderr)
     for folder in (out, whole):
         train(TrainOptions(output_dir=str(folder), **values))
     first, second = (load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (out, whole))
