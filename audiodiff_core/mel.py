@@ -18,7 +18,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pydantic
-import scipy.fft
 
 from audiodiff_core.audio import Samples
 
@@ -27,6 +26,14 @@ Images = npt.NDArray[np.uint8]
 MIN_POWER = 1e-10
 IMAGE_MAX = 255
 
+# Slaney's mel scale (Auditory Toolbox, 1998): even steps of frequency up to 1 kHz, 27 even steps of its logarithm for each factor of 6.4 above.
+LINEAR_HZ_PER_MEL = 200 / 3
+LOG_FROM_HZ = 1_000.0
+LOG_PER_MEL = np.log(6.4) / 27
+
+# Analysis works in portions that stay in a core's cache: frames of this many samples in all, and so many bands, whose triangles span few bins.
+CHUNK_SAMPLES = 131_072
+BLOCK_BANDS = 16
 
 
 class MelConfig(pydantic.BaseModel):
@@ -91,13 +98,23 @@ class MelConfig(pydantic.BaseModel):
         return findings
 
 
+def band_edges_hz(config: MelConfig) -> npt.NDArray[np.float64]:
+    """(y_res + 2,) frequencies, even on the mel scale from 0 to half the sample rate: band i rises from edge i to i + 1 and falls to i + 2."""
+    linear_mels = LOG_FROM_HZ / LINEAR_HZ_PER_MEL
+    top = linear_mels + np.log(config.sample_rate / 2 / LOG_FROM_HZ) / LOG_PER_MEL
+    mels = np.linspace(0, top, config.y_res + 2)
+    return np.where(mels < linear_mels, LINEAR_HZ_PER_MEL * mels, LOG_FROM_HZ * np.exp(LOG_PER_MEL * (mels - linear_mels)))
+
+
 @lru_cache(maxsize=8)
 def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
-    """Slaney-scale, Slaney-normalised triangles, (y_res, 1 + n_fft // 2)."""
-    from librosa.filters import mel  # its import takes a second that only analysis and synthesis need
-
-    basis: npt.NDArray[np.float32] = mel(sr=config.sample_rate, n_fft=config.n_fft, n_mels=config.y_res)
-    return basis
+    """Slaney-scale, Slaney-normalised triangles, (y_res, 1 + n_fft // 2): exactly those of `librosa.filters.mel`, whose import takes a second."""
+    edges = band_edges_hz(config)[:, np.newaxis]
+    low, middle, high = edges[:-2], edges[1:-1], edges[2:]
+    bins = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate)
+    triangles: npt.NDArray[np.float32] = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0).astype(np.float32)
+    triangles *= 2 / (high - low)
+    return triangles
 
 
 def _rank(config: MelConfig) -> int:
@@ -114,6 +131,18 @@ class Mel:
     def _window(self) -> npt.NDArray[np.float32]:
         return np.hanning(self.config.n_fft + 1)[:-1].astype(np.float32)
 
+    @cached_property
+    def _blocks(self) -> list[tuple[slice, slice, npt.NDArray[np.float32]]]:
+        """The filterbank in blocks of neighbouring bands: which bands, which bins they span, their weights (bands, bins)."""
+        blocks = []
+        for start in range(0, self.config.y_res, BLOCK_BANDS):
+            bands = slice(start, start + BLOCK_BANDS)
+            weights = filterbank(self.config)[bands]
+            used = np.flatnonzero(weights.any(axis=0))
+            bins = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+            blocks.append((bands, bins, np.ascontiguousarray(weights[:, bins])))
+        return blocks
+
     def slice_step(self, overlap: float) -> int:
         """Samples between the starts of neighbouring slices that share `overlap` in [0, 1) of their length."""
         if not 0 <= overlap < 1:
@@ -125,11 +154,19 @@ class Mel:
         each one's maximum in dB (batch,): what was 255 in the image was that power. A slice of silence is 255 throughout."""
         images = np.empty((len(slices), self.config.y_res, self.config.x_res), np.uint8)
         reference_db = np.empty(len(slices), np.float32)
+        levels_per_db = np.float32(IMAGE_MAX / self.config.top_db)
         for index, samples in enumerate(slices):
-            images[index], reference_db[index] = self._image(samples)
+            levels = self._decibels(samples)
+            reference_db[index] = levels.max()
+            levels *= levels_per_db
+            levels += np.float32(IMAGE_MAX + 0.5) - reference_db[index] * levels_per_db
+            np.copyto(images[index], levels.clip(0, IMAGE_MAX + 0.5, out=levels), casting="unsafe")
         return images, reference_db
 
-    def _image(self, samples: Samples) -> tuple[Images, float]:
+    def _decibels(self, samples: Samples) -> npt.NDArray[np.float32]:
+        """A slice's mel power in dB (y_res, x_res), at least that of MIN_POWER."""
+        import scipy.fft  # takes half a second to import, then half the time of numpy's on float32
+
         config = self.config
         if samples.ndim != 1 or len(samples) > config.slice_size:
             raise ValueError(f"a slice of shape {samples.shape}: one dimension of at most {config.slice_size} samples is taken")
@@ -137,13 +174,15 @@ class Mel:
         padded = np.zeros(config.slice_size + 2 * half, np.float32)
         padded[half : half + len(samples)] = samples
         frames = np.lib.stride_tricks.sliding_window_view(padded, config.n_fft)[:: config.hop_length]
-        spectrum = scipy.fft.rfft(frames * self._window, axis=-1)
-        power = spectrum.real**2 + spectrum.imag**2
-        mel_power = np.maximum(filterbank(config) @ power.T, MIN_POWER)
-        decibel = 10 * np.log10(mel_power)
-        reference_db = float(decibel.max())
-        level = (decibel - np.float32(reference_db) + config.top_db) * np.float32(IMAGE_MAX) / config.top_db
-        return (level.clip(0, IMAGE_MAX) + np.float32(0.5)).astype(np.uint8), reference_db
+        mel = np.empty((config.y_res, config.x_res), np.float32)
+        step = max(1, CHUNK_SAMPLES // config.n_fft)
+        for chunk in (slice(start, start + step) for start in range(0, config.x_res, step)):
+            power = np.square(np.abs(scipy.fft.rfft(frames[chunk] * self._window, overwrite_x=True)))
+            for bands, bins, weights in self._blocks:
+                np.matmul(weights, power[:, bins].T, out=mel[bands, chunk])
+        np.log10(np.maximum(mel, MIN_POWER, out=mel), out=mel)
+        mel *= 10
+        return mel
 
     def power(self, images: Images) -> npt.NDArray[np.float32]:
         """Images (batch, y_res, width) -> mel power relative to the slice's maximum, in (0, 1]."""

@@ -1,6 +1,8 @@
 """Mel images are those of diffusers' Mel (the oracle); the configuration travels unchanged; conversions lose nothing."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,9 +14,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from diffusers import Mel as OracleMel
+from librosa.filters import mel as librosa_filterbank
 from PIL import Image
 
-from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, is_silent, to_image, to_model
+from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, filterbank, is_silent, to_image, to_model
 from audiodiff_core.slices import mel_slices
 
 GEOMETRIES = [
@@ -73,6 +76,41 @@ def test_a_batch_is_its_items_one_by_one(hum: Callable[..., npt.NDArray[np.float
         image, level = mel.images(slices[index : index + 1])
         np.testing.assert_array_equal(image[0], images[index])
         assert level[0] == levels[index]
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+@pytest.mark.parametrize("sample_rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("n_fft", [512, 2_000, 2_001, 2_048, 4_096])
+def test_filterbank_is_exactly_librosas(sample_rate: int, n_fft: int) -> None:
+    for bands in (8, 64, 96, 128, 256, 448, 512):
+        ours = filterbank(MelConfig(y_res=bands, n_fft=n_fft, sample_rate=sample_rate))
+        theirs = librosa_filterbank(sr=sample_rate, n_fft=n_fft, n_mels=bands)
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:Empty filters")
+def test_bands_without_a_bin_are_as_in_the_oracle(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    config = MelConfig(x_res=16, y_res=256, n_fft=64, hop_length=32)
+    assert (~filterbank(config).any(axis=1)).sum() > 100
+    samples = hum(config.slice_size)
+    assert_nearly_equal(Mel(config).images(samples[np.newaxis])[0][0], oracle_images(config, samples)[0])
+
+
+ANALYSIS = """
+import sys
+import numpy as np
+import audiodiff_core.slices
+from audiodiff_core.mel import Mel, MelConfig
+Mel(MelConfig()).images(np.ones((1, 9), np.float32))
+print(*sys.modules)
+"""
+
+
+def test_analysis_loads_nothing_slow() -> None:
+    completed = subprocess.run([sys.executable, "-c", ANALYSIS], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    assert "scipy.fft" in completed.stdout.split()
+    assert set(completed.stdout.split()) & {"torch", "librosa", "numba", "sklearn", "scipy.signal", "pandas", "diffusers"} == set()
 
 
 def test_reference_level_is_that_of_the_maximum(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
