@@ -8,6 +8,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from audiodiff_platform.storage import Folder
@@ -42,13 +44,27 @@ def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def commit(folder: Folder, shard: int, record: Mapping[str, Any]) -> None:
-    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256)."""
-    folder.write_json(_commit_name(shard), dict(record))
+    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256). A commit that is there already stays: a worker
+    that was taken for dead has made the same."""
+    with suppress(FileExistsError):
+        folder.create_json(_commit_name(shard), dict(record))
 
 
 def committed(folder: Folder) -> dict[int, dict[str, Any]]:
     """Records of the finished shards by shard."""
-    return {int(name.rsplit("/", 1)[-1].removesuffix(".json")): folder.read_json(name) for name in folder.names("_commits/*.json")}
+    contents = folder.read_all("_commits/*.json")
+    return {int(name.rsplit("/", 1)[-1].removesuffix(".json")): json.loads(content) for name, content in contents.items()}
+
+
+def committed_one(folder: Folder, shard: int) -> dict[str, Any]:
+    """The record of a finished shard."""
+    return folder.read_json(_commit_name(shard))
+
+
+def file_sha256(file: Path) -> str:
+    """The digest by which a part is known, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def begin(folder: Folder) -> None:

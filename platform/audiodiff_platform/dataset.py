@@ -3,13 +3,14 @@
     DIR/mel_config.json            diffusers' seven mel parameters
     DIR/prepare.json               format version, all other settings, digest
     DIR/README.md                  dataset card, by which `datasets.load_dataset(DIR)` finds the data
-    DIR/data/train-NNNNNN.parquet  the slices (`SCHEMA`)
+    DIR/data/train-NNNNNN.parquet  the slices (`SCHEMA`); validation-NNNNNN.parquet where tracks are held out
     DIR/quarantine/*.parquet       files that could not be used, with the reason
     DIR/_plan, DIR/_commits        the commit protocol; DIR/_SUCCESS last
 """
 
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.mel import Images, MelConfig
-from audiodiff_core.slices import decode_png
+from audiodiff_core.png import decode_png
+from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.storage import Folder
 
@@ -51,23 +53,28 @@ SCHEMA = pa.schema(
 )
 
 
-def data_file(shard: int) -> str:
-    return f"data/train-{shard:06d}.parquet"
+TRAIN, VALIDATION = "train", "validation"
 
 
-def card(mel: MelConfig, overlap: float, summary: dict[str, Any]) -> str:
+def data_file(shard: int, split: str = TRAIN) -> str:
+    return f"data/{split}-{shard:06d}.parquet"
+
+
+def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
     """The dataset card, whose front matter tells `datasets` which files are data."""
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
+    cut = ", ".join(f"{name} {value}" for name, value in slicing.model_dump().items() if value is not None)
     return f"""---
 configs:
 - config_name: default
   data_files:
-  - split: train
-    path: data/train-*.parquet
+{files}
 ---
 # Mel dataset
 
-{summary["slices"]} slices of {mel.slice_duration_s:.3f} s from {summary["files"]} files ({summary["quarantined"]} more could not be used: `quarantine/`),
-as {mel.x_res}x{mel.y_res} log-mel images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}, overlap {overlap:g}.
+{summary["slices"]} slices of {mel.slice_duration_s:.3f} s from {summary["files"] - summary["quarantined"]} files, as {mel.x_res}x{mel.y_res} log-mel
+images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}; {cut}. {summary["validation_slices"]} of the slices are held out for validation,
+by track. {summary["quarantined"]} more files could not be used (`quarantine/`), {summary["duplicates"]} repeated another.
 Digest `{summary["digest"]}`.
 """
 

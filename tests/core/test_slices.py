@@ -10,7 +10,8 @@ from PIL import Image
 
 from audiodiff_core import audio
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.slices import MelSlice, decode_png, encode_png, mel_slices
+from audiodiff_core.png import decode_png, encode_png
+from audiodiff_core.slices import MelSlice, Slicing, mel_slices
 
 Hum = Callable[..., npt.NDArray[np.float32]]
 Wav = Callable[..., bytes]
@@ -73,7 +74,7 @@ def test_level_is_that_of_the_slice(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> 
 def test_overlap(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
     mel, size = Mel(tiny_mel), tiny_mel.slice_size
     samples, step = hum(2 * size), mel.slice_step(0.75)
-    slices = list(mel_slices(wav(samples), mel, overlap=0.75))
+    slices = list(mel_slices(wav(samples), mel, Slicing(overlap=0.75)))
     assert_slices_of(mel, samples, slices, {index: index * step for index in range((len(samples) - size) // step + 1)})
     assert len(slices) == 4
 
@@ -88,7 +89,7 @@ def test_streaming_is_the_same_as_the_whole_file(tiny_mel: MelConfig, hum: Hum, 
     step = mel.slice_step(overlap)
     starts = range(0, len(samples) - tiny_mel.slice_size + 1, step)
     assert len(starts) >= 6
-    assert_slices_of(mel, samples, list(mel_slices(content, mel, overlap)), dict(enumerate(starts)))
+    assert_slices_of(mel, samples, list(mel_slices(content, mel, Slicing(overlap=overlap))), dict(enumerate(starts)))
 
 
 def test_a_file_that_breaks_off_raises_after_its_good_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
@@ -98,6 +99,46 @@ def test_a_file_that_breaks_off_raises_after_its_good_slices(tiny_mel: MelConfig
     assert next(slices).index == 0
     with pytest.raises(audio.AudioDecodeError, match="NaN"):
         list(slices)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.75])
+def test_a_padded_tail_holds_the_rest_once(tiny_mel: MelConfig, hum: Hum, wav: Wav, overlap: float) -> None:
+    mel, size, step = Mel(tiny_mel), tiny_mel.slice_size, Mel(tiny_mel).slice_step(overlap)
+    samples = hum(2 * size + 10)
+    slices = list(mel_slices(wav(samples), mel, Slicing(overlap=overlap, tail="pad")))
+    starts = {index: index * step for index in range((len(samples) - size) // step + 2)}
+    assert_slices_of(mel, np.pad(samples, (0, size)), slices, starts)
+    rest = len(samples) - list(starts.values())[-1]
+    assert slices[-1].duration_s == pytest.approx(rest / tiny_mel.sample_rate)
+    assert {piece.duration_s for piece in slices[:-1]} == {tiny_mel.slice_duration_s}
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_no_tail_is_padded_where_slices_reach_the_end(tiny_mel: MelConfig, hum: Hum, wav: Wav, overlap: float) -> None:
+    mel = Mel(tiny_mel)
+    samples = hum(tiny_mel.slice_size + 2 * mel.slice_step(overlap))
+    cut, padded = (list(mel_slices(wav(samples), mel, Slicing(overlap=overlap, tail=tail))) for tail in ("drop", "pad"))
+    assert len(padded) == len(cut) == 3
+
+
+def test_a_silence_threshold_leaves_quiet_slices_out(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples = np.tile(hum(size), 3)
+    samples[size : 2 * size] *= 0.01
+    level = 20 * np.log10(np.sqrt(np.mean(samples[:size] ** 2)))
+    assert [piece.index for piece in mel_slices(wav(samples), mel)] == [0, 1, 2]
+    assert [piece.index for piece in mel_slices(wav(samples), mel, Slicing(silence_threshold_db=level - 39))] == [0, 2]
+    assert [piece.index for piece in mel_slices(wav(samples), mel, Slicing(silence_threshold_db=level - 41))] == [0, 1, 2]
+
+
+def test_a_track_reference_keeps_loudness_between_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
+    mel, size = Mel(tiny_mel), tiny_mel.slice_size
+    samples = np.concatenate([hum(size) * 0.1, hum(size), np.zeros(size, np.float32)])
+    quiet, loud = mel_slices(wav(samples), mel, Slicing(reference="track"))  # the silent one is left out here too
+    assert (quiet.index, loud.index) == (0, 1)
+    assert quiet.reference_db == loud.reference_db == pytest.approx(list(mel_slices(wav(samples), mel))[1].reference_db)
+    assert loud.image.max() == 255
+    assert (255 - int(quiet.image.max())) * tiny_mel.top_db / 255 == pytest.approx(20, abs=0.5)
 
 
 def test_png_gives_its_pixels_back() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import load_dataset
 from diffusers import Mel as Oracle
 
 from audiodiff_core.mel import MelConfig
+from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.job import JobError
 from audiodiff_platform.prepare import PrepareOptions, prepare
 
@@ -146,3 +148,75 @@ def test_too_many_bad_files_fail_the_job(local_ray: None, tmp_path: Path) -> Non
     with pytest.raises(JobError, match="3 of 3 files cannot be used"):
         prepare(PrepareOptions(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_tracks_are_held_out_by_their_content(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(few_loops, source)
+    shutil.copy(few_loops / "loop_mika.flac", source / "again.flac")  # a copy must not stand on the other side
+    files = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in source.rglob("*.flac")}
+    fraction = sorted(int(digest[:16], 16) / 2**64 for digest in set(files.values()))[1] + 1e-9  # two of the four contents
+    summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), validation_fraction=fraction, **{**SMALL, "shard_minutes": None}))
+    loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    held_out = {str(file.relative_to(source)) for file, digest in files.items() if int(digest[:16], 16) < fraction * 2**64}
+    assert set(loaded["validation"]["audio_file"]) == held_out
+    assert set(loaded["train"]["audio_file"]) == {str(file.relative_to(source)) for file in files} - held_out
+    assert summary["validation_slices"] == len(loaded["validation"])
+    assert summary["slices"] == len(loaded["validation"]) + len(loaded["train"])
+    assert MelDataset(str(out)).rows == len(loaded["train"])
+
+
+def test_duplicates_are_left_out_wherever_they_lie(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(few_loops, source)
+    shutil.copy(few_loops / "loop_mika.flac", source / "a_mika.flac")
+    with tarfile.open(source / "b.tar", "w") as archive:
+        archive.add(few_loops / "loop_tabla.flac", "tabla.flac")
+        archive.add(loops / "loop_compus.flac", "compus.flac")
+    options = PrepareOptions(input_dir=str(source), output_dir=str(out), drop_duplicates=True, **SMALL)
+    summary = prepare(options)
+    first = {"a_mika.flac", "b.tar/tabla.flac", "b.tar/compus.flac", "bass_hit_c.flac", "sub/ambi_piano.flac"}
+    assert {row["audio_file"] for row in _rows(out)} == first
+    assert (summary["files"], summary["duplicates"], summary["quarantined"]) == (5, 2, 0)
+    shutil.copy(loops / "loop_compus.flac", source / "0.flac")  # was planned before, so the smaller name does not count
+    shutil.copy(loops / "loop_safari.flac", source / "new.flac")
+    assert prepare(options)["duplicates"] == 3
+    assert {row["audio_file"] for row in _rows(out)} == {*first, "new.flac"}
+
+
+def test_containers_become_slices_and_quarantine_by_member(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    with tarfile.open(source / "0.tar", "w") as archive:
+        archive.add(few_loops / "loop_mika.flac", "mika.flac")
+        archive.addfile(tarfile.TarInfo("empty.wav"), io.BytesIO())
+        archive.add(few_loops / "loop_tabla.flac", "tabla.flac")
+    prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL))
+    assert {row["audio_file"] for row in _rows(out)} == {"0.tar/mika.flac", "0.tar/tabla.flac"}
+    assert [row["audio_file"] for row in pq.read_table(out / "quarantine").to_pylist()] == ["0.tar/empty.wav"]
+
+
+def test_verify_finds_a_byte_that_changed(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), verify=True, **SMALL)
+    prepare(options)
+    whole = _contents(tmp_path / "out")
+    file = tmp_path / "out" / "data" / "train-000002.parquet"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(JobError, match=r"1 of 4 shards .*remove _commits/000002\.json"):
+        prepare(options)
+    (tmp_path / "out" / "_commits" / "000002.json").unlink()
+    prepare(options)
+    assert _contents(tmp_path / "out") == whole
+
+
+def test_level_options_are_kept_with_the_data(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), reference="track", tail="pad", silence_threshold_db=-60, **SMALL))
+    stated = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert (stated["reference"], stated["tail"], stated["silence_threshold_db"]) == ("track", "pad", -60)
+    levels: dict[str, set[float]] = {}
+    for row in _rows(tmp_path / "out"):
+        levels.setdefault(row["audio_file"], set()).add(row["reference_db"])
+    assert all(len(values) == 1 for values in levels.values())
+    assert len(set.union(*levels.values())) == len(levels)

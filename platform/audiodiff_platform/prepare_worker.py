@@ -1,0 +1,161 @@
+"""What each worker of prepare does: a planned shard's sources -> its part of each split, and its quarantine, then its commit."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.audio import AudioDecodeError
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.slices import Slicing
+from audiodiff_platform import commits
+from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.inputs import Inputs, Item, Source, items
+from audiodiff_platform.plan import read_shard
+from audiodiff_platform.slicer import Slicer
+from audiodiff_platform.storage import Folder
+
+ROW_GROUP_ROWS = 128
+FETCHED_AHEAD = 2
+QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
+
+
+class PrepareWorker:
+    """Makes shards of a dataset; lives in an actor, its decoder in a process of its own."""
+
+    def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
+        self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
+        self.slicer = Slicer(mel, slicing)
+        self.validation_fraction = validation_fraction
+
+    def shard(self, shard: int) -> dict[str, int]:
+        """Writes the shard's files and commits it; says how many files and slices it holds."""
+        planned = read_shard(self.output, shard)
+        wanted = [(source, left_out) for source, left_out in planned if source.uri not in left_out]
+        tally = Tally(duplicates=len(planned) - len(wanted))
+        with self.output.scratch() as scratch:
+            parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
+            for source, left_out, fetching in self._fetched(wanted, scratch):
+                try:
+                    self._add_source(source, left_out, fetching.result(), scratch, parts, tally)
+                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+                    tally.failed(source.uri, error.reason, source.size)
+            record = {split: part.closed() for split, part in parts.items()}
+            names = self._put(shard, {data_file(shard, split): parts[split].file for split in parts if record[split]["rows"]}, tally.failures, scratch)
+        counts = {"files": tally.files, "duplicates": tally.duplicates}
+        commits.commit(self.output, shard, {**record[TRAIN], VALIDATION: record[VALIDATION], **counts, "failures": tally.failures, "parts": names})
+        return {"shard": shard, "files": tally.files, "slices": sum(part["rows"] for part in record.values()), "unusable": len(tally.failures)}
+
+    def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
+        """The sources as local files, the next ones on their way while one is sliced."""
+        remaining = iter(wanted)
+        ahead: deque[tuple[Source, list[str], Future[Path]]] = deque()
+        with ThreadPoolExecutor(1) as pool:
+            while True:
+                for source, left_out in islice(remaining, FETCHED_AHEAD + 1 - len(ahead)):
+                    ahead.append((source, left_out, pool.submit(self.inputs.fetch, source, scratch)))
+                if not ahead:
+                    return
+                yield ahead.popleft()
+
+    def _add_source(self, source: Source, left_out: list[str], local: Path, scratch: Path, parts: dict[str, "Part"], tally: "Tally") -> None:
+        try:
+            for item in items(source, local, scratch):
+                if item.name in left_out:
+                    tally.duplicates += 1
+                    continue
+                try:
+                    self._add(item, scratch, parts)
+                    tally.used += 1
+                except AudioDecodeError as error:
+                    tally.failed(item.name, error.reason, item.local.stat().st_size)
+        finally:
+            if local.parent == scratch:
+                local.unlink()
+
+    def _add(self, item: Item, scratch: Path, parts: dict[str, "Part"]) -> None:
+        """Adds an item's slices to its split, all or (raising AudioDecodeError) none."""
+        with item.local.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sliced = self.slicer.slices(item.name, item.local, scratch / "slices.png")
+        part = parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
+        for piece, png in sliced:
+            part.add(
+                {
+                    "image": {"bytes": png, "path": None},
+                    "audio_file": item.name,
+                    "slice": piece["index"],
+                    "source_sha256": sha256,
+                    "start_s": piece["start_s"],
+                    "duration_s": piece["duration_s"],
+                    "reference_db": piece["reference_db"],
+                }
+            )
+
+    def _put(self, shard: int, data: dict[str, Path], failures: list[dict[str, Any]], scratch: Path) -> dict[str, str]:
+        """Moves the shard's finished files in; gives the digest of each by its name."""
+        if failures:
+            quarantine = scratch / "quarantine.parquet"
+            pq.write_table(pa.Table.from_pylist(failures, QUARANTINE_SCHEMA), quarantine)
+            data = {**data, f"quarantine/{shard:06d}.parquet": quarantine}
+        digests = {}
+        for name, local in data.items():
+            digests[name] = commits.file_sha256(local)
+            self.output.move_in(local, name)
+        return digests
+
+
+@dataclass
+class Tally:
+    """What became of a shard's files."""
+
+    used: int = 0
+    duplicates: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def files(self) -> int:
+        return self.used + len(self.failures)
+
+    def failed(self, name: str, reason: str, size: int) -> None:
+        self.failures.append({"audio_file": name, "reason": reason, "size": size})
+
+
+class Part:
+    """A shard's rows of one split, on their way into a Parquet file: a row group is in memory, no more."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        plain = [name for name in SCHEMA.names if name != "image"] + ["image.path"]
+        self._writer = pq.ParquetWriter(file, SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")})
+        self._waiting: list[dict[str, Any]] = []
+        self._row_groups: list[int] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == ROW_GROUP_ROWS:
+            self._write()
+
+    def closed(self) -> dict[str, Any]:
+        """Ends the file; says what it holds."""
+        if self._waiting:
+            self._write()
+        self._writer.close()
+        return {
+            "rows": sum(self._row_groups),
+            "row_groups": self._row_groups,
+            "bytes": self.file.stat().st_size,
+            "sha256": commits.file_sha256(self.file),
+        }
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._waiting, SCHEMA))
+        self._row_groups.append(len(self._waiting))
+        self._waiting = []

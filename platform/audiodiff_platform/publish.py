@@ -1,0 +1,26 @@
+"""A finished dataset -> the Hugging Face Hub, as `datasets.load_dataset(NAME)` and the original's trainer read it."""
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from audiodiff_platform.cluster import say
+from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS
+from audiodiff_platform.storage import Folder
+
+FILES_PER_COMMIT = 32
+
+
+def claim_repository(name: str) -> None:
+    """Makes the dataset repository OWNER/NAME, private, where there is none; raises ValueError for a name that cannot be one, OSError
+    where the token (HF_TOKEN, or of `hf auth login`) does not allow it."""
+    HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+
+
+def publish(output: Folder, name: str) -> None:
+    """Uploads the data, then configuration and card, to a repository that is claimed."""
+    files = [*output.names("data/*"), MEL_CONFIG, SETTINGS, "README.md"]
+    for first in range(0, len(files), FILES_PER_COMMIT):
+        batch = files[first : first + FILES_PER_COMMIT]
+        with output.scratch() as scratch:
+            operations = [CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch]
+            HfApi().create_commit(name, operations, repo_type="dataset", commit_message=f"{batch[0]} to {batch[-1]}")
+        say(f"published {first + len(batch):,} of {len(files):,} files to {name}")

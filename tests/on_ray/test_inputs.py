@@ -1,0 +1,145 @@
+"""What prepare can be given: lists, tar shards, Parquet with audio, single files; what becomes of each of their members."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Audio, Dataset
+
+from audiodiff_core.audio import AudioDecodeError
+from audiodiff_platform.inputs import Inputs, Source, items
+from audiodiff_platform.job import JobError
+
+
+@pytest.fixture
+def tar(few_loops: Path, tmp_path: Path) -> Path:
+    """A WebDataset shard of two samples, one of them in a folder."""
+    file = tmp_path / "shards" / "000.tar"
+    file.parent.mkdir()
+    with tarfile.open(file, "w") as archive:
+        archive.add(few_loops / "loop_mika.flac", "mika.flac")
+        archive.addfile(tarfile.TarInfo("mika.json"), io.BytesIO())
+        archive.add(few_loops / "sub" / "ambi_piano.flac", "b/piano.flac")
+    return file
+
+
+@pytest.fixture
+def parquet(few_loops: Path, tmp_path: Path) -> Path:
+    """A Hugging Face dataset with an audio column that is not called audio, as Parquet."""
+    file = tmp_path / "hub" / "train.parquet"
+    file.parent.mkdir()
+    paths = [few_loops / "loop_mika.flac", few_loops / "loop_tabla.flac"]
+    rows = {"track": [{"bytes": path.read_bytes(), "path": path.name} for path in paths], "text": ["a", "b"]}
+    Dataset.from_dict(rows).cast_column("track", Audio(decode=False)).to_parquet(file)
+    return file
+
+
+def read(inputs: Inputs, source: Source, scratch: Path) -> dict[str, bytes]:
+    return {item.name: item.local.read_bytes() for item in items(source, inputs.fetch(source, scratch), scratch)}
+
+
+def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (folder / "loops").symlink_to(few_loops)  # links to folders are not followed
+    for name, target in (("a/mika.flac", few_loops / "loop_mika.flac"), ("000.tar", tar), ("p/train.parquet", parquet)):
+        (folder / name).parent.mkdir(exist_ok=True)
+        os.link(target, folder / name)
+    pq.write_table(pa.table({"text": ["no audio"]}), folder / "other.parquet")
+    (folder / "._mika.flac").write_bytes(b"of a Mac's file system")
+    inputs = Inputs(str(folder))
+    found = {source.uri: source for source in inputs.sources()}
+    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"}
+    assert inputs.others == 2
+    mika = (few_loops / "loop_mika.flac").read_bytes()
+    assert read(inputs, found["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
+    assert read(inputs, found["000.tar"], tmp_path) == {"000.tar/mika.flac": mika, "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes()}
+    assert read(inputs, found["p/train.parquet"], tmp_path) == {
+        "p/train.parquet/0-loop_mika.flac": mika,
+        "p/train.parquet/1-loop_tabla.flac": (few_loops / "loop_tabla.flac").read_bytes(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "flac"])
+def test_a_single_file(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path, kind: str) -> None:
+    file = {"tar": tar, "parquet": parquet, "flac": few_loops / "loop_mika.flac"}[kind]
+    inputs = Inputs(str(file))
+    (source,) = inputs.sources()
+    assert source.uri == file.name
+    assert (few_loops / "loop_mika.flac").read_bytes() in read(inputs, source, tmp_path).values()
+
+
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_a_list(few_loops: Path, tmp_path: Path, kind: str) -> None:
+    uris = ["loop_mika.flac", str(few_loops / "sub" / "ambi_piano.flac"), f"file://{few_loops}/loop_tabla.flac", "not-there.flac", "notes.txt"]
+    if kind == "txt":
+        listing = few_loops / f".list-{tmp_path.name}.txt"
+        listing.write_text("# tracks\n\n" + "\n".join(uris) + "\n")
+    else:
+        listing = few_loops / f".list-{tmp_path.name}.parquet"
+        pq.write_table(pa.table({"length": list(range(len(uris))), "uri": uris}), listing)
+    inputs = Inputs(str(listing))
+    sources = {source.uri: source for source in inputs.sources()}
+    listing.unlink()
+    assert list(sources) == uris[:4]
+    assert inputs.others == 1
+    for uri, name in zip(uris[:3], ("loop_mika.flac", "sub/ambi_piano.flac", "loop_tabla.flac"), strict=True):
+        assert read(inputs, sources[uri], tmp_path) == {uri: (few_loops / name).read_bytes()}
+    with pytest.raises(AudioDecodeError, match="no such file"):
+        inputs.fetch(sources["not-there.flac"], tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["https://host/a.flac?X-Signature=abc", "s3://KEY:SECRET@bucket/a.flac"])
+def test_a_list_with_secrets_is_refused_without_showing_them(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "list.txt").write_text(f"a.flac\n{uri}\n")
+    with pytest.raises(ValueError, match="entry 2 holds a query or a password") as caught:
+        list(Inputs(str(tmp_path / "list.txt")).sources())
+    assert "SECRET" not in str(caught.value)
+    assert "abc" not in str(caught.value)
+
+
+def test_a_list_without_uris_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"length": [1]}), tmp_path / "list.parquet")
+    with pytest.raises(ValueError, match="neither an audio column nor one of URIs .*its columns are length"):
+        list(Inputs(str(tmp_path / "list.parquet")).sources())
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_container_that_breaks_off_gives_what_it_can(tar: Path, parquet: Path, tmp_path: Path, kind: str) -> None:
+    file = {"tar": tar, "parquet": parquet}[kind]
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) * 2 // 3])
+    source = Source(file.name, file.stat().st_size, str(file.stat().st_mtime_ns))
+    inputs = Inputs(str(file.parent))
+    names = []
+    with pytest.raises(AudioDecodeError, match="cannot be read on") as caught:
+        names.extend(item.name for item in items(source, inputs.fetch(source, tmp_path), tmp_path))
+    assert caught.value.source == file.name
+    assert str(tmp_path) not in caught.value.reason
+
+
+def test_a_name_that_is_not_utf8_is_planned_and_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with open(os.fsencode(tmp_path / "in") + b"/caf\xe9.flac", "wb"):
+        pass
+    inputs = Inputs(str(tmp_path / "in"))
+    (source,) = inputs.sources()
+    assert source.uri == "caf\\xe9.flac"
+    with pytest.raises(AudioDecodeError, match="its name is not UTF-8"):
+        inputs.fetch(source, tmp_path)
+
+
+def test_a_source_that_changes_after_it_was_planned_ends_the_job(tmp_path: Path) -> None:
+    (tmp_path / "a.flac").write_bytes(b"before")
+    inputs = Inputs(str(tmp_path))
+    (source,) = inputs.sources()
+    (tmp_path / "a.flac").write_bytes(b"after it")
+    with pytest.raises(JobError, match=r"a\.flac has changed since it was planned"):
+        inputs.fetch(source, tmp_path)
+    (tmp_path / "a.flac").unlink()
+    with pytest.raises(JobError, match=r"a\.flac was planned and has vanished"):
+        inputs.fetch(source, tmp_path)

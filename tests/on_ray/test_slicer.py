@@ -1,0 +1,101 @@
+"""The process that decodes: files that end it cost themselves alone, and it ends with its worker."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from audiodiff_core.audio import AudioDecodeError
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.png import encode_png
+from audiodiff_core.slices import Slicing, mel_slices
+from audiodiff_platform.slicer import Slicer
+
+MEL = MelConfig(x_res=32, y_res=32, hop_length=1024)
+
+
+@pytest.fixture
+def slicer() -> Iterator[Slicer]:
+    made = Slicer(MEL, Slicing(overlap=0.5))
+    yield made
+    made.close()
+
+
+def _child(parent: int) -> psutil.Process:
+    (child,) = (process for process in psutil.Process(parent).children() if "audiodiff_platform.slicer" in process.cmdline())
+    return child
+
+
+def test_slices_are_those_of_the_core(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
+    for name in ("loop_mika", "loop_tabla"):
+        expected = list(mel_slices(loops / f"{name}.flac", Mel(MEL), Slicing(overlap=0.5)))
+        sliced = list(slicer.slices(name, loops / f"{name}.flac", tmp_path / "spool"))
+        assert [png for _, png in sliced] == [encode_png(piece.image) for piece in expected]
+        assert [(facts["index"], facts["start_s"], facts["reference_db"]) for facts, _ in sliced] == [(p.index, p.start_s, p.reference_db) for p in expected]
+
+
+def test_unusable_files_say_why_and_the_process_goes_on(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
+    process = _child(os.getpid()).pid
+    (tmp_path / "text.wav").write_text("no audio")
+    with pytest.raises(AudioDecodeError, match="not audio"):
+        slicer.slices("text.wav", tmp_path / "text.wav", tmp_path / "spool")
+    assert len(slicer.slices("good", loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
+    assert _child(os.getpid()).pid == process
+
+
+def _end_what_opens(fifo: Path) -> None:
+    """A FIFO holds whoever reads it until somebody writes: here it is killed instead, as by a decoder's fault."""
+    with fifo.open("wb"):  # returns when the other side has opened it
+        child = _child(os.getpid())
+        child.kill()
+        child.wait()
+
+
+def test_a_file_that_ends_two_processes_is_unusable(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "bad.wav")
+    killer = threading.Thread(target=lambda: [_end_what_opens(tmp_path / "bad.wav") for _ in range(2)])
+    killer.start()
+    with pytest.raises(AudioDecodeError, match=r"bad\.wav: ended 2 processes that decoded it \(SIGKILL\)"):
+        slicer.slices("bad.wav", tmp_path / "bad.wav", tmp_path / "spool")
+    killer.join()
+    assert len(slicer.slices("good", loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
+
+
+def test_a_file_whose_process_ends_once_is_used(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
+    fifo, file = tmp_path / "fifo", tmp_path / "loop.flac"
+    os.mkfifo(fifo)
+    file.symlink_to(fifo)
+
+    def end_once() -> None:
+        with fifo.open("wb"):
+            file.unlink()
+            file.symlink_to(loops / "loop_mika.flac")
+            _child(os.getpid()).kill()
+
+    killer = threading.Thread(target=end_once)
+    killer.start()
+    assert len(slicer.slices("loop", file, tmp_path / "spool").slices) > 0
+    killer.join()
+
+
+def test_the_process_ends_with_its_worker(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from audiodiff_core.mel import MelConfig\n"
+        "from audiodiff_core.slices import Slicing\n"
+        "from audiodiff_platform.slicer import Slicer\n"
+        "slicer = Slicer(MelConfig(), Slicing())\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+        child = _child(worker.pid)
+        worker.kill()
+        child.wait(timeout=30)
