@@ -1,17 +1,13 @@
 """One audio file -> its mel slices, as a stream: the memory is that of a slice, however long the file."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from audiodiff_core import audio
 from audiodiff_core.mel import Images, Mel, is_silent
-
-PNG_COMPRESS_LEVEL = 6
 
 
 @dataclass(frozen=True)
@@ -47,21 +43,3 @@ def _unless_silent(index: int, step: int, samples: audio.Samples, mel: Mel) -> I
     images, reference_db = mel.images(samples[np.newaxis])
     if not is_silent(images[0]):
         yield MelSlice(index, index * step / mel.config.sample_rate, images[0], float(reference_db[0]))
-
-
-def encode_png(image: Images) -> bytes:
-    """An image (height, width) as an 8-bit grey PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_COMPRESS_LEVEL)
-    return buffer.getvalue()
-
-
-def decode_png(content: bytes) -> Images:
-    """An 8-bit grey PNG as an image (height, width); raises ValueError for anything else."""
-    try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.mode != "L":
-                raise ValueError(f"PNG of mode {picture.mode}: a mel image is of mode L")
-            return np.asarray(picture)
-    except OSError as error:  # Pillow's UnidentifiedImageError is one
-        raise ValueError(f"{len(content)} bytes that are no whole PNG") from error
