@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from audiodiff_core import audio
-from audiodiff_core.mel import Images, Mel, is_silent
+from audiodiff_core.mel import Images, Mel
 
 
 @dataclass(frozen=True)
@@ -41,5 +41,5 @@ def mel_slices(source: str | Path | bytes, mel: Mel, overlap: float = 0.0) -> It
 
 def _unless_silent(index: int, step: int, samples: audio.Samples, mel: Mel) -> Iterator[MelSlice]:
     images, reference_db = mel.images(samples[np.newaxis])
-    if not is_silent(images[0]):
+    if not mel.is_silent(float(reference_db[0])):
         yield MelSlice(index, index * step / mel.config.sample_rate, images[0], float(reference_db[0]))
