@@ -2,11 +2,11 @@
 
 Glossary, with one range each:
   slice   float32 (slice_size,)          samples, nominally in [-1, 1]
-  image   uint8   (y_res, x_res)         log-mel power, row 0 = lowest band, 0 = `top_db` below the slice's maximum, 255 = its maximum
+  image   uint8   (y_res, x_res)         log-mel power, row 0 = lowest band, 255 = the reference (the slice's maximum or a given one), 0 = `top_db` below
   model   float32 (1, y_res, x_res)      the image in [-1, 1]; `to_model` and `to_image` are the only places that convert
 
 The image is, to the pixel, that of the original project and of diffusers' `Mel`: librosa's centred STFT with zero padding, Slaney
-filterbank, dB relative to the slice's own maximum.
+filterbank, dB relative to the slice's own maximum. Relative to a track's maximum instead, its slices keep their loudness among each other.
 """
 
 import hashlib
@@ -149,22 +149,34 @@ class Mel:
             raise ValueError(f"overlap {overlap} is not in [0, 1)")
         return max(1, round(self.config.slice_size * (1 - overlap)))
 
-    def images(self, slices: Samples) -> tuple[Images, npt.NDArray[np.float32]]:
-        """Slices (batch, n <= slice_size), padded with silence to slice_size -> images (batch, y_res, x_res) and the level of
-        each one's maximum in dB (batch,): what was 255 in the image was that power. A slice of silence is 255 throughout."""
+    def images(self, slices: Samples, reference_db: float | None = None) -> tuple[Images, npt.NDArray[np.float32]]:
+        """Slices (batch, n <= slice_size), padded with silence to slice_size -> images (batch, y_res, x_res) and the power in dB that is 255
+        in each (batch,): `reference_db`, louder being 255 too, or the slice's own maximum where that is None.
+
+        Relative to its own maximum, a slice of silence is 255 throughout; relative to any reference from top_db - 100 dB on, it is 0 throughout.
+        """
         images = np.empty((len(slices), self.config.y_res, self.config.x_res), np.uint8)
-        reference_db = np.empty(len(slices), np.float32)
+        references = np.empty(len(slices), np.float32)
         levels_per_db = np.float32(IMAGE_MAX / self.config.top_db)
         for index, samples in enumerate(slices):
-            levels = self._decibels(samples)
-            reference_db[index] = levels.max()
-            levels *= levels_per_db
-            levels += np.float32(IMAGE_MAX + 0.5) - reference_db[index] * levels_per_db
-            np.copyto(images[index], levels.clip(0, IMAGE_MAX + 0.5, out=levels), casting="unsafe")
-        return images, reference_db
+            power = self._mel_power(samples)
+            references[index] = 10 * np.log10(power.max()) if reference_db is None else reference_db
+            level = np.log10(power, out=power)
+            level *= 10 * levels_per_db
+            level += np.float32(IMAGE_MAX + 0.5) - references[index] * levels_per_db
+            np.copyto(images[index], level.clip(0, IMAGE_MAX + 0.5, out=level), casting="unsafe")
+        return images, references
 
-    def _decibels(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """A slice's mel power in dB (y_res, x_res), at least that of MIN_POWER."""
+    def peak_db(self, slices: Samples) -> npt.NDArray[np.float32]:
+        """Slices as for `images` -> the power of each one's maximum in dB (batch,): at least -100, silence. The largest of a track is its reference."""
+        return np.array([10 * np.log10(self._mel_power(samples).max()) for samples in slices], np.float32)
+
+    def is_silent(self, peak_db: float) -> bool:
+        """Whether a slice of this peak is complete silence to the original: relative to its own maximum, every pixel rounds to 255."""
+        return bool(peak_db <= 10 * np.log10(MIN_POWER) + self.config.top_db / IMAGE_MAX / 2)
+
+    def _mel_power(self, samples: Samples) -> npt.NDArray[np.float32]:
+        """A slice's power in each band and frame (y_res, x_res), at least MIN_POWER."""
         import scipy.fft  # takes half a second to import, then half the time of numpy's on float32
 
         config = self.config
@@ -180,18 +192,11 @@ class Mel:
             power = np.square(np.abs(scipy.fft.rfft(frames[chunk] * self._window, overwrite_x=True)))
             for bands, bins, weights in self._blocks:
                 np.matmul(weights, power[:, bins].T, out=mel[bands, chunk])
-        np.log10(np.maximum(mel, MIN_POWER, out=mel), out=mel)
-        mel *= 10
-        return mel
+        return np.maximum(mel, MIN_POWER, out=mel)
 
     def power(self, images: Images) -> npt.NDArray[np.float32]:
-        """Images (batch, y_res, width) -> mel power relative to the slice's maximum, in (0, 1]."""
+        """Images (batch, y_res, width) -> mel power relative to the image's reference, in (0, 1]."""
         return np.power(10, (images.astype(np.float64) / IMAGE_MAX - 1) * self.config.top_db / 10).astype(np.float32)
-
-
-def is_silent(image: Images) -> bool:
-    """Whether an image is that of complete silence (relative to its own maximum, silence is all maximum)."""
-    return bool((image == IMAGE_MAX).all())
 
 
 def to_model(images: Any) -> Any:

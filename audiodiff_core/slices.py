@@ -9,7 +9,7 @@ import numpy as np
 import pydantic
 
 from audiodiff_core import audio
-from audiodiff_core.mel import SILENCE_DB, Images, Mel
+from audiodiff_core.mel import Images, Mel
 
 
 class Slicing(pydantic.BaseModel):
@@ -20,7 +20,7 @@ class Slicing(pydantic.BaseModel):
     overlap: float = pydantic.Field(0.0, ge=0, lt=1, description="share of a slice that the next one repeats, 0 to 1")
     tail: Literal["drop", "pad"] = pydantic.Field("drop", description="a file's last samples, where they do not fill a slice: drop, or pad with silence")
     reference: Literal["slice", "track"] = pydantic.Field(
-        "slice", description="what an image's brightest value stands for: the maximum of its slice, or of its track (keeps loudness between slices; decodes twice)"
+        "slice", description="what an image's brightest value stands for: its slice's maximum, or its track's (keeps loudness between slices; decodes twice)"
     )
     silence_threshold_db: float | None = pydantic.Field(
         None, ge=-120, le=0, description="slices of a lower level (RMS, dB of full scale) are left out; none: only those of complete silence"
@@ -55,7 +55,7 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
             continue
         images, references_db = mel.images(samples[np.newaxis], track_db)
         reference_db = float(references_db[0])
-        if (peaks_db[index] if peaks_db else reference_db) > SILENCE_DB:
+        if not mel.is_silent(peaks_db[index] if peaks_db else reference_db):
             yield MelSlice(index, index * step / rate, len(samples) / rate, images[0], reference_db)
 
 

@@ -90,7 +90,8 @@ class Inputs:
         for entry in self.folder.walk():
             path = PurePosixPath(entry.name)
             extension = path.suffix.lower()
-            if not path.name.startswith(".") and (extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._holds_audio(entry))):
+            wanted = extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._holds_audio(entry))
+            if wanted and not path.name.startswith("."):
                 name = _utf8(entry.name)
                 yield Source(name, entry.size, entry.version if name == entry.name else "not utf-8")
             else:
@@ -141,7 +142,8 @@ class Inputs:
             strings = [field.name for field in table.schema_arrow if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
             column = next((name for name in LIST_COLUMNS if name in strings), None)
             if column is None:
-                raise ValueError(f"input_dir {self.uri}: neither an audio column nor one of URIs ({', '.join(LIST_COLUMNS)}); its columns are {', '.join(table.schema_arrow.names)}")
+                columns = ", ".join(table.schema_arrow.names)
+                raise ValueError(f"input_dir {self.uri}: neither an audio column nor one of URIs ({', '.join(LIST_COLUMNS)}); its columns are {columns}")
             for batch in table.iter_batches(columns=[column]):
                 yield from filter(None, batch.column(0).to_pylist())
 
@@ -169,6 +171,12 @@ class Inputs:
         return folder.fetch(name, scratch)
 
 
+class Archive(tarfile.TarFile):
+    """A tar file, which keeps the headers that it has read in `members`."""
+
+    members: list[tarfile.TarInfo]
+
+
 def items(source: Source, local: Path, scratch: Path) -> Iterator[Item]:
     """The audio files of a source, each to be read before the next is asked for.
 
@@ -185,7 +193,7 @@ def items(source: Source, local: Path, scratch: Path) -> Iterator[Item]:
 
 def _members(source: Source, local: Path, scratch: Path) -> Iterator[Item]:
     try:
-        with tarfile.open(local, "r:") as archive:
+        with Archive.open(local, "r:") as archive:
             for member in archive:
                 archive.members.clear()  # or a shard of many members would fill the memory with their headers
                 extension = PurePosixPath(member.name).suffix.lower()

@@ -1,10 +1,8 @@
 """What each worker of prepare does: a planned shard's sources -> its part of each split, and its quarantine, then its commit."""
 
-import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,19 +37,17 @@ class PrepareWorker:
         """Writes the shard's files and commits it; says how many files and slices it holds."""
         planned = read_shard(self.output, shard)
         wanted = [(source, left_out) for source, left_out in planned if source.uri not in left_out]
-        tally = Tally(duplicates=len(planned) - len(wanted))
         with self.output.scratch() as scratch:
-            parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
+            draft = Draft(scratch, duplicates=len(planned) - len(wanted))
             for source, left_out, fetching in self._fetched(wanted, scratch):
                 try:
-                    self._add_source(source, left_out, fetching.result(), scratch, parts, tally)
+                    self._add_source(source, left_out, fetching.result(), draft)
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-                    tally.failed(source.uri, error.reason, source.size)
-            record = {split: part.closed() for split, part in parts.items()}
-            names = self._put(shard, {data_file(shard, split): parts[split].file for split in parts if record[split]["rows"]}, tally.failures, scratch)
-        counts = {"files": tally.files, "duplicates": tally.duplicates}
-        commits.commit(self.output, shard, {**record[TRAIN], VALIDATION: record[VALIDATION], **counts, "failures": tally.failures, "parts": names})
-        return {"shard": shard, "files": tally.files, "slices": sum(part["rows"] for part in record.values()), "unusable": len(tally.failures)}
+                    draft.failed(source.uri, error.reason, source.size)
+            splits = {split: part.closed() for split, part in draft.parts.items()}
+            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
+            commits.commit(self.output, shard, {**record, "parts": self._put(shard, draft, splits)})
+        return {"shard": shard, "files": draft.files, "slices": sum(split["rows"] for split in splits.values()), "unusable": len(draft.failures)}
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
         """The sources as local files, the next ones on their way while one is sliced."""
@@ -65,27 +61,25 @@ class PrepareWorker:
                     return
                 yield ahead.popleft()
 
-    def _add_source(self, source: Source, left_out: list[str], local: Path, scratch: Path, parts: dict[str, "Part"], tally: "Tally") -> None:
+    def _add_source(self, source: Source, left_out: list[str], local: Path, draft: "Draft") -> None:
         try:
-            for item in items(source, local, scratch):
+            for item in items(source, local, draft.scratch):
                 if item.name in left_out:
-                    tally.duplicates += 1
+                    draft.duplicates += 1
                     continue
                 try:
-                    self._add(item, scratch, parts)
-                    tally.used += 1
+                    self._add(item, draft)
                 except AudioDecodeError as error:
-                    tally.failed(item.name, error.reason, item.local.stat().st_size)
+                    draft.failed(item.name, error.reason, item.local.stat().st_size)
         finally:
-            if local.parent == scratch:
+            if local.parent == draft.scratch:
                 local.unlink()
 
-    def _add(self, item: Item, scratch: Path, parts: dict[str, "Part"]) -> None:
+    def _add(self, item: Item, draft: "Draft") -> None:
         """Adds an item's slices to its split, all or (raising AudioDecodeError) none."""
-        with item.local.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        sliced = self.slicer.slices(item.name, item.local, scratch / "slices.png")
-        part = parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
+        sha256 = commits.file_sha256(item.local)
+        sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
+        part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
             part.add(
                 {
@@ -98,27 +92,28 @@ class PrepareWorker:
                     "reference_db": piece["reference_db"],
                 }
             )
+        draft.used += 1
 
-    def _put(self, shard: int, data: dict[str, Path], failures: list[dict[str, Any]], scratch: Path) -> dict[str, str]:
+    def _put(self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]) -> dict[str, str]:
         """Moves the shard's finished files in; gives the digest of each by its name."""
-        if failures:
-            quarantine = scratch / "quarantine.parquet"
-            pq.write_table(pa.Table.from_pylist(failures, QUARANTINE_SCHEMA), quarantine)
-            data = {**data, f"quarantine/{shard:06d}.parquet": quarantine}
-        digests = {}
-        for name, local in data.items():
-            digests[name] = commits.file_sha256(local)
+        parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
+        if draft.failures:
+            parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
+            pq.write_table(pa.Table.from_pylist(draft.failures, QUARANTINE_SCHEMA), draft.scratch / "quarantine.parquet")
+        digests = {name: commits.file_sha256(local) for name, local in parts.items()}
+        for name, local in parts.items():
             self.output.move_in(local, name)
         return digests
 
 
-@dataclass
-class Tally:
-    """What became of a shard's files."""
+class Draft:
+    """A shard in the making: its parts by split, and what became of its files."""
 
-    used: int = 0
-    duplicates: int = 0
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, scratch: Path, duplicates: int) -> None:
+        self.scratch, self.duplicates = scratch, duplicates
+        self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
+        self.used = 0
+        self.failures: list[dict[str, Any]] = []
 
     @property
     def files(self) -> int:

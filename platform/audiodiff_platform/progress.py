@@ -33,7 +33,8 @@ class Progress:
         total = sum(size.seconds for size in self._pending.values())
         left = elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
         counts = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
-        return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {_duration(left)} left"
+        rate = self._counts["files"] / elapsed
+        return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {rate:,.1f} files/s, {_duration(left)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import Samples, decode, encode
 from audiodiff_core.mel import Images, Mel
 from audiodiff_core.metrics import EMBEDDER, FeatureStatistics, frechet_distance, logmel_stats, spread
-from audiodiff_core.slices import encode_png
+from audiodiff_core.png import encode_png
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.prepare import PrepareOptions
 from audiodiff_platform.train_worker import METRICS

@@ -74,10 +74,10 @@ class Folder:
 
     def _walk_s3(self) -> Iterator[Entry]:
         bucket, _, prefix = self.root.partition("/")
-        page: dict[str, Any] = {"NextContinuationToken": None}
-        while "NextContinuationToken" in page:
-            token = page["NextContinuationToken"]
-            page = self.filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **({"ContinuationToken": token} if token else {}))
+        request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
+        while request:
+            page = self.filesystem.call_s3("list_objects_v2", **request)
+            request = {**request, "ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
             for found in page.get("Contents", []):
                 if not found["Key"].endswith("/"):
                     yield Entry(f"{bucket}/{found['Key']}"[len(self.root) + 1 :], found["Size"], _version(found))

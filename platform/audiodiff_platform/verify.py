@@ -14,8 +14,8 @@ def verify(output: Folder, workers: int) -> None:
     shards = sorted(commits.committed(output))
     wrong = sorted(counts["shard"] for counts in run_shards(VerifyWorker, (output.uri,), shards, workers) if counts["wrong"])
     if wrong:
-        names = ", ".join(f"_commits/{shard:06d}.json" for shard in wrong)
-        raise JobError(f"{output.uri}: the files of {len(wrong)} of {len(shards)} shards are not those that were committed: remove {names} and run again to make them anew")
+        names = " ".join(f"_commits/{shard:06d}.json" for shard in wrong)
+        raise JobError(f"{output.uri}: {len(wrong)} of {len(shards)} shards are not what was committed: remove {names} and run again to make them anew")
     say(f"verified: all {len(shards):,} shards are what was committed")
 
 

@@ -17,7 +17,7 @@ from diffusers import Mel as OracleMel
 from librosa.filters import mel as librosa_filterbank
 from PIL import Image
 
-from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, filterbank, is_silent, to_image, to_model
+from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, filterbank, to_image, to_model
 from audiodiff_core.slices import mel_slices
 
 GEOMETRIES = [
@@ -62,7 +62,7 @@ def test_every_shipped_loop_gives_the_images_of_the_oracle(loop_files: list[Path
     for file in loop_files:
         expected = oracle_images(config, librosa_audio(file))
         made = list(mel_slices(file, Mel(config)))
-        audible = [index for index, image in enumerate(expected) if not is_silent(image)]
+        audible = [index for index, image in enumerate(expected) if (image != IMAGE_MAX).any()]
         assert [piece.index for piece in made] == audible, file.name
         assert_nearly_equal(np.stack([piece.image for piece in made]), np.stack([expected[index] for index in audible]))
 
@@ -132,15 +132,48 @@ def test_silence_is_all_maximum_as_in_the_oracle() -> None:
     silence = np.zeros(SMALL.slice_size, np.float32)
     images, levels = Mel(SMALL).images(silence[np.newaxis])
     assert (images == IMAGE_MAX).all()
-    assert is_silent(images[0])
     assert levels[0] == pytest.approx(-100, abs=1e-3)
     np.testing.assert_array_equal(oracle_images(SMALL, silence)[0], images[0])
 
 
-def test_one_dark_pixel_is_not_silence() -> None:
-    image = np.full((64, 64), IMAGE_MAX, np.uint8)
-    image[3, 4] = IMAGE_MAX - 1
-    assert not is_silent(image)
+@pytest.mark.parametrize("top_db", [40, 80])
+@pytest.mark.parametrize("half_levels", [-20, 0, 0.5, 0.9, 1.1, 2, 90])
+def test_a_slice_is_silent_where_the_oracles_image_is_all_maximum(hum: Callable[..., npt.NDArray[np.float32]], top_db: int, half_levels: float) -> None:
+    config = SMALL.model_copy(update={"top_db": top_db})
+    mel, samples = Mel(config), hum(SMALL.slice_size)
+    target_db = -100 + half_levels * top_db / 255 / 2
+    samples *= 10 ** ((target_db - mel.peak_db(samples[np.newaxis])[0]) / 20)
+    silent = bool((oracle_images(config, samples)[0] == IMAGE_MAX).all())
+    assert silent == (half_levels < 1)
+    assert mel.is_silent(mel.peak_db(samples[np.newaxis])[0]) == silent
+
+
+def test_peak_is_the_reference_of_the_image(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    mel = Mel(SMALL)
+    slices = np.stack([hum(SMALL.slice_size) * level for level in (1, 0.1, 0)])
+    peaks = mel.peak_db(slices)
+    assert (peaks.shape, str(peaks.dtype)) == ((3,), "float32")
+    np.testing.assert_array_equal(peaks, mel.images(slices)[1])
+
+
+def test_relative_to_a_given_reference_images_keep_their_loudness(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    mel = Mel(SMALL)
+    slices = np.stack([hum(SMALL.slice_size) * level for level in (1, 0.1, 0)])
+    own, peaks = mel.images(slices)
+    images, references = mel.images(slices, reference_db=float(peaks[0]))
+    np.testing.assert_array_equal(references, peaks[[0, 0, 0]])
+    np.testing.assert_array_equal(images[0], own[0])
+    quieter = (own[1] - 20 * IMAGE_MAX / 80).clip(0)
+    assert np.abs(images[1] - quieter).max() <= 1
+    assert (images[2] == 0).all()
+
+
+def test_what_is_louder_than_the_given_reference_is_255(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    samples = hum(SMALL.slice_size)[np.newaxis]
+    own, peaks = Mel(SMALL).images(samples)
+    images, _ = Mel(SMALL).images(samples, reference_db=float(peaks[0]) - 16)
+    assert np.abs(images - (own + 16 * IMAGE_MAX / 80).clip(0, 255)).max() <= 1
+    assert (images == IMAGE_MAX).sum() > 100
 
 
 @pytest.mark.parametrize("count", [1, 3_000, SMALL.slice_size - 1, SMALL.slice_size])

@@ -1,16 +1,13 @@
 """Slices have the original's boundaries and gaps, however the file is read; PNGs give their pixels back."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
 
 from audiodiff_core import audio
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.png import decode_png, encode_png
 from audiodiff_core.slices import MelSlice, Slicing, mel_slices
 
 Hum = Callable[..., npt.NDArray[np.float32]]
@@ -139,32 +136,3 @@ def test_a_track_reference_keeps_loudness_between_slices(tiny_mel: MelConfig, hu
     assert quiet.reference_db == loud.reference_db == pytest.approx(list(mel_slices(wav(samples), mel))[1].reference_db)
     assert loud.image.max() == 255
     assert (255 - int(quiet.image.max())) * tiny_mel.top_db / 255 == pytest.approx(20, abs=0.5)
-
-
-def test_png_gives_its_pixels_back() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
-    content = encode_png(image)
-    assert content == encode_png(image.copy())
-    with Image.open(io.BytesIO(content)) as picture:
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (40, 24))
-    decoded = decode_png(content)
-    assert decoded.dtype == np.uint8
-    np.testing.assert_array_equal(decoded, image)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "I;16", "P", "1"])
-def test_png_of_another_mode_is_refused(mode: str) -> None:
-    buffer = io.BytesIO()
-    Image.new(mode, (8, 8)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match=f"mode {mode}"):
-        decode_png(buffer.getvalue())
-
-
-@pytest.mark.parametrize("damage", ["empty", "bmp", "cut", "header"])
-def test_what_is_no_whole_png_is_refused(damage: str) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "BMP")
-    content = {"empty": b"", "bmp": buffer.getvalue(), "cut": encode_png(image)[:1_000], "header": encode_png(image)[:20]}[damage]
-    with pytest.raises(ValueError, match="PNG"):
-        decode_png(content)

@@ -104,7 +104,7 @@ def test_a_list_with_secrets_is_refused_without_showing_them(tmp_path: Path, uri
 
 def test_a_list_without_uris_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"length": [1]}), tmp_path / "list.parquet")
-    with pytest.raises(ValueError, match="neither an audio column nor one of URIs .*its columns are length"):
+    with pytest.raises(ValueError, match=r"neither an audio column nor one of URIs .*its columns are length"):
         list(Inputs(str(tmp_path / "list.parquet")).sources())
 
 
@@ -115,7 +115,7 @@ def test_a_container_that_breaks_off_gives_what_it_can(tar: Path, parquet: Path,
     file.write_bytes(content[: len(content) * 2 // 3])
     source = Source(file.name, file.stat().st_size, str(file.stat().st_mtime_ns))
     inputs = Inputs(str(file.parent))
-    names = []
+    names: list[str] = []
     with pytest.raises(AudioDecodeError, match="cannot be read on") as caught:
         names.extend(item.name for item in items(source, inputs.fetch(source, tmp_path), tmp_path))
     assert caught.value.source == file.name
