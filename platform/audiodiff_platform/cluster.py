@@ -94,7 +94,7 @@ def require_shared(option: str, uri: str, witness: str) -> None:
     if len(nodes) < 2:
         return
     probe = ray.remote(num_cpus=0)(os.path.exists)
-    strategies = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: one that has just died is asked elsewhere
     seen = ray.get([probe.options(scheduling_strategy=strategy).remote(str(file)) for strategy in strategies])
     if not all(seen):
         raise ValueError(f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a path that all share, or s3:// or gs://")

@@ -15,16 +15,17 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
 from audiodiff_platform.inputs import Inputs, Source, items
-from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, sizes
+from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
 from audiodiff_platform.progress import Progress
 from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
 
 DIGESTS = "_digests"
+SHARD_SECONDS_AT_LEAST = 1_800
 SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
 
 
-def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], shard_minutes: float | None, workers: int) -> dict[str, list[str]]:
+def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], workers: int) -> dict[str, list[str]]:
     """The items of new `sources` whose bytes an item planned earlier has, or one of them with a smaller name; by source.
 
     Reads all of `sources`, on workers; an interrupted pass goes on from its finished shards.
@@ -32,7 +33,7 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], s
     generation = len(output.names("_plan/*.parquet"))
     folder = Folder(f"{output.uri}/{DIGESTS}/{generation:04d}")
     planned, new = new_sources(folder, sources)
-    assigned = cut(new, shard_minutes, first=len(planned))
+    assigned = cut(new, shard_seconds(new, SHARD_SECONDS_AT_LEAST), first=len(planned))
     append_plan(folder, assigned, {})
     pending = {shard: size for shard, size in {**planned, **sizes(assigned)}.items() if shard not in commits.committed(folder)}
     progress = Progress("digests", pending)

@@ -17,7 +17,6 @@ from audiodiff_platform.storage import Folder
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("left_out", pa.list_(pa.string()))])
 
-SHARD_SECONDS_AT_LEAST = 600
 SHARD_SECONDS_AT_MOST = 3 * 3_600
 SHARDS_AIMED_AT = 256
 ROW_GROUP_ROWS = 4_096  # a worker reads only those that hold its shard
@@ -48,15 +47,20 @@ def new_sources(folder: Folder, sources: Iterable[Source]) -> tuple[dict[int, Sh
     return shards, list(present.values())
 
 
-def cut(sources: list[Source], shard_minutes: float | None, first: int) -> list[tuple[int, Source]]:
-    """Sources in the plan's order, each with its shard, counted from `first`. `shard_minutes`: the least audio in a shard; none: by corpus."""
+def shard_seconds(sources: Iterable[Source], at_least: float) -> float:
+    """The audio that each of their shards should hold: a share of the whole, at least `at_least` and at most SHARD_SECONDS_AT_MOST."""
     total = sum(source.seconds for source in sources)
-    automatic = min(max(total / SHARDS_AIMED_AT, SHARD_SECONDS_AT_LEAST), SHARD_SECONDS_AT_MOST)
-    target = automatic if shard_minutes is None else shard_minutes * 60
+    return max(at_least, min(total / SHARDS_AIMED_AT, SHARD_SECONDS_AT_MOST))
+
+
+def cut(sources: list[Source], seconds: float, first: int) -> list[tuple[int, Source]]:
+    """Sources in the plan's order, each with its shard, counted from `first`: shards of about equal size, of `seconds` or more."""
+    total = sum(source.seconds for source in sources)
+    target = total / max(1, int(total / seconds))
     assigned = []
     shard, filled = first, 0.0
     for source in sorted(sources, key=lambda source: (hashlib.blake2b(source.uri.encode(), digest_size=16).digest(), source.uri)):
-        if filled >= target:
+        if filled and filled + source.seconds / 2 > target:
             shard, filled = shard + 1, 0.0
         assigned.append((shard, source))
         filled += source.seconds

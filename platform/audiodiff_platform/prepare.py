@@ -22,7 +22,7 @@ from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRA
 from audiodiff_platform.duplicates import find_duplicates
 from audiodiff_platform.inputs import Inputs, Source
 from audiodiff_platform.job import JobError
-from audiodiff_platform.plan import ShardSize, append_plan, cut, new_sources, sizes
+from audiodiff_platform.plan import ShardSize, append_plan, cut, new_sources, shard_seconds, sizes
 from audiodiff_platform.prepare_worker import PrepareWorker
 from audiodiff_platform.progress import Progress
 from audiodiff_platform.publish import claim_repository, publish
@@ -32,6 +32,8 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.verify import verify
 
 REASONS_SHOWN = 10
+SHARD_SECONDS_AT_LEAST = 300
+SHARD_SLICES_AT_LEAST = 96
 
 
 class PrepareOptions(Slicing, Options):
@@ -49,7 +51,7 @@ class PrepareOptions(Slicing, Options):
     validation_fraction: float = pydantic.Field(0.0, ge=0, lt=1, description="share of tracks held out as split validation, by a hash of their content, 0 to 1")
     drop_duplicates: bool = pydantic.Field(False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1")
-    shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 10 to 180 by corpus")
+    shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all CPUs")
     verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
     push_to_hub: str | None = pydantic.Field(None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published")
@@ -77,6 +79,13 @@ class PrepareOptions(Slicing, Options):
 
     def slicing(self) -> Slicing:
         return Slicing.model_validate(self.model_dump(include=set(Slicing.model_fields)))
+
+    def shard_seconds(self, sources: list[Source]) -> float:
+        """The audio for a shard: by default enough slices for a row group, so that small corpora use all workers too."""
+        if self.shard_minutes is not None:
+            return self.shard_minutes * 60
+        step_s = self.mel().slice_duration_s * (1 - self.overlap)
+        return shard_seconds(sources, max(SHARD_SECONDS_AT_LEAST, SHARD_SLICES_AT_LEAST * step_s))
 
     def settings(self) -> dict[str, Any]:
         """All that decides what the dataset holds."""
@@ -106,8 +115,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
             commits.claim(output, SETTINGS, options.settings())
             require_shared("output_dir", options.output_dir, SETTINGS)
-            left_out = find_duplicates(options.input_dir, output, new, options.shard_minutes, workers) if options.drop_duplicates else {}
-            assigned = cut(new, options.shard_minutes, first=len(planned))
+            left_out = find_duplicates(options.input_dir, output, new, workers) if options.drop_duplicates else {}
+            assigned = cut(new, options.shard_seconds(new), first=len(planned))
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
             _make(options, output, {shard: size for shard, size in planned.items() if shard not in done}, workers)
