@@ -79,15 +79,14 @@ def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out
     """Writes new shards to the plan, beside those that are there. `left_out`: items not to be used, by source."""
     if not assigned:
         return
-    columns = [
-        pa.array((shard for shard, _ in assigned), pa.int32(), size=len(assigned)),
-        pa.array((source.uri for _, source in assigned), pa.string(), size=len(assigned)),
-        pa.array((source.size for _, source in assigned), pa.int64(), size=len(assigned)),
-        pa.array((source.version for _, source in assigned), pa.string(), size=len(assigned)),
-        pa.array((left_out.get(source.uri, []) for _, source in assigned), pa.list_(pa.string()), size=len(assigned)),
-    ]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(assigned), ROW_GROUP_ROWS):
+            rows = [
+                {"shard": shard, "uri": source.uri, "size": source.size, "version": source.version, "left_out": left_out.get(source.uri, [])}
+                for shard, source in assigned[start : start + ROW_GROUP_ROWS]
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
     folder.write(f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet", buffer.getvalue())
 
 
