@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ORIGINAL := .venv-original
 
 .PHONY: install demo test check soak bench
 
@@ -29,6 +30,13 @@ test: check
 soak: install
 	$(BIN)/pytest tests/journey --soak
 
+# The original project, in an environment of its own since it needs older libraries: what `make bench` compares with.
+$(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchmarks/original/constraints.txt
+	$(PYTHON) -m venv $(ORIGINAL)
+	$(ORIGINAL)/bin/pip install --quiet --disable-pip-version-check --constraint tests/benchmarks/original/constraints.txt \
+		--requirement tests/benchmarks/original/requirements.txt
+	touch $@
+
 # Every measured claim, ours beside the alternative.
-bench: install
+bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks

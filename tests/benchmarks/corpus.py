@@ -1,0 +1,69 @@
+"""A folder of music to measure with, made from the loops in tests/data/loops: the same audio each time.
+
+    python -m tests.benchmarks.corpus FOLDER [--files 12] [--seconds 80] [--format ogg|flac|mp3]
+
+Each file is stereo at 44.1 kHz. A side is a chain of all loops, each at a pitch of its own (by resampling), cut at the length asked for;
+file and side choose where the chain begins and the pitches, so no two files and no two sides are alike. (Ogg files differ in a serial
+number from run to run, not in their audio.)
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from audiodiff_core.audio import Samples, decode
+
+LOOPS = Path(__file__).parents[1] / "data" / "loops"
+SAMPLE_RATE = 44_100
+FORMATS = {"ogg": ("OGG", "VORBIS"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
+PEAK = 0.8
+BLOCK = 1 << 16  # libsndfile's Vorbis encoder overflows its stack where it is given minutes at once
+
+
+def make_corpus(folder: Path, files: int = 12, seconds: float = 80, form: str = "ogg") -> list[Path]:
+    """Writes `files` files of `seconds` s each in a format of `FORMATS`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loops = [decode(file, SAMPLE_RATE) for file in sorted(LOOPS.glob("*.flac"))]
+    container, subtype = FORMATS[form]
+    made = []
+    for number in range(files):
+        sides = [_chain(loops, round(seconds * SAMPLE_RATE), 2 * number + side) for side in range(2)]
+        made.append(folder / f"{number:04d}.{form}")
+        with soundfile.SoundFile(made[-1], "w", SAMPLE_RATE, 2, format=container, subtype=subtype) as file:
+            stereo = np.stack(sides, axis=1)
+            for start in range(0, len(stereo), BLOCK):
+                file.write(stereo[start : start + BLOCK])
+    return made
+
+
+def _chain(loops: Sequence[Samples], length: int, number: int) -> Samples:
+    """`length` samples of loops in turn, at pitches between three quarters and four thirds of their own; `number` seeds both."""
+    random = np.random.default_rng(number)
+    pieces: list[Samples] = []
+    place = number
+    while sum(map(len, pieces)) < length:
+        loop = loops[place % len(loops)]
+        pitch = float(np.exp2(random.uniform(-5, 5) / 12))
+        piece = soxr.resample(loop, SAMPLE_RATE * pitch, SAMPLE_RATE)
+        pieces.append((piece / max(np.abs(piece).max(), 1e-9) * PEAK).astype(np.float32))
+        place += 1
+    return np.concatenate(pieces)[:length]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, help="where the files are written")
+    parser.add_argument("--files", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=80, help="length of each file")
+    parser.add_argument("--format", choices=FORMATS, default="ogg")
+    given = parser.parse_args()
+    made = make_corpus(given.folder, given.files, given.seconds, given.format)
+    print(f"{len(made)} files of {given.seconds:g} s, {sum(file.stat().st_size for file in made) / 1e6:.1f} MB: {given.folder}")
+
+
+if __name__ == "__main__":
+    main()
