@@ -76,11 +76,16 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
 
     Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes.
     """
-    if "://" in uri or (hub_id and uri.count("/") == 1 and not uri.startswith(".") and not Path(uri).exists()):
+    if "://" in uri or (hub_id and is_hub_id(uri)):
         return uri
     if inside_submitted_job() and not Path(uri).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
     return str(Path(uri).absolute())
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` reads as OWNER/NAME on the Hugging Face Hub and is no path that exists here."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def require_shared(option: str, uri: str, witness: str) -> None:

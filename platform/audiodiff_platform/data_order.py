@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.training import TrainBatch
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import TrainingImages
 
 STREAMS = 24
 WINDOW_ROWS = 256
 
 
-def train_batch(dataset: MelDataset, seed: int, numbers: Sequence[int]) -> TrainBatch:
+def train_batch(dataset: TrainingImages, seed: int, numbers: Sequence[int]) -> TrainBatch:
     """The samples of those numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
     group_rows = tuple(rows for _, _, rows in dataset.groups)
     orders = {epoch: Order(group_rows, seed, epoch) for epoch in {number // dataset.rows for number in numbers}}

@@ -12,7 +12,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -79,8 +79,28 @@ Digest `{summary["digest"]}`.
 """
 
 
+class TrainingImages(Protocol):
+    """What training reads: mel images by their place, whoever wrote them (`imported.open_dataset` opens any)."""
+
+    mel: MelConfig
+    mel_origin: str  # where `mel` was stated, in words
+    rows: int
+    groups: list[tuple[int, int, int]]  # (shard, row group in it, rows): what is read together
+    witness: str  # a file of the dataset, which each node must see
+
+    @property
+    def digest(self) -> str:
+        """Names the content."""
+
+    def image(self, group: int, row: int) -> Images:
+        """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
+
+
 class MelDataset:
     """A finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch."""
+
+    mel_origin = f"its {MEL_CONFIG}"
+    witness = commits.SUCCESS
 
     def __init__(self, uri: str) -> None:
         self.folder = Folder(uri)

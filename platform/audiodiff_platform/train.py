@@ -23,7 +23,8 @@ from audiodiff_core.models import build_unet, check_resolution, parameter_count
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.data_order import STREAMS
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import TrainingImages
+from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
@@ -39,9 +40,11 @@ BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two momen
 def train(options: TrainOptions) -> dict[str, Any]:
     """Runs the job; says how far training came and where the model is."""
     began = time.monotonic()
-    places = {name: usable_path(name, getattr(options, name)) for name in ("dataset_name", "output_dir")}
+    places = {"dataset_name": usable_path("dataset_name", options.dataset_name, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
+    if options.mel_config is not None:
+        places["mel_config"] = usable_path("mel_config", options.mel_config)
     options = options.model_copy(update=places)
-    dataset = MelDataset(options.dataset_name)
+    dataset = open_dataset(options.dataset_name, options.mel_config)
     check_resolution(options.preset, dataset.mel)
     with torch.device("meta"):
         parameters = parameter_count(build_unet(options.preset, dataset.mel))
@@ -50,12 +53,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, options.settings(dataset.digest))
     if finished := _finished(options, dataset, output):
         return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
-    say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {dataset.mel.x_res}x{dataset.mel.y_res}")
+    say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {_described(dataset)}")
     with connected():
         gpu = gpus() > 0
         workers = options.num_workers or _all_workers(options, gpu)
         require_resources(workers, gpus_each=int(gpu))
-        require_shared("dataset_name", options.dataset_name, commits.SUCCESS)
+        require_shared("dataset_name", options.dataset_name, dataset.witness)
+        if options.mel_config is not None:
+            require_shared("mel_config", options.mel_config, witness="")
         commits.claim(output, SETTINGS, options.settings(dataset.digest))
         require_shared("output_dir", options.output_dir, SETTINGS)
         _fit(options, workers, gpu)
@@ -64,7 +69,12 @@ def train(options: TrainOptions) -> dict[str, Any]:
     return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def _finished(options: TrainOptions, dataset: MelDataset, output: Folder) -> dict[str, float] | None:
+def _described(dataset: TrainingImages) -> str:
+    mel = dataset.mel
+    return f"{mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft} (by {dataset.mel_origin})"
+
+
+def _finished(options: TrainOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
     """The metrics of the model that is there, where it was trained just so."""
     if not output.exists(f"model/{RECORD}"):
         return None

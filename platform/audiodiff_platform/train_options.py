@@ -16,7 +16,14 @@ DEFAULT_EPOCHS = 100
 class TrainOptions(Options):
     """What to train on which data, for how long. The mel parameters come with the data."""
 
-    dataset_name: str = pydantic.Field(description="mel dataset made by prepare: a path, s3:// or gs://")
+    dataset_name: str = pydantic.Field(
+        description="mel dataset made by prepare (a path, s3:// or gs://), or one of the original's: a folder of save_to_disk or Parquet, a Hub id OWNER/NAME"
+    )
+    mel_config: str | None = pydantic.Field(
+        None,
+        description="mel_config.json of a dataset that carries none, as the original's: a path, s3:// or gs://; "
+        "none: the original's defaults 22050 Hz, hop length 512, n_fft 2048",
+    )
     output_dir: str = pydantic.Field(description="run folder, the model in its subfolder model: a path, s3:// or gs://")
     preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
     prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
@@ -42,7 +49,7 @@ class TrainOptions(Options):
 
     def settings(self, data_digest: str) -> dict[str, Any]:
         """All that decides the weights after a given number of steps, but for rounding."""
-        free = {"output_dir", "dataset_name", "max_train_steps", "num_epochs", "max_train_minutes", "checkpoint_minutes", "num_workers"}
+        free = {"output_dir", "dataset_name", "mel_config", "max_train_steps", "num_epochs", "max_train_minutes", "checkpoint_minutes", "num_workers"}
         return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(exclude=free)}
 
     def objective(self) -> Objective:
@@ -53,7 +60,7 @@ class TrainOptions(Options):
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""
-        return self.model_dump(exclude={"output_dir", "dataset_name", "num_workers", "checkpoint_minutes"})
+        return self.model_dump(exclude={"output_dir", "dataset_name", "mel_config", "num_workers", "checkpoint_minutes"})
 
     def steps_at_most(self, rows: int) -> int | None:
         """The step at which training stops, or None where only the clock stops it."""

@@ -1,6 +1,7 @@
 """What each process of a training run does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
 
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from audiodiff_core.models import build_unet
 from audiodiff_core.training import TrainState, learning_rate, train_step
 from audiodiff_platform.cluster import say
 from audiodiff_platform.data_order import train_batch
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import TrainingImages
+from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
 
@@ -30,9 +32,10 @@ METRICS = "metrics.jsonl"
 
 def train_worker(config: dict[str, Any]) -> None:
     """Trains from the last checkpoint (or the start) to the stopping point, then writes the model."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or each request to the Hub would be a line of progress
     options = TrainOptions.model_validate(config["options"])
     accelerator = join_workers(options)
-    dataset = MelDataset(options.dataset_name)
+    dataset = open_dataset(options.dataset_name, options.mel_config)
     state, last = trained(options, accelerator, dataset)
     if accelerator.is_main_process:
         write_model(options, state, dataset, last)
@@ -51,7 +54,7 @@ def join_workers(options: TrainOptions) -> Accelerator:
     return accelerator
 
 
-def trained(options: TrainOptions, accelerator: Accelerator, dataset: MelDataset) -> tuple[TrainState, dict[str, float]]:
+def trained(options: TrainOptions, accelerator: Accelerator, dataset: TrainingImages) -> tuple[TrainState, dict[str, float]]:
     """The state at the stopping point and the last metrics."""
     torch.manual_seed(options.seed)
     network = build_unet(options.preset, dataset.mel)
@@ -65,7 +68,7 @@ def trained(options: TrainOptions, accelerator: Accelerator, dataset: MelDataset
     return state, log.last
 
 
-def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: MelDataset, log: "MetricsLog") -> None:
+def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: TrainingImages, log: "MetricsLog") -> None:
     steps_at_most = options.steps_at_most(dataset.rows)
     seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
     rank, world = accelerator.process_index, accelerator.num_processes
@@ -136,7 +139,7 @@ def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
-def write_model(options: TrainOptions, state: TrainState, dataset: MelDataset, metrics: dict[str, float]) -> None:
+def write_model(options: TrainOptions, state: TrainState, dataset: TrainingImages, metrics: dict[str, float]) -> None:
     """Saves the averaged weights as a model folder in the run folder."""
     unet = build_unet(options.preset, dataset.mel)
     unet.load_state_dict(state.ema_state_dict())
