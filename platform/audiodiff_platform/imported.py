@@ -20,7 +20,7 @@ from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from audiodiff_core.mel import Images, MelConfig
-from audiodiff_core.slices import decode_png
+from audiodiff_core.png import decode_png
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, MelDataset, TrainingImages

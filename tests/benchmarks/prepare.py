@@ -76,7 +76,10 @@ def throughput(scratch: Path, files: int, rounds: int) -> None:
 
 def two_processes(seconds: float = 4) -> None:
     """What the second core adds to work that shares nothing: the most that two workers can gain here."""
-    code = f"import time, numpy\nx = numpy.ones((64, 2048), 'f4')\nend = time.time() + {seconds}\nn = 0\nwhile time.time() < end:\n    numpy.fft.rfft(x)\n    n += 1\nprint(n)"
+    code = (
+        f"import time, numpy\nx = numpy.ones((64, 2048), 'f4')\nend = time.time() + {seconds}\n"
+        "n = 0\nwhile time.time() < end:\n    numpy.fft.rfft(x)\n    n += 1\nprint(n)"
+    )
     counts = []
     for processes in (1, 2):
         running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ONE_THREAD) for _ in range(processes)]
@@ -99,7 +102,8 @@ def worker_memory(scratch: Path) -> None:
             except psutil.Error:
                 continue
         time.sleep(0.05)
-    print("peak memory over a file of an hour: " + ", ".join(f"{role} {peak / 1e6:.0f} MB" for role, peak in peaks.items()) + f", together {sum(peaks.values()) / 1e6:.0f} MB")
+    parts = ", ".join(f"{role} {peak / 1e6:.0f} MB" for role, peak in peaks.items())
+    print(f"peak memory over a file of an hour: {parts}, together {sum(peaks.values()) / 1e6:.0f} MB")
 
 
 def driver_memory(scratch: Path, count: int = 100_000) -> None:
@@ -109,7 +113,8 @@ def driver_memory(scratch: Path, count: int = 100_000) -> None:
         (folder / f"an album of some name {album:05d}").mkdir(parents=True)
         for track in range(100):
             (folder / f"an album of some name {album:05d}" / f"{track:02d} a track of some name.mp3").touch()
-    print(subprocess.run([sys.executable, "-c", f"from tests.benchmarks.prepare import plan_all; plan_all({str(folder)!r}, {str(scratch / 'plan')!r})"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip())
+    code = f"from tests.benchmarks.prepare import plan_all; plan_all({str(folder)!r}, {str(scratch / 'plan')!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def plan_all(folder: str, out: str) -> None:
@@ -126,7 +131,7 @@ def plan_all(folder: str, out: str) -> None:
     append_plan(output, cut(new, 600, first=0), {})
     count = len(new)
     del new
-    shards, _ = new_sources(output, Inputs(folder).sources())
+    new_sources(output, Inputs(folder).sources())
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     print(f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, {grown / count:.0f} bytes a file")
 

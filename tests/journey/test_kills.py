@@ -98,7 +98,8 @@ def _run_with_kills(cluster: SimulatedCluster, flags: dict[str, Any], kinds: lis
     driver = Driver(cluster, flags, folder / "log")
     for kind in kinds:
         assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
-        driver.process.poll() or time.sleep(chance.uniform(0, 1))
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+            driver.process.wait(chance.uniform(0, 1))
         match kind:
             case "worker":
                 cluster.kill_worker(chance)

@@ -16,7 +16,8 @@ from PIL import Image as Pillow
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.slices import encode_png, mel_slices
+from audiodiff_core.png import encode_png
+from audiodiff_core.slices import Slicing, mel_slices
 from audiodiff_platform.data_order import train_batch
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.imported import GROUP_ROWS, ImportedDataset, open_dataset
@@ -43,7 +44,7 @@ def _png(shape: tuple[int, ...]) -> bytes:
 def images(loops: Path) -> list[Images]:
     """The slices of a loop: enough for three groups."""
     mel = Mel(MEL)
-    made = [piece.image for piece in mel_slices(loops / "ambi_lunar_land.flac", mel, overlap=0.97)]
+    made = [piece.image for piece in mel_slices(loops / "ambi_lunar_land.flac", mel, Slicing(overlap=0.97))]
     assert 2 * GROUP_ROWS < len(made) < 3 * GROUP_ROWS
     return made
 
