@@ -61,12 +61,14 @@ def data_file(shard: int, split: str = TRAIN) -> str:
 
 
 def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
-    """The dataset card, whose front matter tells `datasets` which files are data."""
+    """The dataset card, whose front matter tells `datasets` which files are data. The digest stands in it because the cache of `datasets`
+    goes by the front matter alone: without it, a dataset that has grown would be read as it was."""
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
     cut = ", ".join(f"{name} {value}" for name, value in slicing.model_dump().items() if value is not None)
     return f"""---
 configs:
 - config_name: default
+  description: digest {summary["digest"]}
   data_files:
 {files}
 ---

@@ -54,6 +54,15 @@ def test_datasets_loads_it_with_pictures(dataset: Path, tmp_path: Path) -> None:
     assert (picture.mode, picture.size) == ("L", (32, 32))
 
 
+def test_datasets_loads_a_dataset_anew_when_it_has_grown(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+    source, out, cache = tmp_path / "in", tmp_path / "out", str(tmp_path / "cache")
+    source.mkdir()
+    for name in ("loop_mika", "loop_compus"):
+        shutil.copy(loops / f"{name}.flac", source)
+        prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **{**SMALL, "shard_minutes": None}))
+        assert load_dataset(str(out), cache_dir=cache)["train"]["audio_file"][:] == [row["audio_file"] for row in _rows(out)]
+
+
 def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
     summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), resolution="64,32", hop_length=512, num_workers=1))
     oracle = Oracle(x_res=64, y_res=32, hop_length=512)
