@@ -97,7 +97,9 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav") -
         raise ValueError("audio holds NaN or infinite samples: it cannot be written")
     buffer = io.BytesIO()
     subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[file_format]
-    soundfile.write(buffer, audio, sample_rate, format=file_format.upper(), subtype=subtype)
+    with soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype) as sound:
+        for start in range(0, len(audio), BLOCK_FRAMES):  # libvorbis takes a whole write on its stack
+            sound.write(audio[start : start + BLOCK_FRAMES])
     return buffer.getvalue()
 
 

@@ -168,6 +168,11 @@ def test_encode_is_repeatable_and_exact_to_16_bits(file_format: AudioFormat) -> 
     assert np.abs(decoded - samples).max() <= 1 / 32_767
 
 
+def test_a_long_ogg_can_be_encoded(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+    samples = np.tile(hum(RATE), 240)
+    assert len(decode(encode(samples, RATE, "ogg"), RATE)) == len(samples)
+
+
 @pytest.mark.parametrize("file_format", ["wav", "flac"])
 def test_encode_clips_instead_of_wrapping(file_format: AudioFormat) -> None:
     loud = np.array([1.5, -1.5, 1.0, -1.0, 40.0, -40.0], np.float32).repeat(100)
