@@ -3,15 +3,16 @@
 1. `open_local` makes the source a local file (remote objects are spooled to a temporary file).
 2. libsndfile reads it block by block; where it cannot, FFmpeg (PyAV) does.
 3. Channels are averaged and soxr (HQ) resamples, both as a stream, so that memory does not grow with the file.
+4. A file that holds less than it states (see `containers`), or samples that are no numbers, is an error, raised where it shows.
 """
 
 import io
 import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import av
 import av.error
@@ -21,15 +22,20 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from audiodiff_core.containers import UnusableError, check_length, check_sample_tables, check_whole, is_unfinished
+
 Samples = npt.NDArray[np.float32]
 AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
 
 AUDIO_EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"})
 MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 
-MAX_CHANNELS = 64
+MAX_CHANNELS = 1_024  # as in libsndfile
+MAX_LEVEL = 1e10  # above 32-bit whole numbers stored as floats; from 1e16 on, a mel spectrogram overflows
 SAMPLE_RATES_HZ = range(1_000, 768_001)
-BLOCK_FRAMES = 65_536
+BLOCK_FRAMES = 65_536  # of one or two channels; of more channels, a block holds as many samples in fewer frames
+SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
 
 class AudioDecodeError(ValueError):
@@ -48,7 +54,7 @@ def decode(source: str | Path | bytes, sample_rate: int) -> Samples:
     """All samples of `source`: mono, (n,), nominally in [-1, 1], at `sample_rate` Hz.
 
     The same numbers as `librosa.load(source, sr=sample_rate, mono=True)` where libsndfile reads the file.
-    Raises AudioDecodeError where the source is not audio, is empty, or holds NaN or infinite samples.
+    Raises AudioDecodeError where the source is not audio, is empty, is corrupt or truncated as far as its format tells, or holds samples that are no numbers.
     """
     return np.concatenate(list(stream(source, sample_rate)))
 
@@ -60,13 +66,12 @@ def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
     try:
         with open_local(source) as file:
             for block in _resampled(*_mono_blocks(file), sample_rate):
-                if not np.isfinite(block).all():
-                    raise AudioDecodeError(name, "NaN or infinite samples")
+                _check_level(block)
                 total += len(block)
                 yield block
-    except (soundfile.LibsndfileError, av.error.FFmpegError, EOFError, UnicodeError) as error:
-        raise AudioDecodeError(name, f"cannot be decoded ({_one_line(error)})") from error
-    except _UnusableError as error:
+    except (soundfile.LibsndfileError, av.error.FFmpegError) as error:
+        raise AudioDecodeError(name, f"corrupt or truncated ({_one_line(error)})") from error
+    except UnusableError as error:
         raise AudioDecodeError(name, str(error)) from error
     if total == 0:
         raise AudioDecodeError(name, "no samples")
@@ -97,58 +102,128 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav") -
         raise ValueError("audio holds NaN or infinite samples: it cannot be written")
     buffer = io.BytesIO()
     subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[file_format]
-    soundfile.write(buffer, audio, sample_rate, format=file_format.upper(), subtype=subtype)
+    with soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype) as sound:
+        for start in range(0, len(audio), BLOCK_FRAMES):  # libvorbis takes a whole write on its stack
+            sound.write(audio[start : start + BLOCK_FRAMES])
     return buffer.getvalue()
-
-
-class _UnusableError(Exception):
-    """Found while decoding; `stream` adds the name of the source."""
 
 
 def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
     try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.LibsndfileError, TypeError) as refusal:  # TypeError: the extension says that there is no header
-        if isinstance(file, io.BytesIO):
-            file.seek(0)
-        try:
-            return _ffmpeg_blocks(file)
-        except (av.error.FFmpegError, EOFError, UnicodeError) as error:
-            raise _UnusableError(f"not audio that can be read ({_one_line(refusal)}; FFmpeg: {_one_line(error)})") from error
-    _check_header(sound.channels, sound.samplerate)
-    return sound.samplerate, _sndfile_blocks(sound)
+        sound = _ForwardSoundFile(file)
+        if sound.frames or not is_unfinished(sound.extra_info):
+            _check_header(sound.channels, sound.samplerate)
+            return sound.samplerate, _sndfile_blocks(sound, file)
+        refusal = "a header that was never finished"
+    except soundfile.LibsndfileError as error:
+        refusal = _one_line(error)
+        if error.code == SNDFILE_MALFORMED:
+            raise UnusableError(f"corrupt or truncated ({refusal})") from error
+    except TypeError:  # the extension says that there is no header
+        refusal = "no header"
+    try:
+        with _content(file) as content:
+            check_sample_tables(content)
+            content.seek(0)
+    except OSError as error:
+        raise UnusableError(f"cannot be opened ({error.strerror})") from error
+    try:
+        return _ffmpeg_blocks(file)
+    except (UnusableError, av.error.FFmpegError) as error:
+        raise UnusableError(f"not audio that can be read (libsndfile: {refusal}; FFmpeg: {_one_line(error)})") from error
 
 
-def _sndfile_blocks(sound: soundfile.SoundFile) -> Iterator[Samples]:
+class _ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
+    """Read from start to end: where it can seek, soundfile does so after each block, which takes time and changes the samples of an MP3."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[Samples]:
+    frames = _block_frames(sound.channels)
+    left = sound.frames
     with sound:
-        while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
-            yield np.mean(block.T, axis=0, dtype=np.float32)
+        while left and len(block := sound.read(min(left, frames), dtype="float32", always_2d=True)):
+            left -= len(block)
+            yield _mono(block.T)
+        with _content(file) as content:
+            check_whole(sound, sound.frames - left, content)
 
 
 def _ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
-    container: Any = av.open(file, mode="r")
+    """As `_mono_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
+    source = f"file:{file}" if isinstance(file, str) else file  # a name may hold ':', which FFmpeg would take for the end of a protocol
+    container: Any = av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
     if not container.streams.audio:
-        container.close()
-        raise _UnusableError("holds no audio stream")
+        raise UnusableError("no audio stream")
     context = container.streams.audio[0].codec_context
+    if context is None or not context.channels:
+        raise UnusableError("an audio stream of no known codec or no channels")
     _check_header(context.channels, context.sample_rate)
     return context.sample_rate, _ffmpeg_frames(container, context.sample_rate)
 
 
 def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
+    """The channel mean of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
+    track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
+    gathered: Any = av.AudioFifo()
+    kind = None
+    read = 0
     with container:
-        for frame in container.decode(audio=0):
+        for frame in container.decode(track):
+            kind = kind or (frame.format.name, frame.layout.name, rate)
+            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+                raise UnusableError("changes its channels or its rate midway")
+            read += frame.samples
             for part in to_float.resample(frame):
-                yield np.mean(part.to_ndarray(), axis=0, dtype=np.float32)
+                part.pts = None  # the queue would refuse a gap
+                gathered.write(part)
+            if gathered.samples >= _block_frames(track.channels):
+                yield _mono(gathered.read().to_ndarray())
+        if gathered.samples:
+            yield _mono(gathered.read().to_ndarray())
+        if track.frames and track.duration:  # as the sample table has them
+            check_length(read, int(track.duration * track.time_base * rate), rate)
+
+
+def _content(file: str | io.BytesIO) -> AbstractContextManager[BinaryIO]:
+    return open(file, "rb") if isinstance(file, str) else nullcontext(file)
+
+
+def _block_frames(channels: int) -> int:
+    return max(1, 2 * BLOCK_FRAMES // max(2, channels))
+
+
+def _mono(samples: Samples) -> Samples:
+    """The mean of `samples` (channels, n), (n,): librosa's numbers."""
+    mean: Samples
+    with np.errstate(over="ignore", invalid="ignore"):  # `stream` looks for what is not finite
+        match len(samples):
+            case 1:
+                mean = samples[0]
+            case 2:
+                mean = (samples[0] + samples[1]) * np.float32(0.5)  # in a tenth of np.mean's time
+            case _:
+                mean = np.mean(samples, axis=0)
+    return mean
 
 
 def _check_header(channels: int, rate: int) -> None:
     if not 1 <= channels <= MAX_CHANNELS:
-        raise _UnusableError(f"claims {channels} channels, 1 to {MAX_CHANNELS} can be read")
+        raise UnusableError(f"claims {channels} channels, 1 to {MAX_CHANNELS} can be read")
     if rate not in SAMPLE_RATES_HZ:
-        raise _UnusableError(f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
+        raise UnusableError(f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
+
+
+def _check_level(samples: Samples) -> None:
+    peak = max(float(samples.max()), -float(samples.min()))
+    if not math.isfinite(peak):
+        raise UnusableError("NaN or infinite samples")
+    if peak > MAX_LEVEL:
+        raise UnusableError(f"samples of up to {peak:.0e}, more than {MAX_LEVEL:.0e}")
 
 
 def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Samples]:
@@ -180,4 +255,4 @@ def _one_line(error: BaseException) -> str:
             reason = error.strerror
         case _:
             reason = str(error)
-    return " ".join(str(reason).split())
+    return " ".join(str(reason).split()).rstrip(".")
