@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from audiodiff_core.checkpoint import ModelRecord, save_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import build_unet
+from audiodiff_core.objectives import Objective
 from audiodiff_platform import job
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
@@ -131,6 +135,15 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.strip() == f"error: input_dir {tmp_path / 'none'}: no such folder"
+
+
+def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
+    mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
+    scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
+    save_model(tmp_path / "model", build_unet("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
+    status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
+    assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use at most that many")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_is_too_small_is_known_before_work_starts(run: Run, model: Path, tmp_path: Path) -> None:
