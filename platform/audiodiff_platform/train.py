@@ -43,13 +43,13 @@ def train(options: TrainOptions) -> dict[str, Any]:
     options = options.model_copy(update=places)
     dataset = MelDataset(options.dataset_name)
     check_resolution(options.preset, dataset.mel)
-    with torch.device("meta"):
-        parameters = parameter_count(build_unet(options.preset, dataset.mel))
     output = Folder(options.output_dir)
-    output.require_free_space(parameters * BYTES_PER_PARAMETER * (CHECKPOINTS_KEPT + 2), "training")
     commits.require_same(output, SETTINGS, options.settings(dataset.digest))
     if finished := _finished(options, dataset, output):
         return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
+    with torch.device("meta"):
+        parameters = parameter_count(build_unet(options.preset, dataset.mel))
+    output.require_free_space(parameters * BYTES_PER_PARAMETER * (CHECKPOINTS_KEPT + 2), "training")
     say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {dataset.mel.x_res}x{dataset.mel.y_res}")
     with connected():
         gpu = gpus() > 0
