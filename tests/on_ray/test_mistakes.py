@@ -3,8 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +14,17 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_unet
 from audiodiff_core.objectives import Objective
 from audiodiff_platform import job
+from audiodiff_platform.demo import DemoOptions, demo
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.recipe import Options
 from audiodiff_platform.serve import ServeOptions, serve
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
-VERBS = {
+VERBS: dict[str, tuple[type[Options], Callable[[Any], Mapping[str, Any]]]] = {
+    "demo": (DemoOptions, demo),
     "prepare": (PrepareOptions, prepare),
     "train": (TrainOptions, train),
     "generate": (GenerateOptions, generate),
@@ -37,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(verb: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *map(str, arguments)])
         options, function = VERBS[verb]
-        status = job.run(verb, options, function, "")  # type: ignore[arg-type]
+        status = job.run(verb, options, function, "")
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         assert status == 0 or printed.out == ""
@@ -76,6 +80,15 @@ def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
         assert (status, words in line) == (2, True), line
     status, line = run("prepare", "--recipe", tmp_path / "none.yaml")
     assert (status, "cannot be read" in line) == (2, True)
+
+
+def test_the_demo_runs_the_recipe_that_it_is_given(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    status, line = run("demo", "--recipe", recipe)
+    assert (status, line) == (2, f"error: recipe {recipe}: cannot be read (No such file or directory)")
+    recipe.write_text("prepare: {input_dir: in, output_dir: out}")
+    status, line = run("demo", "--recipe", recipe)
+    assert (status, line) == (2, f"error: {recipe}: a demo needs the sections prepare, train and generate")
 
 
 def test_flags_override_the_recipe(run: Run, tmp_path: Path) -> None:
