@@ -18,7 +18,7 @@ from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
 from audiodiff_core.models import build_unet
 from audiodiff_core.training import TrainState, learning_rate, train_step
 from audiodiff_platform.cluster import say
-from audiodiff_platform.data_order import train_batch
+from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
@@ -68,6 +68,7 @@ def trained(options: TrainOptions, accelerator: Accelerator, dataset: MelDataset
 def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: MelDataset, log: "MetricsLog") -> None:
     steps_at_most = options.steps_at_most(dataset.rows)
     seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
+    order = DataOrder(dataset, state.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     earlier, began = state.seconds, time.monotonic()
     saved_at, losses, norms = began, 0.0, 0.0
@@ -87,7 +88,7 @@ def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, d
         batches = []
         for _ in range(options.gradient_accumulation_steps):
             numbers = range(state.samples, state.samples + options.train_batch_size)
-            batches.append(train_batch(dataset, state.seed, [number for number in numbers if number % world == rank]))
+            batches.append(order.batch([number for number in numbers if number % world == rank]))
             state.samples += options.train_batch_size
         loss, norm = train_step(accelerator, state, batches, rate)
         losses, norms = losses + loss, norms + norm

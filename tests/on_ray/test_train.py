@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.data_order import STREAMS, train_batch
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
@@ -48,19 +47,6 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     summary = train(_options(dataset, folder))
     assert (summary["steps"], summary["samples"]) == (20, 80)
     return folder
-
-
-def test_the_order_has_each_row_once_an_epoch_and_streams_for_workers(dataset: Path) -> None:
-    data = MelDataset(str(dataset))
-    images = data.all_images()
-    epoch = train_batch(data, 0, range(data.rows)).images
-    assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
-    again = train_batch(MelDataset(str(dataset)), 0, range(3, 9)).images
-    assert np.array_equal(again, epoch[3:9])
-    following = train_batch(data, 0, range(data.rows, 2 * data.rows)).images
-    assert not np.array_equal(following, epoch)
-    assert sorted(image.tobytes() for image in following) == sorted(image.tobytes() for image in images)
-    assert STREAMS % 2 == STREAMS % 4 == 0
 
 
 def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run: Path) -> None:
