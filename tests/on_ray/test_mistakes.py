@@ -128,6 +128,12 @@ def test_more_workers_than_the_cluster_has(local_ray: None, run: Run, few_loops:
         assert not (tmp_path / verb / "model").exists()
 
 
+def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: Path) -> None:
+    status, line = run("train", "--dataset_name", dataset, "--output_dir", tmp_path / "run", "--mixed_precision", "fp16", "--num_workers", 1)
+    assert (status, line) == (2, "error: mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, few_loops: Path, tmp_path: Path) -> None:
     assert run("prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "mel", "--resolution", "36,32", "--hop_length", 1024)[0] == 0
     status, line = run("train", "--dataset_name", tmp_path / "mel", "--output_dir", tmp_path / "run", "--num_epochs", 1)

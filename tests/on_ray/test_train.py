@@ -22,9 +22,12 @@ from safetensors.torch import load_file
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.job import JobError
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import join_workers, trained
+from audiodiff_platform.training_state import newest_checkpoint
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
@@ -81,28 +84,68 @@ def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, d
     assert _losses(tmp_path) == pytest.approx(_losses(run), rel=1e-4)
 
 
-def test_a_killed_worker_costs_nothing_but_time(run: Path, dataset: Path, tmp_path: Path) -> None:
-    killed = []
+def _metrics(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps whose worker was killed once it had made a checkpoint, of step 10; another is of step 20."""
+    folder = tmp_path_factory.mktemp("killed") / "train"
+    seen: list[str] = []
 
     def kill_once_a_checkpoint_is_there() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if any((tmp_path / "run" / "state").glob("checkpoint_*/progress.json")):
+            if newest_checkpoint(Folder(str(folder))):
                 for process in psutil.Process().children(recursive=True):
                     if "RayTrainWorker" in " ".join(process.cmdline()):
                         os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
+                        seen.extend(_metrics(folder))
                 return
             time.sleep(0.05)
 
     watcher = threading.Thread(target=kill_once_a_checkpoint_is_there)
     watcher.start()
-    train(_options(dataset, tmp_path / "run", checkpoint_minutes=0.01))
+    train(_options(dataset, folder, checkpoint_minutes=1e-6))
     watcher.join()
-    assert killed
-    expected, resumed = _weights(run), _weights(tmp_path / "run")
+    assert len(seen) == 1
+    assert _metrics(folder)[:1] == seen, "it began anew instead of going on"
+    return folder
+
+
+def test_a_killed_worker_costs_nothing_but_time(run: Path, killed: Path) -> None:
+    expected, resumed = _weights(run), _weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    assert _losses(tmp_path / "run") == _losses(run)
+    assert _losses(killed) == _losses(run)
+
+
+def test_what_a_kill_cuts_off_is_passed_over(run: Path, killed: Path, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed, folder)
+    shutil.rmtree(folder / "model")
+    newest = newest_checkpoint(Folder(str(folder)))
+    assert newest is not None
+    optimizer = folder / newest / "optimizer.pt"
+    os.truncate(optimizer, optimizer.stat().st_size // 2)
+    for snapshot in folder.glob("state/*/checkpoint_manager_snapshot.json"):
+        os.truncate(snapshot, 100)
+    unfinished = folder / newest / ".." / "checkpoint_2100-01-01_00-00-00.000000"
+    unfinished.mkdir()
+    (unfinished / "progress.json").write_text("")
+    train(_options(dataset, folder))
+    assert _metrics(folder)[0] == _metrics(killed)[0]
+    expected, resumed = _weights(run), _weights(folder)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not optimizer.exists()
+    assert not unfinished.exists()
+
+
+def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(local_ray: None, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"^training failed: gradient norm nan at step \d+ \(loss nan\): lower learning_rate$") as raised:
+        train(_options(dataset, tmp_path / "run", learning_rate=1e30))
+    assert raised.value.__cause__ is None, "a worker's error, which Ray Train answers with more attempts"
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_a_finished_run_is_not_trained_again_and_needs_no_space(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
