@@ -40,6 +40,21 @@ class GenerateRequest(SamplingParameters):
     seed: int = pydantic.Field(0, ge=SEEDS[0], le=SEEDS[-1], description="names the loop, 0 to 2^32 - 1")
 
 
+def scheduler_for(model_scheduler: Any, parameters: SamplingParameters) -> Any:
+    """A scheduler of its own for one request, over the noise schedule of a model's scheduler.
+
+    Raises ValueError where the model has fewer levels of noise than steps are asked for; warns where the steps leave a little noise.
+    """
+    scheduler = SCHEDULERS[parameters.scheduler].from_config(model_scheduler.config)
+    levels = scheduler.config.num_train_timesteps
+    if parameters.steps > levels:
+        raise ValueError(f"steps {parameters.steps}: the model has {levels} levels of noise, use at most that many")
+    scheduler.set_timesteps(parameters.steps)
+    if int(scheduler.timesteps[-1]) - levels // parameters.steps >= 0:
+        warnings.warn(f"steps {parameters.steps} with {parameters.scheduler}: a little noise is left, use a divisor of {levels}", stacklevel=2)
+    return scheduler
+
+
 class ExecutionProfile(pydantic.BaseModel):
     """How a batch is computed. Two runs with the same profile, on the same kind of device, give the same bytes."""
 
@@ -102,18 +117,7 @@ class Sampler:
         self.profile = profile
         self.unet = unet.to(profile.device, memory_format=torch.channels_last).eval()
         self.scheduler = scheduler
-        self.sample_shape = (unet.config.in_channels, *_sides(unet.config.sample_size))
-
-    def scheduler_for(self, request: GenerateRequest) -> Any:
-        """A scheduler of its own for one request, over the model's noise schedule."""
-        scheduler = SCHEDULERS[request.scheduler].from_config(self.scheduler.config)
-        levels = scheduler.config.num_train_timesteps
-        if request.steps > levels:
-            raise ValueError(f"steps {request.steps}: the model has {levels} levels of noise, use at most that many")
-        scheduler.set_timesteps(request.steps)
-        if int(scheduler.timesteps[-1]) - levels // request.steps >= 0:
-            warnings.warn(f"steps {request.steps} with {request.scheduler}: a little noise is left, use a divisor of {levels}", stacklevel=2)
-        return scheduler
+        self.sample_shape = (unet.config.in_channels, *image_sides(unet))
 
     @torch.inference_mode()
     def sample(self, requests: Iterable[GenerateRequest]) -> Iterator[tuple[GenerateRequest, Images]]:
@@ -122,7 +126,7 @@ class Sampler:
         underway: list[_Underway] = []
         while True:
             while len(underway) < self.profile.batch_size and (request := next(waiting, None)) is not None:
-                underway.append(_Underway(request, self.scheduler_for(request), self.sample_shape, self.profile.device))
+                underway.append(_Underway(request, scheduler_for(self.scheduler, request), self.sample_shape, self.profile.device))
             if not underway:
                 return
             self._step(underway)
@@ -144,13 +148,7 @@ class Sampler:
             item.advance(predictions[place : place + 1])
 
 
-def _sides(sample_size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
-    """diffusers' `sample_size`, one side of a square or (height, width), as (height, width)."""
-    return (sample_size, sample_size) if isinstance(sample_size, int) else (sample_size[0], sample_size[1])
-
-
 def image_sides(unet: Any) -> tuple[int, int]:
-    """(y_res, x_res) that a pixel network works on."""
-    return _sides(unet.config.sample_size)
-
-
+    """(y_res, x_res) that a network works on; diffusers' `sample_size` is one side of a square or (height, width)."""
+    size: int | list[int] | tuple[int, int] = unet.config.sample_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

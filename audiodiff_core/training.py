@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import reduce
 from diffusers.training_utils import EMAModel
 
 from audiodiff_core import seeds as streams
@@ -48,11 +49,14 @@ class TrainState:
 
     def progress(self) -> dict[str, Any]:
         """How far training has come: JSON values, given back to `load_progress`."""
-        return {"step": self.step, "samples": self.samples, "seconds": self.seconds, "ema_step": self.ema.optimization_step}
+        scaler = None if self.optimizer.scaler is None else self.optimizer.scaler.state_dict()
+        return {"step": self.step, "samples": self.samples, "seconds": self.seconds, "ema_step": self.ema.optimization_step, "scaler": scaler}
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
         self.ema.optimization_step = progress["ema_step"]
+        if self.optimizer.scaler is not None:
+            self.optimizer.scaler.load_state_dict(progress["scaler"])
 
     def ema_state_dict(self) -> dict[str, torch.Tensor]:
         """The averaged weights under the network's own names."""
@@ -84,7 +88,8 @@ def noise_and_timesteps(seed: int, batch: TrainBatch, levels: int) -> tuple[torc
 def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Sequence[TrainBatch], rate: float) -> tuple[float, float]:
     """One optimizer step over this worker's micro-batches -> (mean loss of them, gradient norm before clipping).
 
-    Raises FloatingPointError, the weights untouched, where the gradient is not finite.
+    Raises FloatingPointError in all workers, the weights untouched, where the gradient is not finite. With a scaler (fp16) it raises only
+    where a loss is not finite either: a gradient that overflows is how the scaler finds its scale, and such a step changes no weights.
     """
     total = 0.0
     levels = state.noise_scheduler.config.num_train_timesteps
@@ -98,7 +103,7 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
             accelerator.backward(value)
         total += value.detach().item()
     norm = float(accelerator.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM))
-    if not math.isfinite(norm):
+    if not math.isfinite(norm) and (accelerator.scaler is None or not math.isfinite(_of_all_workers(accelerator, total))):
         state.optimizer.zero_grad()
         raise FloatingPointError(f"gradient norm {norm} at step {state.step} (loss {total}): lower learning_rate")
     for group in state.optimizer.param_groups:
@@ -108,3 +113,8 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
     state.ema.step(state.bare.parameters())
     state.step += 1
     return total, norm
+
+
+def _of_all_workers(accelerator: Accelerator, value: float) -> float:
+    shared: torch.Tensor = reduce(torch.tensor(value, device=accelerator.device), reduction="mean")
+    return float(shared)

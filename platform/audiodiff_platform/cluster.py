@@ -12,10 +12,7 @@ import ray
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # more workers, not more threads, use more cores; the thread count moves the last bits
-    "RAY_AIR_NEW_OUTPUT": "0",
-}
+WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more workers, not more threads, use more cores; the thread count moves the last bits
 
 
 def inside_submitted_job() -> bool:

@@ -4,10 +4,13 @@ The order is a function of (seed, epoch) alone. Row groups are permuted and laid
 parts; each part is shuffled within windows; sample i of the epoch is the next of stream i mod STREAMS. A worker of w (w divides
 STREAMS) owns every w-th stream, so it reads its own row groups (two neighbours may share the one at their border), any place in an
 epoch is found by arithmetic, and memory holds a window per stream, whatever the dataset's size.
+
+A window of 256 rows lies in up to three of the row groups of 128 that prepare writes, and a lone worker turns from stream to stream
+with each sample. So it has 3 * STREAMS row groups in use at once, which is what the dataset keeps read (`dataset.HELD_ROW_GROUPS`):
+with fewer, it would read a row group anew for nearly every sample.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -19,42 +22,54 @@ from audiodiff_platform.dataset import TrainingImages
 STREAMS = 24
 WINDOW_ROWS = 256
 
-
-def train_batch(dataset: TrainingImages, seed: int, numbers: Sequence[int]) -> TrainBatch:
-    """The samples of those numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
-    group_rows = tuple(rows for _, _, rows in dataset.groups)
-    orders = {epoch: Order(group_rows, seed, epoch) for epoch in {number // dataset.rows for number in numbers}}
-    images = [dataset.image(*orders[number // dataset.rows].locate(number % dataset.rows)) for number in numbers]
-    return TrainBatch(numbers, np.stack(images))
+Numbers = npt.NDArray[np.int64]
 
 
-class Order:
-    """Where sample i of an epoch lies, by the rule in the module's docstring."""
+class DataOrder:
+    """A dataset's samples by their numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
 
-    def __init__(self, group_rows: tuple[int, ...], seed: int, epoch: int) -> None:
+    def __init__(self, dataset: TrainingImages, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self._group_rows = [rows for _, _, rows in dataset.groups]
+        self._epochs: dict[int, Epoch] = {}
+
+    def batch(self, numbers: Sequence[int]) -> TrainBatch:
+        """The samples of those numbers, of which the lowest says which epochs are over."""
+        first = min(numbers) // self.dataset.rows
+        self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= first}
+        return TrainBatch(numbers, np.stack([self.dataset.image(*self._locate(number)) for number in numbers]))
+
+    def _locate(self, number: int) -> tuple[int, int]:
+        epoch, place = divmod(number, self.dataset.rows)
+        if epoch not in self._epochs:
+            self._epochs[epoch] = Epoch(self._group_rows, self.seed, epoch)
+        return self._epochs[epoch].locate(place)
+
+
+class Epoch:
+    """Where each sample of an epoch lies, by the rule in the module's docstring."""
+
+    def __init__(self, group_rows: Sequence[int], seed: int, epoch: int) -> None:
         self.key = (seed, epoch)
-        self.groups, self.ends = _permuted(group_rows, seed, epoch)
+        self.groups = np.random.default_rng(self.key).permutation(len(group_rows))
+        self.ends = np.array(list(accumulate(group_rows[group] for group in self.groups)), np.int64)
         self.total = int(self.ends[-1])
+        self._windows: dict[int, tuple[int, Numbers]] = {}
 
     def locate(self, sample: int) -> tuple[int, int]:
         """(row group, row in it) of a sample in [0, total)."""
         stream, place = sample % STREAMS, sample // STREAMS
         first = stream * (self.total // STREAMS) + min(stream, self.total % STREAMS)
-        length = (self.total - stream + STREAMS - 1) // STREAMS
         window = place // WINDOW_ROWS
-        size = min(WINDOW_ROWS, length - window * WINDOW_ROWS)
-        position = first + window * WINDOW_ROWS + int(_shuffled(*self.key, stream, window, size)[place % WINDOW_ROWS])
+        position = first + window * WINDOW_ROWS + int(self._shuffled(stream, window)[place % WINDOW_ROWS])
         group = int(np.searchsorted(self.ends, position, side="right"))
         return int(self.groups[group]), position - (int(self.ends[group - 1]) if group else 0)
 
-
-@lru_cache(maxsize=2)
-def _permuted(group_rows: tuple[int, ...], seed: int, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Row groups in the epoch's order, and where each ends in the sequence of all rows."""
-    groups = np.random.default_rng([seed, epoch]).permutation(len(group_rows))
-    return groups, np.array(list(accumulate(group_rows[group] for group in groups)), np.int64)
-
-
-@lru_cache(maxsize=2 * STREAMS)
-def _shuffled(seed: int, epoch: int, stream: int, window: int, size: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch, stream, window]).permutation(size)
+    def _shuffled(self, stream: int, window: int) -> Numbers:
+        """The order within a stream's window; the last one used of each stream is kept."""
+        kept, order = self._windows.get(stream, (-1, None))
+        if order is None or kept != window:
+            length = (self.total - stream + STREAMS - 1) // STREAMS
+            order = np.random.default_rng([*self.key, stream, window]).permutation(min(WINDOW_ROWS, length - window * WINDOW_ROWS))
+            self._windows[stream] = (window, order)
+        return order

@@ -22,16 +22,16 @@ from audiodiff_platform.train_options import TrainOptions
 class DemoOptions(Options):
     """Which journey to make."""
 
-    journey: Path = pydantic.Field(Path("jobs/recipes/demo.yaml"), description="recipe whose sections prepare, train and generate are run")
+    recipe: Path = pydantic.Field(Path("jobs/recipes/demo.yaml"), description="YAML file whose sections prepare, train and generate are run")
 
 
 def demo(options: DemoOptions) -> dict[str, Any]:
     """Runs the recipe's verbs on one Ray, the finished ones not again; writes report.html beside the loops."""
     began = time.monotonic()
-    recipe = load_recipe(options.journey)
+    recipe = load_recipe(options.recipe)
     preparing, training, generating = (recipe.get(name) for name in ("prepare", "train", "generate"))
     if not (isinstance(preparing, PrepareOptions) and isinstance(training, TrainOptions) and isinstance(generating, GenerateOptions)):
-        raise ValueError(f"{options.journey}: a demo needs the sections prepare, train and generate")
+        raise ValueError(f"{options.recipe}: a demo needs the sections prepare, train and generate")
     root = Path(generating.output_dir).parent
     untrained = root / "untrained"
     with connected():

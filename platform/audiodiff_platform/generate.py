@@ -20,7 +20,7 @@ from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Loop
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
+from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters, scheduler_for
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
@@ -91,13 +91,15 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     places = {"model": usable_path("model", options.model, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
     options = options.model_copy(update=places)
     model = load_model(options.model)
+    scheduler_for(model.scheduler, options)
     output = Folder(options.output_dir)
-    output.require_free_space(options.count * model.mel.audio_size * 2, "the audio")
     commits.require_same(output, SETTINGS, options.settings(model))
-    shards = options.shard_seeds()
     done = commits.committed(output)
-    pending = [shard for shard in range(len(shards)) if shard not in done]
-    if pending:
+    made = sum(record["rows"] for record in done.values())
+    if made < options.count:
+        output.require_free_space((options.count - made) * model.mel.audio_size * 2, "the audio")
+        shards = options.shard_seeds()
+        pending = [shard for shard in range(len(shards)) if shard not in done]
         say(f"{options.count} loops of {model.mel.audio_size / model.mel.sample_rate:.2f} s, {len(pending)} of {len(shards)} shards to do")
         with connected():
             gpu = gpus() > 0
@@ -107,7 +109,6 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             commits.claim(output, SETTINGS, options.settings(model))
             require_shared("output_dir", options.output_dir, SETTINGS)
             commits.begin(output)
-            made = sum(len(shards[shard]) for shard in done)
             for counts in run_shards(GenerateWorker, (options, model.digest), pending, workers, gpus=int(gpu)):
                 made += counts["loops"]
                 say(f"{made} of {options.count} loops, {(time.monotonic() - began):.0f} s")

@@ -144,10 +144,8 @@ def _loaded(name: str, source: str) -> Any:
         if is_hub_id(name):
             return datasets.load_dataset(source, split="train", keep_in_memory=False)
         # By its files: the cache of a folder with a card goes by the card alone, and would give what the folder held once.
-        files = datasets.load_dataset_builder(source).config.data_files
-        if "train" not in files:
-            raise ValueError(f"has no split train, only {', '.join(map(str, files))}")
-        return datasets.load_dataset("parquet", data_files={"train": list(files["train"])}, split="train", keep_in_memory=False)
+        files = {str(split): list(files) for split, files in datasets.load_dataset_builder(source).config.data_files.items()}
+        return datasets.load_dataset("parquet", data_files=files, split="train", keep_in_memory=False)
     except DatasetNotFoundError as error:
         raise ValueError(f"dataset_name {name}: no such folder, and no such dataset on the Hugging Face Hub ({error})") from error
     except ConnectionError as error:

@@ -18,7 +18,6 @@ SECTIONS: Mapping[str, str] = {
     "train": "audiodiff_platform.train_options:TrainOptions",
     "generate": "audiodiff_platform.generate:GenerateOptions",
     "serve": "audiodiff_platform.serve:ServeOptions",
-    "demo": "audiodiff_platform.demo:DemoOptions",
 }
 
 
@@ -32,9 +31,14 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def from_command_line(options: type[OptionsT], section: str, arguments: Sequence[str], description: str) -> OptionsT:
-    """The options that `arguments` and the recipe they may name ask for; raises ValueError in one line a mistake."""
+    """The options that `arguments` and the recipe they may name ask for; raises ValueError in one line a mistake.
+
+    A verb whose own options include `recipe` reads that file itself.
+    """
     parser = _Parser(prog=f"python jobs/{section}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
+    reads_itself = "recipe" in options.model_fields
+    if not reads_itself:
+        parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
     for name, field in options.model_fields.items():
         default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
         text = f"{field.description} ({default})".replace("%", "%%")
@@ -45,7 +49,7 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
         else:
             parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1])
     given = vars(parser.parse_args(arguments))
-    recipe = given.pop("recipe")
+    recipe = None if reads_itself else given.pop("recipe")
     stated = read_recipe(recipe).get(section, {}) if recipe else {}
     return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else "command line")
 

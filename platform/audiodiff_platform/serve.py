@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters, scheduler_for
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.recipe import Options
@@ -142,7 +142,7 @@ class LoopServer:
             raise HTTPException(404, f"model {name} is not served: {', '.join(self.pipelines)} are")
         request = body.request()
         try:
-            self.pipelines[name].sampler.scheduler_for(request)
+            scheduler_for(self.pipelines[name].sampler.scheduler, request)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         loop = await self.loops((name, request))

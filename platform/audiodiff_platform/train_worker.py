@@ -2,6 +2,8 @@
 
 import json
 import logging
+import math
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,34 +14,41 @@ from typing import Any
 import ray.train
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, reduce
-from safetensors.torch import load_file, save_file
+from accelerate.utils import broadcast, broadcast_object_list, reduce
 
 from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
 from audiodiff_core.models import build_unet
 from audiodiff_core.training import TrainState, learning_rate, train_step
 from audiodiff_platform.cluster import say
-from audiodiff_platform.data_order import train_batch
+from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_state import load_state, newest_checkpoint, save_state
 
 LOG_STEPS = 10
 FLUSH_S = 10.0
 METRICS = "metrics.jsonl"
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """Trains from the last checkpoint (or the start) to the stopping point, then writes the model."""
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Trains from the last checkpoint (or the start) to the stopping point, then writes the model.
+
+    Gives the reason where training cannot get there from its data and options: Ray Train would answer an error with another attempt.
+    """
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # or each request to the Hub would be a line of progress
     options = TrainOptions.model_validate(config["options"])
     accelerator = join_workers(options)
     dataset = open_dataset(options.dataset_name, options.mel_config)
-    state, last = trained(options, accelerator, dataset)
+    try:
+        state, last = trained(options, accelerator, dataset)
+    except FloatingPointError as reason:
+        return str(reason)
     if accelerator.is_main_process:
         write_model(options, state, dataset, last)
     accelerator.wait_for_everyone()
+    return None
 
 
 def join_workers(options: TrainOptions) -> Accelerator:
@@ -59,10 +68,12 @@ def trained(options: TrainOptions, accelerator: Accelerator, dataset: TrainingIm
     torch.manual_seed(options.seed)
     network = build_unet(options.preset, dataset.mel)
     state = TrainState(accelerator, network, options.objective().scheduler("ddpm"), options.learning_rate, options.seed)
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as folder:
+    output = Folder(options.output_dir)
+    (checkpoint,) = broadcast_object_list([newest_checkpoint(output) if accelerator.is_main_process else None])
+    if checkpoint is not None:
+        with ray.train.Checkpoint(f"{output.uri}/{checkpoint}").as_directory() as folder:
             load_state(state, Path(folder))
-    log = MetricsLog(Folder(options.output_dir), state.step, accelerator.is_main_process)
+    log = MetricsLog(output, state.step, accelerator.is_main_process)
     _train(options, accelerator, state, dataset, log)
     log.flush()
     return state, log.last
@@ -71,17 +82,18 @@ def trained(options: TrainOptions, accelerator: Accelerator, dataset: TrainingIm
 def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: TrainingImages, log: "MetricsLog") -> None:
     steps_at_most = options.steps_at_most(dataset.rows)
     seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
+    order = DataOrder(dataset, state.seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     earlier, began = state.seconds, time.monotonic()
-    saved_at, losses, norms = began, 0.0, 0.0
+    saved_at, losses, norms = began, list[float](), list[float]()
     while True:
         # The clock of rank 0 decides for all, or one would stop while another waits for its gradient.
-        state.seconds, save = _agreed(accelerator, earlier + time.monotonic() - began, time.monotonic() - saved_at > options.checkpoint_minutes * 60)
+        state.seconds, due = _agreed(accelerator, earlier + time.monotonic() - began, time.monotonic() - saved_at > options.checkpoint_minutes * 60)
         progress = max(
             0.0 if steps_at_most is None else state.step / max(1, steps_at_most), 0.0 if seconds_at_most is None else state.seconds / seconds_at_most
         )
         finished = progress >= 1 or steps_at_most == 0
-        if save or finished:
+        if finished or (due and not losses):
             _report(accelerator, state, log)
             saved_at = time.monotonic()
         if finished:
@@ -90,18 +102,20 @@ def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, d
         batches = []
         for _ in range(options.gradient_accumulation_steps):
             numbers = range(state.samples, state.samples + options.train_batch_size)
-            batches.append(train_batch(dataset, state.seed, [number for number in numbers if number % world == rank]))
+            batches.append(order.batch([number for number in numbers if number % world == rank]))
             state.samples += options.train_batch_size
         loss, norm = train_step(accelerator, state, batches, rate)
-        losses, norms = losses + loss, norms + norm
+        losses.append(loss)
+        if math.isfinite(norm):  # with fp16, not all are
+            norms.append(norm)
         if state.step % LOG_STEPS == 0:
-            shared = reduce(torch.tensor([losses], device=accelerator.device), reduction="mean")
-            log.add(state, loss=float(shared[0]) / LOG_STEPS, gradient_norm=norms / LOG_STEPS, learning_rate=rate, progress=progress)
-            losses = norms = 0.0
+            shared = reduce(torch.tensor(statistics.fmean(losses), device=accelerator.device), reduction="mean")
+            log.add(state, loss=float(shared), gradient_norm=statistics.fmean(norms or [0.0]), learning_rate=rate, progress=progress)
+            losses, norms = [], []
 
 
-def _agreed(accelerator: Accelerator, seconds: float, save: bool) -> tuple[float, bool]:
-    values = broadcast(torch.tensor([seconds, float(save)], dtype=torch.float64, device=accelerator.device))
+def _agreed(accelerator: Accelerator, seconds: float, due: bool) -> tuple[float, bool]:
+    values = broadcast(torch.tensor([seconds, float(due)], dtype=torch.float64, device=accelerator.device))
     return float(values[0]), bool(values[1])
 
 
@@ -115,28 +129,6 @@ def _report(accelerator: Accelerator, state: TrainState, log: "MetricsLog") -> N
     with tempfile.TemporaryDirectory(prefix="audiodiff-") as folder:
         save_state(state, Path(folder))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def save_state(state: TrainState, folder: Path) -> None:
-    """Everything that training needs to go on: live and averaged weights, optimizer, progress."""
-    save_file(_contiguous(state.bare.state_dict()), folder / "network.safetensors")
-    save_file(_contiguous(state.ema_state_dict()), folder / "ema.safetensors")
-    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
-    (folder / "progress.json").write_text(json.dumps({"format_version": 1, **state.progress()}))
-
-
-def load_state(state: TrainState, folder: Path) -> None:
-    state.bare.load_state_dict(load_file(folder / "network.safetensors"))
-    state.load_ema_state_dict(load_file(folder / "ema.safetensors"))
-    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    progress = json.loads((folder / "progress.json").read_text())
-    if progress.pop("format_version") != 1:
-        raise ValueError(f"checkpoint {folder} was written by another version of audiodiff")
-    state.load_progress(progress)
-
-
-def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
 def write_model(options: TrainOptions, state: TrainState, dataset: TrainingImages, metrics: dict[str, float]) -> None:

@@ -1,5 +1,7 @@
 """A training step: noise by sample number, a falling loss, an average kept apart, and no step on a gradient that is not finite."""
 
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +176,38 @@ def test_a_gradient_that_is_not_finite_changes_nothing(accelerator: Accelerator,
     assert all(torch.equal(weight, twin.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
 
 
+def test_a_gradient_that_overflows_lowers_the_scale_and_changes_no_weights(make_unet: Callable[[int], Any]) -> None:
+    scaling = Accelerator(cpu=True)
+    scaling.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-126)
+    unet = make_unet(0)
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(1e3)
+    state = TrainState(scaling, unet, Objective().scheduler("ddpm"), 2e-3, seed=0)
+    before, average = copied(state.bare.state_dict()), copied(state.ema_state_dict())
+    _, norm = train_step(scaling, state, [batch_of(range(4))], 1e-3)
+    assert not math.isfinite(norm)
+    assert all(torch.equal(weight, before[name]) for name, weight in state.bare.state_dict().items())
+    assert all(torch.equal(weight, average[name]) for name, weight in state.ema_state_dict().items())
+    assert scaling.scaler.get_scale() == 1.0
+    other = Accelerator(cpu=True)
+    other.scaler = torch.amp.GradScaler("cpu")
+    TrainState(other, make_unet(0), Objective().scheduler("ddpm"), 2e-3, seed=0).load_progress(json.loads(json.dumps(state.progress())))
+    assert other.scaler.get_scale() == 1.0
+    _, norm = train_step(scaling, state, [batch_of(range(4))], 1e-3)
+    assert math.isfinite(norm)
+    assert not torch.equal(state.bare.conv_in.weight, before["conv_in.weight"])
+
+
+def test_a_loss_that_is_not_finite_raises_with_a_scaler_too(make_unet: Callable[[int], Any]) -> None:
+    scaling = Accelerator(cpu=True)
+    scaling.scaler = torch.amp.GradScaler("cpu")
+    state = TrainState(scaling, make_unet(0), Objective().scheduler("ddpm"), 2e-3, seed=0)
+    with torch.no_grad():
+        state.bare.conv_out.weight.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="at step 0"):
+        train_step(scaling, state, [batch_of(range(4))], 1e-3)
+
+
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
     assert [learning_rate(1e-3, step, 4, 0.0) for step in (0, 1, 3, 4, 100)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3, 1e-3])
     cosine = [learning_rate(1e-3, 1_000, 4, progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0, 1.3)]
@@ -188,7 +222,7 @@ def test_progress_goes_round(accelerator: Accelerator, make_state: MakeState) ->
         train_step(accelerator, state, [batch_of(range(4))], 1e-3)
     state.samples, state.seconds = 12, 3.5
     progress = state.progress()
-    assert progress == {"step": 3, "samples": 12, "seconds": 3.5, "ema_step": 3}
+    assert progress == {"step": 3, "samples": 12, "seconds": 3.5, "ema_step": 3, "scaler": None}
     fresh = make_state()
     fresh.load_progress(progress)
     assert fresh.progress() == progress

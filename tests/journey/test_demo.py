@@ -29,7 +29,7 @@ def _small(loops: Path, root: Path) -> Path:
 
 def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(local_ray: None, loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "demo"
-    summary = demo(DemoOptions(journey=_small(loops, root)))
+    summary = demo(DemoOptions(recipe=_small(loops, root)))
     assert len(list((root / "loops" / "audio").glob("*.wav"))) == 16
     page = (root / "report.html").read_text()
     assert page.count("<audio controls") == page.count("<img alt") == 16 + 4 + 2
@@ -41,7 +41,7 @@ def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(local_ray: None, 
     assert summary["spread_generated"] > 0
     assert str(root / "report.html") in capsys.readouterr().err
 
-    again = demo(DemoOptions(journey=root / "recipe.yaml"))
+    again = demo(DemoOptions(recipe=root / "recipe.yaml"))
     assert {key: again[key] for key in again if key != "seconds"} == {key: summary[key] for key in summary if key != "seconds"}
 
 
@@ -55,7 +55,7 @@ def test_the_shipped_recipe_trains_on_the_shipped_loops() -> None:
 def test_the_whole_demo_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").symlink_to(RECIPE.parents[2] / "tests")
-    summary = demo(DemoOptions(journey=RECIPE))
+    summary = demo(DemoOptions(recipe=RECIPE))
     print(json.dumps(summary, indent=2))
     assert summary["untrained_over_trained"] >= 8
     assert summary["spread_generated"] >= summary["spread_real"] / 3

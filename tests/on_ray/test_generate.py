@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -76,6 +77,17 @@ def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_pat
     assert _audio(out) == _audio(eighteen)
     assert _manifest(out) == manifest
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
+
+
+def test_a_finished_folder_needs_no_space(eighteen: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "loops"
+    shutil.copytree(eighteen, out)
+    options = GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert generate(options)["loops"] == 18
+    (out / "_commits" / "000001.json").unlink()
+    with pytest.raises(ValueError, match="the audio needs about"):
+        generate(options)
 
 
 def test_other_settings_in_the_same_folder_are_refused(eighteen: Path, model: Path) -> None:

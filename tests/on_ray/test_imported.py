@@ -18,7 +18,7 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.png import encode_png
 from audiodiff_core.slices import Slicing, mel_slices
-from audiodiff_platform.data_order import train_batch
+from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.imported import GROUP_ROWS, ImportedDataset, open_dataset
 from audiodiff_platform.train import train
@@ -86,7 +86,7 @@ def test_all_kinds_give_the_same_images_groups_and_digest(original: Dataset, sav
         assert dataset.rows == len(images)
         assert np.array_equal(_all(dataset), images)
     assert len({dataset.digest for dataset in opened}) == 1
-    epoch = train_batch(opened[0], 0, range(len(images))).images
+    epoch = DataOrder(opened[0], 0).batch(range(len(images))).images
     assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
 
 

@@ -3,20 +3,28 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from audiodiff_core.checkpoint import ModelRecord, save_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import build_unet
+from audiodiff_core.objectives import Objective
 from audiodiff_platform import job
+from audiodiff_platform.demo import DemoOptions, demo
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.recipe import Options
 from audiodiff_platform.serve import ServeOptions, serve
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
-VERBS = {
+VERBS: dict[str, tuple[type[Options], Callable[[Any], Mapping[str, Any]]]] = {
+    "demo": (DemoOptions, demo),
     "prepare": (PrepareOptions, prepare),
     "train": (TrainOptions, train),
     "generate": (GenerateOptions, generate),
@@ -33,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(verb: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *map(str, arguments)])
         options, function = VERBS[verb]
-        status = job.run(verb, options, function, "")  # type: ignore[arg-type]
+        status = job.run(verb, options, function, "")
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
         assert status == 0 or printed.out == ""
@@ -74,6 +82,15 @@ def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
     assert (status, "cannot be read" in line) == (2, True)
 
 
+def test_the_demo_runs_the_recipe_that_it_is_given(run: Run, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    status, line = run("demo", "--recipe", recipe)
+    assert (status, line) == (2, f"error: recipe {recipe}: cannot be read (No such file or directory)")
+    recipe.write_text("prepare: {input_dir: in, output_dir: out}")
+    status, line = run("demo", "--recipe", recipe)
+    assert (status, line) == (2, f"error: {recipe}: a demo needs the sections prepare, train and generate")
+
+
 def test_flags_override_the_recipe(run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"prepare: {{input_dir: {tmp_path / 'one'}, output_dir: out, overlap: 0.5}}")
@@ -111,6 +128,12 @@ def test_more_workers_than_the_cluster_has(local_ray: None, run: Run, few_loops:
         assert not (tmp_path / verb / "model").exists()
 
 
+def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: Path) -> None:
+    status, line = run("train", "--dataset_name", dataset, "--output_dir", tmp_path / "run", "--mixed_precision", "fp16", "--num_workers", 1)
+    assert (status, line) == (2, "error: mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, few_loops: Path, tmp_path: Path) -> None:
     assert run("prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "mel", "--resolution", "36,32", "--hop_length", 1024)[0] == 0
     status, line = run("train", "--dataset_name", tmp_path / "mel", "--output_dir", tmp_path / "run", "--num_epochs", 1)
@@ -131,6 +154,15 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.strip() == f"error: input_dir {tmp_path / 'none'}: no such folder"
+
+
+def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
+    mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
+    scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
+    save_model(tmp_path / "model", build_unet("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
+    status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
+    assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use at most that many")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_disk_that_is_too_small_is_known_before_work_starts(run: Run, model: Path, tmp_path: Path) -> None:

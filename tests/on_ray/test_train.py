@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,13 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.data_order import STREAMS, train_batch
 from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.job import JobError
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import join_workers, trained
+from audiodiff_platform.training_state import newest_checkpoint
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
@@ -46,19 +50,6 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     summary = train(_options(dataset, folder))
     assert (summary["steps"], summary["samples"]) == (20, 80)
     return folder
-
-
-def test_the_order_has_each_row_once_an_epoch_and_streams_for_workers(dataset: Path) -> None:
-    data = MelDataset(str(dataset))
-    images = data.all_images()
-    epoch = train_batch(data, 0, range(data.rows)).images
-    assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
-    again = train_batch(MelDataset(str(dataset)), 0, range(3, 9)).images
-    assert np.array_equal(again, epoch[3:9])
-    following = train_batch(data, 0, range(data.rows, 2 * data.rows)).images
-    assert not np.array_equal(following, epoch)
-    assert sorted(image.tobytes() for image in following) == sorted(image.tobytes() for image in images)
-    assert STREAMS % 2 == STREAMS % 4 == 0
 
 
 def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run: Path) -> None:
@@ -93,31 +84,72 @@ def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, d
     assert _losses(tmp_path) == pytest.approx(_losses(run), rel=1e-4)
 
 
-def test_a_killed_worker_costs_nothing_but_time(run: Path, dataset: Path, tmp_path: Path) -> None:
-    killed = []
+def _metrics(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 20 steps whose worker was killed once it had made a checkpoint, of step 10; another is of step 20."""
+    folder = tmp_path_factory.mktemp("killed") / "train"
+    seen: list[str] = []
 
     def kill_once_a_checkpoint_is_there() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if any((tmp_path / "run" / "state").glob("checkpoint_*/progress.json")):
+            if newest_checkpoint(Folder(str(folder))):
                 for process in psutil.Process().children(recursive=True):
                     if "RayTrainWorker" in " ".join(process.cmdline()):
                         os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
+                        seen.extend(_metrics(folder))
                 return
             time.sleep(0.05)
 
     watcher = threading.Thread(target=kill_once_a_checkpoint_is_there)
     watcher.start()
-    train(_options(dataset, tmp_path / "run", checkpoint_minutes=0.01))
+    train(_options(dataset, folder, checkpoint_minutes=1e-6))
     watcher.join()
-    assert killed
-    expected, resumed = _weights(run), _weights(tmp_path / "run")
+    assert len(seen) == 1
+    assert _metrics(folder)[:1] == seen, "it began anew instead of going on"
+    return folder
+
+
+def test_a_killed_worker_costs_nothing_but_time(run: Path, killed: Path) -> None:
+    expected, resumed = _weights(run), _weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
-    assert _losses(tmp_path / "run") == _losses(run)
+    assert _losses(killed) == _losses(run)
 
 
-def test_a_finished_run_is_not_trained_again(run: Path, dataset: Path) -> None:
+def test_what_a_kill_cuts_off_is_passed_over(run: Path, killed: Path, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(killed, folder)
+    shutil.rmtree(folder / "model")
+    newest = newest_checkpoint(Folder(str(folder)))
+    assert newest is not None
+    optimizer = folder / newest / "optimizer.pt"
+    os.truncate(optimizer, optimizer.stat().st_size // 2)
+    for snapshot in folder.glob("state/*/checkpoint_manager_snapshot.json"):
+        os.truncate(snapshot, 100)
+    unfinished = folder / newest / ".." / "checkpoint_2100-01-01_00-00-00.000000"
+    unfinished.mkdir()
+    (unfinished / "progress.json").write_text("")
+    train(_options(dataset, folder))
+    assert _metrics(folder)[0] == _metrics(killed)[0]
+    expected, resumed = _weights(run), _weights(folder)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not optimizer.exists()
+    assert not unfinished.exists()
+
+
+def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(local_ray: None, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"^training failed: gradient norm nan at step \d+ \(loss nan\): lower learning_rate$") as raised:
+        train(_options(dataset, tmp_path / "run", learning_rate=1e30))
+    assert raised.value.__cause__ is None, "a worker's error, which Ray Train answers with more attempts"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_finished_run_is_not_trained_again_and_needs_no_space(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     before = (run / "model" / "model_index.json").stat().st_mtime_ns
     assert train(_options(dataset, run))["steps"] == 20
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
@@ -128,9 +160,7 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path)
         train(_options(dataset, run, learning_rate=2e-3))
 
 
-def test_a_resolution_that_the_network_cannot_take_is_refused(dataset: Path, tmp_path: Path) -> None:
-    data = MelDataset(str(dataset))
-    assert (data.mel.x_res, data.mel.y_res) == (32, 32)
+def test_numbers_of_workers_that_cannot_be_are_refused(local_ray: None, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_workers 5 does not divide"):
         _options(dataset, tmp_path, num_workers=5)
     with pytest.raises(ValueError, match="needs 8 CPUs, the cluster has 4"):
