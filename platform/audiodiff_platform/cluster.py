@@ -71,13 +71,21 @@ def _limits() -> dict[str, int]:
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
     """`uri` as every process of the job can use it: paths made absolute, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
 
-    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes.
+    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes, and for a URI that holds a secret.
     """
+    if holds_secret(uri):
+        raise ValueError(f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment")
     if "://" in uri or (hub_id and is_hub_id(uri)):
         return uri
     if inside_submitted_job() and not Path(uri).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
     return str(Path(uri).absolute())
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether a URI has a query (a signature) or user information (a key): what names may not hold, since they are written down and shown."""
+    _, scheme, rest = uri.partition("://")
+    return bool(scheme) and ("?" in rest or "@" in rest.partition("/")[0])
 
 
 def is_hub_id(name: str) -> bool:

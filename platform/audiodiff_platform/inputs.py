@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
+from audiodiff_platform.cluster import holds_secret
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Entry, Folder
 
@@ -43,6 +44,10 @@ class Source:
     @property
     def extension(self) -> str:
         return PurePosixPath(self.uri).suffix.lower()
+
+    @property
+    def is_container(self) -> bool:
+        return self.extension in CONTAINER_EXTENSIONS
 
     @property
     def seconds(self) -> float:
@@ -112,7 +117,7 @@ class Inputs:
 
     def _audio_on(self, listing: Entry) -> Iterator[str]:
         for number, uri in enumerate(self._listed(listing), start=1):
-            if "?" in uri.partition("://")[2] or "@" in uri.partition("://")[2].partition("/")[0]:
+            if holds_secret(uri):
                 raise ValueError(
                     f"input_dir {self.uri}: entry {number} holds a query or a password, and names are written into the dataset: "
                     "list plain URIs, with credentials in the environment"

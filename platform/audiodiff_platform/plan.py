@@ -24,9 +24,10 @@ ROW_GROUP_ROWS = 4_096  # a worker reads only those that hold its shard
 
 @dataclass(slots=True)
 class ShardSize:
-    """How many sources a shard has, and how many seconds of audio they may hold."""
+    """How many sources a shard has, how many of them are containers, and how many seconds of audio they may hold."""
 
     sources: int = 0
+    containers: int = 0
     seconds: float = 0.0
 
 
@@ -110,4 +111,5 @@ def _rows(folder: Folder, only: int | None = None) -> Iterator[tuple[int, Source
 def _count(shards: dict[int, ShardSize], shard: int, source: Source) -> None:
     size = shards.setdefault(shard, ShardSize())
     size.sources += 1
+    size.containers += source.is_container
     size.seconds += source.seconds

@@ -119,7 +119,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             assigned = cut(new, options.shard_seconds(new), first=len(planned))
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
-            _make(options, output, {shard: size for shard, size in planned.items() if shard not in done}, workers)
+            _make(options, output, planned, done, workers)
     summary = _finish(options, output, inputs.others)
     if options.verify:
         with connected():
@@ -146,13 +146,20 @@ def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[So
     output.require_free_space(needed, "the dataset")
 
 
-def _make(options: PrepareOptions, output: Folder, pending: Mapping[int, ShardSize], workers: int) -> None:
-    """Makes the pending shards; raises JobError as soon as more files are unusable than may be."""
+def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSize], done: Mapping[int, dict[str, Any]], workers: int) -> None:
+    """Makes the shards that are not done; raises JobError as soon as more files are unusable than may be in the end."""
     commits.begin(output)
+    pending = {shard: size for shard, size in planned.items() if shard not in done}
+    unusable = sum(len(record["failures"]) for record in done.values())
+    files = sum(size.sources for size in planned.values())
+    known = not any(size.containers for size in planned.values())  # how many files there will be
     progress = Progress("slices", pending)
     arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     for counts in run_shards(PrepareWorker, arguments, sorted(pending), workers):
         progress.finished(counts)
+        unusable += counts["unusable"]
+        if known and unusable > options.max_bad_fraction * files:
+            raise JobError(f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {output.uri}/quarantine")
 
 
 def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class ShardWorker(Protocol):
 
 def run_shards(worker: type[ShardWorker], arguments: Sequence[Any], shards: Sequence[int], num_workers: int, gpus: int = 0) -> Iterator[dict[str, int]]:
     """Does `shards` on at most `num_workers` actors made by `worker(*arguments)`; yields the counts of each as it finishes."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a worker's error is told once, by the job
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

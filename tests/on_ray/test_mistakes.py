@@ -171,3 +171,11 @@ def test_a_disk_that_is_too_small_is_known_before_work_starts(run: Run, model: P
     assert "the audio needs about" in line
     assert "MB are free" in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["input_dir", "output_dir"])
+@pytest.mark.parametrize("uri", ["s3://AKIDEXAMPLE:hunter2@bucket/folder", "https://host/list.txt?X-Amz-Signature=hunter2"])
+def test_secrets_in_uris_are_refused_and_not_repeated(run: Run, few_loops: Path, tmp_path: Path, option: str, uri: str) -> None:
+    places = {"input_dir": str(few_loops), "output_dir": str(tmp_path / "out"), option: uri}
+    status, line = run("prepare", *(part for name, value in places.items() for part in (f"--{name}", value)))
+    assert (status, f"{option} holds a query or a password" in line, "hunter2" in line) == (2, True, False)
