@@ -1,16 +1,25 @@
 """What all tests share: the real loops, a tiny model, one Ray for the whole run."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers.stores import Stores
+
 LOOPS = Path(__file__).parent / "data" / "loops"
+
+pytest_plugins = ["tests.servers.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run only the long fault and quality runs")
+
+
+def pytest_configure() -> None:
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported; by default it asks for each bucket's kind over gRPC
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -27,8 +36,8 @@ def loops() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """One Ray cluster for all tests that need one: four logical CPUs, so that several workers fit on any machine."""
+def local_ray(stores: Stores) -> Iterator[None]:
+    """One Ray cluster for all tests that need one: four logical CPUs, so that several workers fit on any machine. Its workers find the object stores."""
     import ray
 
     from audiodiff_platform.cluster import WORKER_ENVIRONMENT

@@ -1,0 +1,179 @@
+"""A proxy in front of a server: it passes requests on, except those that a test wants to fail."""
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import unquote
+
+OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "te", "trailer", "upgrade"}
+NAMED_IN_BODY = 1000  # bytes of a body that are searched: GCS's multipart uploads name the object there and not in the URL
+
+Action = Literal["throttle", "unavailable", "cut", "drop", "lose"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole HTTP answer."""
+
+    status: int
+    content: bytes
+    content_type: str
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of `method` whose unquoted URL, or the start of whose body, contains `where`.
+
+    `throttle` and `unavailable` answer as the store does when it is asked too often or has an error of its own, `drop` closes the connection without
+    an answer (in these three the server never sees the request), `cut` sends half of the answer's body and closes, and `lose` lets the server do the
+    work, then closes without an answer.
+    """
+
+    action: Action
+    method: str
+    where: str
+    times: int
+    fired: int = 0
+
+    def meets(self, method: str, text: str) -> bool:
+        return self.fired < self.times and self.method == method and self.where in text
+
+
+@dataclass
+class FaultyProxy:
+    """Listens on a free port of 127.0.0.1 at once; the server behind it starts with the first request that needs it.
+
+    `start` starts that server and returns its port; `answers` are the store's own words for `throttle` and `unavailable`.
+    """
+
+    start: Callable[[], int]
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+        self._server_port: int | None = None
+        self._listener = _Listener(("127.0.0.1", 0), _Handler)
+        self._listener.proxy = self
+        self.url = f"http://127.0.0.1:{self._listener.server_port}"
+        threading.Thread(target=self._listener.serve_forever, args=(0.05,), name="faulty-proxy", daemon=True).start()
+
+    def server_port(self) -> int:
+        with self._lock:
+            if self._server_port is None:
+                self._server_port = self.start()
+            return self._server_port
+
+    def inject(self, action: Action, method: str, where: str, times: int = 1) -> Fault:
+        """Adds a fault; of several that meet a request, the first added is taken. Its `fired` counts what it met."""
+        fault = Fault(action, method, where, times)
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """Forgets all faults."""
+        with self._lock:
+            self._faults.clear()
+
+    def close(self) -> None:
+        self._listener.shutdown()
+        self._listener.server_close()
+
+    def fault_for(self, method: str, path: str, body: bytes) -> Action | None:
+        text = unquote(path) + "\n" + body[:NAMED_IN_BODY].decode("utf-8", errors="replace")
+        with self._lock:
+            for fault in self._faults:
+                if fault.meets(method, text):
+                    fault.fired += 1
+                    return fault.action
+        return None
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+    proxy: FaultyProxy
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Listener
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:  # the client left, as killed workers do
+            self.close_connection = True
+
+    def relay(self) -> None:
+        proxy = self.server.proxy
+        body = read_body(self)
+        action = proxy.fault_for(self.command, self.path, body)
+        if action == "throttle" or action == "unavailable":
+            answer = proxy.answers[action]
+            self.reply(answer.status, [("Content-Type", answer.content_type)], answer.content)
+        elif action == "drop":
+            self.hang_up()
+        else:
+            status, headers, content = self.ask_server(proxy.server_port(), body)
+            if action == "lose":
+                self.hang_up()
+            else:
+                self.reply(status, headers, content, cut=action == "cut")
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = relay
+
+    def ask_server(self, port: int, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in OF_ONE_CONNECTION:
+                connection.putheader(name, value)
+        if self.command in {"PUT", "POST", "PATCH"} or body:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        response = connection.getresponse()
+        content = response.read()
+        headers = [(name, value) for name, value in response.getheaders() if name.lower() not in OF_ONE_CONNECTION]
+        if self.command == "HEAD":
+            headers.append(("Content-Length", response.getheader("Content-Length", "0")))
+        connection.close()
+        return response.status, headers, content
+
+    def reply(self, status: int, headers: list[tuple[str, str]], content: bytes, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+        if cut:
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """The whole body of the request in hand, sent with a length or in chunks."""
+    if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+    chunks = []
+    while size := int(handler.rfile.readline().split(b";")[0], 16):
+        chunks.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return b"".join(chunks)
