@@ -8,7 +8,6 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,9 @@ def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def commit(folder: Folder, shard: int, record: Mapping[str, Any]) -> None:
-    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256). A commit that is there already stays: a worker
-    that was taken for dead has made the same."""
-    with suppress(FileExistsError):
-        folder.create_json(_commit_name(shard), dict(record))
+    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256). It may be there already, of a worker that was
+    taken for dead; raises FileExistsError where that is another."""
+    folder.create_json(_commit_name(shard), dict(record))
 
 
 def committed(folder: Folder) -> dict[int, dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""Folders on local disk and on object stores (`s3://`, `gs://`) by one interface, with writes that are whole or absent."""
+"""Folders on local disk and on object stores (`s3://`, `gs://`) by one interface, with writes that are whole or absent.
+
+The stores' clients try again, with growing pauses, where a store throttles or a connection breaks; what they cannot overcome is an
+OSError that names the object.
+"""
 
 import json
 import os
@@ -29,7 +33,9 @@ class Folder:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         if "://" in uri:
-            self.filesystem, self.root = fsspec.url_to_fs(self.uri, use_listings_cache=False)
+            # One stream an object: s3fs does not take up a broken one where it reads several.
+            options = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+            self.filesystem, self.root = fsspec.url_to_fs(self.uri, use_listings_cache=False, **options)
         else:  # a local name may hold '::', which fsspec would take for a chain of filesystems
             self.filesystem, self.root = fsspec.filesystem("file"), os.path.abspath(Path(self.uri).expanduser())
 
@@ -42,27 +48,32 @@ class Folder:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        return bool(self.filesystem.exists(self.path(name)))
+        with self._reached(name):
+            return bool(self.filesystem.exists(self.path(name)))
 
     def is_folder(self) -> bool:
-        return bool(self.filesystem.isdir(self.root))
+        with self._reached(""):
+            return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
         """The files that match a glob pattern, sorted, relative to the folder."""
-        return sorted(found[len(self.root) + 1 :] for found in self.filesystem.glob(self.path(pattern)))
+        with self._reached(pattern):
+            found = self.filesystem.glob(self.path(pattern), detail=True)
+        return sorted(path[len(self.root) + 1 :] for path, entry in found.items() if entry["type"] == "file")
 
     def walk(self) -> Iterator[Entry]:
         """All files in the folder and below, in no order, a page at a time: the memory is that of a page."""
-        match self.filesystem.protocol:
-            case "file" | ("file", *_):
-                yield from self._walk_disk(self.root)
-            case "s3" | ("s3", *_):
-                yield from self._walk_s3()
-            case "gs" | "gcs" | ("gs" | "gcs", *_):
-                yield from self._walk_gcs()
-            case _:
-                for path, entry in self.filesystem.find(self.root, detail=True).items():
-                    yield Entry(path[len(self.root) + 1 :], int(entry["size"]), _version(entry))
+        with self._reached(""):
+            match self.filesystem.protocol:
+                case "file" | ("file", *_):
+                    yield from self._walk_disk(self.root)
+                case "s3" | ("s3", *_):
+                    yield from self._walk_s3()
+                case "gs" | "gcs" | ("gs" | "gcs", *_):
+                    yield from self._walk_gcs()
+                case _:
+                    for path, entry in self.filesystem.find(self.root, detail=True).items():
+                        yield Entry(path[len(self.root) + 1 :], int(entry["size"]), _version(entry))
 
     def _walk_disk(self, directory: str) -> Iterator[Entry]:
         with os.scandir(directory) as found:
@@ -95,11 +106,13 @@ class Folder:
         """A file as it is now; raises FileNotFoundError where there is none."""
         if self.is_local:
             return _of_disk(name, os.stat(self.path(name)))
-        found = self.filesystem.info(self.path(name))
+        with self._reached(name):
+            found = self.filesystem.info(self.path(name))
         return Entry(name, int(found["size"]), _version(found))
 
     def read(self, name: str) -> bytes:
-        return bytes(self.filesystem.cat_file(self.path(name)))
+        with self._reached(name):
+            return bytes(self.filesystem.cat_file(self.path(name)))
 
     def read_json(self, name: str) -> dict[str, Any]:
         content = json.loads(self.read(name))
@@ -112,7 +125,8 @@ class Folder:
         names = self.names(pattern)
         if self.is_local:
             return {name: self.read(name) for name in names}
-        contents = self.filesystem.cat([self.path(name) for name in names]) if names else {}
+        with self._reached(pattern):
+            contents = self.filesystem.cat([self.path(name) for name in names]) if names else {}
         return {name: contents[self.path(name)] for name in names}
 
     def fetch(self, name: str, scratch: Path) -> Path:
@@ -120,13 +134,15 @@ class Folder:
         if self.is_local:
             return Path(self.path(name))
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
-        self.filesystem.get_file(self.path(name), str(local))
+        with self._reached(name):
+            self.filesystem.get_file(self.path(name), str(local))
         return local
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a whole file: locally by an atomic rename, on an object store by one put."""
         if not self.is_local:
-            self.filesystem.pipe_file(self.path(name), content)
+            with self._reached(name):
+                self.filesystem.pipe_file(self.path(name), content)
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,13 +154,23 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def create_json(self, name: str, content: dict[str, Any]) -> None:
-        """Puts a whole JSON file where there is none; raises FileExistsError where there is one, on stores that can tell."""
+        """Puts a whole JSON file where there is none; raises FileExistsError where there is another."""
+        if not self._created(name, _json(content)) and self.read(name) != _json(content):
+            raise FileExistsError(f"{self.uri}/{name} is there, and not what was to be put there")
+
+    def _created(self, name: str, content: bytes) -> bool:
+        """Puts a file where there is none; False where there is one, maybe this one: an answer may be lost, and the client try again."""
         if self.is_local:
             if self.exists(name):
-                raise FileExistsError(self.path(name))
-            self.write_json(name, content)
-        else:
-            self.filesystem.pipe_file(self.path(name), _json(content), mode="create")
+                return False
+            self.write(name, content)
+            return True
+        try:
+            with self._reached(name):
+                self.filesystem.pipe_file(self.path(name), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         self.write(name, _json(content))
@@ -152,7 +178,8 @@ class Folder:
     def move_in(self, local_file: str | Path, name: str) -> None:
         """Makes a finished local file `name` of this folder; a local one must lie on the same disk."""
         if not self.is_local:
-            self.filesystem.put_file(str(local_file), self.path(name))
+            with self._reached(name):
+                self.filesystem.put_file(str(local_file), self.path(name))
             os.unlink(local_file)
             return
         target = Path(self.path(name))
@@ -162,7 +189,20 @@ class Folder:
     def remove(self, name: str) -> None:
         """Removes a file or a folder with all in it; nothing happens where there is none."""
         if self.exists(name):
-            self.filesystem.rm(self.path(name), recursive=True)
+            with self._reached(name):
+                self.filesystem.rm(self.path(name), recursive=True)
+
+    @contextmanager
+    def _reached(self, name: str) -> Iterator[None]:
+        """Gives the errors of a store's client, which come from five libraries, as an OSError that names the object."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            raise OSError(f"{self.uri}/{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
