@@ -115,7 +115,7 @@ def test_a_reason_is_a_line_that_is_the_same_in_every_process(files: Path, outco
         ("cut_faststart-m4a_", "truncated|not audio"),
         ("cut_aac-m4a_", "not audio"),
         ("garbage_stereo-flac_(inside|inserted|missing|zeros-inside)", "corrupt"),
-        ("garbage_vorbis-ogg_(inside|inserted|missing|zeros-inside)", "corrupt"),
+        ("garbage_(vorbis-ogg|opus-opus)_(inside|inserted|missing|zeros-inside)", "corrupt"),
         ("lie_pcm16-wav_channels-(0|1025|max)", "[Cc]hannel"),
         ("lie_(au|caf)_channels-1e9", "channels|malformed"),
         ("lie_pcm16-wav_rate-", "rate of|not audio"),
