@@ -19,6 +19,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.job import JobError
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from tests.malformed import healthy_files, malformed_files
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.001, "num_workers": 1}
 
@@ -229,3 +230,23 @@ def test_level_options_are_kept_with_the_data(local_ray: None, few_loops: Path, 
         levels.setdefault(row["audio_file"], set()).add(row["reference_db"])
     assert all(len(values) == 1 for values in levels.values())
     assert len(set.union(*levels.values())) == len(levels)
+
+
+def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_good_one(local_ray: None, loops: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    (source / "good").mkdir(parents=True)
+    (source / "bad").mkdir()
+    healthy, malformed = healthy_files(loops), malformed_files(loops)
+    for folder, files in (("good", healthy), ("bad", malformed)):
+        for name, content in files.items():
+            (source / folder / name).write_bytes(content)
+    options = {**SMALL, "hop_length": 256, "shard_minutes": 1, "num_workers": 2}
+    summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), max_bad_fraction=1, **options))
+    assert len(malformed) >= 500
+    reasons = {row["audio_file"]: row["reason"] for row in pq.read_table(out / "quarantine").to_pylist()}
+    used = {row["audio_file"] for row in _rows(out)}
+    assert not reasons.keys() & used
+    assert len(reasons) + len(used) + summary["others"] == summary["files"] + summary["others"] == len(healthy) + len(malformed)
+    assert {name for name in used if name.startswith("good/")} == {f"good/{name}" for name in healthy}
+    assert all(reasons.values())
+    assert not [reason for reason in reasons.values() if str(tmp_path) in reason or "processes that decoded it" in reason]
