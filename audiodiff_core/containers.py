@@ -49,23 +49,20 @@ def check_length(read: int, stated: int, rate: int) -> None:
 
 def check_sample_tables(content: BinaryIO) -> None:
     """Raises UnusableError where an MP4 file states more packets than it has room for: FFmpeg takes memory for each of them."""
-    end = content.seek(0, os.SEEK_END)
-    content.seek(0)
-    while len(header := content.read(8)) == 8:
-        size, kind = struct.unpack(">I4s", header)
-        if kind in MP4_CONTAINERS:
-            continue  # its first child is next
-        start = content.tell() - 8
-        if size == 1:
-            size = int.from_bytes(content.read(8))
-        if kind in {b"stsz", b"trun"}:
-            fields = struct.unpack(">3I", content.read(12).ljust(12, b"\0"))
-            packets, packet_bytes = (fields[2], fields[1] or 4) if kind == b"stsz" else (fields[1], 1)
-            if packets * packet_bytes > end:
-                raise UnusableError(f"states {packets} packets, more than its {end} bytes can hold")
-        if not content.tell() <= start + size < end:
-            return
-        content.seek(start + size)
+    room = content.seek(0, os.SEEK_END)
+    parts = [(0, room)]
+    while parts:
+        start, end = parts.pop()
+        content.seek(start)
+        size, kind, *fields = struct.unpack(">I4s4I", content.read(24).ljust(24, b"\0"))
+        stop = start + (fields[0] << 32 | fields[1] if size == 1 else size)  # the start of the next box
+        claimed = {b"stsz": fields[2] * (fields[1] or 4), b"trun": fields[1]}.get(kind, 0)  # one byte for a packet, or its line in the table of sizes
+        if claimed > room:
+            raise UnusableError(f"states packets of {claimed} bytes or more, in a file of {room}")
+        if start + 8 <= stop < end:
+            parts.append((stop, end))
+        if kind in MP4_CONTAINERS and start + 8 < end:
+            parts.append((start + 8, min(stop, end)))
 
 
 def is_unfinished(log: str) -> bool:
