@@ -25,6 +25,7 @@ Images = npt.NDArray[np.uint8]
 
 MIN_POWER = 1e-10
 IMAGE_MAX = 255
+LARGEST_N_FFT = 32_768
 
 # Slaney's mel scale (Auditory Toolbox, 1998): even steps of frequency up to 1 kHz, 27 even steps of its logarithm for each factor of 6.4 above.
 LINEAR_HZ_PER_MEL = 200 / 3
@@ -44,7 +45,7 @@ class MelConfig(pydantic.BaseModel):
     x_res: int = pydantic.Field(256, ge=8, le=16_384, description="image width: frames per slice")
     y_res: int = pydantic.Field(256, ge=8, le=1_024, description="image height: mel bands")
     sample_rate: int = pydantic.Field(22_050, ge=4_000, le=192_000, description="sample rate in Hz")
-    n_fft: int = pydantic.Field(2_048, ge=64, le=32_768, description="STFT window in samples")
+    n_fft: int = pydantic.Field(2_048, ge=64, le=LARGEST_N_FFT, description="STFT window in samples")
     hop_length: int = pydantic.Field(512, ge=16, le=16_384, description="samples between frames")
     top_db: int = pydantic.Field(80, ge=10, le=200, description="dynamic range of the image in dB")
     n_iter: int = pydantic.Field(32, ge=1, le=1_000, description="Griffin-Lim iterations")
@@ -82,21 +83,6 @@ class MelConfig(pydantic.BaseModel):
         mine, theirs = self.model_dump(), other.model_dump()
         return ", ".join(f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key])
 
-    def lint(self) -> list[str]:
-        """What makes this configuration a poor one, with the mend, a line each."""
-        rank = _rank(self)
-        findings = []
-        if rank < self.y_res:
-            longer = (self.model_copy(update={"n_fft": self.n_fft << doublings}) for doublings in range(1, 5))
-            mend = next((f"n_fft {config.n_fft} or " for config in longer if _rank(config) == self.y_res), "")
-            findings.append(
-                f"the filterbank of {self.y_res} bands has rank {rank} at n_fft {self.n_fft} and {self.sample_rate} Hz: "
-                f"bands repeat each other; use {mend}fewer bands (resolution)"
-            )
-        if self.hop_length > self.n_fft // 2:
-            findings.append(f"hop_length {self.hop_length} is over half of n_fft {self.n_fft}: sound between the frames is lost")
-        return findings
-
 
 def band_edges_hz(config: MelConfig) -> npt.NDArray[np.float64]:
     """(y_res + 2,) frequencies, even on the mel scale from 0 to half the sample rate: band i rises from edge i to i + 1 and falls to i + 2."""
@@ -115,10 +101,6 @@ def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
     triangles: npt.NDArray[np.float32] = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0).astype(np.float32)
     triangles *= 2 / (high - low)
     return triangles
-
-
-def _rank(config: MelConfig) -> int:
-    return int(np.linalg.matrix_rank(filterbank(config).astype(np.float64)))
 
 
 class Mel:

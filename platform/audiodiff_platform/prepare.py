@@ -13,7 +13,7 @@ from typing import Any, Self
 import pydantic
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS
-from audiodiff_core.lint import expected_bytes, lint
+from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
@@ -133,17 +133,13 @@ def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[So
     """Says what is about to be made; raises ValueError where it cannot be."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
-    slices = round(seconds / mel.slice_duration_s / (1 - options.overlap)) + len(new)
-    needed = expected_bytes(mel, slices)
-    for finding in lint(mel):
+    slices = expected_slices(mel, seconds, len(new), options.overlap)
+    say(f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 60:,.0f} minutes by their sizes")
+    for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
-        say(f"{finding.severity}: {finding.message}")
-    say(
-        f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 3600:,.1f} hours: about {slices:,} slices of "
-        f"{mel.slice_duration_s:.2f} s, {needed / 1e6:,.0f} MB"
-    )
-    output.require_free_space(needed, "the dataset")
+        say(finding.message if finding.severity == "info" else f"{finding.severity}: {finding.message}")
+    output.require_free_space(expected_bytes(mel, slices), "the dataset")
 
 
 def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSize], done: Mapping[int, dict[str, Any]], workers: int) -> None:

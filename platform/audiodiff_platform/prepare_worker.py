@@ -14,6 +14,7 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
+from audiodiff_platform.cluster import load_pandas
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.inputs import Inputs, Item, Source, items
 from audiodiff_platform.plan import read_shard
@@ -31,6 +32,7 @@ class PrepareWorker:
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.slicer = Slicer(mel, slicing)
+        load_pandas()
         self.validation_fraction = validation_fraction
 
     def shard(self, shard: int) -> dict[str, int]:

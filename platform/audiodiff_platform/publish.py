@@ -1,7 +1,5 @@
 """A finished dataset -> the Hugging Face Hub, as `datasets.load_dataset(NAME)` and the original's trainer read it."""
 
-from huggingface_hub import CommitOperationAdd, HfApi
-
 from audiodiff_platform.cluster import say
 from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS
 from audiodiff_platform.storage import Folder
@@ -12,11 +10,15 @@ FILES_PER_COMMIT = 32
 def claim_repository(name: str) -> None:
     """Makes the dataset repository OWNER/NAME, private, where there is none; raises ValueError for a name that cannot be one, OSError
     where the token (HF_TOKEN, or of `hf auth login`) does not allow it."""
+    from huggingface_hub import HfApi  # its import takes a while that the other runs need not wait
+
     HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True)
 
 
 def publish(output: Folder, name: str) -> None:
     """Uploads the data, then configuration and card, to a repository that is claimed."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
     files = [*output.names("data/*"), MEL_CONFIG, SETTINGS, "README.md"]
     for first in range(0, len(files), FILES_PER_COMMIT):
         batch = files[first : first + FILES_PER_COMMIT]

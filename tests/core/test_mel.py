@@ -1,6 +1,5 @@
 """Mel images are those of diffusers' Mel (the oracle); the configuration travels unchanged; conversions lose nothing."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -245,31 +244,6 @@ def test_digest_is_stable_and_depends_on_every_field() -> None:
 def test_difference_shows_both_values() -> None:
     assert MelConfig().difference(MelConfig(hop_length=1_024, y_res=64)) == "y_res 256 against 64, hop_length 512 against 1024"
     assert MelConfig().difference(MelConfig()) == ""
-
-
-@pytest.mark.parametrize(
-    ("bands", "n_fft", "rate", "rank"),
-    [(512, 2_048, 22_050, 437), (256, 2_048, 44_100, 236), (512, 2_048, 44_100, None)],
-)
-def test_lint_finds_rank_deficiency_and_its_mend_mends_it(bands: int, n_fft: int, rate: int, rank: int | None) -> None:
-    config = MelConfig(y_res=bands, n_fft=n_fft, sample_rate=rate)
-    (finding,) = config.lint()
-    assert all(part in finding for part in (f"{bands} bands", f"n_fft {n_fft} ", f"{rate} Hz"))
-    assert rank is None or f"rank {rank} " in finding
-    mend = re.search(r"use n_fft (\d+)", finding)
-    assert mend
-    assert config.model_copy(update={"n_fft": int(mend[1])}).lint() == []
-
-
-@pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{config.x_res}x{config.y_res}")
-def test_lint_is_silent_for_good_configurations(config: MelConfig) -> None:
-    assert config.lint() == []
-
-
-def test_lint_finds_a_hop_that_loses_sound() -> None:
-    (finding,) = MelConfig(hop_length=1_025).lint()
-    assert "hop_length 1025" in finding
-    assert "n_fft 2048" in finding
 
 
 def test_model_values_and_bytes_go_round() -> None:
