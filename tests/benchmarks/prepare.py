@@ -1,6 +1,6 @@
 """prepare beside the original's loop: throughput in steady state, scaling, fixed cost, and memory of workers and driver.
 
-    python -m tests.benchmarks.prepare [--files 48] [--rounds 3]
+    python -m tests.benchmarks.prepare [--files 144] [--rounds 3]
 
 Each command runs whole, in turn, `rounds` times; a run on one file is subtracted from both sides, so that what is compared is the work
 per file. The time to decode the same files, and do nothing else, is the floor.
@@ -9,7 +9,6 @@ per file. The time to decode the same files, and do nothing else, is the floor.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -90,13 +89,14 @@ def two_processes(seconds: float = 4) -> None:
 def worker_memory(scratch: Path) -> None:
     """The largest sum of a worker and its decoder, over one long file."""
     make_corpus(scratch / "long", 1, 3_600)
-    process = subprocess.Popen([str(part) for part in ours(scratch / "long", fresh(scratch / "out"), 1)], cwd=ROOT, env=ONE_THREAD, stderr=subprocess.DEVNULL)
+    command = [str(part) for part in ours(scratch / "long", fresh(scratch / "out"), 1)]
+    process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     peaks: dict[str, int] = {}
     while process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
                 command = child.cmdline()
-                role = "worker" if command and command[0].startswith("ray::MapWorker") else "decoder" if "audiodiff_platform.slicer" in command else None
+                role = "worker" if command and command[0].startswith("ray::PrepareWorker") else "decoder" if "audiodiff_platform.slicer" in command else None
                 if role:
                     peaks[role] = max(peaks.get(role, 0), child.memory_info().rss)
             except psutil.Error:
@@ -126,19 +126,25 @@ def plan_all(folder: str, out: str) -> None:
     warm, output = Folder(f"{out}-warm"), Folder(out)
     append_plan(warm, cut([Source("a.mp3", 1, "1")], 600, first=0), {})  # loads the libraries
     new_sources(warm, [Source("a.mp3", 1, "1")])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     _, new = new_sources(output, Inputs(folder).sources())
     append_plan(output, cut(new, 600, first=0), {})
     count = len(new)
     del new
     new_sources(output, Inputs(folder).sources())
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = _peak_bytes() - before
     print(f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, {grown / count:.0f} bytes a file")
+
+
+def _peak_bytes() -> int:
+    """This process's largest resident size since it began (getrusage's is also that of the process which began it)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--files", type=int, default=48)
+    parser.add_argument("--files", type=int, default=144)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -31,9 +31,10 @@ class SimulatedCluster:
 
     def kill_worker(self, chance: random.Random) -> None:
         raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes]
-        workers = [child for raylet in raylets for child in raylet.children() if _title(child).startswith("ray::MapWorker")]
-        if workers:
-            chance.choice(workers).kill()
+        deadline = time.monotonic() + DEADLINE_S
+        while not (workers := [child for raylet in raylets for child in raylet.children() if "PrepareWorker" in _title(child)]):
+            assert time.monotonic() < deadline, "there is no worker to kill"
+        chance.choice(workers).kill()
 
     def kill_node(self, chance: random.Random) -> None:
         """Ends a node with all its processes, at once; another takes its place."""
