@@ -28,7 +28,7 @@ test: check
 
 # Long fault, load and quality runs.
 soak: install
-	$(BIN)/pytest tests/journey --soak
+	$(BIN)/pytest --soak
 
 # The original project, in an environment of its own since it needs older libraries: what `make bench` compares with.
 $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchmarks/original/constraints.txt
@@ -40,3 +40,4 @@ $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchma
 # Every measured claim, ours beside the alternative.
 bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.prepare

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayActorError
 
-from audiodiff_platform.job import JobError
+from audiodiff_platform.job import JobError, cause_of
 
 LOSSES_IN_A_ROW_AT_MOST = 8  # for each worker; a shard that is finished in between says that the work goes on
 
@@ -48,8 +48,10 @@ def run_shards(worker: type[ShardWorker], arguments: Sequence[Any], shards: Sequ
                 counts = ray.get(done)
             except RayActorError as death:
                 losses += 1
-                if death.actor_init_failed or losses > LOSSES_IN_A_ROW_AT_MOST * num_workers:
-                    raise JobError(f"{losses} workers died in a row: {' '.join(str(death).split())}") from death
+                if death.actor_init_failed:
+                    raise
+                if losses > LOSSES_IN_A_ROW_AT_MOST * num_workers:
+                    raise JobError(f"{losses} workers died in a row: {cause_of(death)}") from death
                 if shard is not None:
                     waiting.appendleft(shard)
                 start()
