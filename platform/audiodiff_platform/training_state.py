@@ -62,9 +62,9 @@ def newest_checkpoint(output: Folder) -> str | None:
 def remove_older(output: Folder) -> None:
     """Removes what earlier attempts left, but for the checkpoint that training goes on from."""
     kept = newest_checkpoint(output)
-    for name in output.names(f"{STATE}/*/*") + output.names(f"{STATE}/*/checkpoint_*/*"):
-        if kept is None or not name.startswith(kept):
-            output.remove(name)
+    left = {"/".join(entry.name.split("/")[:3]) for entry in output.walk() if entry.name.startswith(f"{STATE}/")}
+    for name in left - {kept}:
+        output.remove(name)
 
 
 def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
