@@ -119,6 +119,7 @@ class MelDataset:
             (shard, group, rows) for shard in self.shards for group, rows in enumerate(records[shard]["row_groups"])
         ]
         self.rows = sum(rows for _, _, rows in self.groups)
+        self._open = lru_cache(maxsize=64)(self._opened)
         self._held: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def all_images(self) -> Images:
@@ -143,6 +144,5 @@ class MelDataset:
             raise ValueError(f"{self.folder.uri}: image of {image.shape} in a dataset of {(self.mel.y_res, self.mel.x_res)}")
         return image
 
-    @lru_cache(maxsize=64)  # noqa: B019  a dataset lives as long as its process
-    def _open(self, shard: int) -> pq.ParquetFile:
+    def _opened(self, shard: int) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder.filesystem.open(self.folder.path(data_file(shard)), "rb"))

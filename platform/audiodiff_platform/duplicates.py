@@ -71,8 +71,11 @@ class DigestWorker:
         with self.folder.scratch() as scratch:
             for source, _ in read_shard(self.folder, shard):
                 with suppress(AudioDecodeError):
-                    for item in items(source, self.inputs.fetch(source, scratch), scratch):
+                    local = self.inputs.fetch(source, scratch)
+                    for item in items(source, local, scratch):
                         rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
+                for copy in scratch.iterdir():
+                    copy.unlink()
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())

@@ -52,7 +52,7 @@ class Source:
     @property
     def seconds(self) -> float:
         """The audio that it may hold, guessed from its size."""
-        return max(0, self.size) / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)
+        return self.size / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,10 @@ def _audio_column(schema: pa.Schema) -> str | None:
     """The column that Hugging Face's metadata calls audio, else one of that name; none where its type holds no bytes."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError):
-        features = {}
-    for name in [*(name for name, feature in features.items() if feature == {**feature, "_type": "Audio"}), "audio"]:
+        stated = [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
+    except (ValueError, KeyError, TypeError, AttributeError):  # the metadata is not that of datasets
+        stated = []
+    for name in [*stated, "audio"]:
         if name in schema.names:
             kind = schema.field(name).type
             if pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}:

@@ -143,3 +143,13 @@ def test_a_source_that_changes_after_it_was_planned_ends_the_job(tmp_path: Path)
     (tmp_path / "a.flac").unlink()
     with pytest.raises(JobError, match=r"a\.flac was planned and has vanished"):
         inputs.fetch(source, tmp_path)
+
+
+@pytest.mark.parametrize("metadata", ["[", "[]", '{"info": {"features": [1]}}', '{"info": {"features": {"tags": [{"_type": "Value"}], "audio": 3}}}'])
+def test_parquet_with_other_metadata_is_taken_by_its_columns(tmp_path: Path, metadata: str) -> None:
+    (tmp_path / "in").mkdir()
+    table = pa.table({"tags": [["a"]], "audio": [b"RIFF"]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "in" / "a.parquet")
+    inputs = Inputs(str(tmp_path / "in"))
+    (source,) = inputs.sources()
+    assert read(inputs, source, tmp_path) == {"a.parquet/0": b"RIFF"}
