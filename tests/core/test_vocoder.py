@@ -141,8 +141,8 @@ def test_spectra_across_the_wrap_are_those_of_the_image(vocoder: GriffinLim) -> 
         heard, _ = mel.images(np.tile(period, 3)[np.newaxis])
         return np.asarray(np.abs(heard[0, :, [47, 48]].astype(int) - image.T[[23, 0]]).mean(axis=1))
 
-    assert errors(audio).max() < 3
-    assert errors(np.pad(vocoder(image[np.newaxis], [0])[0], (0, hop))).max() > 10
+    assert errors(audio).max() < 2
+    assert errors(np.pad(vocoder(image[np.newaxis], [0])[0], (0, hop))).max() > 5
 
 
 def test_loops_close(loop_files: list[Path]) -> None:
