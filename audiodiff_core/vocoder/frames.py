@@ -39,7 +39,8 @@ class Frames:
 
     def analyse(self, signal: torch.Tensor, portion: slice) -> torch.Tensor:
         """Signal (batch, span) -> spectra (batch, frames of the portion, 1 + n_fft // 2)."""
-        return torch.fft.rfft(signal.unfold(-1, self.n_fft, self.hop)[:, portion] * self._window)
+        spectra: torch.Tensor = torch.fft.rfft(signal.unfold(-1, self.n_fft, self.hop)[:, portion] * self._window)
+        return spectra
 
     def synthesise(self, batch: int, spectra: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """`spectra`, asked for one portion after another -> the signal (batch, span) whose spectra are nearest to them (Griffin & Lim 1984, eq. 6)."""

@@ -35,9 +35,9 @@ def compare(config: MelConfig) -> None:
     reference.image_to_audio(Image.fromarray(images[0]))
     seconds, errors = np.zeros((len(images), len(vocoders) + 1)), np.zeros((len(images), len(vocoders) + 1))
     for row, image in enumerate(images):
-        for column, vocoder in enumerate((None, *vocoders.values())):
+        for column, ours in enumerate((None, *vocoders.values())):
             began = time.perf_counter()
-            audio = reference.image_to_audio(Image.fromarray(image))[np.newaxis] if vocoder is None else vocoder(image[np.newaxis], [row])
+            audio = reference.image_to_audio(Image.fromarray(image))[np.newaxis] if ours is None else ours(image[np.newaxis], [row])
             seconds[row, column] = time.perf_counter() - began
             errors[row, column] = np.abs(mel.images(audio.astype(np.float32))[0].astype(int) - image).mean()
     print(f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,", end=" ")

@@ -3,7 +3,7 @@
 import json
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +32,8 @@ class Upsample(torch.nn.Module):
         self.convolution = torch.nn.Conv1d(channels, CONFIG.hop_length, 5, padding=2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.convolution(features).mT.flatten(1)[:, None]
+        audio: torch.Tensor = self.convolution(features).mT.flatten(1)[:, None]
+        return audio
 
     def remove_weight_norm(self) -> None:
         pass
@@ -144,7 +145,7 @@ def vocos_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Puts modules of the given names and contents where imports find them; None: as if not installed."""
 
     def put(**modules: dict[str, Any] | None) -> None:
