@@ -10,7 +10,7 @@ from torch import nn
 
 from audiodiff_core.circular import circular_time
 
-Network = tuple[nn.Module, Callable[[torch.Tensor], torch.Tensor], tuple[int, ...], int, int]
+Network = tuple[Any, Callable[[torch.Tensor], torch.Tensor], tuple[int, ...], int, int]
 WIDTHS = {"norm_num_groups": 4, "layers_per_block": 1, "in_channels": 1, "out_channels": 1}
 
 
