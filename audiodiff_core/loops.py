@@ -1,7 +1,7 @@
 """From any audio to a loop of whole bars, and how well it loops.
 
 1. `track_beats` finds beats (librosa, or the network `beat_this` with downbeats); an end of the audio that lies on the grid counts as one.
-2. `cut_loop` cuts whole bars from a (down)beat on, each end at a zero crossing, the later one where the audio goes on most alike.
+2. `cut_loop` cuts whole bars from a (down)beat on, just before its attack, each end at a zero crossing, the later one where it is reached most alike.
 3. The last milliseconds fade into what came before the first beat, so that the wrap is a place where the audio went on.
 4. Asked for a tempo, it stretches the loop, as a circle, to exactly round(bars * beats_per_bar * 60 / bpm * sample_rate) samples.
 
@@ -26,6 +26,10 @@ TEMPOS_BPM = (20.0, 400.0)
 BEAT_HOP_S = 0.012
 ON_THE_GRID = 0.06
 """Of a beat: an end of the audio that is so close to where a beat would be is one."""
+ATTACK_S, ATTACK_BLOCK_S, ATTACK_RISE = 0.03, 0.002, 4.0
+"""A beat's attack is where, at most so far from it, the power of neighbouring blocks rises most, if by so much at least."""
+FAINT = 0.1
+"""Of the median beat's peak: the grid goes on into the quiet before the music, where no bar begins."""
 CROSSING_S = 0.01
 CROSSFADE_S = 0.02
 SEAM_WINDOW_S = 0.02
@@ -62,7 +66,7 @@ def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "libros
             if not audio.any():
                 return Beats(np.empty(0))
             found = beat_track(y=audio, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
-            return Beats(_with_ends(np.asarray(found, np.float64), len(audio) / sample_rate))
+            return Beats(_with_ends(_from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate))
         case "beat_this":
             times, downbeats = _beat_this()(audio, sample_rate)
             times = np.asarray(times, np.float64)
@@ -163,6 +167,14 @@ def _beat_this() -> Any:
     return Audio2Beats(str(checkpoint))
 
 
+def _from_first_heard(times_s: npt.NDArray[np.float64], audio: Samples, sample_rate: int) -> npt.NDArray[np.float64]:
+    """The beats without those in the quiet before the first that is heard."""
+    reach = round(ATTACK_S * sample_rate)
+    peaks = [float(np.abs(audio[max(0, beat - reach) : beat + reach]).max()) for beat in np.round(times_s * sample_rate).astype(int)]
+    heard = [index for index, peak in enumerate(peaks) if peak > FAINT * float(np.median(peaks))]
+    return times_s[heard[0] :] if heard else times_s
+
+
 def _with_ends(times_s: npt.NDArray[np.float64], duration_s: float) -> npt.NDArray[np.float64]:
     """The beats, with those that a tracker does not see because the audio begins or ends on them."""
     if len(times_s) < 2:
@@ -204,25 +216,38 @@ def _at_tempo(times_s: npt.NDArray[np.float64], bpm: float) -> npt.NDArray[np.fl
 
 
 def _at_crossings(audio: Samples, start: int, end: int, sample_rate: int) -> tuple[int, int]:
-    """Start and end moved by at most 10 ms to rising zero crossings; the ends of the audio stay what they are.
+    """Start and end (beats) moved to the last rising zero crossing before the beat's attack; the ends of the audio stay what they are.
 
     Of the crossings near the end, it is the one that is reached most as the start is, over the length of the crossfade.
     """
     within, fade = round(CROSSING_S * sample_rate), round(CROSSFADE_S * sample_rate)
     if start > 0:
+        start = _attack(audio, start, sample_rate)
         crossings = _rising(audio, start - within, start + 1)
         start = int(crossings[-1]) if len(crossings) else start
     if end >= len(audio):
         return start, len(audio)
-    crossings = _rising(audio, end - within, end + within)
+    end = _attack(audio, end, sample_rate)
     fade = min(fade, start)
+    crossings = _rising(audio, end - within, end + 1)
     crossings = crossings[crossings - fade > start]
     if not len(crossings):
         return start, end
-    if not fade:
-        return start, int(crossings[np.abs(crossings - end).argmin()])
     before = audio[start - fade : start]
-    return start, int(max(crossings, key=lambda place: _correlation(before, audio[place - fade : place])))
+    return start, int(max(crossings, key=lambda place: (_correlation(before, audio[place - fade : place]), place)))
+
+
+def _attack(audio: Samples, beat: int, sample_rate: int) -> int:
+    """Where the sound of a beat begins; `beat` itself where nothing rises around it."""
+    reach, block = round(ATTACK_S * sample_rate), max(1, round(ATTACK_BLOCK_S * sample_rate))
+    first = max(0, beat - reach)
+    bright = np.diff(audio[first : beat + reach].astype(np.float64))  # the higher a frequency, the sharper its attack
+    power = np.square(bright[: len(bright) // block * block]).reshape(-1, block).mean(axis=1)
+    if len(power) < 2:
+        return beat
+    rises = (power[1:] + 1e-12) / (power[:-1] + 1e-12)
+    steepest = int(rises.argmax())
+    return first + (steepest + 1) * block if rises[steepest] >= ATTACK_RISE else beat
 
 
 def _rising(audio: Samples, low: int, high: int) -> npt.NDArray[np.int64]:
