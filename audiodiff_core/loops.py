@@ -26,7 +26,7 @@ TEMPOS_BPM = (20.0, 400.0)
 BEAT_HOP_S = 0.012
 ON_THE_GRID = 0.06
 """Of a beat: an end of the audio that is so close to where a beat would be is one."""
-ATTACK_S, ATTACK_BLOCK_S, ATTACK_RISE = 0.03, 0.002, 4.0
+ATTACK_S, ATTACK_BLOCK_S, ATTACK_RISE = 0.06, 0.002, 4.0
 """A beat's attack is where, at most so far from it, the power of neighbouring blocks rises most, if by so much at least."""
 FAINT = 0.1
 """Of the median beat's peak: the grid goes on into the quiet before the music, where no bar begins."""
