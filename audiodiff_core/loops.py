@@ -8,6 +8,7 @@
 Audio that was generated in circular time needs none of this: it has no ends. `seam_score` tells, of either.
 """
 
+import importlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def _ratio(jump: float, interior: npt.NDArray[np.floating], least: float) -> flo
 
 def _beat_this() -> Any:
     try:
-        from beat_this.inference import CHECKPOINT_URL, Audio2Beats
+        inference: Any = importlib.import_module("beat_this.inference")
     except ModuleNotFoundError as error:
         raise ValueError(f"tracker beat_this is not installed ({error}): pip install 'audiodiff[beats]'") from error
     from torch import hub
@@ -161,10 +162,10 @@ def _beat_this() -> Any:
     if not checkpoint.exists():
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         try:
-            hub.download_url_to_file(f"{CHECKPOINT_URL}/final0.ckpt", str(checkpoint), progress=False)
+            hub.download_url_to_file(f"{inference.CHECKPOINT_URL}/final0.ckpt", str(checkpoint), progress=False)
         except OSError as error:
             raise ValueError(f"tracker beat_this: its weights cannot be fetched ({error}); save final0.ckpt as {checkpoint}") from error
-    return Audio2Beats(str(checkpoint))
+    return inference.Audio2Beats(str(checkpoint))
 
 
 def _from_first_heard(times_s: npt.NDArray[np.float64], audio: Samples, sample_rate: int) -> npt.NDArray[np.float64]:
