@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,9 +77,7 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
         raise ValueError(f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded")
     if kind == "clap":
         return ClapEncoder(name, folder, device)
-    encoder = AudioEncoder(f"audio-encoder:{name}")
-    encoder.load(folder)
-    return encoder.to(device)
+    return AudioEncoder.of(folder, f"audio-encoder:{name}").to(device)
 
 
 class AudioEncoder(nn.Module):
@@ -103,18 +101,22 @@ class AudioEncoder(nn.Module):
         embedding: torch.Tensor = self.embedding(self.dense_block(x))
         return embedding
 
-    def load(self, folder: Path) -> None:
-        """Takes the weights of a folder that diffusers or the original wrote. Raises ValueError where they are not this network's."""
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Self:
+        """With the weights of a folder that diffusers or the original wrote. Raises ValueError where they are not this network's."""
         file = next((file for suffix in ("safetensors", "bin") if (file := folder / f"{WEIGHTS}.{suffix}").is_file()), None)
         if file is None:
             raise ValueError(f"encoder {folder}: holds no {WEIGHTS}.safetensors and no {WEIGHTS}.bin")
         if file.stat().st_size > LARGEST_WEIGHTS:
             raise ValueError(f"encoder {file}: {file.stat().st_size} bytes are more than such a network has")
+        with torch.device("meta"):
+            encoder = cls(name)
         try:
             state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-            self.load_state_dict(state)
+            encoder.load_state_dict(state, assign=True)
         except Exception as error:  # what a damaged file makes torch and safetensors raise is their own
             raise ValueError(f"encoder {file}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        return encoder.float()
 
     @property
     def digest(self) -> str:
