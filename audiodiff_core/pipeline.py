@@ -10,7 +10,7 @@ import numpy as np
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler, image_sides
-from audiodiff_core.vocoder import GriffinLim, Vocoder
+from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
 
 PEAK = 10 ** (-1 / 20)
 """Loops are given the peak level -1 dBFS: a mel image says nothing of the absolute level."""
@@ -36,8 +36,7 @@ class AudioDiffusionPipeline:
             raise ValueError(f"network for images of {image_sides(unet)} (height, width) with a mel of {(mel.y_res, mel.x_res)}")
         self.mel = mel
         self.vocoder = vocoder or GriffinLim(mel, profile.device)
-        if self.vocoder.config != mel:
-            raise ValueError(f"vocoder does not fit the model's mel: {self.vocoder.config.difference(mel)}")
+        require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
 
     @property

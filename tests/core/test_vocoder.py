@@ -12,6 +12,7 @@ from PIL import Image
 from audiodiff_core.mel import Mel, MelConfig, filterbank
 from audiodiff_core.slices import mel_slices
 from audiodiff_core.vocoder import GriffinLim
+from audiodiff_core.vocoder.bands import Bands
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -63,10 +64,10 @@ def test_mel_inverse_has_nearly_the_mel_power_that_it_was_given(loops: Path) -> 
     config = MelConfig(x_res=64, y_res=64, hop_length=1_024)
     image = next(mel_slices(loops / "guit_em9.flac", Mel(config))).image
     mel_power = torch.from_numpy(Mel(config).power(image[np.newaxis]))
-    linear = GriffinLim(config).mel_inverse(mel_power)
-    assert linear.shape == (1, 1_025, 64)
+    linear = Bands(config, torch.device("cpu")).invert(mel_power.mT)
+    assert linear.shape == (1, 64, 1_025)
     assert linear.min() >= 0
-    residual = torch.from_numpy(filterbank(config)) @ linear - mel_power
+    residual = torch.from_numpy(filterbank(config)) @ linear.mT - mel_power
     assert float(residual.norm() / mel_power.norm()) < 0.08  # 0.13 for the clipped pseudo-inverse
 
 
