@@ -231,8 +231,9 @@ class ClapEncoder:
             whole = torch.zeros((len(batch), 1), dtype=torch.bool, device=self.model.device)
             parts.append(self.model.get_audio_features(input_features=inputs, is_longer=whole).pooler_output.float().cpu().numpy())
         windows = np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])
-        means = np.stack([each.mean(axis=0) for each in windows])
-        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        means: Embeddings = np.stack([each.mean(axis=0) for each in windows])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        return means
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
