@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from audiodiff_core.audio import decode
-from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, track_beats, whole_beats
+from audiodiff_core.beats import track_beats
+from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, whole_beats
 
 RATE = 22_050
 Audio = npt.NDArray[np.float32]
@@ -206,7 +207,7 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """By a stand-in for the package, which the tests do without, since its weights are 81 MB."""
+    """By a stand-in for the package, which the tests do without, since its weights are fetched."""
     loaded = []
 
     class Audio2Beats:
