@@ -95,6 +95,9 @@ def cut(audios: Sequence[Samples]) -> list[Samples]:
 
 def report(name: str, loops: Sequence[Samples], among: int) -> None:
     long_enough = [loop for loop in loops if len(loop) >= 0.2 * MEL.sample_rate and loop.any()]
+    if not long_enough:
+        print(f"{name:44}   0 of {among:3}", flush=True)
+        return
     ratios = [wrap_beside_interior(loop) for loop in long_enough]
     scores = [seam_score(loop, MEL.sample_rate) for loop in long_enough]
     quarters = ", ".join(f"{value:.2f}" for value in np.percentile(ratios, [25, 50, 75]))
