@@ -136,12 +136,13 @@ def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
 
 def _digest(layout: Layout) -> str:
     """The first 16 hex digits of the SHA-256 of all that decides the output: classes, weights and configurations."""
-    networks = [layout.root / "unet", *([layout.root / layout.autoencoder] if layout.autoencoder else [])]
-    files = [file for folder in networks for file in (folder / CONFIG, weights_file(folder))]
-    files += [layout.root / SCHEDULER_CONFIG, *([layout.root / MEL_CONFIG] if layout.has_mel else [])]
+    root, networks = layout.root, {"unet": layout.root / "unet"}
+    if layout.autoencoder:
+        networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
+    files = {f"{part}/{file.name}": file for part, folder in networks.items() for file in (folder / CONFIG, weights_file(folder))}
+    files |= {name: root / name for name in (SCHEDULER_CONFIG, *([MEL_CONFIG] if layout.has_mel else []))}
     total = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
-    for path in files:
-        name = path.relative_to(layout.root).as_posix().replace(f"{AUTOENCODER_KEYS[1]}/", f"{AUTOENCODER_KEYS[0]}/")
+    for name, path in files.items():
         with path.open("rb") as file:
             total.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return total.hexdigest()[:16]
