@@ -41,9 +41,10 @@ class Published:
         return {"hop_length": 512, "n_fft": n_fft, "n_iter": 32, "sample_rate": 22_050, "top_db": 80, "x_res": self.side, "y_res": self.side}
 
     def unet_config(self, divisor: int) -> dict[str, Any]:
-        """Of the network whose widths are divided by `divisor`."""
+        """Of the network whose widths are divided by `divisor`; beyond 4, its group norms have fewer groups too."""
         if self.kind == "conditional":
             return {
+                **({} if divisor <= 4 else {"norm_num_groups": 128 // divisor}),
                 "block_out_channels": [width // divisor for width in (128, 256, 512, 512)],
                 "cross_attention_dim": ENCODING_DIM,
                 "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
@@ -66,7 +67,7 @@ class Published:
             "layers_per_block": 2,
             "mid_block_scale_factor": 1,
             "norm_eps": 1e-05,
-            "norm_num_groups": 32,
+            "norm_num_groups": min(32, 128 // divisor),
             "out_channels": 1,
             "sample_size": self.side if self.kind == "pixel" else self.side // 8,
             "time_embedding_type": "positional",
@@ -82,7 +83,7 @@ class Published:
             "in_channels": 1,
             "latent_channels": 1,
             "layers_per_block": 2,
-            "norm_num_groups": 32,
+            "norm_num_groups": min(32, 128 // divisor),
             "out_channels": 1,
             "sample_size": self.side,
             "up_block_types": ["UpDecoderBlock2D"] * 4,

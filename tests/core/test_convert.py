@@ -25,7 +25,7 @@ LDM_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, Networks]:
-    return {name: Networks.build(BY_NAME[name]) for name in (LATENT, "conditional-latent-audio-diffusion-512", "audio-diffusion-256")}
+    return {name: Networks.build(BY_NAME[name], divisor=16) for name in (LATENT, "conditional-latent-audio-diffusion-512", "audio-diffusion-256")}
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_the_command_tells_each_change(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "vae")])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module("audiodiff_core.checkpoint", run_name="__main__")
+        runpy.run_path(str(command.__file__), run_name="__main__")
     assert ended.value.code == 0
     *changes, summary = capsys.readouterr().out.splitlines()
     assert json.loads(summary) == {"verb": "convert", "kind": "autoencoder", "destination": str(tmp_path / "vae"), "changes": len(changes)}
