@@ -32,7 +32,7 @@ class Published:
     version: str = "0.8.0.dev0"
 
     @property
-    def unet_class(self) -> type[Any]:
+    def unet_class(self) -> Any:
         return UNet2DConditionModel if self.kind == "conditional" else UNet2DModel
 
     @property

@@ -12,12 +12,14 @@ from tests.published import BY_NAME, Networks
 from tests.servers.hub import Hub
 
 PUBLISH_AND_READ = """
+import os
 import sys
 from pathlib import Path
 
+import huggingface_hub.constants
 import torch
 from diffusers import AudioDiffusionPipeline
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi
 
 from audiodiff_core.checkpoint import CheckpointError, load_model, load_vae, push_to_hub
 
@@ -41,8 +43,13 @@ assert "unet: pickle -> safetensors" in changes and "vqvae: pickle -> safetensor
 assert torch.equal(load_vae("tester/old").quant_conv.weight, load_vae(pickled).quant_conv.weight)
 HfApi().upload_file(path_or_fileobj=b"run me", path_in_repo="unet/diffusion_pytorch_model.bin", repo_id="tester/loops")
 assert load_model("tester/loops").digest == load_model(pixel).digest
-cached = {file.name for file in Path(snapshot_download("tester/loops", local_files_only=True)).rglob("*") if file.is_file()}
-assert "diffusion_pytorch_model.safetensors" in cached and "diffusion_pytorch_model.bin" not in cached, cached
+cached = {file.name for file in Path(os.environ["HF_HOME"]).glob("hub/models--tester--loops/snapshots/*/unet/*")}
+assert cached == {"config.json", "diffusion_pytorch_model.safetensors"}, cached
+
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+assert load_model("tester/loops").digest == load_model(pixel).digest
+assert load_model("tester/old").digest == load_model(pickled).digest
+huggingface_hub.constants.HF_HUB_OFFLINE = False
 
 for name in ("tester/none", "no/such/model"):
     try:
