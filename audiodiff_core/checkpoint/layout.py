@@ -46,7 +46,7 @@ class Layout:
     def read(cls, root: Path, changes: list[str]) -> "Layout":
         """The layout of the folder `root`; adds to `changes` a line for all in which it is not the one that is written here."""
         index = read_json(root, MODEL_INDEX)
-        known = index.get("_class_name")
+        known = index.get("_class_name", PIPELINE_CLASS)
         if known not in PIPELINE_CLASSES:
             raise CheckpointError(f"{MODEL_INDEX} names the class {known}: {', '.join(PIPELINE_CLASSES)} can be loaded")
         if known != PIPELINE_CLASS:

@@ -94,8 +94,8 @@ def read_model(root: Path, changes: list[str]) -> Model:
         raise CheckpointError("is a file: a model is a folder")
     layout = Layout.read(root, changes)
     record = _record(root)
-    scheduler = load_scheduler(layout, changes)
     unet = load_unet(layout, changes)
+    scheduler = load_scheduler(layout, changes)
     vae = load_autoencoder(root / layout.autoencoder, changes) if layout.autoencoder else None
     channels = 1 if vae is None else vae.config.latent_channels
     if unet.config.in_channels != channels:
