@@ -24,9 +24,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import SCHEDULERS
 from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.schedulers import SCHEDULERS
 
 FORMAT_VERSION = 1
 MODEL_INDEX = "model_index.json"
@@ -59,9 +59,10 @@ class Model:
     scheduler: Any
     mel: MelConfig
     digest: str
+    vae: Any = None
 
     def pipeline(self, profile: ExecutionProfile) -> AudioDiffusionPipeline:
-        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile)
+        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, vae=self.vae)
 
 
 def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord) -> None:

@@ -25,13 +25,12 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
-    LMSDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 Spacing = Literal["leading", "trailing", "linspace"]
-SchedulerName = Literal["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "lms", "flow_euler", "flow_heun"]
+SchedulerName = Literal["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"]
 Space = Literal["preserving", "exploding", "flow"]
 
 MAX_STEPS = 1_000
@@ -78,7 +77,6 @@ METHODS: dict[SchedulerName, Method] = {
     "euler": Method(EulerDiscreteScheduler, 50, _ALL, "exploding"),
     "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _NOISE, "exploding"),
     "heun": Method(HeunDiscreteScheduler, 25, _ALL, "exploding", zero_terminal_snr=False, calls_per_step=2),
-    "lms": Method(LMSDiscreteScheduler, 25, _NOISE, "exploding", zero_terminal_snr=False),
     "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 50, _FLOW, "flow"),
     "flow_heun": Method(FlowMatchHeunDiscreteScheduler, 25, _FLOW, "flow", calls_per_step=2),
 }

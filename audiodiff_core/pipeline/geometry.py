@@ -7,7 +7,7 @@ from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.sampling import SamplingParameters, image_sides
 from audiodiff_core.sampling.network import side_multiple
-from audiodiff_core.schedulers import Schedule
+from audiodiff_core.schedulers import scheduler_for
 
 P = TypeVar("P", bound=SamplingParameters)
 
@@ -61,5 +61,5 @@ class Geometry:
             raise ValueError(f"width {width}: the network takes multiples of {self.multiple} columns up to {largest}")
         if filled.guidance_scale != 1 and self.encoding_dim is None:
             raise ValueError(f"guidance_scale {filled.guidance_scale}: the model is not conditional, nothing guides it (1)")
-        Schedule(model_scheduler, filled)
+        scheduler_for(model_scheduler, filled)
         return filled.model_copy(update={"width": width})

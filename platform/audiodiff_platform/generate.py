@@ -20,7 +20,7 @@ from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Loop
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters, scheduler_for
+from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
