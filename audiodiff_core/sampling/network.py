@@ -1,6 +1,8 @@
 """One call of a denoising network, always in the shape and the arithmetic of a profile.
 
 A sample's bits depend on the batch's shape, not on its place in it or its neighbours, so fewer samples are padded to the full batch.
+(Seen on CPUs in fp32 and bf16, with one exception: a linear layer of up to 64 outputs whose number of inputs is no multiple of 4, such
+as that of a tiny conditional network for encodings of 5 numbers, computes the rows of a batch with different last bits.)
 """
 
 import copy
