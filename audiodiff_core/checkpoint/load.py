@@ -16,6 +16,7 @@ from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load
 from audiodiff_core.checkpoint.save import FORMAT_VERSION, ModelRecord
 from audiodiff_core.checkpoint.source import local_copy, weights_file
 from audiodiff_core.checkpoint.weights import read_weights
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile, image_sides
@@ -36,7 +37,7 @@ class Model:
     record: ModelRecord | None = None
 
     def pipeline(self, profile: ExecutionProfile) -> AudioDiffusionPipeline:
-        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, **({} if self.vae is None else {"vae": self.vae}))
+        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, vae=self.vae)
 
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
@@ -118,7 +119,7 @@ def _record(root: Path) -> ModelRecord | None:
 
 def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
     """The stored mel configuration; before there was one, every model had the defaults, at the size of its images."""
-    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = 1 if vae is None else latent_factor(vae)
     height, width = (side * factor for side in image_sides(unet))
     if not layout.has_mel:
         mel = MelConfig(x_res=width, y_res=height)

@@ -15,7 +15,7 @@ from diffusers import AudioDiffusionPipeline as OraclePipeline
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, card, load_model, save_model, upload_model
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective, SchedulerName
+from audiodiff_core.objectives import Objective, SavedScheduler
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.seeds import derived, initial_noise
 
@@ -76,7 +76,7 @@ def test_digest_names_what_decides_the_result(save: Save, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_diffusers_loads_it_and_makes_the_same_image(save: Save, name: SchedulerName) -> None:
+def test_diffusers_loads_it_and_makes_the_same_image(save: Save, name: SavedScheduler) -> None:
     folder = save(scheduler=Objective().scheduler(name))
     oracle = OraclePipeline.from_pretrained(folder)
     oracle.set_progress_bar_config(disable=True)
