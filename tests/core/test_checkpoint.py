@@ -37,8 +37,9 @@ def save(tmp_path: Path, make_unet: Callable[[int], Any], tiny_mel: MelConfig) -
 
 
 def assert_same_weights(one: Any, other: Any) -> None:
-    assert one.state_dict().keys() == other.state_dict().keys()
-    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 def assert_refused(folder: str | Path, *parts: str) -> None:

@@ -34,8 +34,9 @@ def oldest(tmp_path: Path, networks: dict[str, Networks]) -> Path:
 
 
 def assert_same(one: Any, other: Any) -> None:
-    assert one.state_dict().keys() == other.state_dict().keys()
-    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,9 @@ def change(file: Path, **values: Any) -> None:
 
 
 def assert_same_weights(one: Any, other: Any) -> None:
-    assert one.state_dict().keys() == other.state_dict().keys()
-    assert all(torch.equal(weight, other.state_dict()[name]) for name, weight in one.state_dict().items())
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
 
 
 def test_a_conditional_latent_model_comes_back_whole(folder: Path, conditional_unet: Any, vae: Any) -> None:

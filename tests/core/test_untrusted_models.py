@@ -64,7 +64,8 @@ def test_loaded_weights_do_not_change_with_their_file(folder: Path, weights: Wei
     model = load_model(folder)
     with (folder / PICKLED).open("r+b") as file:
         file.write(bytes((folder / PICKLED).stat().st_size))
-    assert all(torch.equal(model.unet.state_dict()[name], weight) for name, weight in weights.items())
+    loaded = model.unet.state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
 
 
 def test_safetensors_are_read_where_both_are(folder: Path) -> None:
