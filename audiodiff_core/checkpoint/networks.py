@@ -78,7 +78,7 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
         changes.append(f"scheduler: configuration of a {stated} read as {layout.scheduler_class}")
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        scheduler = SCHEDULERS[layout.scheduler_class].from_config(config)
+        scheduler = _with_all_stated(SCHEDULERS[layout.scheduler_class], config)
     except Exception as error:  # whatever diffusers raises for a configuration that is none
         raise CheckpointError(f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})") from error
     levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
@@ -88,6 +88,12 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
         raise CheckpointError(f"scheduler: prediction_type {prediction} is not known: {', '.join(PREDICTION_TYPES)} are")
     _note_settings(scheduler.config, config, "scheduler", changes)
     return scheduler
+
+
+def _with_all_stated(kind: Any, config: dict[str, Any]) -> Any:
+    """A scheduler whose defaults count as stated: diffusers would replace them by another scheduler's own when one is made from it."""
+    by_default = kind(**kind.extract_init_dict(config)[0])
+    return kind(**{key: value for key, value in by_default.config.items() if not key.startswith("_")})
 
 
 def _load(kind: Any, folder: Path, changes: list[str]) -> Any:
@@ -119,7 +125,7 @@ def assemble(kind: Any, config: dict[str, Any], weights: Weights, changes: list[
     _check_bounds(config, part)
     try:
         with torch.device("meta"):
-            network = kind.from_config(config)
+            network = kind(**kind.extract_init_dict(config)[0])
     except Exception as error:  # whatever diffusers raises for a configuration that is none
         raise CheckpointError(f"{part}: its configuration cannot be used ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MOST_PARAMETERS:
