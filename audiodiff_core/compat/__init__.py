@@ -7,7 +7,8 @@ submodules have the original's names too (`audiodiff_core.compat.mel` for `audio
 """
 
 from audiodiff_core.compat.audio_diffusion import AudioDiffusion
+from audiodiff_core.compat.audio_encoder import AudioEncoder
 from audiodiff_core.compat.mel import Mel
 from audiodiff_core.compat.pipeline_audio_diffusion import AudioDiffusionPipeline
 
-__all__ = ["AudioDiffusion", "AudioDiffusionPipeline", "Mel"]
+__all__ = ["AudioDiffusion", "AudioDiffusionPipeline", "AudioEncoder", "Mel"]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import librosa
+from librosa.beat import beat_track
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -87,6 +87,6 @@ class AudioDiffusion:
 
         `audiodiff_core.loops` makes loops that are exact in length and have no seam.
         """
-        _, beats = librosa.beat.beat_track(y=audio, sr=sample_rate, units="samples")
+        _, beats = beat_track(y=audio, sr=sample_rate, units="samples")
         whole = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR
         return np.tile(audio[beats[0] : beats[whole]], loops) if whole > 0 else None

@@ -42,7 +42,8 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
 
     @classmethod
     def of(cls, config: MelConfig) -> "Mel":
-        return cls(**config.model_dump())
+        made: Mel = cls(**config.model_dump())
+        return made
 
     def mel_config(self) -> MelConfig:
         """What this object is set to now, which `set_resolution` and assigned attributes may have changed since it was made."""

@@ -142,8 +142,8 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         source = torch.tensor((levels / IMAGE_MAX * 2 - 1)[np.newaxis], dtype=torch.float).to(self.device)
         if self.vqvae is None:
             return source
-        latents: torch.Tensor = self.vqvae.encode(source.unsqueeze(0)).latent_dist.sample(generator=generator)[0]
-        return self.vqvae.config.scaling_factor * latents
+        latents: torch.Tensor = self.vqvae.config.scaling_factor * self.vqvae.encode(source.unsqueeze(0)).latent_dist.sample(generator=generator)[0]
+        return latents
 
     def _prediction(self, images: torch.Tensor, timestep: torch.Tensor, encoding: torch.Tensor | None) -> torch.Tensor:
         inputs = (images, timestep, encoding) if isinstance(self.unet, UNet2DConditionModel) else (images, timestep)

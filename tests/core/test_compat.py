@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from diffusers import AudioDiffusionPipeline as ReferencePipeline
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers import Mel as ReferenceMel
 
 from audiodiff_core.audio import decode
-from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, Mel
+from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, AudioEncoder, Mel
+from audiodiff_core.encoder import AudioEncoder as CoreEncoder
 
 CROSS_ATTENTION_DIM = 10
 
@@ -98,7 +99,7 @@ def test_pictures_are_the_references(
             arguments["eta"] = 0.5
         made.append(pictures(pipe, monkeypatch, **arguments))
     assert made[0].std() > 1
-    assert np.array_equal(*made)
+    assert np.array_equal(made[0], made[1])
 
 
 def test_given_noise_is_overwritten_as_by_the_reference(
@@ -192,13 +193,35 @@ def test_a_model_on_disk(pairs: Callable[[str, Any], Pair], tmp_path: Path) -> N
 
 def test_loop_it_repeats_whole_bars() -> None:
     rate, beat = 22_050, 22_050 // 2
-    clicks = np.zeros(beat * 11, np.float32)
-    for start in range(0, len(clicks), beat):
-        clicks[start : start + 400] = np.hanning(400) * np.sin(np.arange(400) * 0.3)
+    burst = np.random.default_rng(0).standard_normal(2_000) * np.exp(-np.arange(2_000) / 300)
+    clicks = np.concatenate([np.pad(burst, (0, beat - len(burst)))] * 24).astype(np.float32)
     looped = AudioDiffusion.loop_it(clicks, rate, loops=3)
     assert looped is not None
     assert len(looped) % 3 == 0
+    assert np.array_equal(looped[: len(looped) // 3], looped[len(looped) // 3 : 2 * len(looped) // 3])
     bars = len(looped) / 3 / (4 * beat)
-    assert abs(bars - round(bars)) < 0.05
     assert round(bars) >= 1
+    assert abs(bars - round(bars)) < 0.05
     assert AudioDiffusion.loop_it(clicks[: beat * 2], rate) is None
+
+
+def test_audio_encoder(loop_files: list[Path], tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    core = CoreEncoder()
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder", "_diffusers_version": "0.16.1"}')
+    torch.save(core.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
+    encoder = AudioEncoder.from_pretrained(tmp_path)
+    by_length = sorted(loop_files, key=lambda file: len(decode(file, core.sample_rate)))
+    files = by_length[-2:]
+    audios = [decode(file, core.sample_rate) for file in files]
+    average, most = encoder.encode(files), encoder.encode([str(file) for file in files], pool="max")
+    assert average.shape == most.shape == (2, 100)
+    assert torch.allclose(average, torch.from_numpy(core.encode(audios, core.sample_rate)), atol=1e-3), "images may differ by a level"
+    assert torch.allclose(most, torch.from_numpy(core.encode(audios, core.sample_rate, pool="max")), atol=1e-3)
+    slices = encoder.encode(files[:1], pool=None)
+    assert slices.shape == (1, len(audios[0]) // core.mel.slice_size, 100)
+    assert torch.allclose(slices[0].mean(dim=0), average[0])
+    with pytest.raises(ValueError, match="pool 'sum': average, max and None are known"):
+        encoder.encode(files, pool="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"from 1 to \d slices"):
+        encoder.encode([by_length[-1], by_length[0]], pool=None)

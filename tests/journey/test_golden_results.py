@@ -97,8 +97,8 @@ def test_golden_latents_and_conditional() -> None:
     mel = Mel(x_res=64, y_res=128)
     vae, unet = golden_vae_and_unet()
     pipe = quiet(AudioDiffusionPipeline(vqvae=vae, unet=unet, mel=mel, scheduler=DDIMScheduler()))
-    np.random.seed(0)  # noqa: NPY002  # the golden values were made so
-    raw_audio = np.random.uniform(-1, 1, (63 * 512,))  # noqa: NPY002
+    np.random.seed(0)  # the golden values were made so
+    raw_audio = np.random.uniform(-1, 1, (63 * 512,))
     generator = torch.Generator().manual_seed(42)
     output = pipe(raw_audio=raw_audio, generator=generator, start_step=5, steps=10)
     assert first_bytes(output.images[0]) == [120, 117, 110, 109, 138, 167, 138, 148, 132, 121]
