@@ -70,7 +70,7 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     Raises ValueError where there is none, it is of another kind, cannot be read, or needs a package that is not installed.
     """
     expected, name = _parts(str(source))
-    folder = _local_folder(name)
+    folder = local_folder(name)
     config = _config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
     if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
@@ -195,7 +195,7 @@ class ClapEncoder:
         except ModuleNotFoundError as error:
             raise ValueError(f"encoder {source}: CLAP needs transformers ({error}): pip install 'audiodiff[clap]'") from error
         self.name = f"clap:{source}"
-        folder = folder or _local_folder(str(source))
+        folder = folder or local_folder(str(source))
         try:
             self.model: Any = transformers.ClapModel.from_pretrained(folder, local_files_only=True).to(device).eval()
             self.features: Any = transformers.ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
@@ -283,7 +283,7 @@ def _parts(source: str) -> tuple[str | None, str]:
     return (kind, rest) if colon and kind in ("audio-encoder", "clap") else (None, source)
 
 
-def _local_folder(source: str) -> Path:
+def local_folder(source: str) -> Path:
     """The folder itself, or a copy of the Hub's: safetensors where there are any."""
     folder = Path(source).expanduser()
     if folder.is_dir():
