@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pydantic
 import torch
 
-from audiodiff_core.schedulers import SCHEDULERS, PredictionType
+from audiodiff_core.schedulers import SCHEDULERS
+from audiodiff_core.schedulers import PredictionType as PredictionType
 
 SavedScheduler = Literal["ddim", "ddpm"]
 

@@ -60,7 +60,7 @@ class AudioDiffusionPipeline:
     every call, another one takes none.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, mel: MelConfig, profile: ExecutionProfile, vocoder: Vocoder | None = None, vae: Any = None) -> None:
+    def __init__(self, unet: Any, scheduler: Any, mel: MelConfig, profile: ExecutionProfile, vocoder: Vocoder | None = None, *, vae: Any = None) -> None:
         self.geometry = Geometry.of(unet, vae, mel)
         self.mel = mel
         self.vocoder = vocoder or GriffinLim(mel, profile.device)
@@ -143,6 +143,7 @@ class AudioDiffusionPipeline:
         requests: Sequence[GenerateRequest],
         duration_s: float,
         sources: Sequence[Source] | None = None,
+        *,
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
@@ -158,10 +159,13 @@ class AudioDiffusionPipeline:
         windows = self._windows(items, columns, overlap)
         first = None if images is None else [[self._encoded(image)] for image in images]
         samples = self._chained(items, windows, first or [[] for _ in items])
-        return [
-            self._joined(number, item, windows, made, columns, None if images is None else images[number])
-            for number, (item, made) in enumerate(zip(items, samples, strict=True))
-        ]
+        loops = []
+        for number, (item, made) in enumerate(zip(items, samples, strict=True)):
+            whole = self._joined(windows, made)
+            if images is not None:
+                whole[:, : images[number].shape[1]] = images[number]
+            loops.append(self._long_loop(number, item, whole[:, :columns]))
+        return loops
 
     def remix(
         self,
@@ -169,6 +173,7 @@ class AudioDiffusionPipeline:
         tracks: Sequence[Audio],
         strength: float | None = None,
         start_step: int | None = None,
+        *,
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
@@ -186,7 +191,7 @@ class AudioDiffusionPipeline:
             padded[:, : image.shape[1]] = image
             pixels = (windows.pixels(window, self.geometry.factor) for window in range(windows.count))
             (made,) = self._chained([begun], windows, [[]], [[self._encoded(padded[:, columns]) for columns in pixels]])
-            loops.append(self._joined(number, item, windows, made, image.shape[1]))
+            loops.append(self._long_loop(number, item, self._joined(windows, made)[:, : image.shape[1]]))
         return loops
 
     @torch.inference_mode()
@@ -328,8 +333,10 @@ class AudioDiffusionPipeline:
     def _windows(self, items: Sequence[Item], columns: int, overlap: float) -> Windows:
         """The windows over `columns` pixels, of the items' one width."""
         widths = {self.geometry.width(item.request) for item in items}
-        if len(widths) > 1 or any(item.request.seamless for item in items):
-            raise ValueError(f"requests of widths {sorted(widths)}, seamless or not: all must have one width, and not be seamless, which has no end to go on from")
+        if len(widths) > 1:
+            raise ValueError(f"requests of widths {sorted(widths)}: windows have one width")
+        if any(item.request.seamless for item in items):
+            raise ValueError("seamless requests have no end to go on from: windows are not seamless")
         return Windows.over(columns, widths.pop() if widths else self.mel.x_res, overlap, self.geometry.factor)
 
     def _chained(
@@ -354,11 +361,11 @@ class AudioDiffusionPipeline:
                 made[number].append(found[item])
         return made
 
-    def _joined(self, number: int, item: Item, windows: Windows, samples: list[torch.Tensor], columns: int, beginning: Images | None = None) -> Loop:
-        image = windows.joined(np.concatenate([self._decoded(sample[None]) for sample in samples]), self.geometry.factor)
-        if beginning is not None:
-            image[:, : beginning.shape[1]] = beginning
-        image = image[:, :columns]
+    def _joined(self, windows: Windows, samples: list[torch.Tensor]) -> Images:
+        """The image (y_res, width) of all windows' samples."""
+        return windows.joined(np.concatenate([self._decoded(sample[None]) for sample in samples]), self.geometry.factor)
+
+    def _long_loop(self, number: int, item: Item, image: Images) -> Loop:
         (audio,) = self.vocoder(image[np.newaxis], [item.request.seed])
         return Loop(item.request, image, normalise(audio), number)
 

@@ -51,7 +51,9 @@ def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation
     return {"epsilon": noise, "v_prediction": signal * noise - share * clean, "sample": clean, "flow": noise - clean}[predicts]
 
 
-def sampled(model_scheduler: Any, name: SchedulerName, steps: int, deviation: float, eta: float = 0.0, pixels: int = 4_000) -> tuple[torch.Tensor, torch.Tensor]:
+def sampled(
+    model_scheduler: Any, name: SchedulerName, steps: int, deviation: float, eta: float = 0.0, *, pixels: int = 1_000
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a method makes of noise with the best answers, and what the exact solution of the probability flow makes of the same noise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
