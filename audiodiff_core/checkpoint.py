@@ -117,6 +117,11 @@ def load_model(source: str | Path) -> Model:
         return Model(unet, scheduler, mel, _digest(root))
 
 
+def load_pipeline(source: str | Path, profile: ExecutionProfile | None = None) -> AudioDiffusionPipeline:
+    """A model from where `load_model` reads it, ready to generate by `profile`; None: the one for this process's device."""
+    return load_model(source).pipeline(profile or ExecutionProfile.here())
+
+
 def upload_model(folder: str | Path, destination: str) -> None:
     """Copies a local checkpoint folder to an fsspec URI, `model_index.json` last, since readers start from it."""
     filesystem, path = fsspec.url_to_fs(destination)

@@ -8,8 +8,9 @@ from typing import Any, Literal
 import pydantic
 import torch
 
-from audiodiff_core.schedulers import SCHEDULERS
-from audiodiff_core.schedulers import PredictionType as PredictionType
+from audiodiff_core.schedulers import SCHEDULERS, PredictionType
+
+__all__ = ["Objective", "PredictionType", "SavedScheduler", "loss", "target"]
 
 SavedScheduler = Literal["ddim", "ddpm"]
 

@@ -13,7 +13,7 @@ from audiodiff_core.sampling import GenerateRequest
 from audiodiff_core.schedulers import METHODS, SCHEDULERS, PredictionType, Schedule, SchedulerName, prediction_type, resolved, scheduler_for
 
 MEAN, DEVIATION = 0.1, 0.3
-STOCHASTIC = ("ddpm", "dpm++_sde", "euler_a")
+STOCHASTIC: tuple[SchedulerName, ...] = ("ddpm", "dpm++_sde", "euler_a")
 
 
 def model(predicts: PredictionType, zero_terminal_snr: bool = False, spacing: str = "leading", clip: bool = False) -> Any:
