@@ -10,6 +10,8 @@ import torch
 
 from audiodiff_core.schedulers import SCHEDULERS, PredictionType
 
+__all__ = ["Objective", "PredictionType", "SavedScheduler", "loss", "target"]
+
 SavedScheduler = Literal["ddim", "ddpm"]
 
 
