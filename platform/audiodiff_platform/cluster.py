@@ -4,10 +4,8 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import ray
@@ -35,7 +33,6 @@ def connected() -> Iterator[None]:
         ray.init(runtime_env={"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in stated}}, logging_level="ERROR")
     else:  # workers inherit this process's variables
         os.environ.update(WORKER_ENVIRONMENT)
-        load_pandas()
         with _local_node():
             ray.init(address="local", include_dashboard=False, logging_level="ERROR")
     try:
@@ -64,11 +61,6 @@ def _local_node() -> Iterator[None]:
         yield
     finally:
         ray._private.node.Node = node
-
-
-def load_pandas() -> None:
-    """Imports pandas aside: pyarrow looks for it at the first table, and half a second is better spent while something else starts."""
-    threading.Thread(target=import_module, args=("pandas",), daemon=True).start()
 
 
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:
