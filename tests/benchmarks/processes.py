@@ -60,8 +60,9 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
                 continue
             for process in family:
                 try:
-                    times = process.cpu_times()
-                    seen[process.pid, process.create_time()] = "driver" if process.pid == pid else role(process.cmdline()), times.user + times.system
+                    times, command = process.cpu_times(), process.cmdline()
+                    if command:  # else it has ended
+                        seen[process.pid, process.create_time()] = "driver" if process.pid == pid else role(command), times.user + times.system
                 except psutil.Error:
                     continue
 
