@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import ray
@@ -21,8 +21,8 @@ def inside_submitted_job() -> bool:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
-    """A Ray to work on: the one this process is connected to, else RAY_ADDRESS or the submitted job's, else a local one."""
+def connected(bare: bool = False) -> Iterator[None]:
+    """A Ray to work on: the one this process is connected to, else RAY_ADDRESS or the submitted job's, else a local one; `bare`: a `_BareNode`."""
     if ray.is_initialized():
         yield
         return
@@ -33,7 +33,7 @@ def connected() -> Iterator[None]:
         ray.init(runtime_env={"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in stated}}, logging_level="ERROR")
     else:  # workers inherit this process's variables
         os.environ.update(WORKER_ENVIRONMENT)
-        with _local_node():
+        with _bare_node() if bare else nullcontext():
             ray.init(address="local", include_dashboard=False, logging_level="ERROR")
     try:
         yield
@@ -41,8 +41,8 @@ def connected() -> Iterator[None]:
         ray.shutdown()
 
 
-class _LocalNode(ray._private.node.Node):  # type: ignore[misc]  # Ray states no types
-    """A node without the two processes that a Ray of one machine has no use for: the autoscaler, which has nothing to add, and the server of
+class _BareNode(ray._private.node.Node):  # type: ignore[misc]  # Ray states no types
+    """A node without the two processes that actors on one machine have no use for: the autoscaler, which has nothing to add, and the server of
     a dashboard that is not shown. They take a third of Ray's start and, as the autoscaler ignores the request to end, most of its end."""
 
     def start_monitor(self) -> None:
@@ -53,10 +53,10 @@ class _LocalNode(ray._private.node.Node):  # type: ignore[misc]  # Ray states no
 
 
 @contextmanager
-def _local_node() -> Iterator[None]:
-    """Lets `ray.init` start a `_LocalNode`: it has no option for that."""
+def _bare_node() -> Iterator[None]:
+    """Lets `ray.init` start a `_BareNode`: it has no option for that."""
     node = ray._private.node.Node
-    ray._private.node.Node = _LocalNode
+    ray._private.node.Node = _BareNode
     try:
         yield
     finally:

@@ -110,7 +110,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:
         _check(options, inputs, output, new)
-    with connected() if unfinished or options.verify else nullcontext():
+    with connected(bare=True) if unfinished or options.verify else nullcontext():
         if unfinished:
             workers = options.num_workers or cpus()
             require_resources(workers)

@@ -1,4 +1,4 @@
-"""A Ray that a job starts for itself, on one machine."""
+"""The Ray that prepare starts for itself, on one machine."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import psutil, ray, ray._private.node
 from audiodiff_platform.cluster import connected, cpus
 
 node = ray._private.node.Node
-with connected():
+with connected(bare=True):
     family = psutil.Process().children(recursive=True)
     answer = ray.get(ray.remote(num_cpus=1)(lambda: 7).remote())
     commands = [" ".join(process.cmdline()) for process in family]
@@ -21,7 +21,7 @@ print(json.dumps({**seen, "alive": len(alive)}))
 """
 
 
-def test_a_local_ray_works_without_autoscaler_and_dashboard_and_leaves_nothing() -> None:
+def test_a_bare_ray_works_without_autoscaler_and_dashboard_and_leaves_nothing() -> None:
     completed = subprocess.run([sys.executable, "-c", LOCAL], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     seen = json.loads(completed.stdout.splitlines()[-1])
