@@ -29,7 +29,9 @@ class TrainOptions(Options):
     prediction_type: PredictionType | None = pydantic.Field(
         None, description="what the network predicts: epsilon, v_prediction, sample or flow; none: the preset's"
     )
-    scheduler: SavedScheduler | None = pydantic.Field(None, description="scheduler that the model is saved with: ddim or ddpm; flow_euler for a flow; none: ddim or flow_euler")
+    scheduler: SavedScheduler | None = pydantic.Field(
+        None, description="scheduler that the model is saved with: ddim or ddpm, for a flow flow_euler; none: ddim or flow_euler"
+    )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
