@@ -30,11 +30,13 @@ def measure(preset: PresetName, side: int, batch: int, accumulation: int, checkp
     with torch.device("meta"):
         cost = training_cost(build_network(preset, mel), batch, gradient_checkpointing=checkpointing)
     before = _peak_gib()
-    state = TrainState(Accelerator(cpu=True), build_network(preset, mel), PRESETS[preset].objective, 1e-4, seed=0, gradient_checkpointing=checkpointing)
+    accelerator = Accelerator(cpu=True)
+    state = TrainState(accelerator, build_network(preset, mel), PRESETS[preset].objective, 1e-4, seed=0, gradient_checkpointing=checkpointing)
+    train_step(accelerator, state, [TrainBatch([0], np.zeros((1, 32, 32), np.uint8))], 0.0)  # makes the optimizer's moments, as after any first step
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
     micro_batches = [TrainBatch(range(batch * at, batch * at + batch), images) for at in range(accumulation)]
     began = time.monotonic()
-    train_step(Accelerator(cpu=True), state, micro_batches, 1e-4)
+    train_step(accelerator, state, micro_batches, 1e-4)
     return (
         f"{preset} at {side}x{side}, batch {batch}, accumulation {accumulation}, gradient checkpointing {'on' if checkpointing else 'off'}: "
         f"peak {_peak_gib() - before:.2f} GiB beside {before:.2f} of libraries; estimated {cost.memory_bytes / 2**30:.2f} "
