@@ -95,6 +95,8 @@ def objective_for(preset: PresetName, **asked: Any) -> Objective:
     Another prediction type brings its own zero_terminal_snr and clip_sample. Raises ValueError where the parts do not go together.
     """
     given = {name: value for name, value in asked.items() if value is not None}
+    if given.get("conditioning_dropout") and not PRESETS[preset].conditional:
+        raise ValueError(f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out")
     base = PRESETS[preset].objective.model_dump()
     if given.get("prediction_type", base["prediction_type"]) != base["prediction_type"]:
         del base["zero_terminal_snr"], base["clip_sample"]
