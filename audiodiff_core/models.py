@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import pydantic
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.objectives import Objective
 
@@ -103,11 +104,6 @@ def objective_for(preset: PresetName, **asked: Any) -> Objective:
         if PRESETS[preset].latent:
             base["clip_sample"] = False
     return Objective.model_validate({**base, **given})
-
-
-def latent_factor(vae: Any) -> int:
-    """Sides of an image over sides of its latent, of any AutoencoderKL."""
-    return 1 << (len(vae.config.block_out_channels) - 1)
 
 
 def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> None:

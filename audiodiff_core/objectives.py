@@ -14,14 +14,14 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import pydantic
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+from audiodiff_core.schedulers import SCHEDULERS, PredictionType
+
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
-SchedulerName = Literal["ddim", "ddpm"]
 
-SCHEDULERS: dict[SchedulerName, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+__all__ = ["Objective", "PredictionType", "SavedScheduler", "losses", "scales", "target", "weights"]
 
 
 class Objective(pydantic.BaseModel):
@@ -92,7 +92,7 @@ class Objective(pydantic.BaseModel):
         if (name == "flow_euler") != flow:
             raise ValueError(f"scheduler {name} does not go with prediction_type {self.prediction_type}: use {'flow_euler' if flow else 'ddim or ddpm'}")
         if name == "flow_euler":
-            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
+            return SCHEDULERS[name](num_train_timesteps=self.num_train_timesteps)
         return SCHEDULERS[name](
             num_train_timesteps=self.num_train_timesteps,
             beta_start=self.beta_start,

@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as distributed
 
 from audiodiff_core import seeds as streams
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
-from audiodiff_core.models import latent_factor
 from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, make_optimizer
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,

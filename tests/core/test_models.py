@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import (
     PRESETS,
@@ -13,7 +14,6 @@ from audiodiff_core.models import (
     build_network,
     build_vae,
     check_resolution,
-    latent_factor,
     objective_for,
     parameter_count,
 )
