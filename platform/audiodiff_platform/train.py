@@ -21,7 +21,7 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.train.torch import TorchTrainer
 
 from audiodiff_core.checkpoint import RECORD, ModelRecord
-from audiodiff_core.models import build_unet, check_resolution, parameter_count
+from audiodiff_core.models import build_network, check_resolution, parameter_count
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.data_order import STREAMS
@@ -53,7 +53,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     if finished := _finished(options, dataset, output):
         return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
     with torch.device("meta"):
-        parameters = parameter_count(build_unet(options.preset, dataset.mel))
+        parameters = parameter_count(build_network(options.preset, dataset.mel))
     output.require_free_space(parameters * BYTES_PER_PARAMETER * (CHECKPOINTS_KEPT + 2), "training")
     say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {_described(dataset)}")
     with connected():

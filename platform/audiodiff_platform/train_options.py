@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 import pydantic
 
-from audiodiff_core.models import PRESETS, PresetName
+from audiodiff_core.models import PRESETS, PresetName, objective_for
 from audiodiff_core.objectives import Objective, PredictionType, SavedScheduler
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
@@ -26,8 +26,12 @@ class TrainOptions(Options):
     )
     output_dir: str = pydantic.Field(description="run folder, the model in its subfolder model: a path, s3:// or gs://")
     preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
-    prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
-    scheduler: SavedScheduler = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+    prediction_type: PredictionType | None = pydantic.Field(
+        None, description="what the network predicts: epsilon, v_prediction, sample or flow; none: the preset's"
+    )
+    scheduler: SavedScheduler | None = pydantic.Field(
+        None, description="scheduler that the model is saved with: ddim or ddpm, for a flow flow_euler; none: ddim or flow_euler"
+    )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
@@ -53,10 +57,8 @@ class TrainOptions(Options):
         return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(exclude=free)}
 
     def objective(self) -> Objective:
-        """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
-        if self.prediction_type is None:
-            return PRESETS[self.preset].objective
-        return Objective(prediction_type=self.prediction_type, zero_terminal_snr=self.prediction_type != "epsilon")
+        """The preset's objective, with the prediction type asked for."""
+        return objective_for(self.preset, prediction_type=self.prediction_type)
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, reduce
 
 from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
-from audiodiff_core.models import build_unet
+from audiodiff_core.models import build_network
 from audiodiff_core.training import TrainState, learning_rate, train_step
 from audiodiff_platform.cluster import say
 from audiodiff_platform.data_order import DataOrder
@@ -66,8 +66,8 @@ def join_workers(options: TrainOptions) -> Accelerator:
 def trained(options: TrainOptions, accelerator: Accelerator, dataset: TrainingImages) -> tuple[TrainState, dict[str, float]]:
     """The state at the stopping point and the last metrics."""
     torch.manual_seed(options.seed)
-    network = build_unet(options.preset, dataset.mel)
-    state = TrainState(accelerator, network, options.objective().scheduler("ddpm"), options.learning_rate, options.seed)
+    network = build_network(options.preset, dataset.mel)
+    state = TrainState(accelerator, network, options.objective(), options.learning_rate, options.seed)
     output = Folder(options.output_dir)
     (checkpoint,) = broadcast_object_list([newest_checkpoint(output) if accelerator.is_main_process else None])
     if checkpoint is not None:
@@ -133,7 +133,7 @@ def _report(accelerator: Accelerator, state: TrainState, log: "MetricsLog") -> N
 
 def write_model(options: TrainOptions, state: TrainState, dataset: TrainingImages, metrics: dict[str, float]) -> None:
     """Saves the averaged weights as a model folder in the run folder."""
-    unet = build_unet(options.preset, dataset.mel)
+    unet = build_network(options.preset, dataset.mel)
     unet.load_state_dict(state.ema_state_dict())
     record = ModelRecord(
         recipe=options.recipe(),
