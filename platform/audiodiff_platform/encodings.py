@@ -153,14 +153,17 @@ def _joined(parts: Sequence[tuple[Folder, str]]) -> Encodings:
 def _encoder(stated: pa.Schema) -> tuple[str | None, str | None]:
     """Name and digest of the encoder that a file's metadata states, once its columns are seen to be right."""
     kinds = {field.name: field.type for field in stated}
-    listed = kinds.get("encoding")
-    is_list = listed is not None and (pa.types.is_list(listed) or pa.types.is_large_list(listed) or pa.types.is_fixed_size_list(listed))
-    if not is_list or not pa.types.is_floating(listed.value_type) or not _is_text(kinds.get("audio_file")):
+    if not _is_list_of_floats(kinds.get("encoding")) or not _is_text(kinds.get("audio_file")):
         columns = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
         raise ValueError(f"has the columns {columns}: audio_file string and encoding list<float> are taken")
     metadata = stated.metadata or {}
     name, digest = (metadata[key].decode(errors="replace") if key in metadata else None for key in (ENCODER, ENCODER_DIGEST))
     return name, digest
+
+
+def _is_list_of_floats(kind: pa.DataType | None) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) if kind is not None else False
+    return is_list and pa.types.is_floating(kind.value_type)
 
 
 def _is_text(kind: pa.DataType | None) -> bool:

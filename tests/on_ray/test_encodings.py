@@ -106,7 +106,7 @@ class _Storage:
         self.data = struct.pack(f"<q{len(values)}f", self.claimed, *values)
 
     def __reduce__(self) -> Any:
-        return torch._utils._rebuild_tensor, (_Bytes(self), 0, self.size, (self.size[-1], 1)[-len(self.size) :])  # type: ignore[attr-defined]
+        return torch._utils._rebuild_tensor, (_Bytes(self), 0, self.size, (self.size[-1], 1)[-len(self.size) :])
 
 
 class _Bytes:
@@ -117,7 +117,7 @@ class _Bytes:
         # Five parts: before views had a part of their own.
         reference = f"(Vstorage\nctorch\n{self.storage.kind}\nV0\nVcpu\nI{self.storage.claimed}\ntQ.".encode()
         plain = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})]
-        return torch.storage._load_from_bytes, (b"".join([*plain, reference, pickle.dumps(["0"], 2), self.storage.data]),)  # type: ignore[no-untyped-call]
+        return torch.storage._load_from_bytes, (b"".join([*plain, reference, pickle.dumps(["0"], 2), self.storage.data]),)
 
 
 def test_the_first_layout_of_tensors() -> None:
@@ -179,7 +179,7 @@ class _Nested:
         self.content = content
 
     def __reduce__(self) -> Any:
-        return torch.storage._load_from_bytes, (self.content,)  # type: ignore[no-untyped-call]
+        return torch.storage._load_from_bytes, (self.content,)
 
 
 def test_claims_of_sizes_take_no_memory() -> None:
