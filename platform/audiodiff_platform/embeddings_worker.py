@@ -10,6 +10,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
 from audiodiff_platform.encodings import encoded_table
+from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
 from audiodiff_platform.inputs import Inputs, items
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.storage import Folder
@@ -32,8 +33,13 @@ class EmbeddingsWorker:
         """Writes the shard's part and commits it; says how many files gave an embedding and how many could not be used."""
         found: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
+        in_hand = InHand(self.output, shard)
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
             for source, _ in read_shard(self.output, shard):
+                if in_hand.gives_up(source.uri):
+                    failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
+                    continue
+                in_hand.take(source.uri)
                 try:
                     local = self.inputs.fetch(source, Path(scratch))
                     for item in items(source, local, Path(scratch)):
@@ -45,6 +51,7 @@ class EmbeddingsWorker:
                         local.unlink()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     failures.append({"audio_file": source.uri, "reason": error.reason})
+        in_hand.take(None)
         parts = {}
         if found:
             content = encoded_table(list(found), np.stack(list(found.values())), self.encoder.name, self.digest)

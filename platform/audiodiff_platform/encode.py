@@ -19,7 +19,7 @@ import pydantic
 from audiodiff_core.checkpoint import load_vae
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.moments import latent_shape, network_digest
-from audiodiff_platform import commits
+from audiodiff_platform import commits, in_hand
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
@@ -204,6 +204,7 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
 
 def finish(output: Folder, settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
     """Removes what belongs to no commit; gives the digest of the content."""
+    output.remove(in_hand.FOLDER)
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     for name in output.names("data/*"):
         if name not in parts:

@@ -102,9 +102,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
-        named = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
-        places = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
-        Folder(options.output_dir).write_json(REPORT, {**summary, **places, "closest": named})
+        named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
+        compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
+        Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
     if options.model:
         record_metrics(options.model, {f"{options.embedder} {name}": value for name, value in figures.items()})
     return {**summary, "seconds": round(time.monotonic() - began, 1)}

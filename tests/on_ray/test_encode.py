@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from ray import cloudpickle
 from safetensors.torch import save_file
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import Samples, decode
 from audiodiff_core.checkpoint import load_vae, save_vae
 from audiodiff_core.encoder import AudioEncoder, load_encoder
 from audiodiff_core.mel import to_model
@@ -23,6 +23,7 @@ from audiodiff_core.moments import latent_moments, network_digest
 from audiodiff_platform import commits
 from audiodiff_platform import encode as encode_module
 from audiodiff_platform.dataset import VALIDATION, MelDataset
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.encodings import read_encodings
 from audiodiff_platform.job import JobError
@@ -125,7 +126,7 @@ class Mortal(LatentsWorker):
                 os.kill(os.getpid(), signal.SIGKILL)
             committing(*arguments)
 
-        commits.commit = commit
+        commits.commit = commit  # type: ignore[assignment]
         try:
             return super().shard(shard)
         finally:
@@ -226,6 +227,30 @@ def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encode
     assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
     with pytest.raises(JobError, match=r"1 of 5 files cannot be used \(max_bad_fraction 0.1\)"):
         encode(EncodeOptions(**options, max_bad_fraction=0.1))
+
+
+class Deadly(EmbeddingsWorker):
+    """Ends itself, as by a fault of a decoder, at a certain file."""
+
+    def _embedded(self, local: Path) -> Samples:
+        if local.name == "loop_mika.flac":
+            with (Path(self.output.path("deaths"))).open("a") as deaths:
+                deaths.write(".")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._embedded(local)
+
+
+def test_a_file_that_ends_its_workers_is_given_up(
+    embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encode_module, "EmbeddingsWorker", Deadly)
+    summary = encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    assert (summary["embeddings"], summary["unusable"]) == (3, 1)
+    assert "unusable: loop_mika.flac: ended 2 workers that read it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "deaths").read_text() == ".."
+    rest = [name for name in FILES if name != "loop_mika.flac"]
+    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
+    assert not (tmp_path / "out" / "_in_hand").exists()
 
 
 @pytest.mark.parametrize(
