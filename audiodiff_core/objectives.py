@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import pydantic
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
-SchedulerName = Literal["ddim", "ddpm"]
+from audiodiff_core.schedulers import SCHEDULERS, PredictionType
 
-SCHEDULERS: dict[SchedulerName, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
+__all__ = ["Objective", "PredictionType", "SavedScheduler", "loss", "target"]
+
+SavedScheduler = Literal["ddim", "ddpm"]
 
 
 class Objective(pydantic.BaseModel):
@@ -34,7 +34,7 @@ class Objective(pydantic.BaseModel):
             raise ValueError("prediction_type epsilon cannot have zero_terminal_snr: pure noise says nothing of the image; use v_prediction")
         return self
 
-    def scheduler(self, name: SchedulerName) -> Any:
+    def scheduler(self, name: SavedScheduler) -> Any:
         """diffusers' scheduler with the original's linear betas, carrying this objective in its configuration."""
         return SCHEDULERS[name](
             num_train_timesteps=self.num_train_timesteps,

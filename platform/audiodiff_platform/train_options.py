@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 import pydantic
 
 from audiodiff_core.models import PRESETS, PresetName
-from audiodiff_core.objectives import Objective, PredictionType, SchedulerName
+from audiodiff_core.objectives import Objective, PredictionType, SavedScheduler
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
 
@@ -27,7 +27,7 @@ class TrainOptions(Options):
     output_dir: str = pydantic.Field(description="run folder, the model in its subfolder model: a path, s3:// or gs://")
     preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
     prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
-    scheduler: SchedulerName = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+    scheduler: SavedScheduler = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
