@@ -1,6 +1,7 @@
 """What training can be told, and which of it decides the weights."""
 
-from typing import Any, Literal, Self
+import hashlib
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
@@ -8,13 +9,28 @@ from audiodiff_core.models import PRESETS, PresetName
 from audiodiff_core.objectives import Objective, PredictionType, SchedulerName
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
+from audiodiff_platform.run_log import TrackerName
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_EPOCHS = 100
 
 
-class TrainOptions(Options):
-    """What to train on which data, for how long. The mel parameters come with the data."""
+def _workers(value: Any) -> Any:
+    """LOW:HIGH as a pair."""
+    if isinstance(value, str) and ":" in value:
+        low, _, high = value.partition(":")
+        return (low, high)
+    return value
+
+
+def _names(value: Any) -> Any:
+    """`none` as no names, and names parted by commas as several."""
+    stated = [value] if isinstance(value, str) else list(value)
+    return tuple(name for text in stated for name in str(text).split(",") if name != "none")
+
+
+class RunOptions(Options):
+    """What every training can be told: its data, its length, its machines. The mel parameters come with the data."""
 
     dataset_name: str = pydantic.Field(
         description="mel dataset made by prepare (a path, s3:// or gs://), or one of the original's: a folder of save_to_disk or Parquet, a Hub id OWNER/NAME"
@@ -24,10 +40,10 @@ class TrainOptions(Options):
         description="mel_config.json of a dataset that carries none, as the original's: a path, s3:// or gs://; "
         "none: the original's defaults 22050 Hz, hop length 512, n_fft 2048",
     )
-    output_dir: str = pydantic.Field(description="run folder, the model in its subfolder model: a path, s3:// or gs://")
-    preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
-    prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
-    scheduler: SchedulerName = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+    output_dir: str = pydantic.Field(description="run folder: a path, s3:// or gs://")
+    resume: Literal["auto", "never", "must"] = pydantic.Field(
+        "auto", description="auto: goes on from what the run folder holds, if anything; never: refuses a run folder that holds checkpoints; must: one that holds none"
+    )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
@@ -36,31 +52,52 @@ class TrainOptions(Options):
     learning_rate: float = pydantic.Field(1e-4, gt=0, description="peak of the learning rate")
     lr_warmup_steps: int = pydantic.Field(500, ge=0, description="steps over which the learning rate rises to its peak")
     mixed_precision: Literal["no", "bf16", "fp16"] = pydantic.Field("no", description="arithmetic of the forward pass: no (float32), bf16 or fp16")
-    checkpoint_minutes: float = pydantic.Field(5.0, gt=0, description="minutes between checkpoints: what a failure costs at most")
+    checkpoint_minutes: float = pydantic.Field(5.0, gt=0, description="minutes between checkpoints: what a failure costs at most; each is validated")
+    checkpoints_kept: int = pydantic.Field(2, ge=1, description="last checkpoints that are kept, besides the one of the lowest validation loss")
+    report_to: Annotated[tuple[TrackerName, ...], pydantic.BeforeValidator(_names)] = pydantic.Field(
+        ("tensorboard",), description="who is told the figures besides metrics.jsonl: tensorboard, mlflow, wandb, trackio, or none; can be given several times"
+    )
     seed: int = pydantic.Field(0, ge=0, le=2**63 - 1, description="names initial weights, data order and noise")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="training processes, a CPU or GPU each; none: all GPUs, else all CPUs")
+    num_workers: Annotated[int | tuple[int, int] | None, pydantic.BeforeValidator(_workers)] = pydantic.Field(
+        None,
+        description="training processes, a CPU or GPU each: a number, or LOW:HIGH for as many as the cluster has at a time, of the numbers that "
+        f"divide the batch and {STREAMS}; none: all GPUs, else all CPUs",
+    )
 
     @pydantic.model_validator(mode="after")
     def _workers_divide(self) -> Self:
-        for name, whole in (("train_batch_size", self.train_batch_size), ("streams of the data order", STREAMS)):
-            if self.num_workers and whole % self.num_workers:
-                raise ValueError(f"num_workers {self.num_workers} does not divide {name} ({whole})")
+        if isinstance(self.num_workers, tuple):
+            low, high = self.num_workers
+            if not 1 <= low <= high:
+                raise ValueError(f"num_workers {low}:{high} is not a range of numbers from 1 on: use one such as 2:8")
+            if not self.usable_workers(low, high):
+                raise ValueError(
+                    f"num_workers {low}:{high}: none of these divides both train_batch_size ({self.train_batch_size}) and the streams of the data "
+                    f"order ({STREAMS}); {', '.join(map(str, self.usable_workers(1, STREAMS)))} do"
+                )
+        elif self.num_workers is not None:
+            if self.num_workers < 1:
+                raise ValueError(f"num_workers {self.num_workers} is not a number from 1 on")
+            for name, whole in (("train_batch_size", self.train_batch_size), ("streams of the data order", STREAMS)):
+                if whole % self.num_workers:
+                    raise ValueError(f"num_workers {self.num_workers} does not divide {name} ({whole})")
         return self
+
+    def usable_workers(self, low: int, high: int) -> list[int]:
+        """The numbers of workers in [low, high] that share each batch and the streams of the data order evenly."""
+        return [number for number in range(low, high + 1) if self.train_batch_size % number == 0 and STREAMS % number == 0]
 
     def settings(self, data_digest: str) -> dict[str, Any]:
         """All that decides the weights after a given number of steps, but for rounding."""
-        free = {"output_dir", "dataset_name", "mel_config", "max_train_steps", "num_epochs", "max_train_minutes", "checkpoint_minutes", "num_workers"}
-        return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(exclude=free)}
-
-    def objective(self) -> Objective:
-        """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
-        if self.prediction_type is None:
-            return PRESETS[self.preset].objective
-        return Objective(prediction_type=self.prediction_type, zero_terminal_snr=self.prediction_type != "epsilon")
+        return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES)}
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""
-        return self.model_dump(exclude={"output_dir", "dataset_name", "mel_config", "num_workers", "checkpoint_minutes"})
+        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES)
+
+    def run_id(self) -> str:
+        """Names the run folder to those who keep many runs."""
+        return f"audiodiff-{hashlib.sha256(self.output_dir.encode()).hexdigest()[:12]}"
 
     def steps_at_most(self, rows: int) -> int | None:
         """The step at which training stops, or None where only the clock stops it."""
@@ -70,3 +107,22 @@ class TrainOptions(Options):
             epochs = DEFAULT_EPOCHS
         bounds = [bound for bound in (self.max_train_steps, None if epochs is None else max(1, round(epochs * per_epoch))) if bound is not None]
         return min(bounds, default=None)
+
+
+_PLACES = {"output_dir", "dataset_name", "mel_config"}
+_STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
+_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to"}
+
+
+class TrainOptions(RunOptions):
+    """What diffusion model to train, and how."""
+
+    preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
+    prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
+    scheduler: SchedulerName = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+
+    def objective(self) -> Objective:
+        """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
+        if self.prediction_type is None:
+            return PRESETS[self.preset].objective
+        return Objective(prediction_type=self.prediction_type, zero_terminal_snr=self.prediction_type != "epsilon")

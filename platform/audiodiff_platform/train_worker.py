@@ -1,35 +1,26 @@
-"""What each process of a training run does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
+"""What each process of a diffusion training does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
 
-import json
 import logging
-import math
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, reduce
+from safetensors.torch import load_file, save_file
 
 from audiodiff_core.checkpoint import ModelRecord, save_model, upload_model
 from audiodiff_core.models import build_unet
-from audiodiff_core.training import TrainState, learning_rate, train_step
-from audiodiff_platform.cluster import say
+from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step
 from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.imported import open_dataset
-from audiodiff_platform.storage import Folder
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import load_state, newest_checkpoint, save_state
-
-LOG_STEPS = 10
-FLUSH_S = 10.0
-METRICS = "metrics.jsonl"
+from audiodiff_platform.train_options import RunOptions, TrainOptions
+from audiodiff_platform.training_loop import TrainingStoppedError, learn
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
@@ -43,7 +34,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     dataset = open_dataset(options.dataset_name, options.mel_config)
     try:
         state, last = trained(options, accelerator, dataset)
-    except FloatingPointError as reason:
+    except (FloatingPointError, TrainingStoppedError) as reason:
         return str(reason)
     if accelerator.is_main_process:
         write_model(options, state, dataset, last)
@@ -51,7 +42,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     return None
 
 
-def join_workers(options: TrainOptions) -> Accelerator:
+def join_workers(options: RunOptions) -> Accelerator:
     """This process's accelerate, joined to the process group that Ray Train made."""
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
@@ -68,67 +59,49 @@ def trained(options: TrainOptions, accelerator: Accelerator, dataset: TrainingIm
     torch.manual_seed(options.seed)
     network = build_unet(options.preset, dataset.mel)
     state = TrainState(accelerator, network, options.objective().scheduler("ddpm"), options.learning_rate, options.seed)
-    output = Folder(options.output_dir)
-    (checkpoint,) = broadcast_object_list([newest_checkpoint(output) if accelerator.is_main_process else None])
-    if checkpoint is not None:
-        with ray.train.Checkpoint(f"{output.uri}/{checkpoint}").as_directory() as folder:
-            load_state(state, Path(folder))
-    log = MetricsLog(output, state.step, accelerator.is_main_process)
-    _train(options, accelerator, state, dataset, log)
-    log.flush()
-    return state, log.last
+    return state, learn(options, accelerator, DiffusionLearner(options, accelerator, state), DataOrder(dataset, options.seed))
 
 
-def _train(options: TrainOptions, accelerator: Accelerator, state: TrainState, dataset: TrainingImages, log: "MetricsLog") -> None:
-    steps_at_most = options.steps_at_most(dataset.rows)
-    seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
-    order = DataOrder(dataset, state.seed)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    earlier, began = state.seconds, time.monotonic()
-    saved_at, losses, norms = began, list[float](), list[float]()
-    while True:
-        # The clock of rank 0 decides for all, or one would stop while another waits for its gradient.
-        state.seconds, due = _agreed(accelerator, earlier + time.monotonic() - began, time.monotonic() - saved_at > options.checkpoint_minutes * 60)
-        progress = max(
-            0.0 if steps_at_most is None else state.step / max(1, steps_at_most), 0.0 if seconds_at_most is None else state.seconds / seconds_at_most
-        )
-        finished = progress >= 1 or steps_at_most == 0
-        if finished or (due and not losses):
-            _report(accelerator, state, log)
-            saved_at = time.monotonic()
-        if finished:
-            return
-        rate = learning_rate(options.learning_rate, state.step, options.lr_warmup_steps, progress)
-        batches = []
-        for _ in range(options.gradient_accumulation_steps):
-            numbers = range(state.samples, state.samples + options.train_batch_size)
-            batches.append(order.batch([number for number in numbers if number % world == rank]))
-            state.samples += options.train_batch_size
-        loss, norm = train_step(accelerator, state, batches, rate)
-        losses.append(loss)
-        if math.isfinite(norm):  # with fp16, not all are
-            norms.append(norm)
-        if state.step % LOG_STEPS == 0:
-            shared = reduce(torch.tensor(statistics.fmean(losses), device=accelerator.device), reduction="mean")
-            log.add(state, loss=float(shared), gradient_norm=statistics.fmean(norms or [0.0]), learning_rate=rate, progress=progress)
-            losses, norms = [], []
+class DiffusionLearner:
+    """A diffusion network as the loop's learner.
+
+    Saves network.safetensors (live weights), ema.safetensors (averaged weights) and optimizer.pt (AdamW's moments).
+    """
+
+    def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
+        self.options, self.accelerator, self.state = options, accelerator, state
+
+    @property
+    def counts(self) -> TrainState:
+        return self.state
+
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+        rate = learning_rate(self.options.learning_rate, self.state.step, self.options.lr_warmup_steps, progress)
+        loss, norm = train_step(self.accelerator, self.state, micro_batches, rate)
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def snapshot(self) -> Callable[[Path], None]:
+        return partial(_save, self.state)
+
+    def progress(self) -> dict[str, Any]:
+        return self.state.progress()
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        state = self.state
+        state.bare.load_state_dict(load_file(folder / "network.safetensors"))
+        state.load_ema_state_dict(load_file(folder / "ema.safetensors"))
+        state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        state.load_progress(dict(progress))
 
 
-def _agreed(accelerator: Accelerator, seconds: float, due: bool) -> tuple[float, bool]:
-    values = broadcast(torch.tensor([seconds, float(due)], dtype=torch.float64, device=accelerator.device))
-    return float(values[0]), bool(values[1])
+def _save(state: TrainState, folder: Path) -> None:
+    save_file(_contiguous(state.bare.state_dict()), folder / "network.safetensors")
+    save_file(_contiguous(state.ema_state_dict()), folder / "ema.safetensors")
+    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
 
 
-def _report(accelerator: Accelerator, state: TrainState, log: "MetricsLog") -> None:
-    """Hands a checkpoint of the state to Ray Train; all ranks take part, rank 0 writes."""
-    metrics = {"step": state.step, "samples": state.samples, "train_seconds": round(state.seconds, 1), **log.last}
-    if not accelerator.is_main_process:
-        ray.train.report(metrics)
-        return
-    log.flush()
-    with tempfile.TemporaryDirectory(prefix="audiodiff-") as folder:
-        save_state(state, Path(folder))
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
 def write_model(options: TrainOptions, state: TrainState, dataset: TrainingImages, metrics: dict[str, float]) -> None:
@@ -140,12 +113,12 @@ def write_model(options: TrainOptions, state: TrainState, dataset: TrainingImage
         data_digest=dataset.digest,
         metrics={"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 1), **metrics},
     )
-    with _model_folder(options.output_dir) as folder:
+    with model_folder(options.output_dir) as folder:
         save_model(folder, unet, options.objective().scheduler(options.scheduler), dataset.mel, record)
 
 
 @contextmanager
-def _model_folder(output_dir: str) -> Iterator[Path]:
+def model_folder(output_dir: str) -> Iterator[Path]:
     """OUTPUT_DIR/model, or for an object store a local folder that is then uploaded to it."""
     if "://" not in output_dir:
         yield Path(output_dir) / "model"
@@ -153,30 +126,3 @@ def _model_folder(output_dir: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
         yield Path(scratch) / "model"
         upload_model(Path(scratch) / "model", f"{output_dir}/model")
-
-
-class MetricsLog:
-    """`metrics.jsonl` of a run folder, written by rank 0; lines after the step that training resumes from are dropped."""
-
-    def __init__(self, folder: Folder, step: int, writes: bool) -> None:
-        self.folder, self.writes = folder, writes
-        self.last: dict[str, float] = {}
-        self.flushed_at = time.monotonic()
-        lines = folder.read(METRICS).decode().splitlines() if writes and folder.exists(METRICS) else []
-        self.lines = [line for line in lines if json.loads(line)["step"] <= step]
-        if self.lines:
-            self.last = {key: json.loads(self.lines[-1])[key] for key in ("loss", "gradient_norm", "learning_rate")}
-
-    def add(self, state: TrainState, progress: float, **values: float) -> None:
-        self.last = values
-        if not self.writes:
-            return
-        self.lines.append(json.dumps({"step": state.step, "samples": state.samples, "seconds": round(state.seconds, 2), **values}))
-        if time.monotonic() - self.flushed_at > FLUSH_S:
-            self.flush()
-            say(f"step {state.step}, {progress:.0%}, loss {values['loss']:.4f}, {state.samples / max(state.seconds, 1e-9):.1f} samples/s")
-
-    def flush(self) -> None:
-        if self.writes:
-            self.folder.write(METRICS, "".join(f"{line}\n" for line in self.lines).encode())
-            self.flushed_at = time.monotonic()
