@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from audiodiff_core.objectives import Objective
-from audiodiff_core.training import TrainBatch, TrainState, learning_rate, noise_and_timesteps, train_step
+from audiodiff_core.training import TrainBatch, TrainState, WeightAverage, draws, learning_rate, train_step
 
 Weights = dict[str, torch.Tensor]
 MakeState = Callable[..., TrainState]
@@ -25,7 +25,7 @@ def accelerator() -> Accelerator:
 @pytest.fixture
 def make_state(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> MakeState:
     def build(rate: float = 2e-3) -> TrainState:
-        return TrainState(accelerator, make_unet(0), Objective().scheduler("ddpm"), rate, seed=0)
+        return TrainState(accelerator, make_unet(0), Objective(), rate, seed=0)
 
     return build
 
@@ -41,25 +41,52 @@ def copied(weights: Any) -> Weights:
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
-def test_noise_depends_only_on_seed_and_number() -> None:
-    noise, timesteps = noise_and_timesteps(5, batch_of(range(100, 108)), 1_000)
-    assert (noise.shape, noise.dtype) == ((8, 1, 16, 16), torch.float32)
-    assert (timesteps.shape, timesteps.dtype) == ((8,), torch.int64)
+@pytest.mark.parametrize("objective", [Objective(), Objective(prediction_type="flow")], ids=lambda objective: objective.prediction_type)
+def test_draws_depend_only_on_seed_and_number(objective: Objective) -> None:
+    objective = objective.model_copy(update={"conditioning_dropout": 0.5})
+    drawn = draws(5, range(100, 108), objective, (2, 16, 12), latent=True)
+    assert drawn.latent_noise is not None
+    assert (drawn.noise.shape, drawn.noise.dtype) == ((8, 2, 16, 12), torch.float32)
+    assert drawn.timesteps.dtype == (torch.float32 if objective.prediction_type == "flow" else torch.int64)
+    assert {bool(kept) for kept in drawn.kept} == {True, False}
+    assert not torch.equal(drawn.noise, drawn.latent_noise)
     for row, number in enumerate(range(100, 108)):
-        alone, alone_at = noise_and_timesteps(5, batch_of(range(number, number + 1)), 1_000)
-        assert torch.equal(alone[0], noise[row])
-        assert alone_at[0] == timesteps[row]
-    other, other_at = noise_and_timesteps(6, batch_of(range(100, 108)), 1_000)
-    assert not torch.equal(other, noise)
-    assert not torch.equal(other_at, timesteps)
+        alone = draws(5, [number], objective, (2, 16, 12), latent=True)
+        assert alone.latent_noise is not None
+        assert torch.equal(alone.noise[0], drawn.noise[row])
+        assert torch.equal(alone.latent_noise[0], drawn.latent_noise[row])
+        assert (alone.timesteps[0], alone.kept[0]) == (drawn.timesteps[row], drawn.kept[row])
+    other = draws(6, range(100, 108), objective, (2, 16, 12))
+    assert not torch.equal(other.noise, drawn.noise)
+    assert not torch.equal(other.timesteps, drawn.timesteps)
 
 
-def test_noise_is_normal_and_timesteps_cover_all_levels() -> None:
-    noise, timesteps = noise_and_timesteps(0, TrainBatch(range(2_000), np.zeros((2_000, 8, 8), np.uint8)), 10)
-    assert abs(float(noise.mean())) < 0.02
-    assert float(noise.std()) == pytest.approx(1, abs=0.02)
-    assert np.bincount(timesteps.numpy(), minlength=10).tolist() == pytest.approx([200] * 10, abs=60)
-    assert len(noise.flatten(1).unique(dim=0)) == 2_000
+def test_what_is_trained_on_images_does_not_move_with_dropout_or_latents() -> None:
+    plain = draws(3, range(4), Objective(), (1, 8, 8))
+    more = draws(3, range(4), Objective(conditioning_dropout=0.9), (1, 8, 8), latent=True)
+    assert torch.equal(plain.noise, more.noise)
+    assert torch.equal(plain.timesteps, more.timesteps)
+    assert plain.latent_noise is None
+
+
+def test_draws_have_their_distributions() -> None:
+    drawn = draws(0, range(4_000), Objective(num_train_timesteps=10, conditioning_dropout=0.25), (1, 4, 4), latent=True)
+    assert drawn.latent_noise is not None
+    for noise in (drawn.noise, drawn.latent_noise):
+        assert abs(float(noise.mean())) < 0.02
+        assert float(noise.std()) == pytest.approx(1, abs=0.02)
+        assert len(noise.flatten(1).unique(dim=0)) == 4_000
+    assert np.bincount(drawn.timesteps.numpy(), minlength=10).tolist() == pytest.approx([400] * 10, abs=90)
+    assert float(drawn.kept.float().mean()) == pytest.approx(0.75, abs=0.03)
+
+
+def test_times_of_a_flow_are_logit_normal() -> None:
+    sigma = draws(0, range(4_000), Objective(prediction_type="flow"), (1, 1, 1)).timesteps.double() / 1_000
+    assert 0 < float(sigma.min()) < float(sigma.max()) < 1
+    logit = (sigma / (1 - sigma)).log()
+    assert float(logit.mean()) == pytest.approx(0, abs=0.05)
+    assert float(logit.std()) == pytest.approx(1, abs=0.04)
+    assert float((logit.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.025)
 
 
 def test_loss_falls_on_one_batch(accelerator: Accelerator, make_state: MakeState) -> None:
@@ -99,17 +126,31 @@ def test_average_is_kept_apart_from_the_live_weights(accelerator: Accelerator, m
     assert all(torch.equal(weight, live[name]) for name, weight in state.bare.state_dict().items())
 
 
-def test_average_lies_between_the_weights_that_it_averages(accelerator: Accelerator, make_state: MakeState) -> None:
+def test_average_by_hand(accelerator: Accelerator, make_state: MakeState) -> None:
     state = make_state()
-    seen = [copied(state.bare.state_dict())["conv_in.weight"]]
-    for _ in range(6):
+    name = "conv_in.weight"
+    expected = copied(state.bare.state_dict())[name].double()
+    for step in range(1, 7):
         train_step(accelerator, state, [batch_of(range(4))], 2e-3)
-        seen.append(copied(state.bare.state_dict())["conv_in.weight"])
-    average = state.ema_state_dict()["conv_in.weight"]
-    path = torch.stack(seen)
-    assert (average >= path.min(dim=0).values - 1e-6).all()
-    assert (average <= path.max(dim=0).values + 1e-6).all()
-    assert not torch.equal(average, seen[0])
+        decay = 1 - step**-0.75
+        expected = decay * expected + (1 - decay) * state.bare.state_dict()[name].double()
+    torch.testing.assert_close(state.ema_state_dict()[name].double(), expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(state.ema_state_dict()[name], state.bare.state_dict()[name], atol=1e-5)
+
+
+def test_decay_of_the_average_warms_up_to_its_bound() -> None:
+    average = WeightAverage([torch.zeros(3)], decay=0.99)
+    assert [average.decay_at(step) for step in (1, 16, 10**6)] == pytest.approx([0, 0.875, 0.99])
+    average.steps = 10**6
+    average.update([torch.ones(3)])
+    assert average.weights[0].tolist() == pytest.approx([0.01] * 3)
+
+
+def test_average_takes_optimizer_steps_not_micro_steps(accelerator: Accelerator, make_state: MakeState) -> None:
+    state = make_state()
+    for step in range(2):
+        train_step(accelerator, state, [batch_of(range(4 * step + at, 4 * step + at + 1)) for at in range(4)], 2e-3)
+    assert state.ema.steps == state.step == 2
 
 
 def test_average_goes_round(accelerator: Accelerator, make_state: MakeState) -> None:
@@ -182,7 +223,7 @@ def test_a_gradient_that_overflows_lowers_the_scale_and_changes_no_weights(make_
     unet = make_unet(0)
     with torch.no_grad():
         unet.conv_out.weight.mul_(1e3)
-    state = TrainState(scaling, unet, Objective().scheduler("ddpm"), 2e-3, seed=0)
+    state = TrainState(scaling, unet, Objective(), 2e-3, seed=0)
     before, average = copied(state.bare.state_dict()), copied(state.ema_state_dict())
     _, norm = train_step(scaling, state, [batch_of(range(4))], 1e-3)
     assert not math.isfinite(norm)
@@ -191,7 +232,7 @@ def test_a_gradient_that_overflows_lowers_the_scale_and_changes_no_weights(make_
     assert scaling.scaler.get_scale() == 1.0
     other = Accelerator(cpu=True)
     other.scaler = torch.amp.GradScaler("cpu")
-    TrainState(other, make_unet(0), Objective().scheduler("ddpm"), 2e-3, seed=0).load_progress(json.loads(json.dumps(state.progress())))
+    TrainState(other, make_unet(0), Objective(), 2e-3, seed=0).load_progress(json.loads(json.dumps(state.progress())))
     assert other.scaler.get_scale() == 1.0
     _, norm = train_step(scaling, state, [batch_of(range(4))], 1e-3)
     assert math.isfinite(norm)
@@ -201,7 +242,7 @@ def test_a_gradient_that_overflows_lowers_the_scale_and_changes_no_weights(make_
 def test_a_loss_that_is_not_finite_raises_with_a_scaler_too(make_unet: Callable[[int], Any]) -> None:
     scaling = Accelerator(cpu=True)
     scaling.scaler = torch.amp.GradScaler("cpu")
-    state = TrainState(scaling, make_unet(0), Objective().scheduler("ddpm"), 2e-3, seed=0)
+    state = TrainState(scaling, make_unet(0), Objective(), 2e-3, seed=0)
     with torch.no_grad():
         state.bare.conv_out.weight.fill_(float("inf"))
     with pytest.raises(FloatingPointError, match="at step 0"):
@@ -226,4 +267,4 @@ def test_progress_goes_round(accelerator: Accelerator, make_state: MakeState) ->
     fresh = make_state()
     fresh.load_progress(progress)
     assert fresh.progress() == progress
-    assert fresh.ema.get_decay(fresh.ema.optimization_step) == state.ema.get_decay(state.ema.optimization_step)
+    assert fresh.ema.steps == 3

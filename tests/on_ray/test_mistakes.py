@@ -11,7 +11,7 @@ import pytest
 
 from audiodiff_core.checkpoint import ModelRecord, save_model
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_unet
+from audiodiff_core.models import build_network
 from audiodiff_core.objectives import Objective
 from audiodiff_platform import job
 from audiodiff_platform.demo import DemoOptions, demo
@@ -163,7 +163,7 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
 def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
     mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
     scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
-    save_model(tmp_path / "model", build_unet("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
+    save_model(tmp_path / "model", build_network("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
     status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
     assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use at most that many")
     assert not (tmp_path / "out").exists()
