@@ -13,8 +13,7 @@ import safetensors.torch
 import torch
 from diffusers import AudioDiffusionPipeline as OraclePipeline
 
-from audiodiff_core import checkpoint
-from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, save_model, upload_model
+from audiodiff_core.checkpoint import CheckpointError, ModelRecord, card, load_model, save_model, upload_model
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.objectives import Objective, SchedulerName
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
@@ -205,7 +204,7 @@ def test_a_failed_save_leaves_the_earlier_model(save: Save, monkeypatch: pytest.
         case "scheduler":
             monkeypatch.setattr(scheduler, "save_pretrained", fail)
         case "card":
-            monkeypatch.setattr(checkpoint, "_card", fail)
+            monkeypatch.setattr(card, "text", fail)
         case "last rename":
             rename, errors = os.rename, [OSError("no space left on device")]
 
@@ -227,7 +226,7 @@ def test_a_failed_first_save_leaves_nothing(save: Save, tmp_path: Path, monkeypa
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "_card", fail)
+    monkeypatch.setattr(card, "text", fail)
     with pytest.raises(OSError, match="no space left"):
         save()
     assert list((tmp_path / "models").iterdir()) == []
