@@ -25,6 +25,7 @@ from audiodiff_platform.training_state import validation_results
 if TYPE_CHECKING:
 
     from audiodiff_platform.train_options import RunOptions
+    from audiodiff_platform.training_loop import Counts
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -38,7 +39,8 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
     """Raises ValueError where a tracker's package is not installed."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"report_to {','.join(names)}: {', '.join(missing)} cannot be imported: pip install 'audiodiff[{','.join(missing)}]', or report_to none")
+        extras = ",".join(missing)
+        raise ValueError(f"report_to {','.join(names)}: {extras} cannot be imported: pip install 'audiodiff[{extras}]', or report_to none")
 
 
 class TensorBoardFolder:
@@ -86,15 +88,16 @@ class RunLog:
         self.trackers = [_tracker(name, options) for name in options.report_to if name != "tensorboard"]
         self.validated = {validated for validated in validation_results(self.folder) if validated <= step}
 
-    def add(self, step: int, samples: int, seconds: float, values: Mapping[str, float], progress: float, left: float | None) -> None:
+    def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
+        step, samples = counts.step, counts.samples
         self.last = dict(values)
         if not self.writes:
             return
         now = time.monotonic()
         rate = {} if self.samples is None else {"samples_per_second": round((samples - self.samples) / max(now - self.added_at, 1e-9), 2)}
         self.samples, self.added_at = samples, now
-        self.lines.append(json.dumps({"step": step, "samples": samples, "seconds": round(seconds, 2), **values, **rate}))
+        self.lines.append(json.dumps({"step": step, "samples": samples, "seconds": round(counts.seconds, 2), **values, **rate}))
         self._track({**values, **rate}, step)
         if now - self.said_at > SAID_EVERY_S:
             self.said_at = now

@@ -12,25 +12,42 @@
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
+from ray.train import ValidationConfig, ValidationTaskConfig
+from safetensors.torch import load_file
 
-from audiodiff_core.checkpoint import RECORD, ModelRecord
-from audiodiff_core.models import build_unet, check_resolution, parameter_count
+from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model, upload_model
+from audiodiff_core.models import parameter_count
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
+from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.dataset import TrainingImages
-from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.ray_training import run_workers
 from audiodiff_platform.run_log import require_trackers
+from audiodiff_platform.starting_point import StartingPoint, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions, TrainOptions
 from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_state import newest_checkpoint, remove_superseded
+from audiodiff_platform.training_state import (
+    EMA_WEIGHTS,
+    best_checkpoint,
+    local_checkpoint,
+    newest_checkpoint,
+    remove_superseded,
+    step_of,
+    validation_results,
+)
+from audiodiff_platform.validation import validate, validates
 
 SETTINGS = "train.json"
+MODEL = "model"
+INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
+HUB_IDS = ("dataset_name", "from_pretrained", "vae")
+
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two moments
@@ -41,36 +58,76 @@ def train(options: TrainOptions) -> dict[str, Any]:
     began = time.monotonic()
     options = with_usable_paths(options)
     require_trackers(options.report_to)
-    dataset = open_dataset(options.dataset_name, options.mel_config)
-    check_resolution(options.preset, dataset.mel)
+    start = starting_point(options, device="meta")
+    require_encodings(options, start)
     output = Folder(options.output_dir)
-    commits.require_same(output, SETTINGS, options.settings(dataset.digest))
+    settings = options.settings(**start.digests)
+    commits.require_same(output, SETTINGS, settings)
     require_resumable(options, output)
-    if finished := _finished(options, dataset, output):
-        return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
-    with torch.device("meta"):
-        parameters = parameter_count(build_unet(options.preset, dataset.mel))
+    if finished := _finished(options, start, output):
+        return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **finished}
+    parameters = parameter_count(start.network)
     output.require_free_space(parameters * BYTES_PER_PARAMETER * (options.checkpoints_kept + 3), "training")
-    say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
+    say(f"{parameters / 1e6:.1f} M parameters, {start.dataset.rows} slices of {described(start.dataset)}")
     with connected():
         workers, gpu = workers_for(options)
-        require_shared("dataset_name", options.dataset_name, dataset.witness)
-        if options.mel_config is not None:
-            require_shared("mel_config", options.mel_config, witness="")
-        commits.claim(output, SETTINGS, options.settings(dataset.digest))
+        require_shared("dataset_name", options.dataset_name, start.dataset.witness)
+        for place in INPUTS:
+            if (uri := getattr(options, place)) is not None:
+                require_shared(place, uri, witness="")
+        commits.claim(output, SETTINGS, settings)
         require_shared("output_dir", options.output_dir, SETTINGS)
         remove_superseded(output, options.checkpoints_kept)
-        run_workers(train_worker, options, workers, gpu)
-    metrics = _finished(options, dataset, output)
-    assert metrics is not None, "training ended without a model"
-    return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **metrics}
+        run_workers(train_worker, options, workers, gpu, _validation(options, start, workers, gpu))
+        metrics = write_model(options, output)
+    return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
+
+
+def _validation(options: TrainOptions, start: StartingPoint, workers: int | tuple[int, int], gpu: bool) -> ValidationConfig | None:
+    """Ray Train's validation, where there is anything to be made of a checkpoint: on a GPU that training leaves free, or else on a CPU."""
+    if not validates(options, start.dataset):
+        return None
+    spare = gpu and gpus() > (workers if isinstance(workers, int) else workers[1])
+    return ValidationConfig(
+        validate,
+        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
+        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": WORKER_ENVIRONMENT}},
+    )
+
+
+def write_model(options: TrainOptions, output: Folder) -> dict[str, float]:
+    """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics."""
+    name = newest_checkpoint(output)
+    if options.keep == "best" and (best := best_checkpoint(output)) is not None:
+        name = best
+    assert name is not None, "training ended without a checkpoint"
+    start = starting_point(options)
+    with local_checkpoint(output, name) as (folder, progress):
+        start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+    validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
+    counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
+    metrics = {**counts, **progress["logged"], **validation}
+    record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
+    with model_folder(output) as folder:
+        save_model(folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae)
+    return metrics
+
+
+@contextmanager
+def model_folder(output: Folder) -> Iterator[Path]:
+    """OUTPUT_DIR/model, or for an object store a local folder that is then uploaded to it."""
+    if output.is_local:
+        yield Path(output.path(MODEL))
+        return
+    with output.scratch() as scratch:
+        yield scratch / MODEL
+        upload_model(scratch / MODEL, f"{output.uri}/{MODEL}")
 
 
 def with_usable_paths(options: OptionsT) -> OptionsT:
     """The options with paths that every process of the job can use."""
-    places = {"dataset_name": usable_path("dataset_name", options.dataset_name, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
-    if options.mel_config is not None:
-        places["mel_config"] = usable_path("mel_config", options.mel_config)
+    stated = {name: getattr(options, name, None) for name in ("dataset_name", "output_dir", *INPUTS)}
+    places = {name: usable_path(name, uri, hub_id=name in HUB_IDS) for name, uri in stated.items() if uri is not None}
     return options.model_copy(update=places)
 
 
@@ -100,9 +157,9 @@ def described(dataset: TrainingImages) -> str:
     return f"{mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft} (by {dataset.mel_origin})"
 
 
-def _finished(options: TrainOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
+def _finished(options: TrainOptions, start: StartingPoint, output: Folder) -> dict[str, float] | None:
     """The metrics of the model that is there, where it was trained just so."""
-    if not output.exists(f"model/{RECORD}"):
+    if not output.exists(f"{MODEL}/{RECORD}"):
         return None
-    record = ModelRecord.model_validate(output.read_json(f"model/{RECORD}"))
-    return record.metrics if record.recipe == options.recipe() and record.data_digest == dataset.digest else None
+    record = ModelRecord.model_validate(output.read_json(f"{MODEL}/{RECORD}"))
+    return record.metrics if record.recipe == options.recipe() and record.data_digest == start.dataset.digest else None

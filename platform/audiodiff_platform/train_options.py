@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from audiodiff_core.models import PRESETS, PresetName
-from audiodiff_core.objectives import Objective, PredictionType, SchedulerName
+from audiodiff_core.models import PRESETS, PresetName, objective_for
+from audiodiff_core.objectives import BetaSchedule, Objective, PredictionType, SavedScheduler
+from audiodiff_core.training import EMA_DECAY, MAX_GRADIENT_NORM, OptimizerName, RateSchedule
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.run_log import TrackerName
@@ -42,7 +43,7 @@ class RunOptions(Options):
     )
     output_dir: str = pydantic.Field(description="run folder: a path, s3:// or gs://")
     resume: Literal["auto", "never", "must"] = pydantic.Field(
-        "auto", description="auto: goes on from what the run folder holds, if anything; never: refuses a run folder that holds checkpoints; must: one that holds none"
+        "auto", description="auto: goes on from what the run folder holds, if anything; never: refuses a folder that holds checkpoints; must: one without"
     )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
@@ -87,13 +88,13 @@ class RunOptions(Options):
         """The numbers of workers in [low, high] that share each batch and the streams of the data order evenly."""
         return [number for number in range(low, high + 1) if self.train_batch_size % number == 0 and STREAMS % number == 0]
 
-    def settings(self, data_digest: str) -> dict[str, Any]:
-        """All that decides the weights after a given number of steps, but for rounding."""
-        return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES)}
+    def settings(self, **digests: str | None) -> dict[str, Any]:
+        """All that decides the weights after a given number of steps, but for rounding: the options, and what the inputs hold by their digests."""
+        return {"format_version": FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES)}
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""
-        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES)
+        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES - {"keep"})
 
     def run_id(self) -> str:
         """Names the run folder to those who keep many runs."""
@@ -109,20 +110,76 @@ class RunOptions(Options):
         return min(bounds, default=None)
 
 
-_PLACES = {"output_dir", "dataset_name", "mel_config"}
+_PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings"}
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
-_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to"}
+_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count", "keep"}
+_MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
 
 
 class TrainOptions(RunOptions):
     """What diffusion model to train, and how."""
 
-    preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
-    prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
-    scheduler: SchedulerName = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+    preset: PresetName | None = pydantic.Field(
+        None, description=f"network: {', '.join(PRESETS)}; none: tiny, or with from_pretrained the network of that model"
+    )
+    from_pretrained: str | None = pydantic.Field(
+        None, description="model to go on from, of the same mel parameters: a folder, s3://, gs:// or a Hub id OWNER/NAME"
+    )
+    vae: str | None = pydantic.Field(
+        None, description="autoencoder of a latent preset, as train_vae writes it: a folder, s3://, gs://, a Hub id OWNER/NAME or a CompVis .ckpt"
+    )
+    latents: str | None = pydantic.Field(None, description="what encode --latents made of the dataset with that vae; none: the vae encodes while training")
+    encodings: str | None = pydantic.Field(
+        None, description="what a conditional preset is told of each audio file: what encode wrote, or the original's pickle"
+    )
+    prediction_type: PredictionType | None = pydantic.Field(
+        None, description="what the network predicts: epsilon, v_prediction, sample or flow (rectified flow); none: the preset's"
+    )
+    zero_terminal_snr: bool | None = pydantic.Field(None, description="whether the last level of noise is noise alone; none: yes, but for epsilon")
+    beta_schedule: BetaSchedule | None = pydantic.Field(
+        None, description="how the noise grows: linear, scaled_linear or squaredcos_cap_v2; none: linear"
+    )
+    min_snr_gamma: float | None = pydantic.Field(
+        None, gt=0, description="signal-to-noise ratio at which min-SNR weights are cut off, such as 5; none: even weights"
+    )
+    conditioning_dropout: float | None = pydantic.Field(
+        None, ge=0, lt=1, description="share of samples that are not shown their encoding, which guidance needs; none: 0.1 in a conditional network"
+    )
+    scheduler: SavedScheduler | None = pydantic.Field(
+        None, description="scheduler that the model is saved with: ddim or ddpm, flow_euler for a flow; none: ddim or flow_euler"
+    )
+    lr_scheduler: RateSchedule = pydantic.Field("cosine", description="how the learning rate falls after its warm-up: cosine, linear or constant")
+    optimizer: OptimizerName = pydantic.Field("adamw", description="adamw (fused) or adamw_8bit (needs a CUDA GPU and bitsandbytes)")
+    ema_decay: float = pydantic.Field(EMA_DECAY, ge=0, lt=1, description="most that the moving average of the weights keeps of itself in a step")
+    max_gradient_norm: float = pydantic.Field(MAX_GRADIENT_NORM, gt=0, description="norm at which gradients are clipped")
+    gradient_checkpointing: bool = pydantic.Field(False, description="computes activations again in the backward pass: less memory, about a third more time")
+    torch_compile: bool = pydantic.Field(False, description="compiles the network first, for minutes: pays in long runs")
+    fsdp: bool = pydantic.Field(False, description="shards network, average and optimizer over the workers, for networks that do not fit in one")
+    keep: Literal["last", "best"] = pydantic.Field(
+        "last", description="which weights the model is written from: the last, or those of the lowest validation loss"
+    )
+    preview_count: int = pydantic.Field(
+        4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance"
+    )
 
-    def objective(self) -> Objective:
-        """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
-        if self.prediction_type is None:
-            return PRESETS[self.preset].objective
-        return Objective(prediction_type=self.prediction_type, zero_terminal_snr=self.prediction_type != "epsilon")
+    @pydantic.model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.from_pretrained is not None and self.preset is not None:
+            raise ValueError(f"preset {self.preset} with from_pretrained {self.from_pretrained}: the network is that of the model, leave preset out")
+        if self.latents is not None and self.vae is None and self.from_pretrained is None:
+            raise ValueError(f"latents {self.latents}: the model needs the vae that made them too")
+        if self.from_pretrained is None:
+            self.objective()
+        return self
+
+    def network_preset(self) -> PresetName:
+        """The preset of a network that starts from nothing."""
+        return self.preset or "tiny"
+
+    def objective(self, learned: Objective | None = None) -> Objective:
+        """The objective: what is asked for, in the place of what the preset has or the model to go on from `learned` with."""
+        names = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
+        try:
+            return objective_for(self.network_preset(), learned, **{name: getattr(self, name) for name in names})
+        except pydantic.ValidationError as error:
+            raise ValueError("; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())) from None

@@ -28,11 +28,12 @@ from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint
+from audiodiff_platform.training_state import VALIDATION, checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint
 
 LOG_STEPS = 10
 BATCHES_READ_AHEAD = 4
 PREEMPTION_LOOK_S = 2.0
+VALIDATION_LOST_S = 3_600.0
 WRITE_PAUSES_S = (1.0, 4.0, 16.0)  # before a checkpoint that could not be written is tried again
 
 
@@ -97,6 +98,7 @@ class _Loop:
         self.earlier, self.began = learner.counts.seconds, time.monotonic()
         self.saved_at = self.looked_at = self.began
         self.leaving: frozenset[str] = frozenset()
+        self.handed = (0, -math.inf)
 
     def run(self) -> dict[str, float]:
         options, learner, counts = self.options, self.learner, self.learner.counts
@@ -113,7 +115,7 @@ class _Loop:
                 began_at = progress if began_at is None else began_at
                 finished = progress >= 1 or steps_at_most == 0
                 if finished or due:
-                    self._checkpoint()
+                    self._checkpoint(finished)
                 if finished:
                     return self.log.last
                 micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
@@ -125,7 +127,7 @@ class _Loop:
                     self.since_logged = {}
                     elapsed = time.monotonic() - self.began
                     left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
-                    self.log.add(counts.step, counts.samples, counts.seconds, means, progress, left)
+                    self.log.add(counts, means, progress, left)
 
     def _load(self) -> None:
         """Makes the learner what the newest sound checkpoint holds; nothing where there is none."""
@@ -161,7 +163,7 @@ class _Loop:
         mine = torch.tensor(list(self.since_logged.values()), dtype=torch.float64, device=self.accelerator.device)
         return dict(zip(self.since_logged, reduce(mine, reduction="mean").tolist(), strict=True))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, finished: bool) -> None:
         """Writes a checkpoint and tells Ray Train of it, all workers together. Raises TrainingStoppedError where it cannot be written."""
         self.since_logged = self._shared()
         save = self.learner.snapshot()
@@ -176,12 +178,23 @@ class _Loop:
             return
         storage = ray.train.get_context().get_storage()  # Ray Train lists checkpoints only in its own folder, where nothing is put
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
-        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self.validates else False
+        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self._to_be_validated(finished) else False
         ray.train.report(metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation)
+
+    def _to_be_validated(self, finished: bool) -> bool:
+        """Whether validation has time for this checkpoint: it is done with the one before, or has lost it. It always has for the last."""
+        if not self.validates:
+            return False
+        step, handed_at = self.handed
+        waited = time.monotonic() - handed_at
+        if finished or waited > VALIDATION_LOST_S or self.output.exists(f"{VALIDATION}/{step}.json"):
+            self.handed = (self.learner.counts.step, time.monotonic())
+            return True
+        return False
 
     def _written(self, name: str, save: Callable[[Path], None]) -> str | None:
         """Rank 0: writes the log and a checkpoint; where the disk is full or the store out of reach, it is tried again, then the error is given."""
-        progress = {**self.learner.progress(), "since_logged": self.since_logged}
+        progress = {**self.learner.progress(), "since_logged": self.since_logged, "logged": self.log.last}
         for pause in (*WRITE_PAUSES_S, None):
             try:
                 self.log.flush()

@@ -23,6 +23,7 @@ from audiodiff_platform.storage import Folder
 STATE = "state"
 VALIDATION = "validation"
 PROGRESS = "progress.json"
+EMA_WEIGHTS = "ema.safetensors"
 FORMAT_VERSION = 2
 
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.job import JobError
+from audiodiff_platform.starting_point import starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
@@ -31,7 +31,7 @@ from audiodiff_platform.training_state import newest_checkpoint
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
-    settings: dict[str, Any] = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
+    settings: dict[str, Any] = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "preview_count": 0}
     return TrainOptions(dataset_name=str(dataset), output_dir=str(output), **(settings | changes))
 
 
@@ -69,7 +69,7 @@ def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, d
 
     def worker(config: dict[str, Any]) -> None:
         accelerator = join_workers(options)
-        state, _ = trained(options, accelerator, MelDataset(options.dataset_name))
+        state = trained(options, accelerator, starting_point(options))
         flat = torch.cat([parameter.detach().flatten() for parameter in state.bare.parameters()])
         torch.save(flat, tmp_path / f"rank{accelerator.process_index}.pt")
 
