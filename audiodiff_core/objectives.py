@@ -163,7 +163,7 @@ def weights(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
 
 
 def losses(
-    network: Any, objective: Objective, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encodings: torch.Tensor | None = None
+    network: Any, objective: Objective, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, *, encodings: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean squared error of the network's prediction for each sample (batch,), not weighed.
 

@@ -44,3 +44,10 @@ def measure_scaling_factor(moments: Iterable[torch.Tensor]) -> float:
     if not 0 < variance < float("inf"):
         raise ValueError(f"the latents' variance is {variance}: the VAE is not trained, or has collapsed")
     return float(variance**-0.5)
+
+
+def set_scaling_factor(vae: Any, batches: Iterable[Images]) -> float:
+    """Measures the scaling factor on images (batch, y_res, x_res) and writes it into `vae.config`, with which it is saved."""
+    factor = measure_scaling_factor(posterior_moments(vae, images) for images in batches)
+    vae.register_to_config(scaling_factor=factor)
+    return factor

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType, reduce
 from torch.distributed.checkpoint import state_dict as distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -125,9 +125,10 @@ class TrainState:
         gradient_checkpointing: bool = False,
         compiled: bool = False,
     ) -> None:
-        if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-            raise ValueError("FSDP version 1 is not supported: use FullyShardedDataParallelPlugin(fsdp_version=2)")
-        self.bare = network.to(memory_format=torch.channels_last)
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        if sharded and not accelerator.is_fsdp2:
+            raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
+        self.bare = network if sharded else network.to(memory_format=torch.channels_last)  # FSDP shards contiguous weights only
         self.objective = objective
         self.seed = seed
         self.max_gradient_norm = max_gradient_norm
@@ -184,6 +185,13 @@ class TrainState:
         distributed.set_optimizer_state_dict(self.bare, self.optimizer.optimizer, state, options=distributed.StateDictOptions(full_state_dict=True))
 
 
+def sharding() -> FullyShardedDataParallelPlugin:
+    """How FSDP shards these networks, for `Accelerator(fsdp_plugin=...)`: each residual block by itself, the rest together."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ResnetBlock2D"], cpu_ram_efficient_loading=False
+    )
+
+
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a tensor of which this worker may hold a shard; shards come together on the CPU."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
@@ -232,11 +240,11 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
         with nullcontext() if last else accelerator.no_sync(state.network):
             clean, drawn, encodings = on_device(accelerator, state, batch)
             with accelerator.autocast():
-                each = losses(state.network, state.objective, clean, drawn.noise, drawn.timesteps, encodings)
+                each = losses(state.network, state.objective, clean, drawn.noise, drawn.timesteps, encodings=encodings)
             value = (each * weights(state.objective, drawn.timesteps)).sum() / samples
             accelerator.backward(value)
         total += value.detach()
-    norm = _number(accelerator.clip_grad_norm_(state.network.parameters(), state.max_gradient_norm))
+    norm = float(_whole(accelerator.clip_grad_norm_(state.network.parameters(), state.max_gradient_norm)))
     loss = float(total)
     if not math.isfinite(norm) and (accelerator.scaler is None or not math.isfinite(_of_all_workers(accelerator, loss))):
         state.optimizer.zero_grad()
@@ -283,10 +291,6 @@ def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Ten
 def _moved(drawn: Draws, device: torch.device) -> Draws:
     latent_noise = None if drawn.latent_noise is None else drawn.latent_noise.to(device)
     return Draws(drawn.timesteps.to(device), drawn.noise.to(device), drawn.kept.to(device), latent_noise)
-
-
-def _number(norm: torch.Tensor) -> float:
-    return float(_whole(norm))
 
 
 def _of_all_workers(accelerator: Accelerator, value: float) -> float:

@@ -33,7 +33,7 @@ def validation_losses(accelerator: Accelerator, state: TrainState, network: Any,
     fractions = noise_fractions(batch.numbers)
     timesteps = state.objective.timesteps_at(fractions).to(accelerator.device)
     with accelerator.autocast():
-        each = losses(network, state.objective, clean, drawn.noise, timesteps, encodings)
+        each = losses(network, state.objective, clean, drawn.noise, timesteps, encodings=encodings)
     return fractions, each.double().cpu().numpy()
 
 

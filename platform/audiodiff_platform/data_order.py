@@ -90,3 +90,11 @@ class Epoch:
             order = np.random.default_rng([*self.key, stream, window]).permutation(min(WINDOW_ROWS, length - window * WINDOW_ROWS))
             self._windows[stream] = (window, order)
         return order
+
+
+def spread_places(dataset: TrainingImages | LatentsDataset, at_most: int) -> list[Place]:
+    """Up to `at_most` rows, evenly spread."""
+    ends = np.cumsum([rows for _, _, rows in dataset.groups])
+    numbers = np.unique(np.linspace(0, dataset.rows - 1, min(at_most, dataset.rows)).astype(np.int64))
+    groups = np.searchsorted(ends, numbers, side="right")
+    return [(int(group), int(number - (ends[group - 1] if group else 0))) for number, group in zip(numbers, groups, strict=True)]

@@ -87,7 +87,7 @@ class DiffusionLearner:
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
     def snapshot(self) -> Callable[[Path], None]:
-        return partial(_save, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+        return partial(save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
 
     def progress(self) -> dict[str, Any]:
         return self.state.progress()
@@ -99,7 +99,8 @@ class DiffusionLearner:
         self.state.load_progress(dict(progress))
 
 
-def _save(network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path) -> None:
+def save_weights(network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path) -> None:
+    """Writes a learner's files."""
     save_file(_contiguous(network), folder / "network.safetensors")
     save_file(_contiguous(average), folder / EMA_WEIGHTS)
     torch.save(optimizer, folder / "optimizer.pt")

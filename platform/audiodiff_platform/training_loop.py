@@ -160,8 +160,9 @@ class _Loop:
         """What was logged since the last line, each step's mean over the workers."""
         if not self.since_logged:
             return {}
-        mine = torch.tensor(list(self.since_logged.values()), dtype=torch.float64, device=self.accelerator.device)
-        return dict(zip(self.since_logged, reduce(mine, reduction="mean").tolist(), strict=True))
+        mine = torch.tensor(sum(self.since_logged.values(), []), dtype=torch.float64, device=self.accelerator.device)
+        values = iter(reduce(mine, reduction="mean").tolist())
+        return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
 
     def _checkpoint(self, finished: bool) -> None:
         """Writes a checkpoint and tells Ray Train of it, all workers together. Raises TrainingStoppedError where it cannot be written."""

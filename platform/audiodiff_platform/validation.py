@@ -23,7 +23,7 @@ from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import TrainState
 from audiodiff_core.validation import band_means, validation_losses
 from audiodiff_platform.cluster import say
-from audiodiff_platform.data_order import Place, samples
+from audiodiff_platform.data_order import samples, spread_places
 from audiodiff_platform.dataset import VALIDATION, TrainingImages
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.run_log import TensorBoardFolder
@@ -72,14 +72,6 @@ def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str
     if "validation_loss" in found:
         say(f"step {step_of(name)}: validation loss {found['validation_loss']:.4f}")
     return found
-
-
-def spread_places(dataset: TrainingImages | LatentsDataset, at_most: int) -> list[Place]:
-    """Up to `at_most` rows, evenly spread."""
-    ends = np.cumsum([rows for _, _, rows in dataset.groups])
-    numbers = np.unique(np.linspace(0, dataset.rows - 1, min(at_most, dataset.rows)).astype(np.int64))
-    groups = np.searchsorted(ends, numbers, side="right")
-    return [(int(group), int(number - (ends[group - 1] if group else 0))) for number, group in zip(numbers, groups, strict=True)]
 
 
 def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: Accelerator) -> dict[str, float]:

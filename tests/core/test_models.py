@@ -139,13 +139,13 @@ def test_what_does_not_go_together_is_refused(published_vae: Any) -> None:
     mel = MelConfig()
     with pytest.raises(ValueError, match="latent-256 works on latents: give the VAE"):
         build_network("latent-256", mel)
-    with pytest.raises(ValueError, match="ddpm-256 works on images.*tiny-latent"):
+    with pytest.raises(ValueError, match=r"ddpm-256 works on images.*tiny-latent"):
         build_network("ddpm-256", mel, published_vae)
     with pytest.raises(ValueError, match="conditional-latent-512 is conditional: give it encodings"):
         build_network("conditional-latent-512", mel, published_vae)
-    with pytest.raises(ValueError, match="tiny takes no encodings.*tiny-conditional"):
+    with pytest.raises(ValueError, match=r"tiny takes no encodings.*tiny-conditional"):
         build_network("tiny", mel, encoding_dim=10)
-    with pytest.raises(ValueError, match="128,256 does not suit preset latent-256 with a VAE that divides sides by 8: .* divide by 256"):
+    with pytest.raises(ValueError, match=r"128,256 does not suit preset latent-256 with a VAE that divides sides by 8: .* divide by 256"):
         check_resolution("latent-256", MelConfig(x_res=128), published_vae)
     with pytest.raises(ValueError, match="100,64 does not suit preset vae-256: both sides must divide by 8"):
         build_vae("vae-256", MelConfig(x_res=100, y_res=64))

@@ -172,7 +172,7 @@ def test_encodings_reach_the_network_as_a_sequence_of_one() -> None:
         return (noisy,)
 
     encodings = torch.randn(3, 10)
-    losses(network, Objective(), torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), encodings)
+    losses(network, Objective(), torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), encodings=encodings)
     assert torch.equal(seen[0], encodings.reshape(3, 1, 10))
 
 

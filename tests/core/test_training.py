@@ -1,5 +1,6 @@
 """A training step: noise by sample number, a falling loss, an average kept apart, and no step on a gradient that is not finite."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -10,8 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from audiodiff_core.objectives import Objective
-from audiodiff_core.training import TrainBatch, TrainState, WeightAverage, draws, learning_rate, train_step
+from audiodiff_core.mel import MelConfig, to_model
+from audiodiff_core.models import build_network, build_vae, objective_for
+from audiodiff_core.objectives import Objective, losses, weights
+from audiodiff_core.posteriors import posterior_moments
+from audiodiff_core.training import TrainBatch, TrainState, WeightAverage, draws, learning_rate, on_device, train_step
 
 Weights = dict[str, torch.Tensor]
 MakeState = Callable[..., TrainState]
@@ -268,3 +272,112 @@ def test_progress_goes_round(accelerator: Accelerator, make_state: MakeState) ->
     fresh.load_progress(progress)
     assert fresh.progress() == progress
     assert fresh.ema.steps == 3
+
+
+def saved_and_loaded(content: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def test_a_state_goes_round_and_goes_on_to_the_same_bits(accelerator: Accelerator, make_state: MakeState) -> None:
+    state, fresh = make_state(), make_state()
+    for _ in range(2):
+        train_step(accelerator, state, [batch_of(range(4))], 1e-3)
+    fresh.load_state_dict(saved_and_loaded(state.state_dict()))
+    fresh.load_ema_state_dict(saved_and_loaded(state.ema_state_dict()))
+    fresh.load_optimizer_state_dict(saved_and_loaded(state.optimizer_state_dict()))
+    fresh.load_progress(state.progress())
+    for each in (state, fresh):
+        train_step(accelerator, each, [batch_of(range(4, 8))], 1e-3)
+    assert all(torch.equal(weight, fresh.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
+    assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
+
+
+def test_micro_batches_of_any_size_are_one_whole_batch(accelerator: Accelerator, make_state: MakeState) -> None:
+    whole, split = make_state(), make_state()
+    loss, norm = train_step(accelerator, whole, [batch_of(range(6))], 1e-3)
+    assert train_step(accelerator, split, [batch_of(range(5)), batch_of(range(5, 6))], 1e-3) == pytest.approx((loss, norm), rel=1e-4)
+
+
+def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    weighed = Objective(prediction_type="v_prediction", min_snr_gamma=0.5)
+    batch = batch_of(range(6))
+    drawn = draws(0, batch.numbers, weighed, (1, 16, 16))
+    assert batch.images is not None
+    clean = to_model(torch.from_numpy(batch.images)).unsqueeze(1)
+    with torch.no_grad():
+        each = losses(make_unet(0), weighed, clean, drawn.noise, drawn.timesteps)
+    expected = float((each * weights(weighed, drawn.timesteps)).mean())
+    state = TrainState(accelerator, make_unet(0), weighed, 1e-3, seed=0)
+    assert train_step(accelerator, state, [batch], 0.0)[0] == pytest.approx(expected, rel=1e-4)
+    assert abs(expected - float(each.mean())) > 0.01
+
+
+def test_gradient_checkpointing_changes_memory_not_results(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    outcomes = [
+        train_step(accelerator, TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, gradient_checkpointing=on), [batch_of(range(4))], 1e-3)
+        for on in (False, True)
+    ]
+    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
+
+
+def test_an_optimizer_that_the_device_has_not_is_refused(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    with pytest.raises(ValueError, match="adamw_8bit needs a CUDA GPU, and this is cpu: use adamw"):
+        TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, optimizer="adamw_8bit")
+
+
+def test_latents_made_before_train_as_those_made_on_the_way(accelerator: Accelerator) -> None:
+    mel = MelConfig(x_res=32, y_res=32)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+    outcomes = []
+    for made_before in (False, True):
+        torch.manual_seed(0)
+        vae = build_vae("vae-tiny", mel)
+        vae.register_to_config(scaling_factor=0.5)
+        state = TrainState(accelerator, build_network("tiny-latent", mel, vae), objective_for("tiny-latent"), 1e-3, seed=0, vae=vae)
+        moments = posterior_moments(vae, images).numpy()
+        batch = TrainBatch(range(4), None, latents=moments) if made_before else TrainBatch(range(4), images)
+        clean, drawn, encodings = on_device(accelerator, state, batch)
+        assert clean.shape == drawn.noise.shape == (4, 4, 8, 8)
+        assert encodings is None
+        assert drawn.latent_noise is not None
+        torch.testing.assert_close(clean, 0.5 * torch.from_numpy(moments[:, 0] + moments[:, 1] * drawn.latent_noise.numpy()))
+        outcomes.append(train_step(accelerator, state, [batch], 1e-3))
+        assert not any(parameter.requires_grad for parameter in vae.parameters())
+    assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
+
+
+def test_a_conditional_network_sees_its_encodings_but_for_those_dropped(accelerator: Accelerator) -> None:
+    mel = MelConfig(x_res=16, y_res=16)
+    torch.manual_seed(0)
+    objective = objective_for("tiny-conditional", conditioning_dropout=0.5)
+    state = TrainState(accelerator, build_network("tiny-conditional", mel, encoding_dim=6), objective, 1e-3, seed=0)
+    encodings = np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32)
+    batch = TrainBatch(range(8), batch_of(range(8)).images, encodings)
+    _, drawn, shown = on_device(accelerator, state, batch)
+    assert shown is not None
+    assert torch.equal(shown[drawn.kept], torch.from_numpy(encodings)[drawn.kept])
+    assert shown[~drawn.kept].abs().max() == 0
+    assert 0 < int(drawn.kept.sum()) < 8
+    before = {name: parameter.clone() for name, parameter in state.bare.named_parameters() if "attn2.to_v" in name}
+    train_step(accelerator, state, [batch], 1e-3)
+    assert before
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in state.bare.named_parameters() if name in before)
+
+
+def test_dropout_of_what_is_not_there_is_refused(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    with pytest.raises(ValueError, match=r"conditioning_dropout 0\.1: the network takes no encodings"):
+        TrainState(accelerator, make_unet(0), Objective(conditioning_dropout=0.1), 1e-3, seed=0)
+
+
+def test_a_flow_trains(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    state, batch = TrainState(accelerator, make_unet(0), Objective(prediction_type="flow"), 2e-3, seed=0), batch_of(range(8))
+    losses_seen = [train_step(accelerator, state, [batch], 2e-3)[0] for _ in range(25)]
+    assert losses_seen[-1] < 0.7 * losses_seen[0]
+
+
+def test_schedules_end_where_they_say() -> None:
+    assert [learning_rate(1e-3, 100, 4, at, "linear") for at in (0.0, 0.5, 1.0)] == pytest.approx([1e-3, 0.525e-3, 0.05e-3])
+    assert [learning_rate(1e-3, step, 4, 1.0, "constant") for step in (0, 1, 100)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3])
