@@ -25,7 +25,7 @@ from audiodiff_platform.starting_point import StartingPoint, require_encodings, 
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_job import MODEL, described, model_folder, require_own_folder, require_space, run_training, with_usable_paths, workers_for
+from audiodiff_platform.training_job import MODEL, Group, described, group_for, model_folder, require_own_folder, require_space, run_training, with_usable_paths
 from audiodiff_platform.training_state import EMA_WEIGHTS, best_checkpoint, local_checkpoint, newest_checkpoint, step_of, validation_results
 from audiodiff_platform.validation import validate, validates
 
@@ -47,17 +47,17 @@ def train(options: TrainOptions) -> dict[str, Any]:
         require_space(options, output, parameters)
         say(f"{parameters / 1e6:.1f} M parameters, {start.dataset.rows} slices of {described(start.dataset)}")
         with connected():
-            workers, gpu = workers_for(options)
-            run_training(train_worker, options, start.dataset, (SETTINGS, settings), workers, gpu, _validation(options, start, workers, gpu))
+            group = group_for(options)
+            run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=_validation(options, start, group))
         metrics = write_model(options, output)
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def _validation(options: TrainOptions, start: StartingPoint, workers: int | tuple[int, int], gpu: bool) -> ValidationConfig | None:
+def _validation(options: TrainOptions, start: StartingPoint, group: Group) -> ValidationConfig | None:
     """Ray Train's validation, where there is anything to be made of a checkpoint: on a GPU that training leaves free, or else on a CPU."""
     if not validates(options, start.dataset):
         return None
-    spare = gpu and gpus() > (workers if isinstance(workers, int) else workers[1])
+    spare = group.gpu and gpus() > group.most
     return ValidationConfig(
         validate,
         ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),

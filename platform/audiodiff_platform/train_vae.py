@@ -33,7 +33,7 @@ from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.train_worker import join_workers, save_weights
-from audiodiff_platform.training_job import MODEL, described, model_folder, require_own_folder, require_space, run_training, with_usable_paths, workers_for
+from audiodiff_platform.training_job import MODEL, described, group_for, model_folder, require_own_folder, require_space, run_training, with_usable_paths
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
 from audiodiff_platform.training_state import EMA_WEIGHTS
 
@@ -48,7 +48,9 @@ class TrainVaeOptions(RunOptions):
     preset: VaePresetName = pydantic.Field("vae-256", description=f"autoencoder: {', '.join(VAE_PRESETS)}")
     kl_weight: float = pydantic.Field(VaeObjective().kl_weight, ge=0, description="weight of the latents' divergence from a normal distribution")
     spectral_weight: float = pydantic.Field(VaeObjective().spectral_weight, ge=0, description="weight of the spectral distance of image and reconstruction")
-    adversarial_weight: float = pydantic.Field(VaeObjective().adversarial_weight, ge=0, description="weight of the discriminator's verdict; 0: no discriminator")
+    adversarial_weight: float = pydantic.Field(
+        VaeObjective().adversarial_weight, ge=0, description="weight of the discriminator's verdict; 0: no discriminator"
+    )
     adversarial_start: int = pydantic.Field(VaeObjective().adversarial_start, ge=0, description="optimizer steps before the discriminator comes in")
     lr_scheduler: RateSchedule = pydantic.Field("cosine", description="how the learning rate falls after its warm-up: cosine, linear or constant")
     ema_decay: float = pydantic.Field(EMA_DECAY, ge=0, lt=1, description="most that the moving average of the weights keeps of itself in a step")
@@ -80,8 +82,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
         require_space(options, output, parameters)
         say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
         with connected():
-            workers, gpu = workers_for(options)
-            run_training(train_vae_worker, options, dataset, (SETTINGS, settings), workers, gpu)
+            run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group_for(options))
         metrics = _finished(options, dataset, output)
         assert metrics is not None, "training ended without a model"
     return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}

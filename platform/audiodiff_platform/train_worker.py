@@ -8,10 +8,10 @@ from typing import Any
 
 import ray.train
 import torch
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step
+from audiodiff_core.training import TrainBatch, TrainState, learning_rate, sharding, train_step
 from audiodiff_platform.starting_point import StartingPoint, starting_point
 from audiodiff_platform.train_options import RunOptions, TrainOptions
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
@@ -40,9 +40,8 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(1)
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2) if fsdp else None
     # Without cpu=True, accelerate passes over Ray's gloo group and each worker would train alone.
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=plugin)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=sharding() if fsdp else None)
     world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate sees {accelerator.num_processes} of {world} workers"
     return accelerator

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,23 +50,40 @@ def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
     output.require_free_space(parameters * BYTES_PER_PARAMETER * (options.checkpoints_kept + 3), "training")
 
 
-def workers_for(options: RunOptions) -> tuple[int | tuple[int, int], bool]:
-    """How many workers, and whether on GPUs; raises ValueError where the cluster has not, and cannot grow to, what they need."""
+@dataclass(frozen=True)
+class Group:
+    """Workers of a training: how many, or (least, most), and whether on GPUs."""
+
+    workers: int | tuple[int, int]
+    gpu: bool
+
+    @property
+    def least(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def group_for(options: RunOptions) -> Group:
+    """The workers that are asked for, or else all that the cluster has room for; raises ValueError where the cluster has not, and cannot grow to, what they need."""
     gpu = gpus() > 0
     workers = options.num_workers or max(options.usable_workers(1, min(STREAMS, gpus() if gpu else cpus())))
-    require_resources(workers if isinstance(workers, int) else workers[0], gpus_each=int(gpu))
+    group = Group(workers, gpu)
+    require_resources(group.least, gpus_each=int(gpu))
     if options.mixed_precision == "fp16" and not gpu:
         raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
-    return workers, gpu
+    return group
 
 
 def run_training(
     worker: Worker,
     options: RunOptions,
     dataset: TrainingImages,
+    *,
     claimed: tuple[str, Mapping[str, Any]],
-    workers: int | tuple[int, int],
-    gpu: bool,
+    group: Group,
     validation: ValidationConfig | None = None,
 ) -> None:
     """Claims the run folder for its settings (a file's name and what it states), then runs the workers to the end. Ray is connected to."""
@@ -77,7 +95,7 @@ def run_training(
     commits.claim(output, *claimed)
     require_shared("output_dir", options.output_dir, claimed[0])
     remove_superseded(output, options.checkpoints_kept)
-    run_workers(worker, options, workers, gpu, validation)
+    run_workers(worker, options, group.workers, group.gpu, validation)
 
 
 @contextmanager

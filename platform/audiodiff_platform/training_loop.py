@@ -160,7 +160,7 @@ class _Loop:
         """What was logged since the last line, each step's mean over the workers."""
         if not self.since_logged:
             return {}
-        mine = torch.tensor(sum(self.since_logged.values(), []), dtype=torch.float64, device=self.accelerator.device)
+        mine = torch.tensor(list(itertools.chain(*self.since_logged.values())), dtype=torch.float64, device=self.accelerator.device)
         values = iter(reduce(mine, reduction="mean").tolist())
         return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
 
@@ -195,7 +195,7 @@ class _Loop:
 
     def _written(self, name: str, save: Callable[[Path], None]) -> str | None:
         """Rank 0: writes the log and a checkpoint; where the disk is full or the store out of reach, it is tried again, then the error is given."""
-        progress = {**self.learner.progress(), "since_logged": self.since_logged, "logged": self.log.last}
+        progress = {**self.learner.progress(), "workers": self.accelerator.num_processes, "since_logged": self.since_logged, "logged": self.log.last}
         for pause in (*WRITE_PAUSES_S, None):
             try:
                 self.log.flush()

@@ -31,7 +31,7 @@ from audiodiff_platform.training_state import newest_checkpoint
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
-    settings: dict[str, Any] = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "preview_count": 0}
+    settings: dict[str, Any] = {"max_train_steps": 30, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "preview_count": 0}
     return TrainOptions(dataset_name=str(dataset), output_dir=str(output), **(settings | changes))
 
 
@@ -45,10 +45,10 @@ def _losses(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 20 steps by one worker."""
+    """A finished run of 30 steps by one worker."""
     folder = tmp_path_factory.mktemp("run") / "train"
     summary = train(_options(dataset, folder))
-    assert (summary["steps"], summary["samples"]) == (20, 80)
+    assert (summary["steps"], summary["samples"]) == (30, 120)
     return folder
 
 
@@ -60,8 +60,15 @@ def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run
     theirs = np.asarray(pipeline(steps=10, generator=torch.Generator().manual_seed(5)).images[0])
     assert np.abs(theirs.astype(int) - ours).max() <= 1
     record = json.loads((run / "model" / "audiodiff.json").read_text())
-    assert record["metrics"]["steps"] == 20
+    assert record["metrics"]["steps"] == 30
     assert record["data_digest"] == json.loads((run / "train.json").read_text())["data_digest"]
+
+
+def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, dataset: Path, tmp_path: Path) -> None:
+    train(_options(dataset, tmp_path / "run", num_workers=4))
+    assert _losses(tmp_path / "run") == pytest.approx(_losses(run), rel=1e-4)
+    expected, found = _weights(run), _weights(tmp_path / "run")
+    assert max(float((expected[name] - found[name]).abs().max()) for name in expected) < 1e-5
 
 
 def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, dataset: Path, tmp_path: Path) -> None:
@@ -90,7 +97,7 @@ def _metrics(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 20 steps whose worker was killed once it had made a checkpoint, of step 10; another is of step 20."""
+    """A finished run of 30 steps whose worker was killed once it had made a checkpoint, of step 10; others are of steps 20 and 30."""
     folder = tmp_path_factory.mktemp("killed") / "train"
     seen: list[str] = []
 
@@ -148,7 +155,7 @@ def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(local_ray: No
 def test_a_finished_run_is_not_trained_again_and_needs_no_space(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     before = (run / "model" / "model_index.json").stat().st_mtime_ns
-    assert train(_options(dataset, run))["steps"] == 20
+    assert train(_options(dataset, run))["steps"] == 30
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
 
 
