@@ -23,6 +23,7 @@ import soundfile
 import soxr
 
 from audiodiff_core.containers import UnusableError, check_length, check_sample_tables, check_whole, is_unfinished
+from audiodiff_core.wav import LoopInfo, with_loop
 
 Samples = npt.NDArray[np.float32]
 AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
@@ -96,8 +97,13 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav") -> bytes:
-    """A file's bytes for mono `audio` (n,) in [-1, 1]; wav and flac hold 16-bit PCM. The same samples give the same bytes in wav and flac."""
+def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", loop: LoopInfo | None = None) -> bytes:
+    """A file's bytes for mono `audio` (n,) in [-1, 1]; wav and flac hold 16-bit PCM. The same samples give the same bytes in wav and flac.
+
+    Of audio that is a loop as a whole, `loop` tells a wav file's readers the loop points and the tempo; the other formats cannot hold them.
+    """
+    if loop is not None and file_format != "wav":
+        raise ValueError(f"format {file_format} with loop points: only wav holds them")
     if not np.isfinite(audio).all():
         raise ValueError("audio holds NaN or infinite samples: it cannot be written")
     buffer = io.BytesIO()
@@ -105,7 +111,8 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav") -
     with soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype) as sound:
         for start in range(0, len(audio), BLOCK_FRAMES):  # libvorbis takes a whole write on its stack
             sound.write(audio[start : start + BLOCK_FRAMES])
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    return content if loop is None else with_loop(content, len(audio), sample_rate, loop)
 
 
 def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:

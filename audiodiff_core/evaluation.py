@@ -110,6 +110,12 @@ def compare(reference: Items, candidate: Items, held_out: Items | None = None, s
     return {**figures, **real_to_real(few, generator), **_copying(few, few_candidates, held_out), **_sizes(reference, candidate, held_out, few, few_candidates)}
 
 
+def closest(reference: Items, candidate: Items, count: int) -> list[tuple[str, str, float]]:
+    """The `count` candidate items that lie nearest to a reference item: names of both and their distance."""
+    found, which = nearest_distances(candidate.features, reference.features)
+    return [(candidate.tracks[row], reference.tracks[which[row]], float(found[row])) for row in np.argsort(found, kind="stable")[:count]]
+
+
 def real_to_real(real: Items, generator: np.random.Generator) -> dict[str, float]:
     """Mean distances between halves of the tracks, over several random splits; nothing where there are not two tracks to split.
 

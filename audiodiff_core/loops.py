@@ -1,10 +1,49 @@
-"""What makes audio a loop: its tempo, and how well its end meets its beginning."""
+"""From any audio to a loop of whole bars, and how well it loops.
+
+1. `track_beats` finds beats (librosa, or the network `beat_this` with downbeats); an end of the audio that lies on the grid counts as one.
+2. `cut_loop` cuts whole bars from a (down)beat on, just before its attack, each end at a zero crossing, the later one where it is reached most alike.
+3. The last milliseconds fade into what came before the first beat, so that the wrap is a place where the audio went on.
+4. Asked for a tempo, it stretches the loop, as a circle, to exactly round(bars * beats_per_bar * 60 / bpm * sample_rate) samples.
+
+Audio that was generated in circular time needs none of this: it has no ends. `seam_score` tells, of either.
+"""
+
+import importlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.stretch import FURTHEST, stretch_circular
+from audiodiff_core.wav import LoopInfo
 
+BeatTracker = Literal["librosa", "beat_this"]
+
+TEMPOS_BPM = (20.0, 400.0)
+BEAT_HOP_S = 0.012
+ON_THE_GRID = 0.06
+"""Of a beat: an end of the audio that is so close to where a beat would be is one."""
+ATTACK_S, ATTACK_BLOCK_S, ATTACK_RISE = 0.06, 0.002, 4.0
+"""A beat's attack is where, at most so far from it, the power of neighbouring blocks rises most, if by so much at least."""
+FAINT = 0.1
+"""Of the median beat's peak: the grid goes on into the quiet before the music, where no bar begins."""
+CROSSING_S = 0.01
+CROSSFADE_S = 0.02
 SEAM_WINDOW_S = 0.02
+INAUDIBLE = 1e-3
+"""-60 dB."""
+
+
+@dataclass(frozen=True)
+class Beats:
+    """When the beats of some audio are, in seconds, ascending, and which of them begin a bar (empty where the tracker does not say)."""
+
+    times_s: npt.NDArray[np.float64]
+    downbeats: tuple[int, ...] = ()
 
 
 def tempo_bpm(audio: Samples, sample_rate: int) -> float:
@@ -14,11 +53,78 @@ def tempo_bpm(audio: Samples, sample_rate: int) -> float:
     return float(tempo(y=audio, sr=sample_rate)[0])
 
 
+def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "librosa") -> Beats:
+    """The beats of `audio` (n,), none where nothing pulses.
+
+    librosa: dynamic programming over onset strength (Ellis 2007), no downbeats. beat_this: Foscarin, Schlüter & Widmer 2024 (the extra
+    `beats`; fetches its weights, 81 MB, at first use). Raises ValueError where the tracker is unknown or cannot be used.
+    """
+    _check_audio(audio, sample_rate)
+    match tracker:
+        case "librosa":
+            from librosa.beat import beat_track
+
+            if not audio.any():
+                return Beats(np.empty(0))
+            found = beat_track(y=audio, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
+            return Beats(_with_ends(_from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate))
+        case "beat_this":
+            times, downbeats = _beat_this()(audio, sample_rate)
+            times = np.asarray(times, np.float64)
+            indices = tuple(int(np.abs(times - downbeat).argmin()) for downbeat in downbeats) if len(times) else ()
+            return Beats(times, indices)
+        case other:
+            raise ValueError(f"tracker {other}: {' and '.join(get_args(BeatTracker))} are known")
+
+
+def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = 4) -> int:
+    """Samples of a loop of `bars` bars at `bpm`: exact to half a sample."""
+    _check_metre(bars, bpm, beats_per_bar)
+    return round(bars * beats_per_bar * 60 / bpm * sample_rate)
+
+
+def cut_loop(
+    audio: Samples, sample_rate: int, *, bars: int | None = None, bpm: float | None = None, beats_per_bar: int = 4, tracker: BeatTracker | None = "librosa"
+) -> tuple[Samples, LoopInfo]:
+    """A loop (m,) cut from `audio` (n,), with its metre for `encode`.
+
+    bars: how many; None: as many as there are from the first (down)beat on. bpm: the loop is stretched to it, pitch kept, from the
+    audio's tempo or twice or half of that, whichever is nearest, to exactly `loop_length` samples; None: as it was played.
+    tracker None: no beats are looked for; the first `loop_length` samples of the audio, as they are, for sounds without a pulse.
+    Where the audio holds nothing but the bars (a loop already), there is nothing to fade into and its ends stay as they are.
+
+    Raises ValueError, naming it, for an argument out of range and where the audio has fewer bars than asked for.
+    """
+    _check_audio(audio, sample_rate)
+    _check_metre(1 if bars is None else bars, TEMPOS_BPM[0] if bpm is None else bpm, beats_per_bar)
+    if tracker is None:
+        if bars is None or bpm is None:
+            raise ValueError("tracker None needs bars and bpm: without beats they alone say how long the loop is")
+        length = loop_length(bars, bpm, sample_rate, beats_per_bar)
+        if length > len(audio):
+            raise ValueError(f"bars {bars} at bpm {bpm:g} are {length} samples, the audio has {len(audio)}: ask for fewer bars")
+        return _crossfaded(audio, 0, length, round(CROSSFADE_S * sample_rate)), LoopInfo(bars * beats_per_bar, beats_per_bar)
+    beats = track_beats(audio, sample_rate, tracker)
+    start_s, end_s, bars = _whole_bars(beats, bars, bpm, beats_per_bar)
+    start, end = _at_crossings(audio, round(start_s * sample_rate), round(end_s * sample_rate), sample_rate)
+    loop = _crossfaded(audio, start, end, round(CROSSFADE_S * sample_rate))
+    if bpm is not None:
+        loop = stretch_circular(loop, loop_length(bars, bpm, sample_rate, beats_per_bar), sample_rate)
+    return loop, LoopInfo(bars * beats_per_bar, beats_per_bar)
+
+
+def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:
+    """The metre of audio that is a loop already, as one made in circular time is: the whole number of beats nearest to its tempo, bars of 4."""
+    return LoopInfo(max(1, round(tempo_bpm(audio, sample_rate) * len(audio) / sample_rate / 60)))
+
+
 def seam_score(audio: Samples, sample_rate: int) -> float:
     """How much the signal jumps where the end meets the beginning, relative to its interior: about 1 or less is not heard.
 
-    The jump at a point is the spectral flux between the windows of 20 ms before and after it; the score is the jump at the wrap
-    divided by the 90th percentile of the jumps inside.
+    The larger of two ratios, each of a jump at the wrap to the 90th percentile of such jumps inside:
+    - spectral flux, between the windows of 20 ms before and after a point: timbre or level changes;
+    - level step, by how far a sample is off the line through the two before it: a click, a cut wave.
+    Jumps of less than -60 dB of the audio's level count as that much.
     """
     window = round(SEAM_WINDOW_S * sample_rate)
     count = len(audio) // window
@@ -26,11 +132,171 @@ def seam_score(audio: Samples, sample_rate: int) -> float:
         raise ValueError(f"audio of {len(audio)} samples: a seam score needs at least {4 * window}")
     frames = np.lib.stride_tricks.sliding_window_view(np.concatenate([audio[-window:], audio]), window)[::window]
     spectra = np.abs(np.fft.rfft(frames * np.hanning(window), axis=-1))
-    jumps = np.abs(np.diff(spectra, axis=0)).sum(axis=-1)
-    typical = float(np.percentile(jumps[1:], 90))
-    return float(jumps[0]) / typical if typical > 0 else (0.0 if jumps[0] == 0 else float("inf"))
+    flux = np.abs(np.diff(spectra, axis=0)).sum(axis=-1)
+    steps = np.abs(np.diff(np.concatenate([audio[-2:], audio]).astype(np.float64), n=2))
+    level = float(np.sqrt(np.mean(np.square(audio, dtype=np.float64))))
+    return max(
+        _ratio(flux[0], flux[1:], INAUDIBLE * float(spectra.sum(axis=-1).mean())),
+        _ratio(steps[:2].max(), steps[2:], INAUDIBLE * level),
+    )
 
 
 def level_db(audio: Samples) -> float:
     """Root mean square level in dB relative to full scale; silence is -200 dB."""
     return float(20 * np.log10(max(1e-10, float(np.sqrt(np.mean(np.square(audio, dtype=np.float64)))))))
+
+
+def _ratio(jump: float, interior: npt.NDArray[np.floating], least: float) -> float:
+    return max(float(jump), least) / max(float(np.percentile(interior, 90)), least) if least > 0 else 0.0
+
+
+def _beat_this() -> Any:
+    try:
+        inference: Any = importlib.import_module("beat_this.inference")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"tracker beat_this is not installed ({error}): pip install 'audiodiff[beats]'") from error
+    from torch import hub
+
+    # By a file's path it loads weights only; by their name it would unpickle what it fetches.
+    checkpoint = Path(hub.get_dir()) / "checkpoints" / "beat_this-final0.ckpt"
+    if not checkpoint.exists():
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            hub.download_url_to_file(f"{inference.CHECKPOINT_URL}/final0.ckpt", str(checkpoint), progress=False)
+        except OSError as error:
+            raise ValueError(f"tracker beat_this: its weights cannot be fetched ({error}); save final0.ckpt as {checkpoint}") from error
+    return inference.Audio2Beats(str(checkpoint))
+
+
+def _from_first_heard(times_s: npt.NDArray[np.float64], audio: Samples, sample_rate: int) -> npt.NDArray[np.float64]:
+    """The beats without those in the quiet before the first that is heard."""
+    reach = round(ATTACK_S * sample_rate)
+    peaks = [float(np.abs(audio[max(0, beat - reach) : beat + reach]).max()) for beat in np.round(times_s * sample_rate).astype(int)]
+    heard = [index for index, peak in enumerate(peaks) if peak > FAINT * float(np.median(peaks))]
+    return times_s[heard[0] :] if heard else times_s
+
+
+def _with_ends(times_s: npt.NDArray[np.float64], duration_s: float) -> npt.NDArray[np.float64]:
+    """The beats, with those that a tracker does not see because the audio begins or ends on them."""
+    if len(times_s) < 2:
+        return times_s
+    beat = float(np.median(np.diff(times_s)))
+    near = ON_THE_GRID * beat
+    inside = times_s[(times_s > near) & (times_s < duration_s - near)]
+    if not len(inside):
+        return times_s
+    first = [0.0] if times_s[0] <= near or abs(inside[0] - beat) <= near else []
+    last = [duration_s] if times_s[-1] >= duration_s - near or abs(inside[-1] + beat - duration_s) <= near else []
+    return np.concatenate([first, inside, last])
+
+
+def _whole_bars(beats: Beats, bars: int | None, bpm: float | None, beats_per_bar: int) -> tuple[float, float, int]:
+    """Start and end in seconds, and how many bars lie between."""
+    times = beats.times_s
+    first = next(iter(beats.downbeats), 0)
+    times = times[first:]
+    if bpm is not None and len(times) > 1:
+        times = _at_tempo(times, bpm)
+    most = (len(times) - 1) // beats_per_bar
+    if most < (1 if bars is None else bars):
+        wanted = "a whole bar" if bars is None else f"bars {bars}"
+        raise ValueError(f"{wanted} of {beats_per_bar} beats: the audio has {len(times)} beats, {max(0, most)} bars; ask for less, or give more audio")
+    bars = most if bars is None else bars
+    if bpm is not None and not 1 / FURTHEST <= (ratio := (times[bars * beats_per_bar] - times[0]) / (bars * beats_per_bar * 60 / bpm)) <= FURTHEST:
+        raise ValueError(f"bpm {bpm:g}: the audio's tempo would have to change by a factor of {ratio:.2f}, 0.5 to 2 can be done")
+    return float(times[0]), float(times[bars * beats_per_bar]), bars
+
+
+def _at_tempo(times_s: npt.NDArray[np.float64], bpm: float) -> npt.NDArray[np.float64]:
+    """The beats, or every other, or twice as many, as often as brings their tempo nearest to `bpm`."""
+    octaves = round(math.log2(bpm / (60 / float(np.median(np.diff(times_s))))))
+    if octaves <= 0:
+        return times_s[:: 1 << -octaves]
+    places = np.arange((len(times_s) - 1 << octaves) + 1) / (1 << octaves)
+    return np.interp(places, np.arange(len(times_s)), times_s)
+
+
+def _at_crossings(audio: Samples, start: int, end: int, sample_rate: int) -> tuple[int, int]:
+    """Start and end (beats) moved to the last rising zero crossing before the beat's attack; the ends of the audio stay what they are.
+
+    Of the crossings near the end, it is the one that is reached most as the start is, over the length of the crossfade.
+    """
+    within, fade = round(CROSSING_S * sample_rate), round(CROSSFADE_S * sample_rate)
+    if start > 0:
+        start = _attack(audio, start, sample_rate)
+        crossings = _rising(audio, start - within, start + 1)
+        start = int(crossings[-1]) if len(crossings) else start
+    if end >= len(audio):
+        return start, len(audio)
+    end = _attack(audio, end, sample_rate)
+    fade = min(fade, start)
+    crossings = _rising(audio, end - within, end + 1)
+    crossings = crossings[crossings - fade > start]
+    if not len(crossings):
+        return start, end
+    before = audio[start - fade : start]
+    return start, int(max(crossings, key=lambda place: (_correlation(before, audio[place - fade : place]), place)))
+
+
+def _attack(audio: Samples, beat: int, sample_rate: int) -> int:
+    """Where the sound of a beat begins; `beat` itself where nothing rises around it."""
+    reach, block = round(ATTACK_S * sample_rate), max(1, round(ATTACK_BLOCK_S * sample_rate))
+    first = max(0, beat - reach)
+    bright = np.diff(audio[first : beat + reach].astype(np.float64))  # the higher a frequency, the sharper its attack
+    power = np.square(bright[: len(bright) // block * block]).reshape(-1, block).mean(axis=1)
+    if len(power) < 2:
+        return beat
+    rises = (power[1:] + 1e-12) / (power[:-1] + 1e-12)
+    steepest = int(rises.argmax())
+    return first + (steepest + 1) * block if rises[steepest] >= ATTACK_RISE else beat
+
+
+def _rising(audio: Samples, low: int, high: int) -> npt.NDArray[np.int64]:
+    """The places in [low, high) where the audio comes from below zero."""
+    low = max(low, 1)
+    return low + np.flatnonzero((audio[low - 1 : high - 1] < 0) & (audio[low:high] >= 0))
+
+
+def _crossfaded(audio: Samples, start: int, end: int, length: int) -> Samples:
+    """audio[start:end], its end faded into what came before the start or, where more is there, its start out of what comes after the end."""
+    loop = audio[start:end].copy()
+    length = min(length, len(loop) // 2)
+    before, after = min(length, start), min(length, len(audio) - end)
+    if before >= after and before:
+        loop[-before:] = _mixed(loop[-before:], audio[start - before : start])
+    elif after:
+        loop[:after] = _mixed(audio[end : end + after], loop[:after])
+    return loop
+
+
+def _mixed(out: Samples, into: Samples) -> Samples:
+    """From one to the other at equal power: by sine and cosine where they are unlike, and the less the more alike they are, so that neither
+    a dip nor a bump is heard (Fink, Holters & Zölzer, "Signal-matched power-complementary cross-fading", 2016)."""
+    angle = (np.arange(len(out)) + 0.5) / len(out) * np.pi / 2
+    falling, rising = np.cos(angle), np.sin(angle)
+    alike = max(0.0, _correlation(out, into))
+    return ((falling * out + rising * into) / np.sqrt(1 + 2 * falling * rising * alike)).astype(np.float32)
+
+
+def _correlation(one: Samples, other: Samples) -> float:
+    """-1 to 1; 0 where either is silent."""
+    energy = math.sqrt(float(np.square(one, dtype=np.float64).sum()) * float(np.square(other, dtype=np.float64).sum()))
+    return float(np.dot(one.astype(np.float64), other)) / energy if energy > 0 else 0.0
+
+
+def _check_audio(audio: Samples, sample_rate: int) -> None:
+    if audio.ndim != 1 or not len(audio):
+        raise ValueError(f"audio of shape {audio.shape}: mono samples (n,) are needed")
+    if not np.isfinite(audio).all():
+        raise ValueError("audio holds NaN or infinite samples")
+    if sample_rate < 1_000:
+        raise ValueError(f"sample_rate {sample_rate}: at least 1000 Hz are needed")
+
+
+def _check_metre(bars: int, bpm: float, beats_per_bar: int) -> None:
+    if bars < 1:
+        raise ValueError(f"bars {bars}: a loop has at least 1")
+    if not TEMPOS_BPM[0] <= bpm <= TEMPOS_BPM[1]:
+        raise ValueError(f"bpm {bpm}: {TEMPOS_BPM[0]:g} to {TEMPOS_BPM[1]:g} are tempos")
+    if not 1 <= beats_per_bar <= 64:
+        raise ValueError(f"beats_per_bar {beats_per_bar}: a bar has 1 to 64")

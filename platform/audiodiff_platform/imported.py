@@ -38,7 +38,7 @@ def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
 
     Raises ValueError where there is no dataset that training can take, or where `mel_config` is not what it carries.
     """
-    given = None if mel_config is None else _given(mel_config)
+    given = None if mel_config is None else given_mel(mel_config)
     if is_hub_id(name):
         return ImportedDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
     folder = Folder(name)
@@ -178,7 +178,7 @@ def _carried_on_hub(name: str) -> MelConfig | None:
         return _config(f"{name}/{MEL_CONFIG}", opened.read())
 
 
-def _given(mel_config: str) -> MelConfig:
+def given_mel(mel_config: str) -> MelConfig:
     """The configuration in the file that the option mel_config names."""
     try:
         with fsspec.open(mel_config, "rb") as file:

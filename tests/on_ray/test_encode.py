@@ -1,0 +1,174 @@
+"""encode: latents and embeddings are what the networks give, in the dataset's order, the same bytes whatever dies on the way."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from ray import cloudpickle
+
+from audiodiff_core.checkpoint import load_vae, save_vae
+from audiodiff_core.mel import to_model
+from audiodiff_core.moments import latent_moments, network_digest
+from audiodiff_platform import commits
+from audiodiff_platform import encode as encode_module
+from audiodiff_platform.dataset import VALIDATION, MelDataset
+from audiodiff_platform.encode import EncodeOptions, encode
+from audiodiff_platform.latents_dataset import LatentsDataset
+from audiodiff_platform.latents_worker import LatentsWorker
+from audiodiff_platform.prepare import PrepareOptions, prepare
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+
+
+@pytest.fixture(scope="module")
+def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 32x32 images in several shards, some of whose tracks are held out."""
+    folder = tmp_path_factory.mktemp("held-out") / "mel"
+    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
+    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options))
+    assert 0 < summary["validation_slices"] < summary["slices"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "model"
+    save_vae(folder, network)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(held_out: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    encode(_asked(held_out, vae, folder, num_workers=2))
+    return folder
+
+
+def _asked(dataset: Path, vae: Path, folder: Path, num_workers: int = 1) -> EncodeOptions:
+    return EncodeOptions(dataset_name=str(dataset), latents=True, vae=str(vae), output_dir=str(folder), num_workers=num_workers)
+
+
+def _data(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "data").iterdir())}
+
+
+def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: Path, vae: Path) -> None:
+    dataset, found, network = MelDataset(str(held_out)), LatentsDataset(str(latents)), load_vae(vae)
+    assert (found.groups, found.rows, found.mel, found.shape) == (dataset.groups, dataset.rows, dataset.mel, (2, 8, 8))
+    assert (found.dataset_digest, found.vae_digest) == (dataset.digest, network_digest(network))
+    names = iter(dataset.column("audio_file"))
+    for group, (_, _, rows) in enumerate(dataset.groups):
+        for row in range(rows):
+            with torch.inference_mode():
+                posterior = network.encode(torch.from_numpy(to_model(dataset.image(group, row)))[None, None]).latent_dist
+            moments = found.moments(group, row)
+            assert moments.shape == (2, 2, 8, 8)
+            np.testing.assert_allclose(moments[0], posterior.mean[0], atol=1e-5)
+            np.testing.assert_allclose(moments[1], posterior.logvar[0], atol=1e-5)
+            assert found.audio_file(group, row) == next(names)
+    part = pq.read_table(next((latents / "data").glob("train-*.parquet")))
+    assert part.schema.metadata[b"audiodiff_latent_shape"] == b"[2, 8, 8]"
+    assert part.schema.metadata[b"audiodiff_vae_digest"].decode() == found.vae_digest
+
+
+def test_held_out_tracks_stay_apart(latents: Path, held_out: Path) -> None:
+    found = LatentsDataset(str(latents), VALIDATION)
+    files = {name for file in (held_out / "data").glob("validation-*") for name in pq.read_table(file)["audio_file"].to_pylist()}
+    assert {found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)} == files
+    assert found.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
+
+
+def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: Path) -> None:
+    images = MelDataset(str(held_out)).all_images()[:5]
+    network = load_vae(vae)
+    alone = np.concatenate([latent_moments(network, image[np.newaxis], 4) for image in images])
+    np.testing.assert_array_equal(latent_moments(network, images, 4), alone)
+
+
+class Mortal(LatentsWorker):
+    """Ends itself, as by a fault of the machine, when it is about to commit a shard; the next ones live."""
+
+    def shard(self, shard: int) -> dict[str, int]:
+        committing = commits.commit
+        witness = Path(self.output.path("died"))
+
+        def commit(*arguments: Any) -> None:
+            if not witness.exists():
+                witness.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            committing(*arguments)
+
+        commits.commit = commit
+        try:
+            return super().shard(shard)
+        finally:
+            commits.commit = committing
+
+
+def test_a_worker_that_dies_changes_nothing(latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "latents"
+    monkeypatch.setattr(encode_module, "LatentsWorker", Mortal)
+    encode(_asked(held_out, vae, out))
+    assert (out / "died").exists()
+    assert _data(out) == _data(latents)
+    assert LatentsDataset(str(out)).digest == LatentsDataset(str(latents)).digest
+
+
+def test_a_rerun_makes_only_what_is_missing(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    shutil.copytree(latents, out)
+    first, *others = sorted((out / "_commits").iterdir())
+    first.unlink()
+    (out / "_SUCCESS").unlink()
+    (out / "data" / "train-999999.parquet").write_bytes(b"of a worker that died")
+    times = {file.name: file.stat().st_mtime_ns for file in others}
+    with pytest.raises(ValueError, match="not finished latents"):
+        LatentsDataset(str(out))
+    summary = encode(_asked(held_out, vae, out))
+    assert _data(out) == _data(latents)
+    assert {file.name: file.stat().st_mtime_ns for file in others} == times
+    assert summary["latents"] == LatentsDataset(str(out)).rows + LatentsDataset(str(out), VALIDATION).rows
+
+
+def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
+    network = load_vae(vae)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    save_vae(tmp_path / "other", network)
+    with pytest.raises(ValueError, match=r"vae_digest '\w+' there, '\w+' asked for"):
+        encode(_asked(held_out, tmp_path / "other", latents))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latents": True, "dataset_name": "d"}, "latents needs dataset_name and vae"),
+        ({"latents": True, "dataset_name": "d", "vae": "v", "encoder": "e"}, "neither encoder nor input_dir"),
+        ({"encoder": "e"}, "embeddings need encoder, and input_dir or dataset_name"),
+        ({"input_dir": "i"}, "embeddings need encoder"),
+        ({"input_dir": "i", "encoder": "e", "vae": "v"}, "vae is for latents only"),
+    ],
+)
+def test_what_is_asked_for_must_be_one_thing(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EncodeOptions(output_dir="o", **options)
