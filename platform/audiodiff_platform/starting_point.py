@@ -3,8 +3,6 @@
 The job looks at it before any work on the cluster, with the network on the meta device; each worker then makes it anew.
 """
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, check_resolution, latent_factor
+from audiodiff_core.moments import network_digest
 from audiodiff_core.objectives import Objective
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.data_order import DataOrder
@@ -47,7 +46,7 @@ class StartingPoint:
         return {
             "data_digest": self.dataset.digest,
             "pretrained_digest": self.pretrained_digest,
-            "vae_digest": None if self.vae is None else _weights_digest(self.vae),
+            "vae_digest": None if self.vae is None else network_digest(self.vae),
             "latents_digest": None if self.latents is None else self.latents.digest,
             "encodings_digest": None if self.encodings is None else self.encodings.content_digest,
         }
@@ -138,6 +137,8 @@ def _require_shape(options: TrainOptions, latents: LatentsDataset | None, vae: A
     made = (vae.config.latent_channels, mel.y_res // factor, mel.x_res // factor)
     if latents.shape != made:
         raise ValueError(f"latents {options.latents}: are {latents.shape}, the vae makes {made}: encode the dataset with this vae")
+    if latents.vae_digest != (ours := network_digest(vae)):
+        raise ValueError(f"latents {options.latents}: made by a vae of digest {latents.vae_digest}, this one's is {ours}: encode the dataset with this vae")
 
 
 def _require_same_mel(origin: str, theirs: MelConfig, ours: MelConfig) -> None:
@@ -146,13 +147,3 @@ def _require_same_mel(origin: str, theirs: MelConfig, ours: MelConfig) -> None:
     differences = ", ".join(f"{name} {one[name]} there, {other[name]} in the dataset" for name in one if one[name] != other[name] and name != "n_iter")
     if differences:
         raise ValueError(f"{origin}: was trained with other mel parameters ({differences}): prepare the dataset with its own")
-
-
-def _weights_digest(network: Any) -> str:
-    """Names a network's configuration and weights: 16 hex digits."""
-    total = hashlib.sha256(str(sorted((name, value) for name, value in network.config.items() if not name.startswith("_"))).encode())
-    tensors: Iterable[tuple[str, torch.Tensor]] = sorted(network.state_dict().items())
-    for name, tensor in tensors:
-        total.update(name.encode())
-        total.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()[:16]

@@ -67,7 +67,7 @@ class Group:
 
 
 def group_for(options: RunOptions) -> Group:
-    """The workers that are asked for, or else all that the cluster has room for; raises ValueError where the cluster has not, and cannot grow to, what they need."""
+    """The workers that are asked for, or else all that there is room for; raises ValueError where the cluster cannot grow to what they need."""
     gpu = gpus() > 0
     workers = options.num_workers or max(options.usable_workers(1, min(STREAMS, gpus() if gpu else cpus())))
     group = Group(workers, gpu)
@@ -95,6 +95,7 @@ def run_training(
     commits.claim(output, *claimed)
     require_shared("output_dir", options.output_dir, claimed[0])
     remove_superseded(output, options.checkpoints_kept)
+    output.remove("_tmp")  # what killed workers left
     run_workers(worker, options, group.workers, group.gpu, validation)
 
 
