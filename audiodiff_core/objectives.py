@@ -174,4 +174,5 @@ def losses(
     noisy = signal * clean + noise_scale * noise
     condition = {} if encodings is None else {"encoder_hidden_states": encodings.unsqueeze(1)}
     prediction = network(noisy, timesteps, **condition, return_dict=False)[0]
-    return (prediction.float() - target(objective, clean, noise, timesteps)).square().mean(dim=(1, 2, 3))
+    errors: torch.Tensor = prediction.float() - target(objective, clean, noise, timesteps)
+    return errors.square().mean(dim=(1, 2, 3))

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
@@ -63,12 +64,12 @@ class Draws:
     latent_noise: torch.Tensor | None
 
 
-def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latent: bool = False) -> Draws:
+def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latents: bool = False) -> Draws:
     """Each sample's from its own stream: timestep, noise of `shape` (channels, height, width), dropout, noise of the latent's draw."""
     timesteps = np.empty(len(numbers), np.float32 if objective.prediction_type == "flow" else np.int64)
     noise = np.empty((len(numbers), *shape), np.float32)
     kept = np.empty(len(numbers), np.bool_)
-    latent_noise = np.empty_like(noise) if latent else None
+    latent_noise = np.empty_like(noise) if latents else None
     for row, number in enumerate(numbers):
         stream = streams.training_sample(seed, number)
         timesteps[row] = objective.draw_timestep(stream)
@@ -76,7 +77,8 @@ def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[
         kept[row] = stream.random() >= objective.conditioning_dropout
         if latent_noise is not None:
             stream.standard_normal(out=latent_noise[row], dtype=np.float32)
-    return Draws(*map(torch.from_numpy, (timesteps, noise, kept)), None if latent_noise is None else torch.from_numpy(latent_noise))
+    latent = None if latent_noise is None else torch.from_numpy(latent_noise)
+    return Draws(torch.from_numpy(timesteps), torch.from_numpy(noise), torch.from_numpy(kept), latent)
 
 
 class WeightAverage:
@@ -93,7 +95,7 @@ class WeightAverage:
 
     def decay_at(self, step: int) -> float:
         """How much of the average the step counted `step` (from 1) keeps: nothing of it at the first."""
-        return min(self.decay, 1 - step**-EMA_POWER)
+        return min(self.decay, 1.0 - float(step) ** -EMA_POWER)
 
     @torch.no_grad()
     def update(self, parameters: Sequence[torch.Tensor]) -> None:
@@ -211,11 +213,11 @@ def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, devi
     if device != "cuda":
         raise ValueError(f"optimizer {name} needs a CUDA GPU, and this is {device}: use adamw")
     try:
-        from bitsandbytes.optim import AdamW8bit
+        eight_bit = import_module("bitsandbytes.optim").AdamW8bit
     except ImportError as error:
         raise ValueError(f"optimizer {name} needs the package bitsandbytes: install it, or use adamw") from error
-    eight_bit: torch.optim.Optimizer = AdamW8bit(network.parameters(), lr=learning_rate)
-    return eight_bit
+    moments_of_8_bits: torch.optim.Optimizer = eight_bit(network.parameters(), lr=learning_rate)
+    return moments_of_8_bits
 
 
 def learning_rate(peak: float, step: int, warmup_steps: int, progress: float, schedule: RateSchedule = "cosine") -> float:
@@ -271,7 +273,7 @@ def on_device(accelerator: Accelerator, state: TrainState, batch: TrainBatch, dr
         drawn = _moved(draws(state.seed, batch.numbers, state.objective, tuple(clean.shape[1:])), device)
     else:
         moments = _moments(accelerator, state.vae, batch)
-        drawn = _moved(draws(state.seed, batch.numbers, state.objective, tuple(moments.shape[2:]), latent=True), device)
+        drawn = _moved(draws(state.seed, batch.numbers, state.objective, tuple(moments.shape[2:]), latents=True), device)
         assert drawn.latent_noise is not None
         clean = drawn_latents(moments, drawn.latent_noise, state.vae.config.scaling_factor)
     encodings = None if batch.encodings is None else torch.from_numpy(batch.encodings).to(device)

@@ -70,7 +70,8 @@ def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
     taper = torch.hann_window(window, device=values.device)
     spectra = torch.stft(values.flatten(0, 1), window, window // 4, window=taper, return_complex=True) / taper.sum()
     # abs() has no gradient at 0
-    return (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt().unflatten(0, values.shape[:2])
+    magnitudes: torch.Tensor = (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt().unflatten(0, values.shape[:2])
+    return magnitudes
 
 
 class PatchDiscriminator(nn.Module):

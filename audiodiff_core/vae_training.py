@@ -71,7 +71,7 @@ class VaeTrainState:
         self.seconds = 0.0
         if gradient_checkpointing:
             vae.enable_gradient_checkpointing()
-        self.bare_discriminator = PatchDiscriminator(discriminator_channels).to(memory_format=torch.channels_last)
+        self.bare_discriminator = PatchDiscriminator(discriminator_channels)
         device = accelerator.device.type
         self.autoencoder, self.optimizer = accelerator.prepare(Autoencoder(vae), make_optimizer("adamw", vae, learning_rate, device))
         self.discriminator, self.discriminator_optimizer = accelerator.prepare(

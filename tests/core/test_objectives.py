@@ -80,9 +80,8 @@ def test_target_by_hand(objective: Objective) -> None:
     level = torch.from_numpy(signal)[timesteps].float().reshape(-1, 1, 1, 1)
     expected = {"epsilon": noise, "sample": clean, "v_prediction": level.sqrt() * noise - (1 - level).sqrt() * clean}[objective.prediction_type]
     torch.testing.assert_close(target(objective, clean, noise, timesteps), expected, atol=1e-5, rtol=1e-5)
-    signal, noise_scale = scales(objective, timesteps)
-    by_diffusers = scheduler.add_noise(clean, noise, timesteps)
-    torch.testing.assert_close(signal.reshape(-1, 1, 1, 1) * clean + noise_scale.reshape(-1, 1, 1, 1) * noise, by_diffusers, atol=1e-6, rtol=1e-6)
+    of_clean, of_noise = (scale.reshape(-1, 1, 1, 1) for scale in scales(objective, timesteps))
+    torch.testing.assert_close(of_clean * clean + of_noise * noise, scheduler.add_noise(clean, noise, timesteps), atol=1e-6, rtol=1e-6)
 
 
 def test_flow_by_hand() -> None:

@@ -48,14 +48,14 @@ def copied(weights: Any) -> Weights:
 @pytest.mark.parametrize("objective", [Objective(), Objective(prediction_type="flow")], ids=lambda objective: objective.prediction_type)
 def test_draws_depend_only_on_seed_and_number(objective: Objective) -> None:
     objective = objective.model_copy(update={"conditioning_dropout": 0.5})
-    drawn = draws(5, range(100, 108), objective, (2, 16, 12), latent=True)
+    drawn = draws(5, range(100, 108), objective, (2, 16, 12), latents=True)
     assert drawn.latent_noise is not None
     assert (drawn.noise.shape, drawn.noise.dtype) == ((8, 2, 16, 12), torch.float32)
     assert drawn.timesteps.dtype == (torch.float32 if objective.prediction_type == "flow" else torch.int64)
     assert {bool(kept) for kept in drawn.kept} == {True, False}
     assert not torch.equal(drawn.noise, drawn.latent_noise)
     for row, number in enumerate(range(100, 108)):
-        alone = draws(5, [number], objective, (2, 16, 12), latent=True)
+        alone = draws(5, [number], objective, (2, 16, 12), latents=True)
         assert alone.latent_noise is not None
         assert torch.equal(alone.noise[0], drawn.noise[row])
         assert torch.equal(alone.latent_noise[0], drawn.latent_noise[row])
@@ -67,14 +67,14 @@ def test_draws_depend_only_on_seed_and_number(objective: Objective) -> None:
 
 def test_what_is_trained_on_images_does_not_move_with_dropout_or_latents() -> None:
     plain = draws(3, range(4), Objective(), (1, 8, 8))
-    more = draws(3, range(4), Objective(conditioning_dropout=0.9), (1, 8, 8), latent=True)
+    more = draws(3, range(4), Objective(conditioning_dropout=0.9), (1, 8, 8), latents=True)
     assert torch.equal(plain.noise, more.noise)
     assert torch.equal(plain.timesteps, more.timesteps)
     assert plain.latent_noise is None
 
 
 def test_draws_have_their_distributions() -> None:
-    drawn = draws(0, range(4_000), Objective(num_train_timesteps=10, conditioning_dropout=0.25), (1, 4, 4), latent=True)
+    drawn = draws(0, range(4_000), Objective(num_train_timesteps=10, conditioning_dropout=0.25), (1, 4, 4), latents=True)
     assert drawn.latent_noise is not None
     for noise in (drawn.noise, drawn.latent_noise):
         assert abs(float(noise.mean())) < 0.02
