@@ -77,7 +77,7 @@ def run_workers(
         raise JobError(f"training failed: {outcome[0].return_value}")
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train with this module's two rules."""
 
     options: RunOptions
@@ -89,7 +89,7 @@ class _Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**parts)
 
 
-class DividingWorkers(ElasticScalingPolicy):
+class DividingWorkers(ElasticScalingPolicy):  # type: ignore[misc]
     """An elastic group of the most workers that the cluster has room for, of the numbers that share the work evenly.
 
     A running group is resized, which restarts it, only just after it has written a checkpoint: little is then done again.
@@ -118,7 +118,7 @@ class DividingWorkers(ElasticScalingPolicy):
         return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
 
 
-class FailuresSinceCheckpoint(DefaultFailurePolicy):
+class FailuresSinceCheckpoint(DefaultFailurePolicy):  # type: ignore[misc]
     """Gives up after failures in a row without a new checkpoint, however many a long run has had."""
 
     def __init__(self, failure_config: FailureConfig, output_dir: str) -> None:

@@ -12,11 +12,13 @@
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ray.train import ValidationConfig, ValidationTaskConfig
 from safetensors.torch import load_file
 
+from audiodiff_core.accounting import TrainingCost, peak_flops, share_of_peak, training_cost
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, gpus, say
@@ -43,14 +45,36 @@ def train(options: TrainOptions) -> dict[str, Any]:
     require_own_folder(options, output, SETTINGS, settings)
     metrics = _finished(options, start, output)
     if metrics is None:
-        parameters = parameter_count(start.network)
-        require_space(options, output, parameters)
-        say(f"{parameters / 1e6:.1f} M parameters, {start.dataset.rows} slices of {described(start.dataset)}")
+        require_space(options, output, parameter_count(start.network))
+        say(f"{start.dataset.rows} slices of {described(start.dataset)}")
         with connected():
             group = group_for(options)
+            cost = _cost(options, start, group.least)
+            say(f"{cost.describe()}; {_length(options, start)}")
             run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=_validation(options, start, group))
-        metrics = write_model(options, output)
+        metrics = write_model(options, output, cost)
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
+
+
+def _cost(options: TrainOptions, start: StartingPoint, workers: int) -> TrainingCost:
+    return training_cost(
+        start.network,
+        options.train_batch_size // workers,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        precision=options.mixed_precision,
+    )
+
+
+def _length(options: TrainOptions, start: StartingPoint) -> str:
+    """How long training will be, as far as that is told; the time of the rest is shown once the rate is known."""
+    each = options.train_batch_size * options.gradient_accumulation_steps
+    steps = options.steps_at_most(start.dataset.rows)
+    bounds = [
+        "" if steps is None else f"{steps:,} steps of {each} samples, {steps * each / start.dataset.rows:.1f} epochs",
+        "" if options.max_train_minutes is None else f"{options.max_train_minutes:g} minutes",
+    ]
+    return "at most " + " or ".join(bound for bound in bounds if bound)
 
 
 def _validation(options: TrainOptions, start: StartingPoint, group: Group) -> ValidationConfig | None:
@@ -65,8 +89,8 @@ def _validation(options: TrainOptions, start: StartingPoint, group: Group) -> Va
     )
 
 
-def write_model(options: TrainOptions, output: Folder) -> dict[str, float]:
-    """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics."""
+def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> dict[str, float]:
+    """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics and what training reached."""
     name = newest_checkpoint(output)
     if options.keep == "best" and (best := best_checkpoint(output)) is not None:
         name = best
@@ -76,11 +100,19 @@ def write_model(options: TrainOptions, output: Folder) -> dict[str, float]:
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
     validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
-    metrics = {**counts, **progress["logged"], **validation}
+    metrics = {**counts, **_reached(cost, progress), **progress["logged"], **validation}
     record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
     with model_folder(output) as folder:
         save_model(folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae)
     return metrics
+
+
+def _reached(cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
+    """Samples per second over the whole training and, on GPUs whose peak is known, the share of it."""
+    rate = progress["samples"] / max(progress["seconds"], 1e-9)
+    peak = peak_flops(progress["device"])
+    share = {} if peak is None else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}
+    return {"samples_per_second": round(rate, 2), **share}
 
 
 def _finished(options: TrainOptions, start: StartingPoint, output: Folder) -> dict[str, float] | None:

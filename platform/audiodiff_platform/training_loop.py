@@ -11,7 +11,7 @@ import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -74,7 +74,7 @@ def learn(options: RunOptions, accelerator: Accelerator, learner: Learner, order
     return _Loop(options, accelerator, learner, order, validates).run()
 
 
-def read_ahead(order: DataOrder, first: int, batch_size: int, rank: int, world: int) -> Iterator[TrainBatch]:
+def read_ahead(order: DataOrder, first: int, batch_size: int, rank: int, world: int) -> Generator[TrainBatch, None, None]:
     """This worker's share of each batch from sample `first` on, without end; a thread reads the next ones meanwhile."""
     with ThreadPoolExecutor(1, "reads-ahead") as reader:
         ahead: deque[Future[TrainBatch]] = deque()
@@ -195,7 +195,13 @@ class _Loop:
 
     def _written(self, name: str, save: Callable[[Path], None]) -> str | None:
         """Rank 0: writes the log and a checkpoint; where the disk is full or the store out of reach, it is tried again, then the error is given."""
-        progress = {**self.learner.progress(), "workers": self.accelerator.num_processes, "since_logged": self.since_logged, "logged": self.log.last}
+        progress = {
+            **self.learner.progress(),
+            "workers": self.accelerator.num_processes,
+            "device": _device_name(self.accelerator),
+            "since_logged": self.since_logged,
+            "logged": self.log.last,
+        }
         for pause in (*WRITE_PAUSES_S, None):
             try:
                 self.log.flush()
@@ -211,6 +217,10 @@ class _Loop:
             else:
                 break
         return None
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
 
 
 def _finite(values: Sequence[float]) -> list[float]:
