@@ -23,7 +23,7 @@ from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, gpus, say
 from audiodiff_platform.run_log import require_trackers
-from audiodiff_platform.starting_point import StartingPoint, require_encodings, starting_point
+from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
@@ -41,6 +41,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
     require_trackers(options.report_to)
     start = starting_point(options, device="meta")
     require_encodings(options, start)
+    if options.keep == "best" and held_out(start.dataset) is None:
+        raise ValueError(f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
     require_own_folder(options, output, SETTINGS, settings)
     metrics = _finished(options, start, output)

@@ -28,7 +28,7 @@ from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import VALIDATION, checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint
+from audiodiff_platform.training_state import VALIDATION, checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint, step_of
 
 LOG_STEPS = 10
 BATCHES_READ_AHEAD = 4
@@ -131,10 +131,10 @@ class _Loop:
 
     def _load(self) -> None:
         """Makes the learner what the newest sound checkpoint holds; nothing where there is none."""
-        (name,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
-        if name is None:
+        (self.loaded,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
+        if self.loaded is None:
             return
-        with local_checkpoint(self.output, name) as (folder, progress):
+        with local_checkpoint(self.output, self.loaded) as (folder, progress):
             self.learner.load(folder, progress)
         self.since_logged = {name: list(values) for name, values in progress["since_logged"].items()}
 
@@ -168,10 +168,13 @@ class _Loop:
         """Writes a checkpoint and tells Ray Train of it, all workers together. Raises TrainingStoppedError where it cannot be written."""
         self.since_logged = self._shared()
         save = self.learner.snapshot()
-        name = checkpoint_name(self.learner.counts.step, self.attempt)
-        (failure,) = broadcast_object_list([self._written(name, save) if self.accelerator.is_main_process else None])
-        if failure is not None:
-            raise TrainingStoppedError(failure)
+        if self.loaded is not None and step_of(self.loaded) == self.learner.counts.step:
+            name = self.loaded
+        else:
+            name = checkpoint_name(self.learner.counts.step, self.attempt)
+            (failure,) = broadcast_object_list([self._written(name, save) if self.accelerator.is_main_process else None])
+            if failure is not None:
+                raise TrainingStoppedError(failure)
         self.saved_at = time.monotonic()
         metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
         if not self.accelerator.is_main_process:

@@ -116,6 +116,10 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
     assert {name for name in before if before[name] != after[name]} == {"encodings_digest"}
 
 
+def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
+    _refused(dataset, tmp_path / "run", f"^keep best: {dataset} has no held-out tracks", keep="best")
+
+
 def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _refused(dataset, run, "^resume must: .* holds no whole checkpoint to go on from: use resume auto", resume="must")
