@@ -81,7 +81,7 @@ class RunLog:
         if self.lines:
             self.last = _values(json.loads(self.lines[-1]))
         self.folder.write(METRICS, _joined(self.lines))
-        self.written = len(self.lines)
+        self.written, self.size = len(self.lines), len(_joined(self.lines))
         self.said_at = self.copied_at = self.added_at = time.monotonic()
         self.samples: int | None = None
         self.tensorboard = TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
@@ -106,7 +106,10 @@ class RunLog:
             say(f"step {step}, {progress:.0%}, loss {values['loss']:.4f}{speed}{remaining}")
             if self.folder.is_local or now - self.copied_at > COPIED_EVERY_S:
                 self.copied_at = now
-                self.flush()
+                try:
+                    self.flush()
+                except OSError as error:  # the next checkpoint waits until it can be written
+                    say(f"{METRICS} cannot be written ({error}): trying again later")
 
     def add_validations(self) -> None:
         """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
@@ -120,8 +123,12 @@ class RunLog:
         if not self.writes:
             return
         if self.folder.is_local:
-            with open(self.folder.path(METRICS), "ab") as file:
+            with open(self.folder.path(METRICS), "r+b") as file:
+                file.truncate(self.size)  # what a full disk let through of a line
+                file.seek(self.size)
                 file.write(_joined(self.lines[self.written :]))
+                file.flush()
+                self.size = file.tell()
         else:
             self.folder.write(METRICS, _joined(self.lines))
         self.written = len(self.lines)
