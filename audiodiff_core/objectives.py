@@ -14,14 +14,12 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import pydantic
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 
-PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
+from audiodiff_core.schedulers import SCHEDULERS, PredictionType
+
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
-SchedulerName = Literal["ddim", "ddpm"]
-
-SCHEDULERS: dict[SchedulerName, Any] = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
 class Objective(pydantic.BaseModel):

@@ -32,7 +32,8 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: "ModelReco
 ---
 # {kind}
 
-Generates {mel.slice_duration_s:.2f} s of audio at {mel.sample_rate} Hz from {mel.x_res}x{mel.y_res} mel images. Written by audiodiff {record.audiodiff_version}.
+Generates {mel.slice_duration_s:.2f} s of audio at {mel.sample_rate} Hz from {mel.x_res}x{mel.y_res} mel images.
+Written by audiodiff {record.audiodiff_version}.
 
 {_table("model", facts)}
 

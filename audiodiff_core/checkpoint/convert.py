@@ -38,7 +38,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         folder = Path(scratch) / "model" if remote else Path(destination)
         if whole:
             record = whole.record or _record(str(source), whole.digest, changes)
-            save_model(folder, whole.unet, whole.scheduler, whole.mel, record, whole.vae)
+            save_model(folder, whole.unet, whole.scheduler, whole.mel, record, vae=whole.vae)
         else:
             save_vae(folder, vae)
         if remote:

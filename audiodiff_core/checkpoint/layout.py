@@ -46,7 +46,7 @@ class Layout:
     def read(cls, root: Path, changes: list[str]) -> "Layout":
         """The layout of the folder `root`; adds to `changes` a line for all in which it is not the one that is written here."""
         index = read_json(root, MODEL_INDEX)
-        known = index.get("_class_name")
+        known = index.get("_class_name", PIPELINE_CLASS)
         if known not in PIPELINE_CLASSES:
             raise CheckpointError(f"{MODEL_INDEX} names the class {known}: {', '.join(PIPELINE_CLASSES)} can be loaded")
         if known != PIPELINE_CLASS:
@@ -82,14 +82,13 @@ def _component(index: dict[str, Any], key: str) -> Any:
 
 def read_json(root: Path, name: str) -> dict[str, Any]:
     """The JSON object in the file `name` below `root`, of at most LARGEST_JSON bytes."""
+    file = root / name
+    if not file.is_file():
+        raise CheckpointError(f"is not a {'' if name == MODEL_INDEX else 'whole '}model folder: it holds no {name}")
+    if (size := file.stat().st_size) > LARGEST_JSON:
+        raise CheckpointError(f"{name} has {size:,} bytes, {LARGEST_JSON:,} are read")
     try:
-        if (size := (root / name).stat().st_size) > LARGEST_JSON:
-            raise CheckpointError(f"{name} has {size:,} bytes, {LARGEST_JSON:,} are read")
-        content = json.loads((root / name).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"is not a {'' if name == MODEL_INDEX else 'whole '}model folder: it holds no {name}") from None
-    except CheckpointError:
-        raise
+        content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{name} is not JSON ({error})") from error
     if not isinstance(content, dict):

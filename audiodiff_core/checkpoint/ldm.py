@@ -59,7 +59,8 @@ def to_diffusers(weights: Weights, changes: list[str]) -> tuple[dict[str, Any], 
     changes.append(f"autoencoder: {len(renamed.keys() - weights.keys())} weights renamed from LDM's names to diffusers'")
     if dropped := len(weights) - len(own):
         changes.append(f"autoencoder: {dropped} weights of the training loss dropped")
-    changes.append(f"autoencoder: configuration from the weights' shapes: channels {config['block_out_channels']}, {config['layers_per_block']} layers per block")
+    shape = f"channels {config['block_out_channels']}, {config['layers_per_block']} layers per block"
+    changes.append(f"autoencoder: configuration from the weights' shapes: {shape}")
     changes.append(f"autoencoder: sample_size {TRAIN_VAE_SAMPLE_SIZE} and diffusers' default scaling_factor assumed, which LDM's checkpoints do not state")
     return config, renamed
 

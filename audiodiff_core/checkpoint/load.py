@@ -16,6 +16,7 @@ from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load
 from audiodiff_core.checkpoint.save import FORMAT_VERSION, ModelRecord
 from audiodiff_core.checkpoint.source import local_copy, weights_file
 from audiodiff_core.checkpoint.weights import read_weights
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile, image_sides
@@ -36,7 +37,7 @@ class Model:
     record: ModelRecord | None = None
 
     def pipeline(self, profile: ExecutionProfile) -> AudioDiffusionPipeline:
-        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, **({} if self.vae is None else {"vae": self.vae}))
+        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, vae=self.vae)
 
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
@@ -94,8 +95,8 @@ def read_model(root: Path, changes: list[str]) -> Model:
         raise CheckpointError("is a file: a model is a folder")
     layout = Layout.read(root, changes)
     record = _record(root)
-    scheduler = load_scheduler(layout, changes)
     unet = load_unet(layout, changes)
+    scheduler = load_scheduler(layout, changes)
     vae = load_autoencoder(root / layout.autoencoder, changes) if layout.autoencoder else None
     channels = 1 if vae is None else vae.config.latent_channels
     if unet.config.in_channels != channels:
@@ -118,7 +119,7 @@ def _record(root: Path) -> ModelRecord | None:
 
 def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
     """The stored mel configuration; before there was one, every model had the defaults, at the size of its images."""
-    factor = 1 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = 1 if vae is None else latent_factor(vae)
     height, width = (side * factor for side in image_sides(unet))
     if not layout.has_mel:
         mel = MelConfig(x_res=width, y_res=height)
@@ -136,12 +137,13 @@ def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
 
 def _digest(layout: Layout) -> str:
     """The first 16 hex digits of the SHA-256 of all that decides the output: classes, weights and configurations."""
-    networks = [layout.root / "unet", *([layout.root / layout.autoencoder] if layout.autoencoder else [])]
-    files = [file for folder in networks for file in (folder / CONFIG, weights_file(folder))]
-    files += [layout.root / SCHEDULER_CONFIG, *([layout.root / MEL_CONFIG] if layout.has_mel else [])]
+    root, networks = layout.root, {"unet": layout.root / "unet"}
+    if layout.autoencoder:
+        networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
+    files = {f"{part}/{file.name}": file for part, folder in networks.items() for file in (folder / CONFIG, weights_file(folder))}
+    files |= {name: root / name for name in (SCHEDULER_CONFIG, *([MEL_CONFIG] if layout.has_mel else []))}
     total = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
-    for path in files:
-        name = path.relative_to(layout.root).as_posix().replace(f"{AUTOENCODER_KEYS[1]}/", f"{AUTOENCODER_KEYS[0]}/")
+    for name, path in files.items():
         with path.open("rb") as file:
             total.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
     return total.hexdigest()[:16]

@@ -1,9 +1,8 @@
 """Configuration and weights -> diffusers' networks and schedulers, within bounds: a configuration from outside cannot make a giant."""
 
-import json
 import math
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
@@ -11,11 +10,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEule
 from audiodiff_core.checkpoint.layout import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, Layout, read_json
 from audiodiff_core.checkpoint.source import weights_file
 from audiodiff_core.checkpoint.weights import Weights, fill, read_weights
-from audiodiff_core.objectives import PredictionType
 
 UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
 SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
 """The schedulers that a model is stored with; which ones can sample from it is another matter."""
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+"""What a network of DDPM or DDIM can predict; a flow-match scheduler has one way only, and states none."""
 
 LARGEST_NUMBER = 65_536
 MOST_LEVELS = 12
@@ -77,17 +78,22 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
         changes.append(f"scheduler: configuration of a {stated} read as {layout.scheduler_class}")
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        scheduler = SCHEDULERS[layout.scheduler_class].from_config(config)
+        scheduler = _with_all_stated(SCHEDULERS[layout.scheduler_class], config)
     except Exception as error:  # whatever diffusers raises for a configuration that is none
         raise CheckpointError(f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})") from error
     levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
     if len(levels) < 1 or not bool(torch.isfinite(levels).all()):
         raise CheckpointError("scheduler: its configuration gives levels of noise that are not finite")
-    prediction = scheduler.config.get("prediction_type")
-    if hasattr(scheduler, "betas") and prediction not in get_args(PredictionType):
-        raise CheckpointError(f"scheduler: prediction_type {prediction} is not known: {', '.join(get_args(PredictionType))} are")
+    if (prediction := scheduler.config.get("prediction_type", PREDICTION_TYPES[0])) not in PREDICTION_TYPES:
+        raise CheckpointError(f"scheduler: prediction_type {prediction} is not known: {', '.join(PREDICTION_TYPES)} are")
     _note_settings(scheduler.config, config, "scheduler", changes)
     return scheduler
+
+
+def _with_all_stated(kind: Any, config: dict[str, Any]) -> Any:
+    """A scheduler whose defaults count as stated: diffusers would replace them by another scheduler's own when one is made from it."""
+    by_default = kind(**kind.extract_init_dict(config)[0])
+    return kind(**{key: value for key, value in by_default.config.items() if not key.startswith("_")})
 
 
 def _load(kind: Any, folder: Path, changes: list[str]) -> Any:
@@ -109,8 +115,9 @@ def _note_settings(config: Any, stated: dict[str, Any], part: str, changes: list
     """Notes what diffusers made of the `stated` settings: unknown ones are not kept, and defaults are stored from now on."""
     if unknown := sorted(stated.keys() - config.keys()):
         changes.append(f"{part}: unknown settings dropped: {', '.join(unknown)}")
-    if defaults := sorted(key for key in config if not key.startswith("_") and key not in stated and key != "scaling_factor"):
-        changes.append(f"{part}: defaults stated: {', '.join(f'{key} {json.dumps(config[key])}' for key in defaults)}")
+    if defaults := sorted(key for key in config if not key.startswith("_") and key not in stated):
+        decided = ", ".join(f"{key} {config[key]}" for key in defaults if config[key])
+        changes.append(f"{part}: {len(defaults)} settings stated that were diffusers' defaults: {decided or 'none of them in use'}")
 
 
 def assemble(kind: Any, config: dict[str, Any], weights: Weights, changes: list[str], part: str) -> Any:
@@ -118,7 +125,7 @@ def assemble(kind: Any, config: dict[str, Any], weights: Weights, changes: list[
     _check_bounds(config, part)
     try:
         with torch.device("meta"):
-            network = kind.from_config(config)
+            network = kind(**kind.extract_init_dict(config)[0])
     except Exception as error:  # whatever diffusers raises for a configuration that is none
         raise CheckpointError(f"{part}: its configuration cannot be used ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MOST_PARAMETERS:

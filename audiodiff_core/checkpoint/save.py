@@ -40,7 +40,7 @@ class ModelRecord(pydantic.BaseModel):
     metrics: dict[str, float] = pydantic.Field(description="steps, samples, seconds and the last loss")
 
 
-def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, vae: Any = None) -> None:
+def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None) -> None:
     """Writes a whole checkpoint to the local `folder` or, on any failure, nothing; replaces one that is there.
 
     `vae` is the AutoencoderKL of a network that works on latents.

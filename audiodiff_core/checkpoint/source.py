@@ -48,12 +48,13 @@ def weights_file(folder: Path) -> Path:
 
 def _from_filesystem(source: str, target: Path) -> Path:
     filesystem, path = fsspec.url_to_fs(source)
-    path = path.rstrip("/")
-    if filesystem.isfile(path):
-        sizes, prefix = {path.rpartition("/")[2]: filesystem.size(path)}, path.rpartition("/")[0]
-        wanted, place = list(sizes), target / next(iter(sizes))
+    prefix: str = path.rstrip("/")
+    place = target
+    if filesystem.isfile(prefix):
+        size = filesystem.size(prefix)
+        prefix, _, name = prefix.rpartition("/")
+        sizes, wanted, place = {name: size}, [name], target / name
     else:
-        prefix, place = path, target
         sizes = {name.removeprefix(prefix + "/"): entry["size"] for name, entry in filesystem.find(prefix, maxdepth=2, detail=True).items()}
         wanted = [name for name in DESCRIPTIONS if name in sizes]
         for folder in (Path(name) for name in NETWORK_FOLDERS):

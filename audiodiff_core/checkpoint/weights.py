@@ -51,11 +51,16 @@ def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
     Raises CheckpointError where some are missing, unknown, of another shape or not finite; allots memory only after that.
     """
     expected: dict[str, torch.Tensor] = network.state_dict()
-    named = {_present_name(name, expected): weight for name, weight in weights.items()}
+    named: Weights = {}
+    for name, weight in weights.items():
+        present = _present_name(name, expected)
+        if present in named:
+            raise CheckpointError(f"{part}: weight {present} is there twice, by old and new name")
+        named[present] = weight
     if renamed := len(named.keys() - weights.keys()):
         changes.append(f"{part}: {renamed} weights of attention layers renamed (query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0)")
     missing, unknown = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
-    if missing or unknown or len(named) < len(weights):
+    if missing or unknown:
         raise CheckpointError(f"the weights of {part} lack {_few(missing)} and hold unknown {_few(unknown)}")
     for name, weight in named.items():
         if weight.shape != expected[name].shape:

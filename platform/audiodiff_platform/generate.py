@@ -19,8 +19,8 @@ import pydantic
 from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
-from audiodiff_core.pipeline import Loop
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters, scheduler_for
+from audiodiff_core.pipeline import Geometry, Loop
+from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
@@ -39,9 +39,14 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("steps", pa.int32()),
         ("scheduler", pa.string()),
+        ("eta", pa.float64()),
+        ("guidance_scale", pa.float64()),
+        ("width", pa.int32()),
+        ("seamless", pa.bool_()),
         ("batch_size", pa.int32()),
         ("precision", pa.string()),
         ("device", pa.string()),
+        ("compiled", pa.bool_()),
         ("threads", pa.int32()),
         ("model_digest", pa.string()),
         ("mel_digest", pa.string()),
@@ -64,7 +69,8 @@ class GenerateOptions(SamplingParameters, Options):
     seed: int = pydantic.Field(0, ge=SEEDS[0], le=SEEDS[-1], description="seed of the first loop; each next one has the next seed")
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
-    precision: Precision = pydantic.Field("fp32", description="arithmetic of the network: fp32 or bf16")
+    precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
+    compiled: bool = pydantic.Field(False, description="compile the network at the start of each worker: worth it for many loops")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
 
     @pydantic.model_validator(mode="after")
@@ -91,16 +97,20 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     places = {"model": usable_path("model", options.model, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
     options = options.model_copy(update=places)
     model = load_model(options.model)
-    scheduler_for(model.scheduler, options)
+    geometry = Geometry.of(model.unet, model.vae, model.mel)
+    if geometry.encoding_dim is not None:
+        raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
+    options = geometry.resolved(options, model.scheduler)
     output = Folder(options.output_dir)
     commits.require_same(output, SETTINGS, options.settings(model))
     done = commits.committed(output)
     made = sum(record["rows"] for record in done.values())
     if made < options.count:
-        output.require_free_space((options.count - made) * model.mel.audio_size * 2, "the audio")
+        samples = geometry.width(options) * model.mel.hop_length
+        output.require_free_space((options.count - made) * samples * 2, "the audio")
         shards = options.shard_seeds()
         pending = [shard for shard in range(len(shards)) if shard not in done]
-        say(f"{options.count} loops of {model.mel.audio_size / model.mel.sample_rate:.2f} s, {len(pending)} of {len(shards)} shards to do")
+        say(f"{options.count} loops of {samples / model.mel.sample_rate:.2f} s, {len(pending)} of {len(shards)} shards to do")
         with connected():
             gpu = gpus() > 0
             workers = options.num_workers or (gpus() if gpu else cpus())
@@ -127,7 +137,7 @@ class GenerateWorker:
     def __init__(self, options: GenerateOptions, model_digest: str) -> None:
         self.options = options
         self.output = Folder(options.output_dir)
-        self.profile = ExecutionProfile.here(options.precision, options.batch_size)
+        self.profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled)
         self.profile.prepare_process()
         model = load_model(options.model)
         if model.digest != model_digest:
@@ -137,8 +147,8 @@ class GenerateWorker:
 
     def shard(self, shard: int) -> dict[str, int]:
         """Writes the shard's audio files and its part of the manifest, then commits it."""
-        options = self.options
-        requests = [GenerateRequest(seed=seed, steps=options.steps, scheduler=options.scheduler) for seed in options.shard_seeds()[shard]]
+        parameters = self.options.model_dump(include=set(SamplingParameters.model_fields))
+        requests = [GenerateRequest(seed=seed, **parameters) for seed in self.options.shard_seeds()[shard]]
         rows = sorted(self._written(self.pipeline.generate(requests)), key=lambda row: row["seed"])
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")

@@ -25,7 +25,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters, scheduler_for
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.recipe import Options
@@ -47,7 +47,8 @@ class ServeOptions(Options):
     host: str = pydantic.Field("127.0.0.1", description="address to listen on; beyond loopback AUDIODIFF_API_KEY must be set")
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
-    precision: Precision = pydantic.Field("fp32", description="arithmetic of the network: fp32 or bf16")
+    precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
+    compiled: bool = pydantic.Field(False, description="compile the network at each replica's start: minutes later ready, then faster")
     max_replicas: int | None = pydantic.Field(None, ge=1, description="replicas to scale to, a CPU or GPU each; none: all GPUs, else all CPUs")
 
     @pydantic.field_validator("model", mode="before")
@@ -90,7 +91,7 @@ class HttpGenerateRequest(SamplingParameters):
 
     def request(self) -> GenerateRequest:
         seed = secrets.randbelow(len(SEEDS)) if self.seed is None else self.seed
-        return GenerateRequest(seed=seed, steps=self.steps, scheduler=self.scheduler)
+        return GenerateRequest(seed=seed, **self.model_dump(include=set(SamplingParameters.model_fields)))
 
 
 @app.middleware("http")
@@ -118,7 +119,7 @@ class LoopServer:
 
     def __init__(self, options: ServeOptions, api_key: str | None) -> None:
         app.state.api_key = api_key
-        profile = ExecutionProfile.here(options.precision, options.batch_size)
+        profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled)
         profile.prepare_process()
         self.pipelines: dict[str, AudioDiffusionPipeline] = {}
         self.digests: dict[str, str] = {}
@@ -140,9 +141,8 @@ class LoopServer:
         name = body.model or next(iter(self.pipelines))
         if name not in self.pipelines:
             raise HTTPException(404, f"model {name} is not served: {', '.join(self.pipelines)} are")
-        request = body.request()
         try:
-            scheduler_for(self.pipelines[name].sampler.scheduler, request)
+            request = self.pipelines[name].resolved(body.request())
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         loop = await self.loops((name, request))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.mel import MelConfig
 
@@ -117,3 +117,49 @@ def hum() -> Callable[..., npt.NDArray[np.float32]]:
         return (0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(count) / sample_rate) + noise).astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def make_conditional() -> Callable[[int], Any]:
+    """A conditional network for samples of 16x16 and encodings of 8 numbers, its output scaled down as `make_unet`'s is."""
+
+    def build(seed: int) -> Any:
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=(16, 16),
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            attention_head_dim=2,
+        )
+        with torch.no_grad():
+            unet.conv_out.weight.mul_(0.1)
+            unet.conv_out.bias.mul_(0.1)
+        return unet
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def make_vae() -> Callable[[int], Any]:
+    """An autoencoder whose latents of 16x16 are images of 32x32."""
+
+    def build(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return AutoencoderKL(
+            in_channels=1,
+            out_channels=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 8),
+            latent_channels=1,
+            norm_num_groups=4,
+            sample_size=(32, 32),
+        ).eval()
+
+    return build

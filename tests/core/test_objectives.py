@@ -1,4 +1,4 @@
-"""Targets are what the formulas say, and sampling with a denoiser that is never wrong gives its picture exactly."""
+"""Targets are what the formulas say."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from audiodiff_core.mel import to_model
-from audiodiff_core.objectives import SCHEDULERS, Objective, PredictionType, SchedulerName, losses, scales, target, weights
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
+from audiodiff_core.objectives import Objective, SavedScheduler, losses, scales, target, weights
+from audiodiff_core.schedulers import SCHEDULERS, PredictionType
 
 OBJECTIVES = [
     Objective(prediction_type="epsilon", zero_terminal_snr=False),
@@ -50,15 +49,13 @@ def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
-def test_scheduler_carries_the_objective(objective: Objective, name: SchedulerName) -> None:
+def test_scheduler_carries_the_objective(objective: Objective, name: SavedScheduler) -> None:
     config = objective.scheduler(name).config
     assert config.prediction_type == objective.prediction_type
     assert config.rescale_betas_zero_snr == objective.zero_terminal_snr
     assert config.timestep_spacing == ("trailing" if objective.zero_terminal_snr else "leading")
     assert (config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end) == (1_000, "linear", 0.0001, 0.02)
     assert config.clip_sample is True
-    for other in SCHEDULERS.values():
-        assert other.from_config(config).alphas_cumprod.equal(objective.scheduler(name).alphas_cumprod)
 
 
 def test_zero_terminal_snr_ends_in_pure_noise() -> None:
@@ -192,15 +189,3 @@ def test_loss_is_zero_for_an_ideal_denoiser_and_one_for_an_ignorant_one(objectiv
     assert losses(ignorant, objective, batch, noise, timesteps).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
-def test_an_ideal_denoiser_is_recovered_exactly(objective: Objective, name: SchedulerName) -> None:
-    every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    scheduler = objective.scheduler("ddpm")
-    ideal = IdealDenoiser(torch.from_numpy(to_model(every_byte)), scheduler)
-    sampler = Sampler(ideal, scheduler, ExecutionProfile(batch_size=4))
-    requests = [GenerateRequest(seed=seed, steps=steps, scheduler=name) for seed, steps in [(0, 10), (1, 50), (2, 10)]]
-    made = dict(sampler.sample(requests))
-    assert set(made) == set(requests)
-    for request, image in made.items():
-        assert np.abs(image.astype(int) - every_byte).max() <= 1, request

@@ -1,7 +1,8 @@
-"""A request's image is its own: the same bits in any company, and the image that diffusers' pipeline makes of the same noise."""
+"""An item's sample is its own: the same bits in any company, and the image that diffusers' pipeline makes of the same noise."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,20 @@ import numpy.typing as npt
 import pydantic
 import pytest
 import torch
-from diffusers import AudioDiffusionPipeline
+from diffusers import AudioDiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective, SchedulerName
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler, scheduler_for
-from audiodiff_core.seeds import derived, initial_noise
+from audiodiff_core.mel import MelConfig, to_image
+from audiodiff_core.objectives import Objective, SavedScheduler
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
+from audiodiff_core.sampling.network import Network, Query
+from audiodiff_core.schedulers import METHODS, Schedule, SchedulerName
+from audiodiff_core.seeds import derived
+from audiodiff_core.seeds import initial_noise as noise_stream
 
 Bytes = npt.NDArray[np.uint8]
 PROFILE = ExecutionProfile(batch_size=4)
+EIGHT = ExecutionProfile(batch_size=8)
 EPSILON = Objective(prediction_type="epsilon", zero_terminal_snr=False)
 
 
@@ -27,109 +32,228 @@ def sampler(make_unet: Callable[[int], Any]) -> Sampler:
     return Sampler(make_unet(0), Objective().scheduler("ddim"), PROFILE)
 
 
-def ddim(seed: int, steps: int = 5) -> GenerateRequest:
-    return GenerateRequest(seed=seed, steps=steps)
+@pytest.fixture(scope="module")
+def conditional_unet(make_conditional: Callable[[int], Any]) -> Any:
+    return make_conditional(0)
 
 
-def ddpm(seed: int, steps: int = 5) -> GenerateRequest:
-    return GenerateRequest(seed=seed, steps=steps, scheduler="ddpm")
+def item(seed: int, steps: int = 5, scheduler: SchedulerName = "ddim", width: int = 16, **more: Any) -> Item:
+    parameters = {key: more.pop(key) for key in ("eta", "guidance_scale", "seamless") if key in more}
+    return Item(GenerateRequest(seed=seed, steps=steps, scheduler=scheduler, **parameters), width, **more)
 
 
-def image_of(sampler: Sampler, request: GenerateRequest, company: list[GenerateRequest]) -> Bytes:
-    return dict(sampler.sample(company))[request]
+def picture(seed: int, width: int = 16) -> torch.Tensor:
+    return torch.rand((1, 16, width), generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-@pytest.mark.parametrize("request_", [ddim(3), ddpm(3)], ids=["ddim", "ddpm"])
-def test_an_image_does_not_depend_on_its_company(sampler: Sampler, request_: GenerateRequest) -> None:
-    alone = image_of(sampler, request_, [request_])
-    assert alone.std() > 10
+def image_of(sampler: Sampler, wanted: Item) -> Bytes:
+    ((_, made),) = sampler.sample([wanted])
+    return to_image(made[0].numpy())
+
+
+def bits_of(sampler: Sampler, wanted: Item, company: Iterable[Item]) -> bytes:
+    (made,) = [sample for one, sample in sampler.sample(company) if one is wanted]
+    return made.numpy().tobytes()
+
+
+@pytest.mark.parametrize("wanted", [item(3, 3), item(3, 3, "ddpm"), item(3, 3, "dpm++_sde")], ids=["ddim", "ddpm", "dpm++_sde"])
+def test_an_image_does_not_depend_on_its_company(sampler: Sampler, wanted: Item) -> None:
+    alone = bits_of(sampler, wanted, [wanted])
     companies = {
-        "full batch": [request_, ddim(10), ddim(11), ddim(12)],
-        "last place": [ddim(10), ddim(11), ddim(12), request_],
-        "other steps": [ddim(10, 2), ddim(11, 9), request_, ddim(12, 3)],
-        "other schedulers": [ddpm(10, 9), request_, ddpm(11, 2), ddim(12, 4)],
-        "takes a freed place": [ddim(10, 3), ddpm(11, 4), ddim(12, 8), ddim(13, 9), request_, ddpm(14, 2)],
+        "full batch": [wanted, item(10), item(11), item(12)],
+        "last place": [item(10), item(11), item(12), wanted],
+        "other steps": [item(10, 2), item(11, 5), wanted, item(12, 4)],
+        "other schedulers": [item(10, 5, "ddpm"), wanted, item(11, 4, "unipc"), item(12, 4, "euler")],
+        "takes a freed place": [item(10, 2), item(11, 4, "ddpm"), item(12, 5), item(13, 4), wanted, item(14, 2, "euler")],
+        "other widths": [item(10, 3, width=32), wanted, item(11, 4, width=8), item(12, width=32)],
     }
     for name, company in companies.items():
-        np.testing.assert_array_equal(image_of(sampler, request_, company), alone, err_msg=name)
+        assert bits_of(sampler, wanted, company) == alone, name
 
 
-@pytest.mark.parametrize("count", range(1, 8))
+def test_alone_and_at_each_place_of_a_batch_of_eight_with_guidance_masks_and_encodings(conditional_unet: Any) -> None:
+    sampler = Sampler(conditional_unet, Objective().scheduler("ddim"), EIGHT)
+    encodings = torch.randn(10, 8, generator=torch.Generator().manual_seed(5))
+    keep = torch.zeros((16, 16), dtype=torch.bool)
+    keep[3:9, :7] = True
+    wanted = item(1, 4, "ddim", eta=0.5, guidance_scale=2.5, encoding=encodings[0], clean=picture(1), keep=keep, start_step=1)
+    others = [item(seed, 2 + seed % 4, "euler" if seed % 2 else "ddpm", encoding=encodings[seed]) for seed in range(2, 6)]
+    others += [item(6, 3, encoding=encodings[6], guidance_scale=4.0), item(7, 3, encoding=encodings[7], clean=picture(7), start_step=2)]
+    alone = bits_of(sampler, wanted, [wanted])
+    for place in range(len(others) + 1):
+        assert bits_of(sampler, wanted, [*others[:place], wanted, *others[place:]]) == alone, place
+
+
+def test_encodings_and_guidance_do_what_they_say(conditional_unet: Any) -> None:
+    sampler = Sampler(conditional_unet, Objective().scheduler("ddim"), PROFILE)
+    one, other = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))
+
+    def made(encoding: torch.Tensor, scale: float) -> torch.Tensor:
+        ((_, sample),) = sampler.sample([item(0, 1, guidance_scale=scale, encoding=encoding)])
+        return sample
+
+    assert not torch.equal(made(one, 1.0), made(other, 1.0))
+    nothing = made(torch.zeros(8), 1.0)
+    assert torch.equal(made(one, 0.0), nothing)
+    assert torch.equal(made(other, 0.0), nothing)
+    # a single step of DDIM is linear in the answer, so guidance is a straight line through the two answers where nothing is clipped
+    scheduler = Objective().scheduler("ddim")
+    scheduler.register_to_config(clip_sample=False)
+    sampler = Sampler(conditional_unet, scheduler, PROFILE)
+    torch.testing.assert_close(made(one, 3.0), made(one, 0.0) + 3 * (made(one, 1.0) - made(one, 0.0)), atol=1e-5, rtol=1e-5)
+
+
+def test_guidance_works_in_batches_of_one(conditional_unet: Any) -> None:
+    encoding = torch.ones(8)
+    wanted = [item(seed, 3, guidance_scale=2.0, encoding=encoding) for seed in range(3)]
+    one = dict(Sampler(conditional_unet, Objective().scheduler("ddim"), ExecutionProfile(batch_size=1)).sample(wanted))
+    four = dict(Sampler(conditional_unet, Objective().scheduler("ddim"), PROFILE).sample(wanted))
+    for each in wanted:
+        torch.testing.assert_close(one[each], four[each], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 7])
 def test_an_image_does_not_depend_on_how_many_are_asked_for(sampler: Sampler, count: int) -> None:
-    requests = [ddim(seed, 3) for seed in range(count)]
-    made = list(sampler.sample(requests))
-    assert sorted(request.seed for request, _ in made) == list(range(count))
-    for request, image in made:
-        np.testing.assert_array_equal(image_of(sampler, request, [request]), image)
+    items = [item(seed, 2) for seed in range(count)]
+    made = list(sampler.sample(items))
+    assert {one for one, _ in made} == set(items)
+    first = dict(made)[items[0]].numpy().tobytes()
+    assert first == bits_of(sampler, items[0], [items[0]])
 
 
 def test_every_part_of_a_request_matters(sampler: Sampler) -> None:
-    images = {image.tobytes() for _, image in sampler.sample([ddim(0), ddim(1), ddim(0, 8), ddpm(0)])}
-    assert len(images) == 4
+    different = [item(0), item(1), item(0, 8), *(item(0, scheduler=name) for name in METHODS if not name.startswith("flow") and name not in ("ddim", "heun"))]
+    different += [item(0, eta=0.5), item(0, seamless=True), item(0, width=32), item(0, window=1), item(0, clean=picture(0), start_step=2)]
+    samples = {sample.numpy().tobytes() for _, sample in sampler.sample(different)}
+    assert len(samples) == len(different)
 
 
-def test_short_requests_leave_first_and_requests_are_taken_only_as_places_come_free(sampler: Sampler) -> None:
+def test_short_requests_leave_first_and_items_are_taken_only_as_places_come_free(sampler: Sampler) -> None:
     taken: list[int] = []
 
     def endless() -> Any:
         for seed in range(100):
             taken.append(seed)
-            yield ddim(seed, 2 if seed == 1 else 8)
+            yield item(seed, 2 if seed == 1 else 8)
 
     made = sampler.sample(endless())
-    assert next(made)[0].seed == 1
+    assert next(made)[0].request.seed == 1
     assert len(taken) == 4
 
 
-def test_no_request_no_image(sampler: Sampler) -> None:
+def test_no_item_no_image(sampler: Sampler) -> None:
     assert list(sampler.sample([])) == []
 
 
 @pytest.mark.parametrize("objective", [EPSILON, Objective()], ids=["epsilon-leading", "v-trailing"])
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
 def test_images_are_those_of_diffusers_pipeline(
-    make_unet: Callable[[int], Any], tiny_mel: MelConfig, name: SchedulerName, objective: Objective
+    make_unet: Callable[[int], Any], tiny_mel: MelConfig, name: SavedScheduler, objective: Objective
 ) -> None:
     reference = AudioDiffusionPipeline(
         vqvae=None, unet=make_unet(1).eval(), mel=OracleMel(**tiny_mel.model_dump()), scheduler=objective.scheduler(name)
     )
     reference.set_progress_bar_config(disable=True)
-    requests = [GenerateRequest(seed=seed, steps=steps, scheduler=name) for seed, steps in [(0, 10), (2**32 - 1, 4)]]
-    for request, image in Sampler(make_unet(1), objective.scheduler("ddpm"), PROFILE).sample(requests):
+    items = [item(seed, steps, name) for seed, steps in [(0, 5), (2**32 - 1, 4)]]
+    for one, sample in Sampler(make_unet(1), objective.scheduler("ddpm"), PROFILE).sample(items):
+        image = to_image(sample[0].numpy())
         (expected,), _ = reference(
-            steps=request.steps, generator=initial_noise(request.seed), step_generator=derived(request.seed, "step"), return_dict=False
+            steps=one.request.steps, generator=noise_stream(one.request.seed), step_generator=derived(one.request.seed, "step"), return_dict=False
         )
         assert image.std() > 10
         assert np.abs(np.asarray(expected).astype(int) - image).max() <= 1
 
 
+def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler) -> None:
+    """By diffusers' own scheduler and add_noise, from the same timestep on."""
+    steps, start = 10, 6
+    varied = item(4, steps, clean=picture(9), start_step=start)
+    scheduler = Objective().scheduler("ddim")
+    scheduler.set_timesteps(steps)
+    noise = initial_noise(4, (1, 16, 16))
+    sample = scheduler.add_noise(picture(9)[None], noise[None], scheduler.timesteps[start : start + 1])
+    for timestep in scheduler.timesteps[start:]:
+        (answer,) = sampler.network([Query(sample, float(timestep))])
+        sample = scheduler.step(answer, timestep, sample, return_dict=False)[0]
+    ((_, made),) = sampler.sample([varied])
+    torch.testing.assert_close(made, sample[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"])
+@pytest.mark.parametrize("start", [0, 2])
+def test_what_is_kept_is_the_clean_content_at_the_level_of_each_next_step(make_unet: Callable[[int], Any], name: SchedulerName, start: int) -> None:
+    """What the network sees in the kept region, at every call, is the content at that call's own level of noise; the result keeps it exactly."""
+    model_scheduler = FlowMatchEulerDiscreteScheduler() if name.startswith("flow") else EPSILON.scheduler("ddim")
+    unet = make_unet(2)
+    seen: list[tuple[torch.Tensor, float]] = []
+    hook = unet.register_forward_pre_hook(lambda _, given: seen.append((given[0][:1].clone(), float(given[1][0]))))
+    keep = torch.zeros((16, 16), dtype=torch.bool)
+    keep[:, 5:11] = True
+    clean, noise = picture(3), initial_noise(8, (1, 16, 16))
+    given = item(8, 5, name, clean=clean, keep=keep, start_step=start, noise=noise)
+    before = clean.clone(), noise.clone(), keep.clone()
+    ((_, made),) = Sampler(unet, model_scheduler, PROFILE).sample([given])
+    hook.remove()
+    assert torch.equal(made[:, keep], clean[:, keep])
+    assert not torch.equal(made[:, ~keep], clean[:, ~keep])
+    assert all(torch.equal(one, other) for one, other in zip(before, (clean, noise, keep), strict=True))
+    schedule = Schedule(model_scheduler, given.request)
+    assert len(seen) == schedule.calls - schedule.begin(start)
+    for sample, timestep in seen:
+        share = torch.tensor(timestep / 1_000) if name.startswith("flow") else (1 - model_scheduler.alphas_cumprod[int(timestep)]).sqrt()
+        signal = 1 - share if name.startswith("flow") else model_scheduler.alphas_cumprod[int(timestep)].sqrt()
+        torch.testing.assert_close(sample[0, 0][keep], (signal * clean + share * noise)[0][keep], atol=2e-4, rtol=1e-4)
+
+
+def test_kept_regions_of_any_batch_do_not_meet(sampler: Sampler) -> None:
+    keeps = [torch.rand((16, 16), generator=torch.Generator().manual_seed(seed)) < 0.5 for seed in range(7)]
+    items = [item(seed, 3, clean=picture(seed), keep=keep) for seed, keep in enumerate(keeps)]
+    for one, sample in sampler.sample(items):
+        assert one.keep is not None
+        assert one.clean is not None
+        assert torch.equal(sample[:, one.keep], one.clean[:, one.keep])
+
+
+def test_seamless_items_are_circular(sampler: Sampler) -> None:
+    """Rolled noise gives the rolled image where the network wraps in time, and does not where it does not."""
+    noise = initial_noise(0, (1, 16, 16))
+    for seamless in (True, False):
+        straight, rolled = (item(0, 2, seamless=seamless, noise=one) for one in (noise, noise.roll(4, dims=-1)))
+        made = dict(sampler.sample([straight, rolled]))
+        assert torch.allclose(made[straight].roll(4, dims=-1), made[rolled], atol=1e-4) == seamless
+
+
 def test_initial_noise_is_that_of_a_seeded_torch_generator() -> None:
     expected = torch.randn(5, generator=torch.Generator().manual_seed(7))
-    assert torch.equal(torch.randn(5, generator=initial_noise(7)), expected)
+    assert torch.equal(initial_noise(7, (5,)), expected)
     others = [torch.randn(5, generator=derived(seed, purpose)) for seed in (7, 8) for purpose in ("step", "phase")]
-    assert len({tuple(noise.tolist()) for noise in [expected, *others]}) == 5
+    others += [initial_noise(7, (5,), window) for window in (1, 2)]
+    assert len({tuple(noise.tolist()) for noise in [expected, *others]}) == 7
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.takes_generator])
+def test_all_noise_is_the_requests_own(make_unet: Callable[[int], Any], name: SchedulerName) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler() if name.startswith("flow") else EPSILON.scheduler("ddim")
+    sampler = Sampler(make_unet(0), scheduler, PROFILE)
+    wanted = item(5, 5, name, eta=1.0) if name == "ddim" else item(5, 5, name)
+    torch.manual_seed(1)
+    first = bits_of(sampler, wanted, [wanted])
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    assert bits_of(sampler, wanted, [wanted, item(6, 5, name)]) == first
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_more_steps_than_levels_are_refused(make_unet: Callable[[int], Any]) -> None:
     scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
     with pytest.raises(ValueError, match="steps 21: the model has 20 levels"):
-        list(Sampler(make_unet(0), scheduler, PROFILE).sample([ddim(0, 21)]))
+        list(Sampler(make_unet(0), scheduler, PROFILE).sample([item(0, 21)]))
 
 
-def test_a_step_count_that_leaves_noise_warns(sampler: Sampler) -> None:
-    for request in (ddim(0, 600), ddim(0, 7), ddpm(0, 600)):
-        with pytest.warns(UserWarning, match=f"steps {request.steps} with {request.scheduler}: a little noise is left"):
-            scheduler_for(sampler.scheduler, request)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for steps in (1, 10, 50, 100, 500, 1_000):
-            scheduler_for(sampler.scheduler, ddim(0, steps))
-
-
-def test_schedulers_are_not_shared(sampler: Sampler) -> None:
-    one, other = (scheduler_for(sampler.scheduler, ddim(0, 5)) for _ in range(2))
-    assert one is not other
-    assert one is not sampler.scheduler
+def test_a_start_beyond_the_steps_is_refused(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match="start_step 5: 5 steps are taken"):
+        list(sampler.sample([item(0, 5, clean=picture(0), start_step=5)]))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +264,15 @@ def test_schedulers_are_not_shared(sampler: Sampler) -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**32}, "seed"),
         ({"sede": 3}, "sede"),
-        ({"scheduler": "euler"}, "scheduler"),
+        ({"scheduler": "fast"}, "scheduler"),
         ({"steps": "many"}, "steps"),
+        ({"eta": -0.1}, "eta"),
+        ({"eta": 1.1}, "eta"),
+        ({"eta": float("nan")}, "eta"),
+        ({"guidance_scale": -1}, "guidance_scale"),
+        ({"guidance_scale": float("inf")}, "guidance_scale"),
+        ({"width": 0}, "width"),
+        ({"width": 16_385}, "width"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(values: dict[str, Any], named: str) -> None:
@@ -151,19 +282,21 @@ def test_a_request_that_cannot_be_is_refused(values: dict[str, Any], named: str)
 
 
 def test_request_defaults_and_limits() -> None:
-    assert GenerateRequest().model_dump() == {"steps": 50, "scheduler": "ddim", "seed": 0}
+    expected = {"steps": None, "scheduler": None, "eta": 0.0, "guidance_scale": 1.0, "width": None, "seamless": False, "seed": 0}
+    assert GenerateRequest().model_dump() == expected
     assert GenerateRequest(seed=2**32 - 1, steps=1_000).seed == 2**32 - 1
     request: Any = GenerateRequest()
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         request.seed = 3
+    resolved = GenerateRequest(seed=4).resolved(Objective().scheduler("ddpm"))
+    assert (resolved.seed, resolved.steps, resolved.scheduler) == (4, 50, "ddim")
 
 
 @pytest.mark.parametrize("sample_size", [16, [16, 16], (16, 16)])
 def test_all_forms_of_sample_size(make_unet: Callable[[int], Any], sample_size: Any) -> None:
     unet = make_unet(0)
     unet.register_to_config(sample_size=sample_size)
-    ((_, image),) = Sampler(unet, Objective().scheduler("ddim"), PROFILE).sample([ddim(0, 1)])
-    assert image.shape == (16, 16)
+    assert Sampler(unet, Objective().scheduler("ddim"), PROFILE).shape(16) == (1, 16, 16)
 
 
 def test_profile_sets_one_thread() -> None:
@@ -172,7 +305,35 @@ def test_profile_sets_one_thread() -> None:
     assert torch.get_num_threads() == PROFILE.threads == 1
 
 
-def test_bf16_is_close_to_fp32(make_unet: Callable[[int], Any], sampler: Sampler) -> None:
+def test_here_is_fp32_on_a_cpu_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ExecutionProfile.here() == ExecutionProfile(batch_size=4, precision="fp32", device="cpu")
+    assert ExecutionProfile.here("bf16", 9, compiled=True) == ExecutionProfile(batch_size=9, precision="bf16", compiled=True)
+    with pytest.raises(ValueError, match="precision fp16 is for GPUs"):
+        ExecutionProfile.here("fp16")
+
+
+def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(make_unet: Callable[[int], Any], sampler: Sampler) -> None:
+    unet = make_unet(0)
     profile = ExecutionProfile(batch_size=4, precision="bf16")
-    (coarse,) = dict(Sampler(make_unet(0), Objective().scheduler("ddim"), profile).sample([ddim(0)])).values()
-    assert np.abs(coarse.astype(int) - image_of(sampler, ddim(0), [ddim(0)])).mean() < 4
+    wanted = item(0)
+    coarse = image_of(Sampler(unet, Objective().scheduler("ddim"), profile), wanted)
+    assert {parameter.dtype for parameter in unet.parameters()} == {torch.float32}
+    difference = np.abs(coarse.astype(int) - image_of(sampler, wanted)).mean()
+    assert 0 < difference < 4
+
+
+def test_a_network_answers_in_the_order_of_the_queries(sampler: Sampler, make_unet: Callable[[int], Any]) -> None:
+    samples = [picture(seed)[None] for seed in range(3)]
+    answers = Network(make_unet(0), PROFILE)([Query(sample, 100.0 * place) for place, sample in enumerate(samples)])
+    for place, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
+        with torch.inference_mode():
+            expected = make_unet(0)(sample, 100 * place, return_dict=False)[0]
+        torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+    assert replace(item(0), width=32).pool == (32, False)
+
+
+def test_steps_warn_only_through_the_schedule(sampler: Sampler) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        list(sampler.sample([item(0, 5), item(0, 10, "euler")]))

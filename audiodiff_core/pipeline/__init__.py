@@ -1,0 +1,15 @@
+"""A trained model at work: requests, sources, masks and encodings in, loops out.
+
+    geometry.py       the sizes that a model works on
+    sources.py        audio and images to start from, and what of them is kept
+    interpolation.py  ways from one noise to another
+    windows.py        images longer than the network is asked for at once
+    pipeline.py       AudioDiffusionPipeline
+"""
+
+from audiodiff_core.pipeline.geometry import Geometry
+from audiodiff_core.pipeline.interpolation import chain, slerp
+from audiodiff_core.pipeline.pipeline import PEAK, AudioDiffusionPipeline, Loop, normalise
+from audiodiff_core.pipeline.sources import Audio, Source, Span
+
+__all__ = ["PEAK", "Audio", "AudioDiffusionPipeline", "Geometry", "Loop", "Source", "Span", "chain", "normalise", "slerp"]
