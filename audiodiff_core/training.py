@@ -7,7 +7,7 @@ sample, and after a restart. The gradient is that of the mean loss over all samp
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -21,17 +21,16 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core import seeds as streams
 from audiodiff_core.mel import Images, to_model
+from audiodiff_core.models import latent_factor
 from audiodiff_core.objectives import Objective, losses, weights
 from audiodiff_core.posteriors import drawn_latents, posterior_moments
+from audiodiff_core.weight_average import EMA_DECAY, WeightAverage
 
 RateSchedule = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 
 FINAL_LEARNING_RATE_FRACTION = 0.05
 MAX_GRADIENT_NORM = 1.0
-EMA_DECAY = 0.9999
-EMA_POWER = 0.75
-"""Of the average's warm-up: its decay is 0.97 after 100 steps, 0.994 after 1,000, 0.999 after 10,000."""
 
 Weights = dict[str, torch.Tensor]
 
@@ -41,13 +40,14 @@ class TrainBatch:
     """Samples by their numbers, counted from the start of training, as images or as latents made before.
 
     images: (batch, y_res, x_res) uint8, or None where `latents` are given. encodings: (batch, dim) float32, for a conditional network.
-    latents: (batch, 2, channels, height, width) float32, mean and standard deviation as `posteriors` has them.
+    latents: (batch, 2, channels, height, width) float32, mean and standard deviation as `posteriors` has them. drawn: what `with_draws` adds.
     """
 
     numbers: Sequence[int]
     images: Images | None
     encodings: npt.NDArray[np.float32] | None = None
     latents: npt.NDArray[np.float32] | None = None
+    drawn: "Draws | None" = None
 
 
 @dataclass(frozen=True)
@@ -79,29 +79,6 @@ def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[
             stream.standard_normal(out=latent_noise[row], dtype=np.float32)
     latent = None if latent_noise is None else torch.from_numpy(latent_noise)
     return Draws(torch.from_numpy(timesteps), torch.from_numpy(noise), torch.from_numpy(kept), latent)
-
-
-class WeightAverage:
-    """The exponential moving average of weights, in tensors of its own: the live weights are read, never written.
-
-    Its decay warms up, 1 - steps^-EMA_POWER up to `decay`, so that short runs average too (Crowson's schedule in k-diffusion). Sharded
-    weights are averaged shard by shard.
-    """
-
-    def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
-        self.weights = [parameter.detach().clone() for parameter in parameters]
-        self.decay = decay
-        self.steps = 0
-
-    def decay_at(self, step: int) -> float:
-        """How much of the average the step counted `step` (from 1) keeps: nothing of it at the first."""
-        return min(self.decay, 1.0 - float(step) ** -EMA_POWER)
-
-    @torch.no_grad()
-    def update(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Takes an optimizer step's weights in: average = decay * average + (1 - decay) * weights."""
-        self.steps += 1
-        torch._foreach_lerp_(self.weights, list(parameters), 1 - self.decay_at(self.steps))
 
 
 class TrainState:
@@ -164,8 +141,10 @@ class TrainState:
         return {name: _whole(tensor) for name, tensor in self.bare.state_dict().items()}
 
     def load_state_dict(self, weights: Weights) -> None:
+        held = self.bare.state_dict()
+        assert weights.keys() == held.keys(), "weights of another network"
         with torch.no_grad():
-            for name, tensor in self.bare.state_dict().items():
+            for name, tensor in held.items():
                 tensor.copy_(_like(weights[name], tensor))
 
     def ema_state_dict(self) -> Weights:
@@ -261,21 +240,34 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
     return loss, norm
 
 
+def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
+    """The batch with its draws, which a step makes where they are missing. They take a millisecond for 256x256 values on a CPU, for which a GPU
+    would wait: a loader's thread should make them ahead (numpy lets other threads run meanwhile).
+    """
+    if state.vae is None:
+        assert batch.images is not None
+        shape: tuple[int, ...] = (1, *batch.images.shape[1:])
+    elif batch.latents is not None:
+        shape = batch.latents.shape[2:]
+    else:
+        assert batch.images is not None
+        factor = latent_factor(state.vae)
+        shape = (state.vae.config.latent_channels, *(side // factor for side in batch.images.shape[1:]))
+    return replace(batch, drawn=draws(state.seed, batch.numbers, state.objective, shape, latents=state.vae is not None))
+
+
 def on_device(accelerator: Accelerator, state: TrainState, batch: TrainBatch, dropout: bool = True) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
     """What the network is trained on, on its device: clean images or latents (batch, channels, height, width), the draws, and the encodings
     (batch, dim), those dropped at zero; None for an unconditional network. Images travel as uint8.
     """
     device = accelerator.device
     assert state.conditional == (batch.encodings is not None), "a conditional network, and no other, takes encodings"
+    drawn = _moved(batch.drawn or with_draws(state, batch).drawn, device)
     if state.vae is None:
-        assert batch.images is not None
         clean = to_model(torch.from_numpy(batch.images).to(device).unsqueeze(1))
-        drawn = _moved(draws(state.seed, batch.numbers, state.objective, tuple(clean.shape[1:])), device)
     else:
-        moments = _moments(accelerator, state.vae, batch)
-        drawn = _moved(draws(state.seed, batch.numbers, state.objective, tuple(moments.shape[2:]), latents=True), device)
         assert drawn.latent_noise is not None
-        clean = drawn_latents(moments, drawn.latent_noise, state.vae.config.scaling_factor)
+        clean = drawn_latents(_moments(accelerator, state.vae, batch), drawn.latent_noise, state.vae.config.scaling_factor)
     encodings = None if batch.encodings is None else torch.from_numpy(batch.encodings).to(device)
     if encodings is not None and dropout:
         encodings = encodings * drawn.kept.unsqueeze(1)
@@ -290,7 +282,8 @@ def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Ten
         return posterior_moments(vae, batch.images)
 
 
-def _moved(drawn: Draws, device: torch.device) -> Draws:
+def _moved(drawn: Draws | None, device: torch.device) -> Draws:
+    assert drawn is not None
     latent_noise = None if drawn.latent_noise is None else drawn.latent_noise.to(device)
     return Draws(drawn.timesteps.to(device), drawn.noise.to(device), drawn.kept.to(device), latent_noise)
 

@@ -17,7 +17,8 @@ from torch.distributed.checkpoint import state_dict as distributed
 
 from audiodiff_core import seeds as streams
 from audiodiff_core.mel import to_model
-from audiodiff_core.training import EMA_DECAY, MAX_GRADIENT_NORM, TrainBatch, WeightAverage, Weights, make_optimizer
+from audiodiff_core.models import latent_factor
+from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, make_optimizer
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,
     VaeObjective,
@@ -27,6 +28,7 @@ from audiodiff_core.vae_objectives import (
     reconstruction_losses,
     spectral_losses,
 )
+from audiodiff_core.weight_average import EMA_DECAY, WeightAverage
 
 
 class Autoencoder(nn.Module):
@@ -193,7 +195,7 @@ def _on_device(accelerator: Accelerator, state: VaeTrainState, batch: TrainBatch
     """Images (batch, 1, y_res, x_res) in [-1, 1] and the noise of their latents' draws, each sample's from its own stream."""
     assert batch.images is not None
     images = to_model(torch.from_numpy(batch.images).to(accelerator.device).unsqueeze(1))
-    factor = 1 << (len(state.bare.config.block_out_channels) - 1)
+    factor = latent_factor(state.bare)
     shape = (state.bare.config.latent_channels, images.shape[2] // factor, images.shape[3] // factor)
     noise = np.empty((len(batch.numbers), *shape), np.float32)
     for row, number in enumerate(batch.numbers):

@@ -15,7 +15,8 @@ from audiodiff_core.mel import MelConfig, to_model
 from audiodiff_core.models import build_network, build_vae, objective_for
 from audiodiff_core.objectives import Objective, losses, weights
 from audiodiff_core.posteriors import posterior_moments
-from audiodiff_core.training import TrainBatch, TrainState, WeightAverage, draws, learning_rate, on_device, train_step
+from audiodiff_core.training import TrainBatch, TrainState, draws, learning_rate, on_device, train_step, with_draws
+from audiodiff_core.weight_average import WeightAverage
 
 Weights = dict[str, torch.Tensor]
 MakeState = Callable[..., TrainState]
@@ -344,7 +345,7 @@ def test_latents_made_before_train_as_those_made_on_the_way(accelerator: Acceler
         assert encodings is None
         assert drawn.latent_noise is not None
         torch.testing.assert_close(clean, 0.5 * torch.from_numpy(moments[:, 0] + moments[:, 1] * drawn.latent_noise.numpy()))
-        outcomes.append(train_step(accelerator, state, [batch], 1e-3))
+        outcomes.append(train_step(accelerator, state, [with_draws(state, batch) if made_before else batch], 1e-3))
         assert not any(parameter.requires_grad for parameter in vae.parameters())
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
 
@@ -381,3 +382,13 @@ def test_a_flow_trains(accelerator: Accelerator, make_unet: Callable[[int], Any]
 def test_schedules_end_where_they_say() -> None:
     assert [learning_rate(1e-3, 100, 4, at, "linear") for at in (0.0, 0.5, 1.0)] == pytest.approx([1e-3, 0.525e-3, 0.05e-3])
     assert [learning_rate(1e-3, step, 4, 1.0, "constant") for step in (0, 1, 100)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3])
+
+
+@pytest.mark.soak
+def test_a_compiled_network_trains_the_same(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+    ends = []
+    for compiled in (False, True):
+        state = TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, compiled=compiled)
+        ends.append((train_step(accelerator, state, [batch_of(range(4)), batch_of(range(4, 8))], 1e-3), state.state_dict().keys()))
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-3)
+    assert ends[1][1] == ends[0][1]
