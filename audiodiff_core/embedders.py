@@ -1,7 +1,7 @@
 """What stands for an item when sets of items are compared: an embedder, by name.
 
-    logmel-stats          statistics of the mel image itself (`metrics.logmel_stats`): no weights, so the same numbers everywhere
-    any encoder's name    an encoder (`encoder.load_encoder`), which listens to the item's samples
+    logmel-stats   statistics of the mel image itself (`metrics.logmel_stats`): no weights, so the same numbers everywhere
+    audio-encoder:SOURCE, clap:SOURCE, or a SOURCE alone: an encoder (`encoder.load_encoder`), which listens to the item's samples
 
 An item is a slice of audio, cut and analysed by one mel configuration, whichever embedder is used, so that items are alike on both sides.
 """
@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import soxr
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.encoder import Encoder, load_encoder
 from audiodiff_core.mel import Images, Mel
 from audiodiff_core.metrics import EMBEDDER, Features, logmel_stats
 from audiodiff_core.slices import Slicing, pieces
@@ -37,6 +39,23 @@ class Embedder(Protocol):
     def __call__(self, items: Sequence[Item]) -> Features:
         """(n, d) for n items, at least one."""
         ...
+
+
+class EncoderEmbedder:
+    """An encoder as embedder; items are brought to its sample rate."""
+
+    listens = True
+
+    def __init__(self, encoder: Encoder, sample_rate: int) -> None:
+        self._encoder, self._sample_rate = encoder, sample_rate
+        self.name, self.digest = encoder.name, encoder.digest
+
+    def __call__(self, items: Sequence[Item]) -> Features:
+        audios = []
+        for item in items:
+            assert item.samples is not None, "who listens is given audio"
+            audios.append(soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ").astype(np.float32, copy=False))
+        return self._encoder.encode(audios, self._encoder.sample_rate).astype(np.float64)
 
 
 class LogmelStats:
@@ -63,6 +82,6 @@ def heard(samples: Samples, mel: Mel) -> tuple[Item, float]:
     return Item(images[0], samples), float(references_db[0])
 
 
-def load_embedder(name: str) -> Embedder:
-    """The embedder of that name; raises ValueError where there is none, or where its weights cannot be had."""
-    return LogmelStats()
+def load_embedder(name: str, sample_rate: int, device: str = "cpu") -> Embedder:
+    """The embedder of that name, for items at `sample_rate` Hz; raises ValueError where there is none, or where its weights cannot be had."""
+    return LogmelStats() if name == EMBEDDER else EncoderEmbedder(load_encoder(name, device), sample_rate)

@@ -142,10 +142,12 @@ def _standard_errors(reference: Items, candidate: Items, generator: np.random.Ge
     """
     numbers = reference.numbers if len(set(reference.tracks)) > 1 else np.arange(len(reference))
     of_reference, of_candidate = resampled(numbers, generator), resampled(np.arange(len(candidate)), generator)
-    frechet = [
-        frechet_distance(FeatureStatistics.of(candidate.features, mine), FeatureStatistics.of(reference.features, theirs))
-        for mine, theirs in zip(of_candidate.T, of_reference.T, strict=True)
-    ]
+    frechet = np.array(
+        [
+            frechet_distance(FeatureStatistics.of(candidate.features, mine), FeatureStatistics.of(reference.features, theirs))
+            for mine, theirs in zip(of_candidate.T, of_reference.T, strict=True)
+        ]
+    )
     density, coverage = density_coverages(reference.features, candidate.features, of_candidate)
     kernel = kernel_distances(candidate.features, reference.features, of_candidate, of_reference)
     values = {"frechet": frechet, "kernel": kernel, "density": density, "coverage": coverage}

@@ -55,6 +55,17 @@ def require_resources(workers: int, gpus_each: int = 0, option: str = "num_worke
             raise ValueError(f"{option} {workers} needs {needed} {kind}s, the cluster has {available}: use at most {available // max(1, needed // workers)}")
 
 
+def workers_for(asked: int | None) -> tuple[int, int]:
+    """How many workers, and how many GPUs each takes: as many as are asked for, else one a GPU or, without GPUs, one a CPU.
+
+    Raises ValueError where the cluster has not that many.
+    """
+    gpu = int(gpus() > 0)
+    workers = asked or (gpus() if gpu else cpus())
+    require_resources(workers, gpus_each=gpu)
+    return workers, gpu
+
+
 def cpus() -> int:
     """CPUs that the cluster has or can grow to, at least 1."""
     return max(1, _most("CPU"))
@@ -88,6 +99,17 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
     if inside_submitted_job() and not Path(uri).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
     return str(Path(uri).absolute())
+
+
+def usable_encoder(name: str) -> str:
+    """An encoder's name, as `load_encoder` takes it, as every process of the job can use it: a local folder's made absolute."""
+    source = encoder_source(name)
+    return name.removesuffix(source) + usable_path("encoder", source, hub_id=True)
+
+
+def encoder_source(name: str) -> str:
+    """The folder or Hub id in an encoder's name, which may begin with its kind."""
+    return name.removeprefix("audio-encoder:").removeprefix("clap:")
 
 
 def holds_secret(uri: str) -> bool:

@@ -10,21 +10,31 @@ prepared from (input_dir) or, where they are absolute, where they say. Workers a
 """
 
 import time
+from collections.abc import Iterator
 from typing import Any, Self
 
+import pyarrow.parquet as pq
 import pydantic
 
 from audiodiff_core.checkpoint import load_vae
+from audiodiff_core.encoder import load_encoder
 from audiodiff_core.moments import latent_shape, network_digest
-from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
+from audiodiff_platform import commits, in_hand
+from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker
+from audiodiff_platform.inputs import Inputs, Source
+from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
 from audiodiff_platform.latents_worker import LatentsWorker
+from audiodiff_platform.plan import append_plan, cut, new_sources, shard_seconds, sizes
+from audiodiff_platform.progress import Progress
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
 
+REASONS_SHOWN = 10
+SHARD_SECONDS_AT_LEAST = 300  # of audio
 LATENT_BATCH_SIZE = 8  # images at once, part of what fixes the bytes
 BYTES_PER_LATENT_VALUE = 8  # mean and log variance
 
@@ -37,7 +47,7 @@ class EncodeOptions(Options):
         None, description="audio to embed, as prepare takes it: a folder or a list; beside dataset_name: what that was prepared from"
     )
     output_dir: str = pydantic.Field(description="folder for the embeddings or latents: a path, s3:// or gs://")
-    encoder: str | None = pydantic.Field(None, description="what makes embeddings: a path or Hugging Face id of an AudioEncoder, or clap:NAME")
+    encoder: str | None = pydantic.Field(None, description="what makes embeddings: folder or Hugging Face id of an AudioEncoder or a CLAP")
     latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
     vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
@@ -57,8 +67,94 @@ def encode(options: EncodeOptions) -> dict[str, Any]:
     began = time.monotonic()
     stated = {name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))}
     options = options.model_copy(update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in stated.items()})
-    summary = encode_latents(options)
+    summary = encode_latents(options) if options.latents else embed(options)
     return {"verb": "encode", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+
+
+def embed(options: EncodeOptions) -> dict[str, Any]:
+    """Embeddings of the audio files of a folder, or of those that a mel dataset was made of."""
+    assert options.encoder is not None
+    name = usable_encoder(options.encoder)
+    encoder, output = load_encoder(name), Folder(options.output_dir)
+    settings = {"format_version": FORMAT_VERSION, "encoder": encoder.name, "encoder_digest": encoder.digest, "dim": encoder.dim}
+    commits.require_same(output, SETTINGS, settings)
+    tracks = _tracks(options.dataset_name) if options.dataset_name else None
+    inputs = Inputs(options.input_dir or str(options.dataset_name))
+    planned, new = new_sources(output, _sources(options, inputs, tracks))
+    if not planned and not new:
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
+    done = commits.committed(output)
+    if new or planned.keys() - done.keys():
+        seconds = sum(source.seconds for source in new)
+        say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
+        with connected():
+            workers, gpu = workers_for(options.num_workers)
+            if new:
+                require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
+            require_shared("encoder", encoder_source(name), "config.json")
+            commits.claim(output, SETTINGS, settings)
+            require_shared("output_dir", options.output_dir, SETTINGS)
+            assigned = cut(new, shard_seconds(new, SHARD_SECONDS_AT_LEAST), first=len(planned))
+            append_plan(output, assigned, {})
+            planned.update(sizes(assigned))
+            commits.begin(output)
+            pending = {shard: size for shard, size in planned.items() if shard not in done}
+            progress = Progress("embeddings", pending)
+            arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
+            for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
+                progress.finished(counts)
+    return _finish_embeddings(options, output, settings, tracks)
+
+
+def _tracks(dataset_name: str) -> set[str]:
+    """The names of the files that a mel dataset was made of, held-out ones too."""
+    dataset = MelDataset(dataset_name)
+    names: set[str] = set()
+    for part in dataset.folder.names("data/*.parquet"):
+        with dataset.folder.filesystem.open(dataset.folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(columns=["audio_file"]):
+                names.update(batch.column(0).to_pylist())
+    return names
+
+
+def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
+    """What is to be embedded; raises ValueError where a dataset's files are not to be found."""
+    if tracks is None:
+        yield from inputs.sources()
+        return
+    if options.input_dir is None:
+        relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
+        if relative is not None:
+            raise ValueError(f"dataset_name {options.dataset_name} holds no audio and names it relative to a folder ({relative}): name that as input_dir")
+        yield from inputs.named(sorted(tracks))
+        return
+    left = set(tracks)
+    for source in inputs.sources():
+        if source.is_container and (members := {track for track in left if track.startswith(f"{source.uri}/")}):
+            left -= members
+            yield source
+        elif source.uri in tracks:
+            left.discard(source.uri)
+            yield source
+    if left:
+        of = f"{len(left):,} of the {len(tracks):,} files of dataset_name {options.dataset_name}"
+        raise ValueError(f"input_dir {options.input_dir}: lacks {of}, such as {min(left)}")
+
+
+def _finish_embeddings(options: EncodeOptions, output: Folder, settings: dict[str, Any], tracks: set[str] | None) -> dict[str, Any]:
+    """Checks the whole, then writes `_SUCCESS`."""
+    records = commits.committed(output)
+    failures = [failure for _, record in sorted(records.items()) for failure in record["failures"]]
+    for failure in failures[:REASONS_SHOWN]:
+        say(f"unusable: {failure['audio_file']}: {failure['reason']}")
+    made = sum(record["rows"] for record in records.values())
+    if len(failures) > options.max_bad_fraction * (made + len(failures)) or not made:
+        raise JobError(f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})")
+    if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
+        raise JobError(f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}")
+    summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": finish(output, settings, records)}
+    commits.succeed(output, summary)
+    return summary
 
 
 def encode_latents(options: EncodeOptions) -> dict[str, Any]:
@@ -106,16 +202,9 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     return summary
 
 
-def workers_for(asked: int | None) -> tuple[int, int]:
-    """How many workers, and how many GPUs each takes: as many as are asked for, else one a GPU or, without GPUs, one a CPU."""
-    gpu = int(gpus() > 0)
-    workers = asked or (gpus() if gpu else cpus())
-    require_resources(workers, gpus_each=gpu)
-    return workers, gpu
-
-
 def finish(output: Folder, settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
     """Removes what belongs to no commit; gives the digest of the content."""
+    output.remove(in_hand.FOLDER)
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     for name in output.names("data/*"):
         if name not in parts:

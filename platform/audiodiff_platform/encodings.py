@@ -162,8 +162,9 @@ def _encoder(stated: pa.Schema) -> tuple[str | None, str | None]:
 
 
 def _is_list_of_floats(kind: pa.DataType | None) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) if kind is not None else False
-    return is_list and pa.types.is_floating(kind.value_type)
+    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        return False
+    return bool(pa.types.is_floating(kind.value_type))
 
 
 def _is_text(kind: pa.DataType | None) -> bool:

@@ -14,12 +14,12 @@ import numpy as np
 import pydantic
 
 from audiodiff_core.checkpoint import load_model, record_metrics
-from audiodiff_core.embedders import Embedder, load_embedder
+from audiodiff_core.embedders import load_embedder
 from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
+from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
 from audiodiff_platform.imported import given_mel
@@ -59,7 +59,6 @@ class Side:
 
     portions: list[Portion]
     mel: MelConfig | None = None
-    digest: str | None = None
     features: list[Features] = field(default_factory=list)
     tracks: list[str] = field(default_factory=list)
     round_trips: list[Features] = field(default_factory=list)
@@ -77,17 +76,22 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Runs the job; gives all figures."""
     began = time.monotonic()
     names = [name for name in (REFERENCE, CANDIDATE, HELD_OUT, "model", "output_dir") if getattr(options, name)]
-    options = options.model_copy(update={name: usable_path(name, getattr(options, name)) for name in names})
+    places = {name: usable_path(name, getattr(options, name)) for name in names}
+    if options.embedder != EMBEDDER:
+        places["embedder"] = usable_encoder(options.embedder)
+    options = options.model_copy(update=places)
     model = load_model(options.model) if options.model else None
     if model is not None and model.record is None:
         raise ValueError(f"model {options.model}: has no record to write figures into: convert it first")
-    embedder = load_embedder(options.embedder)
-    sides = _sides(options, embedder)
+    sides = _sides(options)
     mel = _agreed_mel(options, sides, model.mel if model else None)
+    embedder = load_embedder(options.embedder, mel.sample_rate)
+    for name, side in sides.items():
+        if embedder.listens and side.mel is not None:
+            uri = getattr(options, name) or options.reference
+            raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
     with connected():
-        gpu = int(gpus() > 0)
-        workers = options.num_workers or (gpus() if gpu else cpus())
-        require_resources(workers, gpus_each=gpu)
+        workers, gpu = workers_for(options.num_workers)
         _require_shared(options)
         portions = [portion for side in sides.values() for portion in side.portions]
         found = list(_embedded(portions, (options.embedder, embedder.digest, mel), workers, gpu))
@@ -98,22 +102,18 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
-        named = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
-        places = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
-        Folder(options.output_dir).write_json(REPORT, {**summary, **places, "closest": named})
+        named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
+        compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
+        Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
     if options.model:
         record_metrics(options.model, {f"{options.embedder} {name}": value for name, value in figures.items()})
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
 
 
-def _sides(options: EvaluateOptions, embedder: Embedder) -> dict[str, Side]:
+def _sides(options: EvaluateOptions) -> dict[str, Side]:
     sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE, HELD_OUT) if (uri := getattr(options, name))}
     if HELD_OUT not in sides and sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION)).portions:
         sides[HELD_OUT] = replace(held_out, portions=[replace(portion, side=HELD_OUT) for portion in held_out.portions])
-    for name, side in sides.items():
-        if embedder.listens and side.mel is not None:
-            uri = getattr(options, name) or options.reference
-            raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
     portions = sides[REFERENCE].portions
     each, more = divmod(options.round_trips, len(portions))
     sides[REFERENCE].portions = [replace(portion, round_trips=each + (place < more)) for place, portion in enumerate(portions)]
@@ -173,6 +173,8 @@ def _agreed_mel(options: EvaluateOptions, sides: dict[str, Side], of_model: MelC
 
 
 def _require_shared(options: EvaluateOptions) -> None:
+    if options.embedder != EMBEDDER:
+        require_shared("embedder", encoder_source(options.embedder), "config.json")
     for name in (REFERENCE, CANDIDATE, HELD_OUT):
         if uri := getattr(options, name):
             require_shared(name, uri, commits.SUCCESS if Folder(uri).exists(commits.SUCCESS) else "")

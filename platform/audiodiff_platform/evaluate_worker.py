@@ -52,9 +52,10 @@ class EvaluateWorker:
     """Embeds portions with one loaded embedder; lives in an actor."""
 
     def __init__(self, portions: list[Portion], embedder: str, embedder_digest: str, mel: MelConfig) -> None:
-        ExecutionProfile.here().prepare_process()
+        profile = ExecutionProfile.here()
+        profile.prepare_process()
         self.portions, self.mel = portions, Mel(mel)
-        self.embedder = load_embedder(embedder)
+        self.embedder = load_embedder(embedder, mel.sample_rate, profile.device)
         if self.embedder.digest != embedder_digest:
             raise ValueError(f"embedder {embedder} has changed since the job began: digest {self.embedder.digest}, it was {embedder_digest}")
 

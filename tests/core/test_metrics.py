@@ -192,7 +192,7 @@ def test_density_and_coverage_at_the_edges() -> None:
     reference = generator.normal(size=(20, 4))
     assert density_coverage(reference, reference)[1] == 1
     assert density_coverage(reference, reference + 100) == (0, 0)
-    assert density_coverage(np.zeros((10, 4)), np.zeros((3, 4))) == (pytest.approx(10 / 5), 1)
+    assert density_coverage(np.zeros((10, 4)), np.zeros((3, 4))) == pytest.approx((10 / 5, 1))
     with pytest.raises(ValueError, match="5 reference and 20 candidate items"):
         density_coverage(reference[:5], reference)
 

@@ -13,17 +13,25 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from ray import cloudpickle
+from safetensors.torch import save_file
 
+from audiodiff_core.audio import Samples, decode
 from audiodiff_core.checkpoint import load_vae, save_vae
+from audiodiff_core.encoder import AudioEncoder, load_encoder
 from audiodiff_core.mel import to_model
 from audiodiff_core.moments import latent_moments, network_digest
 from audiodiff_platform import commits
 from audiodiff_platform import encode as encode_module
 from audiodiff_platform.dataset import VALIDATION, MelDataset
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker
 from audiodiff_platform.encode import EncodeOptions, encode
+from audiodiff_platform.encodings import read_encodings
+from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.latents_worker import LatentsWorker
 from audiodiff_platform.prepare import PrepareOptions, prepare
+
+FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
@@ -118,7 +126,7 @@ class Mortal(LatentsWorker):
                 os.kill(os.getpid(), signal.SIGKILL)
             committing(*arguments)
 
-        commits.commit = commit
+        commits.commit = commit  # type: ignore[assignment]
         try:
             return super().shard(shard)
         finally:
@@ -157,6 +165,92 @@ def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_o
     save_vae(tmp_path / "other", network)
     with pytest.raises(ValueError, match=r"vae_digest '\w+' there, '\w+' asked for"):
         encode(_asked(held_out, tmp_path / "other", latents))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an AudioEncoder with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(AudioEncoder().state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embeddings(local_ray: None, few_loops: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embeddings") / "embeddings"
+    encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(folder), num_workers=2))
+    return folder
+
+
+def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(embeddings: Path, dataset: Path, few_loops: Path, encoder: Path) -> None:
+    found, network = read_encodings(str(embeddings)), load_encoder(encoder)
+    assert (found.name, found.digest, found.dim, len(found)) == (network.name, network.digest, 100, 4)
+    names = MelDataset(str(dataset)).column("audio_file")
+    vectors = found.vectors_for(names)
+    for name in set(names):
+        expected = network.encode([decode(few_loops / name, network.sample_rate)], network.sample_rate)[0]
+        np.testing.assert_allclose(vectors[names.index(name)], expected, atol=1e-6)
+    assert len(np.unique(vectors, axis=0)) == 4
+
+
+def test_embeddings_of_a_datasets_files(dataset: Path, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path) -> None:
+    options = {"dataset_name": str(dataset), "encoder": str(encoder), "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    with pytest.raises(ValueError, match=r"names it relative to a folder \(bass_hit_c.flac\): name that as input_dir"):
+        encode(EncodeOptions(**options))
+    with pytest.raises(ValueError, match=r"lacks 1 of the 4 files of dataset_name .* such as sub/ambi_piano.flac"):
+        encode(EncodeOptions(**options, input_dir=str(loops)))
+    assert not (tmp_path / "out").exists()
+    more = tmp_path / "more"
+    shutil.copytree(few_loops, more)
+    shutil.copy(loops / "bass_drop_c.flac", more)
+    assert encode(EncodeOptions(**options, input_dir=str(more)))["embeddings"] == 4
+
+
+def test_files_named_absolutely_are_found_again(local_ray: None, few_loops: Path, encoder: Path, embeddings: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"{few_loops / name}\n" for name in ("loop_mika.flac", "bass_hit_c.flac")))
+    prepare(PrepareOptions(input_dir=str(listing), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1))
+    encode(EncodeOptions(dataset_name=str(tmp_path / "mel"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    found = read_encodings(str(tmp_path / "out"))
+    np.testing.assert_array_equal(found.vectors_for([str(few_loops / "loop_mika.flac")]), read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]))
+
+
+def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_loops, tmp_path / "audio")
+    (tmp_path / "audio" / "broken.wav").write_bytes(b"RIFF")
+    options = {"input_dir": str(tmp_path / "audio"), "encoder": f"audio-encoder:{encoder}", "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    summary = encode(EncodeOptions(**options))
+    assert (summary["embeddings"], summary["unusable"]) == (4, 1)
+    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
+    with pytest.raises(JobError, match=r"1 of 5 files cannot be used \(max_bad_fraction 0.1\)"):
+        encode(EncodeOptions(**options, max_bad_fraction=0.1))
+
+
+class Deadly(EmbeddingsWorker):
+    """Ends itself, as by a fault of a decoder, at a certain file."""
+
+    def _embedded(self, local: Path) -> Samples:
+        if local.name == "loop_mika.flac":
+            with (Path(self.output.path("deaths"))).open("a") as deaths:
+                deaths.write(".")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._embedded(local)
+
+
+def test_a_file_that_ends_its_workers_is_given_up(
+    embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encode_module, "EmbeddingsWorker", Deadly)
+    summary = encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    assert (summary["embeddings"], summary["unusable"]) == (3, 1)
+    assert "unusable: loop_mika.flac: ended 2 workers that read it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "deaths").read_text() == ".."
+    rest = [name for name in FILES if name != "loop_mika.flac"]
+    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
+    assert not (tmp_path / "out" / "_in_hand").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from audiodiff_core.audio import encode
+from audiodiff_core.audio import Samples, encode
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
-from audiodiff_core.embedders import items_of
+from audiodiff_core.embedders import Item, items_of
+from audiodiff_core.encoder import AudioEncoder
 from audiodiff_core.evaluation import Items, compare
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
@@ -28,7 +31,12 @@ def found(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFacto
     return {**evaluate(EvaluateOptions(**options)), "report": json.loads((report / "report.json").read_text())}
 
 
-def _heard(folder: Path, mel: Mel) -> dict[str, list[Any]]:
+def _samples(item: Item) -> Samples:
+    assert item.samples is not None
+    return item.samples
+
+
+def _heard(folder: Path, mel: Mel) -> dict[str, list[Item]]:
     return {file.relative_to(folder).as_posix(): list(items_of(file, mel)) for file in folder.rglob("*.flac")}
 
 
@@ -100,6 +108,26 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
     figures = evaluate(EvaluateOptions(**options))
     assert figures["n_held_out"] > 0
     assert figures["nearer_share"] == 1
+
+
+def test_an_encoder_as_embedder(local_ray: None, dataset: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AudioEncoder()
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(network.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
+    name = f"audio-encoder:{tmp_path}"
+    options = {"embedder": name, "mel_config": str(dataset / "mel_config.json"), "round_trips": 2, "num_workers": 2}
+    figures = evaluate(EvaluateOptions(reference=str(few_loops), candidate=str(loops / "loop_tabla.flac"), **options))
+    mel = Mel(MelDataset(str(dataset)).mel)
+    real = [_samples(item) for items in _heard(few_loops, mel).values() for item in items]
+    tabla = [_samples(item) for item in items_of(loops / "loop_tabla.flac", mel)]
+    one, other = (FeatureStatistics.of(network.encode(samples, 22_050).astype(np.float64)) for samples in (tabla, real))
+    assert figures["frechet"] == pytest.approx(frechet_distance(one, other), rel=1e-4)
+    assert (figures["n_candidate"], figures["n_reference"]) == (len(tabla), len(real))
+    assert (figures["n_features"], figures["embedder"], figures["embedder_digest"]) == (100, name, network.digest)
+    assert figures["n_round_trip"] == 2
+    with pytest.raises(ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"):
+        evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), embedder=name, num_workers=1))
 
 
 def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, model: Path, tmp_path: Path) -> None:
