@@ -125,6 +125,9 @@ class VaeLearner:
     def counts(self) -> VaeTrainState:
         return self.state
 
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        return batch
+
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options
         rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)

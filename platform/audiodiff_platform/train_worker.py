@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-from audiodiff_core.training import TrainBatch, TrainState, learning_rate, sharding, train_step
+from audiodiff_core.training import TrainBatch, TrainState, learning_rate, sharding, train_step, with_draws
 from audiodiff_platform.starting_point import StartingPoint, starting_point
 from audiodiff_platform.train_options import RunOptions, TrainOptions
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
@@ -78,6 +78,9 @@ class DiffusionLearner:
     @property
     def counts(self) -> TrainState:
         return self.state
+
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        return with_draws(self.state, batch)
 
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +57,9 @@ class Learner(Protocol):
     def counts(self) -> Counts:
         """Counted on by the loop."""
 
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with what can be made of it before its step; called by the thread that reads ahead."""
+
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         """One optimizer step on this worker's share at `progress` in [0, 1] -> what is logged: at least `loss`."""
 
@@ -74,13 +78,30 @@ def learn(options: RunOptions, accelerator: Accelerator, learner: Learner, order
     return _Loop(options, accelerator, learner, order, validates).run()
 
 
-def read_ahead(order: DataOrder, first: int, batch_size: int, rank: int, world: int) -> Generator[TrainBatch, None, None]:
-    """This worker's share of each batch from sample `first` on, without end; a thread reads the next ones meanwhile."""
+@dataclass(frozen=True)
+class Share:
+    """Which samples of each batch are a worker's: every `world`-th, from `rank` on."""
+
+    batch_size: int
+    rank: int
+    world: int
+
+    def numbers(self, first: int) -> list[int]:
+        """Of the batch that begins with sample `first`."""
+        return [number for number in range(first, first + self.batch_size) if number % self.world == self.rank]
+
+
+def read_ahead(order: DataOrder, first: int, share: Share, ready: Callable[[TrainBatch], TrainBatch]) -> Generator[TrainBatch, None, None]:
+    """A worker's share of each batch from sample `first` on, made `ready`, without end; a thread reads the next ones meanwhile."""
+
+    def read(start: int) -> TrainBatch:
+        return ready(order.batch(share.numbers(start)))
+
     with ThreadPoolExecutor(1, "reads-ahead") as reader:
         ahead: deque[Future[TrainBatch]] = deque()
         try:
-            for start in itertools.count(first, batch_size):
-                ahead.append(reader.submit(order.batch, [number for number in range(start, start + batch_size) if number % world == rank]))
+            for start in itertools.count(first, share.batch_size):
+                ahead.append(reader.submit(read, start))
                 if len(ahead) > BATCHES_READ_AHEAD:
                     yield ahead.popleft().result()
         finally:
@@ -105,7 +126,8 @@ class _Loop:
         steps_at_most = options.steps_at_most(self.order.dataset.rows)
         seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
         began_at: float | None = None
-        batches = read_ahead(self.order, counts.samples, options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
+        share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
+        batches = read_ahead(self.order, counts.samples, share, learner.ready)
         with closing(batches), closing(self.log):
             while True:
                 due = self._agree()

@@ -27,7 +27,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SCHEMA, VALIDATION, MelDataset, data_file
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_loop import read_ahead
+from audiodiff_platform.training_loop import Share, read_ahead
 
 SHARD_ROWS, GROUP_ROWS = 1_000, 125
 BATCH_SIZE = 16
@@ -68,7 +68,7 @@ def read(folder: Path, batches: int) -> dict[str, float]:
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     dataset = MelDataset(str(folder))
-    stream = read_ahead(DataOrder(dataset, seed=0), 0, BATCH_SIZE, rank=0, world=1)
+    stream = read_ahead(DataOrder(dataset, seed=0), 0, Share(BATCH_SIZE, rank=0, world=1), lambda batch: batch)
     next(stream)
     opened = time.perf_counter() - began
     began = time.perf_counter()
