@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.moments import network_digest
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.encodings import encoded_table
@@ -66,6 +67,8 @@ def test_latents_made_before_train_as_those_made_meanwhile(vae: Path, dataset: P
     assert losses["meanwhile"] == pytest.approx(losses["before"], rel=1e-4)
     model = load_model(runs["before"] / "model")
     assert network_digest(model.vae) == network_digest(load_vae(vae / "model"))
+    (loop,) = model.pipeline(ExecutionProfile(batch_size=1)).generate([GenerateRequest(seed=0, steps=2)])
+    assert loop.image.shape == (32, 32)
 
 
 def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: Path, tmp_path: Path) -> None:
@@ -73,8 +76,15 @@ def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: P
     vectors = np.random.default_rng(0).standard_normal((len(names), 8)).astype(np.float32)
     (tmp_path / "encodings.parquet").write_bytes(encoded_table(names, vectors, "test", "0"))
     options = {**COMMON, "preset": "tiny-conditional", "encodings": str(tmp_path / "encodings.parquet"), "max_train_steps": 20}
+    options |= {"report_to": ("tensorboard",), "preview_count": 1}
     train(TrainOptions(dataset_name=str(dataset), output_dir=str(tmp_path / "run"), **options))
     first, second = _lines(tmp_path / "run")
     assert second["loss"] < first["loss"]
     model = load_model(tmp_path / "run" / "model")
     assert model.unet.config.cross_attention_dim == 8
+    assert list((tmp_path / "run" / "tensorboard" / "validation").iterdir())
+    requests = [GenerateRequest(seed=0, steps=2, guidance_scale=scale) for scale in (1.0, 3.0)]
+    plain, guided = (
+        next(iter(model.pipeline(ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image for request in requests
+    )
+    assert not np.array_equal(plain, guided)
