@@ -66,6 +66,13 @@ class Driver:
     def begin(self) -> None:
         self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True)
 
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.kill()
+        self.log.close()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

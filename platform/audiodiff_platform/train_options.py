@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from audiodiff_core.models import PRESETS, PresetName, objective_for
-from audiodiff_core.objectives import BetaSchedule, Objective, PredictionType, SavedScheduler
-from audiodiff_core.training import EMA_DECAY, MAX_GRADIENT_NORM, OptimizerName, RateSchedule
+from audiodiff_core.objectives import BetaSchedule, Objective, SavedScheduler
+from audiodiff_core.schedulers import PredictionType
+from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
+from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.run_log import TrackerName

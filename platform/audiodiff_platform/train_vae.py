@@ -22,9 +22,10 @@ from audiodiff_core.checkpoint import RECORD, ModelRecord, save_vae
 from audiodiff_core.mel import Images
 from audiodiff_core.models import VAE_PRESETS, VaePresetName, build_vae, parameter_count
 from audiodiff_core.posteriors import set_scaling_factor
-from audiodiff_core.training import EMA_DECAY, RateSchedule, TrainBatch, learning_rate
+from audiodiff_core.training import RateSchedule, TrainBatch, learning_rate
 from audiodiff_core.vae_objectives import VaeObjective
 from audiodiff_core.vae_training import VaeTrainState, train_vae_step
+from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.data_order import DataOrder, spread_places
 from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages

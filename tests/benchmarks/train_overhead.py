@@ -22,7 +22,8 @@ import torch
 
 from audiodiff_core.mel import to_model
 from audiodiff_core.objectives import losses
-from audiodiff_core.training import TrainBatch, TrainState, WeightAverage
+from audiodiff_core.training import TrainBatch, TrainState
+from audiodiff_core.weight_average import WeightAverage
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 from audiodiff_platform.ray_training import run_workers
 from audiodiff_platform.starting_point import starting_point

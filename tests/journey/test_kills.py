@@ -45,22 +45,22 @@ def _data(folder: Path) -> dict[str, str]:
 def _run_with_kills(cluster: SimulatedCluster, flags: dict[str, Any], kinds: list[str], chance: random.Random, folder: Path) -> dict[str, Any]:
     """The summary of the job's last run, which `kinds` of kills went before, each at a random moment after some new work was committed."""
     out = Path(flags["output_dir"])
-    driver = Driver(cluster, "prepare", flags, folder / "log")
-    for kind in kinds:
-        assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
-            driver.process.wait(chance.uniform(0, 1))
-        match kind:
-            case "worker":
-                cluster.kill_worker("PrepareWorker", chance)
-            case "node":
-                cluster.kill_node(chance)
-            case "driver":
-                driver.kill()
-                driver.begin()
-    printed, _ = driver.process.communicate(timeout=600)
-    assert driver.process.returncode == 0, (folder / "log").read_text()[-4_000:]
-    return dict(json.loads(printed.splitlines()[-1]))
+    with Driver(cluster, "prepare", flags, folder / "log") as driver:
+        for kind in kinds:
+            assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+                driver.process.wait(chance.uniform(0, 1))
+            match kind:
+                case "worker":
+                    cluster.kill_worker("PrepareWorker", chance)
+                case "node":
+                    cluster.kill_node(chance)
+                case "driver":
+                    driver.kill()
+                    driver.begin()
+        printed, _ = driver.process.communicate(timeout=600)
+        assert driver.process.returncode == 0, (folder / "log").read_text()[-4_000:]
+        return dict(json.loads(printed.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(

@@ -75,60 +75,60 @@ def test_kills_cost_nothing_but_time(local_ray: None, dataset: Path, tmp_path: P
     chance = random.Random(workers)
     kinds = ["worker", "node", "driver"]
     chance.shuffle(kinds)
-    driver = Driver(cluster, "train", {**flags, "output_dir": str(out)}, log)
-    for kind in kinds:
-        reached = _step(out)
-        _until(lambda reached=reached: _step(out) > reached, driver, log)  # type: ignore[misc]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
-            driver.process.wait(chance.uniform(0, 0.5))
-        match kind:
-            case "worker":
-                cluster.kill_worker("RayTrainWorker", chance)
-            case "node":
-                cluster.kill_node(chance)
-            case "driver":
-                driver.kill()
-                driver.begin()
-    assert _ended(driver, log)["steps"] == 120
-    assert _furthest(_weights(whole), _weights(out)) <= tolerance
+    with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
+        for kind in kinds:
+            reached = _step(out)
+            _until(lambda reached=reached: _step(out) > reached, driver, log)  # type: ignore[misc]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+                driver.process.wait(chance.uniform(0, 0.5))
+            match kind:
+                case "worker":
+                    cluster.kill_worker("RayTrainWorker", chance)
+                case "node":
+                    cluster.kill_node(chance)
+                case "driver":
+                    driver.kill()
+                    driver.begin()
+        assert _ended(driver, log)["steps"] == 120
+        assert _furthest(_weights(whole), _weights(out)) <= tolerance
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [1], indirect=True)
 def test_an_elastic_group_takes_the_workers_that_divide(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
     out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
-    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 1_500, "num_workers": "1:4"}
-    driver = Driver(cluster, "train", {**flags, "output_dir": str(out)}, log)
+    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:4"}
+    with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
 
-    def workers() -> int:
-        name = newest_checkpoint(Folder(str(out)))
-        return 0 if name is None else int(Folder(str(out)).read_json(f"{name}/progress.json")["workers"])
+        def workers() -> int:
+            name = newest_checkpoint(Folder(str(out)))
+            return 0 if name is None else int(Folder(str(out)).read_json(f"{name}/progress.json")["workers"])
 
-    _until(lambda: workers() == 1, driver, log)
-    for _ in range(2):
-        cluster.add_node()
-    _until(lambda: workers() > 1, driver, log)
-    assert workers() == 2, "of three places two are used, since three do not divide a batch of four"
-    assert _ended(driver, log)["steps"] == 1_500
-    seen = {json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()}
-    assert seen == set(range(10, 1_501, 10))
-    train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60, "num_workers": 1}))
-    losses = [[json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:10]] for folder in (out, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        _until(lambda: workers() == 1, driver, log)
+        for _ in range(2):
+            cluster.add_node()
+        _until(lambda: workers() > 1, driver, log)
+        assert workers() == 2, "of three places two are used, since three do not divide a batch of four"
+        assert _ended(driver, log)["steps"] == 300
+        seen = {json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()}
+        assert seen == set(range(10, 301, 10))
+        train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60, "num_workers": 1}))
+        losses = [[json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:10]] for folder in (out, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [2], indirect=True)
 def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 1_500, "num_workers": "1:2", "checkpoint_minutes": 60, "output_dir": str(out)}
-    driver = Driver(cluster, "train", flags, log)
-    _until((out / "metrics.jsonl").exists, driver, log)
-    leaving = cluster.nodes[0]
-    cluster.announce_preemption(leaving, deadline_s=20)
-    _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
-    saved = _step(out)
-    assert "will be taken away: writing a checkpoint" in log.read_text()
-    cluster.remove_node(leaving)
-    assert _ended(driver, log)["steps"] == 1_500
-    assert saved > 0
+    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:2", "checkpoint_minutes": 60, "output_dir": str(out)}
+    with Driver(cluster, "train", flags, log) as driver:
+        _until((out / "metrics.jsonl").exists, driver, log)
+        leaving = cluster.nodes[0]
+        cluster.announce_preemption(leaving, deadline_s=20)
+        _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
+        saved = _step(out)
+        assert "will be taken away: writing a checkpoint" in log.read_text()
+        cluster.remove_node(leaving)
+        assert _ended(driver, log)["steps"] == 300
+        assert saved > 0
