@@ -90,18 +90,20 @@ VAE_PRESETS: dict[VaePresetName, VaePreset] = {
 assert tuple(VAE_PRESETS) == get_args(VaePresetName)
 
 
-def objective_for(preset: PresetName, **asked: Any) -> Objective:
-    """The preset's objective with what is asked for in its place (None: as in the preset): fields of Objective by name.
+def objective_for(preset: PresetName, learned: Objective | None = None, **asked: Any) -> Objective:
+    """The preset's objective, or the one that a model was `learned` with, with what is asked for in its place: fields of Objective by name,
+    None for those as they are.
 
     Another prediction type brings its own zero_terminal_snr and clip_sample. Raises ValueError where the parts do not go together.
     """
     given = {name: value for name, value in asked.items() if value is not None}
-    if given.get("conditioning_dropout") and not PRESETS[preset].conditional:
+    if learned is None and given.get("conditioning_dropout") and not PRESETS[preset].conditional:
         raise ValueError(f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out")
-    base = PRESETS[preset].objective.model_dump()
+    start = learned or PRESETS[preset].objective
+    base = start.model_dump()
     if given.get("prediction_type", base["prediction_type"]) != base["prediction_type"]:
         del base["zero_terminal_snr"], base["clip_sample"]
-        if PRESETS[preset].latent:
+        if not start.clip_sample and start.prediction_type != "flow":
             base["clip_sample"] = False
     return Objective.model_validate({**base, **given})
 

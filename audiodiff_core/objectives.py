@@ -21,8 +21,6 @@ from audiodiff_core.schedulers import SCHEDULERS, PredictionType
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
 
-__all__ = ["Objective", "PredictionType", "SavedScheduler", "losses", "scales", "target", "weights"]
-
 
 class Objective(pydantic.BaseModel):
     """A way of adding noise and what the network predicts of it.
@@ -92,7 +90,7 @@ class Objective(pydantic.BaseModel):
         if (name == "flow_euler") != flow:
             raise ValueError(f"scheduler {name} does not go with prediction_type {self.prediction_type}: use {'flow_euler' if flow else 'ddim or ddpm'}")
         if name == "flow_euler":
-            return SCHEDULERS[name](num_train_timesteps=self.num_train_timesteps)
+            return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
         return SCHEDULERS[name](
             num_train_timesteps=self.num_train_timesteps,
             beta_start=self.beta_start,

@@ -51,6 +51,6 @@ def _save_untrained(training: TrainOptions, folder: Path) -> None:
     """The network as training found it, for comparison."""
     dataset = MelDataset(training.dataset_name)
     torch.manual_seed(training.seed)
-    unet = build_network(training.preset, dataset.mel)
+    unet = build_network(training.network_preset(), dataset.mel)
     record = ModelRecord(recipe=training.recipe(), data_digest=dataset.digest, metrics={"steps": 0})
     save_model(folder, unet, training.objective().scheduler(training.scheduler), dataset.mel, record)

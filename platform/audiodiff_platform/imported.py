@@ -101,6 +101,16 @@ class ImportedDataset:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
         return self._require_size(group * GROUP_ROWS + row)
 
+    def audio_file(self, group: int, row: int) -> str:
+        """The file that the image at a row of a row group was cut from."""
+        return str(self._rows[group * GROUP_ROWS + row]["audio_file"])
+
+    def audio_files(self) -> set[str]:
+        """All files that the images were cut from; raises ValueError where the dataset does not say."""
+        if "audio_file" not in self._rows.column_names:
+            raise ValueError(f"dataset_name {self.name}: has no column audio_file, by which images find their encodings")
+        return set(self._rows.unique("audio_file"))
+
     def _require_size(self, number: int) -> Images:
         image = self._decoded(number)
         height, width = image.shape

@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from audiodiff_core.objectives import Objective, PredictionType, SavedScheduler, losses, scales, target, weights
+from audiodiff_core.objectives import Objective, SavedScheduler, losses, scales, target, weights
+from audiodiff_core.schedulers import PredictionType
 
 OBJECTIVES = [
     Objective(prediction_type="epsilon", zero_terminal_snr=False),
@@ -187,3 +188,5 @@ def test_loss_is_zero_for_an_ideal_denoiser_and_one_for_an_ignorant_one(objectiv
 
     expected = target(objective, batch, noise, timesteps).square().mean(dim=(1, 2, 3))
     assert losses(ignorant, objective, batch, noise, timesteps).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+
+

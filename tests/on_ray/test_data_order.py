@@ -15,6 +15,11 @@ SMALL = (7, 200, 64, 1, 256, 300)
 LARGE = (200,) * 40 + (64,) * 60 + (255,) * 7
 
 
+def _images(batch: TrainBatch) -> Images:
+    assert batch.images is not None
+    return batch.images
+
+
 def located(group_rows: tuple[int, ...], seed: int, epoch: int) -> list[tuple[int, int]]:
     order = Epoch(group_rows, seed, epoch)
     return [order.locate(sample) for sample in range(order.total)]
