@@ -48,9 +48,9 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
     step, rate = mel.slice_step(slicing.overlap), mel.config.sample_rate
     peaks_db: list[float] = []
     if slicing.reference == "track":
-        peaks_db = [float(mel.peak_db(samples[np.newaxis])[0]) for _, samples in _pieces(source, mel, slicing)]
+        peaks_db = [float(mel.peak_db(samples[np.newaxis])[0]) for _, samples in pieces(source, mel, slicing)]
     track_db = max(peaks_db, default=None)
-    for index, samples in _pieces(source, mel, slicing):
+    for index, samples in pieces(source, mel, slicing):
         if slicing.silence_threshold_db is not None and _level_db(samples) <= slicing.silence_threshold_db:
             continue
         images, references_db = mel.images(samples[np.newaxis], track_db)
@@ -59,8 +59,8 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
             yield MelSlice(index, index * step / rate, len(samples) / rate, images[0], reference_db)
 
 
-def _pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Iterator[tuple[int, audio.Samples]]:
-    """The samples of each slice with its index; all but a padded last one have mel.config.slice_size samples."""
+def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Iterator[tuple[int, audio.Samples]]:
+    """The samples of each slice of a file with its index, silent ones too; all but a padded last one have mel.config.slice_size samples."""
     size, step = mel.config.slice_size, mel.slice_step(slicing.overlap)
     held = np.empty(0, np.float32)
     index = 0

@@ -76,11 +76,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from audiodiff_core.checkpoint import ModelRecord, save_model
     from audiodiff_core.mel import MelConfig
-    from audiodiff_core.models import PRESETS, build_unet
+    from audiodiff_core.models import PRESETS, build_network
 
     folder = tmp_path_factory.mktemp("model") / "model"
     mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
     torch.manual_seed(0)
     record = ModelRecord(recipe={}, data_digest="none", metrics={})
-    save_model(folder, build_unet("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
+    save_model(folder, build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
     return folder

@@ -2,10 +2,12 @@
 
     load_model, load_pipeline, load_vae     from a folder, a URI or the Hub
     save_model, upload_model, push_to_hub   to a folder, then a URI or the Hub
+    record_metrics                          into the record and the card of a model that is there
     convert                                 from any layout to the one written here; also `python -m audiodiff_core.checkpoint`
 """
 
 from audiodiff_core.checkpoint.convert import convert
+from audiodiff_core.checkpoint.evaluated import record_metrics
 from audiodiff_core.checkpoint.hub import push_to_hub
 from audiodiff_core.checkpoint.layout import MODEL_INDEX, RECORD, CheckpointError
 from audiodiff_core.checkpoint.load import Model, load_model, load_pipeline, load_vae
@@ -23,6 +25,7 @@ __all__ = [
     "load_pipeline",
     "load_vae",
     "push_to_hub",
+    "record_metrics",
     "save_model",
     "save_vae",
     "upload_model",

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from librosa.beat import beat_track
 import numpy as np
 import numpy.typing as npt
 import torch
+from librosa.beat import beat_track
 from PIL import Image
 from tqdm.auto import tqdm
 

@@ -65,6 +65,11 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def sha256(content: bytes) -> str:
+    """As `file_sha256`, of a part in memory."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def begin(folder: Folder) -> None:
     """Withdraws `_SUCCESS` before shards are added."""
     folder.remove(SUCCESS)

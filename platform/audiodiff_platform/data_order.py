@@ -18,18 +18,23 @@ import numpy.typing as npt
 
 from audiodiff_core.training import TrainBatch
 from audiodiff_platform.dataset import TrainingImages
+from audiodiff_platform.encodings import Encodings
+from audiodiff_platform.latents_dataset import LatentsDataset
 
 STREAMS = 24
 WINDOW_ROWS = 256
 
 Numbers = npt.NDArray[np.int64]
+Place = tuple[int, int]
+"""A row group, an index into the dataset's, and a row in it."""
 
 
 class DataOrder:
     """A dataset's samples by their numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
 
-    def __init__(self, dataset: TrainingImages, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: TrainingImages, seed: int, *, latents: LatentsDataset | None = None, encodings: Encodings | None = None) -> None:
+        """`latents` of the same dataset are read instead of its images; `encodings` go along with them."""
+        self.dataset, self.seed, self.latents, self.encodings = dataset, seed, latents, encodings
         self._group_rows = [rows for _, _, rows in dataset.groups]
         self._epochs: dict[int, Epoch] = {}
 
@@ -37,13 +42,25 @@ class DataOrder:
         """The samples of those numbers, of which the lowest says which epochs are over."""
         first = min(numbers) // self.dataset.rows
         self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= first}
-        return TrainBatch(numbers, np.stack([self.dataset.image(*self._locate(number)) for number in numbers]))
+        return samples(numbers, [self._locate(number) for number in numbers], self.dataset, self.latents, self.encodings)
 
-    def _locate(self, number: int) -> tuple[int, int]:
+    def _locate(self, number: int) -> Place:
         epoch, place = divmod(number, self.dataset.rows)
         if epoch not in self._epochs:
             self._epochs[epoch] = Epoch(self._group_rows, self.seed, epoch)
         return self._epochs[epoch].locate(place)
+
+
+def samples(
+    numbers: Sequence[int], places: Sequence[Place], dataset: TrainingImages, latents: LatentsDataset | None = None, encodings: Encodings | None = None
+) -> TrainBatch:
+    """What training sees of a dataset's rows: their latents or else their images, and the encodings of their files."""
+    vectors = None if encodings is None else encodings.vectors_for([dataset.audio_file(*place) for place in places])
+    if latents is None:
+        return TrainBatch(numbers, np.stack([dataset.image(*place) for place in places]), vectors)
+    moments = np.stack([latents.moments(*place) for place in places])
+    moments[:, 1] = np.exp(moments[:, 1] / 2)
+    return TrainBatch(numbers, None, vectors, moments)
 
 
 class Epoch:
@@ -56,7 +73,7 @@ class Epoch:
         self.total = int(self.ends[-1])
         self._windows: dict[int, tuple[int, Numbers]] = {}
 
-    def locate(self, sample: int) -> tuple[int, int]:
+    def locate(self, sample: int) -> Place:
         """(row group, row in it) of a sample in [0, total)."""
         stream, place = sample % STREAMS, sample // STREAMS
         first = stream * (self.total // STREAMS) + min(stream, self.total % STREAMS)
@@ -73,3 +90,11 @@ class Epoch:
             order = np.random.default_rng([*self.key, stream, window]).permutation(min(WINDOW_ROWS, length - window * WINDOW_ROWS))
             self._windows[stream] = (window, order)
         return order
+
+
+def spread_places(dataset: TrainingImages | LatentsDataset, at_most: int) -> list[Place]:
+    """Up to `at_most` rows, evenly spread."""
+    ends = np.cumsum([rows for _, _, rows in dataset.groups])
+    numbers = np.unique(np.linspace(0, dataset.rows - 1, min(at_most, dataset.rows)).astype(np.int64))
+    groups = np.searchsorted(ends, numbers, side="right")
+    return [(int(group), int(number - (ends[group - 1] if group else 0))) for number, group in zip(numbers, groups, strict=True)]

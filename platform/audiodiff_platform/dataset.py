@@ -97,15 +97,21 @@ class TrainingImages(Protocol):
     def image(self, group: int, row: int) -> Images:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
 
+    def audio_file(self, group: int, row: int) -> str:
+        """The file that the image at a row of a row group was cut from."""
+
+    def audio_files(self) -> set[str]:
+        """All files that the images were cut from."""
+
 
 class MelDataset:
-    """A finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch."""
+    """A split of a finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch."""
 
     mel_origin = f"its {MEL_CONFIG}"
     witness = commits.SUCCESS
 
-    def __init__(self, uri: str) -> None:
-        self.folder = Folder(uri)
+    def __init__(self, uri: str, split: str = TRAIN) -> None:
+        self.folder, self.split = Folder(uri), split
         if not self.folder.exists(commits.SUCCESS):
             raise ValueError(f"dataset_name {uri}: not a finished mel dataset (no {commits.SUCCESS}); make one with jobs/prepare.py")
         summary = self.folder.read_json(commits.SUCCESS)
@@ -113,14 +119,15 @@ class MelDataset:
             raise ValueError(f"dataset_name {uri}: format version {summary.get('format_version')}, this version reads {FORMAT_VERSION}")
         self.digest: str = summary["digest"]
         self.mel = MelConfig.from_json(self.folder.read(MEL_CONFIG).decode())
-        records = commits.committed(self.folder)
+        committed = commits.committed(self.folder)
+        records = committed if split == TRAIN else {shard: record[split] for shard, record in committed.items()}
         self.shards = [shard for shard in sorted(records) if records[shard]["rows"]]
         self.groups = [
             (shard, group, rows) for shard in self.shards for group, rows in enumerate(records[shard]["row_groups"])
         ]
         self.rows = sum(rows for _, _, rows in self.groups)
         self._open = lru_cache(maxsize=64)(self._opened)
-        self._held: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._held: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
 
     def all_images(self) -> Images:
         """Every image in the order of the files (rows, y_res, x_res): for datasets that fit in memory."""
@@ -130,19 +137,30 @@ class MelDataset:
         """A column of all rows, in the order of the files."""
         return [value for shard in self.shards for value in self._open(shard).read(columns=[name])[name].to_pylist()]
 
+    def audio_files(self) -> set[str]:
+        """All files that the images were cut from."""
+        return {name for shard in self.shards for name in self._open(shard).read(columns=["audio_file"])["audio_file"].unique().to_pylist()}
+
     def image(self, group: int, row: int) -> Images:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
-        if group not in self._held:
-            shard, index, _ = self.groups[group]
-            content = self._open(shard).read_row_group(index, columns=["image"])
-            self._held[group] = content["image"].combine_chunks().field("bytes").to_pylist()
-            while len(self._held) > HELD_ROW_GROUPS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(group)
-        image = decode_png(self._held[group][row])
+        image = decode_png(self._group(group)[0][row])
         if image.shape != (self.mel.y_res, self.mel.x_res):
             raise ValueError(f"{self.folder.uri}: image of {image.shape} in a dataset of {(self.mel.y_res, self.mel.x_res)}")
         return image
+
+    def audio_file(self, group: int, row: int) -> str:
+        """The file that the image at a row of a row group was cut from."""
+        return self._group(group)[1][row]
+
+    def _group(self, group: int) -> tuple[list[bytes], list[str]]:
+        if group not in self._held:
+            shard, index, _ = self.groups[group]
+            content = self._open(shard).read_row_group(index, columns=["image", "audio_file"])
+            self._held[group] = content["image"].combine_chunks().field("bytes").to_pylist(), content["audio_file"].to_pylist()
+            while len(self._held) > HELD_ROW_GROUPS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(group)
+        return self._held[group]
 
     def _opened(self, shard: int) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder.filesystem.open(self.folder.path(data_file(shard)), "rb"))

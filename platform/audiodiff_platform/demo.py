@@ -8,7 +8,7 @@ import pydantic
 import torch
 
 from audiodiff_core.checkpoint import ModelRecord, save_model
-from audiodiff_core.models import build_unet
+from audiodiff_core.models import build_network
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.generate import GenerateOptions, generate
@@ -51,6 +51,6 @@ def _save_untrained(training: TrainOptions, folder: Path) -> None:
     """The network as training found it, for comparison."""
     dataset = MelDataset(training.dataset_name)
     torch.manual_seed(training.seed)
-    unet = build_unet(training.preset, dataset.mel)
+    unet = build_network(training.network_preset(), dataset.mel)
     record = ModelRecord(recipe=training.recipe(), data_digest=dataset.digest, metrics={"steps": 0})
     save_model(folder, unet, training.objective().scheduler(training.scheduler), dataset.mel, record)

@@ -38,7 +38,7 @@ def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
 
     Raises ValueError where there is no dataset that training can take, or where `mel_config` is not what it carries.
     """
-    given = None if mel_config is None else _given(mel_config)
+    given = None if mel_config is None else given_mel(mel_config)
     if is_hub_id(name):
         return ImportedDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
     folder = Folder(name)
@@ -100,6 +100,16 @@ class ImportedDataset:
     def image(self, group: int, row: int) -> Images:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
         return self._require_size(group * GROUP_ROWS + row)
+
+    def audio_file(self, group: int, row: int) -> str:
+        """The file that the image at a row of a row group was cut from."""
+        return str(self._rows[group * GROUP_ROWS + row]["audio_file"])
+
+    def audio_files(self) -> set[str]:
+        """All files that the images were cut from; raises ValueError where the dataset does not say."""
+        if "audio_file" not in self._rows.column_names:
+            raise ValueError(f"dataset_name {self.name}: has no column audio_file, by which images find their encodings")
+        return set(self._rows.unique("audio_file"))
 
     def _require_size(self, number: int) -> Images:
         image = self._decoded(number)
@@ -168,7 +178,7 @@ def _carried_on_hub(name: str) -> MelConfig | None:
         return _config(f"{name}/{MEL_CONFIG}", opened.read())
 
 
-def _given(mel_config: str) -> MelConfig:
+def given_mel(mel_config: str) -> MelConfig:
     """The configuration in the file that the option mel_config names."""
     try:
         with fsspec.open(mel_config, "rb") as file:

@@ -89,6 +89,12 @@ class Inputs:
         else:
             yield Source(entry.name, entry.size, entry.version)
 
+    def named(self, uris: Iterable[str]) -> Iterator[Source]:
+        """The files of these URIs, relative ones in the input folder; those that are not there are planned as missing."""
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+            for some in _batches(uris):
+                yield from pool.map(self._planned, some)
+
     def _in_folder(self) -> Iterator[Source]:
         if not self.folder.is_folder():
             raise ValueError(f"input_dir {self.uri}: no such folder")
@@ -110,10 +116,8 @@ class Inputs:
                 return False
 
     def _on_list(self, listing: Entry) -> Iterator[Source]:
-        """The files that a list names; those that are not there are planned as missing, and quarantined."""
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            for uris in _batches(self._audio_on(listing)):
-                yield from pool.map(self._planned, uris)
+        """The files that a list names; those that are not there are quarantined."""
+        yield from self.named(self._audio_on(listing))
 
     def _audio_on(self, listing: Entry) -> Iterator[str]:
         for number, uri in enumerate(self._listed(listing), start=1):

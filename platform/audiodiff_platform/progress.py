@@ -34,10 +34,11 @@ class Progress:
         left = elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
         counts = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
         rate = self._counts["files"] / elapsed
-        return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {rate:,.1f} files/s, {_duration(left)} left"
+        return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {rate:,.1f} files/s, {duration(left)} left"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A stretch of time for a person: its two largest units."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

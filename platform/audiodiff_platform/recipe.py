@@ -16,7 +16,10 @@ import yaml
 SECTIONS: Mapping[str, str] = {
     "prepare": "audiodiff_platform.prepare:PrepareOptions",
     "train": "audiodiff_platform.train_options:TrainOptions",
+    "train_vae": "audiodiff_platform.train_vae:TrainVaeOptions",
+    "encode": "audiodiff_platform.encode:EncodeOptions",
     "generate": "audiodiff_platform.generate:GenerateOptions",
+    "evaluate": "audiodiff_platform.evaluate:EvaluateOptions",
     "serve": "audiodiff_platform.serve:ServeOptions",
 }
 

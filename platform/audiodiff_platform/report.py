@@ -17,7 +17,7 @@ from audiodiff_core.metrics import EMBEDDER, FeatureStatistics, frechet_distance
 from audiodiff_core.png import encode_png
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.prepare import PrepareOptions
-from audiodiff_platform.train_worker import METRICS
+from audiodiff_platform.run_log import METRICS
 
 LOOPS_SHOWN = 16
 REAL_SHOWN = 8

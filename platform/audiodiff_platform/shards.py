@@ -1,4 +1,4 @@
-"""Shards of work on actors: only shard numbers and counts travel through Ray.
+"""Shards of work on actors: only shard numbers and what little is said of each travel through Ray.
 
 Ray's actors are used as they are. Ray Data would place them too, but starts three more actors of its own for each run, and so takes
 two seconds more for what a laptop does in one.
@@ -6,7 +6,7 @@ two seconds more for what a laptop does in one.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -16,14 +16,17 @@ from audiodiff_platform.job import JobError, cause_of
 LOSSES_IN_A_ROW_AT_MOST = 8  # for each worker; a shard that is finished in between says that the work goes on
 
 
-class ShardWorker(Protocol):
-    """An actor that does whole shards: heavy things are loaded when it is made, `shard` commits one and says what was done."""
-
-    def shard(self, shard: int) -> dict[str, int]: ...
+DoneT_co = TypeVar("DoneT_co", covariant=True)
 
 
-def run_shards(worker: type[ShardWorker], arguments: Sequence[Any], shards: Sequence[int], num_workers: int, gpus: int = 0) -> Iterator[dict[str, int]]:
-    """Does `shards` on at most `num_workers` actors made by `worker(*arguments)`; yields the counts of each as it finishes.
+class ShardWorker(Protocol[DoneT_co]):
+    """An actor that does whole shards: heavy things are loaded when it is made, `shard` commits one and says what was done, mostly counts."""
+
+    def shard(self, shard: int) -> DoneT_co: ...
+
+
+def run_shards(worker: type[ShardWorker[DoneT_co]], arguments: Sequence[Any], shards: Sequence[int], num_workers: int, gpus: int = 0) -> Iterator[DoneT_co]:
+    """Does `shards` on at most `num_workers` actors made by `worker(*arguments)`; yields what each says as it finishes.
 
     A shard is given to an actor that has started, so one that waits for a node holds up nothing; that of an actor which dies, with its
     node or alone, is given to another. Raises a worker's own error, and JobError where workers die and none finishes anything.
@@ -45,7 +48,7 @@ def run_shards(worker: type[ShardWorker], arguments: Sequence[Any], shards: Sequ
             (done,), _ = ray.wait(list(actors))
             actor, shard = actors.pop(done), held.pop(done, None)
             try:
-                counts = ray.get(done)
+                said = ray.get(done)
             except RayActorError as death:
                 losses += 1
                 if death.actor_init_failed:
@@ -58,7 +61,7 @@ def run_shards(worker: type[ShardWorker], arguments: Sequence[Any], shards: Sequ
                 continue
             if shard is not None:
                 losses = 0
-                yield counts
+                yield said
             if waiting:
                 shard = waiting.popleft()
                 actors[result := actor.shard.remote(shard)] = actor

@@ -197,6 +197,10 @@ class Folder:
         """Gives the errors of a store's client, which come from five libraries, as an OSError that names the object."""
         try:
             yield
+        except (FileNotFoundError, PermissionError) as error:
+            if self.is_local or self.root in str(error):
+                raise
+            raise type(error)(f"{self.uri}/{name}: {error}") from error
         except OSError:
             raise
         except Exception as error:

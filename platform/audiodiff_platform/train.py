@@ -1,134 +1,125 @@
 """A mel dataset -> a trained model, on 1 to N workers of Ray Train.
 
 1. The settings are claimed; the number of workers and the stopping point may differ from run to run, nothing else.
-2. Workers step together (`train_worker.py`); rank 0 reports checkpoints, from which a rerun or restarted workers go on
-   (`training_state.py`).
+2. Workers step together (`training_loop.py`, `train_worker.py`); rank 0 writes checkpoints, from which a rerun or restarted workers
+   go on (`training_state.py`).
 3. At the end rank 0 writes `OUTPUT_DIR/model`, with the averaged weights.
 
     OUTPUT_DIR/train.json      settings and their digest
-    OUTPUT_DIR/state/          Ray Train's checkpoints, a folder for each attempt
-    OUTPUT_DIR/metrics.jsonl   a line each LOG_STEPS steps
+    OUTPUT_DIR/state/          checkpoints
+    OUTPUT_DIR/metrics.jsonl   a line each LOG_STEPS steps; tensorboard/ likewise
     OUTPUT_DIR/model/          the finished model
 """
 
-import threading
 import time
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
+from ray.train import ValidationConfig, ValidationTaskConfig
+from safetensors.torch import load_file
 
-from audiodiff_core.checkpoint import RECORD, ModelRecord
-from audiodiff_core.models import build_unet, check_resolution, parameter_count
-from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
-from audiodiff_platform.data_order import STREAMS
-from audiodiff_platform.dataset import TrainingImages
-from audiodiff_platform.imported import open_dataset
-from audiodiff_platform.job import JobError, cause_of
+from audiodiff_core.accounting import TrainingCost, peak_flops, share_of_peak, training_cost
+from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
+from audiodiff_core.models import parameter_count
+from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, gpus, say
+from audiodiff_platform.run_log import require_trackers
+from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_state import STATE, remove_older
+from audiodiff_platform.training_job import MODEL, Group, described, group_for, model_folder, require_own_folder, require_space, run_training, with_usable_paths
+from audiodiff_platform.training_state import EMA_WEIGHTS, best_checkpoint, local_checkpoint, newest_checkpoint, step_of, validation_results
+from audiodiff_platform.validation import validate, validates
 
 SETTINGS = "train.json"
-WORKER_FAILURES_SURVIVED = 3
-CHECKPOINTS_KEPT = 2
-BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two moments
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
     """Runs the job; says how far training came and where the model is."""
     began = time.monotonic()
-    places = {"dataset_name": usable_path("dataset_name", options.dataset_name, hub_id=True), "output_dir": usable_path("output_dir", options.output_dir)}
-    if options.mel_config is not None:
-        places["mel_config"] = usable_path("mel_config", options.mel_config)
-    options = options.model_copy(update=places)
-    dataset = open_dataset(options.dataset_name, options.mel_config)
-    check_resolution(options.preset, dataset.mel)
-    output = Folder(options.output_dir)
-    commits.require_same(output, SETTINGS, options.settings(dataset.digest))
-    if finished := _finished(options, dataset, output):
-        return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **finished}
-    with torch.device("meta"):
-        parameters = parameter_count(build_unet(options.preset, dataset.mel))
-    output.require_free_space(parameters * BYTES_PER_PARAMETER * (CHECKPOINTS_KEPT + 2), "training")
-    say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {_described(dataset)}")
-    with connected():
-        gpu = gpus() > 0
-        workers = options.num_workers or _all_workers(options, gpu)
-        require_resources(workers, gpus_each=int(gpu))
-        if options.mixed_precision == "fp16" and not gpu:
-            raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
-        require_shared("dataset_name", options.dataset_name, dataset.witness)
-        if options.mel_config is not None:
-            require_shared("mel_config", options.mel_config, witness="")
-        commits.claim(output, SETTINGS, options.settings(dataset.digest))
-        require_shared("output_dir", options.output_dir, SETTINGS)
-        remove_older(output)
-        _fit(options, workers, gpu)
-    metrics = _finished(options, dataset, output)
-    assert metrics is not None, "training ended without a model"
-    return {"verb": "train", "model": f"{output.uri}/model", "seconds": round(time.monotonic() - began, 1), **metrics}
+    options = with_usable_paths(options)
+    require_trackers(options.report_to)
+    start = starting_point(options, device="meta")
+    require_encodings(options, start)
+    if options.keep == "best" and held_out(start.dataset) is None:
+        raise ValueError(f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last")
+    output, settings = Folder(options.output_dir), options.settings(**start.digests)
+    require_own_folder(options, output, SETTINGS, settings)
+    metrics = _finished(options, start, output)
+    if metrics is None:
+        require_space(options, output, parameter_count(start.network))
+        say(f"{start.dataset.rows} slices of {described(start.dataset)}")
+        with connected():
+            group = group_for(options)
+            cost = _cost(options, start, group.least)
+            say(f"{cost.describe()}; {_length(options, start)}")
+            run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=_validation(options, start, group))
+        metrics = write_model(options, output, cost)
+    return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def _described(dataset: TrainingImages) -> str:
-    mel = dataset.mel
-    return f"{mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft} (by {dataset.mel_origin})"
-
-
-def _finished(options: TrainOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
-    """The metrics of the model that is there, where it was trained just so."""
-    if not output.exists(f"model/{RECORD}"):
-        return None
-    record = ModelRecord.model_validate(output.read_json(f"model/{RECORD}"))
-    return record.metrics if record.recipe == options.recipe() and record.data_digest == dataset.digest else None
-
-
-def _all_workers(options: TrainOptions, gpu: bool) -> int:
-    """The most workers that the cluster has and that divide both the batch and the streams."""
-    available = gpus() if gpu else cpus()
-    return max(n for n in range(1, available + 1) if options.train_batch_size % n == 0 and STREAMS % n == 0)
-
-
-def _fit(options: TrainOptions, workers: int, gpu: bool) -> None:
-    """Runs Ray Train until the end; Ctrl-C stays a KeyboardInterrupt, since `fit` is not on the main thread."""
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"options": options.model_dump()},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
-        run_config=RunConfig(
-            name=f"{datetime.now(UTC):%Y-%m-%d_%H-%M-%S.%f}",
-            storage_path=f"{options.output_dir}/{STATE}",
-            failure_config=FailureConfig(max_failures=WORKER_FAILURES_SURVIVED),
-            checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
+def _cost(options: TrainOptions, start: StartingPoint, workers: int) -> TrainingCost:
+    return training_cost(
+        start.network,
+        options.train_batch_size // workers,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        precision=options.mixed_precision,
     )
-    outcome: list[Any] = []
-
-    def fit() -> None:
-        try:
-            outcome.append(trainer.fit())
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name="train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=1)
-    if isinstance(outcome[0], TrainingFailedError):
-        raise JobError(_cause(outcome[0])) from outcome[0]
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    if outcome[0].return_value is not None:
-        raise JobError(f"training failed: {outcome[0].return_value}")
 
 
-def _cause(error: TrainingFailedError) -> str:
-    """The line that says why training failed: the first worker's own error where there is one."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    first = next(iter(failures.values()))
-    return f"training failed: {cause_of(first)}"
+def _length(options: TrainOptions, start: StartingPoint) -> str:
+    """How long training will be, as far as that is told; the time of the rest is shown once the rate is known."""
+    each = options.train_batch_size * options.gradient_accumulation_steps
+    steps = options.steps_at_most(start.dataset.rows)
+    bounds = [
+        "" if steps is None else f"{steps:,} steps of {each} samples, {steps * each / start.dataset.rows:.1f} epochs",
+        "" if options.max_train_minutes is None else f"{options.max_train_minutes:g} minutes",
+    ]
+    return "at most " + " or ".join(bound for bound in bounds if bound)
+
+
+def _validation(options: TrainOptions, start: StartingPoint, group: Group) -> ValidationConfig | None:
+    """Ray Train's validation, where there is anything to be made of a checkpoint: on a GPU that training leaves free, or else on a CPU."""
+    if not validates(options, start.dataset):
+        return None
+    spare = group.gpu and gpus() > group.most
+    return ValidationConfig(
+        validate,
+        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
+        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": WORKER_ENVIRONMENT}},
+    )
+
+
+def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> dict[str, float]:
+    """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics and what training reached."""
+    name = newest_checkpoint(output)
+    if options.keep == "best" and (best := best_checkpoint(output)) is not None:
+        name = best
+    assert name is not None, "training ended without a checkpoint"
+    start = starting_point(options)
+    with local_checkpoint(output, name) as (folder, progress):
+        start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+    validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
+    counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
+    metrics = {**counts, **_reached(cost, progress), **progress["logged"], **validation}
+    record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
+    with model_folder(output) as folder:
+        save_model(folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae)
+    return metrics
+
+
+def _reached(cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
+    """Samples per second over the whole training and, on GPUs whose peak is known, the share of it."""
+    rate = progress["samples"] / max(progress["seconds"], 1e-9)
+    peak = peak_flops(progress["device"])
+    share = {} if peak is None else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}
+    return {"samples_per_second": round(rate, 2), **share}
+
+
+def _finished(options: TrainOptions, start: StartingPoint, output: Folder) -> dict[str, float] | None:
+    """The metrics of the model that is there, where it was trained just so."""
+    if not output.exists(f"{MODEL}/{RECORD}"):
+        return None
+    record = ModelRecord.model_validate(output.read_json(f"{MODEL}/{RECORD}"))
+    return record.metrics if record.recipe == options.recipe() and record.data_digest == start.dataset.digest else None

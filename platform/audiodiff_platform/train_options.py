@@ -1,20 +1,39 @@
 """What training can be told, and which of it decides the weights."""
 
-from typing import Any, Literal, Self
+import hashlib
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from audiodiff_core.models import PRESETS, PresetName
-from audiodiff_core.objectives import Objective, PredictionType, SavedScheduler
+from audiodiff_core.models import PRESETS, PresetName, objective_for
+from audiodiff_core.objectives import BetaSchedule, Objective, SavedScheduler
+from audiodiff_core.schedulers import PredictionType
+from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
+from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
+from audiodiff_platform.run_log import TrackerName
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT_EPOCHS = 100
 
 
-class TrainOptions(Options):
-    """What to train on which data, for how long. The mel parameters come with the data."""
+def _workers(value: Any) -> Any:
+    """LOW:HIGH as a pair."""
+    if isinstance(value, str) and ":" in value:
+        low, _, high = value.partition(":")
+        return (low, high)
+    return value
+
+
+def _names(value: Any) -> Any:
+    """`none` as no names, and names parted by commas as several."""
+    stated = [value] if isinstance(value, str) else list(value)
+    return tuple(name for text in stated for name in str(text).split(",") if name != "none")
+
+
+class RunOptions(Options):
+    """What every training can be told: its data, its length, its machines. The mel parameters come with the data."""
 
     dataset_name: str = pydantic.Field(
         description="mel dataset made by prepare (a path, s3:// or gs://), or one of the original's: a folder of save_to_disk or Parquet, a Hub id OWNER/NAME"
@@ -24,10 +43,10 @@ class TrainOptions(Options):
         description="mel_config.json of a dataset that carries none, as the original's: a path, s3:// or gs://; "
         "none: the original's defaults 22050 Hz, hop length 512, n_fft 2048",
     )
-    output_dir: str = pydantic.Field(description="run folder, the model in its subfolder model: a path, s3:// or gs://")
-    preset: PresetName = pydantic.Field("tiny", description=f"network: {', '.join(PRESETS)}")
-    prediction_type: PredictionType | None = pydantic.Field(None, description="what the network predicts: epsilon, v_prediction or sample; none: the preset's")
-    scheduler: SavedScheduler = pydantic.Field("ddim", description="scheduler that the model is saved with: ddim or ddpm")
+    output_dir: str = pydantic.Field(description="run folder: a path, s3:// or gs://")
+    resume: Literal["auto", "never", "must"] = pydantic.Field(
+        "auto", description="auto: goes on from what the run folder holds, if anything; never: refuses a folder that holds checkpoints; must: one without"
+    )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
     num_epochs: int | None = pydantic.Field(None, ge=1, description=f"stop after this many passes over the data; {DEFAULT_EPOCHS} where no stop is given")
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
@@ -36,31 +55,52 @@ class TrainOptions(Options):
     learning_rate: float = pydantic.Field(1e-4, gt=0, description="peak of the learning rate")
     lr_warmup_steps: int = pydantic.Field(500, ge=0, description="steps over which the learning rate rises to its peak")
     mixed_precision: Literal["no", "bf16", "fp16"] = pydantic.Field("no", description="arithmetic of the forward pass: no (float32), bf16 or fp16")
-    checkpoint_minutes: float = pydantic.Field(5.0, gt=0, description="minutes between checkpoints: what a failure costs at most")
+    checkpoint_minutes: float = pydantic.Field(5.0, gt=0, description="minutes between checkpoints: what a failure costs at most; each is validated")
+    checkpoints_kept: int = pydantic.Field(2, ge=1, description="last checkpoints that are kept, besides the one of the lowest validation loss")
+    report_to: Annotated[tuple[TrackerName, ...], pydantic.BeforeValidator(_names)] = pydantic.Field(
+        ("tensorboard",), description="who is told the figures besides metrics.jsonl: tensorboard, mlflow, wandb, trackio, or none; can be given several times"
+    )
     seed: int = pydantic.Field(0, ge=0, le=2**63 - 1, description="names initial weights, data order and noise")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="training processes, a CPU or GPU each; none: all GPUs, else all CPUs")
+    num_workers: Annotated[int | tuple[int, int] | None, pydantic.BeforeValidator(_workers)] = pydantic.Field(
+        None,
+        description="training processes, a CPU or GPU each: a number, or LOW:HIGH for as many as the cluster has at a time, of the numbers that "
+        f"divide the batch and {STREAMS}; none: all GPUs, else all CPUs",
+    )
 
     @pydantic.model_validator(mode="after")
     def _workers_divide(self) -> Self:
-        for name, whole in (("train_batch_size", self.train_batch_size), ("streams of the data order", STREAMS)):
-            if self.num_workers and whole % self.num_workers:
-                raise ValueError(f"num_workers {self.num_workers} does not divide {name} ({whole})")
+        if isinstance(self.num_workers, tuple):
+            low, high = self.num_workers
+            if not 1 <= low <= high:
+                raise ValueError(f"num_workers {low}:{high} is not a range of numbers from 1 on: use one such as 2:8")
+            if not self.usable_workers(low, high):
+                raise ValueError(
+                    f"num_workers {low}:{high}: none of these divides both train_batch_size ({self.train_batch_size}) and the streams of the data "
+                    f"order ({STREAMS}); {', '.join(map(str, self.usable_workers(1, STREAMS)))} do"
+                )
+        elif self.num_workers is not None:
+            if self.num_workers < 1:
+                raise ValueError(f"num_workers {self.num_workers} is not a number from 1 on")
+            for name, whole in (("train_batch_size", self.train_batch_size), ("streams of the data order", STREAMS)):
+                if whole % self.num_workers:
+                    raise ValueError(f"num_workers {self.num_workers} does not divide {name} ({whole})")
         return self
 
-    def settings(self, data_digest: str) -> dict[str, Any]:
-        """All that decides the weights after a given number of steps, but for rounding."""
-        free = {"output_dir", "dataset_name", "mel_config", "max_train_steps", "num_epochs", "max_train_minutes", "checkpoint_minutes", "num_workers"}
-        return {"format_version": FORMAT_VERSION, "data_digest": data_digest, **self.model_dump(exclude=free)}
+    def usable_workers(self, low: int, high: int) -> list[int]:
+        """The numbers of workers in [low, high] that share each batch and the streams of the data order evenly."""
+        return [number for number in range(low, high + 1) if self.train_batch_size % number == 0 and STREAMS % number == 0]
 
-    def objective(self) -> Objective:
-        """The preset's objective, or the prediction type asked for (epsilon without zero terminal SNR, the others with it)."""
-        if self.prediction_type is None:
-            return PRESETS[self.preset].objective
-        return Objective(prediction_type=self.prediction_type, zero_terminal_snr=self.prediction_type != "epsilon")
+    def settings(self, **digests: str | None) -> dict[str, Any]:
+        """All that decides the weights after a given number of steps, but for rounding: the options, and what the inputs hold by their digests."""
+        return {"format_version": FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES)}
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""
-        return self.model_dump(exclude={"output_dir", "dataset_name", "mel_config", "num_workers", "checkpoint_minutes"})
+        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES - {"keep"})
+
+    def run_id(self) -> str:
+        """Names the run folder to those who keep many runs."""
+        return f"audiodiff-{hashlib.sha256(self.output_dir.encode()).hexdigest()[:12]}"
 
     def steps_at_most(self, rows: int) -> int | None:
         """The step at which training stops, or None where only the clock stops it."""
@@ -70,3 +110,78 @@ class TrainOptions(Options):
             epochs = DEFAULT_EPOCHS
         bounds = [bound for bound in (self.max_train_steps, None if epochs is None else max(1, round(epochs * per_epoch))) if bound is not None]
         return min(bounds, default=None)
+
+
+_PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings"}
+_STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
+_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count", "keep"}
+_MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
+
+
+class TrainOptions(RunOptions):
+    """What diffusion model to train, and how."""
+
+    preset: PresetName | None = pydantic.Field(
+        None, description=f"network: {', '.join(PRESETS)}; none: tiny, or with from_pretrained the network of that model"
+    )
+    from_pretrained: str | None = pydantic.Field(
+        None, description="model to go on from, of the same mel parameters: a folder, s3://, gs:// or a Hub id OWNER/NAME"
+    )
+    vae: str | None = pydantic.Field(
+        None, description="autoencoder of a latent preset, as train_vae writes it: a folder, s3://, gs://, a Hub id OWNER/NAME or a CompVis .ckpt"
+    )
+    latents: str | None = pydantic.Field(None, description="what encode --latents made of the dataset with that vae; none: the vae encodes while training")
+    encodings: str | None = pydantic.Field(
+        None, description="what a conditional preset is told of each audio file: what encode wrote, or the original's pickle"
+    )
+    prediction_type: PredictionType | None = pydantic.Field(
+        None, description="what the network predicts: epsilon, v_prediction, sample or flow (rectified flow); none: the preset's"
+    )
+    zero_terminal_snr: bool | None = pydantic.Field(None, description="whether the last level of noise is noise alone; none: yes, but for epsilon")
+    beta_schedule: BetaSchedule | None = pydantic.Field(
+        None, description="how the noise grows: linear, scaled_linear or squaredcos_cap_v2; none: linear"
+    )
+    min_snr_gamma: float | None = pydantic.Field(
+        None, gt=0, description="signal-to-noise ratio at which min-SNR weights are cut off, such as 5; none: even weights"
+    )
+    conditioning_dropout: float | None = pydantic.Field(
+        None, ge=0, lt=1, description="share of samples that are not shown their encoding, which guidance needs; none: 0.1 in a conditional network"
+    )
+    scheduler: SavedScheduler | None = pydantic.Field(
+        None, description="scheduler that the model is saved with: ddim or ddpm, flow_euler for a flow; none: ddim or flow_euler"
+    )
+    lr_scheduler: RateSchedule = pydantic.Field("cosine", description="how the learning rate falls after its warm-up: cosine, linear or constant")
+    optimizer: OptimizerName = pydantic.Field("adamw", description="adamw (fused) or adamw_8bit (needs a CUDA GPU and bitsandbytes)")
+    ema_decay: float = pydantic.Field(EMA_DECAY, ge=0, lt=1, description="most that the moving average of the weights keeps of itself in a step")
+    max_gradient_norm: float = pydantic.Field(MAX_GRADIENT_NORM, gt=0, description="norm at which gradients are clipped")
+    gradient_checkpointing: bool = pydantic.Field(False, description="computes activations again in the backward pass: less memory, about a third more time")
+    torch_compile: bool = pydantic.Field(False, description="compiles the network first, for minutes: pays in long runs")
+    fsdp: bool = pydantic.Field(False, description="shards network, average and optimizer over the workers, for networks that do not fit in one")
+    keep: Literal["last", "best"] = pydantic.Field(
+        "last", description="which weights the model is written from: the last, or those of the lowest validation loss"
+    )
+    preview_count: int = pydantic.Field(
+        4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _parts_go_together(self) -> Self:
+        if self.from_pretrained is not None and self.preset is not None:
+            raise ValueError(f"preset {self.preset} with from_pretrained {self.from_pretrained}: the network is that of the model, leave preset out")
+        if self.latents is not None and self.vae is None and self.from_pretrained is None:
+            raise ValueError(f"latents {self.latents}: the model needs the vae that made them too")
+        if self.from_pretrained is None:
+            self.objective()
+        return self
+
+    def network_preset(self) -> PresetName:
+        """The preset of a network that starts from nothing."""
+        return self.preset or "tiny"
+
+    def objective(self, learned: Objective | None = None) -> Objective:
+        """The objective: what is asked for, in the place of what the preset has or the model to go on from `learned` with."""
+        names = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
+        try:
+            return objective_for(self.network_preset(), learned, **{name: getattr(self, name) for name in names})
+        except pydantic.ValidationError as error:
+            raise ValueError("; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())) from None

@@ -1,71 +1,132 @@
-"""Checkpoints of a training run: what one holds, when it is whole, which one a run goes on from.
+"""Checkpoints of a training run: how one becomes whole, which one a run goes on from, which ones are kept.
 
-    OUTPUT_DIR/state/<attempt>/checkpoint_<time>/network.safetensors   live weights
-                                                 ema.safetensors       averaged weights
-                                                 optimizer.pt          AdamW's moments
-                                                 progress.json         step, samples, seconds; the size of each other file
+    OUTPUT_DIR/state/step-<step>-<attempt>/   what the learner saved (`training_loop.Learner`): weights, their average, optimizers
+                                              progress.json, last: step, samples, seconds; size and digest of each other file
+    OUTPUT_DIR/validation/<step>.json         what validation made of it (`validation.py`)
 
-Ray Train puts checkpoints in place file by file, and writes its own list of them over the old one. A kill in the middle of either,
-or a killed job's workers, which live on for seconds, would leave a run that Ray cannot go on from. So each attempt is a run of its
-own to Ray, and what a run goes on from is found here: the checkpoint furthest in training whose files all have their sizes.
+A checkpoint is whole when progress.json is there and the files have the sizes that it states: a kill in the middle leaves one that
+is passed over for the one before. Workers of a killed job live on for seconds; the attempt in the name keeps their files apart.
+Ray Train is told of checkpoints, but stores none: on a local disk, S3 and GCS alike they go through `Folder`.
 """
 
 import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-
-from audiodiff_core.training import TrainState
+from audiodiff_platform.cluster import say
+from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.storage import Folder
 
 STATE = "state"
-FORMAT_VERSION = 1
+VALIDATION = "validation"
 PROGRESS = "progress.json"
+EMA_WEIGHTS = "ema.safetensors"
+FORMAT_VERSION = 2
 
 
-def save_state(state: TrainState, folder: Path) -> None:
-    """Writes everything that training needs to go on to a local folder."""
-    save_file(_contiguous(state.bare.state_dict()), folder / "network.safetensors")
-    save_file(_contiguous(state.ema_state_dict()), folder / "ema.safetensors")
-    torch.save(state.optimizer.state_dict(), folder / "optimizer.pt")
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-    (folder / PROGRESS).write_text(json.dumps({"format_version": FORMAT_VERSION, **state.progress(), "files": sizes}))
+def checkpoint_name(step: int, attempt: str) -> str:
+    return f"{STATE}/step-{step:09d}-{attempt}"
 
 
-def load_state(state: TrainState, folder: Path) -> None:
-    """Makes `state` what `save_state` saved."""
-    progress = json.loads((folder / PROGRESS).read_text())
-    if progress["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"checkpoint {folder} was written by another version of audiodiff")
-    state.bare.load_state_dict(load_file(folder / "network.safetensors"))
-    state.load_ema_state_dict(load_file(folder / "ema.safetensors"))
-    state.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    state.load_progress(progress)
+def step_of(name: str) -> int:
+    """The step that a checkpoint's name states."""
+    return int(name.rsplit("/", 1)[-1].split("-")[1])
+
+
+def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], progress: dict[str, Any]) -> None:
+    """Makes what `save` writes to a local folder the checkpoint `name`, whole or not at all; one that is whole already stays."""
+    if name in whole_checkpoints(output):
+        return
+    with output.scratch() as scratch:
+        (folder := scratch / "checkpoint").mkdir()
+        save(folder)
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
+        mark = json.dumps({"format_version": FORMAT_VERSION, **progress, "files": files})
+        if output.is_local:
+            (folder / PROGRESS).write_text(mark)
+            output.remove(name)
+            target = Path(output.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder, target)
+        else:
+            for file in list(folder.iterdir()):
+                output.move_in(file, f"{name}/{file.name}")
+            output.write(f"{name}/{PROGRESS}", mark.encode())
+
+
+@contextmanager
+def local_checkpoint(output: Folder, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A whole checkpoint as a local folder, with its progress."""
+    progress = _progress(output, name)
+    if output.is_local:
+        yield Path(output.path(name)), progress
+        return
+    with output.scratch() as scratch:
+        for file in progress["files"]:
+            output.fetch(f"{name}/{file}", scratch).rename(scratch / file)
+        yield scratch, progress
+
+
+def whole_checkpoints(output: Folder) -> list[str]:
+    """The whole checkpoints, as names in the run folder, the furthest in training last."""
+    whole = []
+    for mark in output.names(f"{STATE}/*/{PROGRESS}"):
+        name = mark.removesuffix(f"/{PROGRESS}")
+        try:
+            files = _progress(output, name)["files"]
+            if all(output.entry(f"{name}/{file}").size == stated["bytes"] for file, stated in files.items()):
+                whole.append(name)
+        except (ValueError, KeyError, FileNotFoundError):  # cut off by a kill, or just being removed
+            continue
+    return sorted(whole, key=lambda name: (step_of(name), name))
 
 
 def newest_checkpoint(output: Folder) -> str | None:
-    """The whole checkpoint of the most steps, as a name in the run folder; None where there is none."""
-    steps: dict[str, int] = {}
-    for name in output.names(f"{STATE}/*/checkpoint_*/{PROGRESS}"):
-        folder = name.removesuffix(f"/{PROGRESS}")
-        try:
-            progress = output.read_json(name)
-            whole = all(output.filesystem.size(output.path(f"{folder}/{file}")) == size for file, size in progress["files"].items())
-        except (ValueError, FileNotFoundError):  # cut off by a kill, or not there yet
-            continue
-        if whole:
-            steps[folder] = progress["step"]
-    return max(sorted(steps), key=steps.__getitem__, default=None)
+    """The whole checkpoint of the most steps; None where there is none."""
+    return next(reversed(whole_checkpoints(output)), None)
 
 
-def remove_older(output: Folder) -> None:
-    """Removes what earlier attempts left, but for the checkpoint that training goes on from."""
-    kept = newest_checkpoint(output)
-    left = {"/".join(entry.name.split("/")[:3]) for entry in output.walk() if entry.name.startswith(f"{STATE}/")}
-    for name in left - {kept}:
-        output.remove(name)
+def soundest_checkpoint(output: Folder) -> str | None:
+    """The newest checkpoint whose files have the digests that they were written with: damaged ones are passed over, and said."""
+    for name in reversed(whole_checkpoints(output)):
+        with local_checkpoint(output, name) as (folder, progress):
+            damaged = [file for file, stated in progress["files"].items() if file_sha256(folder / file) != stated["sha256"]]
+        if not damaged:
+            return name
+        say(f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): going on from the one before")
+    return None
 
 
-def _contiguous(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}
+def validation_results(output: Folder) -> dict[int, dict[str, float]]:
+    """What validation found, by step."""
+    contents = output.read_all(f"{VALIDATION}/*.json")
+    return {int(Path(name).stem): json.loads(content) for name, content in sorted(contents.items())}
+
+
+def best_checkpoint(output: Folder) -> str | None:
+    """The whole checkpoint with the lowest validation loss; None where none was validated."""
+    losses = validation_results(output)
+    validated = [name for name in whole_checkpoints(output) if step_of(name) in losses]
+    return min(validated, key=lambda name: losses[step_of(name)]["validation_loss"], default=None)
+
+
+def remove_superseded(output: Folder, kept: int) -> None:
+    """Removes the checkpoints that are neither among the last `kept` nor the best, and what is older than those and not whole."""
+    whole = whole_checkpoints(output)
+    if not whole:
+        return
+    keep = {*whole[-kept:], best_checkpoint(output)}
+    present = {"/".join(entry.name.split("/")[:2]) for entry in output.walk() if entry.name.startswith(f"{STATE}/step-")}
+    for name in present - keep:
+        if name in whole or step_of(name) < step_of(whole[-1]):
+            output.remove(name)
+
+
+def _progress(output: Folder, name: str) -> dict[str, Any]:
+    progress = output.read_json(f"{name}/{PROGRESS}")
+    if progress.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"checkpoint {output.uri}/{name} was written by another version of audiodiff")
+    return progress

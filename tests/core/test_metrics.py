@@ -1,13 +1,26 @@
-"""Statistics merge exactly; the Fréchet distance and the spread are what their formulas say."""
+"""Statistics merge exactly; distances, density, coverage and the spread are what their formulas say."""
 
-from itertools import combinations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import scipy.linalg
 
-from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats, spread
+from audiodiff_core import metrics
+from audiodiff_core.metrics import (
+    FeatureStatistics,
+    density_coverage,
+    density_coverages,
+    frechet_distance,
+    kernel_distance,
+    kernel_distances,
+    logmel_stats,
+    nearer_share,
+    nearest_distances,
+    nearest_other_distances,
+    spread,
+)
 
 
 def gaussian(mean: list[float], covariance: npt.ArrayLike, count: int = 100) -> FeatureStatistics:
@@ -97,3 +110,132 @@ def test_logmel_stats_tells_timbre_dynamics_and_rhythm() -> None:
 def test_logmel_stats_needs_whole_groups() -> None:
     with pytest.raises(ValueError, match=r"20 mel bands.*multiple of 16"):
         logmel_stats(np.zeros((1, 20, 8), np.uint8))
+
+
+@pytest.fixture(params=[4_000_000, 7])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs all at once, and in blocks of a row or two."""
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", request.param)
+
+
+def test_weighted_statistics_are_those_of_repeated_items() -> None:
+    generator = np.random.default_rng(5)
+    features, weights = generator.normal(size=(6, 3)), np.array([2.0, 0, 1, 3, 0, 1])
+    weighted, repeated = FeatureStatistics.of(features, weights), FeatureStatistics.of(features.repeat(weights.astype(int), axis=0))
+    assert weighted.count == repeated.count == 7
+    np.testing.assert_allclose(weighted.mean, repeated.mean)
+    np.testing.assert_allclose(weighted.covariance, repeated.covariance)
+
+
+def _kernel(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    return float((one @ other / len(one) + 1) ** 3)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_kernel_distance_is_the_unbiased_estimate() -> None:
+    generator = np.random.default_rng(6)
+    one, other = generator.normal(size=(5, 3)), generator.normal(size=(7, 3)) + 0.5
+    within_one = np.mean([_kernel(a, b) for a, b in permutations(one, 2)])
+    within_other = np.mean([_kernel(a, b) for a, b in permutations(other, 2)])
+    cross = np.mean([_kernel(a, b) for a, b in product(one, other)])
+    assert kernel_distance(one, other) == pytest.approx(within_one + within_other - 2 * cross)
+    assert kernel_distance(other, one) == pytest.approx(kernel_distance(one, other))
+    weights = np.array([[2.0, 1], [0, 1], [1, 1], [1, 1], [1, 1]])
+    pairs = [(a, b) for a, b in permutations(range(5), 2)]
+    within = np.average([_kernel(one[a], one[b]) for a, b in pairs], weights=[weights[a, 0] * weights[b, 0] for a, b in pairs])
+    weighted_cross = np.average([_kernel(a, b) for a, b in product(one, other)], weights=weights[:, 0].repeat(7))
+    assert kernel_distances(one, other, weights, np.ones((7, 2))) == pytest.approx(
+        [within + within_other - 2 * weighted_cross, within_one + within_other - 2 * cross]
+    )
+
+
+def test_kernel_distance_of_points_in_closed_form() -> None:
+    zeros, ones = np.zeros((4, 2)), np.ones((3, 2))
+    assert kernel_distance(zeros, ones) == pytest.approx(1 + 8 - 2 * 1)
+    assert kernel_distance(ones, ones[:2]) == pytest.approx(0)
+    with pytest.raises(ValueError, match="1 and 3 items: a kernel distance needs at least 2"):
+        kernel_distance(zeros[:1], ones)
+
+
+def test_kernel_distance_of_sets_of_a_kind_is_zero_on_average() -> None:
+    generator = np.random.default_rng(7)
+    found = [kernel_distance(generator.normal(size=(6, 4)), generator.normal(size=(9, 4))) for _ in range(3_000)]
+    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
+    assert min(found) < 0 < max(found)
+    biased = np.mean([frechet_distance(*(FeatureStatistics.of(generator.normal(size=(9, 4))) for _ in range(2))) for _ in range(100)])
+    assert biased > 1, "which the Fréchet distance is not"
+
+
+@pytest.mark.usefixtures("blocks")
+def test_density_and_coverage_by_hand() -> None:
+    reference = np.array([[0.0], [1], [3], [7]])  # with one neighbour, balls of radius 1, 1, 2, 4
+    candidate = np.array([[0.5], [2.5], [20]])  # in balls 1 and 2; in ball 3; in none
+    assert density_coverage(reference, candidate, 1) == pytest.approx(((2 + 1 + 0) / 3, 3 / 4))
+    density, coverage = density_coverages(reference, candidate, np.array([[3.0, 0], [0, 1], [0, 2]]), 1)
+    assert density == pytest.approx([2, 1 / 3])
+    assert coverage == pytest.approx([2 / 4, 1 / 4])
+
+
+def test_density_and_coverage_of_sets_of_a_kind() -> None:
+    generator = np.random.default_rng(8)
+    n, k = 40, 5
+    found = np.array([density_coverage(generator.normal(size=(n, 3)), generator.normal(size=(n, 3)), k) for _ in range(300)])
+    places = np.arange(k)
+    expected = 1 - np.prod((n - 1 - places) / (2 * n - 1 - places))  # the chance that of 2n - 1 others, k of the n - 1 real ones are not nearest
+    error = 4 * found.std(axis=0) / np.sqrt(len(found))
+    assert abs(found[:, 0].mean() - 1) < error[0]
+    assert abs(found[:, 1].mean() - expected) < error[1]
+
+
+def test_density_and_coverage_at_the_edges() -> None:
+    generator = np.random.default_rng(9)
+    reference = generator.normal(size=(20, 4))
+    assert density_coverage(reference, reference)[1] == 1
+    assert density_coverage(reference, reference + 100) == (0, 0)
+    assert density_coverage(np.zeros((10, 4)), np.zeros((3, 4))) == pytest.approx((10 / 5, 1))
+    with pytest.raises(ValueError, match="5 reference and 20 candidate items"):
+        density_coverage(reference[:5], reference)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_nearest_distances() -> None:
+    generator = np.random.default_rng(10)
+    items, among = generator.normal(size=(6, 3)), generator.normal(size=(9, 3))
+    among[4] = items[2]
+    found, which = nearest_distances(items, among)
+    every = np.sqrt(((items[:, np.newaxis] - among) ** 2).sum(axis=2))
+    np.testing.assert_allclose(found, every.min(axis=1))
+    np.testing.assert_array_equal(which, every.argmin(axis=1))
+    assert (found[2], which[2]) == (0, 4)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_nearest_of_other_tracks() -> None:
+    items = np.array([[0.0], [1], [5], [7], [8]])
+    np.testing.assert_array_equal(nearest_other_distances(items, np.array([0, 0, 1, 1, 2])), [5, 4, 3, 1, 1])
+    assert np.isinf(nearest_other_distances(items, np.zeros(5, np.int64))).all()
+
+
+def test_nearer_share_counts_pairs() -> None:
+    generator = np.random.default_rng(11)
+    one, other = generator.integers(0, 5, 30).astype(float), generator.integers(0, 6, 40).astype(float)
+    expected = np.mean([(a < b) + (a == b) / 2 for a, b in product(one, other)])
+    assert nearer_share(one, other) == pytest.approx(expected)
+    assert nearer_share(other, one) == pytest.approx(1 - expected)
+    assert nearer_share(np.zeros(3), np.ones(2)) == 1
+    assert nearer_share(np.zeros(3), np.zeros(2)) == 0.5
+
+
+def test_constant_features_have_no_distance() -> None:
+    one = FeatureStatistics.of(np.full((5, 3), 0.25))
+    assert frechet_distance(one, one) == 0
+    assert frechet_distance(one, FeatureStatistics.of(np.full((9, 3), 0.75))) == pytest.approx(3 * 0.25)
+
+
+def test_fewer_items_than_features_against_scipy() -> None:
+    generator = np.random.default_rng(12)
+    one, other = (FeatureStatistics.of(generator.normal(size=(count, 8))) for count in (5, 40))
+    whole = other.covariance + 1e-9 * np.eye(8)
+    root = np.real(scipy.linalg.sqrtm(whole @ one.covariance))
+    expected = np.sum((one.mean - other.mean) ** 2) + np.trace(one.covariance + other.covariance - 2 * root)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-3)

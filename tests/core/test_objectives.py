@@ -1,4 +1,4 @@
-"""Targets are what the formulas say."""
+"""Targets and weights are what the formulas say."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from audiodiff_core.objectives import Objective, PredictionType, SavedScheduler, loss, target
+from audiodiff_core.objectives import Objective, SavedScheduler, losses, scales, target, weights
+from audiodiff_core.schedulers import PredictionType
 
 OBJECTIVES = [
     Objective(prediction_type="epsilon", zero_terminal_snr=False),
@@ -42,8 +44,8 @@ def name_of(objective: Objective) -> str:
 def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
     with pytest.raises(ValueError, match=r"epsilon cannot have zero_terminal_snr.*use v_prediction"):
         Objective(prediction_type="epsilon", zero_terminal_snr=True)
-    with pytest.raises(ValueError, match="epsilon"):
-        Objective(prediction_type="epsilon")
+    assert not Objective(prediction_type="epsilon").zero_terminal_snr
+    assert Objective(prediction_type="v_prediction").zero_terminal_snr
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
@@ -75,13 +77,100 @@ def test_target_by_hand(objective: Objective) -> None:
         signal = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     level = torch.from_numpy(signal)[timesteps].float().reshape(-1, 1, 1, 1)
     expected = {"epsilon": noise, "sample": clean, "v_prediction": level.sqrt() * noise - (1 - level).sqrt() * clean}[objective.prediction_type]
-    torch.testing.assert_close(target(scheduler, clean, noise, timesteps), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(target(objective, clean, noise, timesteps), expected, atol=1e-5, rtol=1e-5)
+    of_clean, of_noise = (scale.reshape(-1, 1, 1, 1) for scale in scales(objective, timesteps))
+    torch.testing.assert_close(of_clean * clean + of_noise * noise, scheduler.add_noise(clean, noise, timesteps), atol=1e-6, rtol=1e-6)
 
 
-def test_unknown_prediction_type_is_named() -> None:
-    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="flow"))
-    with pytest.raises(ValueError, match="flow"):
-        target(scheduler, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+def test_flow_by_hand() -> None:
+    flow = Objective(prediction_type="flow")
+    clean, noise = torch.full((2, 1, 2, 2), -0.5), torch.full((2, 1, 2, 2), 2.0)
+    times = torch.tensor([250.0, 900.0])
+    seen: list[torch.Tensor] = []
+
+    def network(noisy: torch.Tensor, timesteps: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        seen.extend([noisy, timesteps])
+        return (torch.tensor([2.5, 1.0]).reshape(2, 1, 1, 1).expand_as(noisy),)
+
+    assert target(flow, clean, noise, times).unique().tolist() == [2.5]
+    assert losses(network, flow, clean, noise, times).tolist() == pytest.approx([0, 2.25])
+    assert seen[0][:, 0, 0, 0].tolist() == pytest.approx([0.75 * -0.5 + 0.25 * 2, 0.1 * -0.5 + 0.9 * 2])
+    assert seen[1].tolist() == [250, 900]
+
+
+def test_flow_of_an_ideal_network_arrives_by_euler_steps() -> None:
+    flow = Objective(prediction_type="flow")
+    clean, sample = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4), torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    scheduler = flow.scheduler()
+    scheduler.set_timesteps(7)
+    for timestep in scheduler.timesteps:
+        sigma = scales(flow, timestep.reshape(1))[1]
+        sample = scheduler.step((sample - clean) / sigma, timestep, sample, return_dict=False)[0]  # x_t - x0 = sigma * (noise - x0)
+    torch.testing.assert_close(sample, clean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("field", [{"zero_terminal_snr": False}, {"beta_schedule": "scaled_linear"}, {"clip_sample": True}, {"min_snr_gamma": 5.0}])
+def test_what_a_flow_has_not_is_refused(field: dict[str, Any]) -> None:
+    (name,) = field
+    with pytest.raises(ValueError, match=f"flow cannot have {name}"):
+        Objective(prediction_type="flow", **field)
+
+
+def test_min_snr_weights_by_hand() -> None:
+    timesteps = torch.tensor([0, 100, 400, 700, 999])
+    signal = np.cumprod(1 - np.linspace(0.0001, 0.02, 1_000))[timesteps.numpy()]
+    snr = signal / (1 - signal)
+    assert snr[1] > 5 > snr[2]
+    for prediction_type, over in {"epsilon": snr, "v_prediction": snr + 1, "sample": np.ones(5)}.items():
+        objective = Objective.model_validate({"prediction_type": prediction_type, "zero_terminal_snr": False, "min_snr_gamma": 5})
+        assert weights(objective, timesteps).tolist() == pytest.approx((np.minimum(snr, 5) / over).tolist(), rel=2e-3), prediction_type
+    assert weights(Objective(), timesteps).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_min_snr_weights_do_not_forget_pure_noise(prediction_type: PredictionType) -> None:
+    given = weights(Objective(prediction_type=prediction_type, min_snr_gamma=5.0), torch.arange(1_000))
+    assert given.isfinite().all()
+    assert float(given[999]) == pytest.approx(1)
+    assert float(given.max()) <= 5
+    assert float(given.min()) >= (1 if prediction_type == "sample" else 0)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
+def test_an_objective_is_found_again_in_its_scheduler(objective: Objective, beta_schedule: str) -> None:
+    objective = Objective.model_validate({**objective.model_dump(), "beta_schedule": beta_schedule, "beta_start": 0.00085, "clip_sample": False})
+    for name in ("ddim", "ddpm"):
+        assert Objective.of(objective.scheduler(name)) == objective
+    assert objective.scheduler("ddim").config.beta_schedule == beta_schedule
+    assert objective.scheduler("ddim").config.clip_sample is False
+
+
+def test_a_flow_is_found_again_and_has_its_own_scheduler() -> None:
+    flow = Objective(prediction_type="flow")
+    assert Objective.of(flow.scheduler()) == flow
+    assert type(flow.scheduler()).__name__ == "FlowMatchEulerDiscreteScheduler"
+    with pytest.raises(ValueError, match="scheduler ddim does not go with prediction_type flow: use flow_euler"):
+        flow.scheduler("ddim")
+    with pytest.raises(ValueError, match="scheduler flow_euler does not go with prediction_type v_prediction: use ddim or ddpm"):
+        Objective().scheduler("flow_euler")
+
+
+def test_a_noise_schedule_that_is_not_known_is_named() -> None:
+    with pytest.raises(ValueError, match="beta_schedule sigmoid of the model's DDPMScheduler"):
+        Objective.of(DDPMScheduler(beta_schedule="sigmoid"))
+
+
+def test_encodings_reach_the_network_as_a_sequence_of_one() -> None:
+    seen: list[torch.Tensor] = []
+
+    def network(noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        seen.append(encoder_hidden_states)
+        return (noisy,)
+
+    encodings = torch.randn(3, 10)
+    losses(network, Objective(), torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), encodings=encodings)
+    assert torch.equal(seen[0], encodings.reshape(3, 1, 10))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
@@ -92,15 +181,12 @@ def test_loss_is_zero_for_an_ideal_denoiser_and_one_for_an_ignorant_one(objectiv
     timesteps = torch.tensor([20, 300, 700, 999])
     ideal = IdealDenoiser(clean, scheduler)
     batch = clean.expand(4, 1, 64, 64)
-    assert float(loss(ideal, scheduler, batch, noise, timesteps)) < 1e-6
+    assert float(losses(ideal, objective, batch, noise, timesteps).max()) < 1e-5
 
     def ignorant(noisy: torch.Tensor, timesteps: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
         return (torch.zeros_like(noisy),)
 
-    expected = target(scheduler, batch, noise, timesteps).square().mean()
-    assert float(loss(ignorant, scheduler, batch, noise, timesteps)) == pytest.approx(float(expected), rel=1e-5)
+    expected = target(objective, batch, noise, timesteps).square().mean(dim=(1, 2, 3))
+    assert losses(ignorant, objective, batch, noise, timesteps).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_prediction_types_are_those_that_schedulers_know() -> None:
-    kinds: list[PredictionType] = ["epsilon", "v_prediction", "sample"]
-    assert {objective.prediction_type for objective in OBJECTIVES} == set(kinds)

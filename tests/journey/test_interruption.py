@@ -97,9 +97,9 @@ def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Pa
 @pytest.mark.soak
 def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 40, "num_workers": 1, "checkpoint_minutes": 0.02}
+    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 40, "num_workers": 1, "checkpoint_minutes": 0.02, "preview_count": 0}
     for number in (signal.SIGINT, signal.SIGKILL):
-        ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/*/checkpoint_*/progress.json")
+        ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/step-*/progress.json")
         assert not (out / "model").exists()
         assert _no_traceback(ended.stderr)
     for folder in (out, whole):

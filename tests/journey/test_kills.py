@@ -3,51 +3,17 @@
 import contextlib
 import hashlib
 import json
-import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 from audiodiff_platform.prepare import PrepareOptions, prepare
-
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 120
-
-
-class SimulatedCluster:
-    """A head without CPUs and two nodes with one each, on this machine."""
-
-    def __init__(self) -> None:
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
-
-    def kill_worker(self, chance: random.Random) -> None:
-        raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes]
-        deadline = time.monotonic() + DEADLINE_S
-        while not (workers := [child for raylet in raylets for child in raylet.children() if "PrepareWorker" in _title(child)]):
-            assert time.monotonic() < deadline, "there is no worker to kill"
-        chance.choice(workers).kill()
-
-    def kill_node(self, chance: random.Random) -> None:
-        """Ends a node with all its processes, at once; another takes its place."""
-        node = chance.choice(self.nodes)
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.nodes.remove(node)
-        self.nodes.append(self.cluster.add_node(num_cpus=1))
-
-
-def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):  # it may end meanwhile
-        return " ".join(process.cmdline())
-    return ""
+from tests.simulated import DEADLINE_S, Driver, SimulatedCluster
 
 
 @pytest.fixture
@@ -55,23 +21,6 @@ def cluster() -> Iterator[SimulatedCluster]:
     made = SimulatedCluster()
     yield made
     made.cluster.shutdown()
-
-
-class Driver:
-    """`jobs/prepare.py` as a process on the simulated cluster, begun again whenever it is killed."""
-
-    def __init__(self, cluster: SimulatedCluster, flags: dict[str, Any], log: Path) -> None:
-        self.command = [sys.executable, "jobs/prepare.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
-        self.environment = {**os.environ, "RAY_ADDRESS": cluster.cluster.address}
-        self.log = log.open("w")
-        self.begin()
-
-    def begin(self) -> None:
-        self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 def _commits(out: Path) -> int:
@@ -96,22 +45,22 @@ def _data(folder: Path) -> dict[str, str]:
 def _run_with_kills(cluster: SimulatedCluster, flags: dict[str, Any], kinds: list[str], chance: random.Random, folder: Path) -> dict[str, Any]:
     """The summary of the job's last run, which `kinds` of kills went before, each at a random moment after some new work was committed."""
     out = Path(flags["output_dir"])
-    driver = Driver(cluster, flags, folder / "log")
-    for kind in kinds:
-        assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
-            driver.process.wait(chance.uniform(0, 1))
-        match kind:
-            case "worker":
-                cluster.kill_worker(chance)
-            case "node":
-                cluster.kill_node(chance)
-            case "driver":
-                driver.kill()
-                driver.begin()
-    printed, _ = driver.process.communicate(timeout=600)
-    assert driver.process.returncode == 0, (folder / "log").read_text()[-4_000:]
-    return dict(json.loads(printed.splitlines()[-1]))
+    with Driver(cluster, "prepare", flags, folder / "log") as driver:
+        for kind in kinds:
+            assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+                driver.process.wait(chance.uniform(0, 1))
+            match kind:
+                case "worker":
+                    cluster.kill_worker("PrepareWorker", chance)
+                case "node":
+                    cluster.kill_node(chance)
+                case "driver":
+                    driver.kill()
+                    driver.begin()
+        printed, _ = driver.process.communicate(timeout=600)
+        assert driver.process.returncode == 0, (folder / "log").read_text()[-4_000:]
+        return dict(json.loads(printed.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(

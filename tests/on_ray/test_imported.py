@@ -87,6 +87,7 @@ def test_all_kinds_give_the_same_images_groups_and_digest(original: Dataset, sav
         assert np.array_equal(_all(dataset), images)
     assert len({dataset.digest for dataset in opened}) == 1
     epoch = DataOrder(opened[0], 0).batch(range(len(images))).images
+    assert epoch is not None
     assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from audiodiff_core.checkpoint import ModelRecord, save_model
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_unet
+from audiodiff_core.models import build_network
 from audiodiff_core.objectives import Objective
 from audiodiff_platform import job
 from audiodiff_platform.demo import DemoOptions, demo
+from audiodiff_platform.encode import EncodeOptions, encode
+from audiodiff_platform.evaluate import EvaluateOptions, evaluate
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.recipe import Options
@@ -27,7 +29,9 @@ VERBS: dict[str, tuple[type[Options], Callable[[Any], Mapping[str, Any]]]] = {
     "demo": (DemoOptions, demo),
     "prepare": (PrepareOptions, prepare),
     "train": (TrainOptions, train),
+    "encode": (EncodeOptions, encode),
     "generate": (GenerateOptions, generate),
+    "evaluate": (EvaluateOptions, evaluate),
     "serve": (ServeOptions, serve),
 }
 
@@ -65,6 +69,20 @@ def test_inputs_that_are_not_there(run: Run, tmp_path: Path) -> None:
         status, line = run("serve", "--model", f"m={tmp_path / source}")
         assert (status, str(tmp_path / source) in line) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_encoded_or_evaluated_is_not_there(run: Run, tmp_path: Path) -> None:
+    missing, out = tmp_path / "missing", tmp_path / "out"
+    for arguments, words in (
+        (("encode", "--input_dir", tmp_path, "--encoder", missing, "--output_dir", out), "no such folder, and not a Hugging Face id"),
+        (("encode", "--dataset_name", missing, "--latents", "--vae", missing, "--output_dir", out), "not a finished mel dataset"),
+        (("encode", "--dataset_name", missing, "--latents", "--output_dir", out), "latents needs dataset_name and vae"),
+        (("evaluate", "--reference", missing, "--candidate", tmp_path), "no such folder"),
+        (("evaluate", "--reference", "s3://key@bucket/a", "--candidate", tmp_path), "reference holds a query or a password"),
+    ):
+        status, line = run(*arguments)
+        assert (status, words in line) == (2, True), line
+    assert not out.exists()
 
 
 def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
@@ -163,7 +181,7 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
 def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
     mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
     scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
-    save_model(tmp_path / "model", build_unet("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
+    save_model(tmp_path / "model", build_network("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
     status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
     assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use at most that many")
     assert not (tmp_path / "out").exists()

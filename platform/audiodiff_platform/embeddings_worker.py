@@ -1,0 +1,76 @@
+"""What each worker of encode does for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from audiodiff_core.audio import AudioDecodeError, Samples, stream
+from audiodiff_core.encoder import load_encoder
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_platform import commits
+from audiodiff_platform.encodings import encoded_table
+from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
+from audiodiff_platform.inputs import Inputs, items
+from audiodiff_platform.plan import read_shard
+from audiodiff_platform.storage import Folder
+
+SECONDS_AT_MOST = 4 * 3_600  # of a file, whose samples are in memory
+
+
+class EmbeddingsWorker:
+    """Embeds shards with one loaded encoder; lives in an actor."""
+
+    def __init__(self, input_dir: str, output_dir: str, encoder: str, encoder_digest: str) -> None:
+        self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
+        profile = ExecutionProfile.here()
+        profile.prepare_process()
+        self.encoder, self.digest = load_encoder(encoder, profile.device), encoder_digest
+        if (found := self.encoder.digest) != encoder_digest:
+            raise ValueError(f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}")
+
+    def shard(self, shard: int) -> dict[str, int]:
+        """Writes the shard's part and commits it; says how many files gave an embedding and how many could not be used."""
+        found: dict[str, Samples] = {}
+        failures: list[dict[str, str]] = []
+        in_hand = InHand(self.output, shard)
+        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+            for source, _ in read_shard(self.output, shard):
+                if in_hand.gives_up(source.uri):
+                    failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
+                    continue
+                in_hand.take(source.uri)
+                try:
+                    local = self.inputs.fetch(source, Path(scratch))
+                    for item in items(source, local, Path(scratch)):
+                        try:
+                            found[item.name] = self._embedded(item.local)
+                        except AudioDecodeError as error:
+                            failures.append({"audio_file": item.name, "reason": error.reason})
+                    if local.parent == Path(scratch):
+                        local.unlink()
+                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+                    failures.append({"audio_file": source.uri, "reason": error.reason})
+        in_hand.take(None)
+        parts = {}
+        if found:
+            content = encoded_table(list(found), np.stack(list(found.values())), self.encoder.name, self.digest)
+            name = f"data/{shard:06d}.parquet"
+            self.output.write(name, content)
+            parts[name] = commits.sha256(content)
+        commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts})
+        return {"shard": shard, "files": len(found), "unusable": len(failures)}
+
+    def _embedded(self, local: Path) -> Samples:
+        """The vector (dim,) of an audio file. Raises AudioDecodeError where it cannot be used."""
+        rate = self.encoder.sample_rate
+        blocks, count = [], 0
+        for block in stream(local, rate):
+            blocks.append(block)
+            count += len(block)
+            if count > SECONDS_AT_MOST * rate:
+                raise AudioDecodeError(str(local), f"longer than {SECONDS_AT_MOST / 3_600:g} hours")
+        vector: Samples = self.encoder.encode([np.concatenate(blocks)], rate)[0]
+        if not np.isfinite(vector).all():
+            raise AudioDecodeError(str(local), "its embedding is not finite")
+        return vector

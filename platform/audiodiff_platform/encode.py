@@ -1,0 +1,212 @@
+"""Audio -> embeddings to condition on, or a mel dataset -> latents to train on; by shards, each of them whole or absent.
+
+    OUT/encode.json          settings and their digest
+    OUT/data/NNNNNN.parquet  embeddings: a row for each audio file (`encodings.py`); latents: see `latents_dataset.py`
+    OUT/_plan                embeddings: which files make which shard
+    OUT/_commits, _SUCCESS   the commit protocol
+
+An encoder listens to audio, and a mel dataset holds pictures of it: its files are found again by the names in it, in the folder that it was
+prepared from (input_dir) or, where they are absolute, where they say. Workers are Ray's own actors, as for prepare and generate (`shards.py`).
+"""
+
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import pyarrow.parquet as pq
+import pydantic
+
+from audiodiff_core.checkpoint import load_vae
+from audiodiff_core.encoder import load_encoder
+from audiodiff_core.moments import latent_shape, network_digest
+from audiodiff_platform import commits, in_hand
+from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
+from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker
+from audiodiff_platform.inputs import Inputs, Source
+from audiodiff_platform.job import JobError
+from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
+from audiodiff_platform.latents_worker import LatentsWorker
+from audiodiff_platform.plan import append_plan, cut, new_sources, shard_seconds, sizes
+from audiodiff_platform.progress import Progress
+from audiodiff_platform.recipe import Options
+from audiodiff_platform.shards import run_shards
+from audiodiff_platform.storage import Folder
+
+REASONS_SHOWN = 10
+SHARD_SECONDS_AT_LEAST = 300  # of audio
+LATENT_BATCH_SIZE = 8  # images at once, part of what fixes the bytes
+BYTES_PER_LATENT_VALUE = 8  # mean and log variance
+
+
+class EncodeOptions(Options):
+    """What to encode with what."""
+
+    dataset_name: str | None = pydantic.Field(None, description="mel dataset whose latents, or embeddings of whose files, are made: a path, s3:// or gs://")
+    input_dir: str | None = pydantic.Field(
+        None, description="audio to embed, as prepare takes it: a folder or a list; beside dataset_name: what that was prepared from"
+    )
+    output_dir: str = pydantic.Field(description="folder for the embeddings or latents: a path, s3:// or gs://")
+    encoder: str | None = pydantic.Field(None, description="what makes embeddings: folder or Hugging Face id of an AudioEncoder or a CLAP")
+    latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
+    vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
+    max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
+
+    @pydantic.model_validator(mode="after")
+    def _one_thing_is_asked_for(self) -> Self:
+        if self.latents and not (self.dataset_name and self.vae and not self.encoder and not self.input_dir):
+            raise ValueError("latents needs dataset_name and vae, and neither encoder nor input_dir")
+        if not self.latents and (self.vae or not self.encoder or not (self.dataset_name or self.input_dir)):
+            raise ValueError("embeddings need encoder, and input_dir or dataset_name or both; vae is for latents only")
+        return self
+
+
+def encode(options: EncodeOptions) -> dict[str, Any]:
+    """Runs the job; says how many embeddings or latents there are and where."""
+    began = time.monotonic()
+    stated = {name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))}
+    options = options.model_copy(update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in stated.items()})
+    summary = encode_latents(options) if options.latents else embed(options)
+    return {"verb": "encode", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+
+
+def embed(options: EncodeOptions) -> dict[str, Any]:
+    """Embeddings of the audio files of a folder, or of those that a mel dataset was made of."""
+    assert options.encoder is not None
+    name = usable_encoder(options.encoder)
+    encoder, output = load_encoder(name), Folder(options.output_dir)
+    settings = {"format_version": FORMAT_VERSION, "encoder": encoder.name, "encoder_digest": encoder.digest, "dim": encoder.dim}
+    commits.require_same(output, SETTINGS, settings)
+    tracks = _tracks(options.dataset_name) if options.dataset_name else None
+    inputs = Inputs(options.input_dir or str(options.dataset_name))
+    planned, new = new_sources(output, _sources(options, inputs, tracks))
+    if not planned and not new:
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
+    done = commits.committed(output)
+    if new or planned.keys() - done.keys():
+        seconds = sum(source.seconds for source in new)
+        say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
+        with connected():
+            workers, gpu = workers_for(options.num_workers)
+            if new:
+                require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
+            require_shared("encoder", encoder_source(name), "config.json")
+            commits.claim(output, SETTINGS, settings)
+            require_shared("output_dir", options.output_dir, SETTINGS)
+            assigned = cut(new, shard_seconds(new, SHARD_SECONDS_AT_LEAST), first=len(planned))
+            append_plan(output, assigned, {})
+            planned.update(sizes(assigned))
+            commits.begin(output)
+            pending = {shard: size for shard, size in planned.items() if shard not in done}
+            progress = Progress("embeddings", pending)
+            arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
+            for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
+                progress.finished(counts)
+    return _finish_embeddings(options, output, settings, tracks)
+
+
+def _tracks(dataset_name: str) -> set[str]:
+    """The names of the files that a mel dataset was made of, held-out ones too."""
+    dataset = MelDataset(dataset_name)
+    names: set[str] = set()
+    for part in dataset.folder.names("data/*.parquet"):
+        with dataset.folder.filesystem.open(dataset.folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(columns=["audio_file"]):
+                names.update(batch.column(0).to_pylist())
+    return names
+
+
+def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
+    """What is to be embedded; raises ValueError where a dataset's files are not to be found."""
+    if tracks is None:
+        yield from inputs.sources()
+        return
+    if options.input_dir is None:
+        relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
+        if relative is not None:
+            raise ValueError(f"dataset_name {options.dataset_name} holds no audio and names it relative to a folder ({relative}): name that as input_dir")
+        yield from inputs.named(sorted(tracks))
+        return
+    left = set(tracks)
+    for source in inputs.sources():
+        if source.is_container and (members := {track for track in left if track.startswith(f"{source.uri}/")}):
+            left -= members
+            yield source
+        elif source.uri in tracks:
+            left.discard(source.uri)
+            yield source
+    if left:
+        of = f"{len(left):,} of the {len(tracks):,} files of dataset_name {options.dataset_name}"
+        raise ValueError(f"input_dir {options.input_dir}: lacks {of}, such as {min(left)}")
+
+
+def _finish_embeddings(options: EncodeOptions, output: Folder, settings: dict[str, Any], tracks: set[str] | None) -> dict[str, Any]:
+    """Checks the whole, then writes `_SUCCESS`."""
+    records = commits.committed(output)
+    failures = [failure for _, record in sorted(records.items()) for failure in record["failures"]]
+    for failure in failures[:REASONS_SHOWN]:
+        say(f"unusable: {failure['audio_file']}: {failure['reason']}")
+    made = sum(record["rows"] for record in records.values())
+    if len(failures) > options.max_bad_fraction * (made + len(failures)) or not made:
+        raise JobError(f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})")
+    if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
+        raise JobError(f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}")
+    summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": finish(output, settings, records)}
+    commits.succeed(output, summary)
+    return summary
+
+
+def encode_latents(options: EncodeOptions) -> dict[str, Any]:
+    """Latents of all slices of a mel dataset, in its order."""
+    assert options.dataset_name is not None
+    assert options.vae is not None
+    began = time.monotonic()
+    dataset, output = MelDataset(options.dataset_name), Folder(options.output_dir)
+    vae = load_vae(options.vae)
+    try:
+        shape = latent_shape(vae, dataset.mel.y_res, dataset.mel.x_res)
+    except ValueError as error:
+        raise ValueError(f"vae {options.vae} cannot encode dataset_name {options.dataset_name}: {error}") from error
+    settings = {
+        "format_version": FORMAT_VERSION,
+        "dataset_digest": dataset.digest,
+        "vae_digest": network_digest(vae),
+        "latent_shape": list(shape),
+        "batch_size": LATENT_BATCH_SIZE,
+    }
+    commits.require_same(output, SETTINGS, settings)
+    records = commits.committed(dataset.folder)
+    shards = sorted(shard for shard, record in records.items() if record["rows"] or record["validation"]["rows"])
+    pending = sorted(set(shards) - commits.committed(output).keys())
+    if pending:
+        rows = sum(records[shard]["rows"] + records[shard]["validation"]["rows"] for shard in pending)
+        values = shape[0] * shape[1] * shape[2]
+        output.require_free_space(rows * values * BYTES_PER_LATENT_VALUE, "the latents")
+        say(f"{rows:,} images to latents of {'x'.join(map(str, shape))}, {len(pending):,} of {len(shards):,} shards to do")
+        with connected():
+            workers, gpu = workers_for(options.num_workers)
+            require_shared("dataset_name", options.dataset_name, MelDataset.witness)
+            commits.claim(output, SETTINGS, settings)
+            require_shared("output_dir", options.output_dir, SETTINGS)
+            commits.begin(output)
+            arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
+            made = 0
+            for counts in run_shards(LatentsWorker, arguments, pending, workers, gpu):
+                made += counts["slices"]
+                say(f"{made:,} of {rows:,} latents, {time.monotonic() - began:.0f} s")
+    output.write(MEL_CONFIG, dataset.mel.to_json().encode())
+    finished = commits.committed(output)
+    summary = {**settings, "latents": sum(record["rows"] for record in finished.values()), "digest": finish(output, settings, finished)}
+    commits.succeed(output, summary)
+    return summary
+
+
+def finish(output: Folder, settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
+    """Removes what belongs to no commit; gives the digest of the content."""
+    output.remove(in_hand.FOLDER)
+    parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
+    for name in output.names("data/*"):
+        if name not in parts:
+            output.remove(name)
+    return commits.settings_digest({"settings": settings, "parts": parts})

@@ -1,0 +1,226 @@
+"""How close generated audio is to real audio: figures with intervals and sample sizes, and what real audio itself scores.
+
+1. Each side is a folder of audio, what generate wrote, or a mel dataset; it becomes portions of work (`evaluate_worker.py`).
+2. Workers cut audio into slices of one mel configuration and embed them; some of the reference's images also go through the vocoder and back.
+3. The features come together here, and `evaluation.py` says what they show.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from audiodiff_core.checkpoint import load_model, record_metrics
+from audiodiff_core.embedders import load_embedder
+from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
+from audiodiff_platform import commits, generate
+from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
+from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
+from audiodiff_platform.imported import given_mel
+from audiodiff_platform.inputs import Inputs, Source
+from audiodiff_platform.plan import cut
+from audiodiff_platform.recipe import Options
+from audiodiff_platform.shards import run_shards
+from audiodiff_platform.storage import Folder
+
+REPORT = "report.json"
+PORTION_SECONDS = 300  # of audio
+CLOSEST_PAIRS = 10
+REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
+
+
+class EvaluateOptions(Options):
+    """What to compare with what."""
+
+    reference: str = pydantic.Field(description="real audio, best what the model was trained on: a mel dataset, or audio as prepare takes it (path, s3://, gs://)")
+    candidate: str = pydantic.Field(description="generated audio: what generate wrote, a folder of audio, or a mel dataset")
+    held_out: str | None = pydantic.Field(
+        None, description="real audio that was not trained on, as measure of how near new audio comes to the reference; none: the reference's validation split"
+    )
+    embedder: str = pydantic.Field(EMBEDDER, description=f"what stands for a slice: {EMBEDDER}, or an encoder as for encode")
+    mel_config: str | None = pydantic.Field(
+        None, description="mel_config.json by which audio is cut and analysed; none: that of a mel dataset compared, or of the model"
+    )
+    model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
+    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
+    round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
+
+
+@dataclass
+class Side:
+    """One side of the comparison, as it is found and as it is embedded."""
+
+    portions: list[Portion]
+    mel: MelConfig | None = None
+    features: list[Features] = field(default_factory=list)
+    tracks: list[str] = field(default_factory=list)
+    round_trips: list[Features] = field(default_factory=list)
+    tripped: list[Features] = field(default_factory=list)
+    unusable: int = 0
+    silent: int = 0
+
+    def items(self, option: str, uri: str) -> Items:
+        if not self.tracks:
+            raise ValueError(f"{option} {uri}: holds no slice that could be used ({self.unusable} unusable files, {self.silent} silent ones)")
+        return Items(np.concatenate(self.features), self.tracks)
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Runs the job; gives all figures."""
+    began = time.monotonic()
+    names = [name for name in (REFERENCE, CANDIDATE, HELD_OUT, "model", "output_dir") if getattr(options, name)]
+    places = {name: usable_path(name, getattr(options, name)) for name in names}
+    if options.embedder != EMBEDDER:
+        places["embedder"] = usable_encoder(options.embedder)
+    options = options.model_copy(update=places)
+    model = load_model(options.model) if options.model else None
+    if model is not None and model.record is None:
+        raise ValueError(f"model {options.model}: has no record to write figures into: convert it first")
+    sides = _sides(options)
+    mel = _agreed_mel(options, sides, model.mel if model else None)
+    embedder = load_embedder(options.embedder, mel.sample_rate)
+    for name, side in sides.items():
+        if embedder.listens and side.mel is not None:
+            uri = getattr(options, name) or options.reference
+            raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
+    with connected():
+        workers, gpu = workers_for(options.num_workers)
+        _require_shared(options)
+        portions = [portion for side in sides.values() for portion in side.portions]
+        found = list(_embedded(portions, (options.embedder, embedder.digest, mel), workers, gpu))
+    for embedded in sorted(found, key=lambda embedded: embedded.number):  # in this order, whoever was first, the figures are the same
+        _gather(sides[embedded.side], embedded)
+    figures = _figures(options, sides)
+    summary = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest, **figures}
+    _warn(figures)
+    if options.output_dir:
+        pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
+        named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
+        compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
+        Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
+    if options.model:
+        record_metrics(options.model, {f"{options.embedder} {name}": value for name, value in figures.items()})
+    return {**summary, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _sides(options: EvaluateOptions) -> dict[str, Side]:
+    sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE, HELD_OUT) if (uri := getattr(options, name))}
+    if HELD_OUT not in sides and sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION)).portions:
+        sides[HELD_OUT] = replace(held_out, portions=[replace(portion, side=HELD_OUT) for portion in held_out.portions])
+    portions = sides[REFERENCE].portions
+    each, more = divmod(options.round_trips, len(portions))
+    sides[REFERENCE].portions = [replace(portion, round_trips=each + (place < more)) for place, portion in enumerate(portions)]
+    return sides
+
+
+def _side(name: str, uri: str, split: str = TRAIN) -> Side:
+    """What lies at a URI; raises ValueError where it is nothing that can be compared."""
+    folder = Folder(uri)
+    if folder.exists(SETTINGS):
+        dataset = _dataset(name, uri)
+        records = commits.committed(dataset.folder)
+        rows = {shard: (record if split == TRAIN else record[split])["rows"] for shard, record in sorted(records.items())}
+        parts = [data_file(shard, split) for shard, count in rows.items() if count]
+        return Side([Portion(name, uri, part=part) for part in parts], dataset.mel)
+    if folder.exists(generate.SETTINGS):
+        if not folder.exists(commits.SUCCESS):
+            raise ValueError(f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end")
+        uri = f"{folder.uri}/audio"
+    inputs = Inputs(uri)
+    try:
+        sources = list(inputs.sources())
+    except ValueError as error:
+        raise ValueError(str(error).replace("input_dir", name, 1)) from error
+    if not sources:
+        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others)")
+    by_shard: dict[int, list[Source]] = {}
+    for shard, source in cut(sources, PORTION_SECONDS, first=0):
+        by_shard.setdefault(shard, []).append(source)
+    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()])
+
+
+def _dataset(name: str, uri: str) -> MelDataset:
+    try:
+        dataset = MelDataset(uri)
+    except ValueError as error:
+        raise ValueError(str(error).replace("dataset_name", name, 1)) from error
+    if dataset.folder.read_json(SETTINGS).get("reference") == "track":
+        say(f"warning: {name} {uri} has images relative to their tracks' maxima; audio is analysed here relative to each slice's own, which is another thing")
+    return dataset
+
+
+def _agreed_mel(options: EvaluateOptions, sides: dict[str, Side], of_model: MelConfig | None) -> MelConfig:
+    """The one mel configuration that is stated, by whichever means; raises ValueError where there is none, or where two differ."""
+    stated = {f"{name} {getattr(options, name) or options.reference}": side.mel for name, side in sides.items() if side.mel}
+    if options.mel_config:
+        stated[f"mel_config {options.mel_config}"] = given_mel(options.mel_config)
+    if of_model:
+        stated[f"model {options.model}"] = of_model
+    if not stated:
+        raise ValueError("neither side is a mel dataset: name the mel_config.json by which audio is cut and analysed, as mel_config, or the model")
+    (first, mel), *others = stated.items()
+    for other, its_mel in others:
+        if its_mel != mel:
+            raise ValueError(f"{first} and {other} have different mel configurations: {mel.difference(its_mel)}")
+    return mel
+
+
+def _require_shared(options: EvaluateOptions) -> None:
+    if options.embedder != EMBEDDER:
+        require_shared("embedder", encoder_source(options.embedder), "config.json")
+    for name in (REFERENCE, CANDIDATE, HELD_OUT):
+        if uri := getattr(options, name):
+            require_shared(name, uri, commits.SUCCESS if Folder(uri).exists(commits.SUCCESS) else "")
+
+
+def _embedded(portions: list[Portion], arguments: tuple[str, str, MelConfig], workers: int, gpu: int) -> Iterator[Embedded]:
+    items = 0
+    for done, embedded in enumerate(run_shards(EvaluateWorker, (portions, *arguments), range(len(portions)), workers, gpu), start=1):
+        items += len(embedded.tracks)
+        say(f"{done:,} of {len(portions):,} portions embedded, {items:,} slices")
+        yield embedded
+
+
+def _gather(side: Side, embedded: Embedded) -> None:
+    side.tracks += embedded.tracks
+    side.features += embedded.features
+    side.unusable += len(embedded.unusable)
+    side.silent += embedded.silent
+    for reason in embedded.unusable:
+        say(f"left out: {reason}")
+    if embedded.round_trips:
+        side.round_trips += embedded.round_trips
+        side.tripped.append(np.concatenate(embedded.features)[: sum(map(len, embedded.round_trips))])
+
+
+def _figures(options: EvaluateOptions, sides: dict[str, Side]) -> dict[str, float]:
+    reference, candidate = (sides[name].items(name, getattr(options, name)) for name in (REFERENCE, CANDIDATE))
+    held_out = sides[HELD_OUT].items(HELD_OUT, options.held_out or options.reference) if HELD_OUT in sides else None
+    figures = compare(reference, candidate, held_out)
+    figures |= {"n_candidate_unusable": sides[CANDIDATE].unusable, "n_candidate_silent": sides[CANDIDATE].silent}
+    if trips := sides[REFERENCE].round_trips:
+        before, after = np.concatenate(sides[REFERENCE].tripped), np.concatenate(trips)
+        figures["n_round_trip"] = len(after)
+        if len(after) > 1:
+            figures["frechet_round_trip"] = frechet_distance(FeatureStatistics.of(after), FeatureStatistics.of(before))
+            figures["kernel_round_trip"] = kernel_distance(after, before)
+    return figures
+
+
+def _warn(figures: dict[str, float]) -> None:
+    fewest = min(figures["n_candidate"], figures["n_reference"])
+    if fewest < ITEMS_AT_LEAST:
+        say(f"warning: {fewest:,.0f} items on a side: distances of fewer than {ITEMS_AT_LEAST} say little")
+    if fewest <= figures["n_features"]:
+        say(f"warning: {fewest:,.0f} items of {figures['n_features']:.0f} features: Fréchet distances of so few are far too large, go by kernel distances")
+    if figures["n_candidate_silent"]:
+        say(f"warning: {figures['n_candidate_silent']:,.0f} candidate files are silent, and count as nothing")
+    if "nearer_share" not in figures:
+        say("warning: the reference is one track and there is nothing held out: whether the candidate copies it cannot be told")

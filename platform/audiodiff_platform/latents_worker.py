@@ -1,0 +1,63 @@
+"""What each worker of `encode --latents` does: a shard of a mel dataset -> its latents (`latents_dataset.py`), then its commit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.checkpoint import load_vae
+from audiodiff_core.moments import Moments, latent_moments, latent_shape, network_digest
+from audiodiff_core.png import decode_png
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_platform import commits
+from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset, data_file
+from audiodiff_platform.latents_dataset import schema
+from audiodiff_platform.storage import Folder
+
+
+class LatentsWorker:
+    """Encodes shards with one loaded autoencoder; lives in an actor."""
+
+    def __init__(self, dataset_name: str, output_dir: str, vae: str, vae_digest: str, batch_size: int) -> None:
+        self.dataset, self.output, self.batch_size = MelDataset(dataset_name), Folder(output_dir), batch_size
+        profile = ExecutionProfile.here()
+        profile.prepare_process()
+        self.vae = load_vae(vae).to(profile.device).eval()
+        if (found := network_digest(self.vae)) != vae_digest:
+            raise ValueError(f"vae {vae} has changed since the job began: digest {found}, it was {vae_digest}")
+        self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
+        self.schema = schema(self.shape, vae_digest)
+
+    def shard(self, shard: int) -> dict[str, int]:
+        """Writes the shard's latents of each split and commits them."""
+        record: dict[str, Any] = {}
+        parts: dict[str, str] = {}
+        with self.output.scratch() as scratch:
+            for split in (TRAIN, VALIDATION):
+                name = data_file(shard, split)
+                row_groups = self._encoded(name, scratch / "part.parquet") if self.dataset.folder.exists(name) else []
+                record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
+                if row_groups:
+                    parts[name] = commits.file_sha256(scratch / "part.parquet")
+                    self.output.move_in(scratch / "part.parquet", name)
+        rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
+        commits.commit(self.output, shard, {**record, "rows": rows, "parts": parts})
+        return {"shard": shard, "slices": rows}
+
+    def _encoded(self, name: str, target: Path) -> list[int]:
+        """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
+        rows = []
+        folder = self.dataset.folder
+        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as part, pq.ParquetWriter(target, self.schema) as writer:
+            for group in range(part.num_row_groups):
+                table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
+                images = np.stack([decode_png(cell["bytes"]) for cell in table["image"].to_pylist()])
+                writer.write_table(self._table(table, latent_moments(self.vae, images, self.batch_size)))
+                rows.append(len(images))
+        return rows
+
+    def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
+        columns = [pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size) for index in (0, 1)]
+        return pa.table([slices["audio_file"], slices["slice"], *columns], schema=self.schema)

@@ -1,0 +1,115 @@
+"""What the jobs that train do around the training itself: paths, claims, resources, the run, the finished model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ray.train import ValidationConfig
+
+from audiodiff_core.checkpoint import upload_model
+from audiodiff_platform import commits
+from audiodiff_platform.cluster import cpus, gpus, require_resources, require_shared, usable_path
+from audiodiff_platform.data_order import STREAMS
+from audiodiff_platform.dataset import TrainingImages
+from audiodiff_platform.ray_training import Worker, run_workers
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train_options import RunOptions
+from audiodiff_platform.training_state import newest_checkpoint, remove_superseded
+
+MODEL = "model"
+INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
+HUB_IDS = ("dataset_name", "from_pretrained", "vae")
+BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two moments
+
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
+
+
+def with_usable_paths(options: OptionsT) -> OptionsT:
+    """The options with paths that every process of the job can use."""
+    stated = {name: getattr(options, name, None) for name in ("dataset_name", "output_dir", *INPUTS)}
+    places = {name: usable_path(name, uri, hub_id=name in HUB_IDS) for name, uri in stated.items() if uri is not None}
+    return options.model_copy(update=places)
+
+
+def require_own_folder(options: RunOptions, output: Folder, name: str, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where the run folder holds another training, or does not suit the option resume."""
+    commits.require_same(output, name, settings)
+    if options.resume == "auto":
+        return
+    newest = newest_checkpoint(output)
+    if options.resume == "never" and newest is not None:
+        raise ValueError(f"resume never: {output.uri} holds a checkpoint ({newest}): use another folder, or resume auto to go on from it")
+    if options.resume == "must" and newest is None:
+        raise ValueError(f"resume must: {output.uri} holds no whole checkpoint to go on from: use resume auto to start anew")
+
+
+def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
+    """Raises ValueError where the checkpoints of so many parameters would not fit."""
+    output.require_free_space(parameters * BYTES_PER_PARAMETER * (options.checkpoints_kept + 3), "training")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Workers of a training: how many, or (least, most), and whether on GPUs."""
+
+    workers: int | tuple[int, int]
+    gpu: bool
+
+    @property
+    def least(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def group_for(options: RunOptions) -> Group:
+    """The workers that are asked for, or else all that there is room for; raises ValueError where the cluster cannot grow to what they need."""
+    gpu = gpus() > 0
+    workers = options.num_workers or max(options.usable_workers(1, min(STREAMS, gpus() if gpu else cpus())))
+    group = Group(workers, gpu)
+    require_resources(group.least, gpus_each=int(gpu))
+    if options.mixed_precision == "fp16" and not gpu:
+        raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
+    return group
+
+
+def run_training(
+    worker: Worker,
+    options: RunOptions,
+    dataset: TrainingImages,
+    *,
+    claimed: tuple[str, Mapping[str, Any]],
+    group: Group,
+    validation: ValidationConfig | None = None,
+) -> None:
+    """Claims the run folder for its settings (a file's name and what it states), then runs the workers to the end. Ray is connected to."""
+    output = Folder(options.output_dir)
+    require_shared("dataset_name", options.dataset_name, dataset.witness)
+    for place in INPUTS:
+        if (uri := getattr(options, place, None)) is not None:
+            require_shared(place, uri, witness="")
+    commits.claim(output, *claimed)
+    require_shared("output_dir", options.output_dir, claimed[0])
+    remove_superseded(output, options.checkpoints_kept)
+    output.remove("_tmp")  # what killed workers left
+    run_workers(worker, options, group.workers, group.gpu, validation)
+
+
+@contextmanager
+def model_folder(output: Folder) -> Iterator[Path]:
+    """OUTPUT_DIR/model, or for an object store a local folder that is then uploaded to it."""
+    if output.is_local:
+        yield Path(output.path(MODEL))
+        return
+    with output.scratch() as scratch:
+        yield scratch / MODEL
+        upload_model(scratch / MODEL, f"{output.uri}/{MODEL}")
+
+
+def described(dataset: TrainingImages) -> str:
+    mel = dataset.mel
+    return f"{mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft} (by {dataset.mel_origin})"

@@ -1,0 +1,253 @@
+"""The loop that every training runs, in each worker: what is learned, from which batches, until when, with which checkpoints.
+
+1. All workers load the newest sound checkpoint, or start anew.
+2. They step together over the same stretch of the data order, each on its share, read ahead by a thread.
+3. Rank 0's clock says when to write a checkpoint, when to look whether a node is being taken away, and when to stop.
+"""
+
+import itertools
+import math
+import statistics
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.train
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list, reduce
+
+from audiodiff_core.training import TrainBatch
+from audiodiff_platform.cluster import say
+from audiodiff_platform.data_order import DataOrder
+from audiodiff_platform.run_log import RunLog
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train_options import RunOptions
+from audiodiff_platform.training_state import VALIDATION, checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint, step_of
+
+LOG_STEPS = 10
+BATCHES_READ_AHEAD = 4
+PREEMPTION_LOOK_S = 2.0
+VALIDATION_LOST_S = 3_600.0
+WRITE_PAUSES_S = (1.0, 4.0, 16.0)  # before a checkpoint that could not be written is tried again
+
+
+class TrainingStoppedError(Exception):
+    """Training cannot reach its stopping point, and another attempt would not either; the message says why, the same in all workers."""
+
+
+class Counts(Protocol):
+    """How far training has come: optimizer steps (the learner counts them), samples and seconds (the loop does)."""
+
+    step: int
+    samples: int
+    seconds: float
+
+
+class Learner(Protocol):
+    """What is trained: a step, and what it saves."""
+
+    @property
+    def counts(self) -> Counts:
+        """Counted on by the loop."""
+
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with what can be made of it before its step; called by the thread that reads ahead."""
+
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+        """One optimizer step on this worker's share at `progress` in [0, 1] -> what is logged: at least `loss`."""
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """All workers: what rank 0 then writes into a folder."""
+
+    def progress(self) -> dict[str, Any]:
+        """JSON values, among them `step`, that `load` is given back."""
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        """Makes this the learner that was saved."""
+
+
+def learn(options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, validates: bool = False) -> dict[str, float]:
+    """Trains to the stopping point; gives the last metrics. `validates`: each checkpoint is handed to Ray Train's validation."""
+    return _Loop(options, accelerator, learner, order, validates).run()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples of each batch are a worker's: every `world`-th, from `rank` on."""
+
+    batch_size: int
+    rank: int
+    world: int
+
+    def numbers(self, first: int) -> list[int]:
+        """Of the batch that begins with sample `first`."""
+        return [number for number in range(first, first + self.batch_size) if number % self.world == self.rank]
+
+
+def read_ahead(order: DataOrder, first: int, share: Share, ready: Callable[[TrainBatch], TrainBatch]) -> Generator[TrainBatch, None, None]:
+    """A worker's share of each batch from sample `first` on, made `ready`, without end; a thread reads the next ones meanwhile."""
+
+    def read(start: int) -> TrainBatch:
+        return ready(order.batch(share.numbers(start)))
+
+    with ThreadPoolExecutor(1, "reads-ahead") as reader:
+        ahead: deque[Future[TrainBatch]] = deque()
+        try:
+            for start in itertools.count(first, share.batch_size):
+                ahead.append(reader.submit(read, start))
+                if len(ahead) > BATCHES_READ_AHEAD:
+                    yield ahead.popleft().result()
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+
+class _Loop:
+    def __init__(self, options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, validates: bool) -> None:
+        self.options, self.accelerator, self.learner, self.order, self.validates = options, accelerator, learner, order, validates
+        self.output = Folder(options.output_dir)
+        self.attempt = uuid.uuid4().hex[:8]
+        self.since_logged: dict[str, list[float]] = {}
+        self._load()
+        self.log = RunLog(options, learner.counts.step, accelerator.is_main_process)
+        self.earlier, self.began = learner.counts.seconds, time.monotonic()
+        self.saved_at = self.looked_at = self.began
+        self.leaving: frozenset[str] = frozenset()
+        self.handed = (0, -math.inf)
+
+    def run(self) -> dict[str, float]:
+        options, learner, counts = self.options, self.learner, self.learner.counts
+        steps_at_most = options.steps_at_most(self.order.dataset.rows)
+        seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
+        began_at: float | None = None
+        share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
+        batches = read_ahead(self.order, counts.samples, share, learner.ready)
+        with closing(batches), closing(self.log):
+            while True:
+                due = self._agree()
+                progress = max(
+                    0.0 if steps_at_most is None else counts.step / max(1, steps_at_most), 0.0 if seconds_at_most is None else counts.seconds / seconds_at_most
+                )
+                began_at = progress if began_at is None else began_at
+                finished = progress >= 1 or steps_at_most == 0
+                if finished or due:
+                    self._checkpoint(finished)
+                if finished:
+                    return self.log.last
+                micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
+                for name, value in learner.learn(micro_batches, progress).items():
+                    self.since_logged.setdefault(name, []).append(value)
+                counts.samples += options.train_batch_size * options.gradient_accumulation_steps
+                if counts.step % LOG_STEPS == 0:
+                    means = {name: statistics.fmean(_finite(values) or [0.0]) for name, values in self._shared().items()}
+                    self.since_logged = {}
+                    elapsed = time.monotonic() - self.began
+                    left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
+                    self.log.add(counts, means, progress, left)
+
+    def _load(self) -> None:
+        """Makes the learner what the newest sound checkpoint holds; nothing where there is none."""
+        (self.loaded,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
+        if self.loaded is None:
+            return
+        with local_checkpoint(self.output, self.loaded) as (folder, progress):
+            self.learner.load(folder, progress)
+        self.since_logged = {name: list(values) for name, values in progress["since_logged"].items()}
+
+    def _agree(self) -> bool:
+        """Sets the clock; whether a checkpoint is due. Rank 0 decides for all, or one would stop while another waits for its gradient."""
+        now = time.monotonic()
+        due = now - self.saved_at > self.options.checkpoint_minutes * 60 and not self.since_logged
+        values = [self.earlier + now - self.began, float(due), float(now - self.looked_at > PREEMPTION_LOOK_S)]
+        seconds, due_by_clock, look = broadcast(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)).tolist()
+        self.learner.counts.seconds = seconds
+        if not look:
+            return bool(due_by_clock)
+        self.looked_at = now
+        preemption = ray.train.get_preemption_info()
+        leaving = frozenset(() if preemption is None else preemption.preempted_node_ids)
+        news = leaving - self.leaving
+        self.leaving = leaving
+        if news and self.accelerator.is_main_process:
+            say(f"step {self.learner.counts.step}: {len(news)} node(s) of this training will be taken away: writing a checkpoint")
+        return bool(due_by_clock or news)
+
+    def _shared(self) -> dict[str, list[float]]:
+        """What was logged since the last line, each step's mean over the workers."""
+        if not self.since_logged:
+            return {}
+        mine = torch.tensor(list(itertools.chain(*self.since_logged.values())), dtype=torch.float64, device=self.accelerator.device)
+        values = iter(reduce(mine, reduction="mean").tolist())
+        return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
+
+    def _checkpoint(self, finished: bool) -> None:
+        """Writes a checkpoint and tells Ray Train of it, all workers together. Raises TrainingStoppedError where it cannot be written."""
+        self.since_logged = self._shared()
+        save = self.learner.snapshot()
+        if self.loaded is not None and step_of(self.loaded) == self.learner.counts.step:
+            name = self.loaded
+        else:
+            name = checkpoint_name(self.learner.counts.step, self.attempt)
+            (failure,) = broadcast_object_list([self._written(name, save) if self.accelerator.is_main_process else None])
+            if failure is not None:
+                raise TrainingStoppedError(failure)
+        self.saved_at = time.monotonic()
+        metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
+        if not self.accelerator.is_main_process:
+            ray.train.report(metrics)
+            return
+        storage = ray.train.get_context().get_storage()  # Ray Train lists checkpoints only in its own folder, where nothing is put
+        pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
+        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self._to_be_validated(finished) else False
+        ray.train.report(metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation)
+
+    def _to_be_validated(self, finished: bool) -> bool:
+        """Whether validation has time for this checkpoint: it is done with the one before, or has lost it. It always has for the last."""
+        if not self.validates:
+            return False
+        step, handed_at = self.handed
+        waited = time.monotonic() - handed_at
+        if finished or waited > VALIDATION_LOST_S or self.output.exists(f"{VALIDATION}/{step}.json"):
+            self.handed = (self.learner.counts.step, time.monotonic())
+            return True
+        return False
+
+    def _written(self, name: str, save: Callable[[Path], None]) -> str | None:
+        """Rank 0: writes the log and a checkpoint; where the disk is full or the store out of reach, it is tried again, then the error is given."""
+        progress = {
+            **self.learner.progress(),
+            "workers": self.accelerator.num_processes,
+            "device": _device_name(self.accelerator),
+            "since_logged": self.since_logged,
+            "logged": self.log.last,
+        }
+        for pause in (*WRITE_PAUSES_S, None):
+            try:
+                self.log.flush()
+                put_checkpoint(self.output, name, save, progress)
+                remove_superseded(self.output, self.options.checkpoints_kept)
+                self.log.add_validations()
+            except (OSError, RuntimeError) as error:  # RuntimeError: what torch and safetensors make of an OSError
+                failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
+                if pause is None:
+                    return f"{failure}: with that mended, run the same command again to go on from the checkpoint before"
+                say(f"{failure}: trying again in {pause:.0f} s")
+                time.sleep(pause)
+            else:
+                break
+        return None
+
+
+def _device_name(accelerator: Accelerator) -> str:
+    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    """With fp16, not all gradient norms are."""
+    return [value for value in values if math.isfinite(value)]

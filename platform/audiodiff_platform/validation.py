@@ -1,0 +1,130 @@
+"""What is made of each checkpoint of a diffusion training, in a task of Ray Train's beside it, which it does not wait for.
+
+    OUTPUT_DIR/validation/<step>.json          mean loss on the held-out tracks, and by noise level; the Fréchet distance of many previews
+    OUTPUT_DIR/tensorboard/validation/         the same, with pictures and sounds of the seeds from 0 on
+
+The averaged weights are looked at, since the model is made of them. On a CPU the task gives way to the training.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from audiodiff_core.checkpoint import Model
+from audiodiff_core.evaluation import evaluate_images, statistics_of
+from audiodiff_core.mel import Images
+from audiodiff_core.pipeline import Loop
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_core.training import TrainState
+from audiodiff_core.validation import band_means, validation_losses
+from audiodiff_platform.cluster import say
+from audiodiff_platform.data_order import samples, spread_places
+from audiodiff_platform.dataset import VALIDATION, TrainingImages
+from audiodiff_platform.latents_dataset import LatentsDataset
+from audiodiff_platform.run_log import TensorBoardFolder
+from audiodiff_platform.starting_point import StartingPoint, held_out, starting_point
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_state import EMA_WEIGHTS, local_checkpoint, step_of
+from audiodiff_platform.training_state import VALIDATION as FOLDER
+
+ROWS_AT_MOST = 1_024
+BATCH_SIZE = 16
+BANDS = 4
+FRECHET_FROM = 64
+PREVIEW_STEPS = 50
+
+
+def validates(options: TrainOptions, dataset: TrainingImages) -> bool:
+    """Whether there is anything to be made of a checkpoint: held-out tracks, or previews for TensorBoard."""
+    return held_out(dataset) is not None or ("tensorboard" in options.report_to and options.preview_count > 0)
+
+
+def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's validation function: looks at the checkpoint `name` of the run folder; Ray's `checkpoint` only points to it."""
+    del checkpoint
+    told = TrainOptions.model_validate(options)
+    output = Folder(told.output_dir)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=told.mixed_precision if torch.cuda.is_available() else "no")
+    if accelerator.device.type == "cpu":
+        os.nice(10)
+        torch.set_num_threads(1)
+    start = starting_point(told)
+    try:
+        with local_checkpoint(output, name) as (folder, _):
+            start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+    except FileNotFoundError:
+        say(f"validation: {name} was superseded before its turn")
+        return {}
+    found = _held_out_losses(told, start, accelerator)
+    previews = _previews(told, start)
+    if len(previews) >= FRECHET_FROM:
+        images = np.stack([loop.image for loop in previews])
+        found |= evaluate_images(images, statistics_of(_real_images(start.dataset)))
+    output.write_json(f"{FOLDER}/{step_of(name)}.json", found)
+    if "tensorboard" in told.report_to:
+        _show(TensorBoardFolder(output, FOLDER), step_of(name), found, previews, start.mel.sample_rate)
+    if "validation_loss" in found:
+        say(f"step {step_of(name)}: validation loss {found['validation_loss']:.4f}")
+    return found
+
+
+def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: Accelerator) -> dict[str, float]:
+    dataset = held_out(start.dataset)
+    if dataset is None:
+        return {}
+    latents = None if options.latents is None else LatentsDataset(options.latents, VALIDATION)
+    state = TrainState(accelerator, start.network, start.objective, learning_rate=0.0, seed=options.seed, vae=start.vae)
+    state.network.eval()
+    places = spread_places(dataset, ROWS_AT_MOST)
+    fractions, losses = [], []
+    for first in range(0, len(places), BATCH_SIZE):
+        batch = samples(range(first, min(first + BATCH_SIZE, len(places))), places[first : first + BATCH_SIZE], dataset, latents, start.encodings)
+        where, values = validation_losses(accelerator, state, state.network, batch)
+        fractions.append(where)
+        losses.append(values)
+    means = band_means(np.concatenate(fractions), np.concatenate(losses), BANDS)
+    bands = {f"validation_loss_noise_{100 * band // BANDS}_{100 * (band + 1) // BANDS}": mean for band, mean in enumerate(means) if np.isfinite(mean)}
+    return {"validation_loss": float(np.concatenate(losses).mean()), **bands}
+
+
+def _previews(options: TrainOptions, start: StartingPoint) -> list[Loop]:
+    """Loops of the seeds from 0 on; a conditional model is told of files of the dataset, evenly spread."""
+    count = options.preview_count
+    if count == 0:
+        return []
+    scheduler = start.objective.scheduler(options.scheduler)
+    profile = ExecutionProfile.here()
+    pipeline = Model(start.network, scheduler, start.mel, digest="", vae=start.vae).pipeline(profile)
+    requests = [GenerateRequest(seed=seed, steps=PREVIEW_STEPS) for seed in range(count)]
+    if start.encodings is None:
+        loops = list(pipeline.generate(requests))
+    else:
+        shown = held_out(start.dataset) or start.dataset
+        places = spread_places(shown, count)
+        vectors = start.encodings.vectors_for([shown.audio_file(*places[number % len(places)]) for number in range(count)])
+        loops = list(pipeline.generate(requests, encodings=vectors))
+    return sorted(loops, key=lambda loop: loop.request.seed)
+
+
+def _real_images(dataset: TrainingImages) -> Iterator[Images]:
+    shown = held_out(dataset) or dataset
+    places = spread_places(shown, ROWS_AT_MOST)
+    for first in range(0, len(places), BATCH_SIZE):
+        yield np.stack([shown.image(*place) for place in places[first : first + BATCH_SIZE]])
+
+
+def _show(board: TensorBoardFolder, step: int, found: dict[str, float], previews: Sequence[Loop], sample_rate: int) -> None:
+    """Puts figures, pictures (low bands at the bottom) and sounds into TensorBoard's files."""
+    for name, value in found.items():
+        board.writer.add_scalar(name, value, step)
+    for loop in previews:
+        title = f"seed {loop.request.seed}"
+        board.writer.add_image(title, loop.image[::-1].copy(), step, dataformats="HW")
+        board.writer.add_audio(title, torch.from_numpy(loop.audio)[None], step, sample_rate)
+    board.close()

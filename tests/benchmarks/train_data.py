@@ -1,0 +1,104 @@
+"""What training's reading of data holds in memory as the dataset grows, and how fast it reads: `python -m tests.benchmarks.train_data`.
+
+Datasets of 1,000 to 1,000,000 rows of 64x64 are simulated: one shard of 1,000 rows under as many names as it takes, so that the files,
+commits and row groups are those of a dataset of that size and only their content repeats. A process of its own reads each: it opens the
+dataset and reads batches of 16 along the data order, ahead of the loop as training does. Its peak beyond what it held before it opened
+the dataset is what reading holds.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.png import encode_png
+from audiodiff_platform import commits
+from audiodiff_platform.data_order import DataOrder
+from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SCHEMA, VALIDATION, MelDataset, data_file
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.training_loop import Share, read_ahead
+
+SHARD_ROWS, GROUP_ROWS = 1_000, 125
+BATCH_SIZE = 16
+ROOT = Path(__file__).parents[2]
+
+
+def simulate(folder: Path, rows: int) -> None:
+    """A finished dataset of `rows` rows."""
+    output = Folder(str(folder))
+    mel = MelConfig(x_res=64, y_res=64)
+    noise = np.random.default_rng(0).integers(0, 256, (SHARD_ROWS, 64, 64), np.uint8)
+    table = [
+        {
+            "image": {"bytes": encode_png(image), "path": None},
+            "audio_file": f"track {row // 10}.flac",
+            "slice": row % 10,
+            "source_sha256": f"{row // 10:064x}",
+            "start_s": float(row % 10),
+            "duration_s": 1.0,
+            "reference_db": 0.0,
+        }
+        for row, image in enumerate(noise)
+    ]
+    (folder / "data").mkdir(parents=True)
+    first = folder / data_file(0)
+    pq.write_table(pa.Table.from_pylist(table, SCHEMA), first, row_group_size=GROUP_ROWS)
+    groups = [GROUP_ROWS] * (SHARD_ROWS // GROUP_ROWS)
+    for shard in range(rows // SHARD_ROWS):
+        if shard:
+            os.link(first, folder / data_file(shard))
+        commits.commit(output, shard, {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION: {"rows": 0, "row_groups": []}})
+    output.write(MEL_CONFIG, mel.to_json().encode())
+    commits.succeed(output, {"format_version": FORMAT_VERSION, "digest": f"simulated {rows}"})
+
+
+def read(folder: Path, batches: int) -> dict[str, float]:
+    """What one process needs to open a dataset and read so many batches of it."""
+    before = psutil.Process().memory_info().rss
+    began = time.perf_counter()
+    dataset = MelDataset(str(folder))
+    stream = read_ahead(DataOrder(dataset, seed=0), 0, Share(BATCH_SIZE, rank=0, world=1), lambda batch: batch)
+    next(stream)
+    opened = time.perf_counter() - began
+    began = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    seconds = time.perf_counter() - began
+    stream.close()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"rows": dataset.rows, "opened_s": opened, "samples_per_s": batches * BATCH_SIZE / seconds, "peak_mb": (peak - before) / 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=1_000)
+    parser.add_argument("--read", type=Path, help="only reads a simulated dataset, in this process")
+    options = parser.parse_args()
+    if options.read:
+        print(json.dumps(read(options.read, options.batches)))
+        return
+    print(f"training data, 64x64, {options.batches} batches of {BATCH_SIZE}, one worker")
+    for rows in (1_000, 10_000, 100_000, 1_000_000):
+        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+            simulate(Path(scratch) / "mel", rows)
+            command = [sys.executable, "-m", "tests.benchmarks.train_data", "--read", str(Path(scratch) / "mel"), "--batches", str(options.batches)]
+            found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+            print(
+                f"{found['rows']:>9,} rows: {found['peak_mb']:6.0f} MB more at the peak, first batch after {found['opened_s']:.2f} s, "
+                f"then {found['samples_per_s']:,.0f} samples/s"
+            )
+
+
+if __name__ == "__main__":
+    main()

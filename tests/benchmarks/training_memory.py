@@ -1,0 +1,58 @@
+"""Peak memory of one optimizer step of the original's network, each case in a process of its own: `python -m tests.benchmarks.training_memory`.
+
+Beside it what `audiodiff_core.accounting` estimates beforehand. Gradients are accumulated over two micro-batches, of which the first is
+one small image: what it leaves behind, gradients, is what any leaves behind, and the peak is that of the second. It is the process's
+largest resident set on a CPU, float32, less what it held before the network was built (interpreter and libraries).
+"""
+
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from audiodiff_core.accounting import training_cost
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import PRESETS, PresetName, build_network
+from audiodiff_core.training import TrainBatch, TrainState, train_step
+
+CASES: list[tuple[PresetName, int, int, bool]] = [  # preset, side, batch, gradient checkpointing
+    ("ddpm-64", 64, 2, False),
+    ("ddpm-64", 64, 2, True),
+    ("ddpm-256", 256, 2, True),
+]
+SMALL = np.zeros((1, 32, 32), np.uint8)
+
+
+def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> str:
+    mel = MelConfig(x_res=side, y_res=side)
+    with torch.device("meta"):
+        cost = training_cost(build_network(preset, mel), batch, gradient_checkpointing=checkpointing)
+    before = _peak_gib()
+    accelerator = Accelerator(cpu=True)
+    state = TrainState(accelerator, build_network(preset, mel), PRESETS[preset].objective, 1e-4, seed=0, gradient_checkpointing=checkpointing)
+    train_step(accelerator, state, [TrainBatch([0], SMALL)], 0.0)  # makes the optimizer's moments, as after any first step
+    images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
+    began = time.monotonic()
+    train_step(accelerator, state, [TrainBatch([0], SMALL), TrainBatch(range(1, batch + 1), images)], 1e-4)
+    return (
+        f"{preset} at {side}x{side}, batch {batch}, gradients accumulated, gradient checkpointing {'on' if checkpointing else 'off'}: "
+        f"peak {_peak_gib() - before:.2f} GiB beside {before:.2f} of libraries; estimated {cost.memory_bytes / 2**30:.2f} "
+        f"({time.monotonic() - began:.0f} s)"
+    )
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) > 1:
+        print(measure(*CASES[int(sys.argv[1])]), flush=True)
+    else:
+        for case in range(len(CASES)):
+            subprocess.run([sys.executable, "-m", "tests.benchmarks.training_memory", str(case)], check=True)

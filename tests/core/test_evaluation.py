@@ -1,0 +1,127 @@
+"""Figures with intervals: what is said of generated items holds where the truth is known."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from audiodiff_core import evaluation
+from audiodiff_core.evaluation import Items, compare, evaluate_images, real_to_real, resampled, statistics_of
+from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
+
+
+def _tracks(count: int, each: int) -> list[str]:
+    return [f"track {number}" for number in range(count) for _ in range(each)]
+
+
+def _items(generator: np.random.Generator, tracks: int, each: int, shift: float = 0.0) -> Items:
+    """Items that lie about their tracks, which lie about `shift`."""
+    centres = generator.normal(size=(tracks, 1, 4)) + shift
+    return Items((centres + 0.3 * generator.normal(size=(tracks, each, 4))).reshape(-1, 4), _tracks(tracks, each))
+
+
+def test_sets_of_a_kind_and_of_another() -> None:
+    generator = np.random.default_rng(0)
+    reference = _items(generator, 60, 3)
+    same, other = (compare(reference, _items(generator, 150, 1, shift)) for shift in (0.0, 2.0))
+    assert same["frechet"] < 0.4 < 10 < other["frechet"]
+    assert same["kernel_low"] < 0 < same["kernel_high"] < other["kernel_low"]
+    assert same["coverage"] > 0.8 > 0.2 > other["coverage"]
+    assert other["density"] < 0.2 < same["density"]
+    assert 0.3 < same["nearer_share"] < 0.7
+    for figures in (same, other):
+        assert all(isinstance(value, int | float) for value in figures.values())
+        for name in ("frechet", "kernel", "density", "coverage"):
+            assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
+        assert figures["frechet_low"] >= 0
+        assert figures["coverage_high"] <= 1
+        assert (figures["n_candidate"], figures["n_reference"], figures["n_reference_tracks"], figures["n_features"]) == (150, 180, 60, 4)
+    assert same["frechet_real_to_real"] > 0
+    assert compare(reference, reference)["frechet"] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_same_seed_gives_the_same_figures() -> None:
+    generator = np.random.default_rng(1)
+    reference, candidate = _items(generator, 10, 3), _items(generator, 20, 1)
+    assert compare(reference, candidate) == compare(reference, candidate)
+    assert compare(reference, candidate, seed=1)["kernel_high"] != compare(reference, candidate)["kernel_high"]
+
+
+def test_copies_of_training_items_are_seen() -> None:
+    generator = np.random.default_rng(2)
+    reference = _items(generator, 50, 2)
+    fresh, held_out = _items(generator, 40, 1), _items(generator, 40, 1)
+    copies = Items(reference.features[:40] + 1e-3, _tracks(40, 1))
+    assert compare(reference, copies, held_out)["nearer_share"] > 0.95
+    assert compare(reference, copies)["nearer_share"] > 0.95
+    assert 0.3 < compare(reference, fresh, held_out)["nearer_share"] < 0.7
+    assert compare(reference, copies)["nearest_candidate"] == pytest.approx(2e-3, abs=1e-9)
+    assert compare(reference, fresh, held_out)["n_held_out"] == 40
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """The kernel distance is unbiased, and between Gaussians of one feature it is known: E (xy + 1)^3 = 1 + 3 Ex Ey + 3 Ex^2 Ey^2 + Ex^3 Ey^3."""
+    shift, held = 1.0, 0
+    one_moments = np.array([1.0, 0, 1, 0])
+    other_moments = np.array([1.0, shift, shift**2 + 1, shift**3 + 3 * shift])
+    binomial = np.diag([1, 3, 3, 1])
+    truth = sum(sign * one @ binomial @ other for sign, one, other in (
+        (1, one_moments, one_moments), (1, other_moments, other_moments), (-2, one_moments, other_moments)
+    ))
+    generator = np.random.default_rng(3)
+    for _ in range(60):
+        one = Items(generator.normal(size=(60, 1)), _tracks(60, 1))
+        figures = compare(one, Items(generator.normal(size=(60, 1)) + shift, _tracks(60, 1)))
+        held += figures["kernel_low"] <= truth <= figures["kernel_high"]
+    assert 49 <= held <= 60
+
+
+def test_tracks_are_drawn_whole() -> None:
+    numbers = np.array([0, 0, 0, 1, 2, 2])
+    weights = resampled(numbers, np.random.default_rng(4))
+    assert weights.shape == (6, evaluation.RESAMPLES)
+    np.testing.assert_array_equal(weights[0], weights[2])
+    np.testing.assert_array_equal(weights[4], weights[5])
+    np.testing.assert_array_equal(weights[[0, 3, 4]].sum(axis=0), np.full(evaluation.RESAMPLES, 3))
+    assert weights.mean() == pytest.approx(1, abs=0.2)
+
+
+def test_slices_of_a_track_count_as_one_in_intervals() -> None:
+    generator = np.random.default_rng(5)
+    few_tracks = _items(generator, 8, 1)
+    repeated = Items(few_tracks.features.repeat(10, axis=0), [track for track in few_tracks.tracks for _ in range(10)])
+    candidate = _items(generator, 200, 1)
+    alone = Items(repeated.features, [str(number) for number in range(80)])
+    wide, narrow = (compare(reference, candidate)["kernel_high"] - compare(reference, candidate)["kernel"] for reference in (repeated, alone))
+    assert wide > 1.5 * narrow
+
+
+def test_one_track_has_no_halves_and_no_other() -> None:
+    generator = np.random.default_rng(6)
+    figures = compare(Items(generator.normal(size=(30, 3)), ["only"] * 30), Items(generator.normal(size=(5, 3)), _tracks(5, 1)))
+    assert not {"frechet_real_to_real", "kernel_real_to_real", "nearest_real", "nearer_share"} & figures.keys()
+    assert figures["frechet_low"] < figures["frechet_high"]
+    assert real_to_real(_items(generator, 2, 4), generator)["frechet_real_to_real"] > 0
+    assert real_to_real(_items(generator, 2, 1), generator) == {}
+
+
+def test_large_sets_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "PAIRED_AT_MOST", 30)
+    generator = np.random.default_rng(7)
+    reference, candidate = _items(generator, 20, 2), _items(generator, 50, 1)
+    figures = compare(reference, candidate)
+    assert (figures["n_reference"], figures["n_paired_reference"], figures["n_paired_candidate"]) == (40, 30, 30)
+    assert figures["frechet"] == frechet_distance(FeatureStatistics.of(candidate.features), FeatureStatistics.of(reference.features))
+
+
+@pytest.fixture(scope="module")
+def images() -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(8).integers(0, 256, (40, 16, 12), dtype=np.uint8)
+
+
+def test_images_beside_training(images: npt.NDArray[np.uint8]) -> None:
+    statistics = statistics_of([images[:3], images[3:20]])
+    figures = evaluate_images(images[20:], statistics)
+    expected = frechet_distance(FeatureStatistics.of(logmel_stats(images[20:])), FeatureStatistics.of(logmel_stats(images[:20])))
+    assert figures == {"frechet": pytest.approx(expected), "n_candidate": 20, "n_reference": 20}
+    with pytest.raises(ValueError, match="no images"):
+        statistics_of([])

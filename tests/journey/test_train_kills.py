@@ -1,0 +1,134 @@
+"""Training on a cluster whose workers and nodes die, come and are announced to go, and whose driver is killed: the weights are those of
+an undisturbed run."""
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_state import newest_checkpoint, step_of, whole_checkpoints
+from tests.simulated import Driver, SimulatedCluster
+
+DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine
+FLAGS: dict[str, Any] = {
+    "train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 5,
+    "checkpoint_minutes": 1e-6,
+    "preview_count": 0,
+    "report_to": "none",
+}
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[SimulatedCluster]:
+    made = SimulatedCluster(nodes=request.param)
+    yield made
+    made.cluster.shutdown()
+
+
+def _until(happens: Callable[[], bool], driver: Driver, log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not happens():
+        assert driver.process.poll() is None, log.read_text()[-4_000:]
+        assert time.monotonic() < deadline, log.read_text()[-4_000:]
+        time.sleep(0.02)
+
+
+def _ended(driver: Driver, log: Path) -> dict[str, Any]:
+    printed, _ = driver.process.communicate(timeout=900)
+    assert driver.process.returncode == 0, log.read_text()[-4_000:]
+    return dict(json.loads(printed.splitlines()[-1]))
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def _furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference, of that tensor's largest value."""
+    return max(float((one[name] - other[name]).abs().max() / one[name].abs().max().clamp(min=1e-3)) for name in one)
+
+
+def _step(out: Path) -> int:
+    name = newest_checkpoint(Folder(str(out)))
+    return 0 if name is None else step_of(name)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("cluster", "workers", "tolerance"), [(1, 1, 0.0), (2, 2, 0.0), (4, 4, 1e-5)], indirect=["cluster"])
+def test_kills_cost_nothing_but_time(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster, workers: int, tolerance: float) -> None:
+    out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
+    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 120, "num_workers": workers}
+    train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60}))
+    chance = random.Random(workers)
+    kinds = ["worker", "node", "driver"]
+    chance.shuffle(kinds)
+    with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
+        for kind in kinds:
+            reached = _step(out)
+            _until(lambda reached=reached: _step(out) > reached, driver, log)  # type: ignore[misc]
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+                driver.process.wait(chance.uniform(0, 0.5))
+            match kind:
+                case "worker":
+                    cluster.kill_worker("RayTrainWorker", chance)
+                case "node":
+                    cluster.kill_node(chance)
+                case "driver":
+                    driver.kill()
+                    driver.begin()
+        assert _ended(driver, log)["steps"] == 120
+        assert _furthest(_weights(whole), _weights(out)) <= tolerance
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_an_elastic_group_takes_the_workers_that_divide(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+    out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
+    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:4"}
+    with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
+
+        def workers() -> int:
+            name = newest_checkpoint(Folder(str(out)))
+            return 0 if name is None else int(Folder(str(out)).read_json(f"{name}/progress.json")["workers"])
+
+        _until(lambda: workers() == 1, driver, log)
+        for _ in range(2):
+            cluster.add_node()
+        _until(lambda: workers() > 1, driver, log)
+        assert workers() == 2, "of three places two are used, since three do not divide a batch of four"
+        assert _ended(driver, log)["steps"] == 300
+        seen = {json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()}
+        assert seen == set(range(10, 301, 10))
+        train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60, "num_workers": 1}))
+        losses = [[json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:10]] for folder in (out, whole)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cluster", [2], indirect=True)
+def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:2", "checkpoint_minutes": 60, "output_dir": str(out)}
+    with Driver(cluster, "train", flags, log) as driver:
+        _until((out / "metrics.jsonl").exists, driver, log)
+        leaving = cluster.nodes[0]
+        cluster.announce_preemption(leaving, deadline_s=20)
+        _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
+        saved = _step(out)
+        assert "will be taken away: writing a checkpoint" in log.read_text()
+        cluster.remove_node(leaving)
+        assert _ended(driver, log)["steps"] == 300
+        assert saved > 0

@@ -1,0 +1,304 @@
+"""encode: latents and embeddings are what the networks give, in the dataset's order, the same bytes whatever dies on the way."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from ray import cloudpickle
+from safetensors.torch import save_file
+
+from audiodiff_core.audio import Samples, decode
+from audiodiff_core.checkpoint import load_vae, save_vae
+from audiodiff_core.encoder import AudioEncoder, load_encoder
+from audiodiff_core.mel import to_model
+from audiodiff_core.moments import latent_moments, network_digest
+from audiodiff_platform import commits
+from audiodiff_platform import encode as encode_module
+from audiodiff_platform.dataset import VALIDATION, MelDataset
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker
+from audiodiff_platform.encode import EncodeOptions, encode
+from audiodiff_platform.encodings import read_encodings
+from audiodiff_platform.job import JobError
+from audiodiff_platform.latents_dataset import LatentsDataset
+from audiodiff_platform.latents_worker import LatentsWorker
+from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder
+from tests.servers.stores import Store
+
+FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+
+
+@pytest.fixture(scope="module")
+def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 32x32 images in several shards, some of whose tracks are held out."""
+    folder = tmp_path_factory.mktemp("held-out") / "mel"
+    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
+    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options))
+    assert 0 < summary["validation_slices"] < summary["slices"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "model"
+    save_vae(folder, network)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(held_out: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents") / "latents"
+    encode(_asked(held_out, vae, folder, num_workers=2))
+    return folder
+
+
+def _asked(dataset: Path, vae: Path, folder: Path, num_workers: int = 1) -> EncodeOptions:
+    return EncodeOptions(dataset_name=str(dataset), latents=True, vae=str(vae), output_dir=str(folder), num_workers=num_workers)
+
+
+def _data(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "data").iterdir())}
+
+
+def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: Path, vae: Path) -> None:
+    dataset, found, network = MelDataset(str(held_out)), LatentsDataset(str(latents)), load_vae(vae)
+    assert (found.groups, found.rows, found.mel, found.shape) == (dataset.groups, dataset.rows, dataset.mel, (2, 8, 8))
+    assert (found.dataset_digest, found.vae_digest) == (dataset.digest, network_digest(network))
+    names = iter(dataset.column("audio_file"))
+    for group, (_, _, rows) in enumerate(dataset.groups):
+        for row in range(rows):
+            with torch.inference_mode():
+                posterior = network.encode(torch.from_numpy(to_model(dataset.image(group, row)))[None, None]).latent_dist
+            moments = found.moments(group, row)
+            assert moments.shape == (2, 2, 8, 8)
+            np.testing.assert_allclose(moments[0], posterior.mean[0], atol=1e-5)
+            np.testing.assert_allclose(moments[1], posterior.logvar[0], atol=1e-5)
+            assert found.audio_file(group, row) == next(names)
+    part = pq.read_table(next((latents / "data").glob("train-*.parquet")))
+    assert part.schema.metadata[b"audiodiff_latent_shape"] == b"[2, 8, 8]"
+    assert part.schema.metadata[b"audiodiff_vae_digest"].decode() == found.vae_digest
+
+
+def test_held_out_tracks_stay_apart(latents: Path, held_out: Path) -> None:
+    found = LatentsDataset(str(latents), VALIDATION)
+    files = {name for file in (held_out / "data").glob("validation-*") for name in pq.read_table(file)["audio_file"].to_pylist()}
+    assert {found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)} == files
+    assert found.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
+
+
+def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: Path) -> None:
+    images = MelDataset(str(held_out)).all_images()[:5]
+    network = load_vae(vae)
+    alone = np.concatenate([latent_moments(network, image[np.newaxis], 4) for image in images])
+    np.testing.assert_array_equal(latent_moments(network, images, 4), alone)
+
+
+class Mortal(LatentsWorker):
+    """Ends itself, as by a fault of the machine, when it is about to commit a shard; the next ones live."""
+
+    def shard(self, shard: int) -> dict[str, int]:
+        committing = commits.commit
+        witness = Path(self.output.path("died"))
+
+        def commit(*arguments: Any) -> None:
+            if not witness.exists():
+                witness.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            committing(*arguments)
+
+        commits.commit = commit  # type: ignore[assignment]
+        try:
+            return super().shard(shard)
+        finally:
+            commits.commit = committing
+
+
+def test_a_worker_that_dies_changes_nothing(latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "latents"
+    monkeypatch.setattr(encode_module, "LatentsWorker", Mortal)
+    encode(_asked(held_out, vae, out))
+    assert (out / "died").exists()
+    assert _data(out) == _data(latents)
+    assert LatentsDataset(str(out)).digest == LatentsDataset(str(latents)).digest
+
+
+def test_a_rerun_makes_only_what_is_missing(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    shutil.copytree(latents, out)
+    first, *others = sorted((out / "_commits").iterdir())
+    first.unlink()
+    (out / "_SUCCESS").unlink()
+    (out / "data" / "train-999999.parquet").write_bytes(b"of a worker that died")
+    times = {file.name: file.stat().st_mtime_ns for file in others}
+    with pytest.raises(ValueError, match="not finished latents"):
+        LatentsDataset(str(out))
+    summary = encode(_asked(held_out, vae, out))
+    assert _data(out) == _data(latents)
+    assert {file.name: file.stat().st_mtime_ns for file in others} == times
+    assert summary["latents"] == LatentsDataset(str(out)).rows + LatentsDataset(str(out), VALIDATION).rows
+
+
+def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
+    network = load_vae(vae)
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    save_vae(tmp_path / "other", network)
+    with pytest.raises(ValueError, match=r"vae_digest '\w+' there, '\w+' asked for"):
+        encode(_asked(held_out, tmp_path / "other", latents))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an AudioEncoder with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(AudioEncoder().state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embeddings(local_ray: None, few_loops: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("embeddings") / "embeddings"
+    encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(folder), num_workers=2))
+    return folder
+
+
+def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(embeddings: Path, dataset: Path, few_loops: Path, encoder: Path) -> None:
+    found, network = read_encodings(str(embeddings)), load_encoder(encoder)
+    assert (found.name, found.digest, found.dim, len(found)) == (network.name, network.digest, 100, 4)
+    names = MelDataset(str(dataset)).column("audio_file")
+    vectors = found.vectors_for(names)
+    for name in set(names):
+        expected = network.encode([decode(few_loops / name, network.sample_rate)], network.sample_rate)[0]
+        np.testing.assert_allclose(vectors[names.index(name)], expected, atol=1e-6)
+    assert len(np.unique(vectors, axis=0)) == 4
+
+
+def test_embeddings_of_a_datasets_files(dataset: Path, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path) -> None:
+    options = {"dataset_name": str(dataset), "encoder": str(encoder), "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    with pytest.raises(ValueError, match=r"names it relative to a folder \(bass_hit_c.flac\): name that as input_dir"):
+        encode(EncodeOptions(**options))
+    with pytest.raises(ValueError, match=r"lacks 1 of the 4 files of dataset_name .* such as sub/ambi_piano.flac"):
+        encode(EncodeOptions(**options, input_dir=str(loops)))
+    assert not (tmp_path / "out").exists()
+    more = tmp_path / "more"
+    shutil.copytree(few_loops, more)
+    shutil.copy(loops / "bass_drop_c.flac", more)
+    assert encode(EncodeOptions(**options, input_dir=str(more)))["embeddings"] == 4
+
+
+def test_files_named_absolutely_are_found_again(local_ray: None, few_loops: Path, encoder: Path, embeddings: Path, tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"{few_loops / name}\n" for name in ("loop_mika.flac", "bass_hit_c.flac")))
+    prepare(PrepareOptions(input_dir=str(listing), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1))
+    encode(EncodeOptions(dataset_name=str(tmp_path / "mel"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    found = read_encodings(str(tmp_path / "out"))
+    np.testing.assert_array_equal(found.vectors_for([str(few_loops / "loop_mika.flac")]), read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]))
+
+
+def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(few_loops, tmp_path / "audio")
+    (tmp_path / "audio" / "broken.wav").write_bytes(b"RIFF")
+    options = {"input_dir": str(tmp_path / "audio"), "encoder": f"audio-encoder:{encoder}", "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    summary = encode(EncodeOptions(**options))
+    assert (summary["embeddings"], summary["unusable"]) == (4, 1)
+    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
+    with pytest.raises(JobError, match=r"1 of 5 files cannot be used \(max_bad_fraction 0.1\)"):
+        encode(EncodeOptions(**options, max_bad_fraction=0.1))
+
+
+def _upload(local: Path, uri: str) -> None:
+    for file in local.rglob("*"):
+        if file.is_file():
+            Folder(uri).write(str(file.relative_to(local)), file.read_bytes())
+
+
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path, vae: Path) -> None:
+    bucket = store.make_bucket()
+    _upload(held_out, f"{bucket}/mel")
+    out = f"{bucket}/latents"
+    lost = store.fail_write("lose", f"{out}/_commits/000001.json")
+    encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=out, num_workers=1))
+    assert lost.fired == 1
+    assert {Path(name).name: content for name, content in Folder(out).read_all("data/*").items()} == _data(latents)
+    assert LatentsDataset(out).digest == LatentsDataset(str(latents)).digest
+    np.testing.assert_array_equal(LatentsDataset(out).moments(1, 0), LatentsDataset(str(latents)).moments(1, 0))
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops: Path, encoder: Path) -> None:
+    bucket = store.make_bucket()
+    _upload(few_loops, f"{bucket}/music")
+    cut = store.fail_read("cut", f"{bucket}/music/loop_tabla.flac")
+    encode(EncodeOptions(input_dir=f"{bucket}/music", encoder=str(encoder), output_dir=f"{bucket}/out", num_workers=1))
+    assert cut.fired == 1
+    found = read_encodings(f"{bucket}/out")
+    np.testing.assert_array_equal(found.vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    Folder(bucket).write("one.parquet", Folder(f"{bucket}/out").read("data/000000.parquet"))
+    assert set(read_encodings(f"{bucket}/one.parquet").audio_files) <= set(FILES)
+    with pytest.raises(ValueError, match=f"encodings {bucket}/none.parquet: no such file or folder"):
+        read_encodings(f"{bucket}/none.parquet")
+
+
+class Deadly(EmbeddingsWorker):
+    """Ends itself, as by a fault of a decoder, at a certain file."""
+
+    def _embedded(self, local: Path) -> Samples:
+        if local.name == "loop_mika.flac":
+            with (Path(self.output.path("deaths"))).open("a") as deaths:
+                deaths.write(".")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._embedded(local)
+
+
+def test_a_file_that_ends_its_workers_is_given_up(
+    embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(encode_module, "EmbeddingsWorker", Deadly)
+    summary = encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    assert (summary["embeddings"], summary["unusable"]) == (3, 1)
+    assert "unusable: loop_mika.flac: ended 2 workers that read it" in capsys.readouterr().err
+    assert (tmp_path / "out" / "deaths").read_text() == ".."
+    rest = [name for name in FILES if name != "loop_mika.flac"]
+    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
+    assert not (tmp_path / "out" / "_in_hand").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latents": True, "dataset_name": "d"}, "latents needs dataset_name and vae"),
+        ({"latents": True, "dataset_name": "d", "vae": "v", "encoder": "e"}, "neither encoder nor input_dir"),
+        ({"encoder": "e"}, "embeddings need encoder, and input_dir or dataset_name"),
+        ({"input_dir": "i"}, "embeddings need encoder"),
+        ({"input_dir": "i", "encoder": "e", "vae": "v"}, "vae is for latents only"),
+    ],
+)
+def test_what_is_asked_for_must_be_one_thing(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        EncodeOptions(output_dir="o", **options)

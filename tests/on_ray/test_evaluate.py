@@ -1,0 +1,166 @@
+"""evaluate: the figures are those of the items on each side, whatever the workers; sizes are always stated, mistakes named."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from audiodiff_core.audio import Samples, encode
+from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
+from audiodiff_core.embedders import Item, items_of
+from audiodiff_core.encoder import AudioEncoder
+from audiodiff_core.evaluation import Items, compare
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
+from audiodiff_core.vocoder import GriffinLim
+from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.evaluate import EvaluateOptions, evaluate
+from audiodiff_platform.generate import GenerateOptions, generate
+
+
+@pytest.fixture(scope="module")
+def found(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The dataset beside the audio that it was prepared from, by two workers."""
+    report = tmp_path_factory.mktemp("report")
+    options = {"reference": str(dataset), "candidate": str(few_loops), "output_dir": str(report), "round_trips": 6, "num_workers": 2}
+    return {**evaluate(EvaluateOptions(**options)), "report": json.loads((report / "report.json").read_text())}
+
+
+def _samples(item: Item) -> Samples:
+    assert item.samples is not None
+    return item.samples
+
+
+def _heard(folder: Path, mel: Mel) -> dict[str, list[Item]]:
+    return {file.relative_to(folder).as_posix(): list(items_of(file, mel)) for file in folder.rglob("*.flac")}
+
+
+def test_the_figures_are_those_of_the_items(found: dict[str, Any], dataset: Path, few_loops: Path) -> None:
+    real = MelDataset(str(dataset))
+    heard = _heard(few_loops, Mel(real.mel))
+    reference = logmel_stats(real.all_images())
+    candidate = logmel_stats(np.stack([item.image for items in heard.values() for item in items]))
+    assert found["frechet"] == pytest.approx(frechet_distance(FeatureStatistics.of(candidate), FeatureStatistics.of(reference)))
+    expected = compare(Items(reference, real.column("audio_file")), Items(candidate, [name for name, items in heard.items() for _ in items]))
+    for name in ("kernel", "density", "coverage", "nearest_candidate", "nearest_real", "nearer_share", "n_candidate", "n_reference", "n_reference_tracks"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    assert (found["n_reference"], found["n_candidate"], found["n_reference_tracks"], found["n_held_out"]) == (real.rows, len(candidate), 4, 0)
+    assert (found["embedder"], found["mel_digest"]) == ("logmel-stats", real.mel.digest)
+    assert found["nearest_candidate"] < 0.01 < found["nearest_real"], "every second slice of the dataset is, but for a sample, one of the candidate's"
+    assert found["nearer_share"] > 0.95
+
+
+def test_the_vocoder_sets_a_floor(found: dict[str, Any], dataset: Path) -> None:
+    assert found["n_round_trip"] == 5, "two of each portion but the last two, of which one is a single slice"
+    assert found["frechet_round_trip"] > 0
+    mel = MelDataset(str(dataset)).mel
+    image = MelDataset(str(dataset)).image(0, 0)
+    audio = GriffinLim(mel)(image[np.newaxis], [0])
+    assert found["frechet_round_trip"] < np.square(logmel_stats(Mel(mel).images(audio)[0]) - logmel_stats(image[np.newaxis])).sum() * 20
+
+
+def test_the_report_names_the_closest_pairs(found: dict[str, Any], dataset: Path) -> None:
+    report = found["report"]
+    assert report["frechet"] == found["frechet"]
+    assert report["reference"] == str(dataset)
+    assert len(report["closest"]) == 10
+    assert all(pair["candidate"] == pair["reference"] and pair["distance"] < 0.01 for pair in report["closest"])
+    assert [pair["distance"] for pair in report["closest"]] == sorted(pair["distance"] for pair in report["closest"])
+
+
+def test_the_number_of_workers_changes_nothing(found: dict[str, Any], dataset: Path, few_loops: Path) -> None:
+    again = evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), round_trips=6, num_workers=1))
+    assert {**again, "seconds": 0} == {**{name: value for name, value in found.items() if name != "report"}, "seconds": 0}
+
+
+def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    before = load_model(tmp_path / "model")
+    loops = tmp_path / "loops"
+    generate(GenerateOptions(model=str(model), output_dir=str(loops), count=5, steps=1, num_workers=1))
+    (loops / "audio" / "silence.wav").write_bytes(encode(np.zeros(31 * 1024, np.float32), 22_050))
+    (loops / "audio" / "broken.wav").write_bytes(b"not audio")
+    options = {"reference": str(few_loops), "candidate": str(loops), "model": str(tmp_path / "model"), "round_trips": 0, "num_workers": 2}
+    figures = evaluate(EvaluateOptions(**options))
+    assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 1)
+    assert "n_round_trip" not in figures
+    said = capsys.readouterr().err
+    assert "warning: 5 items on a side: distances of fewer than 128 say little" in said
+    assert "warning: 1 candidate files are silent" in said
+    assert "left out: broken.wav" in said
+    after = load_model(tmp_path / "model")
+    assert after.digest == before.digest
+    assert after.record is not None
+    assert after.record.metrics["logmel-stats frechet"] == figures["frechet"]
+    assert f"| logmel-stats frechet | {figures['frechet']:g} |" in (tmp_path / "model" / "README.md").read_text()
+    (loops / "_SUCCESS").unlink()
+    with pytest.raises(ValueError, match=f"candidate {loops}: generation is not finished"):
+        evaluate(EvaluateOptions(**options))
+
+
+def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: Path) -> None:
+    options = {"reference": str(dataset), "candidate": str(few_loops), "held_out": str(loops / "loop_compus.flac"), "round_trips": 0, "num_workers": 2}
+    figures = evaluate(EvaluateOptions(**options))
+    assert figures["n_held_out"] > 0
+    assert figures["nearer_share"] == 1
+
+
+def test_an_encoder_as_embedder(local_ray: None, dataset: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = AudioEncoder()
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(network.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
+    name = f"audio-encoder:{tmp_path}"
+    options = {"embedder": name, "mel_config": str(dataset / "mel_config.json"), "round_trips": 2, "num_workers": 2}
+    figures = evaluate(EvaluateOptions(reference=str(few_loops), candidate=str(loops / "loop_tabla.flac"), **options))
+    mel = Mel(MelDataset(str(dataset)).mel)
+    real = [_samples(item) for items in _heard(few_loops, mel).values() for item in items]
+    tabla = [_samples(item) for item in items_of(loops / "loop_tabla.flac", mel)]
+    one, other = (FeatureStatistics.of(network.encode(samples, 22_050).astype(np.float64)) for samples in (tabla, real))
+    assert figures["frechet"] == pytest.approx(frechet_distance(one, other), rel=1e-4)
+    assert (figures["n_candidate"], figures["n_reference"]) == (len(tabla), len(real))
+    assert (figures["n_features"], figures["embedder"], figures["embedder_digest"]) == (100, name, network.digest)
+    assert figures["n_round_trip"] == 2
+    with pytest.raises(ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"):
+        evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), embedder=name, num_workers=1))
+
+
+def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, model: Path, tmp_path: Path) -> None:
+    def refused(words: str, **options: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            evaluate(EvaluateOptions(**{"reference": str(few_loops), "candidate": str(few_loops), "num_workers": 1, **options}))
+
+    (tmp_path / "empty").mkdir()
+    refused("neither side is a mel dataset")
+    refused(f"candidate {tmp_path}/no: no such folder", candidate=str(tmp_path / "no"), reference=str(dataset))
+    refused(f"candidate {tmp_path}/empty: holds no audio files", candidate=str(tmp_path / "empty"), reference=str(dataset))
+    config = tmp_path / "mel_config.json"
+    config.write_text(MelConfig(x_res=32, y_res=32, hop_length=512).to_json())
+    refused("different mel configurations: hop_length 1024 against 512", reference=str(dataset), mel_config=str(config))
+    shutil.copytree(dataset, tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "_SUCCESS").unlink()
+    refused(f"reference {tmp_path}/unfinished: not a finished mel dataset", reference=str(tmp_path / "unfinished"))
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / "audiodiff.json").unlink()
+    refused("has no record to write figures into", model=str(tmp_path / "model"))
+    (tmp_path / "silent").mkdir()
+    (tmp_path / "silent" / "a.wav").write_bytes(encode(np.zeros(9_000, np.float32), 22_050))
+    refused("holds no slice that could be used .0 unusable files, 1 silent ones", candidate=str(tmp_path / "silent"), reference=str(dataset))
+
+
+def test_metrics_are_added_to_a_record(model: Path, tmp_path: Path) -> None:
+    loaded = load_model(model)
+    record = ModelRecord(recipe={"a": 1}, data_digest="d", metrics={"loss": 0.5, "x": 1})
+    save_model(tmp_path / "model", loaded.unet, loaded.scheduler, loaded.mel, record)
+    files = set((tmp_path / "model").rglob("*"))
+    record_metrics(tmp_path / "model", {"x": 2, "y": 3})
+    assert load_model(tmp_path / "model").record == record.model_copy(update={"metrics": {"loss": 0.5, "x": 2, "y": 3}})
+    assert set((tmp_path / "model").rglob("*")) == files
+    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "is not a model folder|holds no")):
+        with pytest.raises(ValueError, match=words):
+            record_metrics(folder, {})

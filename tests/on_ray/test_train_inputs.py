@@ -1,0 +1,173 @@
+"""What training is given, checked against each other before any work on the cluster: each mistake one line that names both sides."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from audiodiff_core.checkpoint import ModelRecord, save_model, save_vae
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import build_network, build_vae, objective_for
+from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.encodings import encoded_table
+from audiodiff_platform.recipe import from_command_line, validated
+from audiodiff_platform.starting_point import starting_point
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_state import PROGRESS, checkpoint_name, put_checkpoint
+
+DIM = 8
+
+
+def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
+    return validated(TrainOptions, {"dataset_name": str(dataset), "output_dir": str(output), **changes}, "test")
+
+
+def _refused(dataset: Path, output: Path, words: str, **changes: Any) -> None:
+    """Training is refused in one line with these words, and makes nothing."""
+    with pytest.raises(ValueError, match=words) as raised:
+        train(_options(dataset, output, **changes))
+    assert "\n" not in str(raised.value)
+    assert not (output / "train.json").exists()
+
+
+def _encodings(file: Path, names: list[str]) -> str:
+    vectors = np.random.default_rng(0).standard_normal((len(names), DIM)).astype(np.float32)
+    file.write_bytes(encoded_table(names, vectors, "test", "0"))
+    return str(file)
+
+
+def _model(folder: Path, mel: MelConfig, preset: Any = "tiny", encoding_dim: int | None = None) -> str:
+    torch.manual_seed(1)
+    network = build_network(preset, mel, encoding_dim=encoding_dim)
+    save_model(folder, network, objective_for(preset, prediction_type="epsilon").scheduler("ddpm"), mel, ModelRecord(recipe={}, data_digest="", metrics={}))
+    return str(folder)
+
+
+def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> None:
+    names = sorted(MelDataset(str(dataset)).audio_files())
+    some = _encodings(tmp_path / "some.parquet", names[1:])
+    _refused(dataset, tmp_path / "run", rf"^encodings {some}: no encoding for {names[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
+
+
+def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path: Path) -> None:
+    data = MelDataset(str(dataset))
+    names = sorted(data.audio_files())
+    start = starting_point(_options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names)))
+    batch = start.order(seed=0).batch(range(data.rows))
+    assert start.encodings is not None
+    assert batch.encodings is not None
+    assert batch.images is not None
+    own = {data.image(group, row).tobytes(): data.audio_file(group, row) for group, (_, _, rows) in enumerate(data.groups) for row in range(rows)}
+    expected = start.encodings.vectors_for([own[image.tobytes()] for image in batch.images])
+    assert np.array_equal(batch.encodings, expected)
+    assert data.audio_files() == set(data.column("audio_file"))
+
+
+def test_conditional_presets_and_encodings_need_each_other(dataset: Path, tmp_path: Path) -> None:
+    encodings = _encodings(tmp_path / "all.parquet", sorted(MelDataset(str(dataset)).audio_files()))
+    _refused(dataset, tmp_path / "run", "preset tiny takes no encodings", encodings=encodings)
+    _refused(dataset, tmp_path / "run", "preset tiny-conditional is conditional: give it encodings", preset="tiny-conditional")
+    model = _model(tmp_path / "conditional", MelDataset(str(dataset)).mel, "tiny-conditional", encoding_dim=5)
+    _refused(dataset, tmp_path / "run", rf"the model takes encodings of 5 values, {encodings} holds some of 8$", from_pretrained=model, encodings=encodings)
+    _refused(dataset, tmp_path / "run", "the model takes encodings of 5 values, none are given$", from_pretrained=model)
+
+
+def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path, tmp_path: Path) -> None:
+    mel = MelDataset(str(dataset)).mel
+    other = mel.model_copy(update={"hop_length": 512, "n_iter": 1})
+    model = _model(tmp_path / "model", other)
+    _refused(dataset, tmp_path / "run", r"other mel parameters \(hop_length 512 there, 1024 in the dataset\)", from_pretrained=model)
+    save_vae(tmp_path / "vae", build_vae("vae-tiny", mel))
+    (tmp_path / "vae" / "mel_config.json").write_text(other.to_json())
+    _refused(dataset, tmp_path / "run", r"hop_length 512 there, 1024 in the dataset", preset="tiny-latent", vae=str(tmp_path / "vae"))
+
+
+def test_a_model_is_gone_on_from_with_its_weights_and_objective(dataset: Path, tmp_path: Path) -> None:
+    mel = MelDataset(str(dataset)).mel
+    model = _model(tmp_path / "model", mel)
+    start = starting_point(_options(dataset, tmp_path, from_pretrained=model))
+    torch.manual_seed(1)
+    expected = build_network("tiny", mel).state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in start.network.state_dict().items())
+    assert (start.objective.prediction_type, start.objective.zero_terminal_snr) == ("epsilon", False)
+    changed = starting_point(_options(dataset, tmp_path, from_pretrained=model, prediction_type="flow")).objective
+    assert (changed.prediction_type, changed.clip_sample) == ("flow", False)
+    _refused(dataset, tmp_path / "run", "leave preset out", from_pretrained=model, preset="tiny")
+
+
+def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Path) -> None:
+    _refused(dataset, tmp_path / "run", "works on latents: give the VAE that makes them", preset="tiny-latent")
+    save_vae(tmp_path / "vae", build_vae("vae-tiny", MelDataset(str(dataset)).mel))
+    _refused(dataset, tmp_path / "run", "preset tiny works on images", vae=str(tmp_path / "vae"))
+    _refused(dataset, tmp_path / "run", "the model needs the vae", latents=str(tmp_path))
+
+
+def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_path: Path) -> None:
+    names = sorted(MelDataset(str(dataset)).audio_files())
+    options = _options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names))
+    before = options.settings(**starting_point(options).digests)
+    (tmp_path / "all.parquet").write_bytes(encoded_table(names, np.ones((len(names), DIM), np.float32), "test", "0"))
+    after = options.settings(**starting_point(options).digests)
+    assert {name for name in before if before[name] != after[name]} == {"encodings_digest"}
+
+
+def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
+    _refused(dataset, tmp_path / "run", f"^keep best: {dataset} has no held-out tracks", keep="best")
+
+
+def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _refused(dataset, run, "^resume must: .* holds no whole checkpoint to go on from: use resume auto", resume="must")
+    put_checkpoint(Folder(str(run)), checkpoint_name(7, "aaaa"), lambda folder: None, {"step": 7})
+    _refused(dataset, run, "^resume never: .* holds a checkpoint .state/step-000000007-aaaa.: use another folder", resume="never")
+    assert (run / "state" / "step-000000007-aaaa" / PROGRESS).exists()
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch", "usable"),
+    [("2:8", 16, [2, 4, 8]), ("1:24", 24, [1, 2, 3, 4, 6, 8, 12, 24]), ("3:3", 6, [3])],
+)
+def test_an_elastic_range_uses_the_numbers_that_divide(tmp_path: Path, workers: str, batch: int, usable: list[int]) -> None:
+    options = TrainOptions(dataset_name="x", output_dir=str(tmp_path), num_workers=workers, train_batch_size=batch)
+    assert isinstance(options.num_workers, tuple)
+    assert options.usable_workers(*options.num_workers) == usable
+    assert TrainOptions.model_validate(json.loads(options.model_dump_json())) == options
+    assert TrainOptions.model_validate(options.model_dump()) == options
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--num_workers", "5:7"], r"num_workers 5:7: none of these divides both train_batch_size \(16\) and the streams .* \(24\); 1, 2, 4, 8 do"),
+        (["--num_workers", "4:2"], "num_workers 4:2 is not a range"),
+        (["--num_workers", "0"], "num_workers 0 is not a number from 1 on"),
+        (["--num_workers", "3"], r"num_workers 3 does not divide train_batch_size \(16\)"),
+        (["--report_to", "wandb"], "report_to wandb: wandb cannot be imported: pip install 'audiodiff\\[wandb\\]', or report_to none"),
+        (["--prediction_type", "epsilon", "--zero_terminal_snr", "true"], "epsilon cannot have zero_terminal_snr"),
+        (["--prediction_type", "flow", "--min_snr_gamma", "5"], r"prediction_type flow cannot have min_snr_gamma 5\.0"),
+    ],
+)
+def test_mistakes_of_the_command_line(dataset: Path, tmp_path: Path, flags: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(from_command_line(TrainOptions, "train", ["--dataset_name", str(dataset), "--output_dir", str(tmp_path / "run"), *flags], ""))
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_of_trackers_in_one_or_several_flags(tmp_path: Path) -> None:
+    def told(*flags: str) -> tuple[str, ...]:
+        return from_command_line(TrainOptions, "train", ["--dataset_name", "x", "--output_dir", str(tmp_path), *flags], "").report_to
+
+    assert told() == ("tensorboard",)
+    assert told("--report_to", "none") == ()
+    assert told("--report_to", "tensorboard,mlflow") == told("--report_to", "tensorboard", "--report_to", "mlflow") == ("tensorboard", "mlflow")
+
+
+def test_an_unreachable_bucket_is_named(dataset: Path, stores: Any) -> None:
+    for uri in ("s3://no-such-bucket-anywhere/run", "gs://no-such-bucket-anywhere/run"):
+        with pytest.raises(OSError, match="no-such-bucket-anywhere"):
+            train(_options(dataset, Path("unused"), num_workers=1).model_copy(update={"output_dir": uri}))

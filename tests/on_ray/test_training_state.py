@@ -1,0 +1,126 @@
+"""A run's checkpoints on a local disk, S3 and GCS: whole or not there, found again, damaged ones passed over, few kept, a full disk borne."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.training_state import (
+    PROGRESS,
+    VALIDATION,
+    best_checkpoint,
+    checkpoint_name,
+    local_checkpoint,
+    newest_checkpoint,
+    put_checkpoint,
+    remove_superseded,
+    soundest_checkpoint,
+    whole_checkpoints,
+)
+from tests.servers.stores import Stores
+
+
+def _saves(text: str) -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        (folder / "weights").write_text(text)
+        (folder / "optimizer").write_text(text * 2)
+
+    return save
+
+
+@pytest.fixture(params=["local", "s3", "gs"])
+def output(request: pytest.FixtureRequest, stores: Stores, tmp_path: Path) -> Folder:
+    """An empty run folder of each kind."""
+    return Folder(str(tmp_path / "run") if request.param == "local" else f"{getattr(stores, request.param).make_bucket()}/run")
+
+
+def _put(output: Folder, step: int, attempt: str = "aaaa") -> str:
+    name = checkpoint_name(step, attempt)
+    put_checkpoint(output, name, _saves(f"step {step} of {attempt}"), {"step": step})
+    return name
+
+
+def test_a_checkpoint_is_found_and_read_as_it_was_written(output: Folder) -> None:
+    assert newest_checkpoint(output) is None
+    assert soundest_checkpoint(output) is None
+    names = [_put(output, step) for step in (20, 100)]
+    assert whole_checkpoints(output) == names
+    assert newest_checkpoint(output) == soundest_checkpoint(output) == names[1]
+    with local_checkpoint(output, names[1]) as (folder, progress):
+        assert (folder / "weights").read_text() == "step 100 of aaaa"
+        assert progress["step"] == 100
+    assert not list(output.names("_tmp/**"))
+
+
+def test_what_is_not_whole_or_damaged_is_passed_over(output: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    sound, damaged, short, unmarked = (_put(output, step) for step in (10, 20, 30, 40))
+    output.remove(f"{unmarked}/{PROGRESS}")
+    output.write(f"{short}/weights", b"")
+    assert newest_checkpoint(output) == damaged
+    content = output.read(f"{damaged}/weights")
+    output.write(f"{damaged}/weights", content.swapcase())
+    assert soundest_checkpoint(output) == sound
+    assert f"{damaged} is damaged (weights): going on from the one before" in capsys.readouterr().err
+
+
+def test_the_last_and_the_best_are_kept(output: Folder) -> None:
+    names = {step: _put(output, step) for step in (10, 20, 30, 40)}
+    twin = _put(output, 20, "bbbb")
+    for step, loss in ((10, 0.2), (20, 0.1), (30, 0.3)):
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
+    output.write(f"{checkpoint_name(15, 'cccc')}/weights", b"cut off by a kill")
+    output.write(f"{checkpoint_name(50, 'dddd')}/weights", b"just being written")
+    assert best_checkpoint(output) in {names[20], twin}
+    remove_superseded(output, kept=2)
+    assert set(whole_checkpoints(output)) == {names[30], names[40], best_checkpoint(output)}
+    assert not output.exists(f"{checkpoint_name(15, 'cccc')}/weights")
+    assert output.exists(f"{checkpoint_name(50, 'dddd')}/weights")
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before(output: Folder) -> None:
+    before = _put(output, 10)
+
+    def fails(folder: Path) -> None:
+        (folder / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        put_checkpoint(output, checkpoint_name(20, "aaaa"), fails, {"step": 20})
+    assert whole_checkpoints(output) == [before]
+    assert not list(output.names("_tmp/**"))
+
+
+def test_a_checkpoint_of_another_version_is_no_checkpoint(output: Folder) -> None:
+    name = _put(output, 10)
+    mark = output.read_json(f"{name}/{PROGRESS}")
+    output.write(f"{name}/{PROGRESS}", json.dumps({**mark, "format_version": 1}).encode())
+    assert newest_checkpoint(output) is None
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_no_checkpoint(small_disk: Path) -> None:
+    output = Folder(str(small_disk / "run"))
+    before = _put(output, 10)
+    with pytest.raises(OSError, match="No space left"):
+        put_checkpoint(output, checkpoint_name(20, "aaaa"), lambda folder: _fill(folder / "weights"), {"step": 20})
+    assert whole_checkpoints(output) == [before]
+    assert _put(output, 30) == newest_checkpoint(output)
+
+
+def _fill(file: Path) -> None:
+    file.write_bytes(bytes(2 << 20))

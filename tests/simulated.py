@@ -1,0 +1,84 @@
+"""A Ray cluster of several nodes on this machine, whose processes tests kill, and jobs that run on it as processes of their own."""
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.cluster_utils import Cluster
+
+ROOT = Path(__file__).parents[1]
+DEADLINE_S = 120
+
+
+class SimulatedCluster:
+    """A head without CPUs and nodes with some each."""
+
+    def __init__(self, nodes: int = 2, cpus: int = 1) -> None:
+        self.cpus = cpus
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes: list[Any] = []
+        for _ in range(nodes):
+            self.add_node()
+
+    def add_node(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus))
+
+    def kill_worker(self, title: str, chance: random.Random) -> None:
+        """Kills a process whose title holds `title`, once there is one."""
+        raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes]
+        deadline = time.monotonic() + DEADLINE_S
+        while not (workers := [child for raylet in raylets for child in raylet.children() if title in _title(child)]):
+            assert time.monotonic() < deadline, "there is no worker to kill"
+        chance.choice(workers).kill()
+
+    def kill_node(self, chance: random.Random) -> None:
+        """Ends a node with all its processes, at once; another takes its place."""
+        node = chance.choice(self.nodes)
+        self.remove_node(node)
+        self.add_node()
+
+    def remove_node(self, node: Any) -> None:
+        self.cluster.remove_node(node, allow_graceful=False)
+        self.nodes.remove(node)
+
+    def announce_preemption(self, node: Any, deadline_s: int) -> None:
+        """Tells Ray that a node will be taken away, as clouds do of theirs."""
+        ray = Path(sys.executable).with_name("ray")
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", str(deadline_s)]
+        subprocess.run([ray, "drain-node", "--address", self.cluster.address, "--node-id", node.node_id, *reason], check=True, capture_output=True)
+
+
+class Driver:
+    """`jobs/VERB.py` as a process on the simulated cluster, begun again whenever it is killed."""
+
+    def __init__(self, cluster: SimulatedCluster, verb: str, flags: dict[str, Any], log: Path) -> None:
+        self.command = [sys.executable, f"jobs/{verb}.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+        self.environment = {**os.environ, "RAY_ADDRESS": cluster.cluster.address}
+        self.log = log.open("w")
+        self.begin()
+
+    def begin(self) -> None:
+        self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True)
+
+    def __enter__(self) -> "Driver":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self.kill()
+        self.log.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _title(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):  # it may end meanwhile
+        return " ".join(process.cmdline())
+    return ""
