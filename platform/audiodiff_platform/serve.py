@@ -141,6 +141,8 @@ class LoopServer:
         name = body.model or next(iter(self.pipelines))
         if name not in self.pipelines:
             raise HTTPException(404, f"model {name} is not served: {', '.join(self.pipelines)} are")
+        if self.pipelines[name].conditional:
+            raise HTTPException(422, f"model {name} is conditional: it makes loops of encodings, which this cannot be given")
         try:
             request = self.pipelines[name].resolved(body.request())
         except ValueError as error:

@@ -41,7 +41,8 @@ def test_the_manifest_describes_every_file(eighteen: Path, model: Path) -> None:
         assert row["sha256"] == hashlib.sha256((eighteen / row["path"]).read_bytes()).hexdigest()
         assert (row["steps"], row["scheduler"], row["model_digest"], row["mel_digest"]) == (3, "ddim", loaded.digest, loaded.mel.digest)
         assert row["duration_s"] == pytest.approx(31 * 1024 / 22_050)
-        assert (row["threads"], row["precision"], row["device"]) == (1, "fp32", "cpu")
+        assert (row["eta"], row["guidance_scale"], row["width"], row["seamless"]) == (0.0, 1.0, 32, False)
+        assert (row["threads"], row["precision"], row["device"], row["compiled"]) == (1, "fp32", "cpu", False)
         assert -60 < row["level_db"] < 0
         assert row["tempo_bpm"] >= 0
         assert row["seam_score"] >= 0
