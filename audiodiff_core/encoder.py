@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -70,16 +70,14 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     Raises ValueError where there is none, it is of another kind, cannot be read, or needs a package that is not installed.
     """
     expected, name = _parts(str(source))
-    folder = _local_folder(name)
+    folder = local_folder(name)
     config = _config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
     if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
         raise ValueError(f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded")
     if kind == "clap":
         return ClapEncoder(name, folder, device)
-    encoder = AudioEncoder(f"audio-encoder:{name}")
-    encoder.load(folder)
-    return encoder.to(device)
+    return AudioEncoder.of(folder, f"audio-encoder:{name}").to(device)
 
 
 class AudioEncoder(nn.Module):
@@ -103,18 +101,22 @@ class AudioEncoder(nn.Module):
         embedding: torch.Tensor = self.embedding(self.dense_block(x))
         return embedding
 
-    def load(self, folder: Path) -> None:
-        """Takes the weights of a folder that diffusers or the original wrote. Raises ValueError where they are not this network's."""
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Self:
+        """With the weights of a folder that diffusers or the original wrote. Raises ValueError where they are not this network's."""
         file = next((file for suffix in ("safetensors", "bin") if (file := folder / f"{WEIGHTS}.{suffix}").is_file()), None)
         if file is None:
             raise ValueError(f"encoder {folder}: holds no {WEIGHTS}.safetensors and no {WEIGHTS}.bin")
         if file.stat().st_size > LARGEST_WEIGHTS:
             raise ValueError(f"encoder {file}: {file.stat().st_size} bytes are more than such a network has")
+        with torch.device("meta"):
+            encoder = cls(name)
         try:
             state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-            self.load_state_dict(state)
+            encoder.load_state_dict(state, assign=True)
         except Exception as error:  # what a damaged file makes torch and safetensors raise is their own
             raise ValueError(f"encoder {file}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        return encoder.float()
 
     @property
     def digest(self) -> str:
@@ -193,7 +195,7 @@ class ClapEncoder:
         except ModuleNotFoundError as error:
             raise ValueError(f"encoder {source}: CLAP needs transformers ({error}): pip install 'audiodiff[clap]'") from error
         self.name = f"clap:{source}"
-        folder = folder or _local_folder(str(source))
+        folder = folder or local_folder(str(source))
         try:
             self.model: Any = transformers.ClapModel.from_pretrained(folder, local_files_only=True).to(device).eval()
             self.features: Any = transformers.ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
@@ -229,8 +231,9 @@ class ClapEncoder:
             whole = torch.zeros((len(batch), 1), dtype=torch.bool, device=self.model.device)
             parts.append(self.model.get_audio_features(input_features=inputs, is_longer=whole).pooler_output.float().cpu().numpy())
         windows = np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])
-        means = np.stack([each.mean(axis=0) for each in windows])
-        return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+        means: Embeddings = np.stack([each.mean(axis=0) for each in windows])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        return means
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> Embeddings:
@@ -280,7 +283,7 @@ def _parts(source: str) -> tuple[str | None, str]:
     return (kind, rest) if colon and kind in ("audio-encoder", "clap") else (None, source)
 
 
-def _local_folder(source: str) -> Path:
+def local_folder(source: str) -> Path:
     """The folder itself, or a copy of the Hub's: safetensors where there are any."""
     folder = Path(source).expanduser()
     if folder.is_dir():

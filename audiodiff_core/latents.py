@@ -32,7 +32,8 @@ def encode_latents(vae: Any, images: torch.Tensor, generators: Sequence[torch.Ge
     mean, deviation = torch.cat(list(_batches(encode, vae, images, batch_size))).chunk(2, dim=1)
     if generators is not None:
         mean = mean + deviation * torch.cat([torch.randn((1, *mean.shape[1:]), generator=generator) for generator in generators])
-    return mean * vae.config.scaling_factor
+    scaling_factor: float = vae.config.scaling_factor
+    return mean * scaling_factor
 
 
 @torch.inference_mode()

@@ -22,12 +22,11 @@ BYTES_PER_PIXEL = 0.65
 
 # The fit of `expected_round_trip`: `python -m tests.benchmarks.round_trip` measures it again. Frames further apart than LITTLE_OVERLAP of a
 # window have less to agree on, so that their image is met more closely, which is not to say that it sounds better.
-ROUND_TRIP_LEVELS = 14.9
-ROUND_TRIP_BANDS_EXPONENT = -0.229
-ROUND_TRIP_WINDOW_EXPONENT = 0.109
-ROUND_TRIP_LITTLE_OVERLAP = 0.829
+ROUND_TRIP_LEVELS = 0.727
+ROUND_TRIP_BANDS_EXPONENT = 0.122
+ROUND_TRIP_WINDOW_EXPONENT = -0.049
+ROUND_TRIP_LITTLE_OVERLAP = 0.84
 LITTLE_OVERLAP = 3 / 8
-WORST_ROUND_TRIP_LEVELS = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ def expected_bytes(config: MelConfig, slices: int) -> int:
 def expected_round_trip(config: MelConfig) -> float | None:
     """About how many of the 255 levels an image and that of its audio by `GriffinLim` differ, in the mean over pixels; None where not measured.
 
-    Few bands make it large, and so does a window that is a large part of the slice. Over the loops in tests/data/loops, each repeated to fill
-    the slice, and 132 settings with 8 to 1024 bands, n_fft 512 to 16384 and rates of 16 to 48 kHz, this is off by 10 % (root mean square),
-    at most by 36 %. `top_db` of 60 to 100 and 16 to 100 iterations change the error by a tenth.
+    It tells that the vocoder meets the image (1 to 2 levels nearly everywhere), not that the image tells all of the sound: few bands are
+    easily met. Over the loops in tests/data/loops, each repeated to fill the slice, and 89 settings with 8 to 512 bands, n_fft 1024 to 4096
+    and rates of 22 and 44 kHz, this is off by 21 % (root mean square), at most by 73 %.
     """
     if not (60 <= config.top_db <= 100 and config.n_iter >= 16 and config.hop_length < config.n_fft):
         return None
@@ -139,13 +138,7 @@ def _round_trip(config: MelConfig) -> Iterator[Finding]:
     levels = expected_round_trip(config)
     if levels is None:
         return
-    state = f"expected round-trip error: {levels:.1f} of {IMAGE_MAX} levels, {levels * config.top_db / IMAGE_MAX:.1f} dB"
-    if levels <= WORST_ROUND_TRIP_LEVELS:
-        yield Finding("info", state)
-    elif 8 * config.n_fft > config.slice_size:
-        yield Finding("warning", f"{state}, since a window is a large part of a slice; use a smaller n_fft or a larger width (resolution)")
-    else:
-        yield Finding("warning", f"{state}; use more bands (resolution)")
+    yield Finding("info", f"expected round-trip error: {levels:.1f} of {IMAGE_MAX} levels, {levels * config.top_db / IMAGE_MAX:.1f} dB")
 
 
 def _size(config: MelConfig, slices: int | None) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """From any audio to a loop of whole bars, and how well it loops.
 
-1. `track_beats` finds beats (librosa, or the network `beat_this` with downbeats); an end of the audio that lies on the grid counts as one.
+1. `beats.track_beats` finds beats.
 2. `cut_loop` cuts whole bars from a (down)beat on, just before its attack, each end at a zero crossing, the later one where it is reached most alike.
 3. The last milliseconds fade into what came before the first beat, so that the wrap is a place where the audio went on.
 4. Asked for a tempo, it stretches the loop, as a circle, to exactly round(bars * beats_per_bar * 60 / bpm * sample_rate) samples.
@@ -8,29 +8,19 @@
 Audio that was generated in circular time needs none of this: it has no ends. `seam_score` tells, of either.
 """
 
-import importlib
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.beats import ATTACK_S, Beats, BeatTracker, require_mono, track_beats
 from audiodiff_core.stretch import FURTHEST, stretch_circular
 from audiodiff_core.wav import LoopInfo
 
-BeatTracker = Literal["librosa", "beat_this"]
-
 TEMPOS_BPM = (20.0, 400.0)
-BEAT_HOP_S = 0.012
-ON_THE_GRID = 0.06
-"""Of a beat: an end of the audio that is so close to where a beat would be is one."""
-ATTACK_S, ATTACK_BLOCK_S, ATTACK_RISE = 0.06, 0.002, 4.0
-"""A beat's attack is where, at most so far from it, the power of neighbouring blocks rises most, if by so much at least."""
-FAINT = 0.1
-"""Of the median beat's peak: the grid goes on into the quiet before the music, where no bar begins."""
+ATTACK_BLOCK_S, ATTACK_RISE = 0.002, 4.0
+"""A beat's attack is where the power of neighbouring blocks rises most, if by so much at least."""
 CROSSING_S = 0.01
 CROSSFADE_S = 0.02
 SEAM_WINDOW_S = 0.02
@@ -38,43 +28,11 @@ INAUDIBLE = 1e-3
 """-60 dB."""
 
 
-@dataclass(frozen=True)
-class Beats:
-    """When the beats of some audio are, in seconds, ascending, and which of them begin a bar (empty where the tracker does not say)."""
-
-    times_s: npt.NDArray[np.float64]
-    downbeats: tuple[int, ...] = ()
-
-
 def tempo_bpm(audio: Samples, sample_rate: int) -> float:
     """Tempo in beats per minute from the autocorrelation of the onset strength (librosa)."""
     from librosa.feature import tempo
 
     return float(tempo(y=audio, sr=sample_rate)[0])
-
-
-def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "librosa") -> Beats:
-    """The beats of `audio` (n,), none where nothing pulses.
-
-    librosa: dynamic programming over onset strength (Ellis 2007), no downbeats. beat_this: Foscarin, Schlüter & Widmer 2024 (the extra
-    `beats`; fetches its weights, 81 MB, at first use). Raises ValueError where the tracker is unknown or cannot be used.
-    """
-    _check_audio(audio, sample_rate)
-    match tracker:
-        case "librosa":
-            from librosa.beat import beat_track
-
-            if not audio.any():
-                return Beats(np.empty(0))
-            found = beat_track(y=audio, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
-            return Beats(_with_ends(_from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate))
-        case "beat_this":
-            times, downbeats = _beat_this()(audio, sample_rate)
-            times = np.asarray(times, np.float64)
-            indices = tuple(int(np.abs(times - downbeat).argmin()) for downbeat in downbeats) if len(times) else ()
-            return Beats(times, indices)
-        case other:
-            raise ValueError(f"tracker {other}: {' and '.join(get_args(BeatTracker))} are known")
 
 
 def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = 4) -> int:
@@ -95,7 +53,7 @@ def cut_loop(
 
     Raises ValueError, naming it, for an argument out of range and where the audio has fewer bars than asked for.
     """
-    _check_audio(audio, sample_rate)
+    require_mono(audio, sample_rate)
     _check_metre(1 if bars is None else bars, TEMPOS_BPM[0] if bpm is None else bpm, beats_per_bar)
     if tracker is None:
         if bars is None or bpm is None:
@@ -148,46 +106,6 @@ def level_db(audio: Samples) -> float:
 
 def _ratio(jump: float, interior: npt.NDArray[np.floating], least: float) -> float:
     return max(float(jump), least) / max(float(np.percentile(interior, 90)), least) if least > 0 else 0.0
-
-
-def _beat_this() -> Any:
-    try:
-        inference: Any = importlib.import_module("beat_this.inference")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"tracker beat_this is not installed ({error}): pip install 'audiodiff[beats]'") from error
-    from torch import hub
-
-    # By a file's path it loads weights only; by their name it would unpickle what it fetches.
-    checkpoint = Path(hub.get_dir()) / "checkpoints" / "beat_this-final0.ckpt"
-    if not checkpoint.exists():
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            hub.download_url_to_file(f"{inference.CHECKPOINT_URL}/final0.ckpt", str(checkpoint), progress=False)
-        except OSError as error:
-            raise ValueError(f"tracker beat_this: its weights cannot be fetched ({error}); save final0.ckpt as {checkpoint}") from error
-    return inference.Audio2Beats(str(checkpoint))
-
-
-def _from_first_heard(times_s: npt.NDArray[np.float64], audio: Samples, sample_rate: int) -> npt.NDArray[np.float64]:
-    """The beats without those in the quiet before the first that is heard."""
-    reach = round(ATTACK_S * sample_rate)
-    peaks = [float(np.abs(audio[max(0, beat - reach) : beat + reach]).max()) for beat in np.round(times_s * sample_rate).astype(int)]
-    heard = [index for index, peak in enumerate(peaks) if peak > FAINT * float(np.median(peaks))]
-    return times_s[heard[0] :] if heard else times_s
-
-
-def _with_ends(times_s: npt.NDArray[np.float64], duration_s: float) -> npt.NDArray[np.float64]:
-    """The beats, with those that a tracker does not see because the audio begins or ends on them."""
-    if len(times_s) < 2:
-        return times_s
-    beat = float(np.median(np.diff(times_s)))
-    near = ON_THE_GRID * beat
-    inside = times_s[(times_s > near) & (times_s < duration_s - near)]
-    if not len(inside):
-        return times_s
-    first = [0.0] if times_s[0] <= near or abs(inside[0] - beat) <= near else []
-    last = [duration_s] if times_s[-1] >= duration_s - near or abs(inside[-1] + beat - duration_s) <= near else []
-    return np.concatenate([first, inside, last])
 
 
 def _whole_bars(beats: Beats, bars: int | None, bpm: float | None, beats_per_bar: int) -> tuple[float, float, int]:
@@ -282,15 +200,6 @@ def _correlation(one: Samples, other: Samples) -> float:
     """-1 to 1; 0 where either is silent."""
     energy = math.sqrt(float(np.square(one, dtype=np.float64).sum()) * float(np.square(other, dtype=np.float64).sum()))
     return float(np.dot(one.astype(np.float64), other)) / energy if energy > 0 else 0.0
-
-
-def _check_audio(audio: Samples, sample_rate: int) -> None:
-    if audio.ndim != 1 or not len(audio):
-        raise ValueError(f"audio of shape {audio.shape}: mono samples (n,) are needed")
-    if not np.isfinite(audio).all():
-        raise ValueError("audio holds NaN or infinite samples")
-    if sample_rate < 1_000:
-        raise ValueError(f"sample_rate {sample_rate}: at least 1000 Hz are needed")
 
 
 def _check_metre(bars: int, bpm: float, beats_per_bar: int) -> None:

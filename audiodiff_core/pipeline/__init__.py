@@ -2,6 +2,7 @@
 
     geometry.py       the sizes that a model works on
     sources.py        audio and images to start from, and what of them is kept
+    inputs.py         what a caller gives, checked
     interpolation.py  ways from one noise to another
     windows.py        images longer than the network is asked for at once
     pipeline.py       AudioDiffusionPipeline

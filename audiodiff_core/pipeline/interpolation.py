@@ -1,5 +1,7 @@
 """Ways from one noise to another."""
 
+import math
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -26,20 +28,20 @@ def slerp(start: Noise, end: Noise, share: float | npt.NDArray[np.floating]) -> 
 
 
 def _slerp(start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], share: float) -> npt.NDArray[np.float64]:
-    lengths = np.linalg.norm(start), np.linalg.norm(end)
+    lengths = float(np.linalg.norm(start)), float(np.linalg.norm(end))
     if min(lengths) == 0:
         return (1 - share) * start + share * end
     one, other = start / lengths[0], end / lengths[1]
-    angle = 2 * np.arctan2(np.linalg.norm(one - other), np.linalg.norm(one + other))  # Kahan's: accurate at 0 and at pi too
+    angle = 2 * math.atan2(np.linalg.norm(one - other), np.linalg.norm(one + other))  # Kahan's: accurate at 0 and at pi too
     if angle < PARALLEL:
         return (1 - share) * start + share * end
-    if np.pi - angle < PARALLEL:
+    if math.pi - angle < PARALLEL:
         across = np.zeros_like(one)
         across[np.abs(one).argmin()] = 1
         across -= (across @ one) * one
         across /= np.linalg.norm(across)
-        return ((1 - share) * lengths[0] + share * lengths[1]) * (np.cos(np.pi * share) * one + np.sin(np.pi * share) * across)
-    return (np.sin((1 - share) * angle) * start + np.sin(share * angle) * end) / np.sin(angle)
+        return ((1 - share) * lengths[0] + share * lengths[1]) * (math.cos(math.pi * share) * one + math.sin(math.pi * share) * across)
+    return (math.sin((1 - share) * angle) * start + math.sin(share * angle) * end) / math.sin(angle)
 
 
 def chain(noises: Noise, between: int) -> Noise:
@@ -47,5 +49,5 @@ def chain(noises: Noise, between: int) -> Noise:
     if len(noises) < 2 or between < 0:
         raise ValueError(f"a chain of {len(noises)} noises with {between} between: at least 2, with 0 or more between, are taken")
     shares = np.arange(between + 1) / (between + 1)
-    legs = [slerp(np.repeat(one[None], len(shares), 0), np.repeat(other[None], len(shares), 0), shares) for one, other in zip(noises, noises[1:], strict=False)]
+    legs = [slerp(np.repeat(one[None], len(shares), 0), np.repeat(other[None], len(shares), 0), shares) for one, other in pairwise(noises)]
     return np.concatenate([*legs, noises[-1:]])

@@ -7,7 +7,6 @@ from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from audiodiff_core.audio import Samples
@@ -15,18 +14,16 @@ from audiodiff_core.circular import circular_time
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Images, MelConfig, to_image, to_model
 from audiodiff_core.pipeline.geometry import Geometry, P
+from audiodiff_core.pipeline.inputs import Encodings, Inputs
 from audiodiff_core.pipeline.interpolation import Noise, chain
-from audiodiff_core.pipeline.sources import LONGEST_TRACK, Audio, Mask, Source, Span, kept_latents, kept_pixels, source_image, track_image
+from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, kept_latents, kept_pixels, track_image
 from audiodiff_core.pipeline.windows import Windows
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
-from audiodiff_core.vocoder import GriffinLim, Vocoder
-
-Encodings = npt.NDArray[np.floating]
+from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
 
 PEAK = 10 ** (-1 / 20)
 """Loops are given the peak level -1 dBFS: a mel image says nothing of the absolute level."""
 
-DEFAULT_STRENGTH = 0.5
 REFINEMENTS = 3
 
 
@@ -60,12 +57,12 @@ class AudioDiffusionPipeline:
     every call, another one takes none.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, mel: MelConfig, profile: ExecutionProfile, vocoder: Vocoder | None = None, vae: Any = None) -> None:
+    def __init__(self, unet: Any, scheduler: Any, mel: MelConfig, profile: ExecutionProfile, vocoder: Vocoder | None = None, *, vae: Any = None) -> None:
         self.geometry = Geometry.of(unet, vae, mel)
+        self._inputs = Inputs(self.geometry, scheduler)
         self.mel = mel
         self.vocoder = vocoder or GriffinLim(mel, profile.device)
-        if self.vocoder.config != mel:
-            raise ValueError(f"vocoder does not fit the model's mel: {self.vocoder.config.difference(mel)}")
+        require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
         self.vae = None if vae is None else vae.to(profile.device, torch.float32).eval()
 
@@ -87,12 +84,12 @@ class AudioDiffusionPipeline:
         noises: (n, channels, height, width) of what the network sees, in place of those of the seeds: from `noise`, `invert` or `slerp`.
         """
         if encodings is None and noises is None and not self.conditional:
-            return self._made(_Job(number, self._item(request)) for number, request in enumerate(requests))
-        items = self._items(list(requests), encodings)
+            return self._made(_Job(number, self._inputs.item(request)) for number, request in enumerate(requests))
+        items = self._inputs.items(list(requests), encodings)
         if noises is not None:
             if len(noises) != len(items):
                 raise ValueError(f"{len(noises)} noises for {len(items)} requests: each needs one")
-            items = [replace(item, noise=self._checked(noise, item)) for item, noise in zip(items, noises, strict=True)]
+            items = [replace(item, noise=self._inputs.checked_noise(noise, item)) for item, noise in zip(items, noises, strict=True)]
         return self._made(_Job(number, item) for number, item in enumerate(items))
 
     def vary(
@@ -109,8 +106,8 @@ class AudioDiffusionPipeline:
         the same by the number of steps left out, 0 to steps - 1.
         """
         jobs = []
-        for number, (item, image) in enumerate(zip(*self._sourced(requests, sources, encodings), strict=True)):
-            start = self._start_step(item.request, strength, start_step)
+        for number, (item, image) in enumerate(zip(*self._inputs.sourced(requests, sources, encodings), strict=True)):
+            start = self._inputs.start_step(item.request, strength, start_step)
             jobs.append(_Job(number, replace(item, clean=self._encoded(image, item.request.seamless), start_step=start)))
         return self._made(jobs)
 
@@ -130,8 +127,8 @@ class AudioDiffusionPipeline:
         if len(regenerate) != len(requests):
             raise ValueError(f"{len(regenerate)} masks for {len(requests)} requests: each needs one")
         jobs = []
-        for number, (item, image, wanted) in enumerate(zip(*self._sourced(requests, sources, encodings), regenerate, strict=True)):
-            self._start_step(item.request, None, start_step)
+        for number, (item, image, wanted) in enumerate(zip(*self._inputs.sourced(requests, sources, encodings), regenerate, strict=True)):
+            self._inputs.start_step(item.request, None, start_step)
             kept = kept_pixels(wanted, self.mel, self.geometry.width(item.request))
             keep = torch.from_numpy(kept_latents(kept, self.geometry.factor))
             clean = self._encoded(image, item.request.seamless)
@@ -143,6 +140,7 @@ class AudioDiffusionPipeline:
         requests: Sequence[GenerateRequest],
         duration_s: float,
         sources: Sequence[Source] | None = None,
+        *,
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
@@ -150,18 +148,21 @@ class AudioDiffusionPipeline:
 
         They begin with the sources' slices or, without, with what `generate` makes. overlap: the share of a window that the next one continues.
         """
-        columns = self._columns(duration_s)
+        columns = self._inputs.columns(duration_s)
         if sources is None:
-            items, images = self._items(requests, encodings), None
+            items, images = self._inputs.items(requests, encodings), None
         else:
-            items, images = self._sourced(requests, sources, encodings)
+            items, images = self._inputs.sourced(requests, sources, encodings)
         windows = self._windows(items, columns, overlap)
         first = None if images is None else [[self._encoded(image)] for image in images]
         samples = self._chained(items, windows, first or [[] for _ in items])
-        return [
-            self._joined(number, item, windows, made, columns, None if images is None else images[number])
-            for number, (item, made) in enumerate(zip(items, samples, strict=True))
-        ]
+        loops = []
+        for number, (item, made) in enumerate(zip(items, samples, strict=True)):
+            whole = self._joined(windows, made)
+            if images is not None:
+                whole[:, : images[number].shape[1]] = images[number]
+            loops.append(self._long_loop(number, item, whole[:, :columns]))
+        return loops
 
     def remix(
         self,
@@ -169,6 +170,7 @@ class AudioDiffusionPipeline:
         tracks: Sequence[Audio],
         strength: float | None = None,
         start_step: int | None = None,
+        *,
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
@@ -178,15 +180,15 @@ class AudioDiffusionPipeline:
         if len(tracks) != len(requests):
             raise ValueError(f"{len(tracks)} tracks for {len(requests)} requests: each needs one")
         loops = []
-        for number, (item, track) in enumerate(zip(self._items(requests, encodings), tracks, strict=True)):
+        for number, (item, track) in enumerate(zip(self._inputs.items(requests, encodings), tracks, strict=True)):
             image = track_image(track, self.mel)
             windows = self._windows([item], image.shape[1], overlap)
-            begun = replace(item, start_step=self._start_step(item.request, strength, start_step))
+            begun = replace(item, start_step=self._inputs.start_step(item.request, strength, start_step))
             padded = np.zeros((self.mel.y_res, windows.columns * self.geometry.factor), np.uint8)
             padded[:, : image.shape[1]] = image
             pixels = (windows.pixels(window, self.geometry.factor) for window in range(windows.count))
             (made,) = self._chained([begun], windows, [[]], [[self._encoded(padded[:, columns]) for columns in pixels]])
-            loops.append(self._joined(number, item, windows, made, image.shape[1]))
+            loops.append(self._long_loop(number, item, self._joined(windows, made)[:, : image.shape[1]]))
         return loops
 
     @torch.inference_mode()
@@ -206,14 +208,14 @@ class AudioDiffusionPipeline:
             raise ValueError(f"refinements {refinements} is not in 0 to 100")
         items = [
             replace(item, clean=self._encoded(image, item.request.seamless), refinements=refinements)
-            for item, image in zip(*self._sourced(requests, sources, encodings), strict=True)
+            for item, image in zip(*self._inputs.sourced(requests, sources, encodings), strict=True)
         ]
         found = dict(self.sampler.invert(items))
         return np.stack([found[item].numpy() for item in items])
 
     def noise(self, requests: Sequence[GenerateRequest]) -> Noise:
         """The noises (n, channels, height, width) that the requests' seeds stand for; their widths must be the same."""
-        shapes = [self.sampler.shape(self._inner_width(self.resolved(request))) for request in requests]
+        shapes = [self._inputs.shape(self._inputs.width(self.resolved(request))) for request in requests]
         return np.stack([initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)])
 
     def interpolate(self, request: GenerateRequest, noises: Noise, between: int, encodings: Encodings | None = None) -> Iterator[Loop]:
@@ -230,62 +232,6 @@ class AudioDiffusionPipeline:
             share = (place - low)[:, np.newaxis]
             encodings = (1 - share) * encodings[low] + share * encodings[low + 1]
         return self.generate([request] * len(along), encodings, along)
-
-    def _item(self, request: GenerateRequest, encoding: Encodings | None = None) -> Item:
-        filled = self.resolved(request)
-        dim = self.geometry.encoding_dim
-        if encoding is None:
-            if dim is not None:
-                raise ValueError(f"encodings are missing: the model is conditional, each request needs one of {dim} numbers")
-            return Item(filled, self._inner_width(filled))
-        if dim is None:
-            raise ValueError("encodings: the model is not conditional, it takes none")
-        if encoding.shape != (dim,) or not np.isfinite(encoding).all():
-            raise ValueError(f"encoding of shape {encoding.shape}: the model takes {dim} finite numbers")
-        return Item(filled, self._inner_width(filled), encoding=torch.from_numpy(encoding.astype(np.float32)))
-
-    def _items(self, requests: Sequence[GenerateRequest], encodings: Encodings | None) -> list[Item]:
-        if encodings is None:
-            return [self._item(request) for request in requests]
-        if len(encodings) != len(requests):
-            raise ValueError(f"{len(encodings)} encodings for {len(requests)} requests: each needs one")
-        return [self._item(request, encoding) for request, encoding in zip(requests, encodings, strict=True)]
-
-    def _sourced(self, requests: Sequence[GenerateRequest], sources: Sequence[Source], encodings: Encodings | None) -> tuple[list[Item], list[Images]]:
-        """The items and the mel images of their sources."""
-        if len(sources) != len(requests):
-            raise ValueError(f"{len(sources)} sources for {len(requests)} requests: each needs one")
-        items = self._items(requests, encodings)
-        return items, [source_image(source, self.mel, self.geometry.width(item.request)) for source, item in zip(sources, items, strict=True)]
-
-    def _inner_width(self, request: GenerateRequest) -> int:
-        return self.geometry.width(request) // self.geometry.factor
-
-    def _checked(self, noise: Noise, item: Item) -> torch.Tensor:
-        shape = self.sampler.shape(item.width)
-        if noise.shape != shape or not np.isfinite(noise).all():
-            raise ValueError(f"noise of shape {noise.shape}: {shape} finite numbers are taken")
-        return torch.from_numpy(noise.astype(np.float32))
-
-    def _start_step(self, request: GenerateRequest, strength: float | None, start_step: int | None) -> int:
-        steps = request.steps
-        assert steps is not None
-        if strength is not None and start_step is not None:
-            raise ValueError(f"strength {strength} and start_step {start_step}: one says all, give one")
-        if start_step is not None:
-            if not 0 <= start_step < steps:
-                raise ValueError(f"start_step {start_step}: {steps} steps are taken, use 0 to {steps - 1}")
-            return start_step
-        strength = DEFAULT_STRENGTH if strength is None else strength
-        if not 0 < strength <= 1:
-            raise ValueError(f"strength {strength} is not in (0, 1]")
-        return min(steps - 1, round(steps * (1 - strength)))
-
-    def _columns(self, duration_s: float) -> int:
-        columns = np.ceil(duration_s * self.mel.sample_rate / self.mel.hop_length - 1e-6)
-        if not 1 <= columns <= LONGEST_TRACK:
-            raise ValueError(f"duration {duration_s} s: use more than 0 s, up to {self.geometry.duration_s(LONGEST_TRACK):.0f} s")
-        return int(columns)
 
     def _encoded(self, image: Images, circular: bool = False) -> torch.Tensor:
         """A mel image as the network sees it: (channels, height, width)."""
@@ -328,8 +274,10 @@ class AudioDiffusionPipeline:
     def _windows(self, items: Sequence[Item], columns: int, overlap: float) -> Windows:
         """The windows over `columns` pixels, of the items' one width."""
         widths = {self.geometry.width(item.request) for item in items}
-        if len(widths) > 1 or any(item.request.seamless for item in items):
-            raise ValueError(f"requests of widths {sorted(widths)}, seamless or not: all must have one width, and not be seamless, which has no end to go on from")
+        if len(widths) > 1:
+            raise ValueError(f"requests of widths {sorted(widths)}: windows have one width")
+        if any(item.request.seamless for item in items):
+            raise ValueError("seamless requests have no end to go on from: windows are not seamless")
         return Windows.over(columns, widths.pop() if widths else self.mel.x_res, overlap, self.geometry.factor)
 
     def _chained(
@@ -354,11 +302,11 @@ class AudioDiffusionPipeline:
                 made[number].append(found[item])
         return made
 
-    def _joined(self, number: int, item: Item, windows: Windows, samples: list[torch.Tensor], columns: int, beginning: Images | None = None) -> Loop:
-        image = windows.joined(np.concatenate([self._decoded(sample[None]) for sample in samples]), self.geometry.factor)
-        if beginning is not None:
-            image[:, : beginning.shape[1]] = beginning
-        image = image[:, :columns]
+    def _joined(self, windows: Windows, samples: list[torch.Tensor]) -> Images:
+        """The image (y_res, width) of all windows' samples."""
+        return windows.joined(np.concatenate([self._decoded(sample[None]) for sample in samples]), self.geometry.factor)
+
+    def _long_loop(self, number: int, item: Item, image: Images) -> Loop:
         (audio,) = self.vocoder(image[np.newaxis], [item.request.seed])
         return Loop(item.request, image, normalise(audio), number)
 

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import Mel as Reference
-from PIL import Image
 
 from audiodiff_core.audio import decode
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.slices import mel_slices
-from audiodiff_core.vocoder import GriffinLim
+from tests.benchmarks import vocoder
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 PAIRS = 5
@@ -51,31 +49,9 @@ def analysis(config: MelConfig) -> None:
     print(f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, {other / mine:.2f} times as fast")
 
 
-def inversion(config: MelConfig) -> None:
-    """Images -> audio, and the mean difference in levels between an image and that of its audio."""
-    mel, vocoder = Mel(config), GriffinLim(config)
-    reference = Reference(x_res=config.x_res, y_res=config.y_res, hop_length=config.hop_length)
-    images = np.stack([next(mel_slices(file, mel)).image for file in sorted(LOOPS.glob("*.flac"))])
-    seconds, errors = np.zeros((len(images), 2)), np.zeros((len(images), 2))
-    vocoder(images[:1], [0])
-    for row, image in enumerate(images):
-        began = time.perf_counter()
-        ours = vocoder(image[np.newaxis], [row])
-        middle = time.perf_counter()
-        theirs = reference.image_to_audio(Image.fromarray(image)).astype(np.float32)[np.newaxis]
-        seconds[row] = middle - began, time.perf_counter() - middle
-        errors[row] = [np.abs(mel.images(audio)[0].astype(int) - image).mean() for audio in (ours, theirs)]
-    (mine, other), (error, other_error) = np.median(seconds, axis=0), errors.mean(axis=0)
-    print(
-        f"mel inversion {config.x_res}x{config.y_res}: ours {mine:.3f} s, error {error:.2f}; librosa {other:.3f} s, error {other_error:.2f}; "
-        f"{other / mine:.1f} times as fast, {error / other_error:.2f} of the error ({len(images)} images)"
-    )
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     analysis(MelConfig())
     analysis(MelConfig(x_res=64, y_res=64, hop_length=1_024))
-    inversion(MelConfig())
-    inversion(MelConfig(x_res=64, y_res=64, hop_length=1_024))
+    vocoder.main()

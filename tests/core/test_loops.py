@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from audiodiff_core.audio import decode
-from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, track_beats, whole_beats
+from audiodiff_core.beats import track_beats
+from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, whole_beats
 
 RATE = 22_050
 Audio = npt.NDArray[np.float32]
@@ -201,3 +204,35 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "beat_this", None)
     with pytest.raises(ValueError, match=r"tracker beat_this is not installed .*audiodiff\[beats\]"):
         track_beats(clicks(4, 120), RATE, "beat_this")
+
+
+def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a stand-in for the package, which the tests do without, since its weights are fetched."""
+    loaded = []
+
+    class Audio2Beats:
+        def __init__(self, checkpoint_path: str) -> None:
+            loaded.append(Path(checkpoint_path).read_bytes())
+
+        def __call__(self, signal: Audio, sr: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+            return np.arange(0.2, len(signal) / sr, 0.5), np.array([1.2, 3.2])
+
+    package = SimpleNamespace(CHECKPOINT_URL=(tmp_path / "published").as_uri(), Audio2Beats=Audio2Beats)
+    monkeypatch.setitem(sys.modules, "beat_this", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "beat_this.inference", package)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    audio = clicks(6, 120, first_s=0.2) * np.linspace(0.5, 1, 6 * RATE, dtype=np.float32)  # no two beats are alike
+    with pytest.raises(ValueError, match=r"tracker beat_this: its weights cannot be fetched .*beat_this-final0\.ckpt"):
+        cut_loop(audio, RATE, tracker="beat_this")
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "final0.ckpt").write_bytes(b"weights")
+    for _ in range(2):
+        beats = track_beats(audio, RATE, "beat_this")
+        assert beats.downbeats == (2, 6)
+        (tmp_path / "published" / "final0.ckpt").write_bytes(b"others")
+    assert loaded == [b"weights", b"weights"]
+    loop, info = cut_loop(audio, RATE, bars=1, tracker="beat_this")
+    assert info.beats == 4
+    start = next(place for place in range(len(audio)) if np.array_equal(audio[place : place + 1_000], loop[:1_000]))
+    assert start == pytest.approx(1.2 * RATE, abs=0.012 * RATE)

@@ -13,7 +13,7 @@ from audiodiff_core.sampling import GenerateRequest
 from audiodiff_core.schedulers import METHODS, SCHEDULERS, PredictionType, Schedule, SchedulerName, prediction_type, resolved, scheduler_for
 
 MEAN, DEVIATION = 0.1, 0.3
-STOCHASTIC = ("ddpm", "dpm++_sde", "euler_a")
+STOCHASTIC: tuple[SchedulerName, ...] = ("ddpm", "dpm++_sde", "euler_a")
 
 
 def model(predicts: PredictionType, zero_terminal_snr: bool = False, spacing: str = "leading", clip: bool = False) -> Any:
@@ -51,7 +51,9 @@ def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation
     return {"epsilon": noise, "v_prediction": signal * noise - share * clean, "sample": clean, "flow": noise - clean}[predicts]
 
 
-def sampled(model_scheduler: Any, name: SchedulerName, steps: int, deviation: float, eta: float = 0.0, pixels: int = 4_000) -> tuple[torch.Tensor, torch.Tensor]:
+def sampled(
+    model_scheduler: Any, name: SchedulerName, steps: int, deviation: float, eta: float = 0.0, *, pixels: int = 1_000
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What a method makes of noise with the best answers, and what the exact solution of the probability flow makes of the same noise."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,7 +13,8 @@ RATE = 22_050
 def tones(length: int, *hertz: float) -> npt.NDArray[np.float32]:
     """Sines of a whole number of periods, as near to `hertz` as there are."""
     turns = [np.arange(length) / length * round(frequency * length / RATE) for frequency in hertz]
-    return np.mean([np.sin(2 * np.pi * turn) for turn in turns], axis=0).astype(np.float32)
+    mean: npt.NDArray[np.float64] = np.mean([np.sin(2 * np.pi * turn) for turn in turns], axis=0)
+    return mean.astype(np.float32)
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.83, 0.999, 1.003, 1.27, 2.0])

@@ -1,0 +1,128 @@
+"""How well loops loop: made in circular time, made in the ordinary way, cut by `cut_loop`, and cut by the original's `loop_it`.
+
+    python -m tests.benchmarks.loops [--count 32] [--training-steps 300]
+
+A tiny network learns the corpus for a few minutes; the same seeds then become audio in circular time (network and phases) and in the
+ordinary way; the original loops the very same circular audio too. The seam at the wrap is told relative to that at interior points: the
+score of the audio over the median score of the same audio rolled to other places, 1 being a wrap like any other point.
+"""
+
+import argparse
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from audiodiff_core import seeds as streams
+from audiodiff_core.audio import Samples, decode
+from audiodiff_core.circular import circular_time
+from audiodiff_core.loops import cut_loop, seam_score
+from audiodiff_core.mel import Images, Mel, MelConfig, to_image, to_model
+from audiodiff_core.models import PRESETS, build_unet
+from audiodiff_core.slices import mel_slices
+from audiodiff_core.vocoder import GriffinLim
+
+ROOT = Path(__file__).parents[2]
+LOOPS = ROOT / "tests" / "data" / "loops"
+ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
+MEL = MelConfig(x_res=64, y_res=64, n_fft=1_024, hop_length=512)
+BATCH, STEPS, PLACES = 8, 50, 15
+
+
+def trained(steps: int) -> tuple[Any, Any]:
+    """The preset `tiny` after so many steps on the slices of the corpus, and its scheduler."""
+    torch.manual_seed(0)
+    unet, scheduler = build_unet("tiny", MEL), PRESETS["tiny"].objective.scheduler("ddim")
+    mel = Mel(MEL)
+    images = torch.from_numpy(to_model(np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)])))[:, None]
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
+    for step in range(steps):
+        clean = images[torch.randint(len(images), (BATCH,))]
+        noise, timesteps = torch.randn_like(clean), torch.randint(scheduler.config.num_train_timesteps, (BATCH,))
+        prediction = unet(scheduler.add_noise(clean, noise, timesteps), timesteps, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction, scheduler.get_velocity(clean, noise, timesteps))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 100 == 99:
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
+    return unet.eval(), scheduler
+
+
+@torch.inference_mode()
+def sampled(unet: Any, scheduler: Any, seeds: Sequence[int], circular: bool) -> Images:
+    images = []
+    for start in range(0, len(seeds), BATCH):
+        batch = seeds[start : start + BATCH]
+        sample = torch.cat([torch.randn((1, 1, MEL.y_res, MEL.x_res), generator=streams.initial_noise(seed)) for seed in batch])
+        scheduler.set_timesteps(STEPS)
+        with circular_time(unet) if circular else nullcontext():
+            for timestep in scheduler.timesteps:
+                sample = scheduler.step(unet(sample, timestep, return_dict=False)[0], timestep, sample, return_dict=False)[0]
+        images.append(to_image(sample[:, 0].numpy()))
+    return np.concatenate(images)
+
+
+def wrap_beside_interior(loop: Samples) -> float:
+    """The seam score of `loop` over the median one of its interior points, evenly spread."""
+    interior = [seam_score(np.roll(loop, -len(loop) * place // (PLACES + 1)), MEL.sample_rate) for place in range(1, PLACES + 1)]
+    return seam_score(loop, MEL.sample_rate) / float(np.median(interior))
+
+
+def looped_by_the_original(audios: Sequence[Samples]) -> list[Samples]:
+    """One period of each loop that the original finds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for index, audio in enumerate(audios):
+            np.save(Path(folder) / f"{index:04d}.npy", audio)
+        subprocess.run([ORIGINAL, ROOT / "tests/benchmarks/original/loop_it.py", folder, str(MEL.sample_rate)], check=True, capture_output=True)
+        return [np.load(file) for file in sorted((Path(folder) / "looped").glob("*.npy"))]
+
+
+def cut(audios: Sequence[Samples]) -> list[Samples]:
+    loops = []
+    for audio in audios:
+        try:
+            loops.append(cut_loop(audio, MEL.sample_rate)[0])
+        except ValueError:  # no whole bar
+            continue
+    return loops
+
+
+def report(name: str, loops: Sequence[Samples], among: int) -> None:
+    long_enough = [loop for loop in loops if len(loop) >= 0.2 * MEL.sample_rate and loop.any()]
+    if not long_enough:
+        print(f"{name:44}   0 of {among:3}", flush=True)
+        return
+    ratios = [wrap_beside_interior(loop) for loop in long_enough]
+    scores = [seam_score(loop, MEL.sample_rate) for loop in long_enough]
+    quarters = ", ".join(f"{value:.2f}" for value in np.percentile(ratios, [25, 50, 75]))
+    print(f"{name:44} {len(long_enough):3} of {among:3}   wrap / interior (quartiles) {quarters}   seam score (median) {np.median(scores):.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=32, help="loops to generate")
+    parser.add_argument("--training-steps", type=int, default=300, help="of the tiny network; 0: random weights")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    unet, scheduler = trained(given.training_steps)
+    vocoder = GriffinLim(MEL)
+    seeds = range(given.count)
+    circular, ordinary = (list(vocoder(sampled(unet, scheduler, seeds, way), seeds, circular=way)) for way in (True, False))
+    corpus = [decode(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
+    print(f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:")
+    report("generated in circular time", circular, given.count)
+    report("the same, looped by the original", looped_by_the_original(circular), given.count)
+    report("generated in the ordinary way", ordinary, given.count)
+    report("corpus, as it is", corpus, len(corpus))
+    report("corpus, cut by cut_loop", cut(corpus), len(corpus))
+    report("corpus, looped by the original", looped_by_the_original(corpus), len(corpus))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Images -> audio, ours beside librosa's `mel_to_audio` (through diffusers' Mel), in turn over all loops, one thread.
+
+    python -m tests.benchmarks.vocoder
+
+Error: mean absolute difference in levels between an image and that of its audio. `seam`: the seam score of circular audio, median over the
+loops, and that of audio that is not circular, which is simply repeated.
+"""
+
+import gc
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from diffusers import Mel as Reference
+from PIL import Image
+
+from audiodiff_core.loops import seam_score
+from audiodiff_core.mel import Images, Mel, MelConfig
+from audiodiff_core.slices import mel_slices
+from audiodiff_core.vocoder import QUALITIES, GriffinLim
+
+LOOPS = Path(__file__).parents[1] / "data" / "loops"
+
+
+def compare(config: MelConfig) -> None:
+    mel = Mel(config)
+    images = np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)])
+    reference = Reference(x_res=config.x_res, y_res=config.y_res, sample_rate=config.sample_rate, n_fft=config.n_fft, hop_length=config.hop_length)
+    vocoders = {quality: GriffinLim(config, quality=quality) for quality in QUALITIES}
+    for vocoder in vocoders.values():
+        vocoder(images[:1], [0])
+    np.random.seed(0)  # librosa draws its first phases from the global generator
+    reference.image_to_audio(Image.fromarray(images[0]))
+    seconds, errors = np.zeros((len(images), len(vocoders) + 1)), np.zeros((len(images), len(vocoders) + 1))
+    for row, image in enumerate(images):
+        for column, ours in enumerate((None, *vocoders.values())):
+            began = time.perf_counter()
+            audio = reference.image_to_audio(Image.fromarray(image))[np.newaxis] if ours is None else ours(image[np.newaxis], [row])
+            seconds[row, column] = time.perf_counter() - began
+            errors[row, column] = np.abs(mel.images(audio.astype(np.float32))[0].astype(int) - image).mean()
+    print(f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,", end=" ")
+    print(f"error {errors[:, 0].mean():.2f}")
+    for column, (quality, vocoder) in enumerate(vocoders.items(), 1):
+        faster, error = np.median(seconds[:, 0] / seconds[:, column]), errors[:, column].mean()
+        better = (errors[:, column] < errors[:, 0]).sum()
+        print(
+            f"  {quality:8} {vocoder.iterations:3} iterations: {np.median(seconds[:, column]):.3f} s, {faster:.1f} times as fast; "
+            f"error {error:.2f}, {error / errors[:, 0].mean():.2f} of librosa's (less in {better} of {len(images)}); "
+            f"{peak_bytes(vocoder, images) / 1e6:.0f} MB per item; seam {seams(vocoder, images)}"
+        )
+
+
+def seams(vocoder: GriffinLim, images: Images) -> str:
+    scores = [
+        np.median([seam_score(vocoder(image[np.newaxis], [row], circular=circular)[0], vocoder.config.sample_rate) for row, image in enumerate(images)])
+        for circular in (True, False)
+    ]
+    return f"{scores[0]:.2f}, not circular {scores[1]:.2f}"
+
+
+def peak_bytes(vocoder: GriffinLim, images: Images) -> int:
+    """How far one call raises the process's resident memory above what it was before (Linux counts the peak from the reset on)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss
+    vocoder(images[:1], [0])
+    peak = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return max(0, peak - before)
+
+
+def main() -> None:
+    compare(MelConfig())
+    compare(MelConfig(x_res=64, y_res=64, hop_length=1_024))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,251 @@
+"""Encoders give the numbers of the network that they read, whatever the company, and say what they cannot read."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from audiodiff_core.audio import decode
+from audiodiff_core.encoder import BATCH_SIZE, AudioEncoder, ClapEncoder, load_encoder
+
+Audio = npt.NDArray[np.float32]
+RATE = 22_050
+
+# Made by the original's AudioEncoder (audiodiffusion 1.5.7, diffusers 0.24.0) with the weights of `by_formula`: the first six of each slice's numbers.
+TABLA = [
+    [-3398.25073, -1173.77161, 1357.31421, 3533.6084, 4786.48779, 4788.68506],
+    [-4732.20605, -1548.86414, 2039.08374, 5094.11865, 6818.02881, 6760.49023],
+]
+INDUSTRIAL = [-1977.93359, -807.94739, 573.06799, 1804.18713, 2563.72778, 2653.31519]  # shorter than a slice; a pixel differs by one level
+
+
+def by_formula(network: nn.Module) -> dict[str, torch.Tensor]:
+    state = {}
+    for number, (key, value) in enumerate(sorted(network.state_dict().items())):
+        wave = np.resize(np.sin(np.arange(9_973) * 0.7 + number), value.numel())
+        if key.endswith("num_batches_tracked"):
+            wave[:] = 7
+        elif key.endswith("running_var"):
+            wave = 1 + 0.5 * wave
+        elif key == "dense_block.dense.weight":
+            wave *= 0.02
+        state[key] = torch.from_numpy(wave.reshape(tuple(value.shape))).to(value.dtype)
+    return state
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        network = AudioEncoder()
+    return by_formula(network)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, state: dict[str, torch.Tensor]) -> Path:
+    """As teticio/audio-encoder: a pickle of tensors."""
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.json").write_text('{\n  "_class_name": "AudioEncoder",\n  "_diffusers_version": "0.16.1"\n}\n')
+    torch.save(state, folder / "diffusion_pytorch_model.bin")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(folder: Path) -> AudioEncoder:
+    loaded = load_encoder(folder)
+    assert isinstance(loaded, AudioEncoder)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def tabla(loops: Path) -> Audio:
+    return decode(loops / "loop_tabla.flac", RATE)
+
+
+@pytest.fixture(scope="module")
+def industrial(loops: Path) -> Audio:
+    return decode(loops / "loop_industrial.flac", RATE)
+
+
+def test_the_originals_numbers(encoder: AudioEncoder, tabla: Audio, industrial: Audio) -> None:
+    slices = encoder.encode_slices([tabla, industrial], RATE)
+    assert [each.shape for each in slices] == [(2, 100), (1, 100)]
+    assert slices[0][:, :6] == pytest.approx(np.array(TABLA), rel=1e-5)
+    assert slices[1][0, :6] == pytest.approx(np.array(INDUSTRIAL), rel=1e-3)
+    average = encoder.encode([tabla, industrial], RATE)
+    assert average.shape == (2, 100)
+    assert average.dtype == np.float32
+    assert average[0] == pytest.approx(slices[0].mean(axis=0))
+    assert encoder.encode([tabla], RATE, pool="max")[0] == pytest.approx(slices[0].max(axis=0))
+
+
+def test_neighbours_do_not_matter(encoder: AudioEncoder, tabla: Audio, industrial: Audio) -> None:
+    alone = encoder.encode([industrial], RATE)[0]
+    in_company = encoder.encode([tabla[: len(industrial)]] * BATCH_SIZE + [industrial, tabla, industrial], RATE)
+    assert np.array_equal(in_company[BATCH_SIZE], alone), "first of the second batch"
+    assert np.array_equal(in_company[-1], alone), "after others"
+    assert all(np.array_equal(row, in_company[0]) for row in in_company[:BATCH_SIZE])
+
+
+def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
+    again = load_encoder(f"audio-encoder:{tmp_path}")
+    assert again.digest == encoder.digest
+    assert (again.name, again.dim, again.sample_rate) == (f"audio-encoder:{tmp_path}", 100, RATE)
+    with torch.no_grad():
+        assert isinstance(again, AudioEncoder)
+        again.embedding.bias[3] += 1e-3
+    assert again.digest != encoder.digest
+
+
+class _Malicious:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("unpickled"),))
+
+
+def test_what_is_no_encoder_is_refused(folder: Path, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="not a Hugging Face id"):
+        load_encoder("./nowhere")
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        load_encoder(tmp_path)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises(ValueError, match=r"config\.json is of None, audio-encoder or clap can be loaded"):
+        load_encoder(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is of audio-encoder, clap can be loaded"):
+        load_encoder(f"clap:{folder}")
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    with pytest.raises(ValueError, match=r"holds no diffusion_pytorch_model\.safetensors"):
+        load_encoder(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.bin"
+    torch.save({key: value for key, value in state.items() if not key.startswith("dense_block")}, weights)
+    with pytest.raises(ValueError, match=r"cannot be loaded .*Missing key"):
+        load_encoder(tmp_path)
+    torch.save({"embedding.bias": _Malicious()}, weights)
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded"):
+        load_encoder(tmp_path)
+    assert not (tmp_path / "unpickled").exists()
+
+
+def check_refusals(encoder: Any, rate: int) -> None:
+    second = np.zeros(rate, np.float32)
+    for audios, given_rate, message in (
+        ([second], rate + 1, f"sample_rate {rate + 1}: .* takes audio at {rate} Hz"),
+        ([], rate, "audios: none"),
+        ([second, np.zeros((2, rate), np.float32)], rate, r"audios\[1\] of shape \(2, \d+\)"),
+        ([np.zeros(0, np.float32)], rate, r"audios\[0\] of shape \(0,\)"),
+        ([second, second, np.full(rate, np.inf, np.float32)], rate, r"audios\[2\] holds NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode(audios, given_rate)
+
+
+def test_wrong_arguments_are_named(encoder: AudioEncoder, tabla: Audio) -> None:
+    check_refusals(encoder, RATE)
+    with pytest.raises(ValueError, match="pool median"):
+        encoder.encode([tabla], RATE, pool="median")  # type: ignore[arg-type]
+
+
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "drum", "loop", "choir"]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["rand_trunc", "fusion"])
+def clap_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLAP with random weights, saved by transformers as the published ones are (unfused and fused)."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    text = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12}
+    audio = {"num_mel_bins": 32, "spec_size": 128, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2], "hidden_size": 16}
+    fused = {"enable_fusion": True, "fusion_type": "aff_2d"} if request.param else {}
+    torch.manual_seed(0)
+    config = transformers.ClapConfig(
+        text_config={**text, "projection_dim": 12}, audio_config={**audio, **fused, "window_size": 4, "projection_dim": 12}, projection_dim=12
+    )
+    folder = tmp_path_factory.mktemp("clap")
+    transformers.ClapModel(config).save_pretrained(folder)
+    truncation = "fusion" if request.param else "rand_trunc"
+    transformers.ClapFeatureExtractor(
+        feature_size=32, sampling_rate=16_000, hop_length=160, max_length_s=1, fft_window_size=512, frequency_max=8_000, truncation=truncation
+    ).save_pretrained(folder)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clap(clap_folder: Path) -> ClapEncoder:
+    loaded = load_encoder(clap_folder)
+    assert isinstance(loaded, ClapEncoder)
+    return loaded
+
+
+def noise(seconds: float, seed: int) -> Audio:
+    return (np.random.default_rng(seed).standard_normal(round(16_000 * seconds)) * 0.1).astype(np.float32)
+
+
+def test_clap_embeds_a_window_as_transformers_does(clap: ClapEncoder) -> None:
+    assert (clap.dim, clap.sample_rate) == (12, 16_000)
+    audio = noise(1, 0)
+    inputs = clap.features(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
+    with torch.inference_mode():
+        expected = clap.model.get_audio_features(input_features=inputs, is_longer=torch.zeros(1, 1, dtype=torch.bool)).pooler_output[0].numpy()
+    found = clap.encode([audio], 16_000)
+    assert found.shape == (1, 12)
+    assert found.dtype == np.float32
+    assert found[0] == pytest.approx(expected, abs=1e-5)
+    assert np.linalg.norm(found[0]) == pytest.approx(1)
+
+
+def test_clap_takes_any_length_the_same_each_time(clap: ClapEncoder) -> None:
+    first, second, tail = noise(1, 1), noise(1, 2), noise(0.4, 3)
+    long = np.concatenate([first, second, tail])
+    alone = clap.encode([long], 16_000)[0]
+    windows = clap.encode([first, second], 16_000)
+    mean = windows.mean(axis=0)
+    assert alone == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5), "the tail is less than half a window"
+    assert np.array_equal(clap.encode([first, tail, long], 16_000)[2], alone)
+    assert not np.allclose(clap.encode([tail], 16_000)[0], windows[0])
+
+
+def test_clap_embeds_text(clap: ClapEncoder) -> None:
+    texts = ["slow drum loop", "choir", "slow " * 100]
+    found = clap.encode_text(texts)
+    assert found.shape == (3, 12)
+    assert found.dtype == np.float32
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1)
+    assert np.array_equal(clap.encode_text(texts[1:2])[0], found[1])
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+    with pytest.raises(ValueError, match="texts: none"):
+        clap.encode_text([])
+
+
+def test_clap_has_a_digest_of_weights_and_settings(clap: ClapEncoder, clap_folder: Path, tmp_path: Path) -> None:
+    assert ClapEncoder(clap_folder).digest == clap.digest
+    for file in clap_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**settings, "frequency_min": 50}))
+    assert ClapEncoder(tmp_path).digest != clap.digest
+
+
+def test_clap_names_wrong_arguments(clap: ClapEncoder) -> None:
+    check_refusals(clap, 16_000)
+
+
+def test_clap_without_its_packages_or_files_is_refused(clap_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_bytes((clap_folder / "config.json").read_bytes())
+    with pytest.raises(ValueError, match=r"encoder .*: cannot be loaded"):
+        load_encoder(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"CLAP needs transformers .*audiodiff\[clap\]"):
+        load_encoder(clap_folder)

@@ -1,0 +1,206 @@
+"""Networks as vocoders: what they are given, where their audio begins, and what is refused. Vocos and BigVGAN stand in as tiny networks."""
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+
+from audiodiff_core.mel import Mel, MelConfig, filterbank
+from audiodiff_core.vocoder import require_mel
+from audiodiff_core.vocoder.griffin_lim import mel_power_of
+from audiodiff_core.vocoder.neural import LEVEL_DB, LogMagnitude, NeuralVocoder
+from audiodiff_core.vocoder.published import bigvgan, vocos
+
+CONFIG = MelConfig(x_res=64, y_res=32, n_fft=512, hop_length=128)
+Bytes = npt.NDArray[np.uint8]
+
+
+class Upsample(torch.nn.Module):
+    """A convolution over frames, then hop_length samples for each of them: (batch, channels, frames) -> (batch, 1, frames * hop_length)."""
+
+    def __init__(self, channels: int = CONFIG.y_res) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv1d(channels, CONFIG.hop_length, 5, padding=2)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        audio: torch.Tensor = self.convolution(features).mT.flatten(1)[:, None]
+        return audio
+
+    def remove_weight_norm(self) -> None:
+        pass
+
+
+def log_power(mel_power: torch.Tensor) -> torch.Tensor:
+    return (mel_power + 1e-8).log().mT
+
+
+@pytest.fixture(scope="module")
+def network() -> Upsample:
+    torch.manual_seed(0)
+    return Upsample()
+
+
+@pytest.fixture(scope="module")
+def images() -> Bytes:
+    return np.random.default_rng(0).integers(0, 256, (3, 32, 40), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("lead", [0, 64])
+def test_audio_begins_at_the_first_frames_middle(network: Upsample, images: Bytes, lead: int) -> None:
+    audio = NeuralVocoder(network, CONFIG, log_power, lead)(images, [0, 1, 2])
+    with torch.inference_mode():
+        whole = network(log_power(mel_power_of(Mel(CONFIG), images, range(3))))[:, 0]
+    assert audio.shape == (3, 39 * 128)
+    np.testing.assert_allclose(audio, whole[:, lead : lead + 39 * 128].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_same_bytes_alone_in_company_and_with_any_seed(network: Upsample, images: Bytes) -> None:
+    vocoder = NeuralVocoder(network, CONFIG, log_power)
+    audio = vocoder(images, [0, 1, 2])
+    np.testing.assert_array_equal(vocoder(images[[2, 1]], [5, 6]), audio[[2, 1]])
+    with pytest.raises(ValueError, match="3 images with 1 seeds"):
+        vocoder(images, [0])
+
+
+def test_a_rolled_loop_is_the_same_loop(network: Upsample, images: Bytes) -> None:
+    vocoder = NeuralVocoder(network, CONFIG, log_power, lead=64)
+    audio = vocoder(images, range(3), circular=True)
+    assert audio.shape == (3, 40 * 128)
+    rolled = vocoder(np.roll(images, 7, axis=2), range(3), circular=True)
+    np.testing.assert_allclose(rolled, np.roll(audio, 7 * 128, axis=1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(vocoder(images, range(3))[:, 512:-512], audio[:, 512 : 39 * 128 - 512], rtol=1e-4, atol=1e-5)
+
+
+def test_another_mel_is_refused(network: Upsample) -> None:
+    vocoder = NeuralVocoder(network, CONFIG, log_power)
+    require_mel(vocoder, CONFIG)
+    with pytest.raises(ValueError, match="y_res 32 against 64, n_fft 512 against 1024"):
+        require_mel(vocoder, CONFIG.model_copy(update={"y_res": 64, "n_fft": 1_024}))
+
+
+def test_too_little_audio_and_broken_weights_are_refused(images: Bytes) -> None:
+    with pytest.raises(ValueError, match="the network made 1280 samples of 40 frames: hop_length 128 needs 4992"):
+        NeuralVocoder(torch.nn.Identity(), CONFIG, log_power)(images, range(3))
+    broken = Upsample()
+    torch.nn.init.constant_(broken.convolution.weight, torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        NeuralVocoder(broken, CONFIG, log_power)(images, range(3))
+
+
+def test_features_are_those_of_the_audio_at_the_level_of_training() -> None:
+    """Noise of that level, analysed by the network's own bands, against what its image gives."""
+    config = MelConfig(x_res=128, y_res=64, n_fft=512, hop_length=128)
+    audio = np.random.default_rng(0).standard_normal((1, config.slice_size)).astype(np.float32) * np.float32(10 ** (LEVEL_DB / 20))
+    basis = torch.from_numpy(filterbank(MelConfig(y_res=24, n_fft=512)))
+    spectra = torch.stft(torch.from_numpy(audio), 512, 128, window=torch.hann_window(512), pad_mode="constant", return_complex=True)
+    expected = (basis @ spectra.abs()).log()
+    image, _ = Mel(config).images(audio * 7)
+    features = LogMagnitude(config, basis, 1e-5)(mel_power_of(Mel(config), image, [0]))
+    assert features.shape == (1, 24, 128)
+    assert float((features - expected).abs().mean()) < 0.1  # 0.056 too high in the mean: power that is even within a band has the largest magnitudes
+
+
+def test_features_of_silence_are_the_least() -> None:
+    features = LogMagnitude(CONFIG, torch.from_numpy(filterbank(CONFIG)), 1e-5)(torch.zeros(1, 8, 32))
+    torch.testing.assert_close(features, torch.full((1, 32, 8), 1e-5).log())
+
+
+def test_a_filterbank_of_another_n_fft_is_refused() -> None:
+    with pytest.raises(ValueError, match="filterbank has 1025 bins, n_fft 512 has 257"):
+        LogMagnitude(CONFIG, torch.from_numpy(filterbank(MelConfig())), 1e-5)
+
+
+@pytest.fixture
+def bigvgan_folder(tmp_path: Path) -> Path:
+    settings = {"sampling_rate": 22_050, "n_fft": 512, "hop_size": 128, "num_mels": 20, "fmin": 0, "fmax": None}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    torch.save({"generator": Upsample(20).state_dict()}, tmp_path / "bigvgan_generator.pt")
+    return tmp_path
+
+
+@pytest.fixture
+def vocos_folder(tmp_path: Path) -> Path:
+    settings = {
+        "feature_extractor": {
+            "class_path": "vocos.feature_extractors.MelSpectrogramFeatures",
+            "init_args": {"sample_rate": 22_050, "n_fft": 512, "hop_length": 128, "n_mels": 20, "padding": "same"},
+        },
+        "backbone": {"class_path": "vocos.models.VocosBackbone", "init_args": {"channels": 20}},
+        "head": {"class_path": "vocos.heads.ISTFTHead", "init_args": {}},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    weights = {f"backbone.{key}": value for key, value in Upsample(20).state_dict().items()}
+    basis = torch.from_numpy(filterbank(MelConfig(y_res=20, n_fft=512)))
+    torch.save(weights | {"feature_extractor.mel_spec.mel_scale.fb": basis.T.contiguous()}, tmp_path / "pytorch_model.bin")
+    return tmp_path
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts modules of the given names and contents where imports find them; None: as if not installed."""
+
+    def put(**modules: dict[str, Any] | None) -> None:
+        for name, content in modules.items():
+            module = None
+            if content is not None:
+                module = ModuleType(name.replace("__", "."))
+                module.__dict__.update(content)
+            monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+
+    return put
+
+
+def bigvgan_package() -> dict[str, Any]:
+    return {"BigVGAN": lambda settings, use_cuda_kernel: Upsample(settings["num_mels"]), "AttrDict": dict}
+
+
+@pytest.mark.parametrize("load", [bigvgan, vocos])
+def test_published_weights_make_audio(
+    load: Callable[..., NeuralVocoder], bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None], images: Bytes
+) -> None:
+    install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
+    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    vocoder = load(bigvgan_folder, CONFIG)
+    assert vocoder.config == CONFIG
+    assert vocoder(images, range(3)).shape == (3, 39 * 128)
+    with pytest.raises(ValueError, match="hop_length 128 against 256"):
+        load(bigvgan_folder, CONFIG.model_copy(update={"hop_length": 256}))
+
+
+def test_an_extra_that_is_not_installed_is_named(bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]) -> None:
+    install(bigvgan=None, bigvgan__bigvgan=None, vocos=None, vocos__models=None)
+    with pytest.raises(ValueError, match=r"pip install 'audiodiff\[bigvgan\]'"):
+        bigvgan(bigvgan_folder, CONFIG)
+    with pytest.raises(ValueError, match=r"pip install 'audiodiff\[vocos\]'"):
+        vocos(vocos_folder, CONFIG)
+
+
+def test_classes_that_a_file_names_are_not_called(vocos_folder: Path) -> None:
+    settings = yaml.safe_load((vocos_folder / "config.yaml").read_text())
+    settings["head"] = {"class_path": "os.system", "init_args": {"command": "false"}}
+    (vocos_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"its head is os.system; vocos.heads.ISTFTHead is taken"):
+        vocos(vocos_folder, CONFIG)
+
+
+class Intruder:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return Path.touch, (Path("intruded"),)  # type: ignore[return-value]
+
+
+def test_weights_that_are_code_are_refused(bigvgan_folder: Path, install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
+    monkeypatch.chdir(bigvgan_folder)
+    torch.save({"generator": Intruder()}, bigvgan_folder / "bigvgan_generator.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        bigvgan(bigvgan_folder, CONFIG)
+    assert not Path("intruded").exists()
