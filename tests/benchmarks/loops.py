@@ -23,7 +23,7 @@ from audiodiff_core.audio import Samples, decode
 from audiodiff_core.circular import circular_time
 from audiodiff_core.loops import cut_loop, seam_score
 from audiodiff_core.mel import Images, Mel, MelConfig, to_image, to_model
-from audiodiff_core.models import PRESETS, build_unet
+from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.slices import mel_slices
 from audiodiff_core.vocoder import GriffinLim
 
@@ -37,7 +37,7 @@ BATCH, STEPS, PLACES = 8, 50, 15
 def trained(steps: int) -> tuple[Any, Any]:
     """The preset `tiny` after so many steps on the slices of the corpus, and its scheduler."""
     torch.manual_seed(0)
-    unet, scheduler = build_unet("tiny", MEL), PRESETS["tiny"].objective.scheduler("ddim")
+    unet, scheduler = build_network("tiny", MEL), PRESETS["tiny"].objective.scheduler("ddim")
     mel = Mel(MEL)
     images = torch.from_numpy(to_model(np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)])))[:, None]
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)

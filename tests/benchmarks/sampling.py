@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from audiodiff_core.mel import MelConfig, to_image
-from audiodiff_core.models import build_unet
+from audiodiff_core.models import build_network
 from audiodiff_core.objectives import Objective
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Precision, Sampler
 
@@ -37,7 +37,7 @@ Figures = dict[str, float]
 
 def network() -> Any:
     torch.manual_seed(0)
-    return build_unet("ddpm-64", MelConfig(x_res=64, y_res=64, hop_length=1_024))
+    return build_network("ddpm-64", MelConfig(x_res=64, y_res=64, hop_length=1_024))
 
 
 def sampler(unet: Any, profile: ExecutionProfile) -> Sampler:
