@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import newest_checkpoint, step_of, whole_checkpoints
+from audiodiff_platform.training_state import newest_checkpoint, whole_checkpoints
 from tests.simulated import Driver, SimulatedCluster
 
 DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine
@@ -60,6 +60,11 @@ def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     """The norm of what all weights differ by, of the norm of all weights."""
     first, second = (torch.cat([weights[name].flatten().double() for name in one]) for weights in (one, other))
     return float((first - second).norm() / first.norm())
+
+
+def _step(out: Path) -> int:
+    name = newest_checkpoint(Folder(str(out)))
+    return 0 if name is None else step_of(name)
 
 
 @pytest.mark.soak
