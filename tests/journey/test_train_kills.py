@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import newest_checkpoint, whole_checkpoints
+from audiodiff_platform.training_state import newest_checkpoint, step_of, whole_checkpoints
 from tests.simulated import Driver, SimulatedCluster
 
 DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine
