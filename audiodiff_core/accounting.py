@@ -6,7 +6,7 @@ counted the same way, without the allocator's and kernels' own needs.
 """
 
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +75,7 @@ def training_cost(
 ) -> TrainingCost:
     """The cost of training `network` (on any device, or on meta) with micro-batches of `samples` on each worker."""
     parameters = parameter_count(network)
-    network_class: Hashable = type(network)
+    network_class: Any = type(network)
     forward, kept = _one_sample(network_class, network.to_json_string(), gradient_checkpointing)
     per_parameter = 3 * FLOAT_BYTES + OPTIMIZER_BYTES[optimizer]
     return TrainingCost(

@@ -14,6 +14,7 @@ import soundfile
 
 UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's count for a FLAC stream of no stated length
 OGG_PAGE_BYTES = 65_307  # at most
+OGG_LAST_PAGE = 4  # a flag
 MP4_CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"})
 
 # Lines of libsndfile's log, which ends after 2 KB: a cut wav with so much text before its samples is not noticed
@@ -45,6 +46,22 @@ def check_length(read: int, stated: int, rate: int) -> None:
     """Raises UnusableError where more is missing than the delay of a decoder or a careless header explain: a tenth of the frames, or a quarter of a second."""
     if stated - read > min(stated / 10, rate / 4):
         raise UnusableError(f"truncated: holds {read / rate:.2f} of the {stated / rate:.2f} seconds that it states")
+
+
+def is_unbroken_ogg(content: BinaryIO) -> bool:
+    """Whether an Ogg file is one stream, its pages in sequence from the first to the one that is marked as the last; a tag may follow."""
+    serial = number = 0
+    while (header := content.read(27))[:4] == b"OggS" and len(header) == 27:
+        kind, page_serial, page_number, segments = struct.unpack("<5xB8xII4xB", header)
+        serial = serial if number else page_serial
+        if (page_serial, page_number) != (serial, number):
+            return False
+        content.seek(sum(content.read(segments)), os.SEEK_CUR)
+        number += 1
+        if kind & OGG_LAST_PAGE:
+            tail = content.read(OGG_PAGE_BYTES)
+            return len(tail) < OGG_PAGE_BYTES and b"OggS" not in tail
+    return False
 
 
 def check_sample_tables(content: BinaryIO) -> None:
@@ -85,7 +102,7 @@ def _check_ogg_end(content: BinaryIO, log: str) -> None:
     page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
     if len(page) >= 18 and page[14:18] != serial:
         return  # another stream follows
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]) or not page[5] & 4:
+    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]) or not page[5] & OGG_LAST_PAGE:
         raise UnusableError("truncated: its Ogg stream has no end")
     end = _OGG_END.search(log)
     if end and int(end[1]) < int.from_bytes(page[6:14], "little"):

@@ -143,8 +143,8 @@ class Mel:
         for index, samples in enumerate(slices):
             power = self._mel_power(samples)
             references[index] = 10 * np.log10(power.max()) if reference_db is None else reference_db
-            level = np.log10(power, out=power)
-            level *= 10 * levels_per_db
+            level = np.log(power, out=power)  # in a third of log10's time
+            level *= np.float32(10 / np.log(10)) * levels_per_db
             level += np.float32(IMAGE_MAX + 0.5) - references[index] * levels_per_db
             np.copyto(images[index], level.clip(0, IMAGE_MAX + 0.5, out=level), casting="unsafe")
         return images, references

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import pydantic
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.objectives import Objective
 
@@ -96,6 +97,8 @@ def objective_for(preset: PresetName, learned: Objective | None = None, **asked:
     Another prediction type brings its own zero_terminal_snr and clip_sample. Raises ValueError where the parts do not go together.
     """
     given = {name: value for name, value in asked.items() if value is not None}
+    if learned is None and given.get("conditioning_dropout") and not PRESETS[preset].conditional:
+        raise ValueError(f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out")
     start = learned or PRESETS[preset].objective
     base = start.model_dump()
     if given.get("prediction_type", base["prediction_type"]) != base["prediction_type"]:
@@ -103,11 +106,6 @@ def objective_for(preset: PresetName, learned: Objective | None = None, **asked:
         if not start.clip_sample and start.prediction_type != "flow":
             base["clip_sample"] = False
     return Objective.model_validate({**base, **given})
-
-
-def latent_factor(vae: Any) -> int:
-    """Sides of an image over sides of its latent, of any AutoencoderKL."""
-    return 1 << (len(vae.config.block_out_channels) - 1)
 
 
 def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> None:

@@ -18,8 +18,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from audiodiff_core.schedulers import SCHEDULERS, PredictionType
 
-__all__ = ["BetaSchedule", "Objective", "PredictionType", "SavedScheduler", "losses", "target", "weights"]
-
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
 

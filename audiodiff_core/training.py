@@ -20,8 +20,8 @@ from torch.distributed.checkpoint import state_dict as distributed
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core import seeds as streams
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import Images, to_model
-from audiodiff_core.models import latent_factor
 from audiodiff_core.objectives import Objective, losses, weights
 from audiodiff_core.posteriors import drawn_latents, posterior_moments
 from audiodiff_core.weight_average import EMA_DECAY, WeightAverage

@@ -14,7 +14,7 @@ from torch.nn.functional import l1_loss, leaky_relu, relu
 
 WINDOWS = (8, 16, 32, 64)
 MAGNITUDE_FLOOR = 0.05
-"""In the spectra of values in [-1, 1]: about one level of the 255 over a whole window."""
+"""In the spectra of values in [-1, 1]: a modulation by about six of the 255 levels, well below which logarithms should not tell differences."""
 
 
 class VaeObjective(pydantic.BaseModel):
@@ -78,7 +78,7 @@ class PatchDiscriminator(nn.Module):
     """Says of overlapping patches whether they are from an image or a reconstruction (Isola et al., "Image-to-Image Translation with Conditional
     Adversarial Networks", 2017): (batch, 1, height, width) -> verdicts (batch, 1, about height / 2^layers, about width / 2^layers).
 
-    Groups are normalised instead of batches, so that a sample's verdict does not depend on its neighbours.
+    Sides are at least `smallest_side`. Groups are normalised instead of batches, so that a sample's verdict does not depend on its neighbours.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
@@ -90,6 +90,7 @@ class PatchDiscriminator(nn.Module):
             self.convs.append(nn.Conv2d(taken, given, 4, stride=2 if level < layers else 1, padding=1, bias=False))
             self.norms.append(nn.GroupNorm(8, given))
         self.verdict = nn.Conv2d(widths[-1], 1, 4, padding=1)
+        self.smallest_side = 3 << layers
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = images

@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as distributed
 
 from audiodiff_core import seeds as streams
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
-from audiodiff_core.models import latent_factor
 from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, make_optimizer
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,
@@ -74,6 +74,10 @@ class VaeTrainState:
         if gradient_checkpointing:
             vae.enable_gradient_checkpointing()
         self.bare_discriminator = PatchDiscriminator(discriminator_channels)
+        smallest = self.bare_discriminator.smallest_side
+        if objective.adversarial_weight and min(vae.config.sample_size) < smallest:
+            height, width = vae.config.sample_size
+            raise ValueError(f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0")
         device = accelerator.device.type
         self.autoencoder, self.optimizer = accelerator.prepare(Autoencoder(vae), make_optimizer("adamw", vae, learning_rate, device))
         self.discriminator, self.discriminator_optimizer = accelerator.prepare(

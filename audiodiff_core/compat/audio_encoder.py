@@ -15,16 +15,15 @@ from audiodiff_core.mel import IMAGE_MAX
 class AudioEncoder(encoder.AudioEncoder):
     """The network of `audiodiff_core.encoder.AudioEncoder`, on whatever device it was moved to, with the original's way of asking."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, name: str = "audio-encoder") -> None:
+        super().__init__(name)
         self.images = Mel.of(encoder.AudioEncoder.mel)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
         """The weights of a local folder or of a Hugging Face id such as teticio/audio-encoder; only tensors are unpickled."""
-        network = cls()
-        network.load(encoder.local_folder(str(pretrained_model_name_or_path)))
-        return network
+        source = str(pretrained_model_name_or_path)
+        return cls.of(encoder.local_folder(source), source)
 
     @torch.no_grad()
     def encode(  # type: ignore[override]  # the original's signature

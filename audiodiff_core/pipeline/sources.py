@@ -101,4 +101,5 @@ def kept_pixels(regenerate: Sequence[Span] | Mask, mel: MelConfig, width: int) -
 def kept_latents(kept: Mask, factor: int) -> Mask:
     """Where latents are kept: all pixels that a latent pixel stands for are."""
     height, width = kept.shape
-    return kept.reshape(height // factor, factor, width // factor, factor).all(axis=(1, 3))
+    whole: Mask = np.logical_and.reduce(kept.reshape(height // factor, factor, width // factor, factor), axis=(1, 3))
+    return whole

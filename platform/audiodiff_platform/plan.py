@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_platform.inputs import Source
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.tables import table
 
 SCHEMA = pa.schema([("shard", pa.int32()), ("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("left_out", pa.list_(pa.string()))])
 
@@ -87,7 +88,7 @@ def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out
                 {"shard": shard, "uri": source.uri, "size": source.size, "version": source.version, "left_out": left_out.get(source.uri, [])}
                 for shard, source in assigned[start : start + ROW_GROUP_ROWS]
             ]
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            writer.write_table(table(rows, SCHEMA))
     folder.write(f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet", buffer.getvalue())
 
 
@@ -98,12 +99,12 @@ def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:
 
 def _rows(folder: Folder, only: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
     for name in folder.names("_plan/*.parquet"):
-        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as table:
-            for group in range(table.num_row_groups):
-                shards = table.metadata.row_group(group).column(0).statistics
+        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as plan:
+            for group in range(plan.num_row_groups):
+                shards = plan.metadata.row_group(group).column(0).statistics
                 if only is not None and not shards.min <= only <= shards.max:
                     continue
-                for row in table.read_row_group(group).to_pylist():
+                for row in plan.read_row_group(group).to_pylist():
                     if only is None or row["shard"] == only:
                         yield row["shard"], Source(row["uri"], row["size"], row["version"]), row["left_out"]
 

@@ -8,6 +8,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Self
 
 import pydantic
@@ -106,9 +107,11 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     if not planned and not new:
         raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
     done = commits.committed(output)
-    if new or planned.keys() - done.keys():
+    unfinished = bool(new or planned.keys() - done.keys())
+    if unfinished:
         _check(options, inputs, output, new)
-        with connected():
+    with connected(bare=True) if unfinished or options.verify else nullcontext():
+        if unfinished:
             workers = options.num_workers or cpus()
             require_resources(workers)
             if new:
@@ -120,9 +123,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
             _make(options, output, planned, done, workers)
-    summary = _finish(options, output, inputs.others)
-    if options.verify:
-        with connected():
+        summary = _finish(options, output, inputs.others)
+        if options.verify:
             verify(output, options.num_workers or cpus())
     if options.push_to_hub:
         publish(output, options.push_to_hub)

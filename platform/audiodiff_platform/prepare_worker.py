@@ -14,12 +14,12 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import load_pandas
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.inputs import Inputs, Item, Source, items
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.tables import table
 
 ROW_GROUP_ROWS = 128
 FETCHED_AHEAD = 2
@@ -32,7 +32,6 @@ class PrepareWorker:
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.slicer = Slicer(mel, slicing)
-        load_pandas()
         self.validation_fraction = validation_fraction
 
     def shard(self, shard: int) -> dict[str, int]:
@@ -101,7 +100,7 @@ class PrepareWorker:
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
             parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
-            pq.write_table(pa.Table.from_pylist(draft.failures, QUARANTINE_SCHEMA), draft.scratch / "quarantine.parquet")
+            pq.write_table(table(draft.failures, QUARANTINE_SCHEMA), draft.scratch / "quarantine.parquet")
         digests = {name: commits.file_sha256(local) for name, local in parts.items()}
         for name, local in parts.items():
             self.output.move_in(local, name)
@@ -153,6 +152,6 @@ class Part:
         }
 
     def _write(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._waiting, SCHEMA))
+        self._writer.write_table(table(self._waiting, SCHEMA))
         self._row_groups.append(len(self._waiting))
         self._waiting = []

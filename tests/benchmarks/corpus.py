@@ -9,6 +9,9 @@ number from run to run, not in their audio.)
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +28,25 @@ BLOCK = 1 << 16  # libsndfile's Vorbis encoder overflows its stack where it is g
 
 
 def make_corpus(folder: Path, files: int = 12, seconds: float = 80, form: str = "ogg") -> list[Path]:
-    """Writes `files` files of `seconds` s each in a format of `FORMATS`; returns their paths."""
+    """Writes `files` files of `seconds` s each in a format of `FORMATS`, on all cores; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    loops = [decode(file, SAMPLE_RATE) for file in sorted(LOOPS.glob("*.flac"))]
-    container, subtype = FORMATS[form]
-    made = []
-    for number in range(files):
-        sides = [_chain(loops, round(seconds * SAMPLE_RATE), 2 * number + side) for side in range(2)]
-        made.append(folder / f"{number:04d}.{form}")
-        with soundfile.SoundFile(made[-1], "w", SAMPLE_RATE, 2, format=container, subtype=subtype) as file:
-            stereo = np.stack(sides, axis=1)
-            for start in range(0, len(stereo), BLOCK):
-                file.write(stereo[start : start + BLOCK])
+    made = [folder / f"{number:04d}.{form}" for number in range(files)]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_make_file, made, range(files), repeat(seconds), repeat(form)))
     return made
+
+
+def _make_file(path: Path, number: int, seconds: float, form: str) -> None:
+    container, subtype = FORMATS[form]
+    stereo = np.stack([_chain(_loops(), round(seconds * SAMPLE_RATE), 2 * number + side) for side in range(2)], axis=1)
+    with soundfile.SoundFile(path, "w", SAMPLE_RATE, 2, format=container, subtype=subtype) as file:
+        for start in range(0, len(stereo), BLOCK):
+            file.write(stereo[start : start + BLOCK])
+
+
+@cache
+def _loops() -> list[Samples]:
+    return [decode(file, SAMPLE_RATE) for file in sorted(LOOPS.glob("*.flac"))]
 
 
 def _chain(loops: Sequence[Samples], length: int, number: int) -> Samples:

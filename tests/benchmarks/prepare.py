@@ -3,7 +3,8 @@
     python -m tests.benchmarks.prepare [--files 144] [--rounds 3]
 
 Each command runs whole, in turn, `rounds` times; a run on one file is subtracted from both sides, so that what is compared is the work
-per file. The time to decode the same files, and do nothing else, is the floor.
+per file. The time to decode the same files, and do nothing else, is the floor; what two plain processes gain over one, without Ray, is the
+most that two workers can gain on the machine at that hour. CPU seconds stand beside wall time by role: driver, workers, their decoders, Ray.
 """
 
 import argparse
@@ -14,25 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from tests.benchmarks.corpus import make_corpus
+from tests.benchmarks.corpus import SAMPLE_RATE, make_corpus
+from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 
-ROOT = Path(__file__).parents[2]
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def seconds_of(command: list[Any]) -> float:
-    began = time.perf_counter()
-    subprocess.run([str(part) for part in command], cwd=ROOT, env=ONE_THREAD, check=True, capture_output=True)
-    return time.perf_counter() - began
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
@@ -44,46 +38,61 @@ def fresh(out: Path) -> Path:
     return out
 
 
-DECODE = "import sys, soundfile\nfor file in sys.argv[1:]:\n    for block in soundfile.blocks(file, 65536, dtype='float32'):\n        pass\n"
+LIBSNDFILE = "import sys, soundfile\nfor file in sys.argv[1:]:\n    for block in soundfile.blocks(file, 65536, dtype='float32'):\n        pass\n"
+DECODE = f"import sys\nfrom audiodiff_core.audio import stream\nfor file in sys.argv[1:]:\n    for block in stream(file, {SAMPLE_RATE}):\n        pass\n"
+BY_HAND = (
+    "import sys\nfrom audiodiff_core.mel import Mel, MelConfig\nfrom audiodiff_core.png import encode_png\nfrom audiodiff_core.slices import mel_slices\n"
+    "for file in sys.argv[1:]:\n    for piece in mel_slices(file, Mel(MelConfig())):\n        encode_png(piece.image)\n"
+)
+
+
+def python(code: str, files: Sequence[Path]) -> list[Any]:
+    return [sys.executable, "-c", code, *files]
 
 
 def throughput(scratch: Path, files: int, rounds: int) -> None:
+    """Each command whole, in turn: the original and prepare, and the same work by plain processes, which tells what the machine's cores give at that hour."""
     corpus, single = scratch / "corpus", scratch / "single"
-    minutes = files * SECONDS_PER_FILE / 60
     names = make_corpus(corpus, files, SECONDS_PER_FILE)
     make_corpus(single, 1, SECONDS_PER_FILE)
-    runs: dict[str, Callable[[Path], float]] = {
-        "original": lambda folder: seconds_of([ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]),
-        "ours, 1 worker": lambda folder: seconds_of(ours(folder, fresh(scratch / "out"), 1)),
-        "ours, 2 workers": lambda folder: seconds_of(ours(folder, fresh(scratch / "out"), 2)),
+    pairs: dict[str, Callable[[Path], Run]] = {
+        "original": lambda folder: run([ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]),
+        "ours, 1 worker": lambda folder: run(ours(folder, fresh(scratch / "out"), 1)),
+        "ours, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2)),
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    floor = []
+    alone: dict[str, Callable[[], Run]] = {
+        "by hand, 1 process": lambda: run(python(BY_HAND, names)),
+        "by hand, 2 processes": lambda: run(python(BY_HAND, names[::2]), python(BY_HAND, names[1::2])),
+        "decoding alone, 1 process": lambda: run(python(DECODE, names)),
+        "decoding alone by libsndfile": lambda: run(python(LIBSNDFILE, names)),
+    }
+    steady: dict[str, list[float]] = {name: [] for name in [*pairs, *alone]}
+    fixed: dict[str, list[float]] = {name: [] for name in pairs}
     for round_ in range(rounds):
-        for name, run in runs.items():
-            times[name].append((run(single), run(corpus)))
-            print(f"  round {round_ + 1}, {name}: one file {times[name][-1][0]:.1f} s, {files} files {times[name][-1][1]:.1f} s", flush=True)
-        floor.append(seconds_of([sys.executable, "-c", DECODE, *names]))
-    steady = {name: float(np.median([whole - one for one, whole in pairs])) for name, pairs in times.items()}
-    print(f"prepare 256x256, {files - 1} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds}, one file's run subtracted:")
+        for name, pair in pairs.items():
+            small, large = pair(single), pair(corpus)
+            fixed[name].append(small.seconds)
+            steady[name].append(large.seconds - small.seconds)
+            print(f"  round {round_ + 1}, {name}: one file {small}, {files} files {large}", flush=True)
+        for name, whole in alone.items():
+            took = whole()
+            steady[name].append(took.seconds)
+            print(f"  round {round_ + 1}, {name}: {took}", flush=True)
+    print(f"prepare 256x256, {files - 1} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds} rounds,")
+    print("the run on one file subtracted from the original's and ours:")
     for name, seconds in steady.items():
-        speed = (minutes - SECONDS_PER_FILE / 60) * 60 / seconds
-        print(f"  {name}: {seconds:.1f} s, {speed:.0f} times real time, {steady['original'] / seconds:.2f} times the original")
-    print(f"  1 to 2 workers: {steady['ours, 1 worker'] / steady['ours, 2 workers']:.2f} times; decoding alone, one process: {np.median(floor):.1f} s")
-    print(f"  fixed cost (a whole run on one file): {np.median([one for one, _ in times['ours, 1 worker']]):.1f} s")
+        median = float(np.median(seconds))
+        times = f", {ratio(steady['original'], seconds)} times the original" if name in pairs else ""
+        print(f"  {name}: {median:.1f} s, {(files - (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}")
+    print(f"  1 to 2 workers: {ratio(steady['ours, 1 worker'], steady['ours, 2 workers'])} times", end="; ")
+    print(f"1 to 2 plain processes: {ratio(steady['by hand, 1 process'], steady['by hand, 2 processes'])} times")
+    print(f"  fixed cost (a whole run on one file): {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in fixed.items())}")
 
 
-def two_processes(seconds: float = 4) -> None:
-    """What the second core adds to work that shares nothing: the most that two workers can gain here."""
-    code = (
-        f"import time, numpy\nx = numpy.ones((64, 2048), 'f4')\nend = time.time() + {seconds}\n"
-        "n = 0\nwhile time.time() < end:\n    numpy.fft.rfft(x)\n    n += 1\nprint(n)"
-    )
-    counts = []
-    for processes in (1, 2):
-        running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=ONE_THREAD) for _ in range(processes)]
-        counts.append(sum(int(process.communicate()[0]) for process in running))
-    print(f"two independent processes do {counts[1] / counts[0]:.2f} times the work of one on this machine")
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
+    """How many times as fast, in each round: the median, least and most."""
+    ratios = np.divide(slow, fast)
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
 
 def worker_memory(scratch: Path) -> None:
@@ -95,14 +104,13 @@ def worker_memory(scratch: Path) -> None:
     while process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
-                command = child.cmdline()
-                role = "worker" if command and command[0].startswith("ray::PrepareWorker") else "decoder" if "audiodiff_platform.slicer" in command else None
-                if role:
-                    peaks[role] = max(peaks.get(role, 0), child.memory_info().rss)
+                what = role(child.cmdline())
+                if what != "Ray":
+                    peaks[what] = max(peaks.get(what, 0), child.memory_info().rss)
             except psutil.Error:
                 continue
         time.sleep(0.05)
-    parts = ", ".join(f"{role} {peak / 1e6:.0f} MB" for role, peak in peaks.items())
+    parts = ", ".join(f"{what} {peak / 1e6:.0f} MB" for what, peak in peaks.items())
     print(f"peak memory over a file of an hour: {parts}, together {sum(peaks.values()) / 1e6:.0f} MB")
 
 
@@ -149,7 +157,6 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        two_processes()
         throughput(Path(scratch), given.files, given.rounds)
         worker_memory(Path(scratch))
         driver_memory(Path(scratch))

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import (
     PRESETS,
@@ -13,7 +14,6 @@ from audiodiff_core.models import (
     build_network,
     build_vae,
     check_resolution,
-    latent_factor,
     objective_for,
     parameter_count,
 )
@@ -131,6 +131,8 @@ def test_an_objective_asked_for_is_the_presets_otherwise() -> None:
     epsilon = objective_for("tiny-latent", prediction_type="epsilon", beta_schedule="scaled_linear", min_snr_gamma=None)
     assert epsilon == Objective(prediction_type="epsilon", clip_sample=False, beta_schedule="scaled_linear")
     assert objective_for("tiny", zero_terminal_snr=False) == Objective(zero_terminal_snr=False)
+    with pytest.raises(ValueError, match=r"conditioning_dropout 0\.2: preset tiny takes no encodings"):
+        objective_for("tiny", conditioning_dropout=0.2)
     with pytest.raises(ValueError, match="epsilon cannot have zero_terminal_snr"):
         objective_for("tiny", prediction_type="epsilon", zero_terminal_snr=True)
 

@@ -1,4 +1,4 @@
-"""Targets are what the formulas say."""
+"""Targets and weights are what the formulas say."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from audiodiff_core.objectives import Objective, SavedScheduler, losses, scales, target, weights
-from audiodiff_core.schedulers import SCHEDULERS, PredictionType
+from audiodiff_core.schedulers import PredictionType
 
 OBJECTIVES = [
     Objective(prediction_type="epsilon", zero_terminal_snr=False),
@@ -157,7 +158,7 @@ def test_a_flow_is_found_again_and_has_its_own_scheduler() -> None:
 
 def test_a_noise_schedule_that_is_not_known_is_named() -> None:
     with pytest.raises(ValueError, match="beta_schedule sigmoid of the model's DDPMScheduler"):
-        Objective.of(SCHEDULERS["ddpm"](beta_schedule="sigmoid"))
+        Objective.of(DDPMScheduler(beta_schedule="sigmoid"))
 
 
 def test_encodings_reach_the_network_as_a_sequence_of_one() -> None:

@@ -316,7 +316,7 @@ class TestMistakes:
             (Audio(np.zeros(5_000, np.float32)), "sample_rate None of the audio"),
             (Audio(np.full(5_000, np.nan, np.float32), 22_050), "audio holds NaN or infinity, first at sample 0"),
             (Audio(np.zeros((2, 5_000), np.float32), 22_050), r"audio of shape \(2, 5000\)"),
-            (Audio(np.zeros(5_000, np.int16), 22_050), "type int16"),  # type: ignore[arg-type]
+            (Audio(np.zeros(5_000, np.int16), 22_050), "type int16"),
             (Audio(np.zeros(0, np.float32), 22_050), r"audio of shape \(0,\)"),
             (Audio(np.zeros(5_000, np.float32), 22_050, slice=1), "slice 1: the audio has 1"),
             (Audio(np.zeros(9_000, np.float32), 22_050, slice=-1), "slice -1: the audio has 2"),

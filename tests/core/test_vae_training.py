@@ -176,3 +176,11 @@ def test_half_precision_is_refused(accelerator: Accelerator, monkeypatch: pytest
     monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
     with pytest.raises(ValueError, match="fp16 is too narrow for a VAE"):
         new_state(accelerator, WITHOUT)
+
+
+def test_images_too_small_for_the_discriminator_are_refused(accelerator: Accelerator) -> None:
+    small = build_vae("vae-tiny", MelConfig(x_res=32, y_res=16))
+    with pytest.raises(ValueError, match="32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0"):
+        VaeTrainState(accelerator, small, JUDGED, 1e-3, seed=0)
+    VaeTrainState(accelerator, small, WITHOUT, 1e-3, seed=0)
+    assert PatchDiscriminator(8)(torch.zeros(1, 1, 24, 24)).numel() == 1

@@ -30,6 +30,8 @@ from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.latents_worker import LatentsWorker
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder
+from tests.servers.stores import Store
 
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
 
@@ -227,6 +229,40 @@ def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encode
     assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
     with pytest.raises(JobError, match=r"1 of 5 files cannot be used \(max_bad_fraction 0.1\)"):
         encode(EncodeOptions(**options, max_bad_fraction=0.1))
+
+
+def _upload(local: Path, uri: str) -> None:
+    for file in local.rglob("*"):
+        if file.is_file():
+            Folder(uri).write(str(file.relative_to(local)), file.read_bytes())
+
+
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path, vae: Path) -> None:
+    bucket = store.make_bucket()
+    _upload(held_out, f"{bucket}/mel")
+    out = f"{bucket}/latents"
+    lost = store.fail_write("lose", f"{out}/_commits/000001.json")
+    encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=out, num_workers=1))
+    assert lost.fired == 1
+    assert {Path(name).name: content for name, content in Folder(out).read_all("data/*").items()} == _data(latents)
+    assert LatentsDataset(out).digest == LatentsDataset(str(latents)).digest
+    np.testing.assert_array_equal(LatentsDataset(out).moments(1, 0), LatentsDataset(str(latents)).moments(1, 0))
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops: Path, encoder: Path) -> None:
+    bucket = store.make_bucket()
+    _upload(few_loops, f"{bucket}/music")
+    cut = store.fail_read("cut", f"{bucket}/music/loop_tabla.flac")
+    encode(EncodeOptions(input_dir=f"{bucket}/music", encoder=str(encoder), output_dir=f"{bucket}/out", num_workers=1))
+    assert cut.fired == 1
+    found = read_encodings(f"{bucket}/out")
+    np.testing.assert_array_equal(found.vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    Folder(bucket).write("one.parquet", Folder(f"{bucket}/out").read("data/000000.parquet"))
+    assert set(read_encodings(f"{bucket}/one.parquet").audio_files) <= set(FILES)
+    with pytest.raises(ValueError, match=f"encodings {bucket}/none.parquet: no such file or folder"):
+        read_encodings(f"{bucket}/none.parquet")
 
 
 class Deadly(EmbeddingsWorker):
