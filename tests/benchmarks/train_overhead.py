@@ -6,6 +6,8 @@ reading, draws by sample number, the clock that all agree on, logging, TensorBoa
 step takes, seconds of the processor also what the thread that reads ahead does meanwhile.
 """
 
+from __future__ import annotations  # or those in the class below would be looked up in the worker, which is sent only what code refers to
+
 import argparse
 import copy
 import json
