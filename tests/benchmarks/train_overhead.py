@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from accelerate import Accelerator
 
 from audiodiff_core.mel import to_model
 from audiodiff_core.objectives import losses
@@ -26,60 +27,66 @@ from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.weight_average import WeightAverage
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 from audiodiff_platform.ray_training import run_workers
-from audiodiff_platform.starting_point import starting_point
+from audiodiff_platform.starting_point import StartingPoint, starting_point
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import DiffusionLearner, join_workers
 from audiodiff_platform.training_loop import learn
 from tests.benchmarks.train_data import simulate
 
 WARM_UP = 5
+SECONDS = "seconds.json"
 
 
-def measured(options: TrainOptions, result: Path) -> None:
-    """Trains for the options' steps, each followed by one of the bare loop; writes seconds of each."""
+class Bare:
+    """The loop that a person would write: a copy of the network, one batch of images."""
 
-    def worker(config: dict[str, Any]) -> None:
-        del config
-        accelerator = join_workers(options)
-        start = starting_point(options)
-        bare = copy.deepcopy(start.network).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(bare.parameters(), lr=options.learning_rate, fused=True)
-        average = WeightAverage(list(bare.parameters()), options.ema_decay)
-        images = np.random.default_rng(0).integers(0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8)
+    def __init__(self, options: TrainOptions, start: StartingPoint) -> None:
+        self.options, self.objective = options, start.objective
+        self.network = copy.deepcopy(start.network).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, fused=True)
+        self.average = WeightAverage(list(self.network.parameters()), options.ema_decay)
+        self.images = np.random.default_rng(0).integers(0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8)
 
-        def bare_step() -> None:
-            clean = to_model(torch.from_numpy(images).unsqueeze(1))
-            timesteps = torch.randint(0, start.objective.num_train_timesteps, (len(clean),))
-            losses(bare, start.objective, clean, torch.randn_like(clean), timesteps).mean().backward()
-            torch.nn.utils.clip_grad_norm_(bare.parameters(), options.max_gradient_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            average.update(list(bare.parameters()))
+    def step(self) -> None:
+        clean = to_model(torch.from_numpy(self.images).unsqueeze(1))
+        timesteps = torch.randint(0, self.objective.num_train_timesteps, (len(clean),))
+        losses(self.network, self.objective, clean, torch.randn_like(clean), timesteps).mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.max_gradient_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update(list(self.network.parameters()))
 
-        class Paired(DiffusionLearner):
-            """The learner, with a step of the bare loop after each of its own."""
 
-            def __init__(self, *parts: Any) -> None:
-                super().__init__(*parts)
-                self.bare_seconds: list[tuple[float, float]] = []
-                self.ended: list[tuple[float, float]] = []
+class Paired(DiffusionLearner):
+    """The platform's learner, with a step of the bare loop after each of its own."""
 
-            def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
-                logged = super().learn(micro_batches, progress)
-                wall, processor = time.perf_counter(), time.process_time()
-                bare_step()
-                self.bare_seconds.append((time.perf_counter() - wall, time.process_time() - processor))
-                self.ended.append((time.perf_counter(), time.process_time()))
-                return logged
+    def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState, bare: Bare) -> None:
+        super().__init__(options, accelerator, state)
+        self.bare = bare
+        self.bare_seconds: list[tuple[float, float]] = []
+        self.ended: list[tuple[float, float]] = []
 
-        state = TrainState(accelerator, start.network, start.objective, options.learning_rate, options.seed)
-        learner = Paired(options, accelerator, state)
-        learn(options, accelerator, learner, start.order(options.seed))
-        steps = np.diff(np.array(learner.ended), axis=0)[WARM_UP:]
-        theirs = np.array(learner.bare_seconds)[1 + WARM_UP :]
-        result.write_text(json.dumps({"platform": (steps - theirs).tolist(), "bare": theirs.tolist()}))
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+        logged = super().learn(micro_batches, progress)
+        wall, processor = time.perf_counter(), time.process_time()
+        self.bare.step()
+        self.bare_seconds.append((time.perf_counter() - wall, time.process_time() - processor))
+        self.ended.append((time.perf_counter(), time.process_time()))
+        return logged
 
-    run_workers(worker, options, 1, gpu=False)
+
+def worker(config: dict[str, Any]) -> None:
+    """Trains for the options' steps, each followed by one of the bare loop; writes seconds (wall clock, processor) of each."""
+    options = TrainOptions.model_validate(config["options"])
+    accelerator = join_workers(options)
+    start = starting_point(options)
+    bare = Bare(options, start)
+    state = TrainState(accelerator, start.network, start.objective, options.learning_rate, options.seed)
+    learner = Paired(options, accelerator, state, bare)
+    learn(options, accelerator, learner, start.order(options.seed))
+    steps = np.diff(np.array(learner.ended), axis=0)[WARM_UP:]
+    theirs = np.array(learner.bare_seconds)[1 + WARM_UP :]
+    (Path(options.output_dir) / SECONDS).write_text(json.dumps({"platform": (steps - theirs).tolist(), "bare": theirs.tolist()}))
 
 
 def summary(seconds: Mapping[str, list[list[float]]]) -> str:
@@ -93,6 +100,8 @@ def summary(seconds: Mapping[str, list[list[float]]]) -> str:
 
 
 def main() -> None:
+    from tests.benchmarks import train_overhead  # by a name that workers find, which __main__ is not
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     steps = parser.parse_args().steps
@@ -102,8 +111,8 @@ def main() -> None:
         simulate(folder / "mel", 10_000)
         told: dict[str, Any] = {"max_train_steps": steps, "train_batch_size": 16, "learning_rate": 1e-3, "preview_count": 0}
         options = TrainOptions(dataset_name=str(folder / "mel"), output_dir=str(folder / "run"), **told)
-        measured(options, folder / "seconds.json")
-        print(f"tiny, 64x64, batch 16, one thread, {summary(json.loads((folder / 'seconds.json').read_text()))}")
+        run_workers(train_overhead.worker, options, 1, gpu=False)
+        print(f"tiny, 64x64, batch 16, one thread, {summary(json.loads((folder / 'run' / SECONDS).read_text()))}")
     ray.shutdown()
 
 
