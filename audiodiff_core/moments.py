@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import Images, to_model
 
 Moments = npt.NDArray[np.float32]
@@ -15,7 +16,7 @@ Moments = npt.NDArray[np.float32]
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """Channels, height and width of the latent of an image; raises ValueError where the autoencoder does not take it."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    factor = latent_factor(vae)
     if vae.config.in_channels != 1 or height % factor or width % factor:
         raise ValueError(f"images of {width}x{height} and 1 channel: the autoencoder takes sides divisible by {factor} and {vae.config.in_channels} channels")
     return vae.config.latent_channels, height // factor, width // factor

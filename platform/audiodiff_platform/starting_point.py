@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from audiodiff_core.checkpoint import load_model, load_vae
+from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_network, check_resolution, latent_factor
+from audiodiff_core.models import build_network, check_resolution
 from audiodiff_core.moments import network_digest
 from audiodiff_core.objectives import Objective
 from audiodiff_platform.cluster import is_hub_id
