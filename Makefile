@@ -41,3 +41,10 @@ $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchma
 bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.prepare
+	$(BIN)/python -m tests.benchmarks.sampling
+	$(BIN)/python -m tests.benchmarks.loops
+	$(BIN)/python -m tests.benchmarks.training_core
+	$(BIN)/python -m tests.benchmarks.training_memory
+	$(BIN)/python -m tests.benchmarks.train_data
+	$(BIN)/python -m tests.benchmarks.train_overhead
+	$(BIN)/python -m tests.benchmarks.learning

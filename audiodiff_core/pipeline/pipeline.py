@@ -9,33 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from audiodiff_core.audio import Samples
 from audiodiff_core.circular import circular_time
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Images, MelConfig, to_image, to_model
 from audiodiff_core.pipeline.geometry import Geometry, P
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
 from audiodiff_core.pipeline.interpolation import Noise, chain
+from audiodiff_core.pipeline.loop import Loop, normalise
 from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, kept_latents, kept_pixels, track_image
 from audiodiff_core.pipeline.windows import Windows
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
 from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
 
-PEAK = 10 ** (-1 / 20)
-"""Loops are given the peak level -1 dBFS: a mel image says nothing of the absolute level."""
-
 REFINEMENTS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class Loop:
-    """What a request became: its mel image (y_res, width) and its audio (n,) with peak -1 dBFS, (width - 1) * hop_length samples long or,
-    seamless, width * hop_length. `number` counts the items of a call in the order in which they were given; `request` has all defaults filled in."""
-
-    request: GenerateRequest
-    image: Images
-    audio: Samples
-    number: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,9 +295,3 @@ class AudioDiffusionPipeline:
     def _long_loop(self, number: int, item: Item, image: Images) -> Loop:
         (audio,) = self.vocoder(image[np.newaxis], [item.request.seed])
         return Loop(item.request, image, normalise(audio), number)
-
-
-def normalise(audio: Samples) -> Samples:
-    """`audio` scaled to the peak level -1 dBFS; silence stays silence."""
-    peak = float(np.abs(audio).max(initial=0))
-    return audio if peak == 0 else (audio * np.float32(PEAK / peak)).astype(np.float32)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from audiodiff_core.audio import AudioFormat, encode
+from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Geometry, Loop
@@ -162,7 +162,7 @@ class GenerateWorker:
         mel = self.pipeline.mel
         for loop in loops:
             name = f"{loop.request.seed:010d}"
-            content = encode(loop.audio, mel.sample_rate, self.options.format)
+            content = loop.file(mel.sample_rate, self.options.format)
             path = f"audio/{name}.{self.options.format}"
             self.output.write(path, content)
             yield {

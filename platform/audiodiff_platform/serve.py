@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
-from audiodiff_core.audio import MEDIA_TYPES, AudioFormat, encode
+from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
@@ -148,7 +148,7 @@ class LoopServer:
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         loop = await self.loops((name, request))
-        content = encode(loop.audio, self.pipelines[name].mel.sample_rate, body.format)
+        content = loop.file(self.pipelines[name].mel.sample_rate, body.format)
         headers = {"X-Audiodiff-Seed": str(request.seed), "X-Audiodiff-Model": name}
         return Response(content, media_type=MEDIA_TYPES[body.format], headers=headers)
 

@@ -112,6 +112,9 @@ class TestGenerate:
         assert (wide.image.shape, wide.audio.shape) == ((16, 64), (63 * tiny_mel.hop_length,))
         assert (round_.image.shape, round_.audio.shape) == ((16, 16), (16 * tiny_mel.hop_length,))
         assert (both.image.shape, both.audio.shape) == ((16, 8), (8 * tiny_mel.hop_length,))
+        assert b"smpl" in round_.file(tiny_mel.sample_rate, "wav"), "where to repeat"
+        assert b"smpl" not in wide.file(tiny_mel.sample_rate, "wav")
+        assert round_.file(tiny_mel.sample_rate, "flac").startswith(b"fLaC")
 
     def test_defaults_are_the_models(self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> None:
         resolved = pipeline.resolved(GenerateRequest())
