@@ -6,8 +6,9 @@ Error: mean absolute difference in levels between an image and that of its audio
 loops, and that of audio that is not circular, which is simply repeated.
 """
 
-import gc
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 from audiodiff_core.loops import seam_score
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.slices import mel_slices
-from audiodiff_core.vocoder import QUALITIES, GriffinLim
+from audiodiff_core.vocoder import QUALITIES, GriffinLim, Quality
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 
@@ -41,14 +42,14 @@ def compare(config: MelConfig) -> None:
             seconds[row, column] = time.perf_counter() - began
             errors[row, column] = np.abs(mel.images(audio.astype(np.float32))[0].astype(int) - image).mean()
     print(f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,", end=" ")
-    print(f"error {errors[:, 0].mean():.2f}")
+    print(f"error {errors[:, 0].mean():.2f}, {peak_bytes(config, None, images[0]) / 1e6:.0f} MB more for an item")
     for column, (quality, vocoder) in enumerate(vocoders.items(), 1):
         faster, error = np.median(seconds[:, 0] / seconds[:, column]), errors[:, column].mean()
         better = (errors[:, column] < errors[:, 0]).sum()
         print(
             f"  {quality:8} {vocoder.iterations:3} iterations: {np.median(seconds[:, column]):.3f} s, {faster:.1f} times as fast; "
             f"error {error:.2f}, {error / errors[:, 0].mean():.2f} of librosa's (less in {better} of {len(images)}); "
-            f"{peak_bytes(vocoder, images) / 1e6:.0f} MB per item; seam {seams(vocoder, images)}"
+            f"{peak_bytes(config, quality, images[0]) / 1e6:.0f} MB more for an item; seam {seams(vocoder, images)}"
         )
 
 
@@ -60,14 +61,28 @@ def seams(vocoder: GriffinLim, images: Images) -> str:
     return f"{scores[0]:.2f}, not circular {scores[1]:.2f}"
 
 
-def peak_bytes(vocoder: GriffinLim, images: Images) -> int:
-    """How far one call raises the process's resident memory above what it was before (Linux counts the peak from the reset on)."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+def peak_bytes(config: MelConfig, quality: Quality | None, image: Images) -> int:
+    """How far inverting one image raises the resident memory of a fresh process; `quality` none: librosa's way."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_risen, config, quality, image).result()
+
+
+def _risen(config: MelConfig, quality: Quality | None, image: Images) -> int:
+    torch.set_num_threads(1)
+    if quality is None:
+        reference = Reference(**config.model_dump())
+        reference.load_audio(raw_audio=np.ones(config.slice_size))
+        reference.audio_slice_to_image(0)  # loads what librosa loads late
+    else:
+        vocoder = GriffinLim(config, quality=quality)
+        vocoder(image[np.newaxis, :, :2], [0])
     before = psutil.Process().memory_info().rss
-    vocoder(images[:1], [0])
-    peak = next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return max(0, peak - before)
+    if quality is None:
+        reference.image_to_audio(Image.fromarray(image))
+    else:
+        vocoder(image[np.newaxis], [0])
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return max(0, int(line.split()[1]) * 1024 - before)
 
 
 def main() -> None:

@@ -183,7 +183,7 @@ def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
     scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
     save_model(tmp_path / "model", build_network("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
     status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
-    assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use at most that many")
+    assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use 1 to 20")
     assert not (tmp_path / "out").exists()
 
 
