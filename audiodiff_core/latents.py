@@ -16,6 +16,14 @@ def latent_factor(vae: Any) -> int:
     return factor
 
 
+def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latent of an image; raises ValueError where the autoencoder does not take it."""
+    factor = latent_factor(vae)
+    if vae.config.in_channels != 1 or height % factor or width % factor:
+        raise ValueError(f"images of {width}x{height} and 1 channel: the autoencoder takes sides divisible by {factor} and {vae.config.in_channels} channels")
+    return vae.config.latent_channels, height // factor, width // factor
+
+
 @torch.inference_mode()
 def encode_latents(vae: Any, images: torch.Tensor, generators: Sequence[torch.Generator] | None = None, batch_size: int = 1) -> torch.Tensor:
     """Images (n, 1, height, width) in [-1, 1] -> latents (n, channels, height / factor, width / factor), on the CPU.

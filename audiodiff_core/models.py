@@ -1,5 +1,7 @@
 """The networks by name. diffusers builds them; a preset says which, and the data say at what size."""
 
+import hashlib
+import json
 from typing import Any, Literal, get_args
 
 import pydantic
@@ -182,3 +184,12 @@ def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:
 
 def parameter_count(network: Any) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def network_digest(network: Any) -> str:
+    """Names a network: 16 hex digits of the SHA-256 of its configuration and weights, whichever files they came from."""
+    total = hashlib.sha256(json.dumps({key: value for key, value in network.config.items() if not key.startswith("_")}, sort_keys=True, default=str).encode())
+    for name, weights in sorted(network.state_dict().items()):
+        total.update(f"{name} {tuple(weights.shape)}".encode())
+        total.update(weights.detach().cpu().float().contiguous().numpy())
+    return total.hexdigest()[:16]

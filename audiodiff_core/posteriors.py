@@ -7,9 +7,13 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from audiodiff_core.mel import Images, to_model
+
+Moments = npt.NDArray[np.float32]
 
 
 @torch.no_grad()
@@ -18,6 +22,17 @@ def posterior_moments(vae: Any, images: Images) -> torch.Tensor:
     values = to_model(torch.from_numpy(images).to(vae.device).unsqueeze(1))
     posterior = vae.encode(values).latent_dist
     return torch.stack([posterior.mean, posterior.std], dim=1).float()
+
+
+def moments_in_batches(vae: Any, images: Images, batch_size: int) -> Moments:
+    """Moments of images (n, y_res, x_res), `batch_size` at once and padded to that, so that an image's bits do not depend on its neighbours."""
+    found = []
+    for start in range(0, len(images), batch_size):
+        some = images[start : start + batch_size]
+        batch = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+        batch[: len(some)] = some
+        found.append(posterior_moments(vae, batch)[: len(some)].cpu().numpy())
+    return np.concatenate(found)
 
 
 def drawn_latents(moments: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:

@@ -58,9 +58,7 @@ def samples(
     vectors = None if encodings is None else encodings.vectors_for([dataset.audio_file(*place) for place in places])
     if latents is None:
         return TrainBatch(numbers, np.stack([dataset.image(*place) for place in places]), vectors)
-    moments = np.stack([latents.moments(*place) for place in places])
-    moments[:, 1] = np.exp(moments[:, 1] / 2)
-    return TrainBatch(numbers, None, vectors, moments)
+    return TrainBatch(numbers, None, vectors, np.stack([latents.moments(*place) for place in places]))
 
 
 class Epoch:

@@ -18,7 +18,8 @@ import pydantic
 
 from audiodiff_core.checkpoint import load_vae
 from audiodiff_core.encoder import load_encoder
-from audiodiff_core.moments import latent_shape, network_digest
+from audiodiff_core.latents import latent_shape
+from audiodiff_core.models import network_digest
 from audiodiff_platform import commits, in_hand
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset

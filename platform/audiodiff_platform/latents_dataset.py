@@ -6,9 +6,9 @@
                                    rows are those of the mel dataset, in its order: training sees the same samples in the same order
     DIR/_commits, DIR/_SUCCESS     the commit protocol; _SUCCESS holds `digest`
 
-Columns: `audio_file` string, `slice` int32, and the posterior of the VAE, `mean` and `logvar`, each a fixed-size list of float32 of
+Columns: `audio_file` string, `slice` int32, and the posterior of the VAE, `mean` and `std`, each a fixed-size list of float32 of
 channels * height * width values (row-major). They are as the VAE gives them: scaling_factor is not applied. A sample is
-scaling_factor * (mean + exp(logvar / 2) * noise). The schema's metadata states `audiodiff_latent_shape` (JSON, [channels, height, width])
+scaling_factor * (mean + std * noise). The schema's metadata states `audiodiff_latent_shape` (JSON, [channels, height, width])
 and `audiodiff_vae_digest`.
 """
 
@@ -18,11 +18,11 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.posteriors import Moments
 from audiodiff_platform import commits
 from audiodiff_platform.dataset import MEL_CONFIG, TRAIN, data_file
 from audiodiff_platform.storage import Folder
@@ -32,14 +32,12 @@ SETTINGS = "encode.json"
 LATENT_SHAPE, VAE_DIGEST = b"audiodiff_latent_shape", b"audiodiff_vae_digest"
 HELD_ROW_GROUPS = 72
 
-Moments = npt.NDArray[np.float32]
-
 
 def schema(shape: tuple[int, int, int], vae_digest: str) -> pa.Schema:
     """Of a part: latents of `shape` (channels, height, width) by the VAE of that digest."""
     values = pa.list_(pa.float32(), int(np.prod(shape)))
     return pa.schema(
-        [("audio_file", pa.string()), ("slice", pa.int32()), ("mean", values), ("logvar", values)],
+        [("audio_file", pa.string()), ("slice", pa.int32()), ("mean", values), ("std", values)],
         metadata={LATENT_SHAPE: json.dumps(shape).encode(), VAE_DIGEST: vae_digest.encode()},
     )
 
@@ -71,7 +69,7 @@ class LatentsDataset:
         self._held: OrderedDict[int, tuple[list[str], Moments]] = OrderedDict()
 
     def moments(self, group: int, row: int) -> Moments:
-        """Mean and log variance (2, channels, height, width) of the latent at a row of a row group, an index into `groups`."""
+        """Mean and standard deviation (2, channels, height, width) of the latent at a row of a row group, an index into `groups`."""
         moments: Moments = self._group(group)[1][row]
         return moments
 
@@ -82,8 +80,8 @@ class LatentsDataset:
     def _group(self, group: int) -> tuple[list[str], Moments]:
         if group not in self._held:
             shard, index, rows = self.groups[group]
-            table = self._open(shard).read_row_group(index, columns=["audio_file", "mean", "logvar"]).combine_chunks()
-            columns = [table[name].combine_chunks().flatten().to_numpy() for name in ("mean", "logvar")]
+            table = self._open(shard).read_row_group(index, columns=["audio_file", "mean", "std"]).combine_chunks()
+            columns = [table[name].combine_chunks().flatten().to_numpy() for name in ("mean", "std")]
             if any(len(values) != rows * np.prod(self.shape) for values in columns):
                 raise ValueError(f"{self.folder.uri}: latents of another shape than {self.shape}")
             self._held[group] = table["audio_file"].to_pylist(), np.stack([values.reshape(rows, *self.shape) for values in columns], axis=1)

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.checkpoint import load_vae
-from audiodiff_core.moments import Moments, latent_moments, latent_shape, network_digest
+from audiodiff_core.latents import latent_shape
+from audiodiff_core.models import network_digest
 from audiodiff_core.png import decode_png
+from audiodiff_core.posteriors import Moments, moments_in_batches
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
 from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset, data_file
@@ -54,7 +56,7 @@ class LatentsWorker:
             for group in range(part.num_row_groups):
                 table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
                 images = np.stack([decode_png(cell["bytes"]) for cell in table["image"].to_pylist()])
-                writer.write_table(self._table(table, latent_moments(self.vae, images, self.batch_size)))
+                writer.write_table(self._table(table, moments_in_batches(self.vae, images, self.batch_size)))
                 rows.append(len(images))
         return rows
 

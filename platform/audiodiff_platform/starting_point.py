@@ -12,8 +12,7 @@ import torch
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_network, check_resolution
-from audiodiff_core.moments import network_digest
+from audiodiff_core.models import build_network, check_resolution, network_digest
 from audiodiff_core.objectives import Objective
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.data_order import DataOrder

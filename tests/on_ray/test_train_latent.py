@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model, load_vae
-from audiodiff_core.moments import network_digest
+from audiodiff_core.models import network_digest
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.encode import EncodeOptions, encode
