@@ -159,11 +159,26 @@ class TrainState:
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """The optimizer's moments by parameter name, the same however the weights were sharded; tensors and plain values only."""
-        options = distributed.StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return distributed.get_optimizer_state_dict(self.bare, self.optimizer.optimizer, options=options)
+        return moments_of(self.optimizer.optimizer, self.bare)
 
     def load_optimizer_state_dict(self, state: dict[str, Any]) -> None:
-        distributed.set_optimizer_state_dict(self.bare, self.optimizer.optimizer, state, options=distributed.StateDictOptions(full_state_dict=True))
+        load_moments(self.optimizer.optimizer, self.bare, state)
+
+
+def moments_of(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]:
+    """An optimizer's moments by parameter name, whole and on the CPU: none before its first step.
+
+    (Asked then, torch would make some by a step of no length, which the optimizer would go on counting.)
+    """
+    if not optimizer.state:
+        return {}
+    return distributed.get_optimizer_state_dict(network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[str, Any]) -> None:
+    """Gives a new optimizer what `moments_of` gave."""
+    if moments:
+        distributed.set_optimizer_state_dict(network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True))
 
 
 def sharding() -> FullyShardedDataParallelPlugin:

@@ -13,12 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed.checkpoint import state_dict as distributed
 
 from audiodiff_core import seeds as streams
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
-from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, make_optimizer
+from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, load_moments, make_optimizer, moments_of
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,
     VaeObjective,
@@ -113,11 +112,11 @@ class VaeTrainState:
 
     def optimizer_state_dict(self) -> dict[str, Any]:
         """Both optimizers' moments by parameter name; tensors and plain values only."""
-        return {name: distributed.get_optimizer_state_dict(module, optimizer) for name, module, optimizer in self._optimizers()}
+        return {name: moments_of(optimizer, module) for name, module, optimizer in self._optimizers()}
 
     def load_optimizer_state_dict(self, state: dict[str, Any]) -> None:
         for name, module, optimizer in self._optimizers():
-            distributed.set_optimizer_state_dict(module, optimizer, state[name])
+            load_moments(optimizer, module, state[name])
 
     def _optimizers(self) -> list[tuple[str, Any, torch.optim.Optimizer]]:
         return [

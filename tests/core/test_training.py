@@ -282,17 +282,21 @@ def saved_and_loaded(content: Any) -> Any:
     return torch.load(file, weights_only=True)
 
 
-def test_a_state_goes_round_and_goes_on_to_the_same_bits(accelerator: Accelerator, make_state: MakeState) -> None:
-    state, fresh = make_state(), make_state()
-    for _ in range(2):
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_state_goes_round_and_goes_on_to_the_same_bits(accelerator: Accelerator, make_state: MakeState, steps: int) -> None:
+    state, fresh, unsaved = make_state(), make_state(), make_state()
+    for _ in range(steps):
+        train_step(accelerator, unsaved, [batch_of(range(4))], 1e-3)
         train_step(accelerator, state, [batch_of(range(4))], 1e-3)
     fresh.load_state_dict(saved_and_loaded(state.state_dict()))
     fresh.load_ema_state_dict(saved_and_loaded(state.ema_state_dict()))
     fresh.load_optimizer_state_dict(saved_and_loaded(state.optimizer_state_dict()))
     fresh.load_progress(state.progress())
-    for each in (state, fresh):
-        train_step(accelerator, each, [batch_of(range(4, 8))], 1e-3)
+    for each in (state, fresh, unsaved):
+        for _ in range(2):  # from the second on, Adam's count of steps decides
+            train_step(accelerator, each, [batch_of(range(4, 8))], 1e-3)
     assert all(torch.equal(weight, fresh.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
+    assert all(torch.equal(weight, unsaved.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items()), "saving changes nothing"
     assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
 
 

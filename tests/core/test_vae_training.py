@@ -113,9 +113,12 @@ def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(accelera
     assert any(name.startswith("discriminator.") for name in changed)
 
 
-def test_a_state_goes_round(accelerator: Accelerator, images: Images) -> None:
-    state, fresh = new_state(accelerator, JUDGED), new_state(accelerator, JUDGED)
-    for _ in range(2):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_state_goes_round(accelerator: Accelerator, images: Images, steps: int) -> None:
+    """Also where the discriminator has not begun: it judges from the second step on."""
+    state, fresh, unsaved = (new_state(accelerator, JUDGED) for _ in range(3))
+    for _ in range(steps):
+        train_vae_step(accelerator, unsaved, [batch_of(images, [0, 1, 2])], 1e-3)
         train_vae_step(accelerator, state, [batch_of(images, [0, 1, 2])], 1e-3)
     fresh.load_state_dict({name: weight.clone() for name, weight in state.state_dict().items()})
     fresh.load_ema_state_dict(state.ema_state_dict())
@@ -124,10 +127,12 @@ def test_a_state_goes_round(accelerator: Accelerator, images: Images) -> None:
     saved.seek(0)
     fresh.load_optimizer_state_dict(torch.load(saved, weights_only=True))
     fresh.load_progress(state.progress())
-    for each in (state, fresh):
-        train_vae_step(accelerator, each, [batch_of(images, [3, 4, 5])], 1e-3)
-    assert fresh.step == state.step == 3
+    for each in (state, fresh, unsaved):
+        for _ in range(2):
+            train_vae_step(accelerator, each, [batch_of(images, [3, 4, 5])], 1e-3)
+    assert fresh.step == state.step == steps + 2
     assert all(torch.equal(weight, fresh.state_dict()[name]) for name, weight in state.state_dict().items())
+    assert all(torch.equal(weight, unsaved.state_dict()[name]) for name, weight in state.state_dict().items()), "saving changes nothing"
     assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
 
 
