@@ -1,4 +1,6 @@
-"""A finished dataset -> the Hugging Face Hub, as `datasets.load_dataset(NAME)` and the original's trainer read it."""
+"""A finished dataset or model -> the Hugging Face Hub: the one as `datasets.load_dataset(NAME)` and the original's trainer read it."""
+
+from typing import Literal
 
 from audiodiff_platform.cluster import say
 from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS
@@ -7,12 +9,12 @@ from audiodiff_platform.storage import Folder
 FILES_PER_COMMIT = 32
 
 
-def claim_repository(name: str) -> None:
-    """Makes the dataset repository OWNER/NAME, private, where there is none; raises ValueError for a name that cannot be one, OSError
-    where the token (HF_TOKEN, or of `hf auth login`) does not allow it."""
+def claim_repository(name: str, kind: Literal["dataset", "model"] = "dataset") -> None:
+    """Makes the repository OWNER/NAME, private, where there is none; raises ValueError for a name that cannot be one, OSError where the
+    token (HF_TOKEN, or of `hf auth login`) does not allow it."""
     from huggingface_hub import HfApi  # its import takes a while that the other runs need not wait
 
-    HfApi().create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+    HfApi().create_repo(name, repo_type=kind, private=True, exist_ok=True)
 
 
 def publish(output: Folder, name: str) -> None:
@@ -26,3 +28,15 @@ def publish(output: Folder, name: str) -> None:
             operations = [CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch]
             HfApi().create_commit(name, operations, repo_type="dataset", commit_message=f"{batch[0]} to {batch[-1]}")
         say(f"published {first + len(batch):,} of {len(files):,} files to {name}")
+
+
+def publish_model(output: Folder, folder: str, name: str) -> None:
+    """Uploads the model in a folder of `output`, in one commit."""
+    from audiodiff_core.checkpoint import push_to_hub
+
+    with output.scratch() as scratch:
+        local = output.path(folder) if output.is_local else str(scratch / folder)
+        if not output.is_local:
+            output.filesystem.get(f"{output.path(folder)}/", f"{local}/", recursive=True)
+        push_to_hub(local, name)
+    say(f"published {output.uri}/{folder} to {name}")

@@ -22,6 +22,7 @@ from audiodiff_core.accounting import TrainingCost, peak_flops, share_of_peak, t
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, gpus, say
+from audiodiff_platform.publish import claim_repository, publish_model
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
@@ -43,6 +44,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
     require_encodings(options, start)
     if options.keep == "best" and held_out(start.dataset) is None:
         raise ValueError(f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last")
+    if options.push_to_hub:
+        claim_repository(options.push_to_hub, "model")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
     require_own_folder(options, output, SETTINGS, settings)
     metrics = _finished(options, start, output)
@@ -55,6 +58,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
             say(f"{cost.describe()}; {_length(options, start)}")
             run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=_validation(options, start, group))
         metrics = write_model(options, output, cost)
+    if options.push_to_hub:
+        publish_model(output, MODEL, options.push_to_hub)
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 

@@ -112,7 +112,7 @@ class RunOptions(Options):
         return min(bounds, default=None)
 
 
-_PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings"}
+_PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
 _MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count", "keep"}
 _MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
@@ -159,6 +159,9 @@ class TrainOptions(RunOptions):
     fsdp: bool = pydantic.Field(False, description="shards network, average and optimizer over the workers, for networks that do not fit in one")
     keep: Literal["last", "best"] = pydantic.Field(
         "last", description="which weights the model is written from: the last, or those of the lowest validation loss"
+    )
+    push_to_hub: str | None = pydantic.Field(
+        None, description="Hugging Face model OWNER/NAME to publish the finished model as, private where it is new; none: not published"
     )
     preview_count: int = pydantic.Field(
         4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance"

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -28,6 +30,9 @@ from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import join_workers, trained
 from audiodiff_platform.training_state import newest_checkpoint
+from tests.servers.hub import Hub
+
+ROOT = Path(__file__).parents[2]
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
@@ -50,6 +55,19 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     summary = train(_options(dataset, folder))
     assert (summary["steps"], summary["samples"]) == (30, 120)
     return folder
+
+
+def test_a_finished_model_is_published_without_another_run(run: Path, dataset: Path, hub: Hub, tmp_path: Path) -> None:
+    options = {**_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers"}), "push_to_hub": "tester/trained"}
+    flags = [f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool)]
+    done = subprocess.run(
+        [sys.executable, "jobs/train.py", *flags], cwd=ROOT, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 30
+    published = hub.files("models", "tester/trained")
+    assert {"README.md", "model_index.json", "unet/diffusion_pytorch_model.safetensors"} <= published.keys()
+    assert published["unet/config.json"] == (run / "model/unet/config.json").read_bytes()
 
 
 def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run: Path) -> None:
