@@ -118,6 +118,7 @@ class _Loop:
         self.log = RunLog(options, learner.counts.step, accelerator.is_main_process)
         self.earlier, self.began = learner.counts.seconds, time.monotonic()
         self.saved_at = self.looked_at = self.began
+        self.saved_step = learner.counts.step
         self.leaving: frozenset[str] = frozenset()
         self.handed = (0, -math.inf)
 
@@ -163,7 +164,8 @@ class _Loop:
     def _agree(self) -> bool:
         """Sets the clock; whether a checkpoint is due. Rank 0 decides for all, or one would stop while another waits for its gradient."""
         now = time.monotonic()
-        due = now - self.saved_at > self.options.checkpoint_minutes * 60 and not self.since_logged
+        learned = self.learner.counts.step > self.saved_step and not self.since_logged
+        due = learned and now - self.saved_at > self.options.checkpoint_minutes * 60
         values = [self.earlier + now - self.began, float(due), float(now - self.looked_at > PREEMPTION_LOOK_S)]
         seconds, due_by_clock, look = broadcast(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)).tolist()
         self.learner.counts.seconds = seconds
@@ -197,7 +199,7 @@ class _Loop:
             (failure,) = broadcast_object_list([self._written(name, save) if self.accelerator.is_main_process else None])
             if failure is not None:
                 raise TrainingStoppedError(failure)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), self.learner.counts.step
         metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
         if not self.accelerator.is_main_process:
             ray.train.report(metrics)

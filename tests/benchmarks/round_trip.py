@@ -1,4 +1,4 @@
-"""How well images survive the vocoder, over many settings: the table behind `audiodiff_core.lint.expected_round_trip`, and its fit.
+"""How well images survive the vocoder, and sound the image, over many settings: the table behind `audiodiff_core.lint`, and its fit.
 
 `python -m tests.benchmarks.round_trip` takes about fifteen minutes on one core.
 """
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from audiodiff_core.audio import decode
-from audiodiff_core.lint import LITTLE_OVERLAP, expected_round_trip
+from audiodiff_core.lint import expected_round_trip, round_trip_features
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.vocoder import GriffinLim
 
@@ -51,26 +51,41 @@ BEYOND = [
 ]
 
 
-def measure(config: MelConfig) -> float:
-    """Mean difference in levels between the images of the loops, each repeated to fill a slice, and those of their audio by GriffinLim."""
+# For the sound alone: fewer bands, shorter slices.
+SOUND = [
+    *(MelConfig(x_res=128, y_res=bands) for bands in (8, 16, 32, 64, 128, 256)),
+    *(MelConfig(x_res=frames, y_res=64, hop_length=256) for frames in (8, 16, 32, 64, 128, 256)),
+]
+
+
+def measure(config: MelConfig) -> tuple[float, float]:
+    """Of the loops, each repeated to fill a slice, and their images' audio by GriffinLim: mean difference of images in levels, of spectra in dB."""
     mel, vocoder = Mel(config), GriffinLim(config)
     slices = np.stack([np.resize(decode(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))])
     images, _ = mel.images(slices)
-    again, _ = mel.images(vocoder(images, range(len(images))))
-    return float(np.abs(again.astype(int) - images).mean())
+    audio = vocoder(images, range(len(images)))
+    again, _ = mel.images(audio)
+    return float(np.abs(again.astype(int) - images).mean()), float((spectra(slices) - spectra(audio)).abs().mean())
+
+
+def spectra(audio: np.ndarray, window: int = 2_048) -> torch.Tensor:
+    """In dB of each slice's largest, at least -80."""
+    spectrum = torch.stft(torch.from_numpy(audio.astype(np.float32)), window, window // 4, window=torch.hann_window(window), return_complex=True).abs()
+    return 20 * torch.log10((spectrum / spectrum.amax((1, 2), keepdim=True)).clamp(min=1e-4))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rows, logs = [], []
-    print("bands width  rate n_fft  hop | levels expected")
-    for config in (*GRID, *BEYOND):
-        levels = measure(config)
+    print("bands width  rate n_fft  hop | levels expected dB of the spectrum")
+    for config in (*GRID, *BEYOND, *SOUND):
+        levels, spectrum = measure(config)
         setting = f"{config.y_res:5} {config.x_res:5} {config.sample_rate:5} {config.n_fft:5} {config.hop_length:4}"
-        print(f"{setting} | {levels:6.2f} {expected_round_trip(config):8.2f}", flush=True)
-        rows.append([1, np.log(config.y_res), np.log(config.n_fft / config.slice_size), config.hop_length > LITTLE_OVERLAP * config.n_fft])
-        logs.append(np.log(levels))
-    fit = np.linalg.lstsq(np.array(rows, float), np.array(logs))[0]
-    off = np.exp(np.array(rows, float) @ fit - logs) - 1
-    print(f"{len(rows)} settings: {np.exp(fit[0]):.1f} * bands ** {fit[1]:.3f} * (n_fft / slice_size) ** {fit[2]:.3f} * {np.exp(fit[3]):.3f} at little overlap")
+        print(f"{setting} | {levels:6.2f} {expected_round_trip(config):8.2f} {spectrum:6.1f}", flush=True)
+        if config not in SOUND:
+            rows.append(round_trip_features(config))
+            logs.append(np.log(levels))
+    weights = np.linalg.lstsq(np.array(rows), np.array(logs))[0]
+    print(f"{len(rows)} settings, weights {', '.join(f'{weight:.4f}' for weight in weights)}")
+    off = np.exp(np.array(rows) @ weights - logs) - 1
     print(f"off by {np.sqrt(np.mean(off**2)):.1%} (root mean square), at most {np.abs(off).max():.1%}")
