@@ -1,18 +1,20 @@
 """What training costs: counted and estimated beforehand, related to the device's peak afterwards.
 
 FLOPs are counted on the network itself (torch's flop counter, on the meta device: nothing is computed); a multiplication and an
-addition are two. Memory: weights, average, optimizer and gradients are exact; activations are what autograd keeps of one sample,
-counted the same way, without the allocator's and kernels' own needs.
+addition are two. Memory: weights, average, optimizer and gradients are exact; activations are the most that a forward and a backward pass
+hold beyond those, counted the same way, without the allocator's and kernels' own needs.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from audiodiff_core.models import parameter_count
@@ -44,8 +46,8 @@ class TrainingCost:
     """Of training on one worker.
 
     flops_per_sample: forward and backward (and the forward again, with gradient checkpointing). state_bytes: weights, their average, gradients and
-    the optimizer's moments, on each worker (DDP). activation_bytes: kept for the backward pass of one micro-batch (with gradient checkpointing,
-    the block that is computed again comes on top).
+    the optimizer's moments, on each worker (DDP). activation_bytes: the most that the passes of one micro-batch hold at a time (with gradient
+    checkpointing, the block that is computed again among it).
     """
 
     parameters: int
@@ -76,13 +78,13 @@ def training_cost(
     """The cost of training `network` (on any device, or on meta) with micro-batches of `samples` on each worker."""
     parameters = parameter_count(network)
     network_class: Any = type(network)
-    forward, kept = _one_sample(network_class, network.to_json_string(), gradient_checkpointing)
+    forward, held = _passes(network_class, network.to_json_string(), samples, gradient_checkpointing)
     per_parameter = 3 * FLOAT_BYTES + OPTIMIZER_BYTES[optimizer]
     return TrainingCost(
         parameters=parameters,
         flops_per_sample=forward * (1 + BACKWARD_FLOPS + gradient_checkpointing),
         state_bytes=parameters * per_parameter,
-        activation_bytes=kept * samples // (1 if precision == "no" else 2),
+        activation_bytes=held // (1 if precision == "no" else 2),
     )
 
 
@@ -102,36 +104,48 @@ def seconds_needed(samples: int, samples_per_second: float) -> float:
 
 
 @lru_cache(maxsize=8)
-def _one_sample(network_class: Any, config: str, gradient_checkpointing: bool) -> tuple[float, int]:
-    """FLOPs of one sample's forward pass, and bytes in float32 that autograd keeps of it, on a network of this configuration without data."""
+def _passes(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
+    """FLOPs of one sample's forward pass, and the most bytes in float32 that forward and backward of so many samples hold, counted without data."""
     with torch.device("meta"):
         network = network_class.from_config(json.loads(config))
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     network.train()
+    with FlopCounterMode(display=False) as counter:
+        network(**_inputs(network, 1))
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # there already, of the micro-batch before
+    inputs = _inputs(network, samples)
+    with LiveBytes(parameter for weight in network.parameters() for parameter in (weight, weight.grad)) as live:
+        network(**inputs)[0].square().mean().backward()
+    return float(counter.get_total_flops()), live.most
+
+
+def _inputs(network: Any, samples: int) -> dict[str, Any]:
     height, width = image_sides(network)
-    sample = torch.zeros(1, network.config.in_channels, height, width, device="meta")
-    condition = {}
+    inputs: dict[str, Any] = {"timestep": torch.zeros(samples, device="meta"), "return_dict": False}
     if "cross_attention_dim" in network.config:
-        condition = {"encoder_hidden_states": torch.zeros(1, 1, network.config.cross_attention_dim, device="meta")}
-    with FlopCounterMode(display=False) as counter, _kept_by_autograd(network) as kept:
-        network(sample, torch.zeros(1, device="meta"), **condition, return_dict=False)
-    return float(counter.get_total_flops()), sum(kept.values())
+        inputs["encoder_hidden_states"] = torch.zeros(samples, 1, network.config.cross_attention_dim, device="meta")
+    return inputs | {"sample": torch.zeros(samples, network.config.in_channels, height, width, device="meta")}
 
 
-@contextmanager
-def _kept_by_autograd(network: Any) -> Iterator[dict[int, int]]:
-    """Bytes of the tensors saved for the backward pass inside, each storage once; the weights, which are there anyway, not counted."""
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    kept: dict[int, int] = {}
-    held = []
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that live, each storage once, of those made inside; `known` ones were there before. `most`: at one time."""
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-            held.append(tensor)  # or another tensor could come to lie where this one was
-        return tensor
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self.seen:
+                self.seen.add(storage)
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return result
+
+    def _count(self, more: int) -> None:
+        self.now += more
+        self.most = max(self.most, self.now)

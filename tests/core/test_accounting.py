@@ -1,5 +1,6 @@
 """What training is said to cost is what it does."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -24,20 +25,19 @@ def test_the_originals_network_costs_what_was_measured() -> None:
     assert "113.7 M parameters, 93.0 GFLOP per sample" in cost.describe()
 
 
-def test_activations_are_those_that_autograd_keeps(tiny: Any) -> None:
-    real = build_network("tiny", MelConfig(x_res=64, y_res=32))
-    weights = {parameter.data_ptr() for parameter in real.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        real(torch.randn(3, 1, 32, 64), torch.tensor([1.0, 2.0, 3.0]))
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert training_cost(tiny, 3).activation_bytes == pytest.approx(measured, rel=0.05)
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_activations_are_what_the_allocator_gives(tiny: Any, gradient_checkpointing: bool) -> None:
+    real = build_network("tiny", MelConfig(x_res=64, y_res=32)).train()
+    if gradient_checkpointing:
+        real.enable_gradient_checkpointing()
+    for parameter in real.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    sample, times = torch.randn(3, 1, 32, 64), torch.tensor([1.0, 2.0, 3.0])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        real(sample, times, return_dict=False)[0].square().mean().backward()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    most = max(itertools.accumulate(nbytes for _, nbytes in changes))
+    assert training_cost(tiny, 3, gradient_checkpointing=gradient_checkpointing).activation_bytes == pytest.approx(most, rel=0.1)
 
 
 def test_options_change_what_they_should(tiny: Any) -> None:
@@ -45,7 +45,7 @@ def test_options_change_what_they_should(tiny: Any) -> None:
     checkpointed = training_cost(tiny, 2, gradient_checkpointing=True)
     assert checkpointed.flops_per_sample == pytest.approx(plain.flops_per_sample * 4 / 3)
     assert checkpointed.activation_bytes < 0.6 * plain.activation_bytes
-    assert training_cost(tiny, 4).activation_bytes == 2 * plain.activation_bytes
+    assert training_cost(tiny, 4).activation_bytes == pytest.approx(2 * plain.activation_bytes, rel=0.05)
     assert training_cost(tiny, 2, precision="bf16").activation_bytes == plain.activation_bytes // 2
     assert training_cost(tiny, 2, optimizer="adamw_8bit").state_bytes == plain.parameters * 14
     assert plain.memory_bytes == plain.state_bytes + plain.activation_bytes
