@@ -107,10 +107,10 @@ def validation_results(output: Folder) -> dict[int, dict[str, float]]:
 
 
 def best_checkpoint(output: Folder) -> str | None:
-    """The whole checkpoint with the lowest validation loss; None where none was validated."""
-    losses = validation_results(output)
+    """The whole checkpoint with the lowest validation loss; None where none has any (without held-out tracks there are only previews)."""
+    losses = {step: found["validation_loss"] for step, found in validation_results(output).items() if "validation_loss" in found}
     validated = [name for name in whole_checkpoints(output) if step_of(name) in losses]
-    return min(validated, key=lambda name: losses[step_of(name)]["validation_loss"], default=None)
+    return min(validated, key=lambda name: losses[step_of(name)], default=None)
 
 
 def remove_superseded(output: Folder, kept: int) -> None:

@@ -81,6 +81,14 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
     assert output.exists(f"{checkpoint_name(50, 'dddd')}/weights")
 
 
+def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:
+    names = [_put(output, step) for step in (10, 20)]
+    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5})
+    assert best_checkpoint(output) is None
+    remove_superseded(output, kept=1)
+    assert whole_checkpoints(output) == names[1:]
+
+
 def test_a_write_that_fails_leaves_the_checkpoint_before(output: Folder) -> None:
     before = _put(output, 10)
 
