@@ -15,20 +15,29 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ray.train import ValidationConfig, ValidationTaskConfig
 from safetensors.torch import load_file
 
 from audiodiff_core.accounting import TrainingCost, peak_flops, share_of_peak, training_cost
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
-from audiodiff_platform.cluster import WORKER_ENVIRONMENT, connected, gpus, say
+from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.publish import claim_repository, publish_model
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_job import MODEL, Group, described, group_for, model_folder, require_own_folder, require_space, run_training, with_usable_paths
+from audiodiff_platform.training_job import (
+    MODEL,
+    described,
+    group_for,
+    model_folder,
+    require_own_folder,
+    require_space,
+    run_training,
+    validation_beside,
+    with_usable_paths,
+)
 from audiodiff_platform.training_state import EMA_WEIGHTS, best_checkpoint, local_checkpoint, newest_checkpoint, step_of, validation_results
 from audiodiff_platform.validation import validate, validates
 
@@ -56,7 +65,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
             group = group_for(options)
             cost = _cost(options, start, group.least)
             say(f"{cost.describe()}; {_length(options, start)}")
-            run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=_validation(options, start, group))
+            validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
+            run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
         metrics = write_model(options, output, cost)
     if options.push_to_hub:
         publish_model(output, MODEL, options.push_to_hub)
@@ -82,18 +92,6 @@ def _length(options: TrainOptions, start: StartingPoint) -> str:
         "" if options.max_train_minutes is None else f"{options.max_train_minutes:g} minutes",
     ]
     return "at most " + " or ".join(bound for bound in bounds if bound)
-
-
-def _validation(options: TrainOptions, start: StartingPoint, group: Group) -> ValidationConfig | None:
-    """Ray Train's validation, where there is anything to be made of a checkpoint: on a GPU that training leaves free, or else on a CPU."""
-    if not validates(options, start.dataset):
-        return None
-    spare = group.gpu and gpus() > group.most
-    return ValidationConfig(
-        validate,
-        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
-        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": WORKER_ENVIRONMENT}},
-    )
 
 
 def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> dict[str, float]:

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from audiodiff_core.models import PRESETS, PresetName, objective_for
+from audiodiff_core.models import PRESETS, VAE_PRESETS, PresetName, VaePresetName, objective_for
 from audiodiff_core.objectives import BetaSchedule, Objective, SavedScheduler
 from audiodiff_core.schedulers import PredictionType
 from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
+from audiodiff_core.vae_objectives import VaeObjective
 from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
@@ -188,3 +189,28 @@ class TrainOptions(RunOptions):
             return objective_for(self.network_preset(), learned, **{name: getattr(self, name) for name in names})
         except pydantic.ValidationError as error:
             raise ValueError("; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())) from None
+
+
+class TrainVaeOptions(RunOptions):
+    """What autoencoder to train, and how."""
+
+    preset: VaePresetName = pydantic.Field("vae-256", description=f"autoencoder: {', '.join(VAE_PRESETS)}")
+    kl_weight: float = pydantic.Field(VaeObjective().kl_weight, ge=0, description="weight of the latents' divergence from a normal distribution")
+    spectral_weight: float = pydantic.Field(VaeObjective().spectral_weight, ge=0, description="weight of the spectral distance of image and reconstruction")
+    adversarial_weight: float = pydantic.Field(
+        VaeObjective().adversarial_weight, ge=0, description="weight of the discriminator's verdict; 0: no discriminator"
+    )
+    adversarial_start: int = pydantic.Field(VaeObjective().adversarial_start, ge=0, description="optimizer steps before the discriminator comes in")
+    lr_scheduler: RateSchedule = pydantic.Field("cosine", description="how the learning rate falls after its warm-up: cosine, linear or constant")
+    ema_decay: float = pydantic.Field(EMA_DECAY, ge=0, lt=1, description="most that the moving average of the weights keeps of itself in a step")
+    gradient_checkpointing: bool = pydantic.Field(False, description="computes activations again in the backward pass: less memory, about a third more time")
+
+    @pydantic.field_validator("mixed_precision")
+    @classmethod
+    def _wide_enough(cls, value: str) -> str:
+        if value == "fp16":
+            raise ValueError("mixed_precision fp16 is too narrow for an autoencoder: use bf16 or no")
+        return value
+
+    def objective(self) -> VaeObjective:
+        return VaeObjective.model_validate(self.model_dump(include=set(VaeObjective.model_fields)))

@@ -13,59 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_vae
 from audiodiff_core.mel import Images
-from audiodiff_core.models import VAE_PRESETS, VaePresetName, build_vae, parameter_count
+from audiodiff_core.models import build_vae, parameter_count
 from audiodiff_core.posteriors import set_scaling_factor
-from audiodiff_core.training import RateSchedule, TrainBatch, learning_rate
-from audiodiff_core.vae_objectives import VaeObjective
+from audiodiff_core.training import TrainBatch, learning_rate
 from audiodiff_core.vae_training import VaeTrainState, train_vae_step
-from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.data_order import DataOrder, spread_places
 from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train_options import RunOptions
+from audiodiff_platform.train_options import TrainVaeOptions
 from audiodiff_platform.train_worker import join_workers, save_weights
-from audiodiff_platform.training_job import MODEL, described, group_for, model_folder, require_own_folder, require_space, run_training, with_usable_paths
+from audiodiff_platform.training_job import (
+    MODEL,
+    described,
+    group_for,
+    model_folder,
+    require_own_folder,
+    require_space,
+    run_training,
+    validation_beside,
+    with_usable_paths,
+)
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
 from audiodiff_platform.training_state import EMA_WEIGHTS
+from audiodiff_platform.vae_validation import validate_vae, validates_vae
 
 SETTINGS = "train_vae.json"
 MEASURED_IMAGES = 1_024  # at most, for the scaling factor
 BATCH_SIZE = 16
-
-
-class TrainVaeOptions(RunOptions):
-    """What autoencoder to train, and how."""
-
-    preset: VaePresetName = pydantic.Field("vae-256", description=f"autoencoder: {', '.join(VAE_PRESETS)}")
-    kl_weight: float = pydantic.Field(VaeObjective().kl_weight, ge=0, description="weight of the latents' divergence from a normal distribution")
-    spectral_weight: float = pydantic.Field(VaeObjective().spectral_weight, ge=0, description="weight of the spectral distance of image and reconstruction")
-    adversarial_weight: float = pydantic.Field(
-        VaeObjective().adversarial_weight, ge=0, description="weight of the discriminator's verdict; 0: no discriminator"
-    )
-    adversarial_start: int = pydantic.Field(VaeObjective().adversarial_start, ge=0, description="optimizer steps before the discriminator comes in")
-    lr_scheduler: RateSchedule = pydantic.Field("cosine", description="how the learning rate falls after its warm-up: cosine, linear or constant")
-    ema_decay: float = pydantic.Field(EMA_DECAY, ge=0, lt=1, description="most that the moving average of the weights keeps of itself in a step")
-    gradient_checkpointing: bool = pydantic.Field(False, description="computes activations again in the backward pass: less memory, about a third more time")
-
-    @pydantic.field_validator("mixed_precision")
-    @classmethod
-    def _wide_enough(cls, value: str) -> str:
-        if value == "fp16":
-            raise ValueError("mixed_precision fp16 is too narrow for an autoencoder: use bf16 or no")
-        return value
-
-    def objective(self) -> VaeObjective:
-        return VaeObjective.model_validate(self.model_dump(include=set(VaeObjective.model_fields)))
 
 
 def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
@@ -83,7 +66,9 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
         require_space(options, output, parameters)
         say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
         with connected():
-            run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group_for(options))
+            group = group_for(options)
+            validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+            run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
         metrics = _finished(options, dataset, output)
         assert metrics is not None, "training ended without a model"
     return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
@@ -105,7 +90,7 @@ def train_vae_worker(config: dict[str, Any]) -> str | None:
         gradient_checkpointing=options.gradient_checkpointing,
     )
     try:
-        last = learn(options, accelerator, VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed))
+        last = learn(options, accelerator, VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed), validates_vae(options, dataset))
     except (FloatingPointError, TrainingStoppedError) as reason:
         return str(reason)
     if accelerator.is_main_process:

@@ -1,16 +1,16 @@
 """What the jobs that train do around the training itself: paths, claims, resources, the run, the finished model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray.train import ValidationConfig
+from ray.train import ValidationConfig, ValidationTaskConfig
 
 from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import cpus, gpus, require_resources, require_shared, usable_path
+from audiodiff_platform.cluster import WORKER_ENVIRONMENT, cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Worker, run_workers
@@ -75,6 +75,16 @@ def group_for(options: RunOptions) -> Group:
     if options.mixed_precision == "fp16" and not gpu:
         raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
     return group
+
+
+def validation_beside(validate: Callable[..., dict[str, Any]], options: RunOptions, group: Group) -> ValidationConfig:
+    """Ray Train's validation of each checkpoint by `validate`: on a GPU that training leaves free, or else on a CPU."""
+    spare = group.gpu and gpus() > group.most
+    return ValidationConfig(
+        validate,
+        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
+        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": WORKER_ENVIRONMENT}},
+    )
 
 
 def run_training(

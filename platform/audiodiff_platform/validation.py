@@ -50,10 +50,8 @@ def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str
     del checkpoint
     told = TrainOptions.model_validate(options)
     output = Folder(told.output_dir)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=told.mixed_precision if torch.cuda.is_available() else "no")
-    if accelerator.device.type == "cpu":
-        os.nice(10)
-        torch.set_num_threads(1)
+    on_gpu = gives_way().type == "cuda"
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=told.mixed_precision if on_gpu else "no")
     start = starting_point(told)
     try:
         with local_checkpoint(output, name) as (folder, _):
@@ -72,6 +70,15 @@ def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str
     if "validation_loss" in found:
         say(f"step {step_of(name)}: validation loss {found['validation_loss']:.4f}")
     return found
+
+
+def gives_way() -> torch.device:
+    """Where a validation task computes; on a CPU it gives way to the training from here on."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    os.nice(10)
+    torch.set_num_threads(1)
+    return torch.device("cpu")
 
 
 def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: Accelerator) -> dict[str, float]:

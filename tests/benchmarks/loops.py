@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.loops [--count 32] [--training-steps 300]
 
-A tiny network learns the corpus for a few minutes; the same seeds then become audio in circular time (network and phases) and in the
-ordinary way; the original loops the very same circular audio too. The seam at the wrap is told relative to that at interior points: the
+A tiny network learns the corpus for a few minutes; the same seeds then become audio as seamless requests (network and phases in circular
+time) and as ordinary ones; the original loops the very same circular audio too. The seam at the wrap is told relative to that at interior points: the
 score of the audio over the median score of the same audio rolled to other places, 1 being a wrap like any other point.
 """
 
@@ -11,21 +11,20 @@ import argparse
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from audiodiff_core import seeds as streams
 from audiodiff_core.audio import Samples, decode
-from audiodiff_core.circular import circular_time
+from audiodiff_core.checkpoint import Model
 from audiodiff_core.loops import cut_loop, seam_score
-from audiodiff_core.mel import Images, Mel, MelConfig, to_image, to_model
+from audiodiff_core.mel import Mel, MelConfig, to_model
 from audiodiff_core.models import PRESETS, build_network
+from audiodiff_core.pipeline import AudioDiffusionPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.slices import mel_slices
-from audiodiff_core.vocoder import GriffinLim
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ROOT / "tests" / "data" / "loops"
@@ -54,18 +53,10 @@ def trained(steps: int) -> tuple[Any, Any]:
     return unet.eval(), scheduler
 
 
-@torch.inference_mode()
-def sampled(unet: Any, scheduler: Any, seeds: Sequence[int], circular: bool) -> Images:
-    images = []
-    for start in range(0, len(seeds), BATCH):
-        batch = seeds[start : start + BATCH]
-        sample = torch.cat([torch.randn((1, 1, MEL.y_res, MEL.x_res), generator=streams.initial_noise(seed)) for seed in batch])
-        scheduler.set_timesteps(STEPS)
-        with circular_time(unet) if circular else nullcontext():
-            for timestep in scheduler.timesteps:
-                sample = scheduler.step(unet(sample, timestep, return_dict=False)[0], timestep, sample, return_dict=False)[0]
-        images.append(to_image(sample[:, 0].numpy()))
-    return np.concatenate(images)
+def generated(pipeline: AudioDiffusionPipeline, count: int, seamless: bool) -> list[Samples]:
+    """The audio of the seeds from 0 on."""
+    requests = [GenerateRequest(seed=seed, steps=STEPS, seamless=seamless) for seed in range(count)]
+    return [loop.audio for loop in sorted(pipeline.generate(requests), key=lambda loop: loop.request.seed)]
 
 
 def wrap_beside_interior(loop: Samples) -> float:
@@ -111,9 +102,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     unet, scheduler = trained(given.training_steps)
-    vocoder = GriffinLim(MEL)
-    seeds = range(given.count)
-    circular, ordinary = (list(vocoder(sampled(unet, scheduler, seeds, way), seeds, circular=way)) for way in (True, False))
+    pipeline = Model(unet, scheduler, MEL, digest="").pipeline(ExecutionProfile(batch_size=BATCH))
+    circular, ordinary = (generated(pipeline, given.count, seamless) for seamless in (True, False))
     corpus = [decode(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
     print(f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:")
     report("generated in circular time", circular, given.count)

@@ -17,8 +17,8 @@ from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.train_vae import TrainVaeOptions, train_vae
+from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train_vae import train_vae
 
 COMMON: dict[str, Any] = {"train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "report_to": (), "preview_count": 0}
 

@@ -11,11 +11,15 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from audiodiff_core.audio import decode
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import load_model, load_vae
+from audiodiff_core.mel import to_image
+from audiodiff_core.posteriors import posterior_moments
+from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.training_state import best_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.validation import validate
 from tests.servers.stores import Store, Stores
@@ -110,3 +114,19 @@ def test_a_run_on_an_object_store_survives_its_faults(split: Path, stores: Store
     assert output.names("tensorboard/validation/*")
     assert load_model(f"{uri}/model").unet is not None
     store.proxy.clear()
+
+
+def test_an_autoencoder_is_validated_by_its_reconstructions(split: Path, tmp_path: Path) -> None:
+    common = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
+    train_vae(TrainVaeOptions(dataset_name=str(split), output_dir=str(tmp_path), preset="vae-tiny", **common))
+    images = MelDataset(str(split), VALIDATION).all_images()
+    vae = load_vae(tmp_path / "model")
+    with torch.no_grad():
+        made = vae.decode(posterior_moments(vae, images)[:, 0]).sample[:, 0].numpy()
+    expected = np.abs(to_image(made).astype(int) - images).mean() * 2 / 255
+    board = _board(tmp_path / "tensorboard" / "validation")
+    assert validation_results(Folder(str(tmp_path)))[20]["validation_loss"] == pytest.approx(expected, rel=1e-3)
+    assert board.Scalars("validation_loss")[-1].value == pytest.approx(expected, rel=1e-3)
+    titles = board.Tags()["images"]
+    assert len(titles) == 4
+    assert all((board.Images(title)[-1].width, board.Images(title)[-1].height) == (32, 64) for title in titles)
