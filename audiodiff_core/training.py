@@ -249,7 +249,7 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
         group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
-    if not state.optimizer.step_was_skipped:
+    if math.isfinite(norm):  # or the scaler of fp16 has left the weights as they were
         state.ema.update(list(state.network.parameters()))
     state.step += 1
     return loss, norm
