@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -360,9 +361,18 @@ def test_an_encoding_of_another_shape_is_refused(conditional_unet: Any, sampler:
             list(one.invert([item(0, clean=picture(0), encoding=torch.zeros(shape))]))
 
 
-def test_a_compiled_network_takes_many_widths(make_unet: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+class Doubling(torch.nn.Module):
+    """As a network is called."""
+
+    config = SimpleNamespace(in_channels=1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        return (2 * sample,)
+
+
+def test_a_compiled_network_takes_many_widths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    network = Network(make_unet(0), ExecutionProfile(batch_size=1, compiled=True))
+    network = Network(Doubling(), ExecutionProfile(batch_size=1, compiled=True))
     torch._dynamo.utils.counters.clear()
     for width in range(8, 8 * 15, 8):
         network([Query(torch.zeros(1, 1, 16, width), 1)])
