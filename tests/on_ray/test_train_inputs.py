@@ -11,7 +11,7 @@ import torch
 from audiodiff_core.checkpoint import ModelRecord, save_model, save_vae
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae, objective_for
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.recipe import from_command_line, validated
 from audiodiff_platform.starting_point import starting_point
@@ -52,6 +52,12 @@ def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> N
     names = sorted(MelDataset(str(dataset)).audio_files())
     some = _encodings(tmp_path / "some.parquet", names[1:])
     _refused(dataset, tmp_path / "run", rf"^encodings {some}: no encoding for {names[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
+
+
+def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: Path) -> None:
+    trained, apart = (sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN, VALIDATION))
+    some = _encodings(tmp_path / "some.parquet", trained + apart[1:])
+    _refused(held_out, tmp_path / "run", rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
 
 
 def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path: Path) -> None:
