@@ -9,6 +9,7 @@ restarted worker goes on with the same run of theirs. They are told what validat
 of the last ones, which is in the run folder and the model's record.
 """
 
+import importlib
 import importlib.util
 import json
 import math
@@ -115,7 +116,10 @@ class RunLog:
                     say(f"{METRICS} cannot be written ({error}): trying again later")
 
     def add_validations(self) -> None:
-        """Hands what validation has found meanwhile to the trackers that it cannot write to itself, at the step where the log is: wandb takes no earlier one."""
+        """Hands what validation has found meanwhile to the trackers that it cannot write to itself.
+
+        It is told at the step where the log is, as wandb takes no earlier one, with the step that was validated.
+        """
         for step, found in validation_results(self.folder).items() if self.trackers else ():
             if step not in self.validated:
                 self.validated.add(step)
@@ -195,7 +199,7 @@ def _tracker(name: str, options: "RunOptions") -> Any:
 
 def _mlflow_run(project: str, name: str) -> str | None:
     """The id of the run of that name, as mlflow knows runs by ids of its own."""
-    import mlflow
+    mlflow = importlib.import_module("mlflow")
 
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)  # by which accelerate goes first
     runs = mlflow.search_runs(experiment_names=[experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")

@@ -50,8 +50,8 @@ def require_previews(options: TrainOptions, dataset: TrainingImages) -> None:
     """Raises ValueError where so many previews are asked for that they are compared, and their images cannot be."""
     if options.preview_count >= FRECHET_FROM and dataset.mel.y_res % BANDS_COMPARED:
         raise ValueError(
-            f"preview_count {options.preview_count}: from {FRECHET_FROM} on their Fréchet distance is taken, which needs a multiple of {BANDS_COMPARED} mel bands, "
-            f"{options.dataset_name} has {dataset.mel.y_res}: ask for at most {FRECHET_FROM - 1}"
+            f"preview_count {options.preview_count}: from {FRECHET_FROM} on their Fréchet distance is taken, which needs a multiple of {BANDS_COMPARED} "
+            f"mel bands, {options.dataset_name} has {dataset.mel.y_res}: ask for at most {FRECHET_FROM - 1}"
         )
 
 

@@ -14,7 +14,7 @@ from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.training_state import VALIDATION
 
 
-class Orderly(GeneralTracker):
+class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
     """A tracker that, as wandb, takes nothing of a step before the last one."""
 
     name = "orderly"
