@@ -165,7 +165,7 @@ class TrainOptions(RunOptions):
         None, description="Hugging Face model OWNER/NAME to publish the finished model as, private where it is new; none: not published"
     )
     preview_count: int = pydantic.Field(
-        4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance, which needs a multiple of 16 mel bands"
+        4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance"
     )
 
     @pydantic.model_validator(mode="after")
