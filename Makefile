@@ -24,7 +24,8 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core --numprocesses auto
+	$(BIN)/pytest tests/on_ray tests/journey
 
 # Long fault, load and quality runs.
 soak: install

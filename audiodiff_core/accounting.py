@@ -90,7 +90,8 @@ def training_cost(
 
 def peak_flops(device_name: str) -> float | None:
     """The GPU's dense bf16 peak in FLOP/s, by the name that `torch.cuda.get_device_name` gives; None where it is not in the table."""
-    return next((peak for name, peak in BF16_PEAKS.items() if name in device_name), None)
+    words = f"{device_name} "
+    return next((peak for name, peak in BF16_PEAKS.items() if f"{name} " in words), None)
 
 
 def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: float) -> float:

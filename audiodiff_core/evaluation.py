@@ -85,7 +85,8 @@ def evaluate_images(images: Images, reference: FeatureStatistics, embed: Callabl
 def compare(reference: Items, candidate: Items, held_out: Items | None = None, seed: int = 0) -> dict[str, float]:
     """Everything that is said of `candidate` items beside `reference` ones, by name.
 
-    frechet, kernel, density, coverage   the metrics of `metrics.py`; NAME_low and NAME_high bound the 95 % interval that resampling gives
+    frechet, kernel, density, coverage   the metrics of `metrics.py`; NAME_low and NAME_high bound the 95 % interval that resampling gives (absent
+                                         for kernel where most resamples hold a single item of a side)
     frechet_real_to_real, kernel_...     mean distance of two halves of the reference's tracks: what real audio scores; absent for one track
     nearest_candidate                    median distance of a candidate to the nearest reference item
     nearest_real                         the same of held-out items or, where there are none, of each reference item to those of other tracks
@@ -151,7 +152,8 @@ def _standard_errors(reference: Items, candidate: Items, generator: np.random.Ge
     density, coverage = density_coverages(reference.features, candidate.features, of_candidate)
     kernel = kernel_distances(candidate.features, reference.features, of_candidate, of_reference)
     values = {"frechet": frechet, "kernel": kernel, "density": density, "coverage": coverage}
-    return {name: float(np.std(resamples, ddof=1)) for name, resamples in values.items()}
+    finite = {name: resamples[np.isfinite(resamples)] for name, resamples in values.items()}  # a resample of one item alone has no kernel distance
+    return {name: float(np.std(resamples, ddof=1)) for name, resamples in finite.items() if len(resamples) > RESAMPLES // 2}
 
 
 def resampled(tracks: npt.NDArray[np.int64], generator: np.random.Generator) -> Weights:

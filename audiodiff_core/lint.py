@@ -121,7 +121,7 @@ def _full_rank(config: MelConfig) -> str:
     step = min(SIDE_MULTIPLES.values()) if config.y_res <= max(SIDE_MULTIPLES.values()) else max(SIDE_MULTIPLES.values())
     fewer = (config.model_copy(update={"y_res": bands}) for bands in range((config.y_res - 1) // step * step, 0, -step))
     mends = first(longer, lambda candidate: f"n_fft {candidate.n_fft}") + first(fewer, lambda candidate: f"{candidate.y_res} bands (resolution)")
-    return f"use {' or '.join(mends)}"
+    return f"use {' or '.join(mends)}" if mends else "use fewer bands (resolution) and a larger n_fft"
 
 
 def _hop(config: MelConfig) -> Iterator[Finding]:

@@ -96,7 +96,10 @@ def kernel_distance(one: Features, other: Features) -> float:
 
 
 def kernel_distances(one: Features, other: Features, one_weights: Weights, other_weights: Weights) -> Weights:
-    """As `kernel_distance`, for each column of the weights (n, b) and (m, b); no item is paired with itself, though it may count several times."""
+    """As `kernel_distance`, for each column of the weights (n, b) and (m, b); no item is paired with itself, though it may count several times.
+
+    NaN where all the weight of a side is one item's.
+    """
     if min(len(one), len(other)) < 2:
         raise ValueError(f"{len(one)} and {len(other)} items: a kernel distance needs at least 2 on each side")
     cross = _kernel_sums(one, other, one_weights, other_weights) / (one_weights.sum(axis=0) * other_weights.sum(axis=0))
@@ -106,8 +109,9 @@ def kernel_distances(one: Features, other: Features, one_weights: Weights, other
 
 def _mean_within(features: Features, weights: Weights) -> Weights:
     own = np.square(weights).T @ _kernel(np.square(features).sum(axis=1), features.shape[1])
-    mean: Weights = (_kernel_sums(features, features, weights, weights) - own) / (weights.sum(axis=0) ** 2 - np.square(weights).sum(axis=0))
-    return mean
+    pairs = weights.sum(axis=0) ** 2 - np.square(weights).sum(axis=0)
+    mean: Weights = np.full(len(pairs), np.nan)
+    return np.divide(_kernel_sums(features, features, weights, weights) - own, pairs, out=mean, where=pairs > 0)
 
 
 def _kernel_sums(one: Features, other: Features, one_weights: Weights, other_weights: Weights) -> Weights:

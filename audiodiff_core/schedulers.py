@@ -29,7 +29,6 @@ from diffusers import (
 )
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
-Spacing = Literal["leading", "trailing", "linspace"]
 SchedulerName = Literal["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"]
 Space = Literal["preserving", "exploding", "flow"]
 
@@ -40,7 +39,9 @@ LARGEST_FIRST_SIGNAL = 0.1
 _ALL: frozenset[PredictionType] = frozenset({"epsilon", "v_prediction", "sample"})
 _NOISE: frozenset[PredictionType] = frozenset({"epsilon", "v_prediction"})
 _FLOW: frozenset[PredictionType] = frozenset({"flow"})
-_SPACINGS: frozenset[Spacing] = frozenset(get_args(Spacing))
+
+LARGEST_ETA_FROM_PURE_NOISE = 1 - 1e-6
+"""At zero terminal SNR an eta of 1 makes DDIM's first step take the root of 1 - 1, which rounding makes negative."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,6 @@ class Method:
     predictions: frozenset[PredictionType]
     space: Space
     zero_terminal_snr: bool = True
-    spacings: frozenset[Spacing] = _SPACINGS
     calls_per_step: int = 1
     takes_eta: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -65,11 +65,8 @@ class Method:
         return "generator" in inspect.signature(self.scheduler.step).parameters
 
 
-# DDIM steps by num_train_timesteps // steps whatever its timesteps are, so with 'linspace' it leaves samples at levels that it does not tell the network.
-_ON_ITS_GRID: frozenset[Spacing] = frozenset({"leading", "trailing"})
-
 METHODS: dict[SchedulerName, Method] = {
-    "ddim": Method(DDIMScheduler, 50, _ALL, "preserving", spacings=_ON_ITS_GRID, takes_eta=True),
+    "ddim": Method(DDIMScheduler, 50, _ALL, "preserving", takes_eta=True),
     "ddpm": Method(DDPMScheduler, 1_000, _ALL, "preserving"),
     "dpm++": Method(DPMSolverMultistepScheduler, 25, _ALL, "preserving"),
     "dpm++_sde": Method(DPMSolverMultistepScheduler, 50, _ALL, "preserving", options={"algorithm_type": "sde-dpmsolver++"}),
@@ -117,21 +114,17 @@ def resolved(model_scheduler: Any, wanted: Wanted) -> tuple[SchedulerName, int]:
         raise ValueError(f"scheduler {name} is not known: {', '.join(METHODS)} are")
     method = METHODS[name]
     config = model_scheduler.config
-    steps = method.default_steps if wanted.steps is None else wanted.steps
+    levels = config.num_train_timesteps
+    steps = min(method.default_steps, levels) if wanted.steps is None else wanted.steps
     if predicts not in method.predictions:
         fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions)
         raise ValueError(f"scheduler {name} does not fit a model with prediction_type {predicts}: use one of {fitting}")
-    if predicts != "flow":
-        if config.get("rescale_betas_zero_snr") and not method.zero_terminal_snr:
-            fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions and one.zero_terminal_snr)
-            raise ValueError(f"scheduler {name} does not know zero terminal SNR (rescale_betas_zero_snr), which the model has: use one of {fitting}")
-        if (spacing := config.get("timestep_spacing", "leading")) not in method.spacings:
-            fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions and spacing in one.spacings)
-            raise ValueError(f"scheduler {name} is not exact with the model's timestep_spacing {spacing}: use one of {fitting}")
+    if predicts != "flow" and config.get("rescale_betas_zero_snr") and not method.zero_terminal_snr:
+        fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions and one.zero_terminal_snr)
+        raise ValueError(f"scheduler {name} does not know zero terminal SNR (rescale_betas_zero_snr), which the model has: use one of {fitting}")
     if wanted.eta and not method.takes_eta:
         taking = ", ".join(other for other, one in METHODS.items() if one.takes_eta)
         raise ValueError(f"eta {wanted.eta}: scheduler {name} takes none (0), only {taking} does")
-    levels = config.num_train_timesteps
     if not 1 <= steps <= min(MAX_STEPS, levels):
         raise ValueError(f"steps {steps}: the model has {levels} levels of noise, use 1 to {min(MAX_STEPS, levels)}")
     return name, steps
@@ -141,7 +134,7 @@ def scheduler_for(model_scheduler: Any, wanted: Wanted) -> Any:
     """A fresh diffusers scheduler with its timesteps set, over the noise schedule of a model's own: one for each request, since it keeps state.
 
     All of the model's configuration that the method has an entry for is handed on (diffusers' `from_config` would replace what equals
-    a default by the other class's default). Raises ValueError as `resolved` does; warns where the steps leave a little noise or start below pure noise.
+    a default by the other class's default). Raises ValueError as `resolved` does.
     """
     name, steps = resolved(model_scheduler, wanted)
     method = METHODS[name]
@@ -154,7 +147,9 @@ def scheduler_for(model_scheduler: Any, wanted: Wanted) -> Any:
         scheduler.set_timesteps(steps)
     starts = scheduler.timesteps[:: method.calls_per_step]
     if len(starts) != steps or bool((starts.diff() >= 0).any()):
-        raise ValueError(f"steps {steps}: {name} does not find as many different timesteps on this model, use fewer")
+        raise ValueError(f"steps {steps}: {name} does not find as many different timesteps on this model, use another number")
+    if hasattr(scheduler, "sigmas") and bool((scheduler.sigmas.diff() > 0).any()):  # pure noise, which diffusers caps, below its neighbour
+        scheduler.sigmas[0] = 2 * scheduler.sigmas.max()
     return scheduler
 
 
@@ -162,14 +157,14 @@ class Schedule:
     """One request's levels of noise, and the steps between them. Keeps the state of multistep methods: never shared.
 
     timesteps: what the network is told at each call. levels: (signal, noise) of each level, one more than calls, the last being (1, 0).
-    Raises ValueError as `resolved` does; warns where the steps leave a little noise or do not start from pure noise.
+    Raises ValueError as `resolved` does; warns where the steps do not start from pure noise.
     """
 
     def __init__(self, model_scheduler: Any, wanted: Wanted) -> None:
         self.name, self.steps = resolved(model_scheduler, wanted)
         self._method = METHODS[self.name]
         self._scheduler = scheduler_for(model_scheduler, wanted)
-        self._options = {"eta": wanted.eta} if self._method.takes_eta else {}
+        self._eta = wanted.eta
         self.timesteps: list[float] = self._scheduler.timesteps.tolist()
         self.levels = self._levels()
         self._warn()
@@ -206,10 +201,22 @@ class Schedule:
 
     def step(self, prediction: torch.Tensor, sample: torch.Tensor, call: int, generator: torch.Generator) -> torch.Tensor:
         """The sample at level `call` + 1 from that at level `call`; all noise that it takes is drawn from `generator`."""
-        noise = {"generator": generator} if self._method.takes_generator else {}
+        options: dict[str, Any] = {"generator": generator} if self._method.takes_generator else {}
+        if self._method.takes_eta:
+            options["eta"] = min(self._eta, LARGEST_ETA_FROM_PURE_NOISE) if self.levels[call][0] == 0 else self._eta
+        if self.name == "ddim":
+            self._aim_at(call + 1)
         timestep = self._scheduler.timesteps[call]
-        moved: torch.Tensor = self._scheduler.step(prediction, timestep, sample, **noise, **self._options, return_dict=False)[0]
+        moved: torch.Tensor = self._scheduler.step(prediction, timestep, sample, **options, return_dict=False)[0]
         return moved
+
+    def _aim_at(self, level: int) -> None:
+        """Has DDIM's next step end at this level. By itself it goes num_train_timesteps // num_inference_steps down, wherever its timesteps are:
+        where the one does not divide by the other, samples would be left at levels of which the network is not told.
+        """
+        start, end = self.timesteps[level - 1], self.timesteps[level] if level < self.calls else -1
+        self._scheduler.num_inference_steps = 1
+        self._scheduler.register_to_config(num_train_timesteps=int(start - end))
 
     def _levels(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         one = torch.ones(())
@@ -226,8 +233,6 @@ class Schedule:
 
     def _warn(self) -> None:
         levels = self._scheduler.config.num_train_timesteps
-        if self.name == "ddim" and self.timesteps[-1] >= levels // self.steps:
-            warnings.warn(f"steps {self.steps} with {self.name}: a little noise is left, use a divisor of {levels}", stacklevel=4)
         signal, noise = self.levels[0]
         if signal / (signal**2 + noise**2) ** 0.5 > LARGEST_FIRST_SIGNAL:
             first = f"{self.timesteps[0]:.0f} of {levels}"

@@ -81,6 +81,11 @@ def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[
     return Draws(torch.from_numpy(timesteps), torch.from_numpy(noise), torch.from_numpy(kept), latent)
 
 
+def memory_format(accelerator: Accelerator) -> torch.memory_format:
+    """How a network that learns keeps its values: channels_last where tensor cores want it; on CPUs it makes a step 9 to 16 % slower."""
+    return torch.contiguous_format if accelerator.device.type == "cpu" else torch.channels_last
+
+
 class TrainState:
     """The live network, its moving average (kept apart), the optimizer, and how far training has come.
 
@@ -107,7 +112,7 @@ class TrainState:
         sharded = accelerator.distributed_type == DistributedType.FSDP
         if sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
-        self.bare = network if sharded else network.to(memory_format=torch.channels_last)  # FSDP shards contiguous weights only
+        self.bare = network if sharded else network.to(memory_format=memory_format(accelerator))  # FSDP shards contiguous weights only
         self.objective = objective
         self.seed = seed
         self.max_gradient_norm = max_gradient_norm
@@ -249,7 +254,7 @@ def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Seque
         group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
-    if not state.optimizer.step_was_skipped:
+    if math.isfinite(norm):  # or the scaler of fp16 has left the weights as they were
         state.ema.update(list(state.network.parameters()))
     state.step += 1
     return loss, norm

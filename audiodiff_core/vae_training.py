@@ -17,7 +17,7 @@ from torch import nn
 from audiodiff_core import seeds as streams
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
-from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, load_moments, make_optimizer, moments_of
+from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, load_moments, make_optimizer, memory_format, moments_of
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,
     VaeObjective,
@@ -64,7 +64,7 @@ class VaeTrainState:
             raise ValueError("mixed_precision fp16 is too narrow for a VAE: use bf16 or no")
         if accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("a VAE is not trained under FSDP, it fits every GPU: use DDP")
-        self.bare = vae.to(memory_format=torch.channels_last)
+        self.bare = vae.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed
         self.step = 0

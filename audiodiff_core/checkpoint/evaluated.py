@@ -1,5 +1,6 @@
 """What an evaluation found, written into the model that it is of."""
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ CARD = "README.md"
 
 
 def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
-    """Adds metrics to the record and the card of the model in a folder, local or of an fsspec URI; those of the same name are replaced.
+    """Adds the finite metrics to the record and the card of the model in a folder, local or of an fsspec URI; those of the same name are replaced.
 
     Each of the two files is whole at any time, the record first. Raises CheckpointError where there is no model, or one that has no record.
     """
@@ -24,7 +25,8 @@ def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
     model = load_model(folder)
     if model.record is None:
         raise CheckpointError(f"{folder}: has no {RECORD} to write metrics into: `python -m audiodiff_core.checkpoint SOURCE DESTINATION` gives it one")
-    record = model.record.model_copy(update={"metrics": {**model.record.metrics, **metrics}})
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+    record = model.record.model_copy(update={"metrics": {**model.record.metrics, **found}})
     _replace(f"{folder}/{RECORD}", record.model_dump_json(indent=2) + "\n")
     _replace(f"{folder}/{CARD}", card.text(model.unet, model.scheduler, model.mel, model.vae, record))
 

@@ -232,6 +232,8 @@ class AudioDiffusionPipeline:
         if self.vae is not None:
             with circular_time(self.vae) if circular else nullcontext():
                 samples = decode_latents(self.vae, samples)
+            if not bool(torch.isfinite(samples).all()):
+                raise FloatingPointError("the autoencoder's images are not finite: its weights are broken")
         return to_image(samples[:, 0].numpy())
 
     def _made(self, jobs: Iterable[_Job]) -> Iterator[Loop]:

@@ -53,7 +53,7 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
     columns = -(-len(samples) // mel.hop_length)
     if columns > LONGEST_TRACK:
         raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {LONGEST_TRACK * mel.hop_length / mel.sample_rate:.0f} s are taken")
-    return _image(samples, mel, max(8, columns))[:, :columns]
+    return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice is a sample short of its columns
 
 
 def samples_of(source: Audio, mel: MelConfig) -> Samples:

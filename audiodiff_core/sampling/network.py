@@ -16,6 +16,9 @@ import torch
 from audiodiff_core.circular import circular_time
 from audiodiff_core.sampling.profile import ExecutionProfile
 
+SHAPES = 256
+"""Widths, circular or not, that a compiled network is compiled for; beyond them it would compute otherwise."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -39,7 +42,9 @@ class Network:
         if profile.dtype != torch.float32:
             unet = copy.deepcopy(unet).to(profile.dtype)
         self._module = unet.to(profile.device, memory_format=torch.channels_last).eval()
-        self._call = torch.compile(self._module, dynamic=False) if profile.compiled else self._module
+        self._call: Any = self._module
+        if profile.compiled:
+            self._call = torch.compile(self._module, dynamic=False, recompile_limit=SHAPES)  # type: ignore[call-overload]  # the overloads lack it
 
     @torch.inference_mode()
     def __call__(self, queries: Sequence[Query], circular: bool = False) -> list[torch.Tensor]:

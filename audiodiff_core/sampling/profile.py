@@ -33,10 +33,12 @@ class ExecutionProfile(pydantic.BaseModel):
         A CPU gets fp32, since most compute bf16 by way of fp32 and lose time by it, and 4 samples at once. A GPU gets bf16, or fp16 where
         it has no bf16 arithmetic, and 32 samples at once.
         """
-        if not torch.cuda.is_available():
-            return cls(batch_size=batch_size or DEFAULT_BATCH_SIZES["cpu"], precision=precision or "fp32", device="cpu", compiled=compiled)
-        half: Precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        return cls(batch_size=batch_size or DEFAULT_BATCH_SIZES["cuda"], precision=precision or half, device="cuda", compiled=compiled)
+        device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+        if batch_size is None:
+            batch_size = DEFAULT_BATCH_SIZES[device]
+        if precision is None:
+            precision = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return cls(batch_size=batch_size, precision=precision, device=device, compiled=compiled)
 
     @property
     def dtype(self) -> torch.dtype:

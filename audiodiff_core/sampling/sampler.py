@@ -33,13 +33,22 @@ class Sampler:
     def sample(self, items: Iterable[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
         """Yields each item with its clean sample (channels, height, width), float32 on the CPU, in the order in which they finish.
 
-        Items are taken only as places come free.
+        Items are taken only as places come free. Raises ValueError for an encoding of another shape than the network takes, and FloatingPointError
+        for a sample that is not finite.
         """
-        return self._walked(items, lambda item: Denoising(item, self.scheduler, self.shape(item.width), self.profile.device))
+        return self._walked(items, lambda item: Denoising(self._checked(item), self.scheduler, self.shape(item.width), self.profile.device))
 
     def invert(self, items: Iterable[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
         """Yields each item with the noise that `sample` makes its clean content from, as `sample` yields."""
-        return self._walked(items, lambda item: Inverting(item, self.scheduler, self.profile.device))
+        return self._walked(items, lambda item: Inverting(self._checked(item), self.scheduler, self.profile.device))
+
+    def _checked(self, item: Item) -> Item:
+        """Raises ValueError for an encoding that the network does not take."""
+        expected = () if self.network.encoding_dim is None else (self.network.encoding_dim,)
+        if item.encoding is not None and tuple(item.encoding.shape) != expected:
+            taken = f"{expected}" if expected else "none, it is not conditional"
+            raise ValueError(f"encoding of shape {tuple(item.encoding.shape)} for seed {item.request.seed}: the network takes {taken}")
+        return item
 
     @torch.inference_mode()
     def _walked(self, items: Iterable[Item], begin: Callable[[Item], Walk]) -> Iterator[tuple[Item, torch.Tensor]]:
@@ -59,7 +68,7 @@ class Sampler:
                 return
             for pool in pools.values():
                 self._step(pool)
-                yield from ((walk.item, walk.sample[0].cpu()) for walk in pool if walk.finished)
+                yield from ((walk.item, _finite(walk)) for walk in pool if walk.finished)
             pools = {key: left for key, pool in pools.items() if (left := [walk for walk in pool if not walk.finished])}
 
     def _free(self, pool: list[Walk]) -> int:
@@ -74,3 +83,11 @@ class Sampler:
         for walk, asked in zip(pool, queries, strict=True):
             walk.advance(answers[: len(asked)])
             del answers[: len(asked)]
+
+
+def _finite(walk: Walk) -> torch.Tensor:
+    """A finished walk's sample on the CPU. Raises FloatingPointError where it is not finite: an image cannot show that."""
+    sample: torch.Tensor = walk.sample[0].cpu()
+    if not bool(torch.isfinite(sample).all()):
+        raise FloatingPointError(f"seed {walk.item.request.seed}: the network's sample is not finite: use precision bf16 or fp32, or another model")
+    return sample

@@ -136,6 +136,8 @@ class Inverting:
         self._schedule = Schedule(model_scheduler, item.request)
         if self._schedule.name not in INVERTIBLE or item.request.eta:
             raise ValueError(f"scheduler {self._schedule.name} with eta {item.request.eta} cannot be inverted: {' and '.join(INVERTIBLE)} with eta 0 can")
+        if self._schedule.calls == 1 and self._schedule.levels[0][0] == 0:
+            raise ValueError("steps 1: one step from pure noise holds no trace of the noise that it began with, use 2 or more to invert")
         assert item.clean is not None
         self._predicts = prediction_type(model_scheduler)
         self._level = self._schedule.calls - 1

@@ -11,7 +11,7 @@ Inverting the filterbank first and holding its answer fixed while the phases are
 from the image: many linear spectra have the image's mel power, and most of them are not those of any signal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -29,13 +29,15 @@ Quality = Literal["fast", "standard", "best"]
 QUALITIES: dict[Quality, float] = {"fast": 0.5, "standard": 1, "best": 3}
 """Iterations in units of the configuration's n_iter (32 in every published one)."""
 
+PLACES = 8
 MOMENTUM = 0.9
 FLOOR_SHARE = 0.2
 """Power that counts as none where a band's power is compared with the image's, as a share of the power of level 1."""
 
 
 class GriffinLim:
-    """Audio of any mel configuration, on any device; a batch's items are done one by one on a CPU, so that none depends on its neighbours.
+    """Audio of any mel configuration, on any device; items are done one by one on a CPU, elsewhere in batches of one shape, so that none depends
+    on its neighbours.
 
     Level 0 of an image is taken as silence. The audio's level is relative: mel power 1 where the image is 255.
     """
@@ -55,13 +57,10 @@ class GriffinLim:
         mel_power = mel_power_of(self._mel, images, seeds)
         frames = Frames(self.config, images.shape[-1], self.device, circular)
         noise = torch.stack([torch.randn(frames.length, generator=streams.derived(seed, "phase")) for seed in seeds])
-        batch = 1 if self.device.type == "cpu" else len(images)
         with torch.inference_mode():
-            parts = [
-                self.reconstruct(power.to(self.device), start.to(self.device), frames).cpu().numpy()
-                for power, start in zip(mel_power.split(batch), noise.split(batch), strict=True)
-            ]
-        return np.concatenate(parts)
+            batches = zip(in_places(mel_power, self.device), in_places(noise, self.device), strict=True)
+            parts = [self.reconstruct(power, start, frames).cpu().numpy() for power, start in batches]
+        return np.concatenate(parts)[: len(images)]
 
     def reconstruct(self, mel_power: torch.Tensor, noise: torch.Tensor, frames: Frames) -> torch.Tensor:
         """Mel power (batch, frames, bands) and any audio to start from (batch, frames.length) -> audio (batch, frames.length)."""
@@ -77,6 +76,13 @@ class GriffinLim:
             ahead = torch.lerp(signal, previous, -MOMENTUM) if iteration > 1 else signal
             previous, signal = signal, frames.synthesise(len(signal), partial(fitted, ahead))
         return frames.audio(signal)
+
+
+def in_places(items: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    """Items (n, ...) on the device in batches of one shape, the last filled up with zeros: one at a time on a CPU, PLACES elsewhere."""
+    places = 1 if device.type == "cpu" else PLACES
+    for batch in items.split(places):
+        yield torch.cat([batch, batch.new_zeros(places - len(batch), *batch.shape[1:])]).to(device)
 
 
 def mel_power_of(mel: Mel, images: Images, seeds: Sequence[int]) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.vocoder.bands import Bands
-from audiodiff_core.vocoder.griffin_lim import mel_power_of
+from audiodiff_core.vocoder.griffin_lim import in_places, mel_power_of
 
 CONTEXT_FRAMES = 32
 """Frames that a network is shown of the loop's other end: more than Vocos and BigVGAN see to a side."""
@@ -43,9 +43,8 @@ class NeuralVocoder:
     def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
         """As `Vocoder` says. Raises ValueError for images of another height, a missing seed, and a network whose audio is too short or not finite."""
         power = mel_power_of(self._mel, images, seeds)
-        batch = 1 if self.device.type == "cpu" else len(images)
         with torch.inference_mode():
-            return np.concatenate([self._audio(part.to(self.device), circular).cpu().numpy() for part in power.split(batch)])
+            return np.concatenate([self._audio(part, circular).cpu().numpy() for part in in_places(power, self.device)])[: len(images)]
 
     def _audio(self, mel_power: torch.Tensor, circular: bool) -> torch.Tensor:
         frames, hop = mel_power.shape[1], self.config.hop_length

@@ -42,7 +42,7 @@ class Bare:
 
     def __init__(self, options: TrainOptions, start: StartingPoint) -> None:
         self.options, self.objective = options, start.objective
-        self.network = copy.deepcopy(start.network).to(memory_format=torch.channels_last)
+        self.network = copy.deepcopy(start.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, fused=True)
         self.average = WeightAverage(list(self.network.parameters()), options.ema_decay)
         self.images = np.random.default_rng(0).integers(0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8)

@@ -125,3 +125,12 @@ def test_images_beside_training(images: npt.NDArray[np.uint8]) -> None:
     assert figures == {"frechet": pytest.approx(expected), "n_candidate": 20, "n_reference": 20}
     with pytest.raises(ValueError, match="no images"):
         statistics_of([])
+
+
+@pytest.mark.parametrize("candidates", [2, 3, 50])
+def test_figures_of_few_items_are_finite_or_left_out(candidates: int) -> None:
+    generator = np.random.default_rng(5)
+    features = generator.normal(size=(9, 4))
+    figures = compare(Items(features, ["short", *["long"] * 8]), _items(generator, candidates, 1))
+    assert np.isfinite(list(figures.values())).all()
+    assert {"frechet", "frechet_low", "kernel"} <= figures.keys()

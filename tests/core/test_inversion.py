@@ -126,3 +126,10 @@ def test_what_cannot_be_inverted_is_refused(make_unet: Callable[[int], Any], tin
     pipeline = AudioDiffusionPipeline(make_unet(0), MODELS["v"], tiny_mel, PROFILE)
     with pytest.raises(ValueError, match=said):
         pipeline.invert([GenerateRequest(steps=2, **values)], [np.zeros((16, 16), np.uint8)], refinements=refinements)
+
+
+@pytest.mark.parametrize("name", ["v-zero-snr", "sample-zero-snr", "flow"])
+def test_one_step_from_pure_noise_cannot_be_inverted(make_unet: Callable[[int], Any], name: str) -> None:
+    sampler = Sampler(make_unet(1), MODELS[name], ExecutionProfile(batch_size=1))
+    with pytest.raises(ValueError, match=r"steps 1: .* use 2 or more to invert"):
+        list(sampler.invert([Item(GenerateRequest(steps=1), 8, clean=torch.zeros(sampler.shape(8)))]))

@@ -259,6 +259,12 @@ class TestLonger:
             image = Mel(tiny_mel.model_copy(update={"x_res": max(8, columns)})).images(track.samples[np.newaxis])[0][0, :, :columns].astype(int)
             assert np.abs(one.image - image).mean() < 0.5 * np.abs(other.image - image).mean()
 
+    def test_a_loop_that_was_made_here_is_remixed_as_a_whole(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+        (loop,) = pipeline.generate([GenerateRequest(seed=0, steps=2, seamless=True)])
+        assert len(loop.audio) % tiny_mel.hop_length == 0
+        (remixed,) = pipeline.remix(requests(1, 2), [Audio(loop.audio, tiny_mel.sample_rate)], 0.5)
+        assert remixed.image.shape == loop.image.shape
+
 
 class TestInterpolate:
     def test_the_ends_are_the_keys(self, pipeline: AudioDiffusionPipeline) -> None:

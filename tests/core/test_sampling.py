@@ -1,8 +1,11 @@
 """An item's sample is its own: the same bits in any company, and the image that diffusers' pipeline makes of the same noise."""
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -337,3 +340,40 @@ def test_steps_warn_only_through_the_schedule(sampler: Sampler) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         list(sampler.sample([item(0, 5), item(0, 10, "euler")]))
+
+
+def test_a_sample_that_is_not_finite_is_an_error(make_unet: Callable[[int], Any]) -> None:
+    unet = make_unet(0)
+    with torch.no_grad():
+        unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="seed 3: the network's sample is not finite"):
+        list(Sampler(unet, Objective().scheduler("ddim"), PROFILE).sample([item(3)]))
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (1, 8)])
+def test_an_encoding_of_another_shape_is_refused(conditional_unet: Any, sampler: Sampler, shape: tuple[int, ...]) -> None:
+    conditional = Sampler(conditional_unet, EPSILON.scheduler("ddim"), PROFILE)
+    told = re.escape(f"encoding of shape {shape} for seed 0: the network takes")
+    for one, taken in ((conditional, re.escape(" (8,)")), (sampler, " none")):
+        with pytest.raises(ValueError, match=told + taken):
+            list(one.sample([item(0, encoding=torch.zeros(shape))]))
+        with pytest.raises(ValueError, match=told + taken):
+            list(one.invert([item(0, clean=picture(0), encoding=torch.zeros(shape))]))
+
+
+class Doubling(torch.nn.Module):
+    """As a network is called."""
+
+    config = SimpleNamespace(in_channels=1)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        return (2 * sample,)
+
+
+def test_a_compiled_network_takes_many_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    network = Network(Doubling(), ExecutionProfile(batch_size=1, compiled=True))
+    torch._dynamo.utils.counters.clear()
+    for width in range(8, 8 * 15, 8):
+        network([Query(torch.zeros(1, 1, 16, width), 1)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 14
