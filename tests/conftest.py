@@ -70,6 +70,18 @@ def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
+def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished dataset of 32x32 images, a file in each shard, with tracks held out: their shards have no other part."""
+    from audiodiff_platform.prepare import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("held-out") / "mel"
+    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
+    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options))
+    assert 0 < summary["validation_slices"] < summary["slices"]
+    return folder
+
+
+@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder with random weights for 32x32 images."""
     import torch

@@ -163,4 +163,4 @@ class MelDataset:
         return self._held[group]
 
     def _opened(self, shard: int) -> pq.ParquetFile:
-        return pq.ParquetFile(self.folder.filesystem.open(self.folder.path(data_file(shard)), "rb"))
+        return pq.ParquetFile(self.folder.filesystem.open(self.folder.path(data_file(shard, self.split)), "rb"))

@@ -41,7 +41,9 @@ class EvaluateOptions(Options):
     reference: str = pydantic.Field(description="real audio, best what the model was trained on: a mel dataset, or audio as prepare takes it (path, s3://, gs://)")
     candidate: str = pydantic.Field(description="generated audio: what generate wrote, a folder of audio, or a mel dataset")
     held_out: str | None = pydantic.Field(
-        None, description="real audio that was not trained on, as measure of how near new audio comes to the reference; none: the reference's validation split"
+        None,
+        description="real audio that was not trained on, as measure of how near new audio comes to the reference; of a mel dataset, its validation split "
+        "where it has one; none: the reference's validation split",
     )
     embedder: str = pydantic.Field(EMBEDDER, description=f"what stands for a slice: {EMBEDDER}, or an encoder as for encode")
     mel_config: str | None = pydantic.Field(
@@ -111,13 +113,25 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _sides(options: EvaluateOptions) -> dict[str, Side]:
-    sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE, HELD_OUT) if (uri := getattr(options, name))}
-    if HELD_OUT not in sides and sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION)).portions:
+    sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE) if (uri := getattr(options, name))}
+    if options.held_out:
+        sides[HELD_OUT] = _held_out(options.held_out, options.reference)
+    elif sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION)).portions:
         sides[HELD_OUT] = replace(held_out, portions=[replace(portion, side=HELD_OUT) for portion in held_out.portions])
     portions = sides[REFERENCE].portions
     each, more = divmod(options.round_trips, len(portions))
     sides[REFERENCE].portions = [replace(portion, round_trips=each + (place < more)) for place, portion in enumerate(portions)]
     return sides
+
+
+def _held_out(uri: str, reference: str) -> Side:
+    """The held-out tracks of a mel dataset that has such, or all that lies at a URI; raises ValueError where that is the reference."""
+    side = _side(HELD_OUT, uri, VALIDATION)
+    if side.portions:
+        return side
+    if Folder(uri).root == Folder(reference).root:
+        raise ValueError(f"held_out {uri}: is the reference, and has no held-out tracks: name audio that was not trained on, or leave held_out out")
+    return _side(HELD_OUT, uri)
 
 
 def _side(name: str, uri: str, split: str = TRAIN) -> Side:

@@ -1,7 +1,8 @@
 """Runs a training on Ray Train: which numbers of workers it may have, when it starts again, and when it is given up.
 
-Ray Train decides both from counts of its own, so two of its policies are given a rule more: an elastic group takes only numbers of
-workers that divide the batch and the streams of the data order, and failures count only since the last new checkpoint. Its own folder
+Ray Train decides both from counts of its own, so two of its policies are given rules more: an elastic group takes only numbers of
+workers that divide the batch and the streams of the data order; failures count only since the last new checkpoint, and a validation
+that dies is none: its checkpoint has no result, as where validation raises an error. Its own folder
 holds nothing that is needed later (`training_state.py` says where checkpoints are), so it is a temporary one on this node.
 """
 
@@ -13,11 +14,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, ValidationConfig
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, ValidationConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
+from audiodiff_platform.cluster import say
 from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
@@ -78,7 +81,7 @@ def run_workers(
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train with this module's two rules."""
+    """Ray Train with this module's rules."""
 
     options: RunOptions
 
@@ -86,7 +89,11 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         parts["failure_policy"] = FailuresSinceCheckpoint(self.run_config.failure_config, self.options.output_dir)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = DividingWorkers(self.scaling_config, self.options)
-        return super()._initialize_and_run_controller(**parts)
+        result = super()._initialize_and_run_controller(**parts)
+        if _validation_died(result.error):  # what is left to do when the workers have finished is validation
+            say(f"validation of the last checkpoints died ({cause_of(result.error.controller_failure)}): training ends without it")
+            result.error = None
+        return result
 
 
 class DividingWorkers(ElasticScalingPolicy):  # type: ignore[misc]
@@ -127,6 +134,9 @@ class FailuresSinceCheckpoint(DefaultFailurePolicy):  # type: ignore[misc]
         self.checkpoint: str | None = None
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        if _validation_died(training_failed_error):
+            say(f"validation of a checkpoint died ({cause_of(training_failed_error.controller_failure)}): training goes on")
+            return FailureDecision.NOOP
         checkpoint = _newest(self.output_dir, self.checkpoint)
         if checkpoint != self.checkpoint:
             self.checkpoint = checkpoint
@@ -140,6 +150,11 @@ def _newest(output_dir: str, known: str | None) -> str | None:
         return newest_checkpoint(Folder(output_dir))
     except OSError:
         return known
+
+
+def _validation_died(error: Exception | None) -> bool:
+    """Whether Ray Train's controller met the death of a task, not of a worker, which is an actor: validations are the only tasks that it runs."""
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, (WorkerCrashedError, OutOfMemoryError, NodeDiedError))
 
 
 def _cause(error: TrainingFailedError) -> str:

@@ -5,12 +5,15 @@
     OUTPUT_DIR/tensorboard/validation/   (`validation.py`) validation loss by noise level, pictures and audio with fixed seeds
 
 TensorBoard's files of a run folder on an object store are written to a local folder and copied. The other trackers are accelerate's; a
-restarted worker goes on with the same run of theirs.
+restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, so not what it found
+of the last ones, which is in the run folder and the model's record.
 """
 
+import importlib
 import importlib.util
 import json
 import math
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+VALIDATED_STEP = "validated_step"
 SAID_EVERY_S = 10.0
 COPIED_EVERY_S = 60.0  # to an object store, which knows no appending
 
@@ -72,7 +76,7 @@ class RunLog:
     """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped."""
 
     def __init__(self, options: "RunOptions", step: int, writes: bool) -> None:
-        self.writes, self.folder = writes, Folder(options.output_dir)
+        self.writes, self.folder, self.step = writes, Folder(options.output_dir), step
         self.last: dict[str, float] = {}
         if not writes:
             return
@@ -91,7 +95,7 @@ class RunLog:
     def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
         step, samples = counts.step, counts.samples
-        self.last = dict(values)
+        self.last, self.step = dict(values), step
         if not self.writes:
             return
         now = time.monotonic()
@@ -112,12 +116,15 @@ class RunLog:
                     say(f"{METRICS} cannot be written ({error}): trying again later")
 
     def add_validations(self) -> None:
-        """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
+        """Hands what validation has found meanwhile to the trackers that it cannot write to itself.
+
+        It is told at the step where the log is, as wandb takes no earlier one, with the step that was validated.
+        """
         for step, found in validation_results(self.folder).items() if self.trackers else ():
             if step not in self.validated:
                 self.validated.add(step)
                 for tracker in self.trackers:
-                    tracker.log(found, step=step)
+                    tracker.log({**found, VALIDATED_STEP: step}, step=max(step, self.step))
 
     def flush(self) -> None:
         if not self.writes:
@@ -138,9 +145,12 @@ class RunLog:
     def close(self) -> None:
         if not self.writes:
             return
-        self.flush()
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        try:
+            self.flush()
+            if self.tensorboard is not None:
+                self.tensorboard.close()
+        except OSError as error:  # where training ends for that, its own message says what to do
+            say(f"{METRICS} or {TENSORBOARD} cannot be written to its end ({error})")
         for tracker in self.trackers:
             tracker.finish()
 
@@ -172,13 +182,25 @@ def _tracker(name: str, options: "RunOptions") -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     project, run = "audiodiff", options.run_id()
+    told = options.model_dump()
     match name:
         case "wandb":
             tracker = LOGGER_TYPE_TO_CLASS[name](project, id=run, resume="allow")
         case "trackio":
             tracker = LOGGER_TYPE_TO_CLASS[name](project, name=run, resume="allow")
         case _:
-            tracker = LOGGER_TYPE_TO_CLASS[name](project, run_name=run)
+            earlier = _mlflow_run(project, run)
+            tracker = LOGGER_TYPE_TO_CLASS[name](project, run_id=earlier, run_name=run)
+            told = told if earlier is None else {}  # mlflow refuses another value of what a run was told, such as a later stopping point
     tracker.start()
-    tracker.store_init_configuration(options.model_dump())
+    tracker.store_init_configuration(told)
     return tracker
+
+
+def _mlflow_run(project: str, name: str) -> str | None:
+    """The id of the run of that name, as mlflow knows runs by ids of its own."""
+    mlflow = importlib.import_module("mlflow")
+
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)  # by which accelerate goes first
+    runs = mlflow.search_runs(experiment_names=[experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
+    return runs[0].info.run_id if runs else None

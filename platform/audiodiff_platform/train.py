@@ -39,7 +39,7 @@ from audiodiff_platform.training_job import (
     with_usable_paths,
 )
 from audiodiff_platform.training_state import EMA_WEIGHTS, best_checkpoint, local_checkpoint, newest_checkpoint, step_of, validation_results
-from audiodiff_platform.validation import validate, validates
+from audiodiff_platform.validation import require_previews, validate, validates
 
 SETTINGS = "train.json"
 
@@ -51,6 +51,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     require_trackers(options.report_to)
     start = starting_point(options, device="meta")
     require_encodings(options, start)
+    require_previews(options, start.dataset)
     if options.keep == "best" and held_out(start.dataset) is None:
         raise ValueError(f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last")
     if options.push_to_hub:
@@ -97,9 +98,11 @@ def _length(options: TrainOptions, start: StartingPoint) -> str:
 def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> dict[str, float]:
     """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics and what training reached."""
     name = newest_checkpoint(output)
+    assert name is not None, "training ended without a checkpoint"
     if options.keep == "best" and (best := best_checkpoint(output)) is not None:
         name = best
-    assert name is not None, "training ended without a checkpoint"
+    elif options.keep == "best":
+        say(f"warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's ({name})")
     start = starting_point(options)
     with local_checkpoint(output, name) as (folder, progress):
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))

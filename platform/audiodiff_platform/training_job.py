@@ -16,7 +16,7 @@ from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Worker, run_workers
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import newest_checkpoint, remove_superseded
+from audiodiff_platform.training_state import STATE, newest_checkpoint, remove_superseded
 
 MODEL = "model"
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
@@ -46,8 +46,10 @@ def require_own_folder(options: RunOptions, output: Folder, name: str, settings:
 
 
 def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
-    """Raises ValueError where the checkpoints of so many parameters would not fit."""
-    output.require_free_space(parameters * BYTES_PER_PARAMETER * (options.checkpoints_kept + 3), "training")
+    """Raises ValueError where the checkpoints of so many parameters would not fit beside those that are there."""
+    each = parameters * BYTES_PER_PARAMETER
+    there = sum(entry.size for entry in Folder(f"{output.uri}/{STATE}").walk()) if output.exists(STATE) else 0
+    output.require_free_space(max(each, each * (options.checkpoints_kept + 3) - there), "training")
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ def group_for(options: RunOptions) -> Group:
 def validation_beside(validate: Callable[..., dict[str, Any]], options: RunOptions, group: Group) -> ValidationConfig:
     """Ray Train's validation of each checkpoint by `validate`: on a GPU that training leaves free, or else on a CPU."""
     spare = group.gpu and gpus() > group.most
+    environment = WORKER_ENVIRONMENT if spare else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # Ray hides no GPU from a task that asks for none
     return ValidationConfig(
         validate,
         ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
-        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": WORKER_ENVIRONMENT}},
+        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": environment}},
     )
 
 

@@ -29,7 +29,7 @@ from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import VALIDATION, checkpoint_name, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint, step_of
+from audiodiff_platform.training_state import checkpoint_name, is_validated, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint, step_of
 
 LOG_STEPS = 10
 BATCHES_READ_AHEAD = 4
@@ -215,7 +215,7 @@ class _Loop:
             return False
         step, handed_at = self.handed
         waited = time.monotonic() - handed_at
-        if finished or waited > VALIDATION_LOST_S or self.output.exists(f"{VALIDATION}/{step}.json"):
+        if finished or waited > VALIDATION_LOST_S or is_validated(self.output, step):
             self.handed = (self.learner.counts.step, time.monotonic())
             return True
         return False
@@ -233,7 +233,7 @@ class _Loop:
             try:
                 self.log.flush()
                 put_checkpoint(self.output, name, save, progress)
-                remove_superseded(self.output, self.options.checkpoints_kept)
+                remove_superseded(self.output, self.options.checkpoints_kept, pending=self.handed[0])
                 self.log.add_validations()
             except (OSError, RuntimeError) as error:  # RuntimeError: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"

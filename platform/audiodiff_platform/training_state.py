@@ -10,6 +10,7 @@ Ray Train is told of checkpoints, but stores none: on a local disk, S3 and GCS a
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,20 +107,34 @@ def validation_results(output: Folder) -> dict[int, dict[str, float]]:
     return {int(Path(name).stem): json.loads(content) for name, content in sorted(contents.items())}
 
 
+def is_validated(output: Folder, step: int) -> bool:
+    """Whether the result of a step is seen; it is not where the store is out of reach, which whoever asks bears."""
+    try:
+        return output.exists(f"{VALIDATION}/{step}.json")
+    except OSError as error:
+        say(f"whether step {step} is validated cannot be seen ({error}): taken for not")
+        return False
+
+
 def best_checkpoint(output: Folder) -> str | None:
-    """The whole checkpoint with the lowest validation loss; None where none has any (without held-out tracks there are only previews)."""
-    losses = {step: found["validation_loss"] for step, found in validation_results(output).items() if "validation_loss" in found}
-    validated = [name for name in whole_checkpoints(output) if step_of(name) in losses]
+    """The whole checkpoint with the lowest validation loss; None where none has a finite one (without held-out tracks there are only previews)."""
+    losses = {step: found.get("validation_loss", math.nan) for step, found in validation_results(output).items()}
+    validated = [name for name in whole_checkpoints(output) if math.isfinite(losses.get(step_of(name), math.nan))]
     return min(validated, key=lambda name: losses[step_of(name)], default=None)
 
 
-def remove_superseded(output: Folder, kept: int) -> None:
-    """Removes the checkpoints that are neither among the last `kept` nor the best, and what is older than those and not whole."""
+def remove_superseded(output: Folder, kept: int, pending: int | None = None) -> None:
+    """Removes the checkpoints that are neither among the last `kept` nor the best, and what is older than those and not whole.
+
+    Those of step `pending`, which was handed to validation, stay until its result is there.
+    """
     whole = whole_checkpoints(output)
     if not whole:
         return
     keep = {*whole[-kept:], best_checkpoint(output)}
-    present = {"/".join(entry.name.split("/")[:2]) for entry in output.walk() if entry.name.startswith(f"{STATE}/step-")}
+    if pending is not None and not is_validated(output, pending):
+        keep |= {name for name in whole if step_of(name) == pending}
+    present = {file.rpartition("/")[0] for file in output.names(f"{STATE}/step-*/*")}
     for name in present - keep:
         if name in whole or step_of(name) < step_of(whole[-1]):
             output.remove(name)

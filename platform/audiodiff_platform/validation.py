@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.evaluation import evaluate_images, statistics_of
 from audiodiff_core.mel import Images
+from audiodiff_core.metrics import BANDS as BANDS_COMPARED
 from audiodiff_core.pipeline import Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import TrainState
@@ -45,6 +46,15 @@ def validates(options: TrainOptions, dataset: TrainingImages) -> bool:
     return held_out(dataset) is not None or ("tensorboard" in options.report_to and options.preview_count > 0)
 
 
+def require_previews(options: TrainOptions, dataset: TrainingImages) -> None:
+    """Raises ValueError where so many previews are asked for that they are compared, and their images cannot be."""
+    if options.preview_count >= FRECHET_FROM and dataset.mel.y_res % BANDS_COMPARED:
+        raise ValueError(
+            f"preview_count {options.preview_count}: from {FRECHET_FROM} on their Fréchet distance is taken, which needs a multiple of {BANDS_COMPARED} "
+            f"mel bands, {options.dataset_name} has {dataset.mel.y_res}: ask for at most {FRECHET_FROM - 1}"
+        )
+
+
 def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Ray Train's validation function: looks at the checkpoint `name` of the run folder; Ray's `checkpoint` only points to it."""
     del checkpoint
@@ -60,6 +70,8 @@ def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str
         say(f"validation: {name} was superseded before its turn")
         return {}
     found = _held_out_losses(told, start, accelerator)
+    if found:  # what is known, whatever becomes of the previews
+        output.write_json(f"{FOLDER}/{step_of(name)}.json", found)
     previews = _previews(told, start)
     if len(previews) >= FRECHET_FROM:
         images = np.stack([loop.image for loop in previews])

@@ -40,16 +40,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 @pytest.fixture(scope="module")
-def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 32x32 images in several shards, some of whose tracks are held out."""
-    folder = tmp_path_factory.mktemp("held-out") / "mel"
-    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
-    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options))
-    assert 0 < summary["validation_slices"] < summary["slices"]
-    return folder
-
-
-@pytest.fixture(scope="module")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
     torch.manual_seed(0)

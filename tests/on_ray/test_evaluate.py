@@ -18,7 +18,7 @@ from audiodiff_core.evaluation import Items, compare
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
 from audiodiff_core.vocoder import GriffinLim
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.evaluate import EvaluateOptions, evaluate
 from audiodiff_platform.generate import GenerateOptions, generate
 
@@ -108,6 +108,15 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
     figures = evaluate(EvaluateOptions(**options))
     assert figures["n_held_out"] > 0
     assert figures["nearer_share"] == 1
+
+
+def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_loops: Path, dataset: Path) -> None:
+    options = {"candidate": str(few_loops), "round_trips": 0, "num_workers": 2}
+    rows = MelDataset(str(held_out), VALIDATION).rows
+    assert evaluate(EvaluateOptions(reference=str(dataset), held_out=str(held_out), **options))["n_held_out"] == rows
+    assert evaluate(EvaluateOptions(reference=str(few_loops), held_out=str(dataset), **options))["n_held_out"] == MelDataset(str(dataset)).rows
+    with pytest.raises(ValueError, match=f"^held_out {dataset}: is the reference, and has no held-out tracks"):
+        evaluate(EvaluateOptions(reference=str(dataset), held_out=str(dataset), **options))
 
 
 def test_an_encoder_as_embedder(local_ray: None, dataset: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:

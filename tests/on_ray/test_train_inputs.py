@@ -1,7 +1,9 @@
 """What training is given, checked against each other before any work on the cluster: each mistake one line that names both sides."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 from audiodiff_core.checkpoint import ModelRecord, save_model, save_vae
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae, objective_for
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.recipe import from_command_line, validated
 from audiodiff_platform.starting_point import starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_job import BYTES_PER_PARAMETER, require_space
 from audiodiff_platform.training_state import PROGRESS, checkpoint_name, put_checkpoint
 
 DIM = 8
@@ -52,6 +55,12 @@ def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> N
     names = sorted(MelDataset(str(dataset)).audio_files())
     some = _encodings(tmp_path / "some.parquet", names[1:])
     _refused(dataset, tmp_path / "run", rf"^encodings {some}: no encoding for {names[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
+
+
+def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: Path) -> None:
+    trained, apart = (sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN, VALIDATION))
+    some = _encodings(tmp_path / "some.parquet", trained + apart[1:])
+    _refused(held_out, tmp_path / "run", rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
 
 
 def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path: Path) -> None:
@@ -118,6 +127,32 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
 
 def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
     _refused(dataset, tmp_path / "run", f"^keep best: {dataset} has no held-out tracks", keep="best")
+
+
+def test_previews_that_cannot_be_compared_are_refused(dataset: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(dataset, other)
+    (other / "mel_config.json").write_text(MelDataset(str(dataset)).mel.model_copy(update={"y_res": 24}).to_json())
+    words = rf"^preview_count 64: from 64 on their Fréchet distance is taken, which needs a multiple of 16 mel bands, {other} has 24: ask for at most 63$"
+    _refused(other, tmp_path / "run", words, preview_count=64)
+
+
+def test_checkpoints_that_are_there_need_no_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, output = _options(tmp_path, tmp_path / "run"), Folder(str(tmp_path / "run"))
+    each = 100 * BYTES_PER_PARAMETER
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * each))
+    with pytest.raises(ValueError, match="training needs about"):
+        require_space(options, output, parameters=100)
+    for step in (10, 20, 30):
+        put_checkpoint(output, checkpoint_name(step, "aaaa"), lambda folder: _fill(folder / "weights", each), {"step": step})
+    require_space(options, output, parameters=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=each - 1))
+    with pytest.raises(ValueError, match="training needs about"):
+        require_space(options, output, parameters=100)
+
+
+def _fill(file: Path, size: int) -> None:
+    file.write_bytes(bytes(size))
 
 
 def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:

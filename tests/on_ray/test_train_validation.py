@@ -1,12 +1,18 @@
 """What a training shows while it runs: figures, validation beside it, the best checkpoint, and all of it on an object store too."""
 
 import json
+import os
+import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
+from ray.train import ValidationConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
@@ -14,12 +20,16 @@ from audiodiff_core.audio import decode
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.mel import to_image
 from audiodiff_core.posteriors import posterior_moments
+from audiodiff_platform import train as train_module
+from audiodiff_platform import training_loop, training_state
 from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train_vae import train_vae
+from audiodiff_platform.train_worker import train_worker
+from audiodiff_platform.training_job import Group, validation_beside
 from audiodiff_platform.training_state import best_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.validation import validate
 from tests.servers.stores import Store, Stores
@@ -95,6 +105,67 @@ def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path
     name = whole_checkpoints(output)[-1]
     before = validation_results(output)[step_of(name)]
     assert validate(None, name=name, options=_options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(before, rel=1e-6)
+
+
+def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    output = Folder(str(tmp_path / "run"))
+    name = whole_checkpoints(output)[-1]
+    expected = validation_results(output)[step_of(name)]
+    output.remove(VALIDATION)
+    options = _options(split, str(tmp_path / "run"), scheduler="flow_euler", preview_count=1)
+    with pytest.raises(ValueError, match="flow_euler"):
+        validate(None, name=name, options=options.model_dump(mode="json"))
+    assert validation_results(output) == {step_of(name): pytest.approx(expected, rel=1e-6)}
+
+
+def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -> None:
+    def seen() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    told = validation_beside(validate, _options(split, str(tmp_path)), Group(workers=1, gpu=True)).ray_remote_kwargs
+    assert ray.get(ray.remote(seen).options(**told).remote()) == ""
+
+
+def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the three checkpoints, two die while training waits for that, the last when the workers have finished."""
+    begun, died = tmp_path / "begun", tmp_path / "died"
+    begun.touch()
+    died.touch()
+
+    def mortal(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        with died.open("a") as file:
+            file.write(f"{name}\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    def waiting_worker(config: dict[str, Any]) -> str | None:
+        """Waits before its second and third checkpoint for the death of the validation of the one before."""
+
+        def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
+            while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1:
+                time.sleep(0.1)
+            training_state.put_checkpoint(output, name, *arguments)
+
+        with begun.open("a") as file:
+            file.write("begun\n")
+        vars(training_loop).update(put_checkpoint=put_checkpoint, VALIDATION_LOST_S=0.0)
+        return train_worker(config)
+
+    def once(*arguments: Any) -> ValidationConfig:
+        config = validation_beside(*arguments)
+        config.ray_remote_kwargs["max_retries"] = 0
+        return config
+
+    for name, function in (("validate", mortal), ("train_worker", waiting_worker), ("validation_beside", once)):
+        monkeypatch.setattr(train_module, name, function)
+    options = _options(split, str(tmp_path / "run"), max_train_steps=30, checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
+    assert train(options)["steps"] == 30
+    assert begun.read_text() == "begun\n", "the workers were started again"
+    assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
+    said = capsys.readouterr().err
+    assert "validation of the last checkpoints died (" in said
+    assert "warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's (state/step-000000030" in said
 
 
 @pytest.mark.parametrize("kind", ["gs", pytest.param("s3", marks=pytest.mark.soak)])

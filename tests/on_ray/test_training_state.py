@@ -1,6 +1,7 @@
 """A run's checkpoints on a local disk, S3 and GCS: whole or not there, found again, damaged ones passed over, few kept, a full disk borne."""
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from audiodiff_platform.training_state import (
     VALIDATION,
     best_checkpoint,
     checkpoint_name,
+    is_validated,
     local_checkpoint,
     newest_checkpoint,
     put_checkpoint,
@@ -79,6 +81,34 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
     assert set(whole_checkpoints(output)) == {names[30], names[40], best_checkpoint(output)}
     assert not output.exists(f"{checkpoint_name(15, 'cccc')}/weights")
     assert output.exists(f"{checkpoint_name(50, 'dddd')}/weights")
+
+
+def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folder) -> None:
+    names = [_put(output, step) for step in (10, 20, 30)]
+    remove_superseded(output, kept=1, pending=20)
+    assert whole_checkpoints(output) == names[1:]
+    output.write_json(f"{VALIDATION}/20.json", {"frechet": 0.5})
+    remove_superseded(output, kept=1, pending=20)
+    assert whole_checkpoints(output) == names[2:]
+
+
+def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
+    names = [_put(output, step) for step in (10, 20, 30)]
+    for step, loss in ((10, math.nan), (20, 0.2), (30, math.inf)):
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
+    assert best_checkpoint(output) == names[1]
+    output.remove(names[1])
+    assert best_checkpoint(output) is None
+
+
+def test_a_store_out_of_reach_shows_no_result(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Folder(f"{stores.s3.make_bucket()}/run")
+    output.write_json(f"{VALIDATION}/10.json", {})
+    assert is_validated(output, 10)
+    stores.s3.proxy.inject("unavailable", "HEAD", f"{VALIDATION}/10.json", times=100)
+    assert not is_validated(output, 10)
+    assert "whether step 10 is validated cannot be seen" in capsys.readouterr().err
+    stores.s3.proxy.clear()
 
 
 def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:

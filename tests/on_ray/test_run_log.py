@@ -1,0 +1,82 @@
+"""The log of a run and its trackers: what they are told, at which step, and what happens where that cannot be written."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from audiodiff_platform.run_log import METRICS, RunLog, TrackerName, _tracker
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.training_state import VALIDATION
+
+
+class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
+    """A tracker that, as wandb, takes nothing of a step before the last one."""
+
+    name = "orderly"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self) -> None:
+        super().__init__(_blank=True)
+        self.taken: list[tuple[int, dict[str, Any]]] = []
+        self.finished = False
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        raise AssertionError("it is begun already")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        assert step is not None
+        if not self.taken or step >= self.taken[-1][0]:
+            self.taken.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def _options(folder: Path, *trackers: TrackerName) -> TrainOptions:
+    return TrainOptions(dataset_name="none", output_dir=str(folder), report_to=trackers)
+
+
+def _log(folder: Path, tracker: Orderly) -> RunLog:
+    log = RunLog(_options(folder), 0, writes=True)
+    log.trackers = [tracker]
+    return log
+
+
+def test_validation_is_told_where_the_log_is(tmp_path: Path) -> None:
+    tracker = Orderly()
+    log = _log(tmp_path, tracker)
+    for step in (10, 20):
+        log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
+    Folder(str(tmp_path)).write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.25})
+    log.add_validations()
+    log.add_validations()
+    assert [step for step, _ in tracker.taken] == [10, 20, 20]
+    assert tracker.taken[-1] == (20, {"validation_loss": 0.25, "validated_step": 10})
+
+
+def test_a_log_that_cannot_be_written_hides_no_other_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Orderly()
+    log = _log(tmp_path, tracker)
+    os.remove(tmp_path / METRICS)
+    log.close()
+    assert "metrics.jsonl or tensorboard cannot be written to its end ([Errno 2]" in capsys.readouterr().err
+    assert tracker.finished
+
+
+def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    ids = []
+    for steps in (10, 20):
+        tracker = _tracker("mlflow", _options(tmp_path, "mlflow").model_copy(update={"max_train_steps": steps}))
+        tracker.log({"loss": 0.5}, step=steps)
+        ids.append(tracker.tracker.info.run_id)
+        tracker.finish()
+    assert ids[0] == ids[1]
+    assert [point.step for point in mlflow.MlflowClient().get_metric_history(ids[0], "loss")] == [10, 20]
