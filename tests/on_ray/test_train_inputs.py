@@ -116,6 +116,18 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
     assert {name for name in before if before[name] != after[name]} == {"encodings_digest"}
 
 
+def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset: Path, tmp_path: Path) -> None:
+    _refused(dataset, tmp_path / "run", "^scheduler ddim does not go with prediction_type flow: use flow_euler", prediction_type="flow", scheduler="ddim")
+    model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
+    _refused(dataset, tmp_path / "run", "^scheduler flow_euler does not go with prediction_type epsilon", from_pretrained=model, scheduler="flow_euler")
+
+
+def test_another_scheduler_is_another_model_of_the_same_training(dataset: Path, tmp_path: Path) -> None:
+    one, other = _options(dataset, tmp_path), _options(dataset, tmp_path, scheduler="ddpm", keep="best")
+    assert one.settings(data_digest="0") == other.settings(data_digest="0")
+    assert {name for name, value in one.recipe().items() if other.recipe()[name] != value} == {"scheduler", "keep"}
+
+
 def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
     _refused(dataset, tmp_path / "run", f"^keep best: {dataset} has no held-out tracks", keep="best")
 
