@@ -99,6 +99,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             append_plan(output, assigned, {})
             planned.update(sizes(assigned))
             commits.begin(output)
+            output.remove(in_hand.FOLDER)  # an interrupted run says nothing against what it had in hand
             pending = {shard: size for shard, size in planned.items() if shard not in done}
             progress = Progress("embeddings", pending)
             arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
