@@ -189,6 +189,7 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
         with connected():
             workers, gpu = workers_for(options.num_workers)
             require_shared("dataset_name", options.dataset_name, MelDataset.witness)
+            require_shared("vae", options.vae, witness="")
             commits.claim(output, SETTINGS, settings)
             require_shared("output_dir", options.output_dir, SETTINGS)
             commits.begin(output)

@@ -253,6 +253,16 @@ def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path,
     np.testing.assert_array_equal(LatentsDataset(out).moments(1, 0), LatentsDataset(str(latents)).moments(1, 0))
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_a_local_autoencoder_that_nodes_do_not_share_is_refused(store: Store, held_out: Path, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = store.make_bucket()
+    _upload(held_out, f"{bucket}/mel")
+    monkeypatch.setenv("AUDIODIFF_CLUSTER_LIMITS", '{"CPU": 4}')
+    with pytest.raises(ValueError, match=f"^vae {vae} is local, and this cluster's nodes come and go: use s3:// or gs://$"):
+        encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=f"{bucket}/latents", num_workers=1))
+    assert not Folder(f"{bucket}/latents").exists("encode.json")
+
+
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops: Path, encoder: Path) -> None:
     bucket = store.make_bucket()
