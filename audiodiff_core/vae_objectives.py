@@ -81,16 +81,18 @@ class PatchDiscriminator(nn.Module):
     Sides are at least `smallest_side`. Groups are normalised instead of batches, so that a sample's verdict does not depend on its neighbours.
     """
 
-    def __init__(self, channels: int = 64, layers: int = 3) -> None:
+    layers = 3
+    smallest_side = 3 << layers
+
+    def __init__(self, channels: int = 64) -> None:
         super().__init__()
-        widths = [channels * min(2**level, 8) for level in range(layers + 1)]
+        widths = [channels * min(2**level, 8) for level in range(self.layers + 1)]
         self.convs = nn.ModuleList([nn.Conv2d(1, widths[0], 4, stride=2, padding=1)])
         self.norms = nn.ModuleList([nn.Identity()])
         for level, (taken, given) in enumerate(pairwise(widths), start=1):
-            self.convs.append(nn.Conv2d(taken, given, 4, stride=2 if level < layers else 1, padding=1, bias=False))
+            self.convs.append(nn.Conv2d(taken, given, 4, stride=2 if level < self.layers else 1, padding=1, bias=False))
             self.norms.append(nn.GroupNorm(8, given))
         self.verdict = nn.Conv2d(widths[-1], 1, 4, padding=1)
-        self.smallest_side = 3 << layers
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = images

@@ -17,6 +17,7 @@ from torch import nn
 from audiodiff_core import seeds as streams
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
+from audiodiff_core.sampling import image_sides
 from audiodiff_core.training import MAX_GRADIENT_NORM, TrainBatch, Weights, load_moments, make_optimizer, memory_format, moments_of
 from audiodiff_core.vae_objectives import (
     PatchDiscriminator,
@@ -64,6 +65,7 @@ class VaeTrainState:
             raise ValueError("mixed_precision fp16 is too narrow for a VAE: use bf16 or no")
         if accelerator.distributed_type == DistributedType.FSDP:
             raise ValueError("a VAE is not trained under FSDP, it fits every GPU: use DDP")
+        check_sides(objective, vae)
         self.bare = vae.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed
@@ -73,10 +75,6 @@ class VaeTrainState:
         if gradient_checkpointing:
             vae.enable_gradient_checkpointing()
         self.bare_discriminator = PatchDiscriminator(discriminator_channels)
-        smallest = self.bare_discriminator.smallest_side
-        if objective.adversarial_weight and min(vae.config.sample_size) < smallest:
-            height, width = vae.config.sample_size
-            raise ValueError(f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0")
         device = accelerator.device.type
         self.autoencoder, self.optimizer = accelerator.prepare(Autoencoder(vae), make_optimizer("adamw", vae, learning_rate, device))
         self.discriminator, self.discriminator_optimizer = accelerator.prepare(
@@ -123,6 +121,14 @@ class VaeTrainState:
             ("vae", self.bare, self.optimizer.optimizer),
             ("discriminator", self.bare_discriminator, self.discriminator_optimizer.optimizer),
         ]
+
+
+def check_sides(objective: VaeObjective, vae: Any) -> None:
+    """Raises ValueError where the images of an autoencoder are too small for the discriminator that is to judge them."""
+    height, width = image_sides(vae)
+    smallest = PatchDiscriminator.smallest_side
+    if objective.adversarial_weight and min(height, width) < smallest:
+        raise ValueError(f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0")
 
 
 def train_vae_step(accelerator: Accelerator, state: VaeTrainState, micro_batches: Sequence[TrainBatch], rate: float) -> tuple[dict[str, float], float]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import fsspec
 import pydantic
+from fsspec.implementations.local import LocalFileSystem
 
 from audiodiff_core.checkpoint import card
 from audiodiff_core.checkpoint.layout import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, PIPELINE_CLASS, RECORD
@@ -64,12 +65,22 @@ def save_vae(folder: str | Path, vae: Any) -> None:
 
 
 def upload_model(folder: str | Path, destination: str) -> None:
-    """Copies a local checkpoint folder to an fsspec URI; `model_index.json`, or `config.json` of an autoencoder alone, last, since readers start from it."""
-    filesystem, path = fsspec.url_to_fs(destination)
-    last = (Path(MODEL_INDEX), Path(CONFIG))
-    files = sorted((file.relative_to(folder) for file in Path(folder).rglob("*") if file.is_file()), key=lambda file: file in last)
-    for file in files:
-        filesystem.put_file(str(folder / file), f"{path}/{file.as_posix()}")
+    """Copies a local checkpoint folder to an fsspec URI, so that what breaks off is never taken for a finished model.
+
+    Readers start from `model_index.json`, or `config.json` of an autoencoder alone, which comes after the rest; the record, which says that a
+    model is finished, is removed first and comes last.
+    """
+    filesystem, path = fsspec.url_to_fs(destination, use_listings_cache=False)
+    path = path.rstrip("/")
+    if filesystem.exists(f"{path}/{RECORD}"):
+        filesystem.rm_file(f"{path}/{RECORD}")
+    last = ("", MODEL_INDEX, CONFIG, RECORD)
+    names = [file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file()]
+    for name in sorted(names, key=lambda name: (last.index(name) if name in last else 0, name)):
+        target = f"{path}/{name}"
+        if isinstance(filesystem, LocalFileSystem):  # object stores have no folders to be made
+            filesystem.makedirs(filesystem._parent(target), exist_ok=True)
+        filesystem.put_file(str(Path(folder) / name), target)
 
 
 @contextmanager

@@ -104,17 +104,21 @@ def _limits() -> dict[str, int]:
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
-    """`uri` as every process of the job can use it: paths made absolute, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
+    """`uri` as every process of the job can use it: paths made absolute, `~` too, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
 
-    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes, and for a URI that holds a secret.
+    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, and for
+    a URI that holds a secret.
     """
     if holds_secret(uri):
         raise ValueError(f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment")
     if "://" in uri or (hub_id and is_hub_id(uri)):
         return uri
-    if inside_submitted_job() and not Path(uri).is_absolute():
+    path = os.path.expanduser(uri)
+    if path.startswith("~"):
+        raise ValueError(f"{option} {uri}: no such user's home: name the path itself, or ./{uri} for a folder of that name")
+    if inside_submitted_job() and not Path(path).is_absolute():
         raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
-    return str(Path(uri).absolute())
+    return str(Path(path).absolute())
 
 
 def usable_encoder(name: str) -> str:

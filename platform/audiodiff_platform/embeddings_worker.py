@@ -11,7 +11,7 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
-from audiodiff_platform.inputs import Inputs, items
+from audiodiff_platform.inputs import Inputs, Source, items
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.storage import Folder
 
@@ -34,24 +34,16 @@ class EmbeddingsWorker:
         found: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
         in_hand = InHand(self.output, shard)
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
-            for source, _ in read_shard(self.output, shard):
-                if in_hand.gives_up(source.uri):
-                    failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
-                    continue
-                in_hand.take(source.uri)
-                try:
-                    local = self.inputs.fetch(source, Path(scratch))
-                    for item in items(source, local, Path(scratch)):
-                        try:
-                            found[item.name] = self._embedded(item.local)
-                        except AudioDecodeError as error:
-                            failures.append({"audio_file": item.name, "reason": error.reason})
-                    if local.parent == Path(scratch):
-                        local.unlink()
-                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-                    failures.append({"audio_file": source.uri, "reason": error.reason})
-        in_hand.take(None)
+        try:
+            with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+                for source, _ in read_shard(self.output, shard):
+                    if in_hand.gives_up(source.uri):
+                        failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
+                        continue
+                    in_hand.take(source.uri)
+                    self._embed(source, Path(scratch), found, failures)
+        finally:  # an error is no death
+            in_hand.take(None)
         parts = {}
         if found:
             content = encoded_table(list(found), np.stack(list(found.values())), self.encoder.name, self.digest)
@@ -60,6 +52,20 @@ class EmbeddingsWorker:
             parts[name] = commits.sha256(content)
         commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts})
         return {"shard": shard, "files": len(found), "unusable": len(failures)}
+
+    def _embed(self, source: Source, scratch: Path, found: dict[str, Samples], failures: list[dict[str, str]]) -> None:
+        """Adds the vectors of a source's files to `found`, and why there is none to `failures`."""
+        try:
+            local = self.inputs.fetch(source, scratch)
+            for item in items(source, local, scratch):
+                try:
+                    found[item.name] = self._embedded(item.local)
+                except AudioDecodeError as error:
+                    failures.append({"audio_file": item.name, "reason": error.reason})
+            if local.parent == scratch:
+                local.unlink()
+        except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+            failures.append({"audio_file": source.uri, "reason": error.reason})
 
     def _embedded(self, local: Path) -> Samples:
         """The vector (dim,) of an audio file. Raises AudioDecodeError where it cannot be used."""

@@ -99,6 +99,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             append_plan(output, assigned, {})
             planned.update(sizes(assigned))
             commits.begin(output)
+            output.remove(in_hand.FOLDER)  # an interrupted run says nothing against what it had in hand
             pending = {shard: size for shard, size in planned.items() if shard not in done}
             progress = Progress("embeddings", pending)
             arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
@@ -188,6 +189,7 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
         with connected():
             workers, gpu = workers_for(options.num_workers)
             require_shared("dataset_name", options.dataset_name, MelDataset.witness)
+            require_shared("vae", options.vae, witness="")
             commits.claim(output, SETTINGS, settings)
             require_shared("output_dir", options.output_dir, SETTINGS)
             commits.begin(output)

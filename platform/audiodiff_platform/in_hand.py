@@ -1,4 +1,4 @@
-"""Which source a worker has in hand, on disk: one that ends its workers, by a fault of a decoder or for lack of memory, is given up."""
+"""Which source a worker has in hand, on disk: one that ends its workers in one run, by a fault of a decoder or for lack of memory, is given up."""
 
 from audiodiff_platform.storage import Folder
 

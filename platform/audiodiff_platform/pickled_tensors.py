@@ -46,7 +46,7 @@ def read_pickled(content: bytes) -> dict[str, Vector]:
     Raises ValueError where the pickle is anything else, in one line that says what it asked for.
     """
     try:
-        found = _Tensors(io.BytesIO(content)).load()
+        found = _Tensors(content).load()
     except _RefusedError:
         raise
     except Exception as error:  # whatever a damaged pickle makes the unpickler do
@@ -77,17 +77,35 @@ class _Plain(pickle._Unpickler):
 
 
 class _Tensors(_Plain):
-    """Containers of tensors, which become arrays."""
+    """Containers of tensors, which become arrays: in all no more values than the file has bytes, since views can repeat those of a small storage."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self._bytes, self._stored, self._values = len(content), 0, 0
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
             case "torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2":
-                return _tensor
+                return self._counted_tensor
             case "torch.storage", "_load_from_bytes":
-                return _storage
+                return self._counted_storage
             case "collections", "OrderedDict":
-                return OrderedDict
+                return _no_hooks
         return super().find_class(module, name)
+
+    def _counted_storage(self, content: Any) -> npt.NDArray[Any]:
+        storage = _storage(content)
+        self._stored += storage.nbytes
+        if self._stored > self._bytes:
+            raise _RefusedError(f"holds storages of more than its {self._bytes} bytes: some are named again and again")
+        return storage
+
+    def _counted_tensor(self, *parts: Any) -> npt.NDArray[Any]:
+        tensor = _tensor(*parts)
+        self._values += tensor.size
+        if self._values > self._bytes:
+            raise _RefusedError(f"holds tensors of more values than its {self._bytes} bytes: they repeat what it stores")
+        return tensor
 
 
 class _Storage(_Plain):
@@ -131,6 +149,11 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> npt.N
     if offset + _last(size, stride) >= len(storage):
         raise _RefusedError(f"holds a tensor of size {size!r} that reaches beyond its storage of {len(storage)} values")
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride]).copy()
+
+
+def _no_hooks() -> "OrderedDict[Any, Any]":
+    """What torch pickles for a tensor's hooks, and Python for an ordered dict before its items."""
+    return OrderedDict()
 
 
 def _last(size: Sequence[int], stride: Sequence[int]) -> int:

@@ -18,14 +18,17 @@ def claim_repository(name: str, kind: Literal["dataset", "model"] = "dataset") -
 
 
 def publish(output: Folder, name: str) -> None:
-    """Uploads the data, then configuration and card, to a repository that is claimed."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    """Uploads the data, then configuration and card, to a repository that is claimed; with these go the shards of an earlier dataset."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = [*output.names("data/*"), MEL_CONFIG, SETTINGS, "README.md"]
     for first in range(0, len(files), FILES_PER_COMMIT):
         batch = files[first : first + FILES_PER_COMMIT]
         with output.scratch() as scratch:
-            operations = [CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch]
+            if batch[-1] == files[-1]:
+                there = HfApi().list_repo_files(name, repo_type="dataset")
+                operations += [CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files]
             HfApi().create_commit(name, operations, repo_type="dataset", commit_message=f"{batch[0]} to {batch[-1]}")
         say(f"published {first + len(batch):,} of {len(files):,} files to {name}")
 

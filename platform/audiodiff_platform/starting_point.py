@@ -108,7 +108,10 @@ def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: Latents
     learned = Objective.of(model.scheduler)
     if dim is not None:
         learned = learned.model_copy(update={"conditioning_dropout": 0.1})
-    return StartingPoint(model.unet, options.objective(learned), dataset, model.vae, latents, encodings, model.digest)
+    objective = options.objective(learned)
+    if dim is None and objective.conditioning_dropout:
+        raise ValueError(f"conditioning_dropout {objective.conditioning_dropout} with {origin}: the model takes no encodings, leave it out")
+    return StartingPoint(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
 
 
 def _vae(source: str, mel: MelConfig) -> Any:

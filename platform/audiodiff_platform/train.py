@@ -13,6 +13,7 @@
 
 import time
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_job import (
     MODEL,
+    Group,
     described,
     group_for,
     model_folder,
@@ -50,6 +52,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     options = with_usable_paths(options)
     require_trackers(options.report_to)
     start = starting_point(options, device="meta")
+    start.objective.scheduler(options.scheduler)  # which the model is written with at the end
     require_encodings(options, start)
     require_previews(options, start.dataset)
     if options.keep == "best" and held_out(start.dataset) is None:
@@ -64,6 +67,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         say(f"{start.dataset.rows} slices of {described(start.dataset)}")
         with connected():
             group = group_for(options)
+            _require_optimizer(options, group)
             cost = _cost(options, start, group.least)
             say(f"{cost.describe()}; {_length(options, start)}")
             validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
@@ -72,6 +76,16 @@ def train(options: TrainOptions) -> dict[str, Any]:
     if options.push_to_hub:
         publish_model(output, MODEL, options.push_to_hub)
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
+
+
+def _require_optimizer(options: TrainOptions, group: Group) -> None:
+    """Raises ValueError where the workers cannot make the optimizer that is asked for."""
+    if options.optimizer != "adamw_8bit":
+        return
+    if not group.gpu:
+        raise ValueError(f"optimizer {options.optimizer} needs a CUDA GPU, and the cluster has none: use adamw")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"optimizer {options.optimizer} needs the package bitsandbytes: pip install 'audiodiff[bitsandbytes]', or use adamw")
 
 
 def _cost(options: TrainOptions, start: StartingPoint, workers: int) -> TrainingCost:

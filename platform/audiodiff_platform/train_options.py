@@ -93,11 +93,11 @@ class RunOptions(Options):
 
     def settings(self, **digests: str | None) -> dict[str, Any]:
         """All that decides the weights after a given number of steps, but for rounding: the options, and what the inputs hold by their digests."""
-        return {"format_version": FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES)}
+        return {"format_version": FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES | _CHOICES)}
 
     def recipe(self) -> dict[str, Any]:
-        """What a model's record says of how it was trained: the settings and the stopping point, not the places and machines."""
-        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES - {"keep"})
+        """What a model's record says of how it was made: all but the places and machines."""
+        return self.model_dump(mode="json", exclude=_PLACES | _MACHINES)
 
     def run_id(self) -> str:
         """Names the run folder to those who keep many runs."""
@@ -115,8 +115,9 @@ class RunOptions(Options):
 
 _PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
-_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count", "keep"}
+_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
 _MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
+_CHOICES = {"keep", "scheduler"}  # how the model is written from what was trained
 
 
 class TrainOptions(RunOptions):

@@ -22,7 +22,7 @@ from audiodiff_core.mel import Images
 from audiodiff_core.models import build_vae, parameter_count
 from audiodiff_core.posteriors import set_scaling_factor
 from audiodiff_core.training import TrainBatch, learning_rate
-from audiodiff_core.vae_training import VaeTrainState, train_vae_step
+from audiodiff_core.vae_training import VaeTrainState, check_sides, train_vae_step
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.data_order import DataOrder, spread_places
 from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages
@@ -58,7 +58,9 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     require_trackers(options.report_to)
     dataset = open_dataset(options.dataset_name, options.mel_config)
     with torch.device("meta"):
-        parameters = parameter_count(build_vae(options.preset, dataset.mel))
+        vae = build_vae(options.preset, dataset.mel)
+    check_sides(options.objective(), vae)
+    parameters = parameter_count(vae)
     output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
     require_own_folder(options, output, SETTINGS, settings)
     metrics = _finished(options, dataset, output)

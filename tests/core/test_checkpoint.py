@@ -253,7 +253,7 @@ def test_a_model_travels_through_an_object_store(save: Save) -> None:
     assert load_model("memory://bucket/models/loops/").digest == local.digest
 
 
-def test_the_index_is_uploaded_last(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_and_the_record_are_uploaded_last(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, order = save(), list[str]()
     filesystem = fsspec.filesystem("memory")
     put = filesystem.put_file
@@ -265,7 +265,31 @@ def test_the_index_is_uploaded_last(save: Save, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(type(filesystem), "put_file", note)
     upload_model(folder, "memory://bucket/ordered")
     assert len(order) == 7
-    assert order[-1].endswith("/model_index.json")
+    assert [name.rpartition("/")[2] for name in order[-2:]] == ["model_index.json", "audiodiff.json"]
+
+
+def test_an_upload_that_breaks_off_leaves_no_record(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its own, nor that of the model which it was to replace."""
+    folder, filesystem = save(), fsspec.filesystem("memory")
+    upload_model(folder, "memory://bucket/broken")
+    assert filesystem.exists("/bucket/broken/audiodiff.json")
+    put = filesystem.put_file
+
+    def break_off(_: Any, local: str, remote: str, **options: Any) -> None:
+        if remote.endswith(".safetensors"):
+            raise OSError("connection lost")
+        put(local, remote, **options)
+
+    monkeypatch.setattr(type(filesystem), "put_file", break_off)
+    with pytest.raises(OSError, match="connection lost"):
+        upload_model(folder, "memory://bucket/broken")
+    assert not filesystem.exists("/bucket/broken/audiodiff.json")
+
+
+def test_a_model_travels_to_a_file_uri(save: Save, tmp_path: Path) -> None:
+    folder = save()
+    upload_model(folder, (tmp_path / "new" / "place").as_uri())
+    assert load_model(tmp_path / "new" / "place").digest == load_model(folder).digest
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

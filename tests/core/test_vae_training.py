@@ -1,6 +1,7 @@
 """A VAE learns to give real mel images back, its latents come out at unit variance, and the split into batches does not matter."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from audiodiff_core.vae_objectives import (
     reconstruction_losses,
     spectral_losses,
 )
-from audiodiff_core.vae_training import VaeTrainState, train_vae_step
+from audiodiff_core.vae_training import VaeTrainState, check_sides, train_vae_step
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1_024)
 WITHOUT = VaeObjective(adversarial_weight=0)
@@ -189,3 +190,13 @@ def test_images_too_small_for_the_discriminator_are_refused(accelerator: Acceler
         VaeTrainState(accelerator, small, JUDGED, 1e-3, seed=0)
     VaeTrainState(accelerator, small, WITHOUT, 1e-3, seed=0)
     assert PatchDiscriminator(8)(torch.zeros(1, 1, 24, 24)).numel() == 1
+
+
+@pytest.mark.parametrize("side", [16, 24])
+def test_an_autoencoder_of_one_side_alone_is_known(side: int) -> None:
+    """diffusers' `sample_size` of a square."""
+    vae = build_vae("vae-tiny", MelConfig(x_res=32, y_res=32))
+    vae.register_to_config(sample_size=side)
+    check_sides(WITHOUT, vae)
+    with pytest.raises(ValueError, match="images of 16x16 are too small") if side < 24 else nullcontext():
+        check_sides(JUDGED, vae)

@@ -1,5 +1,6 @@
 """encode: latents and embeddings are what the networks give, in the dataset's order, the same bytes whatever dies on the way."""
 
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,7 @@ from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.encodings import read_encodings
+from audiodiff_platform.in_hand import InHand
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.latents_worker import LatentsWorker
@@ -241,6 +243,16 @@ def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path,
     np.testing.assert_array_equal(LatentsDataset(out).moments(1, 0), LatentsDataset(str(latents)).moments(1, 0))
 
 
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_a_local_autoencoder_that_nodes_do_not_share_is_refused(store: Store, held_out: Path, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = store.make_bucket()
+    _upload(held_out, f"{bucket}/mel")
+    monkeypatch.setenv("AUDIODIFF_CLUSTER_LIMITS", '{"CPU": 4}')
+    with pytest.raises(ValueError, match=f"^vae {vae} is local, and this cluster's nodes come and go: use s3:// or gs://$"):
+        encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=f"{bucket}/latents", num_workers=1))
+    assert not Folder(f"{bucket}/latents").exists("encode.json")
+
+
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
 def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops: Path, encoder: Path) -> None:
     bucket = store.make_bucket()
@@ -278,6 +290,32 @@ def test_a_file_that_ends_its_workers_is_given_up(
     rest = [name for name in FILES if name != "loop_mika.flac"]
     np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
     assert not (tmp_path / "out" / "_in_hand").exists()
+
+
+def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
+    options = EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
+    output = Folder(options.output_dir)
+    for shard in range(len(FILES)):
+        for name in FILES:  # each of them in hand when two runs were interrupted
+            InHand(output, shard).take(name)
+            InHand(output, shard).take(name)
+        assert InHand(output, shard).gives_up(FILES[0])
+    assert encode(options)["embeddings"] == len(FILES)
+
+
+class Erring(EmbeddingsWorker):
+    """Fails, but lives, at each file."""
+
+    def _embedded(self, local: Path) -> Samples:
+        raise OSError(f"no space left for {local.name}")
+
+
+def test_an_error_is_no_death(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode_module, "EmbeddingsWorker", Erring)
+    with pytest.raises(OSError, match="no space left for"):
+        encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    records = Folder(str(tmp_path / "out")).read_all("_in_hand/*.json")
+    assert [json.loads(record) for record in records.values()] == [{"lost": [], "in_hand": None}]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,43 @@ def test_the_first_layout_of_tensors() -> None:
 def test_tensors_that_are_not_what_they_claim(storage: _Storage, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         read_pickled(pickle.dumps({"a": storage}))
+
+
+class _View:
+    """Pickles as a tensor that shows a storage's first value again and again."""
+
+    def __init__(self, storage: "_Bytes", values: int) -> None:
+        self.storage, self.values = storage, values
+
+    def __reduce__(self) -> Any:
+        return torch._utils._rebuild_tensor, (self.storage, 0, (1, self.values), (0, 0))
+
+
+def test_small_files_do_not_fill_the_memory() -> None:
+    """Not by views of a storage, nor by storages or dicts that a pickle makes again and again of what it holds once."""
+    storage = _Bytes(_Storage([1.0]))
+    views = pickle.dumps({str(number): _View(storage, 16_384) for number in range(1_000)})
+    assert len(views) < 60_000  # and 66 MB in memory
+    with pytest.raises(ValueError, match=f"^holds tensors of more values than its {len(views)} bytes"):
+        read_pickled(views)
+    assert read_pickled(pickle.dumps({"a": _View(storage, 100), "b": _View(storage, 100)}))["b"].tolist() == [1.0] * 100
+    big = _Bytes(_Storage([0.0] * 10_000)).__reduce__()[1][0]
+    storages = pickle.dumps([_Calls(torch.storage._load_from_bytes, big) for _ in range(100)])
+    with pytest.raises(ValueError, match=f"^holds storages of more than its {len(storages)} bytes"):
+        read_pickled(storages)
+    entries = {str(number): None for number in range(1_000)}
+    with pytest.raises(ValueError, match="^is no pickle that can be read"):
+        read_pickled(pickle.dumps([_Calls(OrderedDict, entries) for _ in range(100)]))
+
+
+class _Calls:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function: Any, argument: Any) -> None:
+        self.call = (function, (argument,))
+
+    def __reduce__(self) -> Any:
+        return self.call
 
 
 class _Runs:

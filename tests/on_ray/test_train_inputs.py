@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,8 @@ from audiodiff_platform.recipe import from_command_line, validated
 from audiodiff_platform.starting_point import starting_point
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.training_job import BYTES_PER_PARAMETER, require_space
 from audiodiff_platform.training_state import PROGRESS, checkpoint_name, put_checkpoint
 
@@ -123,6 +125,42 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
     (tmp_path / "all.parquet").write_bytes(encoded_table(names, np.ones((len(names), DIM), np.float32), "test", "0"))
     after = options.settings(**starting_point(options).digests)
     assert {name for name in before if before[name] != after[name]} == {"encodings_digest"}
+
+
+def test_dropout_without_encodings_is_refused(dataset: Path, tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
+    words = f"^conditioning_dropout 0.1 with from_pretrained {model}: the model takes no encodings, leave it out$"
+    _refused(dataset, tmp_path / "run", words, from_pretrained=model, conditioning_dropout=0.1)
+
+
+def test_an_optimizer_that_no_worker_can_make_is_refused(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"optimizer": "adamw_8bit", "num_workers": 1}
+    _refused(dataset, tmp_path / "run", "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$", **asked)
+    monkeypatch.setenv("AUDIODIFF_CLUSTER_LIMITS", '{"GPU": 1}')
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    _refused(dataset, tmp_path / "run", r"^optimizer adamw_8bit needs the package bitsandbytes: pip install", **asked)
+
+
+def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, tmp_path: Path) -> None:
+    mel = json.loads((dataset / "mel_config.json").read_text())
+    shutil.copytree(dataset, tmp_path / "small")
+    (tmp_path / "small" / "mel_config.json").write_text(json.dumps({**mel, "y_res": 16}))
+    options = {"dataset_name": str(tmp_path / "small"), "output_dir": str(tmp_path / "run"), "preset": "vae-tiny", "num_workers": 1}
+    with pytest.raises(ValueError, match="^images of 32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0$"):
+        train_vae(validated(TrainVaeOptions, options, "test"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset: Path, tmp_path: Path) -> None:
+    _refused(dataset, tmp_path / "run", "^scheduler ddim does not go with prediction_type flow: use flow_euler", prediction_type="flow", scheduler="ddim")
+    model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
+    _refused(dataset, tmp_path / "run", "^scheduler flow_euler does not go with prediction_type epsilon", from_pretrained=model, scheduler="flow_euler")
+
+
+def test_another_scheduler_is_another_model_of_the_same_training(dataset: Path, tmp_path: Path) -> None:
+    one, other = _options(dataset, tmp_path), _options(dataset, tmp_path, scheduler="ddpm", keep="best")
+    assert one.settings(data_digest="0") == other.settings(data_digest="0")
+    assert {name for name, value in one.recipe().items() if other.recipe()[name] != value} == {"scheduler", "keep"}
 
 
 def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
