@@ -111,7 +111,8 @@ def _mean_within(features: Features, weights: Weights) -> Weights:
     own = np.square(weights).T @ _kernel(np.square(features).sum(axis=1), features.shape[1])
     pairs = weights.sum(axis=0) ** 2 - np.square(weights).sum(axis=0)
     mean: Weights = np.full(len(pairs), np.nan)
-    return np.divide(_kernel_sums(features, features, weights, weights) - own, pairs, out=mean, where=pairs > 0)
+    np.divide(_kernel_sums(features, features, weights, weights) - own, pairs, out=mean, where=pairs > 0)
+    return mean
 
 
 def _kernel_sums(one: Features, other: Features, one_weights: Weights, other_weights: Weights) -> Weights:

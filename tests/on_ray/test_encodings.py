@@ -163,7 +163,7 @@ def test_small_files_do_not_fill_the_memory() -> None:
     with pytest.raises(ValueError, match=f"^holds storages of more than its {len(storages)} bytes"):
         read_pickled(storages)
     entries = {str(number): None for number in range(1_000)}
-    with pytest.raises(ValueError, match="^is no pickle that can be read"):
+    with pytest.raises(ValueError, match=r"^is no pickle that can be read"):
         read_pickled(pickle.dumps([_Calls(OrderedDict, entries) for _ in range(100)]))
 
 

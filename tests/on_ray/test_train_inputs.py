@@ -146,7 +146,7 @@ def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, t
     shutil.copytree(dataset, tmp_path / "small")
     (tmp_path / "small" / "mel_config.json").write_text(json.dumps({**mel, "y_res": 16}))
     options = {"dataset_name": str(tmp_path / "small"), "output_dir": str(tmp_path / "run"), "preset": "vae-tiny", "num_workers": 1}
-    with pytest.raises(ValueError, match="^images of 32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0$"):
+    with pytest.raises(ValueError, match=r"^images of 32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0$"):
         train_vae(validated(TrainVaeOptions, options, "test"))
     assert not (tmp_path / "run").exists()
 

@@ -29,6 +29,6 @@ def test_a_tilde_is_the_home_folder(home: Path) -> None:
 def test_a_submitted_job_takes_absolute_paths(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert usable_path("output_dir", "~/runs") == f"{home}/runs"
-    with pytest.raises(ValueError, match="^output_dir runs is relative: in a submitted job use an absolute path"):
+    with pytest.raises(ValueError, match=r"^output_dir runs is relative: in a submitted job use an absolute path"):
         usable_path("output_dir", "runs")
     assert usable_path("vae", "owner/name", hub_id=True) == "owner/name"
