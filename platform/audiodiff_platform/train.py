@@ -52,6 +52,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     options = with_usable_paths(options)
     require_trackers(options.report_to)
     start = starting_point(options, device="meta")
+    options = options.resolved(start.objective)
     start.objective.scheduler(options.scheduler)  # which the model is written with at the end
     require_encodings(options, start)
     require_previews(options, start.dataset)

@@ -15,8 +15,9 @@ from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.run_log import TrackerName
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DEFAULT_EPOCHS = 100
+OBJECTIVE = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
 
 
 def _workers(value: Any) -> Any:
@@ -185,11 +186,15 @@ class TrainOptions(RunOptions):
 
     def objective(self, learned: Objective | None = None) -> Objective:
         """The objective: what is asked for, in the place of what the preset has or the model to go on from `learned` with."""
-        names = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
         try:
-            return objective_for(self.network_preset(), learned, **{name: getattr(self, name) for name in names})
+            return objective_for(self.network_preset(), learned, **{name: getattr(self, name) for name in OBJECTIVE})
         except pydantic.ValidationError as error:
             raise ValueError("; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())) from None
+
+    def resolved(self, objective: Objective) -> Self:
+        """The same with what was left open stated, so that a default and its statement are one training: the preset, and what `objective` came to."""
+        preset = None if self.from_pretrained is not None else self.network_preset()
+        return self.model_copy(update={"preset": preset, **{name: getattr(objective, name) for name in OBJECTIVE}})
 
 
 class TrainVaeOptions(RunOptions):

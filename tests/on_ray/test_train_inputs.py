@@ -157,6 +157,36 @@ def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset
     _refused(dataset, tmp_path / "run", "^scheduler flow_euler does not go with prediction_type epsilon", from_pretrained=model, scheduler="flow_euler")
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"preset": "tiny"},
+        {"prediction_type": "v_prediction", "zero_terminal_snr": True, "beta_schedule": "linear", "conditioning_dropout": 0.0},
+    ],
+)
+def test_a_default_and_its_statement_are_one_training(dataset: Path, tmp_path: Path, stated: dict[str, Any]) -> None:
+    options, started = _options(dataset, tmp_path), {"data_digest": "0"}
+    plain, spelled = options.resolved(options.objective()), _options(dataset, tmp_path, **stated)
+    assert spelled.resolved(spelled.objective()).settings(**started) == plain.settings(**started)
+    assert spelled.resolved(spelled.objective()).recipe() == plain.recipe()
+    assert TrainOptions.model_validate(plain.model_dump(mode="json")).objective() == options.objective()
+    other = _options(dataset, tmp_path, prediction_type="flow")
+    assert other.resolved(other.objective()).settings(**started) != plain.settings(**started)
+
+
+def test_what_is_learned_from_a_model_is_stated_too(dataset: Path, tmp_path: Path) -> None:
+    names = sorted(MelDataset(str(dataset)).audio_files())
+    model = _model(tmp_path / "model", MelDataset(str(dataset)).mel, "tiny-conditional", encoding_dim=DIM)
+    given = {"from_pretrained": model, "encodings": _encodings(tmp_path / "all.parquet", names)}
+    options = _options(dataset, tmp_path, **given)
+    start = starting_point(options)
+    resolved = options.resolved(start.objective)
+    assert (resolved.preset, resolved.prediction_type, resolved.conditioning_dropout) == (None, "epsilon", 0.1)
+    assert starting_point(TrainOptions.model_validate(resolved.model_dump(mode="json"))).objective == start.objective
+    spelled = _options(dataset, tmp_path, **given, prediction_type="epsilon", conditioning_dropout=0.1)
+    assert spelled.resolved(starting_point(spelled).objective) == resolved
+
+
 def test_another_scheduler_is_another_model_of_the_same_training(dataset: Path, tmp_path: Path) -> None:
     one, other = _options(dataset, tmp_path), _options(dataset, tmp_path, scheduler="ddpm", keep="best")
     assert one.settings(data_digest="0") == other.settings(data_digest="0")
