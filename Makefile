@@ -24,8 +24,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/core --numprocesses auto
-	$(BIN)/pytest tests/on_ray tests/journey
+	$(BIN)/pytest
 
 # Long fault, load and quality runs.
 soak: install
