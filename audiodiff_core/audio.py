@@ -36,6 +36,7 @@ MAX_CHANNELS = 1_024  # as in libsndfile
 MAX_LEVEL = 1e10  # above 32-bit whole numbers stored as floats; from 1e16 on, a mel spectrogram overflows
 SAMPLE_RATES_HZ = range(1_000, 768_001)
 BLOCK_FRAMES = 65_536  # of one or two channels; of more channels, a block holds as many samples in fewer frames
+VORBIS_RATE_AT_MOST = 200_000  # in Hz; above, libsndfile's encoder ends the process
 VORBIS_BLOCK_FRAMES = 8_192  # at most
 SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
@@ -103,6 +104,7 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", l
     """A file's bytes for mono `audio` (n,) in [-1, 1]; wav and flac hold 16-bit PCM. The same samples give the same bytes in wav and flac.
 
     Of audio that is a loop as a whole, `loop` tells a wav file's readers the loop points and the tempo; the other formats cannot hold them.
+    Raises ValueError for such a one, for samples that are not finite, and for a rate that the format does not know (mp3: nine, up to 48 kHz).
     """
     if loop is not None and file_format != "wav":
         raise ValueError(f"format {file_format} with loop points: only wav holds them")
@@ -110,7 +112,13 @@ def encode(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", l
         raise ValueError("audio holds NaN or infinite samples: it cannot be written")
     buffer = io.BytesIO()
     subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[file_format]
-    with soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype) as sound:
+    if file_format == "ogg" and sample_rate > VORBIS_RATE_AT_MOST:
+        raise ValueError(f"format ogg at {sample_rate} Hz: it knows rates up to {VORBIS_RATE_AT_MOST}, use wav")
+    try:
+        sound = soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"format {file_format} at {sample_rate} Hz: {_one_line(error)}: use wav") from error
+    with sound:
         for start in range(0, len(audio), BLOCK_FRAMES):  # libvorbis takes a whole write on its stack
             sound.write(audio[start : start + BLOCK_FRAMES])
     content = buffer.getvalue()

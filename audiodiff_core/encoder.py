@@ -22,7 +22,6 @@ import numpy.typing as npt
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors.torch import load_file
 from torch import nn
 
 from audiodiff_core.audio import Samples
@@ -109,12 +108,13 @@ class AudioEncoder(nn.Module):
             raise ValueError(f"encoder {folder}: holds no {WEIGHTS}.safetensors and no {WEIGHTS}.bin")
         if file.stat().st_size > LARGEST_WEIGHTS:
             raise ValueError(f"encoder {file}: {file.stat().st_size} bytes are more than such a network has")
+        from audiodiff_core.checkpoint.weights import read_weights  # its import takes a while, and is needed for this alone
+
         with torch.device("meta"):
             encoder = cls(name)
         try:
-            state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-            encoder.load_state_dict(state, assign=True)
-        except Exception as error:  # what a damaged file makes torch and safetensors raise is their own
+            encoder.load_state_dict({key: weight.clone() for key, weight in read_weights(file).items()}, assign=True)
+        except Exception as error:  # what weights that do not fit make torch raise is its own
             raise ValueError(f"encoder {file}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
         return encoder.float()
 

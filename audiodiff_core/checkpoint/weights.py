@@ -22,10 +22,10 @@ _OLD_NAME = re.compile(rf"(.+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)")
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function) `?([\w.]+)")
 
 
-def read_weights(file: Path) -> Weights:
+def read_weights(file: Path, inside: str = "state_dict") -> Weights:
     """The tensors of a file, whose memory may still be the file's: safetensors, or torch's zip format with tensors alone.
 
-    A Lightning checkpoint gives its `state_dict`. Raises CheckpointError for anything else.
+    Where the file is a table with a table `inside`, as a Lightning checkpoint's `state_dict`, that one is given. Raises CheckpointError for anything else.
     """
     size = file.stat().st_size
     if size > LARGEST_WEIGHTS:
@@ -34,8 +34,8 @@ def read_weights(file: Path) -> Weights:
         if start.read(20).startswith(b"version https://git"):
             raise CheckpointError(f"{file.name} is a pointer of Git LFS, not the weights: run git lfs pull in the folder")
     content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping) and isinstance(content.get(inside), Mapping):
+        content = content[inside]
     if not isinstance(content, Mapping) or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
         raise CheckpointError(f"{file.name} is not a table of tensors by name")
     if any(value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized for value in content.values()):

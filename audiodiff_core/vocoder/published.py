@@ -1,12 +1,14 @@
 """Published neural vocoders, from a folder or the Hugging Face Hub. Each needs an extra of its own: `pip install audiodiff[vocos]`, `audiodiff[bigvgan]`.
 
 A checkpoint fits a mel configuration of its own sample rate, n_fft and hop_length; its bands may differ from the image's (`LogMagnitude`).
-Weights are read without unpickling code, and into a network that takes no memory of its own, so the settings of a file cannot ask for any.
+Weights are read as a checkpoint's are (`checkpoint.weights`): no code is unpickled, and the file's size bounds the memory. The network takes none of
+its own, so the settings of a file cannot ask for any.
 """
 
 import contextlib
 import importlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +22,9 @@ from audiodiff_core.vocoder.neural import LogMagnitude, NeuralVocoder
 
 VOCOS_LEAST, BIGVGAN_LEAST = 1e-7, 1e-5
 """The magnitudes at which the two clip before the logarithm (vocos 0.1.0, modules.safe_log; bigvgan 2.4.1, meldataset)."""
+
+LARGEST_SETTINGS = 1 << 20
+"""Bytes."""
 
 VOCOS_PARTS = {
     "feature_extractor": "vocos.feature_extractors.MelSpectrogramFeatures",
@@ -40,43 +45,45 @@ class _Vocos(torch.nn.Module):
 def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
     """A Vocos (Siuzdak 2023) that takes mel spectra, such as charactr/vocos-mel-24khz (24 kHz, n_fft 1024, hop_length 256).
 
-    Raises ValueError where the checkpoint is for another mel or of another kind, and where the extra is not installed.
+    Raises ValueError where the checkpoint is for another mel, of another kind or damaged, and where the extra is not installed.
     """
-    settings = yaml.safe_load(_file(source, "config.yaml").read_text())
-    for part, path in VOCOS_PARTS.items():
-        if (found := settings[part]["class_path"]) != path:
-            raise ValueError(f"{source}: its {part} is {found}; {path} is taken")
-    extractor = settings["feature_extractor"]["init_args"]
-    _require(source, mel, extractor["sample_rate"], extractor["n_fft"], extractor["hop_length"])
+    with _reading(source):
+        settings = _settings(source, "config.yaml", yaml.safe_load)
+        for part, path in VOCOS_PARTS.items():
+            if (found := settings[part]["class_path"]) != path:
+                raise ValueError(f"its {part} is {found}; {path} is taken")
+        extractor = settings["feature_extractor"]["init_args"]
+        lead = 0 if extractor["padding"] == "center" else mel.hop_length // 2
+        _require(mel, extractor["sample_rate"], extractor["n_fft"], extractor["hop_length"])
     models, heads = _package("vocos.models", "vocos"), _package("vocos.heads", "vocos")
-    with torch.device("meta"):
-        network = _Vocos(models.VocosBackbone(**settings["backbone"]["init_args"]), heads.ISTFTHead(**settings["head"]["init_args"]))
-    weights = torch.load(_file(source, "pytorch_model.bin"), map_location="cpu", weights_only=True)
-    basis = weights["feature_extractor.mel_spec.mel_scale.fb"].mT
-    own = {key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}
-    network.load_state_dict(own, assign=True)
-    lead = 0 if extractor["padding"] == "center" else mel.hop_length // 2
-    return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_LEAST, device), lead, device)
+    with _reading(source):
+        with torch.device("meta"):
+            network = _Vocos(models.VocosBackbone(**settings["backbone"]["init_args"]), heads.ISTFTHead(**settings["head"]["init_args"]))
+        weights = _weights(source, "pytorch_model.bin")
+        basis = weights["feature_extractor.mel_spec.mel_scale.fb"].mT
+        network.load_state_dict({key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}, assign=True)
+        return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_LEAST, device), lead, device)
 
 
 def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
     """A BigVGAN (Lee et al. 2023), such as nvidia/bigvgan_v2_44khz_128band_512x (44.1 kHz, n_fft 2048, hop_length 512).
 
-    Raises ValueError where the checkpoint is for another mel, and where the extra is not installed.
+    Raises ValueError where the checkpoint is for another mel or damaged, and where the extra is not installed.
     """
     from librosa.filters import mel as filterbank
 
-    settings = json.loads(_file(source, "config.json").read_text())
-    _require(source, mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
+    with _reading(source):
+        settings = _settings(source, "config.json", json.loads)
+        _require(mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
     package = _package("bigvgan.bigvgan", "bigvgan")
-    with torch.device("meta"):
-        network = package.BigVGAN(package.AttrDict(settings), use_cuda_kernel=False)
-    weights = torch.load(_file(source, "bigvgan_generator.pt"), map_location="cpu", weights_only=True)["generator"]
-    network.load_state_dict(weights, assign=True)
-    with contextlib.redirect_stdout(None):  # it prints
-        network.remove_weight_norm()
-    basis = filterbank(sr=mel.sample_rate, n_fft=mel.n_fft, n_mels=settings["num_mels"], fmin=settings["fmin"], fmax=settings["fmax"])
-    return NeuralVocoder(network, mel, LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_LEAST, device), mel.hop_length // 2, device)
+    with _reading(source):
+        with torch.device("meta"):
+            network = package.BigVGAN(package.AttrDict(settings), use_cuda_kernel=False)
+        network.load_state_dict(_weights(source, "bigvgan_generator.pt", inside="generator"), assign=True)
+        with contextlib.redirect_stdout(None):  # it prints
+            network.remove_weight_norm()
+        basis = filterbank(sr=mel.sample_rate, n_fft=mel.n_fft, n_mels=settings["num_mels"], fmin=settings["fmin"], fmax=settings["fmax"])
+        return NeuralVocoder(network, mel, LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_LEAST, device), mel.hop_length // 2, device)
 
 
 def _file(source: str | Path, name: str) -> Path:
@@ -86,10 +93,48 @@ def _file(source: str | Path, name: str) -> Path:
     return Path(hf_hub_download(str(source), name))
 
 
-def _require(source: str | Path, mel: MelConfig, sample_rate: int, n_fft: int, hop_length: int) -> None:
+def _settings(source: str | Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The settings in a file, as `parse` reads its text."""
+    file = _file(source, name)
+    if (size := file.stat().st_size) > LARGEST_SETTINGS:
+        raise ValueError(f"{name} has {size:,} bytes, {LARGEST_SETTINGS:,} are read")
+    try:
+        settings = parse(file.read_text())
+    except Exception as error:  # each format's own
+        raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} holds no settings by name")
+    return settings
+
+
+def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[str, torch.Tensor]:
+    """The tensors in a file, or in a table `inside` it."""
+    from audiodiff_core.checkpoint.weights import read_weights  # checkpoints are made into pipelines, which have vocoders
+
+    return {key: weight.clone() for key, weight in read_weights(_file(source, name), inside).items()}
+
+
+@contextlib.contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    """Gives what a damaged or foreign checkpoint makes its readers raise, which is their own, as a ValueError that names the source."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        match error:
+            case KeyError():
+                reason = f"lacks {reason}"
+            case ValueError():
+                pass
+            case _:
+                reason = f"cannot be loaded ({type(error).__name__}: {reason})"
+        raise ValueError(f"vocoder {source}: {reason}") from error
+
+
+def _require(mel: MelConfig, sample_rate: int, n_fft: int, hop_length: int) -> None:
     needed = mel.model_copy(update={"sample_rate": sample_rate, "n_fft": n_fft, "hop_length": hop_length})
     if difference := needed.difference(mel):
-        raise ValueError(f"vocoder {source} does not fit the model's mel: {difference}")
+        raise ValueError(f"does not fit the model's mel: {difference}")
 
 
 def _package(module: str, extra: str) -> ModuleType:

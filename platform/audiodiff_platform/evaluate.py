@@ -8,6 +8,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -108,8 +109,14 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
         Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
     if options.model:
-        record_metrics(options.model, {f"{options.embedder} {name}": value for name, value in figures.items()})
+        record_metrics(options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()})
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _public_name(embedder: str) -> str:
+    """An embedder's name as a model's record and card have it, which may be published: of a local folder not the path to it."""
+    source = encoder_source(embedder)
+    return embedder.removesuffix(source) + Path(source).name if Path(source).is_absolute() else embedder
 
 
 def _sides(options: EvaluateOptions) -> dict[str, Side]:

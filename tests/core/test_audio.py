@@ -410,6 +410,18 @@ def test_encode_refuses_what_is_not_finite(file_format: AudioFormat, value: floa
         encode(np.array([0, value, 0], np.float32), RATE, file_format)
 
 
+@pytest.mark.parametrize(("file_format", "rate"), [("mp3", 96_000), ("mp3", 20_000), ("flac", 700_000), ("ogg", 200_001), ("ogg", 768_000)])
+def test_a_rate_that_a_format_does_not_know_is_named(file_format: AudioFormat, rate: int) -> None:
+    with pytest.raises(ValueError, match=rf"^format {file_format} at {rate} Hz: .+ use wav$") as raised:
+        encode(np.zeros(2_000, np.float32), rate, file_format)
+    assert "BytesIO" not in str(raised.value)
+    assert len(encode(np.zeros(2_000, np.float32), rate)) > 4_000
+
+
+def test_an_ogg_of_the_highest_rate() -> None:
+    assert soundfile.info(io.BytesIO(encode(np.zeros(2_000, np.float32), 200_000, "ogg"))).samplerate == 200_000
+
+
 @pytest.mark.parametrize("file_format", ["ogg", "mp3"])
 def test_lossy_formats_are_decodable(hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat) -> None:
     samples = hum(RATE)

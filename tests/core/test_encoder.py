@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,12 @@ def test_what_is_no_encoder_is_refused(folder: Path, state: dict[str, torch.Tens
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded"):
         load_encoder(tmp_path)
     assert not (tmp_path / "unpickled").exists()
+    torch.save({**state, "zeros": torch.zeros(1 << 22)}, tmp_path / "whole.bin")
+    with zipfile.ZipFile(tmp_path / "whole.bin") as whole, zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as packed:
+        for record in whole.infolist():
+            packed.writestr(record.filename, whole.read(record))
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded \(.* holds compressed records"):
+        load_encoder(tmp_path)
 
 
 def check_refusals(encoder: Any, rate: int) -> None:

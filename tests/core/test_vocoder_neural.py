@@ -1,8 +1,9 @@
 """Networks as vocoders: what they are given, where their audio begins, and what is refused. Vocos and BigVGAN stand in as tiny networks."""
 
+import io
 import json
-import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -201,6 +202,37 @@ def test_weights_that_are_code_are_refused(bigvgan_folder: Path, install: Callab
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
     monkeypatch.chdir(bigvgan_folder)
     torch.save({"generator": Intruder()}, bigvgan_folder / "bigvgan_generator.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match=r"bigvgan_generator.pt holds [\w.]+, more than tensors, and is never run"):
         bigvgan(bigvgan_folder, CONFIG)
     assert not Path("intruded").exists()
+
+
+def test_compressed_weights_do_not_fill_the_memory(bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]) -> None:
+    install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
+    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    for load, file in ((bigvgan, bigvgan_folder / "bigvgan_generator.pt"), (vocos, vocos_folder / "pytorch_model.bin")):
+        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as whole, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+            for record in whole.infolist():
+                packed.writestr(record.filename, whole.read(record))
+        with pytest.raises(ValueError, match=f"^vocoder {file.parent}: {file.name} holds compressed records"):
+            load(file.parent, CONFIG)
+
+
+@pytest.mark.parametrize("load", [bigvgan, vocos])
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", "{", "\0", '{"feature_extractor": []}', '{"sampling_rate": "many", "n_fft": 512}', "x" * (2 << 20)])
+def test_what_is_no_vocoder_is_named(load: Callable[..., NeuralVocoder], content: str | None, tmp_path: Path) -> None:
+    for name in () if content is None else ("config.yaml", "config.json"):
+        (tmp_path / name).write_text(content or "")
+    with pytest.raises(ValueError, match=f"^vocoder {tmp_path}: ") as raised:
+        load(tmp_path, CONFIG)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lost", ["feature_extractor.mel_spec.mel_scale.fb", "backbone.convolution.bias"])
+def test_weights_of_another_network_are_named(vocos_folder: Path, lost: str, install: Callable[..., None]) -> None:
+    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    weights = torch.load(vocos_folder / "pytorch_model.bin", weights_only=True)
+    del weights[lost]
+    torch.save(weights, vocos_folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=f"^vocoder {vocos_folder}: .*{lost}"):
+        vocos(vocos_folder, CONFIG)

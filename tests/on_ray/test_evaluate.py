@@ -119,13 +119,14 @@ def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_lo
         evaluate(EvaluateOptions(reference=str(dataset), held_out=str(dataset), **options))
 
 
-def test_an_encoder_as_embedder(local_ray: None, dataset: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+def test_an_encoder_as_embedder(local_ray: None, dataset: Path, model: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = AudioEncoder()
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
     save_file(network.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
     name = f"audio-encoder:{tmp_path}"
-    options = {"embedder": name, "mel_config": str(dataset / "mel_config.json"), "round_trips": 2, "num_workers": 2}
+    shutil.copytree(model, tmp_path / "model")
+    options = {"embedder": name, "model": str(tmp_path / "model"), "mel_config": str(dataset / "mel_config.json"), "round_trips": 2, "num_workers": 2}
     figures = evaluate(EvaluateOptions(reference=str(few_loops), candidate=str(loops / "loop_tabla.flac"), **options))
     mel = Mel(MelDataset(str(dataset)).mel)
     real = [_samples(item) for items in _heard(few_loops, mel).values() for item in items]
@@ -135,6 +136,11 @@ def test_an_encoder_as_embedder(local_ray: None, dataset: Path, few_loops: Path,
     assert (figures["n_candidate"], figures["n_reference"]) == (len(tabla), len(real))
     assert (figures["n_features"], figures["embedder"], figures["embedder_digest"]) == (100, name, network.digest)
     assert figures["n_round_trip"] == 2
+    record = load_model(tmp_path / "model").record
+    assert record is not None
+    assert record.metrics[f"audio-encoder:{tmp_path.name} frechet"] == figures["frechet"]
+    for file in ("audiodiff.json", "README.md"):  # which may be published
+        assert str(tmp_path) not in (tmp_path / "model" / file).read_text()
     with pytest.raises(ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"):
         evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), embedder=name, num_workers=1))
 

@@ -174,6 +174,7 @@ def test_a_finished_run_is_not_trained_again_and_needs_no_space(run: Path, datas
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     before = (run / "model" / "model_index.json").stat().st_mtime_ns
     assert train(_options(dataset, run))["steps"] == 30
+    assert train(_options(dataset, run, preset="tiny", prediction_type="v_prediction"))["steps"] == 30  # as is the default
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
 
 
