@@ -22,6 +22,7 @@ import ray.train
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, reduce
+from safetensors import SafetensorError
 
 from audiodiff_core.training import TrainBatch
 from audiodiff_platform.cluster import say
@@ -235,7 +236,7 @@ class _Loop:
                 put_checkpoint(self.output, name, save, progress)
                 remove_superseded(self.output, self.options.checkpoints_kept, pending=self.handed[0])
                 self.log.add_validations()
-            except (OSError, RuntimeError) as error:  # RuntimeError: what torch and safetensors make of an OSError
+            except (OSError, RuntimeError, SafetensorError) as error:  # the last two: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:
                     return f"{failure}: with that mended, run the same command again to go on from the checkpoint before"
