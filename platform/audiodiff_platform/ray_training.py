@@ -24,7 +24,7 @@ from audiodiff_platform.cluster import say
 from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import newest_checkpoint
+from audiodiff_platform.training_state import end_dead_validation, newest_checkpoint
 
 FAILURES_SURVIVED = 3  # without a new checkpoint between them; nodes that are taken away with notice do not count
 RESIZE_LOOK_S = 5.0
@@ -135,6 +135,10 @@ class FailuresSinceCheckpoint(DefaultFailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if _validation_died(training_failed_error):
+            try:
+                end_dead_validation(Folder(self.output_dir))
+            except OSError as error:
+                say(f"validation: no checkpoint is validated before the last from here on ({error})")
             say(f"validation of a checkpoint died ({cause_of(training_failed_error.controller_failure)}): training goes on")
             return FailureDecision.NOOP
         checkpoint = _newest(self.output_dir, self.checkpoint)

@@ -5,8 +5,8 @@
     OUTPUT_DIR/tensorboard/validation/   (`validation.py`) validation loss by noise level, pictures and audio with fixed seeds
 
 TensorBoard's files of a run folder on an object store are written to a local folder and copied. The other trackers are accelerate's; a
-restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, so not what it found
-of the last ones, which is in the run folder and the model's record.
+restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, and by the job at the
+end. A checkpoint says what they have been told, so a restart tells them some things twice, none never.
 """
 
 import importlib
@@ -16,14 +16,14 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiodiff_platform.cluster import say
 from audiodiff_platform.progress import duration
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_state import validation_results
+from audiodiff_platform.training_state import checkpoint_progress, newest_checkpoint, validation_results
 
 if TYPE_CHECKING:
 
@@ -75,7 +75,7 @@ class TensorBoardFolder:
 class RunLog:
     """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped."""
 
-    def __init__(self, options: "RunOptions", step: int, writes: bool) -> None:
+    def __init__(self, options: "RunOptions", step: int, told: Iterable[int], writes: bool) -> None:
         self.writes, self.folder, self.step = writes, Folder(options.output_dir), step
         self.last: dict[str, float] = {}
         if not writes:
@@ -90,7 +90,7 @@ class RunLog:
         self.samples: int | None = None
         self.tensorboard = TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
         self.trackers = [_tracker(name, options) for name in options.report_to if name != "tensorboard"]
-        self.validated = {validated for validated in validation_results(self.folder) if validated <= step}
+        self.told = set(told)
 
     def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
@@ -115,16 +115,10 @@ class RunLog:
                 except OSError as error:  # the next checkpoint waits until it can be written
                     say(f"{METRICS} cannot be written ({error}): trying again later")
 
-    def add_validations(self) -> None:
-        """Hands what validation has found meanwhile to the trackers that it cannot write to itself.
-
-        It is told at the step where the log is, as wandb takes no earlier one, with the step that was validated.
-        """
-        for step, found in validation_results(self.folder).items() if self.trackers else ():
-            if step not in self.validated:
-                self.validated.add(step)
-                for tracker in self.trackers:
-                    tracker.log({**found, VALIDATED_STEP: step}, step=max(step, self.step))
+    def tell_validations(self) -> None:
+        """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
+        if self.trackers:
+            self.told = _tell(self.trackers, self.folder, self.told, self.step)
 
     def flush(self) -> None:
         if not self.writes:
@@ -160,6 +154,30 @@ class RunLog:
         if self.tensorboard is not None:
             for name, value in values.items():
                 self.tensorboard.writer.add_scalar(name, value, step)
+
+
+def tell_last_validations(options: "RunOptions") -> None:
+    """Hands what validation has found since the last checkpoint to the trackers, when the workers and validation have ended."""
+    names = [name for name in options.report_to if name != "tensorboard"]
+    output = Folder(options.output_dir)
+    last = newest_checkpoint(output)
+    if last is None or not names:
+        return
+    progress = checkpoint_progress(output, last)
+    trackers = [_tracker(name, options) for name in names]
+    _tell(trackers, output, set(progress["validations_told"]), progress["step"])
+    for tracker in trackers:
+        tracker.finish()
+
+
+def _tell(trackers: Sequence[Any], folder: Folder, told: set[int], step: int) -> set[int]:
+    """Tells what is new just after `step`, where the log is, with the step that was validated: wandb takes nothing at a step that is past."""
+    results = validation_results(folder)
+    for validated, found in results.items():
+        if validated not in told:
+            for tracker in trackers:
+                tracker.log({**found, VALIDATED_STEP: validated}, step=step + 1)
+    return told | set(results)
 
 
 def _joined(lines: Sequence[str]) -> bytes:

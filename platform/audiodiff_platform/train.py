@@ -37,11 +37,11 @@ from audiodiff_platform.training_job import (
     require_own_folder,
     require_space,
     run_training,
-    validation_beside,
     with_usable_paths,
 )
 from audiodiff_platform.training_state import EMA_WEIGHTS, best_checkpoint, local_checkpoint, newest_checkpoint, step_of, validation_results
 from audiodiff_platform.validation import require_previews, validate, validates
+from audiodiff_platform.validation_task import validation_beside
 
 SETTINGS = "train.json"
 

@@ -39,12 +39,12 @@ from audiodiff_platform.training_job import (
     require_own_folder,
     require_space,
     run_training,
-    validation_beside,
     with_usable_paths,
 )
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
 from audiodiff_platform.training_state import EMA_WEIGHTS
 from audiodiff_platform.vae_validation import validate_vae, validates_vae
+from audiodiff_platform.validation_task import validation_beside
 
 SETTINGS = "train_vae.json"
 MEASURED_IMAGES = 1_024  # at most, for the scaling factor

@@ -1,22 +1,23 @@
 """What the jobs that train do around the training itself: paths, claims, resources, the run, the finished model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray.train import ValidationConfig, ValidationTaskConfig
+from ray.train import ValidationConfig
 
 from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import WORKER_ENVIRONMENT, cpus, gpus, require_resources, require_shared, usable_path
+from audiodiff_platform.cluster import cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Worker, run_workers
+from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import STATE, newest_checkpoint, remove_superseded
+from audiodiff_platform.training_state import IN_VALIDATION, STATE, newest_checkpoint, remove_superseded
 
 MODEL = "model"
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
@@ -79,17 +80,6 @@ def group_for(options: RunOptions) -> Group:
     return group
 
 
-def validation_beside(validate: Callable[..., dict[str, Any]], options: RunOptions, group: Group) -> ValidationConfig:
-    """Ray Train's validation of each checkpoint by `validate`: on a GPU that training leaves free, or else on a CPU."""
-    spare = group.gpu and gpus() > group.most
-    environment = WORKER_ENVIRONMENT if spare else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # Ray hides no GPU from a task that asks for none
-    return ValidationConfig(
-        validate,
-        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json")}),
-        {"num_cpus": 0, "num_gpus": int(spare), "runtime_env": {"env_vars": environment}},
-    )
-
-
 def run_training(
     worker: Worker,
     options: RunOptions,
@@ -107,9 +97,11 @@ def run_training(
             require_shared(place, uri, witness="")
     commits.claim(output, *claimed)
     require_shared("output_dir", options.output_dir, claimed[0])
-    remove_superseded(output, options.checkpoints_kept)
     output.remove("_tmp")  # what killed workers left
+    output.remove(IN_VALIDATION)  # tasks of a killed job, which went with it
+    remove_superseded(output, options.checkpoints_kept)
     run_workers(worker, options, group.workers, group.gpu, validation)
+    tell_last_validations(options)
 
 
 @contextmanager

@@ -30,12 +30,21 @@ from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import checkpoint_name, is_validated, local_checkpoint, put_checkpoint, remove_superseded, soundest_checkpoint, step_of
+from audiodiff_platform.training_state import (
+    checkpoint_name,
+    end_unheard_validation,
+    hand_to_validation,
+    in_validation,
+    local_checkpoint,
+    put_checkpoint,
+    remove_superseded,
+    soundest_checkpoint,
+    step_of,
+)
 
 LOG_STEPS = 10
 BATCHES_READ_AHEAD = 4
 PREEMPTION_LOOK_S = 2.0
-VALIDATION_LOST_S = 3_600.0
 WRITE_PAUSES_S = (1.0, 4.0, 16.0)  # before a checkpoint that could not be written is tried again
 
 
@@ -115,13 +124,13 @@ class _Loop:
         self.output = Folder(options.output_dir)
         self.attempt = uuid.uuid4().hex[:8]
         self.since_logged: dict[str, list[float]] = {}
-        self._load()
-        self.log = RunLog(options, learner.counts.step, accelerator.is_main_process)
+        told = self._load()
+        self.log = RunLog(options, learner.counts.step, told, accelerator.is_main_process)
         self.earlier, self.began = learner.counts.seconds, time.monotonic()
         self.saved_at = self.looked_at = self.began
         self.saved_step = learner.counts.step
         self.leaving: frozenset[str] = frozenset()
-        self.handed = (0, -math.inf)
+        self.handed: str | None = None
 
     def run(self) -> dict[str, float]:
         options, learner, counts = self.options, self.learner, self.learner.counts
@@ -153,14 +162,17 @@ class _Loop:
                     left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
                     self.log.add(counts, means, progress, left)
 
-    def _load(self) -> None:
-        """Makes the learner what the newest sound checkpoint holds; nothing where there is none."""
+    def _load(self) -> list[int]:
+        """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that the trackers know of."""
+        if self.accelerator.is_main_process:
+            end_unheard_validation(self.output)
         (self.loaded,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
         if self.loaded is None:
-            return
+            return []
         with local_checkpoint(self.output, self.loaded) as (folder, progress):
             self.learner.load(folder, progress)
         self.since_logged = {name: list(values) for name, values in progress["since_logged"].items()}
+        return list(progress["validations_told"])
 
     def _agree(self) -> bool:
         """Sets the clock; whether a checkpoint is due. Rank 0 decides for all, or one would stop while another waits for its gradient."""
@@ -197,9 +209,9 @@ class _Loop:
             name = self.loaded
         else:
             name = checkpoint_name(self.learner.counts.step, self.attempt)
-            (failure,) = broadcast_object_list([self._written(name, save) if self.accelerator.is_main_process else None])
-            if failure is not None:
-                raise TrainingStoppedError(failure)
+        (failure,) = broadcast_object_list([self._written(name, save, finished) if self.accelerator.is_main_process else None])
+        if failure is not None:
+            raise TrainingStoppedError(failure)
         self.saved_at, self.saved_step = time.monotonic(), self.learner.counts.step
         metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
         if not self.accelerator.is_main_process:
@@ -207,22 +219,14 @@ class _Loop:
             return
         storage = ray.train.get_context().get_storage()  # Ray Train lists checkpoints only in its own folder, where nothing is put
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
-        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self._to_be_validated(finished) else False
+        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self.handed == name else False
         ray.train.report(metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation)
 
-    def _to_be_validated(self, finished: bool) -> bool:
-        """Whether validation has time for this checkpoint: it is done with the one before, or has lost it. It always has for the last."""
-        if not self.validates:
-            return False
-        step, handed_at = self.handed
-        waited = time.monotonic() - handed_at
-        if finished or waited > VALIDATION_LOST_S or is_validated(self.output, step):
-            self.handed = (self.learner.counts.step, time.monotonic())
-            return True
-        return False
+    def _written(self, name: str, save: Callable[[Path], None], finished: bool) -> str | None:
+        """Rank 0: writes the log and a checkpoint, and hands it to validation where that has time; it always has for the last.
 
-    def _written(self, name: str, save: Callable[[Path], None]) -> str | None:
-        """Rank 0: writes the log and a checkpoint; where the disk is full or the store out of reach, it is tried again, then the error is given."""
+        Where the disk is full or the store out of reach, it is tried again, then the error is given.
+        """
         progress = {
             **self.learner.progress(),
             "workers": self.accelerator.num_processes,
@@ -233,9 +237,12 @@ class _Loop:
         for pause in (*WRITE_PAUSES_S, None):
             try:
                 self.log.flush()
-                put_checkpoint(self.output, name, save, progress)
-                remove_superseded(self.output, self.options.checkpoints_kept, pending=self.handed[0])
-                self.log.add_validations()
+                self.log.tell_validations()
+                put_checkpoint(self.output, name, save, {**progress, "validations_told": sorted(self.log.told)})
+                if self.validates and (finished or not in_validation(self.output)):
+                    hand_to_validation(self.output, name)
+                    self.handed = name
+                remove_superseded(self.output, self.options.checkpoints_kept)
             except (OSError, RuntimeError, SafetensorError) as error:  # the last two: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:

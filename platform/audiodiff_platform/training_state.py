@@ -3,6 +3,7 @@
     OUTPUT_DIR/state/step-<step>-<attempt>/   what the learner saved (`training_loop.Learner`): weights, their average, optimizers
                                               progress.json, last: step, samples, seconds; size and digest of each other file
     OUTPUT_DIR/validation/<step>.json         what validation made of it (`validation.py`)
+    OUTPUT_DIR/_in_validation/<name>.json     while validation has a checkpoint in hand: how often a task has begun with it
 
 A checkpoint is whole when progress.json is there and the files have the sizes that it states: a kill in the middle leaves one that
 is passed over for the one before. Workers of a killed job live on for seconds; the attempt in the name keeps their files apart.
@@ -23,9 +24,10 @@ from audiodiff_platform.storage import Folder
 
 STATE = "state"
 VALIDATION = "validation"
+IN_VALIDATION = "_in_validation"
 PROGRESS = "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
@@ -58,10 +60,18 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
             output.write(f"{name}/{PROGRESS}", mark.encode())
 
 
+def checkpoint_progress(output: Folder, name: str) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    progress = output.read_json(f"{name}/{PROGRESS}")
+    if progress.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"checkpoint {output.uri}/{name} was written by another version of audiodiff")
+    return progress
+
+
 @contextmanager
 def local_checkpoint(output: Folder, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """A whole checkpoint as a local folder, with its progress."""
-    progress = _progress(output, name)
+    progress = checkpoint_progress(output, name)
     if output.is_local:
         yield Path(output.path(name)), progress
         return
@@ -77,7 +87,7 @@ def whole_checkpoints(output: Folder) -> list[str]:
     for mark in output.names(f"{STATE}/*/{PROGRESS}"):
         name = mark.removesuffix(f"/{PROGRESS}")
         try:
-            files = _progress(output, name)["files"]
+            files = checkpoint_progress(output, name)["files"]
             if all(output.entry(f"{name}/{file}").size == stated["bytes"] for file, stated in files.items()):
                 whole.append(name)
         except (ValueError, KeyError, FileNotFoundError):  # cut off by a kill, or just being removed
@@ -107,13 +117,45 @@ def validation_results(output: Folder) -> dict[int, dict[str, float]]:
     return {int(Path(name).stem): json.loads(content) for name, content in sorted(contents.items())}
 
 
-def is_validated(output: Folder, step: int) -> bool:
-    """Whether the result of a step is seen; it is not where the store is out of reach, which whoever asks bears."""
-    try:
-        return output.exists(f"{VALIDATION}/{step}.json")
-    except OSError as error:
-        say(f"whether step {step} is validated cannot be seen ({error}): taken for not")
-        return False
+def in_validation(output: Folder) -> dict[str, int]:
+    """The checkpoints that validation has in hand, and how often a task has begun with each."""
+    marks = output.read_all(f"{IN_VALIDATION}/*.json")
+    return {f"{STATE}/{Path(mark).stem}": json.loads(content)["begun"] for mark, content in marks.items()}
+
+
+def hand_to_validation(output: Folder, name: str) -> None:
+    """Says that validation will have a checkpoint, before it is told so."""
+    output.write_json(_mark(name), {"begun": 0})
+
+
+def begin_validation(output: Folder, name: str) -> int:
+    """Says that a task begins with a checkpoint; gives the how manyth that is."""
+    begun = in_validation(output).get(name, 0) + 1
+    output.write_json(_mark(name), {"begun": begun})
+    return begun
+
+
+def end_validation(output: Folder, name: str) -> None:
+    """Says that validation is through with a checkpoint, whether it has a result or not."""
+    output.remove(_mark(name))
+
+
+def end_dead_validation(output: Folder) -> None:
+    """Says so of the ones that a task had begun with, which has died for good."""
+    for name, begun in in_validation(output).items():
+        if begun:
+            end_validation(output, name)
+
+
+def end_unheard_validation(output: Folder) -> None:
+    """Says so of the ones that no task has begun with: what would have told validation of them may have died before it could."""
+    for name, begun in in_validation(output).items():
+        if not begun:
+            end_validation(output, name)
+
+
+def _mark(name: str) -> str:
+    return f"{IN_VALIDATION}/{Path(name).name}.json"
 
 
 def best_checkpoint(output: Folder) -> str | None:
@@ -123,25 +165,13 @@ def best_checkpoint(output: Folder) -> str | None:
     return min(validated, key=lambda name: losses[step_of(name)], default=None)
 
 
-def remove_superseded(output: Folder, kept: int, pending: int | None = None) -> None:
-    """Removes the checkpoints that are neither among the last `kept` nor the best, and what is older than those and not whole.
-
-    Those of step `pending`, which was handed to validation, stay until its result is there.
-    """
+def remove_superseded(output: Folder, kept: int) -> None:
+    """Removes the checkpoints that are neither among the last `kept` nor the best nor in validation, and what is older than those and not whole."""
     whole = whole_checkpoints(output)
     if not whole:
         return
-    keep = {*whole[-kept:], best_checkpoint(output)}
-    if pending is not None and not is_validated(output, pending):
-        keep |= {name for name in whole if step_of(name) == pending}
+    keep = {*whole[-kept:], *in_validation(output), best_checkpoint(output)}
     present = {file.rpartition("/")[0] for file in output.names(f"{STATE}/step-*/*")}
     for name in present - keep:
         if name in whole or step_of(name) < step_of(whole[-1]):
             output.remove(name)
-
-
-def _progress(output: Folder, name: str) -> dict[str, Any]:
-    progress = output.read_json(f"{name}/{PROGRESS}")
-    if progress.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"checkpoint {output.uri}/{name} was written by another version of audiodiff")
-    return progress

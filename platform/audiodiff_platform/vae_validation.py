@@ -23,7 +23,6 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainVaeOptions
 from audiodiff_platform.training_state import EMA_WEIGHTS, local_checkpoint, step_of
 from audiodiff_platform.training_state import VALIDATION as FOLDER
-from audiodiff_platform.validation import gives_way
 
 ROWS_AT_MOST = 256
 BATCH_SIZE = 8
@@ -35,12 +34,11 @@ def validates_vae(options: TrainVaeOptions, dataset: TrainingImages) -> bool:
     return held_out(dataset) is not None or "tensorboard" in options.report_to
 
 
-def validate_vae(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's validation function: looks at the averaged weights of the checkpoint `name` of the run folder; Ray's `checkpoint` only points to it."""
-    del checkpoint
+def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Looks at the averaged weights of the checkpoint `name` of the run folder; gives what it found, which it writes there too."""
     told = TrainVaeOptions.model_validate(options)
     output = Folder(told.output_dir)
-    device = gives_way()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = open_dataset(told.dataset_name, told.mel_config)
     vae = build_vae(told.preset, dataset.mel).eval()
     try:

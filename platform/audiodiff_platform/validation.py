@@ -1,12 +1,11 @@
-"""What is made of each checkpoint of a diffusion training, in a task of Ray Train's beside it, which it does not wait for.
+"""What is made of each checkpoint of a diffusion training, beside it (`validation_task.py`).
 
     OUTPUT_DIR/validation/<step>.json          mean loss on the held-out tracks, and by noise level; the Fréchet distance of many previews
     OUTPUT_DIR/tensorboard/validation/         the same, with pictures and sounds of the seeds from 0 on
 
-The averaged weights are looked at, since the model is made of them. On a CPU the task gives way to the training.
+The averaged weights are looked at, since the model is made of them.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,12 +54,11 @@ def require_previews(options: TrainOptions, dataset: TrainingImages) -> None:
         )
 
 
-def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Ray Train's validation function: looks at the checkpoint `name` of the run folder; Ray's `checkpoint` only points to it."""
-    del checkpoint
+def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Looks at the checkpoint `name` of the run folder; gives what it found, which it writes there too."""
     told = TrainOptions.model_validate(options)
     output = Folder(told.output_dir)
-    on_gpu = gives_way().type == "cuda"
+    on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=told.mixed_precision if on_gpu else "no")
     start = starting_point(told)
     try:
@@ -82,15 +80,6 @@ def validate(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str
     if "validation_loss" in found:
         say(f"step {step_of(name)}: validation loss {found['validation_loss']:.4f}")
     return found
-
-
-def gives_way() -> torch.device:
-    """Where a validation task computes; on a CPU it gives way to the training from here on."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    os.nice(10)
-    torch.set_num_threads(1)
-    return torch.device("cpu")
 
 
 def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: Accelerator) -> dict[str, float]:

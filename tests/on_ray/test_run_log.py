@@ -1,6 +1,7 @@
 """The log of a run and its trackers: what they are told, at which step, and what happens where that cannot be written."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from audiodiff_platform.run_log import METRICS, RunLog, TrackerName, _tracker
+from audiodiff_platform import run_log
+from audiodiff_platform.run_log import METRICS, RunLog, TrackerName, _tracker, tell_last_validations
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import VALIDATION
+from audiodiff_platform.training_state import VALIDATION, checkpoint_name, put_checkpoint
 
 
 class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
@@ -31,7 +33,7 @@ class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no typ
 
     def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
         assert step is not None
-        if not self.taken or step >= self.taken[-1][0]:
+        if not self.taken or step > self.taken[-1][0]:
             self.taken.append((step, values))
 
     def finish(self) -> None:
@@ -42,22 +44,39 @@ def _options(folder: Path, *trackers: TrackerName) -> TrainOptions:
     return TrainOptions(dataset_name="none", output_dir=str(folder), report_to=trackers)
 
 
-def _log(folder: Path, tracker: Orderly) -> RunLog:
-    log = RunLog(_options(folder), 0, writes=True)
+def _log(folder: Path, tracker: Orderly, told: Iterable[int] = ()) -> RunLog:
+    log = RunLog(_options(folder), 0, told, writes=True)
     log.trackers = [tracker]
     return log
 
 
-def test_validation_is_told_where_the_log_is(tmp_path: Path) -> None:
-    tracker = Orderly()
-    log = _log(tmp_path, tracker)
+def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
+    tracker, output = Orderly(), Folder(str(tmp_path))
+    log = _log(tmp_path, tracker, told=[5])
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
-    Folder(str(tmp_path)).write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.25})
-    log.add_validations()
-    log.add_validations()
-    assert [step for step, _ in tracker.taken] == [10, 20, 20]
-    assert tracker.taken[-1] == (20, {"validation_loss": 0.25, "validated_step": 10})
+    output.write_json(f"{VALIDATION}/5.json", {"validation_loss": 0.5})
+    output.write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.25})
+    log.tell_validations()
+    log.tell_validations()
+    assert [step for step, _ in tracker.taken] == [10, 20, 21]
+    assert tracker.taken[-1] == (21, {"validation_loss": 0.25, "validated_step": 10})
+    assert log.told == {5, 10}
+
+
+def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the same run of the tracker, after all that the workers told it."""
+    tracker, output = Orderly(), Folder(str(tmp_path))
+    for step in (10, 20):
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 0.25})
+    put_checkpoint(output, checkpoint_name(20, "aaaa"), lambda folder: None, {"step": 20, "validations_told": [10]})
+    monkeypatch.setattr(run_log, "_tracker", lambda name, options: tracker)
+    tell_last_validations(_options(tmp_path, "tensorboard"))
+    assert not tracker.taken
+    tracker.taken.append((20, {"loss": 0.5}))
+    tell_last_validations(_options(tmp_path, "tensorboard", "wandb"))
+    assert tracker.taken[1:] == [(21, {"validation_loss": 0.25, "validated_step": 20})]
+    assert tracker.finished
 
 
 def test_a_log_that_cannot_be_written_hides_no_other_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,9 +29,10 @@ from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_job import Group, validation_beside
-from audiodiff_platform.training_state import best_checkpoint, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.training_job import Group
+from audiodiff_platform.training_state import begin_validation, best_checkpoint, in_validation, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.validation import validate
+from audiodiff_platform.validation_task import TASKS_AT_MOST, validation_beside
 from tests.servers.stores import Store, Stores
 
 
@@ -104,7 +105,7 @@ def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path
     output = Folder(str(run))
     name = whole_checkpoints(output)[-1]
     before = validation_results(output)[step_of(name)]
-    assert validate(None, name=name, options=_options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(before, rel=1e-6)
+    assert validate(name, _options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(before, rel=1e-6)
 
 
 def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
     output.remove(VALIDATION)
     options = _options(split, str(tmp_path / "run"), scheduler="flow_euler", preview_count=1)
     with pytest.raises(ValueError, match="flow_euler"):
-        validate(None, name=name, options=options.model_dump(mode="json"))
+        validate(name, options.model_dump(mode="json"))
     assert validation_results(output) == {step_of(name): pytest.approx(expected, rel=1e-6)}
 
 
@@ -128,12 +129,12 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
 
 
 def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the three checkpoints, two die while training waits for that, the last when the workers have finished."""
+    """Those of two checkpoints die while training waits for that, that of the last when the workers have finished."""
     begun, died = tmp_path / "begun", tmp_path / "died"
     begun.touch()
     died.touch()
 
-    def mortal(checkpoint: Any, *, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    def mortal(name: str, options: dict[str, Any]) -> dict[str, Any]:
         with died.open("a") as file:
             file.write(f"{name}\n")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -143,13 +144,13 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
         """Waits before its second and third checkpoint for the death of the validation of the one before."""
 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
-            while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1:
+            while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1 or training_state.in_validation(output):
                 time.sleep(0.1)
             training_state.put_checkpoint(output, name, *arguments)
 
         with begun.open("a") as file:
             file.write("begun\n")
-        vars(training_loop).update(put_checkpoint=put_checkpoint, VALIDATION_LOST_S=0.0)
+        vars(training_loop).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
     def once(*arguments: Any) -> ValidationConfig:
@@ -166,6 +167,59 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
     said = capsys.readouterr().err
     assert "validation of the last checkpoints died (" in said
     assert "warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's (state/step-000000030" in said
+
+
+def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: Path) -> None:
+    """Where tasks end for lack of memory, Ray begins anew without end."""
+    output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
+
+    def succeeds(name: str, options: dict[str, Any]) -> dict[str, Any]:
+        return {"begun": in_validation(Folder(options["output_dir"]))}
+
+    config = validation_beside(succeeds, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    found = []
+    for _ in range(2):
+        found.append(ray.get(task.remote()))
+        assert in_validation(output) == {}
+        for _ in range(TASKS_AT_MOST):
+            begin_validation(output, name)
+    assert found == [{"begun": {name: 1}}, {}]
+
+
+def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers die while the first checkpoint is validated; their successors write more, of which one is kept, before its result makes it the best."""
+    seen, result_due = tmp_path / "seen", tmp_path / "result-due"
+
+    def slow(name: str, options: dict[str, Any]) -> dict[str, Any]:
+        while step_of(name) == 10 and not result_due.exists():
+            time.sleep(0.1)
+        found = {"validation_loss": float(step_of(name))}
+        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step_of(name)}.json", found)
+        return found
+
+    def mortal_worker(config: dict[str, Any]) -> str | None:
+        def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
+            step = training_state.step_of(name)
+            if step == 20 and not seen.exists():
+                while 1 not in training_state.in_validation(output).values():
+                    time.sleep(0.1)
+                seen.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == 50:
+                seen.write_text(" ".join(training_state.whole_checkpoints(output)))
+                result_due.touch()
+            training_state.put_checkpoint(output, name, *arguments)
+
+        vars(training_loop).update(put_checkpoint=put_checkpoint)
+        return train_worker(config)
+
+    for name, function in (("validate", slow), ("train_worker", mortal_worker)):
+        monkeypatch.setattr(train_module, name, function)
+    short = {"max_train_steps": 50, "checkpoint_minutes": 1e-6, "checkpoints_kept": 1, "preview_count": 0, "report_to": ()}
+    options = _options(split, str(tmp_path / "run"), keep="best", **short)
+    assert train(options)["steps"] == 10
+    assert [step_of(name) for name in seen.read_text().split()] == [10, 40]
 
 
 @pytest.mark.parametrize("kind", ["gs", pytest.param("s3", marks=pytest.mark.soak)])

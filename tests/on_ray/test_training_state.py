@@ -13,9 +13,14 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.training_state import (
     PROGRESS,
     VALIDATION,
+    begin_validation,
     best_checkpoint,
     checkpoint_name,
-    is_validated,
+    end_dead_validation,
+    end_unheard_validation,
+    end_validation,
+    hand_to_validation,
+    in_validation,
     local_checkpoint,
     newest_checkpoint,
     put_checkpoint,
@@ -85,11 +90,27 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
 
 def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
-    remove_superseded(output, kept=1, pending=20)
+    hand_to_validation(output, names[1])
+    remove_superseded(output, kept=1)
     assert whole_checkpoints(output) == names[1:]
+    assert [begin_validation(output, names[1]) for _ in range(2)] == [1, 2]
     output.write_json(f"{VALIDATION}/20.json", {"frechet": 0.5})
-    remove_superseded(output, kept=1, pending=20)
+    end_validation(output, names[1])
+    remove_superseded(output, kept=1)
     assert whole_checkpoints(output) == names[2:]
+
+
+def test_validation_that_died_or_was_never_told_has_nothing_in_hand(output: Folder) -> None:
+    dead, unheard = checkpoint_name(10, "aaaa"), checkpoint_name(20, "aaaa")
+    for name in (dead, unheard):
+        hand_to_validation(output, name)
+    begin_validation(output, dead)
+    assert in_validation(output) == {dead: 1, unheard: 0}
+    end_dead_validation(output)
+    assert in_validation(output) == {unheard: 0}
+    begin_validation(output, dead)
+    end_unheard_validation(output)
+    assert in_validation(output) == {dead: 1}
 
 
 def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
@@ -99,16 +120,6 @@ def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
     assert best_checkpoint(output) == names[1]
     output.remove(names[1])
     assert best_checkpoint(output) is None
-
-
-def test_a_store_out_of_reach_shows_no_result(stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
-    output = Folder(f"{stores.s3.make_bucket()}/run")
-    output.write_json(f"{VALIDATION}/10.json", {})
-    assert is_validated(output, 10)
-    stores.s3.proxy.inject("unavailable", "HEAD", f"{VALIDATION}/10.json", times=100)
-    assert not is_validated(output, 10)
-    assert "whether step 10 is validated cannot be seen" in capsys.readouterr().err
-    stores.s3.proxy.clear()
 
 
 def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:
