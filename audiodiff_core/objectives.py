@@ -66,6 +66,8 @@ class Objective(pydantic.BaseModel):
         """
         config = scheduler.config
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            if config.shift != 1 or config.use_dynamic_shifting:
+                raise ValueError(f"shift {config.shift} of the model's {type(scheduler).__name__} would be lost: only flows without a shift can be trained on")
             return cls(prediction_type="flow", num_train_timesteps=config.num_train_timesteps)
         if config.get("trained_betas") is not None or config.get("beta_schedule") not in get_args(BetaSchedule):
             known = ", ".join(get_args(BetaSchedule))

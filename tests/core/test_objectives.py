@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from audiodiff_core.objectives import Objective, SavedScheduler, losses, scales, target, weights
 from audiodiff_core.schedulers import PredictionType
@@ -190,3 +190,7 @@ def test_loss_is_zero_for_an_ideal_denoiser_and_one_for_an_ignorant_one(objectiv
     assert losses(ignorant, objective, batch, noise, timesteps).tolist() == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("settings", [{"shift": 3.0}, {"use_dynamic_shifting": True}])
+def test_a_flow_with_a_shift_is_not_trained_on(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"shift \d\.0 of the .* would be lost"):
+        Objective.of(FlowMatchEulerDiscreteScheduler(**settings))
