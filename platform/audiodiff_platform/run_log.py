@@ -171,12 +171,12 @@ def tell_last_validations(options: "RunOptions") -> None:
 
 
 def _tell(trackers: Sequence[Any], folder: Folder, told: set[int], step: int) -> set[int]:
-    """Tells what is new just after `step`, where the log is, with the step that was validated: wandb takes nothing at a step that is past."""
+    """Tells what is new in the steps just after `step`, where the log is, with the step that was validated: wandb takes nothing at one that is past."""
     results = validation_results(folder)
-    for validated, found in results.items():
-        if validated not in told:
-            for tracker in trackers:
-                tracker.log({**found, VALIDATED_STEP: validated}, step=step + 1)
+    new = [validated for validated in sorted(results) if validated not in told]
+    for told_at, validated in enumerate(new, step + 1):
+        for tracker in trackers:
+            tracker.log({**results[validated], VALIDATED_STEP: validated}, step=told_at)
     return told | set(results)
 
 

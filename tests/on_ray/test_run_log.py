@@ -67,15 +67,15 @@ def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
 def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the same run of the tracker, after all that the workers told it."""
     tracker, output = Orderly(), Folder(str(tmp_path))
-    for step in (10, 20):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 0.25})
-    put_checkpoint(output, checkpoint_name(20, "aaaa"), lambda folder: None, {"step": 20, "validations_told": [10]})
+    for step in (90, 100, 110):
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step})
+    put_checkpoint(output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": [90]})
     monkeypatch.setattr(run_log, "_tracker", lambda name, options: tracker)
     tell_last_validations(_options(tmp_path, "tensorboard"))
     assert not tracker.taken
-    tracker.taken.append((20, {"loss": 0.5}))
+    tracker.taken.append((110, {"loss": 0.5}))
     tell_last_validations(_options(tmp_path, "tensorboard", "wandb"))
-    assert tracker.taken[1:] == [(21, {"validation_loss": 0.25, "validated_step": 20})]
+    assert tracker.taken[1:] == [(110 + nth, {"validation_loss": 1 / step, "validated_step": step}) for nth, step in ((1, 100), (2, 110))]
     assert tracker.finished
 
 
