@@ -6,7 +6,8 @@
 
 TensorBoard's files of a run folder on an object store are written to a local folder and copied. The other trackers are accelerate's; a
 restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, and by the job at the
-end. A checkpoint says what they have been told, so a restart tells them some things twice, none never.
+end. A checkpoint says what they have been told, so a restart tells them some things twice, none never. Training goes on without a tracker
+that is out of reach: the console says so, and it is tried again with the next checkpoint.
 """
 
 import importlib
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from audiodiff_platform.cluster import say
 from audiodiff_platform.progress import duration
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_state import checkpoint_progress, newest_checkpoint, validation_results
+from audiodiff_platform.training_state import VALIDATION, checkpoint_progress, newest_checkpoint, validation_results
 
 if TYPE_CHECKING:
 
@@ -91,6 +92,7 @@ class RunLog:
         self.tensorboard = TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
         self.trackers = [_tracker(name, options) for name in options.report_to if name != "tensorboard"]
         self.told = set(told)
+        self.unreached: set[str] = set()
 
     def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
@@ -117,6 +119,7 @@ class RunLog:
 
     def tell_validations(self) -> None:
         """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
+        self.unreached.clear()
         if self.trackers:
             self.told = _tell(self.trackers, self.folder, self.told, self.step)
 
@@ -145,12 +148,12 @@ class RunLog:
                 self.tensorboard.close()
         except OSError as error:  # where training ends for that, its own message says what to do
             say(f"{METRICS} or {TENSORBOARD} cannot be written to its end ({error})")
-        for tracker in self.trackers:
-            tracker.finish()
+        _finish(self.trackers)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
-            tracker.log(dict(values), step=step)
+            if tracker.name not in self.unreached and not _took(tracker, values, step):
+                self.unreached.add(tracker.name)  # clients take minutes to give up
         if self.tensorboard is not None:
             for name, value in values.items():
                 self.tensorboard.writer.add_scalar(name, value, step)
@@ -164,20 +167,48 @@ def tell_last_validations(options: "RunOptions") -> None:
     if last is None or not names:
         return
     progress = checkpoint_progress(output, last)
-    trackers = [_tracker(name, options) for name in names]
+    trackers = []
+    for name in names:
+        try:
+            trackers.append(_tracker(name, options))
+        except Exception as error:  # as in _took
+            say(f"{name} cannot be told of the last validations ({' '.join(str(error).split())}): {output.uri}/{VALIDATION} has them")
     _tell(trackers, output, set(progress["validations_told"]), progress["step"])
-    for tracker in trackers:
-        tracker.finish()
+    _finish(trackers)
 
 
 def _tell(trackers: Sequence[Any], folder: Folder, told: set[int], step: int) -> set[int]:
-    """Tells what is new in the steps just after `step`, where the log is, with the step that was validated: wandb takes nothing at one that is past."""
+    """Tells what is new in the steps just after `step`, where the log is, with the step that was validated: wandb takes nothing at one that is past.
+
+    Gives the validated steps that all trackers know of: where one took nothing, the rest is left for the next time.
+    """
     results = validation_results(folder)
     new = [validated for validated in sorted(results) if validated not in told]
+    known = set(told)
     for told_at, validated in enumerate(new, step + 1):
-        for tracker in trackers:
-            tracker.log({**results[validated], VALIDATED_STEP: validated}, step=told_at)
-    return told | set(results)
+        took = [_took(tracker, {**results[validated], VALIDATED_STEP: validated}, told_at) for tracker in trackers]
+        if not all(took):
+            break
+        known.add(validated)
+    return known
+
+
+def _took(tracker: Any, values: Mapping[str, float], step: int) -> bool:
+    """Hands values to a tracker; whether it took them. Clients raise errors of many kinds, none of which is worth a training."""
+    try:
+        tracker.log(dict(values), step=step)
+    except Exception as error:
+        say(f"{tracker.name} takes nothing at step {step} ({' '.join(str(error).split())}): the run folder has it, and training goes on")
+        return False
+    return True
+
+
+def _finish(trackers: Sequence[Any]) -> None:
+    for tracker in trackers:
+        try:
+            tracker.finish()
+        except Exception as error:
+            say(f"{tracker.name} did not end its run ({' '.join(str(error).split())})")
 
 
 def _joined(lines: Sequence[str]) -> bytes:

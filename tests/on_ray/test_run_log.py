@@ -27,16 +27,23 @@ class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no typ
         super().__init__(_blank=True)
         self.taken: list[tuple[int, dict[str, Any]]] = []
         self.finished = False
+        self.reachable = True
+        self.asked = 0
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         raise AssertionError("it is begun already")
 
     def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
         assert step is not None
+        self.asked += 1
+        if not self.reachable:
+            raise ConnectionError("tracker.example\nrefused")
         if not self.taken or step > self.taken[-1][0]:
             self.taken.append((step, values))
 
     def finish(self) -> None:
+        if not self.reachable:
+            raise ConnectionError("tracker.example\nrefused")
         self.finished = True
 
 
@@ -77,6 +84,40 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
     tell_last_validations(_options(tmp_path, "tensorboard", "wandb"))
     assert tracker.taken[1:] == [(110 + nth, {"validation_loss": 1 / step, "validated_step": step}) for nth, step in ((1, 100), (2, 110))]
     assert tracker.finished
+
+
+def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is asked again at the next checkpoint, and then told of each validation that it does not know."""
+    tracker, output = Orderly(), Folder(str(tmp_path))
+    log = _log(tmp_path, tracker)
+    output.write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.5})
+    output.write_json(f"{VALIDATION}/20.json", {"validation_loss": 0.25})
+    tracker.reachable = False
+    for step in (10, 20):
+        log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
+    assert tracker.asked == 1
+    assert "orderly takes nothing at step 10 (tracker.example refused): the run folder has it, and training goes on" in capsys.readouterr().err
+    log.tell_validations()
+    assert (tracker.asked, log.told) == (2, set())
+    tracker.reachable = True
+    log.tell_validations()
+    log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
+    assert [step for step, _ in tracker.taken] == [21, 22, 30]
+    assert log.told == {10, 20}
+    tracker.reachable = False
+    log.close()
+    assert "orderly did not end its run (tracker.example refused)" in capsys.readouterr().err
+    assert len((tmp_path / METRICS).read_text().splitlines()) == 3
+
+
+def test_a_tracker_out_of_reach_at_the_end_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def unreached(name: str, options: TrainOptions) -> Orderly:
+        raise ConnectionError(f"{name}.example refused")
+
+    put_checkpoint(Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": []})
+    monkeypatch.setattr(run_log, "_tracker", unreached)
+    tell_last_validations(_options(tmp_path, "wandb"))
+    assert "wandb cannot be told of the last validations (wandb.example refused)" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_hides_no_other_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
