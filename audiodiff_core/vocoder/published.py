@@ -2,13 +2,14 @@
 
 A checkpoint fits a mel configuration of its own sample rate, n_fft and hop_length; its bands may differ from the image's (`LogMagnitude`).
 Weights are read as a checkpoint's are (`checkpoint.weights`): no code is unpickled, and the file's size bounds the memory. The network takes none of
-its own, so the settings of a file cannot ask for any.
+its own, and what settings could still ask for (layers, samples for each frame, dilation) is bounded before it is built.
 """
 
 import contextlib
 import importlib
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,9 @@ VOCOS_LEAST, BIGVGAN_LEAST = 1e-7, 1e-5
 
 LARGEST_SETTINGS = 1 << 20
 """Bytes."""
+
+LARGEST_DILATION = 64
+"""BigVGAN's published networks reach 5; each convolution pads its input by multiples of it."""
 
 VOCOS_PARTS = {
     "feature_extractor": "vocos.feature_extractors.MelSpectrogramFeatures",
@@ -54,12 +58,15 @@ def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu"
                 raise ValueError(f"its {part} is {found}; {path} is taken")
         extractor = settings["feature_extractor"]["init_args"]
         lead = 0 if extractor["padding"] == "center" else mel.hop_length // 2
+        head = settings["head"]["init_args"]
         _require(mel, extractor["sample_rate"], extractor["n_fft"], extractor["hop_length"])
+        _require(mel, extractor["sample_rate"], head["n_fft"], head["hop_length"])
     models, heads = _package("vocos.models", "vocos"), _package("vocos.heads", "vocos")
     with _reading(source):
-        with torch.device("meta"):
-            network = _Vocos(models.VocosBackbone(**settings["backbone"]["init_args"]), heads.ISTFTHead(**settings["head"]["init_args"]))
         weights = _weights(source, "pytorch_model.bin")
+        _require_layers(settings["backbone"]["init_args"]["num_layers"], weights)
+        with torch.device("meta"):
+            network = _Vocos(models.VocosBackbone(**settings["backbone"]["init_args"]), heads.ISTFTHead(**head))
         basis = weights["feature_extractor.mel_spec.mel_scale.fb"].mT
         network.load_state_dict({key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}, assign=True)
         return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_LEAST, device), lead, device)
@@ -75,11 +82,18 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
     with _reading(source):
         settings = _settings(source, "config.json", json.loads)
         _require(mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
+        rates, dilations = settings["upsample_rates"], settings["resblock_dilation_sizes"]
+        if (each := math.prod(rates)) != settings["hop_size"]:
+            raise ValueError(f"upsample_rates {rates} make {each} samples of a frame, hop_size {settings['hop_size']} needs as many")
+        if (widest := max(max(block) for block in dilations)) > LARGEST_DILATION:
+            raise ValueError(f"resblock_dilation_sizes reach {widest}: at most {LARGEST_DILATION} are taken")
     package = _package("bigvgan.bigvgan", "bigvgan")
     with _reading(source):
+        weights = _weights(source, "bigvgan_generator.pt", inside="generator")
+        _require_layers(len(rates) * sum(len(block) for block in dilations), weights)
         with torch.device("meta"):
             network = package.BigVGAN(package.AttrDict(settings), use_cuda_kernel=False)
-        network.load_state_dict(_weights(source, "bigvgan_generator.pt", inside="generator"), assign=True)
+        network.load_state_dict(weights, assign=True)
         with contextlib.redirect_stdout(None):  # it prints
             network.remove_weight_norm()
         basis = filterbank(sr=mel.sample_rate, n_fft=mel.n_fft, n_mels=settings["num_mels"], fmin=settings["fmin"], fmax=settings["fmax"])
@@ -135,6 +149,12 @@ def _require(mel: MelConfig, sample_rate: int, n_fft: int, hop_length: int) -> N
     needed = mel.model_copy(update={"sample_rate": sample_rate, "n_fft": n_fft, "hop_length": hop_length})
     if difference := needed.difference(mel):
         raise ValueError(f"does not fit the model's mel: {difference}")
+
+
+def _require_layers(stated: int, weights: Mapping[str, torch.Tensor]) -> None:
+    """Each layer has tensors of its own: more layers than those cannot be meant, and would take memory that no weights back."""
+    if stated > len(weights):
+        raise ValueError(f"its settings state {stated:,} layers, its weights have {len(weights):,} tensors")
 
 
 def _package(module: str, extra: str) -> ModuleType:

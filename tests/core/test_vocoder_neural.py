@@ -122,7 +122,8 @@ def test_a_filterbank_of_another_n_fft_is_refused() -> None:
 
 @pytest.fixture
 def bigvgan_folder(tmp_path: Path) -> Path:
-    settings = {"sampling_rate": 22_050, "n_fft": 512, "hop_size": 128, "num_mels": 20, "fmin": 0, "fmax": None}
+    settings: dict[str, Any] = {"sampling_rate": 22_050, "n_fft": 512, "hop_size": 128, "num_mels": 20, "fmin": 0, "fmax": None}
+    settings |= {"upsample_rates": [16, 8], "resblock_dilation_sizes": [[1]]}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     torch.save({"generator": Upsample(20).state_dict()}, tmp_path / "bigvgan_generator.pt")
     return tmp_path
@@ -135,8 +136,8 @@ def vocos_folder(tmp_path: Path) -> Path:
             "class_path": "vocos.feature_extractors.MelSpectrogramFeatures",
             "init_args": {"sample_rate": 22_050, "n_fft": 512, "hop_length": 128, "n_mels": 20, "padding": "same"},
         },
-        "backbone": {"class_path": "vocos.models.VocosBackbone", "init_args": {"channels": 20}},
-        "head": {"class_path": "vocos.heads.ISTFTHead", "init_args": {}},
+        "backbone": {"class_path": "vocos.models.VocosBackbone", "init_args": {"channels": 20, "num_layers": 1}},
+        "head": {"class_path": "vocos.heads.ISTFTHead", "init_args": {"n_fft": 512, "hop_length": 128}},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     weights = {f"backbone.{key}": value for key, value in Upsample(20).state_dict().items()}
@@ -164,12 +165,20 @@ def bigvgan_package() -> dict[str, Any]:
     return {"BigVGAN": lambda settings, use_cuda_kernel: Upsample(settings["num_mels"]), "AttrDict": dict}
 
 
+def vocos_package() -> dict[str, dict[str, Any]]:
+    return {
+        "vocos": {},
+        "vocos__models": {"VocosBackbone": lambda channels, num_layers: Upsample(channels)},
+        "vocos__heads": {"ISTFTHead": torch.nn.Identity},
+    }
+
+
 @pytest.mark.parametrize("load", [bigvgan, vocos])
 def test_published_weights_make_audio(
     load: Callable[..., NeuralVocoder], bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None], images: Bytes
 ) -> None:
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
-    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    install(**vocos_package())
     vocoder = load(bigvgan_folder, CONFIG)
     assert vocoder.config == CONFIG
     assert vocoder(images, range(3)).shape == (3, 39 * 128)
@@ -193,6 +202,42 @@ def test_classes_that_a_file_names_are_not_called(vocos_folder: Path) -> None:
         vocos(vocos_folder, CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "reason"),
+    [
+        ("backbone", "num_layers", 10**9, "state 1,000,000,000 layers, its weights have 3 tensors"),
+        ("head", "hop_length", 10**9, "hop_length 1000000000 against 128"),
+        ("head", "n_fft", 10**9, "n_fft 1000000000 against 512"),
+    ],
+)
+def test_settings_of_vocos_take_no_memory(
+    part: str, key: str, value: int, reason: str, vocos_folder: Path, install: Callable[..., None]
+) -> None:
+    """Refused before the package builds anything: here it cannot."""
+    install(vocos={}, vocos__models={"VocosBackbone": None}, vocos__heads={"ISTFTHead": None})
+    settings = yaml.safe_load((vocos_folder / "config.yaml").read_text())
+    settings[part]["init_args"][key] = value
+    (vocos_folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=reason):
+        vocos(vocos_folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("upsample_rates", [10**6, 8], "make 8000000 samples of a frame, hop_size 128"),
+        ("resblock_dilation_sizes", [[1, 10**9]], "reach 1000000000: at most 64"),
+        ("resblock_dilation_sizes", [[1, 3, 5]] * 1_000, "state 6,000 layers, its weights have 2 tensors"),
+    ],
+)
+def test_settings_of_bigvgan_take_no_memory(key: str, value: list[Any], reason: str, bigvgan_folder: Path, install: Callable[..., None]) -> None:
+    install(bigvgan={}, bigvgan__bigvgan={"BigVGAN": None, "AttrDict": None})
+    settings = json.loads((bigvgan_folder / "config.json").read_text())
+    (bigvgan_folder / "config.json").write_text(json.dumps(settings | {key: value}))
+    with pytest.raises(ValueError, match=reason):
+        bigvgan(bigvgan_folder, CONFIG)
+
+
 class Intruder:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return Path.touch, (Path("intruded"),)  # type: ignore[return-value]
@@ -209,7 +254,7 @@ def test_weights_that_are_code_are_refused(bigvgan_folder: Path, install: Callab
 
 def test_compressed_weights_do_not_fill_the_memory(bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]) -> None:
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
-    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    install(**vocos_package())
     for load, file in ((bigvgan, bigvgan_folder / "bigvgan_generator.pt"), (vocos, vocos_folder / "pytorch_model.bin")):
         with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as whole, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
             for record in whole.infolist():
@@ -230,7 +275,7 @@ def test_what_is_no_vocoder_is_named(load: Callable[..., NeuralVocoder], content
 
 @pytest.mark.parametrize("lost", ["feature_extractor.mel_spec.mel_scale.fb", "backbone.convolution.bias"])
 def test_weights_of_another_network_are_named(vocos_folder: Path, lost: str, install: Callable[..., None]) -> None:
-    install(vocos={}, vocos__models={"VocosBackbone": Upsample}, vocos__heads={"ISTFTHead": torch.nn.Identity})
+    install(**vocos_package())
     weights = torch.load(vocos_folder / "pytorch_model.bin", weights_only=True)
     del weights[lost]
     torch.save(weights, vocos_folder / "pytorch_model.bin")
