@@ -25,7 +25,7 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
 
     config_name = "mel_config.json"
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers states no types for it
     def __init__(
         self,
         x_res: int = DEFAULTS.x_res,

@@ -84,7 +84,7 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
         _require(mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
         rates, dilations = settings["upsample_rates"], settings["resblock_dilation_sizes"]
         if (each := math.prod(rates)) != settings["hop_size"]:
-            raise ValueError(f"upsample_rates {rates} make {each} samples of a frame, hop_size {settings['hop_size']} needs as many")
+            raise ValueError(f"upsample_rates {rates} make {each} samples of a frame, hop_size is {settings['hop_size']}")
         if (widest := max(max(block) for block in dilations)) > LARGEST_DILATION:
             raise ValueError(f"resblock_dilation_sizes reach {widest}: at most {LARGEST_DILATION} are taken")
     package = _package("bigvgan.bigvgan", "bigvgan")

@@ -6,7 +6,7 @@
 
 TensorBoard's files of a run folder on an object store are written to a local folder and copied. The other trackers are accelerate's; a
 restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, and by the job at the
-end. A checkpoint says what they have been told, so a restart tells them some things twice, none never. Training goes on without a tracker
+end. A checkpoint says what each has been told, so a restart tells them some things twice, none never. Training goes on without a tracker
 that is out of reach: the console says so, and it is tried again with the next checkpoint.
 """
 
@@ -17,7 +17,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -74,9 +74,9 @@ class TensorBoardFolder:
 
 
 class RunLog:
-    """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped."""
+    """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped. `told`: the validated steps that each tracker knows of."""
 
-    def __init__(self, options: "RunOptions", step: int, told: Iterable[int], writes: bool) -> None:
+    def __init__(self, options: "RunOptions", step: int, told: Mapping[str, Collection[int]], writes: bool) -> None:
         self.writes, self.folder, self.step = writes, Folder(options.output_dir), step
         self.last: dict[str, float] = {}
         if not writes:
@@ -91,7 +91,7 @@ class RunLog:
         self.samples: int | None = None
         self.tensorboard = TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
         self.trackers = [_tracker(name, options) for name in options.report_to if name != "tensorboard"]
-        self.told = set(told)
+        self.told = {name: set(steps) for name, steps in told.items()}
         self.unreached: set[str] = set()
 
     def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
@@ -119,9 +119,12 @@ class RunLog:
 
     def tell_validations(self) -> None:
         """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
-        self.unreached.clear()
-        if self.trackers:
-            self.told = _tell(self.trackers, self.folder, self.told, self.step)
+        if not self.trackers:
+            return
+        results = validation_results(self.folder)
+        for tracker in self.trackers:
+            self.told[tracker.name] = _tell(tracker, results, self.told.get(tracker.name, set()), self.step)
+        self.unreached = {tracker.name for tracker in self.trackers if results.keys() - self.told[tracker.name]}
 
     def flush(self) -> None:
         if not self.writes:
@@ -148,7 +151,8 @@ class RunLog:
                 self.tensorboard.close()
         except OSError as error:  # where training ends for that, its own message says what to do
             say(f"{METRICS} or {TENSORBOARD} cannot be written to its end ({error})")
-        _finish(self.trackers)
+        for tracker in self.trackers:
+            _finish(tracker)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self.trackers:
@@ -166,28 +170,25 @@ def tell_last_validations(options: "RunOptions") -> None:
     last = newest_checkpoint(output)
     if last is None or not names:
         return
-    progress = checkpoint_progress(output, last)
-    trackers = []
+    progress, results = checkpoint_progress(output, last), validation_results(output)
     for name in names:
         try:
-            trackers.append(_tracker(name, options))
+            tracker = _tracker(name, options)
         except Exception as error:  # as in _took
             say(f"{name} cannot be told of the last validations ({' '.join(str(error).split())}): {output.uri}/{VALIDATION} has them")
-    _tell(trackers, output, set(progress["validations_told"]), progress["step"])
-    _finish(trackers)
+            continue
+        _tell(tracker, results, set(progress["validations_told"].get(name, ())), progress["step"])
+        _finish(tracker)
 
 
-def _tell(trackers: Sequence[Any], folder: Folder, told: set[int], step: int) -> set[int]:
+def _tell(tracker: Any, results: Mapping[int, Mapping[str, float]], told: set[int], step: int) -> set[int]:
     """Tells what is new in the steps just after `step`, where the log is, with the step that was validated: wandb takes nothing at one that is past.
 
-    Gives the validated steps that all trackers know of: where one took nothing, the rest is left for the next time.
+    Gives the validated steps that the tracker now knows of: where it took nothing, the rest is left for the next time.
     """
-    results = validation_results(folder)
-    new = [validated for validated in sorted(results) if validated not in told]
     known = set(told)
-    for told_at, validated in enumerate(new, step + 1):
-        took = [_took(tracker, {**results[validated], VALIDATED_STEP: validated}, told_at) for tracker in trackers]
-        if not all(took):
+    for told_at, validated in enumerate(sorted(results.keys() - told), step + 1):
+        if not _took(tracker, {**results[validated], VALIDATED_STEP: validated}, told_at):
             break
         known.add(validated)
     return known
@@ -203,12 +204,11 @@ def _took(tracker: Any, values: Mapping[str, float], step: int) -> bool:
     return True
 
 
-def _finish(trackers: Sequence[Any]) -> None:
-    for tracker in trackers:
-        try:
-            tracker.finish()
-        except Exception as error:
-            say(f"{tracker.name} did not end its run ({' '.join(str(error).split())})")
+def _finish(tracker: Any) -> None:
+    try:
+        tracker.finish()
+    except Exception as error:  # as in _took
+        say(f"{tracker.name} did not end its run ({' '.join(str(error).split())})")
 
 
 def _joined(lines: Sequence[str]) -> bytes:

@@ -162,17 +162,17 @@ class _Loop:
                     left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
                     self.log.add(counts, means, progress, left)
 
-    def _load(self) -> list[int]:
-        """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that the trackers know of."""
+    def _load(self) -> dict[str, list[int]]:
+        """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that each tracker knows of."""
         if self.accelerator.is_main_process:
             end_unheard_validation(self.output)
         (self.loaded,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
         if self.loaded is None:
-            return []
+            return {}
         with local_checkpoint(self.output, self.loaded) as (folder, progress):
             self.learner.load(folder, progress)
         self.since_logged = {name: list(values) for name, values in progress["since_logged"].items()}
-        return list(progress["validations_told"])
+        return dict(progress["validations_told"])
 
     def _agree(self) -> bool:
         """Sets the clock; whether a checkpoint is due. Rank 0 decides for all, or one would stop while another waits for its gradient."""
@@ -238,7 +238,7 @@ class _Loop:
             try:
                 self.log.flush()
                 self.log.tell_validations()
-                put_checkpoint(self.output, name, save, {**progress, "validations_told": sorted(self.log.told)})
+                put_checkpoint(self.output, name, save, {**progress, "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()}})
                 if self.validates and (finished or not in_validation(self.output)):
                     hand_to_validation(self.output, name)
                     self.handed = name

@@ -27,7 +27,7 @@ VALIDATION = "validation"
 IN_VALIDATION = "_in_validation"
 PROGRESS = "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 def checkpoint_name(step: int, attempt: str) -> str:

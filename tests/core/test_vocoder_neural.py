@@ -225,7 +225,7 @@ def test_settings_of_vocos_take_no_memory(
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("upsample_rates", [10**6, 8], "make 8000000 samples of a frame, hop_size 128"),
+        ("upsample_rates", [10**6, 8], "make 8000000 samples of a frame, hop_size is 128"),
         ("resblock_dilation_sizes", [[1, 10**9]], "reach 1000000000: at most 64"),
         ("resblock_dilation_sizes", [[1, 3, 5]] * 1_000, "state 6,000 layers, its weights have 2 tensors"),
     ],

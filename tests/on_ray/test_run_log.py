@@ -1,9 +1,9 @@
 """The log of a run and its trackers: what they are told, at which step, and what happens where that cannot be written."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -51,15 +51,15 @@ def _options(folder: Path, *trackers: TrackerName) -> TrainOptions:
     return TrainOptions(dataset_name="none", output_dir=str(folder), report_to=trackers)
 
 
-def _log(folder: Path, tracker: Orderly, told: Iterable[int] = ()) -> RunLog:
+def _log(folder: Path, *trackers: Orderly, told: Mapping[str, Collection[int]] = MappingProxyType({})) -> RunLog:
     log = RunLog(_options(folder), 0, told, writes=True)
-    log.trackers = [tracker]
+    log.trackers = [*trackers]
     return log
 
 
 def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
     tracker, output = Orderly(), Folder(str(tmp_path))
-    log = _log(tmp_path, tracker, told=[5])
+    log = _log(tmp_path, tracker, told={"orderly": [5]})
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
     output.write_json(f"{VALIDATION}/5.json", {"validation_loss": 0.5})
@@ -68,7 +68,7 @@ def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
     log.tell_validations()
     assert [step for step, _ in tracker.taken] == [10, 20, 21]
     assert tracker.taken[-1] == (21, {"validation_loss": 0.25, "validated_step": 10})
-    assert log.told == {5, 10}
+    assert log.told == {"orderly": {5, 10}}
 
 
 def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
     tracker, output = Orderly(), Folder(str(tmp_path))
     for step in (90, 100, 110):
         output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step})
-    put_checkpoint(output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": [90]})
+    put_checkpoint(output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {"wandb": [90]}})
     monkeypatch.setattr(run_log, "_tracker", lambda name, options: tracker)
     tell_last_validations(_options(tmp_path, "tensorboard"))
     assert not tracker.taken
@@ -98,23 +98,39 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(tmp_path: Path,
     assert tracker.asked == 1
     assert "orderly takes nothing at step 10 (tracker.example refused): the run folder has it, and training goes on" in capsys.readouterr().err
     log.tell_validations()
-    assert (tracker.asked, log.told) == (2, set())
+    assert (tracker.asked, log.told) == (2, {"orderly": set()})
     tracker.reachable = True
     log.tell_validations()
     log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
     assert [step for step, _ in tracker.taken] == [21, 22, 30]
-    assert log.told == {10, 20}
+    assert log.told == {"orderly": {10, 20}}
     tracker.reachable = False
     log.close()
     assert "orderly did not end its run (tracker.example refused)" in capsys.readouterr().err
     assert len((tmp_path / METRICS).read_text().splitlines()) == 3
 
 
+def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> None:
+    """Which is told of each validation, once."""
+    lost, sound, output = Orderly(), Orderly(), Folder(str(tmp_path))
+    lost.name, lost.reachable = "lost", False
+    log = _log(tmp_path, lost, sound)
+    for step in (10, 20):
+        log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step})
+        log.tell_validations()
+    assert [values.get("validated_step") for _, values in sound.taken] == [None, 10, None, 20]
+    assert log.told == {"lost": set(), "orderly": {10, 20}}
+    asked = lost.asked
+    log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
+    assert lost.asked == asked
+
+
 def test_a_tracker_out_of_reach_at_the_end_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def unreached(name: str, options: TrainOptions) -> Orderly:
         raise ConnectionError(f"{name}.example refused")
 
-    put_checkpoint(Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": []})
+    put_checkpoint(Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {}})
     monkeypatch.setattr(run_log, "_tracker", unreached)
     tell_last_validations(_options(tmp_path, "wandb"))
     assert "wandb cannot be told of the last validations (wandb.example refused)" in capsys.readouterr().err
