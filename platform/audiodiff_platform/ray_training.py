@@ -24,7 +24,7 @@ from audiodiff_platform.cluster import say
 from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import end_dead_validation, newest_checkpoint
+from audiodiff_platform.training_state import end_dead_validation, in_validation, newest_checkpoint
 
 FAILURES_SURVIVED = 3  # without a new checkpoint between them; nodes that are taken away with notice do not count
 RESIZE_LOOK_S = 5.0
@@ -46,6 +46,12 @@ def run_workers(
     """
     for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    while _run_group(worker, options, workers, gpu, validation) and in_validation(Folder(options.output_dir)):
+        say("validation: the workers are started once more, for the checkpoints after that one")
+
+
+def _run_group(worker: Worker, options: RunOptions, workers: int | tuple[int, int], gpu: bool, validation: ValidationConfig | None) -> bool:
+    """Runs the workers until they are done; whether a validation died after that, with which Ray Train gives up the ones behind it."""
     with tempfile.TemporaryDirectory(prefix="audiodiff-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = _Trainer(
             worker,
@@ -78,12 +84,14 @@ def run_workers(
         raise outcome[0]
     if outcome[0].return_value is not None:
         raise JobError(f"training failed: {outcome[0].return_value}")
+    return trainer.validation_died
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train with this module's rules."""
 
     options: RunOptions
+    validation_died = False
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         parts["failure_policy"] = FailuresSinceCheckpoint(self.run_config.failure_config, self.options.output_dir)
@@ -91,7 +99,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
             parts["scaling_policy"] = DividingWorkers(self.scaling_config, self.options)
         result = super()._initialize_and_run_controller(**parts)
         if _validation_died(result.error):  # what is left to do when the workers have finished is validation
-            say(f"validation of the last checkpoints died ({cause_of(result.error.controller_failure)}): training ends without it")
+            say(f"validation of a checkpoint died ({cause_of(result.error.controller_failure)}) when training had ended")
+            end_dead_validation(Folder(self.options.output_dir))
+            self.validation_died = True
             result.error = None
         return result
 

@@ -17,7 +17,7 @@ from audiodiff_platform.ray_training import Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import IN_VALIDATION, STATE, newest_checkpoint, remove_superseded
+from audiodiff_platform.training_state import IN_VALIDATION, STATE, newest_checkpoint, remove_superseded, renew_validation
 
 MODEL = "model"
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
@@ -98,7 +98,10 @@ def run_training(
     commits.claim(output, *claimed)
     require_shared("output_dir", options.output_dir, claimed[0])
     output.remove("_tmp")  # what killed workers left
-    output.remove(IN_VALIDATION)  # tasks of a killed job, which went with it
+    if validation is None:
+        output.remove(IN_VALIDATION)
+    else:
+        renew_validation(output)
     remove_superseded(output, options.checkpoints_kept)
     run_workers(worker, options, group.workers, group.gpu, validation)
     tell_last_validations(options)

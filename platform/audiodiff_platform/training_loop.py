@@ -32,7 +32,6 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.training_state import (
     checkpoint_name,
-    end_unheard_validation,
     hand_to_validation,
     in_validation,
     local_checkpoint,
@@ -40,6 +39,7 @@ from audiodiff_platform.training_state import (
     remove_superseded,
     soundest_checkpoint,
     step_of,
+    unheard_validations,
 )
 
 LOG_STEPS = 10
@@ -124,6 +124,7 @@ class _Loop:
         self.output = Folder(options.output_dir)
         self.attempt = uuid.uuid4().hex[:8]
         self.since_logged: dict[str, list[float]] = {}
+        self.unheard: list[str] = []
         told = self._load()
         self.log = RunLog(options, learner.counts.step, told, accelerator.is_main_process)
         self.earlier, self.began = learner.counts.seconds, time.monotonic()
@@ -140,6 +141,8 @@ class _Loop:
         share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
         batches = read_ahead(self.order, counts.samples, share, learner.ready)
         with closing(batches), closing(self.log):
+            for name in self.unheard:
+                self._report(name, validate=True)
             while True:
                 due = self._agree()
                 progress = max(
@@ -164,9 +167,10 @@ class _Loop:
 
     def _load(self) -> dict[str, list[int]]:
         """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that each tracker knows of."""
+        found: list[Any] = [None, []]
         if self.accelerator.is_main_process:
-            end_unheard_validation(self.output)
-        (self.loaded,) = broadcast_object_list([soundest_checkpoint(self.output) if self.accelerator.is_main_process else None])
+            found = [soundest_checkpoint(self.output), unheard_validations(self.output) if self.validates else []]
+        self.loaded, self.unheard = broadcast_object_list(found)
         if self.loaded is None:
             return {}
         with local_checkpoint(self.output, self.loaded) as (folder, progress):
@@ -213,13 +217,17 @@ class _Loop:
         if failure is not None:
             raise TrainingStoppedError(failure)
         self.saved_at, self.saved_step = time.monotonic(), self.learner.counts.step
+        self._report(name, validate=self.handed == name)
+
+    def _report(self, name: str, validate: bool) -> None:
+        """Tells Ray Train of a checkpoint, and whether to validate it, all workers together."""
         metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
         if not self.accelerator.is_main_process:
             ray.train.report(metrics)
             return
         storage = ray.train.get_context().get_storage()  # Ray Train lists checkpoints only in its own folder, where nothing is put
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
-        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if self.handed == name else False
+        validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if validate else False
         ray.train.report(metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation)
 
     def _written(self, name: str, save: Callable[[Path], None], finished: bool) -> str | None:
@@ -239,7 +247,7 @@ class _Loop:
                 self.log.flush()
                 self.log.tell_validations()
                 put_checkpoint(self.output, name, save, {**progress, "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()}})
-                if self.validates and (finished or not in_validation(self.output)):
+                if self.validates and name not in self.unheard and (finished or not in_validation(self.output)):
                     hand_to_validation(self.output, name)
                     self.handed = name
                 remove_superseded(self.output, self.options.checkpoints_kept)

@@ -3,7 +3,8 @@
     OUTPUT_DIR/state/step-<step>-<attempt>/   what the learner saved (`training_loop.Learner`): weights, their average, optimizers
                                               progress.json, last: step, samples, seconds; size and digest of each other file
     OUTPUT_DIR/validation/<step>.json         what validation made of it (`validation.py`)
-    OUTPUT_DIR/_in_validation/<name>.json     while validation has a checkpoint in hand: how often a task has begun with it
+    OUTPUT_DIR/_in_validation/<name>.json     while validation has a checkpoint in hand: how often a task has begun with it, and whether one has
+                                              since the checkpoint was last handed over
 
 A checkpoint is whole when progress.json is there and the files have the sizes that it states: a kill in the middle leaves one that
 is passed over for the one before. Workers of a killed job live on for seconds; the attempt in the name keeps their files apart.
@@ -28,6 +29,7 @@ IN_VALIDATION = "_in_validation"
 PROGRESS = "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
 FORMAT_VERSION = 4
+TASKS_AT_MOST = 3  # validate one checkpoint: Ray starts those anew that end for lack of memory, without end
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
@@ -119,19 +121,23 @@ def validation_results(output: Folder) -> dict[int, dict[str, float]]:
 
 def in_validation(output: Folder) -> dict[str, int]:
     """The checkpoints that validation has in hand, and how often a task has begun with each."""
-    marks = output.read_all(f"{IN_VALIDATION}/*.json")
-    return {f"{STATE}/{Path(mark).stem}": json.loads(content)["begun"] for mark, content in marks.items()}
+    return {name: mark["begun"] for name, mark in _marks(output).items()}
 
 
 def hand_to_validation(output: Folder, name: str) -> None:
     """Says that validation will have a checkpoint, before it is told so."""
-    output.write_json(_mark(name), {"begun": 0})
+    output.write_json(_mark(name), {"begun": 0, "heard": False})
+
+
+def unheard_validations(output: Folder) -> list[str]:
+    """The checkpoints that were handed over and that no task has begun with: what would have told validation of them may have died before it could."""
+    return [name for name, mark in _marks(output).items() if not mark["heard"]]
 
 
 def begin_validation(output: Folder, name: str) -> int:
     """Says that a task begins with a checkpoint; gives the how manyth that is."""
     begun = in_validation(output).get(name, 0) + 1
-    output.write_json(_mark(name), {"begun": begun})
+    output.write_json(_mark(name), {"begun": begun, "heard": True})
     return begun
 
 
@@ -142,16 +148,23 @@ def end_validation(output: Folder, name: str) -> None:
 
 def end_dead_validation(output: Folder) -> None:
     """Says so of the ones that a task had begun with, which has died for good."""
-    for name, begun in in_validation(output).items():
-        if begun:
+    for name, mark in _marks(output).items():
+        if mark["heard"]:
             end_validation(output, name)
 
 
-def end_unheard_validation(output: Folder) -> None:
-    """Says so of the ones that no task has begun with: what would have told validation of them may have died before it could."""
-    for name, begun in in_validation(output).items():
-        if not begun:
+def renew_validation(output: Folder) -> None:
+    """Hands over again what a killed job had in validation, whose tasks went with it; not what has ended TASKS_AT_MOST of them."""
+    for name, mark in _marks(output).items():
+        if mark["begun"] < TASKS_AT_MOST:
+            output.write_json(_mark(name), {**mark, "heard": False})
+        else:
             end_validation(output, name)
+
+
+def _marks(output: Folder) -> dict[str, dict[str, Any]]:
+    marks = output.read_all(f"{IN_VALIDATION}/*.json")
+    return {f"{STATE}/{Path(mark).stem}": json.loads(content) for mark, content in sorted(marks.items())}
 
 
 def _mark(name: str) -> str:

@@ -15,9 +15,7 @@ from audiodiff_platform.cluster import WORKER_ENVIRONMENT, gpus, say
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.training_job import Group
-from audiodiff_platform.training_state import begin_validation, end_validation
-
-TASKS_AT_MOST = 3  # for one checkpoint: Ray starts those anew that end for lack of memory, without end
+from audiodiff_platform.training_state import TASKS_AT_MOST, begin_validation, end_validation, in_validation
 
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -43,6 +41,8 @@ def validate_in_task(validate: Validate, checkpoint: Any, *, name: str, options:
         os.nice(10)
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)
     output = Folder(options["output_dir"])
+    if name not in in_validation(output):
+        return {}  # told of twice, since workers died just then, and done already
     try:
         if begin_validation(output, name) > TASKS_AT_MOST:
             say(f"validation: {name} has ended {TASKS_AT_MOST} processes: it is left without a result")

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
 from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import newest_checkpoint, step_of, whole_checkpoints
+from audiodiff_platform.training_state import in_validation, newest_checkpoint, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.validation import FRECHET_FROM
 from tests.simulated import Driver, SimulatedCluster
 
 DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine
@@ -133,3 +134,24 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset:
         cluster.remove_node(leaving)
         assert _ended(driver, log)["steps"] == 300
         assert saved > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("cluster", [1], indirect=True)
+def test_what_is_in_validation_when_the_driver_is_killed_is_validated(held_out: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    flags = {**FLAGS, "dataset_name": str(held_out), "max_train_steps": 150, "num_workers": 1, "preview_count": FRECHET_FROM, "checkpoints_kept": 1}
+    with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
+
+        def in_hand() -> set[int]:
+            return {step_of(name) for name, begun in in_validation(Folder(str(out))).items() if begun}
+
+        _until(lambda: bool(in_hand()) and _step(out) > max(in_hand()), driver, log)
+        driver.kill()
+        (before,) = in_hand()
+        assert "frechet" not in validation_results(Folder(str(out))).get(before, {})
+        driver.begin()
+        assert _ended(driver, log)["steps"] == 150
+    found = validation_results(Folder(str(out)))
+    assert {before, 150} <= {step for step, values in found.items() if "frechet" in values}
+    assert in_validation(Folder(str(out))) == {}

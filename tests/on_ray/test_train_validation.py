@@ -30,9 +30,18 @@ from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_job import Group
-from audiodiff_platform.training_state import begin_validation, best_checkpoint, in_validation, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.training_state import (
+    TASKS_AT_MOST,
+    begin_validation,
+    best_checkpoint,
+    hand_to_validation,
+    in_validation,
+    step_of,
+    validation_results,
+    whole_checkpoints,
+)
 from audiodiff_platform.validation import validate
-from audiodiff_platform.validation_task import TASKS_AT_MOST, validation_beside
+from audiodiff_platform.validation_task import validation_beside
 from tests.servers.stores import Store, Stores
 
 
@@ -165,8 +174,43 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
     assert begun.read_text() == "begun\n", "the workers were started again"
     assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
     said = capsys.readouterr().err
-    assert "validation of the last checkpoints died (" in said
+    assert "when training had ended" in said
     assert "warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's (state/step-000000030" in said
+
+
+def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers have ended by then, and with the dead one Ray Train gives up what waits behind it."""
+    workers = tmp_path / "workers"
+    workers.touch()
+
+    def mortal(name: str, options: dict[str, Any]) -> dict[str, Any]:
+        output = Folder(options["output_dir"])
+        if step_of(name) == 10:
+            while not (pids := workers.read_text().split()) or Path(f"/proc/{pids[0]}").exists():
+                time.sleep(0.1)
+            assert len(in_validation(output)) == 2
+            os.kill(os.getpid(), signal.SIGKILL)
+        output.write_json(f"{VALIDATION}/{step_of(name)}.json", {"validation_loss": 0.5})
+        return {}
+
+    def told_worker(config: dict[str, Any]) -> str | None:
+        failure = train_worker(config)
+        with workers.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return failure
+
+    def once(*arguments: Any) -> ValidationConfig:
+        config = validation_beside(*arguments)
+        config.ray_remote_kwargs["max_retries"] = 0
+        return config
+
+    for name, function in (("validate", mortal), ("train_worker", told_worker), ("validation_beside", once)):
+        monkeypatch.setattr(train_module, name, function)
+    options = _options(split, str(tmp_path / "run"), checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
+    summary = train(options)
+    assert (summary["steps"], summary["validation_loss"]) == (20, 0.5)
+    assert in_validation(Folder(options.output_dir)) == {}
+    assert len(set(workers.read_text().split())) == 2
 
 
 def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: Path) -> None:
@@ -179,12 +223,21 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
     config = validation_beside(succeeds, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
     found = []
+    hand_to_validation(output, name)
     for _ in range(2):
         found.append(ray.get(task.remote()))
         assert in_validation(output) == {}
         for _ in range(TASKS_AT_MOST):
             begin_validation(output, name)
     assert found == [{"begun": {name: 1}}, {}]
+
+
+def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: Path, tmp_path: Path) -> None:
+    name = "state/step-000000010-aaaa"
+    config = validation_beside(lambda name, options: {"found": 1}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    hand_to_validation(Folder(str(tmp_path)), name)
+    assert [ray.get(task.remote()) for _ in range(2)] == [{"found": 1}, {}]
 
 
 def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

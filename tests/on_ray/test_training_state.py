@@ -12,12 +12,12 @@ import pytest
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.training_state import (
     PROGRESS,
+    TASKS_AT_MOST,
     VALIDATION,
     begin_validation,
     best_checkpoint,
     checkpoint_name,
     end_dead_validation,
-    end_unheard_validation,
     end_validation,
     hand_to_validation,
     in_validation,
@@ -25,7 +25,9 @@ from audiodiff_platform.training_state import (
     newest_checkpoint,
     put_checkpoint,
     remove_superseded,
+    renew_validation,
     soundest_checkpoint,
+    unheard_validations,
     whole_checkpoints,
 )
 from tests.servers.stores import Stores
@@ -100,7 +102,7 @@ def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folde
     assert whole_checkpoints(output) == names[2:]
 
 
-def test_validation_that_died_or_was_never_told_has_nothing_in_hand(output: Folder) -> None:
+def test_validation_that_died_has_nothing_in_hand(output: Folder) -> None:
     dead, unheard = checkpoint_name(10, "aaaa"), checkpoint_name(20, "aaaa")
     for name in (dead, unheard):
         hand_to_validation(output, name)
@@ -108,9 +110,19 @@ def test_validation_that_died_or_was_never_told_has_nothing_in_hand(output: Fold
     assert in_validation(output) == {dead: 1, unheard: 0}
     end_dead_validation(output)
     assert in_validation(output) == {unheard: 0}
-    begin_validation(output, dead)
-    end_unheard_validation(output)
-    assert in_validation(output) == {dead: 1}
+
+
+def test_what_a_killed_job_had_in_validation_is_handed_over_again(output: Folder) -> None:
+    """Unless it has ended so many tasks that it may be what ends jobs too."""
+    names = [checkpoint_name(step, "aaaa") for step in (10, 20, 30)]
+    for begun, name in zip((0, 1, TASKS_AT_MOST), names, strict=True):
+        hand_to_validation(output, name)
+        for _ in range(begun):
+            begin_validation(output, name)
+    assert unheard_validations(output) == names[:1]
+    renew_validation(output)
+    assert unheard_validations(output) == names[:2]
+    assert in_validation(output) == {names[0]: 0, names[1]: 1}
 
 
 def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
