@@ -135,7 +135,7 @@ def train_vae_step(accelerator: Accelerator, state: VaeTrainState, micro_batches
     """One optimizer step of the VAE over this worker's micro-batches, then from `adversarial_start` on one of the discriminator -> (mean losses by name
     before their weights, the VAE's gradient norm before clipping).
 
-    Raises FloatingPointError in all workers, the weights untouched, where a gradient of the VAE is not finite.
+    Raises FloatingPointError in all workers where a gradient is not finite: the weights that it was for are untouched.
     """
     objective, adversarial = state.objective, state.objective.adversarial(state.step)
     samples = sum(len(batch.numbers) for batch in micro_batches)
@@ -191,7 +191,10 @@ def _train_discriminator(accelerator: Accelerator, state: VaeTrainState, judged:
             value = discriminating_losses(of_images, of_reconstructions).sum() / samples
             accelerator.backward(value)
         total += value.detach()
-    accelerator.clip_grad_norm_(state.discriminator.parameters(), MAX_GRADIENT_NORM)
+    norm = float(accelerator.clip_grad_norm_(state.discriminator.parameters(), MAX_GRADIENT_NORM))
+    if not math.isfinite(norm):
+        state.discriminator_optimizer.zero_grad()
+        raise FloatingPointError(f"the discriminator's gradient norm {norm} at step {state.step}: lower learning_rate")
     _step(state.discriminator_optimizer, rate)
     return total
 

@@ -148,6 +148,15 @@ def test_a_gradient_that_is_not_finite_changes_nothing(accelerator: Accelerator,
     assert state.step == state.ema.steps == 0
 
 
+def test_a_discriminators_gradient_that_is_not_finite_does_not_change_it(accelerator: Accelerator, images: Images) -> None:
+    state = new_state(accelerator, VaeObjective(adversarial_start=0))
+    next(state.bare_discriminator.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    before = [weight.clone() for weight in state.bare_discriminator.parameters()]
+    with pytest.raises(FloatingPointError, match="discriminator's gradient norm nan at step 0"):
+        train_vae_step(accelerator, state, [batch_of(images, [0, 1])], 1e-3)
+    assert all(torch.equal(weight, kept) for weight, kept in zip(state.bare_discriminator.parameters(), before, strict=True))
+
+
 def test_what_blurs_or_shifts_costs_more_than_its_mean_error(images: Images) -> None:
     clean = to_model(torch.from_numpy(images).unsqueeze(1))
     assert float(spectral_losses(clean, clean).max()) == 0
