@@ -50,7 +50,7 @@ class AudioDiffusionPipeline:
         self.vocoder = vocoder or GriffinLim(mel, profile.device)
         require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
-        self.vae = None if vae is None else vae.to(profile.device, torch.float32).eval()
+        self.vae = None if vae is None else vae.float().to(profile.device).eval()
 
     @property
     def profile(self) -> ExecutionProfile:

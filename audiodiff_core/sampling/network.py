@@ -40,7 +40,7 @@ class Network:
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels: int = unet.config.in_channels
         if profile.dtype != torch.float32:
-            unet = copy.deepcopy(unet).to(profile.dtype)
+            unet = torch.nn.Module.to(copy.deepcopy(unet), profile.dtype)  # diffusers' own warns of layers to be kept in float32, though of none
         self._module = unet.to(profile.device, memory_format=torch.channels_last).eval()
         self._call: Any = self._module
         if profile.compiled:

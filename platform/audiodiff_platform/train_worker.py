@@ -9,6 +9,7 @@ from typing import Any
 import ray.train
 import torch
 from accelerate import Accelerator
+from ray.train.v2._internal.execution import context as reports
 from safetensors.torch import load_file, save_file
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, sharding, train_step, with_draws
@@ -24,7 +25,6 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     Gives the reason where training cannot get there from its data and options: Ray Train would answer an error with another attempt.
     """
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # or each request to the Hub would be a line of progress
     options = TrainOptions.model_validate(config["options"])
     accelerator = join_workers(options, options.fsdp)
     try:
@@ -37,6 +37,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
 def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     """This process's accelerate, joined to the process group that Ray Train made."""
+    for name in ("httpx2", reports.__file__):  # or each request to the Hub, and each report to Ray Train, would be a line of progress
+        logging.getLogger(name).setLevel(logging.WARNING)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(1)
