@@ -17,10 +17,11 @@ from typing import Any
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, ValidationConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
-from audiodiff_platform.cluster import say
+from audiodiff_platform.cluster import joins_cluster, say
 from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
@@ -92,6 +93,11 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     options: RunOptions
     validation_died = False
+
+    def _create_default_callbacks(self) -> Any:
+        """Without the actor that frees what a dead job held, where Ray ends with the job: it would complain each second that a dashboard is lacking."""
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if joins_cluster() or not isinstance(callback, PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         parts["failure_policy"] = FailuresSinceCheckpoint(self.run_config.failure_config, self.options.output_dir)
