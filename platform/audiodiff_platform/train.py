@@ -56,8 +56,10 @@ def train(options: TrainOptions) -> dict[str, Any]:
     start.objective.scheduler(options.scheduler)  # which the model is written with at the end
     require_encodings(options, start)
     require_previews(options, start.dataset)
-    if options.keep == "best" and held_out(start.dataset) is None:
-        raise ValueError(f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last")
+    if options.keep == "best" and options.best_by == "validation_loss" and held_out(start.dataset) is None:
+        raise ValueError(
+            f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last, or best_by frechet"
+        )
     if options.push_to_hub:
         claim_repository(options.push_to_hub, "model")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
@@ -114,10 +116,10 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
     """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics and what training reached."""
     name = newest_checkpoint(output)
     assert name is not None, "training ended without a checkpoint"
-    if options.keep == "best" and (best := best_checkpoint(output)) is not None:
+    if options.keep == "best" and (best := best_checkpoint(output, options.best_by)) is not None:
         name = best
     elif options.keep == "best":
-        say(f"warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's ({name})")
+        say(f"warning: keep best: no checkpoint that is left has a {options.best_by}, the model is the last one's ({name})")
     start = starting_point(options)
     with local_checkpoint(output, name) as (folder, progress):
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))

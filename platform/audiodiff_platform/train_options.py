@@ -17,6 +17,7 @@ from audiodiff_platform.run_log import TrackerName
 
 FORMAT_VERSION = 3
 DEFAULT_EPOCHS = 100
+FRECHET_FROM = 64  # previews
 OBJECTIVE = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
 
 
@@ -58,7 +59,7 @@ class RunOptions(Options):
     lr_warmup_steps: int = pydantic.Field(500, ge=0, description="steps over which the learning rate rises to its peak")
     mixed_precision: Literal["no", "bf16", "fp16"] = pydantic.Field("no", description="arithmetic of the forward pass: no (float32), bf16 or fp16")
     checkpoint_minutes: float = pydantic.Field(5.0, gt=0, description="minutes between checkpoints: what a failure costs at most; each is validated")
-    checkpoints_kept: int = pydantic.Field(2, ge=1, description="last checkpoints that are kept, besides the one of the lowest validation loss")
+    checkpoints_kept: int = pydantic.Field(2, ge=1, description="last checkpoints that are kept, besides the best by validation")
     report_to: Annotated[tuple[TrackerName, ...], pydantic.BeforeValidator(_names)] = pydantic.Field(
         ("tensorboard",), description="who is told the figures besides metrics.jsonl: tensorboard, mlflow, wandb, trackio, or none; can be given several times"
     )
@@ -100,6 +101,11 @@ class RunOptions(Options):
         """What a model's record says of how it was made: all but the places and machines."""
         return self.model_dump(mode="json", exclude=_PLACES | _MACHINES)
 
+    @property
+    def judged_by(self) -> str:
+        """The figure of validation that the best checkpoint has the lowest of."""
+        return "validation_loss"
+
     def run_id(self) -> str:
         """Names the run folder to those who keep many runs."""
         return f"audiodiff-{hashlib.sha256(self.output_dir.encode()).hexdigest()[:12]}"
@@ -118,7 +124,7 @@ _PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae",
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
 _MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
 _MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
-_CHOICES = {"keep", "scheduler"}  # how the model is written from what was trained
+_CHOICES = {"keep", "best_by", "scheduler"}  # how the model is written from what was trained
 
 
 class TrainOptions(RunOptions):
@@ -161,13 +167,16 @@ class TrainOptions(RunOptions):
     torch_compile: bool = pydantic.Field(False, description="compiles the network first, for minutes: pays in long runs")
     fsdp: bool = pydantic.Field(False, description="shards network, average and optimizer over the workers, for networks that do not fit in one")
     keep: Literal["last", "best"] = pydantic.Field(
-        "last", description="which weights the model is written from: the last, or those of the lowest validation loss"
+        "last", description="which weights the model is written from: the last, or those that validation found the best"
+    )
+    best_by: Literal["validation_loss", "frechet"] = pydantic.Field(
+        "validation_loss", description=f"figure of validation that the best has the lowest of: validation_loss, or frechet, of {FRECHET_FROM} previews or more"
     )
     push_to_hub: str | None = pydantic.Field(
         None, description="Hugging Face model OWNER/NAME to publish the finished model as, private where it is new; none: not published"
     )
     preview_count: int = pydantic.Field(
-        4, ge=0, description="pictures and sounds that each validation makes with the seeds from 0 on; from 64 on also their Fréchet distance"
+        4, ge=0, description=f"pictures and sounds that each validation makes with the seeds from 0 on; from {FRECHET_FROM} on also their Fréchet distance"
     )
 
     @pydantic.model_validator(mode="after")
@@ -176,9 +185,15 @@ class TrainOptions(RunOptions):
             raise ValueError(f"preset {self.preset} with from_pretrained {self.from_pretrained}: the network is that of the model, leave preset out")
         if self.latents is not None and self.vae is None and self.from_pretrained is None:
             raise ValueError(f"latents {self.latents}: the model needs the vae that made them too")
+        if self.best_by == "frechet" and self.preview_count < FRECHET_FROM:
+            raise ValueError(f"best_by frechet with preview_count {self.preview_count}: the distance is taken from {FRECHET_FROM} previews on")
         if self.from_pretrained is None:
             self.objective()
         return self
+
+    @property
+    def judged_by(self) -> str:
+        return self.best_by
 
     def network_preset(self) -> PresetName:
         """The preset of a network that starts from nothing."""

@@ -102,7 +102,7 @@ def run_training(
         output.remove(IN_VALIDATION)
     else:
         renew_validation(output)
-    remove_superseded(output, options.checkpoints_kept)
+    remove_superseded(output, options.checkpoints_kept, options.judged_by)
     run_workers(worker, options, group.workers, group.gpu, validation)
     tell_last_validations(options)
 

@@ -250,7 +250,7 @@ class _Loop:
                 if self.validates and name not in self.unheard and (finished or not in_validation(self.output)):
                     hand_to_validation(self.output, name)
                     self.handed = name
-                remove_superseded(self.output, self.options.checkpoints_kept)
+                remove_superseded(self.output, self.options.checkpoints_kept, self.options.judged_by)
             except (OSError, RuntimeError, SafetensorError) as error:  # the last two: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:

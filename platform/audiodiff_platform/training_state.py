@@ -171,19 +171,19 @@ def _mark(name: str) -> str:
     return f"{IN_VALIDATION}/{Path(name).name}.json"
 
 
-def best_checkpoint(output: Folder) -> str | None:
-    """The whole checkpoint with the lowest validation loss; None where none has a finite one (without held-out tracks there are only previews)."""
-    losses = {step: found.get("validation_loss", math.nan) for step, found in validation_results(output).items()}
-    validated = [name for name in whole_checkpoints(output) if math.isfinite(losses.get(step_of(name), math.nan))]
-    return min(validated, key=lambda name: losses[step_of(name)], default=None)
+def best_checkpoint(output: Folder, figure: str) -> str | None:
+    """The whole checkpoint with the lowest `figure` of validation; None where none has a finite one (not every validation finds every figure)."""
+    found = {step: values.get(figure, math.nan) for step, values in validation_results(output).items()}
+    validated = [name for name in whole_checkpoints(output) if math.isfinite(found.get(step_of(name), math.nan))]
+    return min(validated, key=lambda name: found[step_of(name)], default=None)
 
 
-def remove_superseded(output: Folder, kept: int) -> None:
-    """Removes the checkpoints that are neither among the last `kept` nor the best nor in validation, and what is older than those and not whole."""
+def remove_superseded(output: Folder, kept: int, figure: str) -> None:
+    """Removes the checkpoints that are neither among the last `kept` nor the best by `figure` nor in validation, and what is older and not whole."""
     whole = whole_checkpoints(output)
     if not whole:
         return
-    keep = {*whole[-kept:], *in_validation(output), best_checkpoint(output)}
+    keep = {*whole[-kept:], *in_validation(output), best_checkpoint(output, figure)}
     present = {file.rpartition("/")[0] for file in output.names(f"{STATE}/step-*/*")}
     for name in present - keep:
         if name in whole or step_of(name) < step_of(whole[-1]):

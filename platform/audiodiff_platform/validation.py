@@ -29,20 +29,20 @@ from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.run_log import TensorBoardFolder
 from audiodiff_platform.starting_point import StartingPoint, held_out, starting_point
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions
 from audiodiff_platform.training_state import EMA_WEIGHTS, local_checkpoint, step_of
 from audiodiff_platform.training_state import VALIDATION as FOLDER
 
 ROWS_AT_MOST = 1_024
 BATCH_SIZE = 16
 BANDS = 4
-FRECHET_FROM = 64
 PREVIEW_STEPS = 50
 
 
 def validates(options: TrainOptions, dataset: TrainingImages) -> bool:
-    """Whether there is anything to be made of a checkpoint: held-out tracks, or previews for TensorBoard."""
-    return held_out(dataset) is not None or ("tensorboard" in options.report_to and options.preview_count > 0)
+    """Whether there is anything to be made of a checkpoint: held-out tracks, or previews that are shown or judged."""
+    judged = options.preview_count >= FRECHET_FROM
+    return held_out(dataset) is not None or judged or ("tensorboard" in options.report_to and options.preview_count > 0)
 
 
 def require_previews(options: TrainOptions, dataset: TrainingImages) -> None:

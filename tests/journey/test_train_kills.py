@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions
 from audiodiff_platform.training_state import in_validation, newest_checkpoint, step_of, validation_results, whole_checkpoints
-from audiodiff_platform.validation import FRECHET_FROM
 from tests.simulated import Driver, SimulatedCluster
 
 DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine

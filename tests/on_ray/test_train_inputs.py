@@ -197,6 +197,11 @@ def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
     _refused(dataset, tmp_path / "run", f"^keep best: {dataset} has no held-out tracks", keep="best")
 
 
+def test_the_best_by_distance_needs_previews(dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="best_by frechet with preview_count 4: the distance is taken from 64 previews on"):
+        _options(dataset, tmp_path, keep="best", best_by="frechet")
+
+
 def test_previews_that_cannot_be_compared_are_refused(dataset: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(dataset, other)

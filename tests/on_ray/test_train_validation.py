@@ -26,7 +26,7 @@ from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions, TrainVaeOptions
 from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_job import Group
@@ -84,7 +84,7 @@ def test_the_last_checkpoint_is_validated_by_noise_level(run: Path) -> None:
 
 def test_the_model_is_the_best_checkpoint(run: Path) -> None:
     output = Folder(str(run))
-    best = best_checkpoint(output)
+    best = best_checkpoint(output, "validation_loss")
     assert best is not None
     losses = {step: found["validation_loss"] for step, found in validation_results(output).items()}
     assert losses[step_of(best)] == min(losses.values())
@@ -127,6 +127,30 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
     with pytest.raises(ValueError, match="flow_euler"):
         validate(name, options.model_dump(mode="json"))
     assert validation_results(output) == {step_of(name): pytest.approx(expected, rel=1e-6)}
+
+
+def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(name: str, options: dict[str, Any]) -> dict[str, Any]:
+        step = step_of(name)
+        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step, "frechet": float(step)})
+        return {}
+
+    def patient_worker(config: dict[str, Any]) -> str | None:
+        """Writes its second checkpoint when the first is validated, so that it is validated too."""
+
+        def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
+            while training_state.in_validation(output):
+                time.sleep(0.1)
+            training_state.put_checkpoint(output, name, *arguments)
+
+        vars(training_loop).update(put_checkpoint=put_checkpoint)
+        return train_worker(config)
+
+    for name, function in (("validate", found), ("train_worker", patient_worker)):
+        monkeypatch.setattr(train_module, name, function)
+    options = {"checkpoint_minutes": 1e-6, "checkpoints_kept": 1, "preview_count": FRECHET_FROM, "keep": "best", "best_by": "frechet"}
+    summary = train(_options(split, str(tmp_path / "run"), **options))
+    assert (summary["steps"], summary["frechet"]) == (10, 10.0)
 
 
 def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -> None:
@@ -175,7 +199,7 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
     assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
     said = capsys.readouterr().err
     assert "when training had ended" in said
-    assert "warning: keep best: no checkpoint that is left has a validation loss, the model is the last one's (state/step-000000030" in said
+    assert "warning: keep best: no checkpoint that is left has a validation_loss, the model is the last one's (state/step-000000030" in said
 
 
 def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,9 +83,9 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
         output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
     output.write(f"{checkpoint_name(15, 'cccc')}/weights", b"cut off by a kill")
     output.write(f"{checkpoint_name(50, 'dddd')}/weights", b"just being written")
-    assert best_checkpoint(output) in {names[20], twin}
-    remove_superseded(output, kept=2)
-    assert set(whole_checkpoints(output)) == {names[30], names[40], best_checkpoint(output)}
+    assert best_checkpoint(output, "validation_loss") in {names[20], twin}
+    remove_superseded(output, kept=2, figure="validation_loss")
+    assert set(whole_checkpoints(output)) == {names[30], names[40], best_checkpoint(output, "validation_loss")}
     assert not output.exists(f"{checkpoint_name(15, 'cccc')}/weights")
     assert output.exists(f"{checkpoint_name(50, 'dddd')}/weights")
 
@@ -93,12 +93,12 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
 def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     hand_to_validation(output, names[1])
-    remove_superseded(output, kept=1)
+    remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[1:]
     assert [begin_validation(output, names[1]) for _ in range(2)] == [1, 2]
     output.write_json(f"{VALIDATION}/20.json", {"frechet": 0.5})
     end_validation(output, names[1])
-    remove_superseded(output, kept=1)
+    remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[2:]
 
 
@@ -129,16 +129,25 @@ def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     for step, loss in ((10, math.nan), (20, 0.2), (30, math.inf)):
         output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
-    assert best_checkpoint(output) == names[1]
+    assert best_checkpoint(output, "validation_loss") == names[1]
     output.remove(names[1])
-    assert best_checkpoint(output) is None
+    assert best_checkpoint(output, "validation_loss") is None
+
+
+def test_the_best_is_told_by_the_figure_that_is_asked_for(output: Folder) -> None:
+    names = [_put(output, step) for step in (10, 20, 30)]
+    for step, loss, distance in ((10, 0.3, 0.5), (20, 0.1, 0.9)):
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss, "frechet": distance})
+    assert [best_checkpoint(output, figure) for figure in ("validation_loss", "frechet", "kernel")] == [names[1], names[0], None]
+    remove_superseded(output, kept=1, figure="frechet")
+    assert whole_checkpoints(output) == [names[0], names[2]]
 
 
 def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20)]
     output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5})
-    assert best_checkpoint(output) is None
-    remove_superseded(output, kept=1)
+    assert best_checkpoint(output, "validation_loss") is None
+    remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[1:]
 
 
