@@ -20,11 +20,6 @@ def inside_submitted_job() -> bool:
     return RAY_JOB_CONFIG_JSON_ENV_VAR in os.environ
 
 
-def joins_cluster() -> bool:
-    """Whether the Ray to work on is one that others began and that outlives this process."""
-    return inside_submitted_job() or "RAY_ADDRESS" in os.environ
-
-
 @contextmanager
 def connected(bare: bool = False) -> Iterator[None]:
     """A Ray to work on: the one this process is connected to, else RAY_ADDRESS or the submitted job's, else a local one; `bare`: a `_BareNode`."""
@@ -32,7 +27,7 @@ def connected(bare: bool = False) -> Iterator[None]:
         yield
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if joins_cluster():
+    if inside_submitted_job() or "RAY_ADDRESS" in os.environ:
         job = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
         stated = job.get("runtime_env", {}).get("env_vars", {})
         ray.init(runtime_env={"env_vars": {name: value for name, value in WORKER_ENVIRONMENT.items() if name not in stated}}, logging_level="ERROR")
@@ -66,6 +61,12 @@ def _bare_node() -> Iterator[None]:
         yield
     finally:
         ray._private.node.Node = node
+
+
+def ends_with_this_process() -> bool:
+    """Whether the Ray that this process is connected to is one that it began."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:

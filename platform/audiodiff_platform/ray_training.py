@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
@@ -21,11 +22,11 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
-from audiodiff_platform.cluster import joins_cluster, say
+from audiodiff_platform.cluster import ends_with_this_process, say
 from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import end_dead_validation, in_validation, newest_checkpoint
+from audiodiff_platform.training_state import end_dead_validation, newest_checkpoint
 
 FAILURES_SURVIVED = 3  # without a new checkpoint between them; nodes that are taken away with notice do not count
 RESIZE_LOOK_S = 5.0
@@ -38,26 +39,34 @@ RAY_TRAIN_ENVIRONMENT = {
 Worker = Callable[[dict[str, Any]], str | None]
 
 
-def run_workers(
-    worker: Worker, options: RunOptions, workers: int | tuple[int, int], gpu: bool, validation: ValidationConfig | None = None
-) -> None:
+@dataclass(frozen=True)
+class Group:
+    """Workers of a training: how many, or (least, most), and whether on GPUs."""
+
+    workers: int | tuple[int, int]
+    gpu: bool
+
+    @property
+    def least(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+def run_workers(worker: Worker, options: RunOptions, group: Group, validation: ValidationConfig | None = None) -> None:
     """Runs `worker` in a group of processes until it is done, through failures and changes of the cluster.
 
     Raises JobError with what a worker returned or died of. Ctrl-C stays a KeyboardInterrupt, since `fit` is not on the main thread.
     """
     for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    while _run_group(worker, options, workers, gpu, validation) and in_validation(Folder(options.output_dir)):
-        say("validation: the workers are started once more, for the checkpoints after that one")
-
-
-def _run_group(worker: Worker, options: RunOptions, workers: int | tuple[int, int], gpu: bool, validation: ValidationConfig | None) -> bool:
-    """Runs the workers until they are done; whether a validation died after that, with which Ray Train gives up the ones behind it."""
     with tempfile.TemporaryDirectory(prefix="audiodiff-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = _Trainer(
             worker,
             train_loop_config={"options": options.model_dump()},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=RESIZE_LOOK_S),
+            scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=RESIZE_LOOK_S),
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
@@ -85,19 +94,17 @@ def _run_group(worker: Worker, options: RunOptions, workers: int | tuple[int, in
         raise outcome[0]
     if outcome[0].return_value is not None:
         raise JobError(f"training failed: {outcome[0].return_value}")
-    return trainer.validation_died
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Ray Train with this module's rules."""
 
     options: RunOptions
-    validation_died = False
 
     def _create_default_callbacks(self) -> Any:
         """Without the actor that frees what a dead job held, where Ray ends with the job: it would complain each second that a dashboard is lacking."""
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if joins_cluster() or not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [callback for callback in callbacks if not (ends_with_this_process() and isinstance(callback, PlacementGroupCleanerCallback))]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         parts["failure_policy"] = FailuresSinceCheckpoint(self.run_config.failure_config, self.options.output_dir)
@@ -106,8 +113,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         result = super()._initialize_and_run_controller(**parts)
         if _validation_died(result.error):  # what is left to do when the workers have finished is validation
             say(f"validation of a checkpoint died ({cause_of(result.error.controller_failure)}) when training had ended")
-            end_dead_validation(Folder(self.options.output_dir))
-            self.validation_died = True
+            _end_dead_validation(self.options.output_dir)
             result.error = None
         return result
 
@@ -151,10 +157,7 @@ class FailuresSinceCheckpoint(DefaultFailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if _validation_died(training_failed_error):
-            try:
-                end_dead_validation(Folder(self.output_dir))
-            except OSError as error:
-                say(f"validation: no checkpoint is validated before the last from here on ({error})")
+            _end_dead_validation(self.output_dir)
             say(f"validation of a checkpoint died ({cause_of(training_failed_error.controller_failure)}): training goes on")
             return FailureDecision.NOOP
         checkpoint = _newest(self.output_dir, self.checkpoint)
@@ -170,6 +173,13 @@ def _newest(output_dir: str, known: str | None) -> str | None:
         return newest_checkpoint(Folder(output_dir))
     except OSError:
         return known
+
+
+def _end_dead_validation(output_dir: str) -> None:
+    try:
+        end_dead_validation(Folder(output_dir))
+    except OSError as error:
+        say(f"validation: no checkpoint is validated from here on before training has ended ({error})")
 
 
 def _validation_died(error: Exception | None) -> bool:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +12,12 @@ from audiodiff_platform import commits
 from audiodiff_platform.cluster import cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.data_order import STREAMS
 from audiodiff_platform.dataset import TrainingImages
-from audiodiff_platform.ray_training import Worker, run_workers
+from audiodiff_platform.ray_training import Group, Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.training_state import IN_VALIDATION, STATE, newest_checkpoint, remove_superseded, renew_validation
+from audiodiff_platform.validation_task import validate_left
 
 MODEL = "model"
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
@@ -51,22 +51,6 @@ def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
     each = parameters * BYTES_PER_PARAMETER
     there = sum(entry.size for entry in Folder(f"{output.uri}/{STATE}").walk()) if output.exists(STATE) else 0
     output.require_free_space(max(each, each * (options.checkpoints_kept + 3) - there), "training")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Workers of a training: how many, or (least, most), and whether on GPUs."""
-
-    workers: int | tuple[int, int]
-    gpu: bool
-
-    @property
-    def least(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[0]
-
-    @property
-    def most(self) -> int:
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 def group_for(options: RunOptions) -> Group:
@@ -103,7 +87,9 @@ def run_training(
     else:
         renew_validation(output)
     remove_superseded(output, options.checkpoints_kept, options.judged_by)
-    run_workers(worker, options, group.workers, group.gpu, validation)
+    run_workers(worker, options, group, validation)
+    if validation is not None:
+        validate_left(validation, output)
     tell_last_validations(options)
 
 

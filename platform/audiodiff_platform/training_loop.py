@@ -1,6 +1,6 @@
 """The loop that every training runs, in each worker: what is learned, from which batches, until when, with which checkpoints.
 
-1. All workers load the newest sound checkpoint, or start anew.
+1. All workers load the newest sound checkpoint, or start anew. Validation is told again of what it has in hand and has not heard of.
 2. They step together over the same stretch of the data order, each on its share, read ahead by a thread.
 3. Rank 0's clock says when to write a checkpoint, when to look whether a node is being taken away, and when to stop.
 """

@@ -134,9 +134,12 @@ def unheard_validations(output: Folder) -> list[str]:
     return [name for name, mark in _marks(output).items() if not mark["heard"]]
 
 
-def begin_validation(output: Folder, name: str) -> int:
-    """Says that a task begins with a checkpoint; gives the how manyth that is."""
-    begun = in_validation(output).get(name, 0) + 1
+def begin_validation(output: Folder, name: str) -> int | None:
+    """Says that a task begins with a checkpoint; gives the how manyth that is, or None where validation is through with it already."""
+    try:
+        begun = int(output.read_json(_mark(name))["begun"]) + 1
+    except FileNotFoundError:
+        return None
     output.write_json(_mark(name), {"begun": begun, "heard": True})
     return begun
 
@@ -154,12 +157,9 @@ def end_dead_validation(output: Folder) -> None:
 
 
 def renew_validation(output: Folder) -> None:
-    """Hands over again what a killed job had in validation, whose tasks went with it; not what has ended TASKS_AT_MOST of them."""
+    """Hands over again what a killed job had in validation, whose tasks went with it."""
     for name, mark in _marks(output).items():
-        if mark["begun"] < TASKS_AT_MOST:
-            output.write_json(_mark(name), {**mark, "heard": False})
-        else:
-            end_validation(output, name)
+        output.write_json(_mark(name), {**mark, "heard": False})
 
 
 def _marks(output: Folder) -> dict[str, dict[str, Any]]:
@@ -172,10 +172,16 @@ def _mark(name: str) -> str:
 
 
 def best_checkpoint(output: Folder, figure: str) -> str | None:
-    """The whole checkpoint with the lowest `figure` of validation; None where none has a finite one (not every validation finds every figure)."""
-    found = {step: values.get(figure, math.nan) for step, values in validation_results(output).items()}
-    validated = [name for name in whole_checkpoints(output) if math.isfinite(found.get(step_of(name), math.nan))]
-    return min(validated, key=lambda name: found[step_of(name)], default=None)
+    """The whole checkpoint with the lowest `figure` of validation; None where none has a finite one (not every validation finds every figure).
+
+    A Fréchet distance is the larger the fewer samples it is taken from: only those of as many as the latest are compared.
+    """
+    found = {step: values for step, values in validation_results(output).items() if math.isfinite(values.get(figure, math.nan))}
+    if figure == "frechet" and found:
+        samples = found[max(found)]["n_candidate"]
+        found = {step: values for step, values in found.items() if values["n_candidate"] == samples}
+    validated = [name for name in whole_checkpoints(output) if step_of(name) in found]
+    return min(validated, key=lambda name: found[step_of(name)][figure], default=None)
 
 
 def remove_superseded(output: Folder, kept: int, figure: str) -> None:

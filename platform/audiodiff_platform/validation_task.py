@@ -8,13 +8,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import ValidationConfig, ValidationTaskConfig
 
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, gpus, say
+from audiodiff_platform.job import cause_of
+from audiodiff_platform.ray_training import Group
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_job import Group
 from audiodiff_platform.training_state import TASKS_AT_MOST, begin_validation, end_validation, in_validation
 
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
@@ -40,13 +43,33 @@ def validate_in_task(validate: Validate, checkpoint: Any, *, name: str, options:
     if not torch.cuda.is_available():
         os.nice(10)
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)
-    output = Folder(options["output_dir"])
-    if name not in in_validation(output):
-        return {}  # told of twice, since workers died just then, and done already
+    output, found = Folder(options["output_dir"]), {}
     try:
-        if begin_validation(output, name) > TASKS_AT_MOST:
+        begun = begin_validation(output, name)
+        if begun is None:
+            return {}  # told of twice, since workers died just then, and done already
+        if begun > TASKS_AT_MOST:
             say(f"validation: {name} has ended {TASKS_AT_MOST} processes: it is left without a result")
-            return {}
-        return validate(name, options)
-    finally:  # a process that is killed does not come here: it is begun anew, or Ray Train's controller learns of it
+        else:
+            found = validate(name, options)
+    except Exception:  # a process that is ended does not come here: it is begun anew, or Ray Train's controller learns of it
         end_validation(output, name)
+        raise
+    end_validation(output, name)
+    return found
+
+
+def validate_left(validation: ValidationConfig, output: Folder) -> None:
+    """Validates what is still in hand when training has ended: with a validation that dies then, Ray Train gives up those behind it."""
+
+    def validated(name: str) -> None:
+        validation.fn(None, name=name, **validation.task_config.fn_kwargs)
+
+    task = ray.remote(validated).options(**validation.ray_remote_kwargs)
+    for name in in_validation(output):
+        say(f"validation of {name} is still to be made")
+        try:
+            ray.get(task.remote(name))
+        except RayError as error:
+            say(f"validation of {name} died ({cause_of(error)}): training ends without it")
+            end_validation(output, name)

@@ -12,7 +12,6 @@ import pytest
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.training_state import (
     PROGRESS,
-    TASKS_AT_MOST,
     VALIDATION,
     begin_validation,
     best_checkpoint,
@@ -113,16 +112,16 @@ def test_validation_that_died_has_nothing_in_hand(output: Folder) -> None:
 
 
 def test_what_a_killed_job_had_in_validation_is_handed_over_again(output: Folder) -> None:
-    """Unless it has ended so many tasks that it may be what ends jobs too."""
     names = [checkpoint_name(step, "aaaa") for step in (10, 20, 30)]
-    for begun, name in zip((0, 1, TASKS_AT_MOST), names, strict=True):
+    for begun, name in zip((0, 1, 3), names, strict=True):
         hand_to_validation(output, name)
         for _ in range(begun):
             begin_validation(output, name)
     assert unheard_validations(output) == names[:1]
     renew_validation(output)
-    assert unheard_validations(output) == names[:2]
-    assert in_validation(output) == {names[0]: 0, names[1]: 1}
+    assert unheard_validations(output) == names
+    assert in_validation(output) == dict(zip(names, (0, 1, 3), strict=True))
+    assert begin_validation(output, names[2]) == 4
 
 
 def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
@@ -137,8 +136,12 @@ def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
 def test_the_best_is_told_by_the_figure_that_is_asked_for(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     for step, loss, distance in ((10, 0.3, 0.5), (20, 0.1, 0.9)):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss, "frechet": distance})
+        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss, "frechet": distance, "n_candidate": 64})
     assert [best_checkpoint(output, figure) for figure in ("validation_loss", "frechet", "kernel")] == [names[1], names[0], None]
+    output.write_json(f"{VALIDATION}/30.json", {"frechet": 0.7, "n_candidate": 64})
+    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5, "n_candidate": 128})
+    assert best_checkpoint(output, "frechet") == names[2], "distances of other numbers of previews were compared"
+    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5, "n_candidate": 64})
     remove_superseded(output, kept=1, figure="frechet")
     assert whole_checkpoints(output) == [names[0], names[2]]
 
