@@ -23,6 +23,7 @@ from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.publish import claim_repository, publish_model
+from audiodiff_platform.ray_training import Group
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
@@ -30,7 +31,6 @@ from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_job import (
     MODEL,
-    Group,
     described,
     group_for,
     model_folder,

@@ -26,7 +26,7 @@ from audiodiff_core.objectives import losses
 from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.weight_average import WeightAverage
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
-from audiodiff_platform.ray_training import run_workers
+from audiodiff_platform.ray_training import Group, run_workers
 from audiodiff_platform.starting_point import StartingPoint, starting_point
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import DiffusionLearner, join_workers
@@ -111,7 +111,7 @@ def main() -> None:
         simulate(folder / "mel", 10_000)
         told: dict[str, Any] = {"max_train_steps": steps, "train_batch_size": 16, "learning_rate": 1e-3, "preview_count": 0}
         options = TrainOptions(dataset_name=str(folder / "mel"), output_dir=str(folder / "run"), **told)
-        run_workers(train_overhead.worker, options, 1, gpu=False)
+        run_workers(train_overhead.worker, options, Group(workers=1, gpu=False))
         print(f"tiny, 64x64, batch 16, one thread, {summary(json.loads((folder / 'run' / SECONDS).read_text()))}")
     ray.shutdown()
 

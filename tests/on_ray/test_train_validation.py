@@ -132,7 +132,8 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
 def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str, options: dict[str, Any]) -> dict[str, Any]:
         step = step_of(name)
-        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step, "frechet": float(step)})
+        values = {"validation_loss": 1 / step, "frechet": float(step), "n_candidate": options["preview_count"]}
+        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step}.json", values)
         return {}
 
     def patient_worker(config: dict[str, Any]) -> str | None:
