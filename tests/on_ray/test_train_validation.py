@@ -70,6 +70,13 @@ def run(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _beside_once(*arguments: Any) -> ValidationConfig:
+    """Validation that is not begun anew where its process dies."""
+    config = validation_beside(*arguments)
+    config.ray_remote_kwargs["max_retries"] = 0
+    return config
+
+
 def _board(folder: Path) -> EventAccumulator:
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0, "audio": 0}).Reload()
 
@@ -187,12 +194,7 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
         vars(training_loop).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
-    def once(*arguments: Any) -> ValidationConfig:
-        config = validation_beside(*arguments)
-        config.ray_remote_kwargs["max_retries"] = 0
-        return config
-
-    for name, function in (("validate", mortal), ("train_worker", waiting_worker), ("validation_beside", once)):
+    for name, function in (("validate", mortal), ("train_worker", waiting_worker), ("validation_beside", _beside_once)):
         monkeypatch.setattr(train_module, name, function)
     options = _options(split, str(tmp_path / "run"), max_train_steps=30, checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
     assert train(options)["steps"] == 30
@@ -224,12 +226,7 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: P
             file.write(f"{os.getpid()}\n")
         return failure
 
-    def once(*arguments: Any) -> ValidationConfig:
-        config = validation_beside(*arguments)
-        config.ray_remote_kwargs["max_retries"] = 0
-        return config
-
-    for name, function in (("validate", mortal), ("train_worker", told_worker), ("validation_beside", once)):
+    for name, function in (("validate", mortal), ("train_worker", told_worker), ("validation_beside", _beside_once)):
         monkeypatch.setattr(train_module, name, function)
     options = _options(split, str(tmp_path / "run"), checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
     summary = train(options)
