@@ -129,10 +129,10 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset:
         cluster.announce_preemption(leaving, deadline_s=20)
         _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
         saved = _step(out)
-        assert "will be taken away: writing a checkpoint" in log.read_text()
+        _until(lambda: "will be taken away: writing a checkpoint" in log.read_text(), driver, log)  # Ray hands on what workers print when it gets to it
         cluster.remove_node(leaving)
         assert _ended(driver, log)["steps"] == 300
-        assert saved > 0
+        assert 0 < saved < 300
 
 
 @pytest.mark.soak
