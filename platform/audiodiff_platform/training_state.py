@@ -29,7 +29,6 @@ IN_VALIDATION = "_in_validation"
 PROGRESS = "progress.json"
 EMA_WEIGHTS = "ema.safetensors"
 FORMAT_VERSION = 4
-TASKS_AT_MOST = 3  # validate one checkpoint: Ray starts those anew that end for lack of memory, without end
 
 
 def checkpoint_name(step: int, attempt: str) -> str:

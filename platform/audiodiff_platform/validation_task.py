@@ -18,7 +18,9 @@ from audiodiff_platform.job import cause_of
 from audiodiff_platform.ray_training import Group
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions
-from audiodiff_platform.training_state import TASKS_AT_MOST, begin_validation, end_validation, in_validation
+from audiodiff_platform.training_state import begin_validation, end_validation, in_validation
+
+TASKS_AT_MOST = 3  # for one checkpoint: Ray starts those anew that end for lack of memory, without end
 
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
 

@@ -31,7 +31,6 @@ from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions, TrainVa
 from audiodiff_platform.train_vae import train_vae
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_state import (
-    TASKS_AT_MOST,
     begin_validation,
     best_checkpoint,
     hand_to_validation,
@@ -41,7 +40,7 @@ from audiodiff_platform.training_state import (
     whole_checkpoints,
 )
 from audiodiff_platform.validation import validate
-from audiodiff_platform.validation_task import validation_beside
+from audiodiff_platform.validation_task import TASKS_AT_MOST, validation_beside
 from tests.servers.stores import Store, Stores
 
 
@@ -270,6 +269,19 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
     hand_to_validation(output, name)
     assert ray.get(task.remote()) == {"begun": 2}
     assert in_validation(output) == {}
+
+
+def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_path: Path) -> None:
+    """What it has in hand would hold up those after it."""
+    output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
+    config = validation_beside(lambda name, options: {}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    hand_to_validation(output, name)
+    (mark,) = output.names("_in_validation/*")
+    output.write(mark, b"{")
+    with pytest.raises(ValueError, match="Expecting property name"):
+        ray.get(task.remote())
+    assert not output.exists(mark)
 
 
 def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: Path, tmp_path: Path) -> None:
