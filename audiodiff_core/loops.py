@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.audio.wav_chunks import LoopInfo
 from audiodiff_core.beats import ATTACK_S, Beats, BeatTracker, require_mono, track_beats
 from audiodiff_core.stretch import FURTHEST, stretch_circular
-from audiodiff_core.wav import LoopInfo
 
 TEMPOS_BPM = (20.0, 400.0)
 ATTACK_BLOCK_S, ATTACK_RISE = 0.002, 4.0

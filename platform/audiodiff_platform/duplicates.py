@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
-from audiodiff_platform.inputs import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
 from audiodiff_platform.progress import Progress
 from audiodiff_platform.shards import run_shards

@@ -9,9 +9,9 @@ from audiodiff_core.audio import AudioDecodeError, Samples, stream
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
+from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
-from audiodiff_platform.inputs import Inputs, Source, items
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.storage import Folder
 

@@ -21,10 +21,10 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform import commits, in_hand
+from audiodiff_platform.audio_files import Inputs, Source
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
-from audiodiff_platform.inputs import Inputs, Source
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
 from audiodiff_platform.latents_worker import LatentsWorker

@@ -20,11 +20,11 @@ from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
+from audiodiff_platform.audio_files import Inputs, Source
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
 from audiodiff_platform.imported import given_mel
-from audiodiff_platform.inputs import Inputs, Source
 from audiodiff_platform.plan import cut
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.shards import run_shards

@@ -17,7 +17,7 @@ from audiodiff_core.metrics import Features
 from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
-from audiodiff_platform.inputs import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.storage import Folder
 
 ITEMS_AT_ONCE = 16

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform.inputs import Source
+from audiodiff_platform.audio_files import Source
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
 

@@ -18,10 +18,10 @@ from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
+from audiodiff_platform.audio_files import Inputs, Source
 from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
-from audiodiff_platform.inputs import Inputs, Source
 from audiodiff_platform.job import JobError
 from audiodiff_platform.plan import ShardSize, append_plan, cut, new_sources, shard_seconds, sizes
 from audiodiff_platform.prepare_worker import PrepareWorker

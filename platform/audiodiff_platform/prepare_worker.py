@@ -14,8 +14,8 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
+from audiodiff_platform.audio_files import Inputs, Item, Source, items
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
-from audiodiff_platform.inputs import Inputs, Item, Source, items
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.storage import Folder

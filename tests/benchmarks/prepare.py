@@ -127,7 +127,7 @@ def driver_memory(scratch: Path, count: int = 100_000) -> None:
 
 def plan_all(folder: str, out: str) -> None:
     """Plans a folder, twice; prints by how much the memory's peak grew."""
-    from audiodiff_platform.inputs import Inputs, Source
+    from audiodiff_platform.audio_files import Inputs, Source
     from audiodiff_platform.plan import append_plan, cut, new_sources
     from audiodiff_platform.storage import Folder
 

@@ -19,9 +19,8 @@ import pytest
 import soundfile
 from av.stream import Disposition
 
-from audiodiff_core import audio
-from audiodiff_core.audio import AudioDecodeError, AudioFormat, decode, encode, stream
-from audiodiff_core.containers import UNKNOWN_FRAMES
+from audiodiff_core.audio import AudioDecodeError, AudioFormat, blocks, decode, encode, stream
+from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 
 RATE = 22_050
 
@@ -92,7 +91,7 @@ def test_files_of_many_blocks_are_librosas(tmp_path: Path, loops: Path, monkeypa
     with soundfile.SoundFile(file, "w", 48_000 if subtype == "OPUS" else rate, 2, subtype, format="OGG" if subtype == "OPUS" else None) as sound:
         for start in range(0, len(samples), 10_000):
             sound.write(samples[start : start + 10_000])
-    monkeypatch.setattr(audio, "BLOCK_FRAMES", 10_000)
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", 10_000)
     expected, _ = librosa.load(file, sr=RATE, mono=True)
     np.testing.assert_allclose(decode(file, RATE), expected, rtol=0, atol=1e-6 if subtype == "VORBIS" else 0)
 
@@ -127,7 +126,7 @@ def test_other_rates_and_channel_counts(wav: Callable[..., bytes], rate: int, ch
 def test_block_size_does_not_change_the_samples(loops: Path, monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
     file = loops / "ambi_choir.flac"
     expected = decode(file, RATE)
-    monkeypatch.setattr(audio, "BLOCK_FRAMES", frames)
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", frames)
     np.testing.assert_array_equal(decode(file, RATE), expected)
     if frames == 1_000:
         assert max(len(block) for block in stream(file, RATE)) < 5_000

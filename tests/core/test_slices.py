@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from audiodiff_core import audio
+from audiodiff_core.audio import blocks
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.slices import MelSlice, Slicing, mel_slices
 
@@ -81,7 +82,7 @@ def test_overlap(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
 def test_streaming_is_the_same_as_the_whole_file(tiny_mel: MelConfig, hum: Hum, wav: Wav, monkeypatch: pytest.MonkeyPatch, frames: int, overlap: float) -> None:
     mel = Mel(tiny_mel)
     content = wav(hum(40_000, sample_rate=32_000), 32_000)
-    monkeypatch.setattr(audio, "BLOCK_FRAMES", frames)
+    monkeypatch.setattr(blocks, "BLOCK_FRAMES", frames)
     samples = audio.decode(content, tiny_mel.sample_rate)
     step = mel.slice_step(overlap)
     starts = range(0, len(samples) - tiny_mel.slice_size + 1, step)

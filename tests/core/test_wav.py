@@ -12,7 +12,7 @@ import scipy.io.wavfile
 import soundfile
 
 from audiodiff_core.audio import decode, encode
-from audiodiff_core.wav import LoopInfo
+from audiodiff_core.audio.wav_chunks import LoopInfo
 
 RATE = 44_100
 AUDIO = (0.5 * np.sin(np.arange(2 * RATE) / 20)).astype(np.float32)

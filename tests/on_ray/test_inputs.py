@@ -11,7 +11,7 @@ import pytest
 from datasets import Audio, Dataset
 
 from audiodiff_core.audio import AudioDecodeError
-from audiodiff_platform.inputs import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.job import JobError
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from audiodiff_platform.inputs import Source
+from audiodiff_platform.audio_files import Source
 from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
 from audiodiff_platform.storage import Folder
 

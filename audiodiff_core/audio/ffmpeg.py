@@ -1,0 +1,54 @@
+"""Decode with FFmpeg (PyAV)."""
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import av
+
+from audiodiff_core.audio.blocks import block_frames, mono
+from audiodiff_core.audio.containers import check_length
+from audiodiff_core.audio.formats import Samples, UnusableError, check_header
+
+FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
+
+
+def ffmpeg_container(file: str | io.BytesIO) -> Any:
+    source = f"file:{file}" if isinstance(file, str) else file  # a name may hold ':', which FFmpeg would take for the end of a protocol
+    return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
+
+
+def ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+    """As `_mono_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
+    container = ffmpeg_container(file)
+    if not container.streams.audio:
+        raise UnusableError("no audio stream")
+    context = container.streams.audio[0].codec_context
+    if context is None or not context.channels:
+        raise UnusableError("an audio stream of no known codec or no channels")
+    check_header(context.channels, context.sample_rate)
+    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate)
+
+
+def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
+    """The channel mean of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
+    track = container.streams.audio[0]
+    to_float = av.AudioResampler(format="fltp", rate=rate)
+    gathered: Any = av.AudioFifo()
+    kind = None
+    read = 0
+    with container:
+        for frame in container.decode(track):
+            kind = kind or (frame.format.name, frame.layout.name, rate)
+            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+                raise UnusableError("changes its channels or its rate midway")
+            read += frame.samples
+            for part in to_float.resample(frame):
+                part.pts = None  # the queue would refuse a gap
+                gathered.write(part)
+            if gathered.samples >= block_frames(track.channels):
+                yield mono(gathered.read().to_ndarray())
+        if gathered.samples:
+            yield mono(gathered.read().to_ndarray())
+        if track.frames and track.duration:  # as the sample table has them
+            check_length(read, int(track.duration * track.time_base * rate), rate)

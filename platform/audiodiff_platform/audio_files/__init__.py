@@ -1,0 +1,7 @@
+"""Audio files that a job reads: a folder, a list, or containers of many files."""
+
+from audiodiff_platform.audio_files.containers import Item, items
+from audiodiff_platform.audio_files.inputs import Inputs
+from audiodiff_platform.audio_files.source import Source
+
+__all__ = ["Inputs", "Item", "Source", "items"]
