@@ -45,7 +45,7 @@ def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
 def commit(folder: Folder, shard: int, record: Mapping[str, Any]) -> None:
     """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256). It may be there already, of a worker that was
     taken for dead; raises FileExistsError where that is another."""
-    folder.create_json(_commit_name(shard), dict(record))
+    folder.create_json(commit_name(shard), dict(record))
 
 
 def committed(folder: Folder) -> dict[int, dict[str, Any]]:
@@ -54,9 +54,12 @@ def committed(folder: Folder) -> dict[int, dict[str, Any]]:
     return {int(name.rsplit("/", 1)[-1].removesuffix(".json")): json.loads(content) for name, content in contents.items()}
 
 
-def committed_one(folder: Folder, shard: int) -> dict[str, Any]:
-    """The record of a finished shard."""
-    return folder.read_json(_commit_name(shard))
+def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
+    """Return the record of a finished shard, or None if the shard is not finished."""
+    try:
+        return folder.read_json(commit_name(shard))
+    except FileNotFoundError:
+        return None
 
 
 def file_sha256(file: Path) -> str:
@@ -81,5 +84,5 @@ def succeed(folder: Folder, summary: Mapping[str, Any]) -> None:
     folder.write_json(SUCCESS, dict(summary))
 
 
-def _commit_name(shard: int) -> str:
+def commit_name(shard: int) -> str:
     return f"_commits/{shard:06d}.json"

@@ -1,11 +1,11 @@
 """Which items repeat another's bytes: a digest pass over the sources before they are planned.
 
-    DIR/_digests/_plan, _commits   the commit protocol, as for the dataset itself
-    DIR/_digests/NNNNNN.parquet    the digests of a shard's items, kept: files added later are compared with them
+    DIR/_digests/NNNN/_plan, _commits       the commit protocol, as for the dataset itself
+    DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of a shard's items, kept: files added later are compared with them
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,30 +15,35 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
-from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
-from audiodiff_platform.progress import Progress
-from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts, Engine, ShardWork
+from audiodiff_platform.work.plan import SourcePlan, new_sources, read_shard, shard_seconds
+from audiodiff_platform.work.sharded_job import ShardedJob
 
 DIGESTS = "_digests"
+SETTINGS = "digests.json"
 SHARD_SECONDS_AT_LEAST = 1_800
 SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
 
 
-def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], workers: int) -> dict[str, list[str]]:
-    """The items of new `sources` whose bytes an item planned earlier has, or one of them with a smaller name; by source.
+def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], running: Engine) -> dict[str, list[str]]:
+    """Find the items of new `sources` whose bytes repeat those of another item.
 
-    Reads all of `sources`, on workers; an interrupted pass goes on from its finished shards.
+    Reads all of `sources` on workers. An interrupted pass continues from its finished shards.
+
+    Returns:
+        By source, the items whose bytes an item planned earlier has, or an item of a smaller name.
     """
     generation = len(output.names("_plan/*.parquet"))
     folder = Folder(f"{output.uri}/{DIGESTS}/{generation:04d}")
     planned, new = new_sources(folder, sources)
-    assigned = cut(new, shard_seconds(new, SHARD_SECONDS_AT_LEAST), first=len(planned))
-    append_plan(folder, assigned, {})
-    pending = {shard: size for shard, size in {**planned, **sizes(assigned)}.items() if shard not in commits.committed(folder)}
-    progress = Progress("digests", pending)
-    for counts in run_shards(DigestWorker, (input_dir, folder.uri), sorted(pending), workers):
-        progress.finished(counts)
+    plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+    work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
+    job = ShardedJob(work, folder, (SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
+    job.run(running)
+    job.records()
+    job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
     seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DIGESTS}/{earlier:04d}"))}
     left_out: dict[str, list[str]] = {}
     for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _digests(folder)):
@@ -56,22 +61,28 @@ def _digests(folder: Folder) -> Iterator[dict[str, Any]]:
 
 
 def _name(shard: int) -> str:
-    return f"{shard:06d}.parquet"
+    return f"parts/{shard:06d}.parquet"
 
 
 class DigestWorker:
-    """Digests the items of shards; lives in an actor."""
+    """A worker that digests the items of shards."""
 
     def __init__(self, input_dir: str, folder: str) -> None:
         self.inputs, self.folder = Inputs(input_dir), Folder(folder)
 
-    def shard(self, shard: int) -> dict[str, int]:
-        """Writes the digests of the shard's items, and commits them. What cannot be read has none: it is quarantined when it is prepared."""
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Write the digests of a shard's items, and commit them.
+
+        An item that cannot be read has no digest: prepare quarantines it.
+        """
         rows = []
         with self.folder.scratch() as scratch:
             for source, _ in read_shard(self.folder, shard):
+                if attempts.gives_up(source.uri):
+                    continue
                 with suppress(AudioDecodeError):
                     local = self.inputs.fetch(source, scratch)
+                    attempts.start(source.uri)
                     for item in items(source, local, scratch):
                         rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
                 for copy in scratch.iterdir():
@@ -79,5 +90,12 @@ class DigestWorker:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())
-        commits.commit(self.folder, shard, {"rows": len(rows)})
-        return {"shard": shard, "files": len(rows)}
+        record = {"rows": len(rows), "parts": {_name(shard): commits.sha256(buffer.getvalue())}}
+        commits.commit(self.folder, shard, record)
+        return digested(self.folder, record)
+
+
+def digested(folder: Folder, record: Mapping[str, Any]) -> Counts:
+    """Count the items of a committed shard."""
+    del folder
+    return {"files": record["rows"]}

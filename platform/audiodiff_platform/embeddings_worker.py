@@ -1,7 +1,9 @@
 """What each worker of encode does for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,15 +13,16 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
-from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
-from audiodiff_platform.plan import read_shard
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.plan import read_shard
 
 SECONDS_AT_MOST = 4 * 3_600  # of a file, whose samples are in memory
 
 
 class EmbeddingsWorker:
-    """Embeds shards with one loaded encoder; lives in an actor."""
+    """A worker that embeds shards with one loaded encoder."""
 
     def __init__(self, input_dir: str, output_dir: str, encoder: str, encoder_digest: str) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
@@ -29,37 +32,34 @@ class EmbeddingsWorker:
         if (found := self.encoder.digest) != encoder_digest:
             raise ValueError(f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}")
 
-    def shard(self, shard: int) -> dict[str, int]:
-        """Writes the shard's part and commits it; says how many files gave an embedding and how many could not be used."""
-        found: dict[str, Samples] = {}
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Write the embeddings of a shard and commit it -> numbers of embedded and unusable files."""
+        vectors: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
-        in_hand = InHand(self.output, shard)
-        try:
-            with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
-                for source, _ in read_shard(self.output, shard):
-                    if in_hand.gives_up(source.uri):
-                        failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
-                        continue
-                    in_hand.take(source.uri)
-                    self._embed(source, Path(scratch), found, failures)
-        finally:  # an error is no death
-            in_hand.take(None)
+        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+            for source, _ in read_shard(self.output, shard):
+                if attempts.gives_up(source.uri):
+                    failures.append({"audio_file": source.uri, "reason": attempts.reason})
+                    continue
+                attempts.start(source.uri)
+                self._embed(source, Path(scratch), vectors, failures)
         parts = {}
-        if found:
-            content = encoded_table(list(found), np.stack(list(found.values())), self.encoder.name, self.digest)
+        if vectors:
+            content = encoded_table(list(vectors), np.stack(list(vectors.values())), self.encoder.name, self.digest)
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name] = commits.sha256(content)
-        commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts})
-        return {"shard": shard, "files": len(found), "unusable": len(failures)}
+        record = {"rows": len(vectors), "failures": failures, "parts": parts}
+        commits.commit(self.output, shard, record)
+        return embedded(self.output, record)
 
-    def _embed(self, source: Source, scratch: Path, found: dict[str, Samples], failures: list[dict[str, str]]) -> None:
-        """Adds the vectors of a source's files to `found`, and why there is none to `failures`."""
+    def _embed(self, source: Source, scratch: Path, vectors: dict[str, Samples], failures: list[dict[str, str]]) -> None:
+        """Add the vectors of the files of a source to `vectors`, and the reason for a missing vector to `failures`."""
         try:
             local = self.inputs.fetch(source, scratch)
             for item in items(source, local, scratch):
                 try:
-                    found[item.name] = self._embedded(item.local)
+                    vectors[item.name] = self._embedded(item.local)
                 except AudioDecodeError as error:
                     failures.append({"audio_file": item.name, "reason": error.reason})
             if local.parent == scratch:
@@ -80,3 +80,9 @@ class EmbeddingsWorker:
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector
+
+
+def embedded(output: Folder, record: Mapping[str, Any]) -> Counts:
+    """Count the embedded and the unusable files of a committed shard."""
+    del output
+    return {"files": record["rows"], "unusable": len(record["failures"])}

@@ -6,7 +6,7 @@
     OUT/_commits, _SUCCESS   the commit protocol
 
 An encoder listens to audio, and a mel dataset holds pictures of it: its files are found again by the names in it, in the folder that it was
-prepared from (input_dir) or, where they are absolute, where they say. Workers are Ray's own actors, as for prepare and generate (`shards.py`).
+prepared from (input_dir) or, where they are absolute, where they say.
 """
 
 import time
@@ -20,19 +20,20 @@ from audiodiff_core.checkpoint import load_vae
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
-from audiodiff_platform import commits, in_hand
+from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source
-from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
+from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
+from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
-from audiodiff_platform.embeddings_worker import EmbeddingsWorker
+from audiodiff_platform.embeddings_worker import EmbeddingsWorker, embedded
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
-from audiodiff_platform.latents_worker import LatentsWorker
-from audiodiff_platform.plan import append_plan, cut, new_sources, shard_seconds, sizes
-from audiodiff_platform.progress import Progress
+from audiodiff_platform.latents_worker import LatentsWorker, encoded
 from audiodiff_platform.recipe import Options
-from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.engine import ShardWork, engine
+from audiodiff_platform.work.plan import ShardSize, SourcePlan, new_sources, shard_seconds
+from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 REASONS_SHOWN = 10
 SHARD_SECONDS_AT_LEAST = 300  # of audio
@@ -52,7 +53,8 @@ class EncodeOptions(Options):
     latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
     vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
+    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
     @pydantic.model_validator(mode="after")
     def _one_thing_is_asked_for(self) -> Self:
@@ -73,7 +75,7 @@ def encode(options: EncodeOptions) -> dict[str, Any]:
 
 
 def embed(options: EncodeOptions) -> dict[str, Any]:
-    """Embeddings of the audio files of a folder, or of those that a mel dataset was made of."""
+    """Embed the audio files of a folder, or of those that a mel dataset was made of -> the summary."""
     assert options.encoder is not None
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
@@ -84,28 +86,19 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     planned, new = new_sources(output, _sources(options, inputs, tracks))
     if not planned and not new:
         raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
-    done = commits.committed(output)
-    if new or planned.keys() - done.keys():
+    plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+    arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
+    work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
+    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("data",), "embeddings")
+    if job.pending:
         seconds = sum(source.seconds for source in new)
         say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
-        with connected():
-            workers, gpu = workers_for(options.num_workers)
+        with engine(len(job.pending), options.num_workers, options.device) as running:
             if new:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
             require_shared("encoder", encoder_source(name), "config.json")
-            commits.claim(output, SETTINGS, settings)
-            require_shared("output_dir", options.output_dir, SETTINGS)
-            assigned = cut(new, shard_seconds(new, SHARD_SECONDS_AT_LEAST), first=len(planned))
-            append_plan(output, assigned, {})
-            planned.update(sizes(assigned))
-            commits.begin(output)
-            output.remove(in_hand.FOLDER)  # an interrupted run says nothing against what it had in hand
-            pending = {shard: size for shard, size in planned.items() if shard not in done}
-            progress = Progress("embeddings", pending)
-            arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
-            for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
-                progress.finished(counts)
-    return _finish_embeddings(options, output, settings, tracks)
+            job.run(running)
+    return _finish_embeddings(options, job, settings, tracks)
 
 
 def _tracks(dataset_name: str) -> set[str]:
@@ -143,10 +136,10 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
         raise ValueError(f"input_dir {options.input_dir}: lacks {of}, such as {min(left)}")
 
 
-def _finish_embeddings(options: EncodeOptions, output: Folder, settings: dict[str, Any], tracks: set[str] | None) -> dict[str, Any]:
-    """Checks the whole, then writes `_SUCCESS`."""
-    records = commits.committed(output)
-    failures = [failure for _, record in sorted(records.items()) for failure in record["failures"]]
+def _finish_embeddings(options: EncodeOptions, job: ShardedJob, settings: dict[str, Any], tracks: set[str] | None) -> dict[str, Any]:
+    """Check the whole, then write `_SUCCESS`."""
+    records = job.records()
+    failures = [failure for record in records.values() for failure in record["failures"]]
     for failure in failures[:REASONS_SHOWN]:
         say(f"unusable: {failure['audio_file']}: {failure['reason']}")
     made = sum(record["rows"] for record in records.values())
@@ -154,8 +147,8 @@ def _finish_embeddings(options: EncodeOptions, output: Folder, settings: dict[st
         raise JobError(f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})")
     if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
         raise JobError(f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}")
-    summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": finish(output, settings, records)}
-    commits.succeed(output, summary)
+    summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": _digest(settings, records)}
+    job.succeed(summary)
     return summary
 
 
@@ -163,7 +156,6 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     """Latents of all slices of a mel dataset, in its order."""
     assert options.dataset_name is not None
     assert options.vae is not None
-    began = time.monotonic()
     dataset, output = MelDataset(options.dataset_name), Folder(options.output_dir)
     vae = load_vae(options.vae)
     try:
@@ -178,38 +170,28 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
         "batch_size": LATENT_BATCH_SIZE,
     }
     commits.require_same(output, SETTINGS, settings)
-    records = commits.committed(dataset.folder)
-    shards = sorted(shard for shard, record in records.items() if record["rows"] or record["validation"]["rows"])
-    pending = sorted(set(shards) - commits.committed(output).keys())
-    if pending:
-        rows = sum(records[shard]["rows"] + records[shard]["validation"]["rows"] for shard in pending)
+    rows = {shard: record["rows"] + record["validation"]["rows"] for shard, record in commits.committed(dataset.folder).items()}
+    plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in rows.items() if count})
+    arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
+    work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
+    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("data",), "latents")
+    if job.pending:
+        pending = sum(rows[shard] for shard in job.pending)
         values = shape[0] * shape[1] * shape[2]
-        output.require_free_space(rows * values * BYTES_PER_LATENT_VALUE, "the latents")
-        say(f"{rows:,} images to latents of {'x'.join(map(str, shape))}, {len(pending):,} of {len(shards):,} shards to do")
-        with connected():
-            workers, gpu = workers_for(options.num_workers)
+        output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
+        say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
+        with engine(len(job.pending), options.num_workers, options.device) as running:
             require_shared("dataset_name", options.dataset_name, MelDataset.witness)
             require_shared("vae", options.vae, witness="")
-            commits.claim(output, SETTINGS, settings)
-            require_shared("output_dir", options.output_dir, SETTINGS)
-            commits.begin(output)
-            arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
-            made = 0
-            for counts in run_shards(LatentsWorker, arguments, pending, workers, gpu):
-                made += counts["slices"]
-                say(f"{made:,} of {rows:,} latents, {time.monotonic() - began:.0f} s")
+            job.run(running)
+    records = job.records()
     output.write(MEL_CONFIG, dataset.mel.to_json().encode())
-    finished = commits.committed(output)
-    summary = {**settings, "latents": sum(record["rows"] for record in finished.values()), "digest": finish(output, settings, finished)}
-    commits.succeed(output, summary)
+    summary = {**settings, "latents": sum(record["rows"] for record in records.values()), "digest": _digest(settings, records)}
+    job.succeed(summary)
     return summary
 
 
-def finish(output: Folder, settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
-    """Removes what belongs to no commit; gives the digest of the content."""
-    output.remove(in_hand.FOLDER)
+def _digest(settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
+    """Return the digest of the content of a finished folder."""
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
-    for name in output.names("data/*"):
-        if name not in parts:
-            output.remove(name)
     return commits.settings_digest({"settings": settings, "parts": parts})

@@ -6,8 +6,8 @@
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,19 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
 from audiodiff_platform.audio_files import Inputs, Source
-from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
+from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
+from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
-from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, committed_portion
 from audiodiff_platform.imported import given_mel
-from audiodiff_platform.plan import cut
 from audiodiff_platform.recipe import Options
-from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.engine import Counts, ShardWork, engine
+from audiodiff_platform.work.plan import ShardSize, cut
+from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 REPORT = "report.json"
+WORK = "_evaluate"
 PORTION_SECONDS = 300  # of audio
 CLOSEST_PAIRS = 10
 REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
@@ -53,7 +56,8 @@ class EvaluateOptions(Options):
     model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
     output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
     round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
+    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
 
 @dataclass
@@ -93,12 +97,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         if embedder.listens and side.mel is not None:
             uri = getattr(options, name) or options.reference
             raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
-    with connected():
-        workers, gpu = workers_for(options.num_workers)
-        _require_shared(options)
-        portions = [portion for side in sides.values() for portion in side.portions]
-        found = list(_embedded(portions, (options.embedder, embedder.digest, mel), workers, gpu))
-    for embedded in sorted(found, key=lambda embedded: embedded.number):  # in this order, whoever was first, the figures are the same
+    portions = [portion for side in sides.values() for portion in side.portions]
+    for embedded in _embedded(options, portions, embedder.digest, mel):
         _gather(sides[embedded.side], embedded)
     figures = _figures(options, sides)
     summary = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest, **figures}
@@ -108,6 +108,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
         compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
         Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
+        Folder(options.output_dir).remove(WORK)
     if options.model:
         record_metrics(options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()})
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
@@ -201,12 +202,32 @@ def _require_shared(options: EvaluateOptions) -> None:
             require_shared(name, uri, commits.SUCCESS if Folder(uri).exists(commits.SUCCESS) else "")
 
 
-def _embedded(portions: list[Portion], arguments: tuple[str, str, MelConfig], workers: int, gpu: int) -> Iterator[Embedded]:
-    items = 0
-    for done, embedded in enumerate(run_shards(EvaluateWorker, (portions, *arguments), range(len(portions)), workers, gpu), start=1):
-        items += len(embedded.tracks)
-        say(f"{done:,} of {len(portions):,} portions embedded, {items:,} slices")
-        yield embedded
+def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest: str, mel: MelConfig) -> list[Embedded]:
+    """Embed all portions -> their results in order, whichever worker was first.
+
+    With `output_dir`, finished portions are kept there until the report is written, so that an interrupted job continues.
+    """
+    inputs = {"portions": [asdict(portion) for portion in portions], "embedder_digest": embedder_digest, "mel": mel.model_dump()}
+    uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
+    arguments = (portions, uri, options.embedder, embedder_digest, mel)
+    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, committed_portion)
+    results: dict[int, Counts] = {}
+    if uri is None:
+        with engine(len(portions), options.num_workers, options.device) as running:
+            _require_shared(options)
+            for done, counts in enumerate(running.run(work, range(len(portions))), start=1):
+                say(f"{done:,} of {len(portions):,} portions embedded")
+                results[counts["shard"]] = counts
+    else:
+        output = Folder(uri)
+        plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
+        job = ShardedJob(work, output, ("portions.json", {"digest_of": "portions"}), plan, ("portions",), "portions")
+        with engine(len(job.pending), options.num_workers, options.device) if job.pending else nullcontext() as running_or_none:
+            if running_or_none is not None:
+                _require_shared(options)
+                job.run(running_or_none)
+        results = {shard: committed_portion(output, record) for shard, record in job.records().items()}
+    return [Embedded.of(results[shard]) for shard in sorted(results)]
 
 
 def _gather(side: Side, embedded: Embedded) -> None:

@@ -1,11 +1,14 @@
 """What each worker of evaluate does: a few audio files, or a shard of a mel dataset -> features of their slices."""
 
+import base64
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +20,11 @@ from audiodiff_core.metrics import Features
 from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
+from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts
 
 ITEMS_AT_ONCE = 16
 
@@ -37,9 +43,8 @@ class Portion:
 
 @dataclass
 class Embedded:
-    """What a portion gave: features (n, d) and the track of each item; for the first items, those of their round trips; and what gave nothing."""
+    """The result of a portion: features (n, d) and the track of each item, features of round trips, and unusable files."""
 
-    number: int
     side: str
     features: list[Features] = field(default_factory=list)
     tracks: list[str] = field(default_factory=list)
@@ -47,14 +52,39 @@ class Embedded:
     unusable: list[str] = field(default_factory=list)
     silent: int = 0
 
+    def counts(self) -> Counts:
+        """Return the result as JSON values."""
+        arrays = {"features": _packed(self.features), "round_trips": _packed(self.round_trips)}
+        return {"side": self.side, "tracks": self.tracks, "unusable": self.unusable, "silent": self.silent, **arrays}
+
+    @classmethod
+    def of(cls, counts: Counts) -> "Embedded":
+        """Return the result that `counts` gave as JSON values."""
+        features, round_trips = (_unpacked(counts[name]) for name in ("features", "round_trips"))
+        return cls(counts["side"], features, list(counts["tracks"]), round_trips, list(counts["unusable"]), counts["silent"])
+
+
+def _packed(features: list[Features]) -> dict[str, Any] | None:
+    if not features:
+        return None
+    array = np.ascontiguousarray(np.concatenate(features))
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "base64": base64.b64encode(array.tobytes()).decode()}
+
+
+def _unpacked(packed: dict[str, Any] | None) -> list[Features]:
+    if packed is None:
+        return []
+    return [np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])]
+
 
 class EvaluateWorker:
-    """Embeds portions with one loaded embedder; lives in an actor."""
+    """A worker that embeds portions with one loaded embedder."""
 
-    def __init__(self, portions: list[Portion], embedder: str, embedder_digest: str, mel: MelConfig) -> None:
+    def __init__(self, portions: list[Portion], output: str | None, embedder: str, embedder_digest: str, mel: MelConfig) -> None:
         profile = ExecutionProfile.here()
         profile.prepare_process()
         self.portions, self.mel = portions, Mel(mel)
+        self.output = None if output is None else Folder(output)
         self.embedder = load_embedder(embedder, mel.sample_rate, profile.device)
         if self.embedder.digest != embedder_digest:
             raise ValueError(f"embedder {embedder} has changed since the job began: digest {self.embedder.digest}, it was {embedder_digest}")
@@ -63,44 +93,58 @@ class EvaluateWorker:
     def _vocoder(self) -> GriffinLim:
         return GriffinLim(self.mel.config)
 
-    def shard(self, number: int) -> Embedded:
-        """The features of a portion; they are few, and so travel as they are."""
-        portion = self.portions[number]
-        found = Embedded(number, portion.side)
-        if portion.part:
-            for track, image in _rows(Folder(portion.uri), portion.part):
-                self._add(track, iter([Item(image, None)]), portion, found)
-            return found
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Embed a portion, and commit the result if the job has a folder."""
+        portion = self.portions[shard]
+        counts = (self._of_part(portion) if portion.part else self._of_sources(portion, attempts)).counts()
+        if self.output is not None:
+            content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
+            self.output.write(name, content)
+            commits.commit(self.output, shard, {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}})
+        return counts
+
+    def _of_part(self, portion: Portion) -> Embedded:
+        result = Embedded(portion.side)
+        for track, image in _rows(Folder(portion.uri), portion.part):
+            self._add(track, iter([Item(image, None)]), portion, result)
+        return result
+
+    def _of_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
+        result = Embedded(portion.side)
         inputs = Inputs(portion.uri)
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
             for source in portion.sources:
+                if attempts.gives_up(source.uri):
+                    result.unusable.append(f"{source.uri}: {attempts.reason}")
+                    continue
                 try:
                     local = inputs.fetch(source, Path(scratch))
+                    attempts.start(source.uri)
                     for file in items(source, local, Path(scratch)):
-                        self._add(file.name, items_of(file.local, self.mel), portion, found)
+                        self._add(file.name, items_of(file.local, self.mel), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-                    found.unusable.append(str(error))
-        return found
+                    result.unusable.append(str(error))
+        return result
 
-    def _add(self, track: str, track_items: Iterator[Item], portion: Portion, found: Embedded) -> None:
+    def _add(self, track: str, track_items: Iterator[Item], portion: Portion, result: Embedded) -> None:
         """Adds all items of a track or, where it cannot be read to its end, none."""
         features, round_trips, count = [], [], 0
         try:
             while some := list(islice(track_items, ITEMS_AT_ONCE)):
                 features.append(self.embedder(some))
-                first = len(found.tracks) + count
+                first = len(result.tracks) + count
                 if trips := [self._round_trip(item, first + place) for place, item in enumerate(some[: max(0, portion.round_trips - first)])]:
                     round_trips.append(self.embedder(trips))
                 count += len(some)
         except AudioDecodeError as error:
-            found.unusable.append(f"{track}: {error.reason}")
+            result.unusable.append(f"{track}: {error.reason}")
             return
-        found.features += features
-        found.round_trips += round_trips
-        found.tracks += [track] * count
-        found.silent += count == 0
+        result.features += features
+        result.round_trips += round_trips
+        result.tracks += [track] * count
+        result.silent += count == 0
 
     def _round_trip(self, item: Item, seed: int) -> Item:
         return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
@@ -112,3 +156,9 @@ def _rows(folder: Folder, part: str) -> Iterator[tuple[str, Images]]:
         for group in range(table.num_row_groups):
             for row in table.read_row_group(group, columns=["image", "audio_file"]).to_pylist():
                 yield row["audio_file"], decode_png(row["image"]["bytes"])
+
+
+def committed_portion(output: Folder, record: Mapping[str, Any]) -> Counts:
+    """Return the result of a committed portion."""
+    (name,) = record["parts"]
+    return output.read_json(name)

@@ -6,10 +6,10 @@
     OUT/_commits, OUT/_SUCCESS  the commit protocol
 """
 
-import hashlib
 import io
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -23,14 +23,21 @@ from audiodiff_core.pipeline import Geometry, Loop
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
+from audiodiff_platform.cluster import require_shared, say, usable_path
+from audiodiff_platform.cluster.capacity import Device
+from audiodiff_platform.job import JobError
 from audiodiff_platform.recipe import Options
-from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts, ShardWork, engine
+from audiodiff_platform.work.plan import ShardSize
+from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 FORMAT_VERSION = 1
 SETTINGS = "generate.json"
 BATCHES_PER_SHARD = 4
+DEATHS_OF_A_BATCH = 2
+LOOP_FAILURES = (ArithmeticError, RuntimeError, MemoryError)  # not OSError (storage) nor ValueError (a mistake that all loops share)
 
 SCHEMA = pa.schema(
     [
@@ -55,6 +62,7 @@ SCHEMA = pa.schema(
         ("tempo_bpm", pa.float64()),
         ("seam_score", pa.float64()),
         ("level_db", pa.float64()),
+        ("reason", pa.string()),  # of a loop that could not be made, which has no file
     ],
     metadata={"audiodiff_format_version": str(FORMAT_VERSION)},
 )
@@ -71,7 +79,8 @@ class GenerateOptions(SamplingParameters, Options):
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
     precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
     compiled: bool = pydantic.Field(False, description="compile the network at the start of each worker: worth it for many loops")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all GPUs, else all CPUs")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
+    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
     @pydantic.model_validator(mode="after")
     def _seeds_exist(self) -> Self:
@@ -81,7 +90,7 @@ class GenerateOptions(SamplingParameters, Options):
 
     def settings(self, model: Model) -> dict[str, Any]:
         """All that decides what the folder holds, but for the device, which the manifest states."""
-        free = {"model", "output_dir", "num_workers"}
+        free = {"model", "output_dir", "num_workers", "device"}
         return {"format_version": FORMAT_VERSION, "model_digest": model.digest, **self.model_dump(exclude=free)}
 
     def shard_seeds(self) -> list[range]:
@@ -102,37 +111,33 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
     options = geometry.resolved(options, model.scheduler)
     output = Folder(options.output_dir)
-    commits.require_same(output, SETTINGS, options.settings(model))
-    done = commits.committed(output)
-    made = sum(record["rows"] for record in done.values())
-    if made < options.count:
-        samples = geometry.width(options) * model.mel.hop_length
-        output.require_free_space((options.count - made) * samples * 2, "the audio")
-        shards = options.shard_seeds()
-        pending = [shard for shard in range(len(shards)) if shard not in done]
-        say(f"{options.count} loops of {samples / model.mel.sample_rate:.2f} s, {len(pending)} of {len(shards)} shards to do")
-        with connected():
-            gpu = gpus() > 0
-            workers = options.num_workers or (gpus() if gpu else cpus())
-            require_resources(workers, gpus_each=int(gpu))
+    settings = options.settings(model)
+    commits.require_same(output, SETTINGS, settings)
+    seconds = geometry.width(options) * model.mel.hop_length / model.mel.sample_rate
+    shards = dict(enumerate(options.shard_seeds()))
+    plan = FixedPlan({shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()})
+    work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, generated)
+    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+    if job.pending:
+        loops = sum(len(shards[shard]) for shard in job.pending)
+        output.require_free_space(int(loops * seconds * model.mel.sample_rate) * 2, "the audio")
+        say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
+        with engine(len(job.pending), options.num_workers, options.device) as running:
             require_shared("model", options.model, MODEL_INDEX)
-            commits.claim(output, SETTINGS, options.settings(model))
-            require_shared("output_dir", options.output_dir, SETTINGS)
-            commits.begin(output)
-            for counts in run_shards(GenerateWorker, (options, model.digest), pending, workers, gpus=int(gpu)):
-                made += counts["loops"]
-                say(f"{made} of {options.count} loops, {(time.monotonic() - began):.0f} s")
-    kept = {name for record in commits.committed(output).values() for name in record["parts"]}
-    for name in output.names("audio/*") + output.names("manifest/*"):
-        if name not in kept:
-            output.remove(name)
-    summary = {"format_version": FORMAT_VERSION, "loops": options.count, "model_digest": model.digest}
-    commits.succeed(output, summary)
+            job.run(running)
+    records = job.records()
+    made, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
+    if failed == options.count:
+        raise JobError(f"none of the {failed} loops could be made: see the column reason of {output.uri}/manifest")
+    if failed:
+        say(f"warning: {failed} of {options.count} loops could not be made: see the column reason of {output.uri}/manifest")
+    summary = {"format_version": FORMAT_VERSION, "loops": made - failed, "failed": failed, "model_digest": model.digest}
+    job.succeed(summary)
     return {"verb": "generate", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
 
 
 class GenerateWorker:
-    """Makes shards of loops with one loaded model; lives in an actor."""
+    """A worker that makes shards of loops with one loaded model."""
 
     def __init__(self, options: GenerateOptions, model_digest: str) -> None:
         self.options = options
@@ -145,37 +150,91 @@ class GenerateWorker:
         self.digest = model.digest
         self.pipeline = model.pipeline(self.profile)
 
-    def shard(self, shard: int) -> dict[str, int]:
-        """Writes the shard's audio files and its part of the manifest, then commits it."""
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Write the audio files of a shard and its part of the manifest, and commit both -> numbers of loops and failures.
+
+        The loops are made in batches. After two deaths of a process, or an error in a batch, the loops are made one by
+        one: a loop that fails alone, or that ends two processes alone, gets a row with the reason.
+        """
         parameters = self.options.model_dump(include=set(SamplingParameters.model_fields))
         requests = [GenerateRequest(seed=seed, **parameters) for seed in self.options.shard_seeds()[shard]]
-        rows = sorted(self._written(self.pipeline.generate(requests)), key=lambda row: row["seed"])
+        rows = None if len(attempts.deaths) >= DEATHS_OF_A_BATCH else self._batched(requests)
+        if rows is None:
+            rows = self._one_by_one(requests, attempts)
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), SCHEMA), buffer, compression="zstd")
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
-        commits.commit(self.output, shard, {"rows": len(rows), "parts": [manifest, *(row["path"] for row in rows)]})
-        return {"shard": shard, "loops": len(rows)}
+        files = {row["path"]: row["sha256"] for row in rows if row["path"]}
+        record = {"rows": len(rows), "failed": len(rows) - len(files), "parts": {manifest: commits.sha256(buffer.getvalue()), **files}}
+        commits.commit(self.output, shard, record)
+        return generated(self.output, record)
 
-    def _written(self, loops: Iterator[Loop]) -> Iterator[dict[str, Any]]:
-        """Writes each loop's file and yields its row of the manifest."""
+    def _batched(self, requests: Sequence[GenerateRequest]) -> list[dict[str, Any]] | None:
+        """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
+        try:
+            return [self._row(loop) for loop in self.pipeline.generate(requests)]
+        except LOOP_FAILURES as error:
+            logging.getLogger(__name__).warning("a batch failed, its loops are made one by one: %s", error)
+            return None
+
+    def _one_by_one(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
+        """Make each loop alone -> their rows of the manifest, with the reason where a loop cannot be made.
+
+        Raises:
+            RuntimeError: Every loop failed by an error of the machine, such as a GPU that is out of order.
+        """
+        rows, errors = [], []
+        for request in requests:
+            if attempts.gives_up(str(request.seed)):
+                rows.append(self._failed(request, attempts.reason))
+                continue
+            attempts.start(str(request.seed))
+            try:
+                (loop,) = self.pipeline.generate([request])
+                rows.append(self._row(loop))
+            except LOOP_FAILURES as error:
+                errors.append(error)
+                rows.append(self._failed(request, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        machine = [error for error in errors if not isinstance(error, ArithmeticError)]
+        if machine and len(machine) == len(requests):
+            raise machine[0]
+        return rows
+
+    def _row(self, loop: Loop) -> dict[str, Any]:
+        """Write the file of a loop -> the row of the manifest."""
         mel = self.pipeline.mel
-        for loop in loops:
-            name = f"{loop.request.seed:010d}"
-            content = loop.file(mel.sample_rate, self.options.format)
-            path = f"audio/{name}.{self.options.format}"
-            self.output.write(path, content)
-            yield {
-                "id": name,
-                "path": path,
-                **loop.request.model_dump(),
-                **self.profile.model_dump(),
-                "threads": self.profile.threads,
-                "model_digest": self.digest,
-                "mel_digest": mel.digest,
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "duration_s": len(loop.audio) / mel.sample_rate,
-                "tempo_bpm": tempo_bpm(loop.audio, mel.sample_rate),
-                "seam_score": seam_score(loop.audio, mel.sample_rate),
-                "level_db": level_db(loop.audio),
-            }
+        content = loop.file(mel.sample_rate, self.options.format)
+        path = f"audio/{loop.request.seed:010d}.{self.options.format}"
+        self.output.write(path, content)
+        return {
+            **self._stated(loop.request),
+            "path": path,
+            "sha256": commits.sha256(content),
+            "duration_s": len(loop.audio) / mel.sample_rate,
+            "tempo_bpm": tempo_bpm(loop.audio, mel.sample_rate),
+            "seam_score": seam_score(loop.audio, mel.sample_rate),
+            "level_db": level_db(loop.audio),
+            "reason": None,
+        }
+
+    def _failed(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
+        measured = dict.fromkeys(("path", "sha256", "duration_s", "tempo_bpm", "seam_score", "level_db"))
+        return {**self._stated(request), **measured, "reason": reason}
+
+    def _stated(self, request: GenerateRequest) -> dict[str, Any]:
+        """The columns of the manifest that say what was asked for, of which model, and how it was computed."""
+        return {
+            "id": f"{request.seed:010d}",
+            **request.model_dump(),
+            **self.profile.model_dump(),
+            "threads": self.profile.threads,
+            "model_digest": self.digest,
+            "mel_digest": self.pipeline.mel.digest,
+        }
+
+
+def generated(output: Folder, record: Mapping[str, Any]) -> Counts:
+    """Count the loops and failures of a committed shard."""
+    del output
+    return {"files": record["rows"] - record["failed"], "failed": record["failed"]}

@@ -1,5 +1,6 @@
 """What each worker of `encode --latents` does: a shard of a mel dataset -> its latents (`latents_dataset.py`), then its commit."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from audiodiff_platform import commits
 from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.latents_dataset import schema
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts
 
 
 class LatentsWorker:
-    """Encodes shards with one loaded autoencoder; lives in an actor."""
+    """A worker that encodes shards with one loaded autoencoder."""
 
     def __init__(self, dataset_name: str, output_dir: str, vae: str, vae_digest: str, batch_size: int) -> None:
         self.dataset, self.output, self.batch_size = MelDataset(dataset_name), Folder(output_dir), batch_size
@@ -32,8 +35,9 @@ class LatentsWorker:
         self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
         self.schema = schema(self.shape, vae_digest)
 
-    def shard(self, shard: int) -> dict[str, int]:
-        """Writes the shard's latents of each split and commits them."""
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Write the latents of a shard, by split, and commit them -> number of slices."""
+        del attempts
         record: dict[str, Any] = {}
         parts: dict[str, str] = {}
         with self.output.scratch() as scratch:
@@ -46,7 +50,7 @@ class LatentsWorker:
                     self.output.move_in(scratch / "part.parquet", name)
         rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
         commits.commit(self.output, shard, {**record, "rows": rows, "parts": parts})
-        return {"shard": shard, "slices": rows}
+        return {"slices": rows}
 
     def _encoded(self, name: str, target: Path) -> list[int]:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
@@ -63,3 +67,9 @@ class LatentsWorker:
     def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
         columns = [pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size) for index in (0, 1)]
         return pa.table([slices["audio_file"], slices["slice"], *columns], schema=self.schema)
+
+
+def encoded(output: Folder, record: Mapping[str, Any]) -> Counts:
+    """Count the slices of a committed shard."""
+    del output
+    return {"slices": record["rows"]}

@@ -1,13 +1,12 @@
 """Audio files -> a mel dataset, by shards, each of them whole or absent.
 
-1. The settings are claimed and the sources planned into shards (`inputs.py`, `plan.py`, `commits.py`).
-2. Actors make shards (`prepare_worker.py`): file by file, slice by slice, into `data/train-NNNNNN.parquet`; files that cannot be used
-   go to `quarantine/`.
+1. The settings are claimed and the sources planned into shards (`work/sharded_job.py`, `work/plan.py`).
+2. Workers on Ray Data make shards (`prepare_worker.py`): file by file, slice by slice, into `data/train-NNNNNN.parquet`;
+   files that cannot be used go to `quarantine/`.
 3. When every planned shard is committed: mel configuration, dataset card, `_SUCCESS`.
 """
 
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -19,18 +18,18 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source
-from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, say, usable_path
+from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
 from audiodiff_platform.job import JobError
-from audiodiff_platform.plan import ShardSize, append_plan, cut, new_sources, shard_seconds, sizes
-from audiodiff_platform.prepare_worker import PrepareWorker
-from audiodiff_platform.progress import Progress
+from audiodiff_platform.prepare_worker import PrepareWorker, prepared
 from audiodiff_platform.publish import claim_repository, publish
 from audiodiff_platform.recipe import Options
-from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.verify import verify
+from audiodiff_platform.work.engine import Counts, Engine, ShardWork, engine
+from audiodiff_platform.work.plan import SourcePlan, new_sources, shard_seconds
+from audiodiff_platform.work.sharded_job import ShardedJob
+from audiodiff_platform.work.verify import verify
 
 REASONS_SHOWN = 10
 SHARD_SECONDS_AT_LEAST = 300
@@ -95,7 +94,7 @@ class PrepareOptions(Slicing, Options):
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
-    """Runs the job; says how many files became how many slices."""
+    """Run the job -> numbers of files, slices and shards."""
     began = time.monotonic()
     places = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
     options = options.model_copy(update=places)
@@ -106,29 +105,30 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     planned, new = new_sources(output, inputs.sources())
     if not planned and not new:
         raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
-    done = commits.committed(output)
-    unfinished = bool(new or planned.keys() - done.keys())
-    if unfinished:
+    plan = SourcePlan(output, planned, new, options.shard_seconds(new))
+    job = _job(options, output, plan)
+    if job.pending:
         _check(options, inputs, output, new)
-    with connected(bare=True) if unfinished or options.verify else nullcontext():
-        if unfinished:
-            workers = options.num_workers or cpus()
-            require_resources(workers)
+    shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
+    with engine(shards, options.num_workers) if shards else nullcontext() as running:
+        if job.pending:
+            assert running is not None
             if new:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
-            commits.claim(output, SETTINGS, options.settings())
-            require_shared("output_dir", options.output_dir, SETTINGS)
-            left_out = find_duplicates(options.input_dir, output, new, workers) if options.drop_duplicates else {}
-            assigned = cut(new, options.shard_seconds(new), first=len(planned))
-            append_plan(output, assigned, left_out)
-            planned.update(sizes(assigned))
-            _make(options, output, planned, done, workers)
-        summary = _finish(options, output, inputs.others)
+            _make(options, job, plan, running)
+        summary = _finish(options, job, inputs.others)
         if options.verify:
-            verify(output, options.num_workers or cpus())
+            assert running is not None
+            verify(output, running)
     if options.push_to_hub:
         publish(output, options.push_to_hub)
     return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+
+
+def _job(options: PrepareOptions, output: Folder, plan: SourcePlan) -> ShardedJob:
+    arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
+    work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
+    return ShardedJob(work, output, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
 
 
 def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[Source]) -> None:
@@ -144,25 +144,30 @@ def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[So
     output.require_free_space(expected_bytes(mel, slices), "the dataset")
 
 
-def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSize], done: Mapping[int, dict[str, Any]], workers: int) -> None:
-    """Makes the shards that are not done; raises JobError as soon as more files are unusable than may be in the end."""
-    commits.begin(output)
-    pending = {shard: size for shard, size in planned.items() if shard not in done}
-    unusable = sum(len(record["failures"]) for record in done.values())
-    files = sum(size.sources for size in planned.values())
-    known = not any(size.containers for size in planned.values())  # how many files there will be
-    progress = Progress("slices", pending)
-    arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
-    for counts in run_shards(PrepareWorker, arguments, sorted(pending), workers):
-        progress.finished(counts)
+def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: Engine) -> None:
+    """Make the pending shards; raise JobError as soon as more files are unusable than may be in the end."""
+    unusable = sum(len(record["failures"]) for record in job.done.values())
+    files = sum(size.sources for size in plan.shards.values())
+    known = not any(size.containers for size in plan.shards.values())  # containers hold a number of files that only workers learn
+
+    def leave_out_duplicates() -> None:
+        if options.drop_duplicates:
+            plan.left_out = find_duplicates(options.input_dir, job.output, plan.new, running)
+
+    def count(counts: Counts) -> None:
+        nonlocal unusable
         unusable += counts["unusable"]
         if known and unusable > options.max_bad_fraction * files:
-            raise JobError(f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {output.uri}/quarantine")
+            raise JobError(
+                f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {job.output.uri}/quarantine"
+            )
+
+    job.run(running, before_plan=leave_out_duplicates, on_shard=count)
 
 
-def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, Any]:
-    """Checks the whole, removes leftovers, writes configuration, card and `_SUCCESS`."""
-    records = commits.committed(output)
+def _finish(options: PrepareOptions, job: ShardedJob, others: int) -> dict[str, Any]:
+    """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
+    output, records = job.output, job.records()
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
     validation = sum(record[VALIDATION]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
@@ -174,10 +179,6 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
         raise JobError(
             f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on"
         )
-    kept = {name for record in records.values() for name in record["parts"]}
-    for name in output.names("data/*") + output.names("quarantine/*"):
-        if name not in kept:
-            output.remove(name)
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -192,5 +193,5 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
     output.write(MEL_CONFIG, options.mel().to_json().encode())
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
-    commits.succeed(output, summary)
+    job.succeed(summary)
     return {**summary, "others": others}

@@ -1,7 +1,7 @@
 """What each worker of prepare does: a planned shard's sources -> its part of each split, and its quarantine, then its commit."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -16,10 +16,12 @@ from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Item, Source, items
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
-from audiodiff_platform.plan import read_shard
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.plan import read_shard
 
 ROW_GROUP_ROWS = 128
 FETCHED_AHEAD = 2
@@ -27,28 +29,34 @@ QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string
 
 
 class PrepareWorker:
-    """Makes shards of a dataset; lives in an actor, its decoder in a process of its own."""
+    """A worker that makes shards of a dataset; its decoder runs in a process of its own."""
 
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.slicer = Slicer(mel, slicing)
         self.validation_fraction = validation_fraction
 
-    def shard(self, shard: int) -> dict[str, int]:
-        """Writes the shard's files and commits it; says how many files and slices it holds."""
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Write the files of a shard and commit it -> numbers of files, slices and unusable files."""
         planned = read_shard(self.output, shard)
         wanted = [(source, left_out) for source, left_out in planned if source.uri not in left_out]
         with self.output.scratch() as scratch:
             draft = Draft(scratch, duplicates=len(planned) - len(wanted))
             for source, left_out, fetching in self._fetched(wanted, scratch):
+                if attempts.gives_up(source.uri):
+                    draft.failed(source.uri, attempts.reason, source.size)
+                    continue
                 try:
-                    self._add_source(source, left_out, fetching.result(), draft)
+                    local = fetching.result()
+                    attempts.start(source.uri)
+                    self._add_source(source, left_out, local, draft)
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
-            commits.commit(self.output, shard, {**record, "parts": self._put(shard, draft, splits)})
-        return {"shard": shard, "files": draft.files, "slices": sum(split["rows"] for split in splits.values()), "unusable": len(draft.failures)}
+            record["parts"] = self._put(shard, draft, splits)
+            commits.commit(self.output, shard, record)
+        return prepared(self.output, record)
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
         """The sources as local files, the next ones on their way while one is sliced."""
@@ -105,6 +113,13 @@ class PrepareWorker:
         for name, local in parts.items():
             self.output.move_in(local, name)
         return digests
+
+
+def prepared(output: Folder, record: Mapping[str, Any]) -> Counts:
+    """Count the files, slices and unusable files of a committed shard."""
+    del output
+    slices = record["rows"] + record[VALIDATION]["rows"]
+    return {"files": record["files"], "slices": slices, "unusable": len(record["failures"])}
 
 
 class Draft:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from audiodiff_platform.cluster import say
-from audiodiff_platform.progress import duration
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.training_state import VALIDATION, checkpoint_progress, newest_checkpoint, validation_results
+from audiodiff_platform.work.progress import duration
 
 if TYPE_CHECKING:
 

@@ -128,8 +128,8 @@ def driver_memory(scratch: Path, count: int = 100_000) -> None:
 def plan_all(folder: str, out: str) -> None:
     """Plans a folder, twice; prints by how much the memory's peak grew."""
     from audiodiff_platform.audio_files import Inputs, Source
-    from audiodiff_platform.plan import append_plan, cut, new_sources
     from audiodiff_platform.storage import Folder
+    from audiodiff_platform.work.plan import append_plan, cut, new_sources
 
     warm, output = Folder(f"{out}-warm"), Folder(out)
     append_plan(warm, cut([Source("a.mp3", 1, "1")], 600, first=0), {})  # loads the libraries

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from audiodiff_platform.audio_files import Source
-from audiodiff_platform.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
 
 
 def sources(count: int, size: int = 24_000 * 60, prefix: str = "") -> list[Source]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from audiodiff_platform.cluster import say
-from audiodiff_platform.plan import ShardSize
+from audiodiff_platform.work.plan import ShardSize
 
 SECONDS_BETWEEN_LINES = 2.0
 

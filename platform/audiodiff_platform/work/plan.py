@@ -7,7 +7,7 @@ duration, estimated from their sizes. None of it depends on the number of worker
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,6 +75,33 @@ def sizes(assigned: Iterable[tuple[int, Source]]) -> dict[int, ShardSize]:
     for shard, source in assigned:
         _count(shards, shard, source)
     return shards
+
+
+@dataclass
+class SourcePlan:
+    """The plan of a job over audio files: shards planned earlier, and new shards of the sources that no shard holds.
+
+    Args:
+        folder: The folder that holds `_plan`.
+        planned: The shards planned earlier.
+        new: The sources that no shard holds.
+        seconds: The audio of each new shard.
+    """
+
+    folder: Folder
+    planned: Mapping[int, ShardSize]
+    new: list[Source]
+    seconds: float
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
+    """Items that are not used, by source."""
+
+    def __post_init__(self) -> None:
+        self._assigned = cut(self.new, self.seconds, first=len(self.planned))
+        self.shards: Mapping[int, ShardSize] = {**self.planned, **sizes(self._assigned)}
+
+    def write(self) -> None:
+        """Append the new shards to the plan."""
+        append_plan(self.folder, self._assigned, self.left_out)
 
 
 def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out: Mapping[str, list[str]]) -> None:

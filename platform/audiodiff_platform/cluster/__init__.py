@@ -1,0 +1,31 @@
+"""The Ray cluster of a job: connection, capacity, and the paths that its nodes share."""
+
+from audiodiff_platform.cluster.capacity import cpus, gpus, require_resources, workers_for
+from audiodiff_platform.cluster.connection import WORKER_ENVIRONMENT, connected, inside_submitted_job, runs_locally
+from audiodiff_platform.cluster.shared_paths import (
+    encoder_source,
+    holds_secret,
+    is_hub_id,
+    require_shared,
+    usable_encoder,
+    usable_path,
+)
+from audiodiff_platform.cluster.terminal import say
+
+__all__ = [
+    "WORKER_ENVIRONMENT",
+    "connected",
+    "cpus",
+    "encoder_source",
+    "gpus",
+    "holds_secret",
+    "inside_submitted_job",
+    "is_hub_id",
+    "require_resources",
+    "require_shared",
+    "runs_locally",
+    "say",
+    "usable_encoder",
+    "usable_path",
+    "workers_for",
+]

@@ -1,0 +1,238 @@
+"""Shards of work on Ray Data, or one by one in this process.
+
+A shard is a row from plan to commit: shard numbers and counts travel through Ray, audio and images never do. Before a
+worker starts a shard, it looks for the commit of that shard, so a shard that Ray runs twice is done once. An OSError, by
+which storage fails, is returned as a row, and the shard is retried after the others. Every other error ends the job.
+"""
+
+import json
+import logging
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from threadpoolctl import threadpool_limits
+
+from audiodiff_platform import commits
+from audiodiff_platform.cluster import connected, runs_locally, say, workers_for
+from audiodiff_platform.cluster.capacity import Device
+from audiodiff_platform.job import JobError
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+
+ROUNDS = 4  # the first attempt at a shard, and three retries
+MOST_ROWS = 10_000  # each row is an object that the driver creates: beyond, a row holds several shards
+INIT_DEATHS_PER_WORKER = 3
+
+Counts = Mapping[str, Any]
+
+
+class ShardWorker(Protocol):
+    """A worker that does whole shards: its constructor loads models, `shard` commits one shard."""
+
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
+        """Do one shard and commit it -> counts as JSON values, for progress."""
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The work that is done shard by shard.
+
+    Args:
+        name: The name of the job in Ray's dashboard.
+        worker: The class of the workers.
+        arguments: Arguments of the class.
+        output: URI of the folder that holds the commits and attempts, or None if nothing is committed.
+        counts: Returns what `worker.shard` returned for a shard that is committed, given the folder and the record.
+    """
+
+    name: str
+    worker: type[ShardWorker]
+    arguments: tuple[Any, ...]
+    output: str | None = None
+    counts: Callable[[Folder, Mapping[str, Any]], Counts] = lambda _, record: {"rows": record["rows"]}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one attempt at a shard.
+
+    Args:
+        shard: The number of the shard.
+        counts: The counts of a shard that is done.
+        failure: The reason, in one line, for which a shard is not done.
+        kind: "done"; "storage", which is retried; "lost", which is not; "error", which ends the job.
+    """
+
+    shard: int
+    counts: Counts
+    failure: str = ""
+    kind: Literal["done", "storage", "lost", "error"] = "done"
+
+
+class LostShardError(Exception):
+    """A shard that ended so many processes that it is given up."""
+
+
+class Engine(Protocol):
+    """A means to run shards."""
+
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+        """Do `shards`, each once, and yield the counts of each shard (with its number, `shard`) as it finishes.
+
+        Raises:
+            JobError: A worker failed, or storage failed at a shard four times.
+        """
+
+
+@contextmanager
+def engine(shards: int, num_workers: int | None, device: Device = "auto") -> Iterator[Engine]:
+    """Connect to Ray for so many shards; a single shard of a local run is done in this process, without Ray."""
+    if shards <= 1 and num_workers in (None, 1) and runs_locally():
+        with threadpool_limits(1):  # as in the workers: the thread count changes the last bits
+            yield InProcess()
+        return
+    with connected():
+        workers, gpus = workers_for(num_workers, device)
+        yield RayDataEngine(workers, gpus)
+
+
+class InProcess:
+    """Run shards one after another in this process."""
+
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+        """As `Engine.run`."""
+        if not shards:
+            return
+        yield from _with_retries(ShardRunner(work).outcomes, shards)
+
+
+@dataclass(frozen=True)
+class RayDataEngine:
+    """Run shards on Ray Data, on a fixed pool of actors with a CPU or with GPUs each."""
+
+    workers: int
+    gpus: int = 0
+
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+        """As `Engine.run`."""
+        yield from _with_retries(lambda pending: self._outcomes(work, pending), shards)
+
+    def _outcomes(self, work: ShardWork, shards: Sequence[int]) -> Generator[Outcome, None, None]:
+        from ray.data import ActorPoolStrategy, DataContext, from_items
+
+        quiet_console()
+        rows = [{"shards": list(shards[first :: min(len(shards), MOST_ROWS)])} for first in range(min(len(shards), MOST_ROWS))]
+        workers = min(self.workers, len(rows))
+        # Ray Data and Ray's process titles name an actor by the name of its class.
+        runner = type(work.worker.__name__, (ShardRunner,), {})
+        with DataContext.current(_settings(DataContext.get_current().copy(), workers)):
+            data = from_items(rows, override_num_blocks=len(rows)).map(
+                runner,
+                fn_constructor_args=(work,),
+                compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+                **({"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}),
+            )
+            data.set_name(work.name)
+            batches = data.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
+            with closing(iter(batches)) as finished:
+                for batch in finished:
+                    for row in batch["outcomes"].to_pylist():
+                        yield from (Outcome(**json.loads(outcome)) for outcome in row)
+
+
+class ShardRunner:
+    """The callable of Ray Data's map, which lives in an actor with one worker."""
+
+    def __init__(self, work: ShardWork) -> None:
+        self.work = work
+        self.output = None if work.output is None else Folder(work.output)
+        self.process = uuid.uuid4().hex
+        self.worker: ShardWorker | None = None
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Run the shards of a row."""
+        return {"outcomes": [json.dumps(asdict(outcome)) for outcome in self.outcomes(row["shards"])]}
+
+    def outcomes(self, shards: Sequence[int]) -> Generator[Outcome, None, None]:
+        """Run `shards`, and yield the outcome of each."""
+        for shard in shards:
+            try:
+                yield Outcome(int(shard), self._done(int(shard)))
+            except OSError as error:
+                yield Outcome(int(shard), {}, _one_line(error), "storage")
+            except LostShardError as error:
+                yield Outcome(int(shard), {}, str(error), "lost")
+            except Exception as error:
+                logging.getLogger(__name__).exception("shard %d failed", shard)
+                yield Outcome(int(shard), {}, f"{type(error).__name__}: {_one_line(error)}", "error")
+
+    def _done(self, shard: int) -> Counts:
+        self.worker = worker = self.worker or self.work.worker(*self.work.arguments)
+        if self.output is not None and (record := commits.committed_one(self.output, shard)) is not None:
+            return self.work.counts(self.output, record)
+        attempts = Attempts(self.output, shard, self.process)
+        if attempts.exhausted:
+            raise LostShardError(f"shard {shard} ended {len(attempts.deaths)} processes")
+        attempts.start()
+        try:
+            return worker.shard(shard, attempts)
+        finally:
+            attempts.stop()
+
+
+def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Iterator[Counts]:
+    """Yield the counts of finished shards; run those at which storage failed again, up to three times."""
+    pending, lost = list(shards), list[str]()
+    for retries_left in reversed(range(ROUNDS)):
+        failures: dict[int, str] = {}
+        with closing(attempt(pending)) as outcomes:
+            for outcome in outcomes:
+                match outcome.kind:
+                    case "done":
+                        yield {"shard": outcome.shard, **outcome.counts}
+                    case "storage":
+                        failures[outcome.shard] = outcome.failure
+                    case "lost":
+                        lost.append(outcome.failure)
+                    case "error":
+                        raise JobError(f"a worker failed: {outcome.failure}")
+        if not failures:
+            break
+        shard, failure = next(iter(failures.items()))
+        report = f"storage failed at {len(failures)} of {len(pending)} shards, such as {shard} ({failure})"
+        if not retries_left:
+            raise JobError(f"{report}: run the same command again to continue")
+        say(f"{report}: retrying")
+        pending = sorted(failures)
+    if lost:
+        raise JobError(f"{'; '.join(lost)}: see the log of the workers, then run the same command again")
+
+
+def _settings(context: Any, workers: int) -> Any:
+    """Set what keeps a shard one row and one task, and its failures visible; see Ray's `DataContext`."""
+    context.execution_no_progress_timeout_s = -1  # a shard may take hours, and so may the wait for a node
+    context.raise_original_map_exception = True
+    context.max_errored_blocks = 0
+    context.max_consecutive_actor_init_deaths = INIT_DEATHS_PER_WORKER * workers
+    context.actor_init_retry_on_errors = False
+    context.target_max_block_size = None  # one output block for each task
+    context.execution_options.preserve_order = False
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.memory_usage_poll_interval_s = None
+    context.issue_detectors_config.detectors = []
+    return context
+
+
+def quiet_console() -> None:
+    """Keep Ray Data's messages off the terminal; its log files keep them."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.ERROR)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

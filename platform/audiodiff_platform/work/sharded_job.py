@@ -1,0 +1,134 @@
+"""The sequence of every sharded job, from the check of its settings to `_SUCCESS`.
+
+1. `check`: the folder holds no work of other settings.
+2. `run`: claim the settings, write the plan, and do the planned shards that no commit names.
+3. `records`: planned, committed and present agree; what no commit names is removed.
+4. `succeed`: `_SUCCESS`, last.
+
+A verb supplies the settings, the plan, the worker, and what it writes beside the parts.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from audiodiff_platform import commits
+from audiodiff_platform.cluster import require_shared
+from audiodiff_platform.job import JobError
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.work import attempts
+from audiodiff_platform.work.engine import Counts, Engine, ShardWork
+from audiodiff_platform.work.plan import ShardSize
+from audiodiff_platform.work.progress import Progress
+
+
+class Plan(Protocol):
+    """The shards of a job."""
+
+    @property
+    def shards(self) -> Mapping[int, ShardSize]:
+        """All shards, planned earlier or about to be planned."""
+
+    def write(self) -> None:
+        """Append the shards that are not planned yet to the plan in the output folder."""
+
+
+@dataclass(frozen=True)
+class FixedPlan:
+    """Shards that the settings of a job determine, so that no plan is written."""
+
+    shards: Mapping[int, ShardSize]
+
+    def write(self) -> None:
+        """Write nothing."""
+
+
+@dataclass
+class ShardedJob:
+    """A folder that is made shard by shard.
+
+    Args:
+        work: The worker and the name of the job.
+        output: The folder.
+        claim: The name of the settings file in the folder, and all that decides what the folder holds.
+        plan: The shards.
+        parts: The subfolders of the parts that commits name.
+        unit: The noun of the progress line ("slices").
+    """
+
+    work: ShardWork
+    output: Folder
+    claim: tuple[str, Mapping[str, Any]]
+    plan: Plan
+    parts: tuple[str, ...]
+    unit: str
+    pending: Mapping[int, ShardSize] = field(init=False)
+
+    def __post_init__(self) -> None:
+        committed = commits.committed(self.output)
+        self.done: Mapping[int, dict[str, Any]] = committed
+        self.pending = {shard: size for shard, size in self.plan.shards.items() if shard not in committed}
+
+    def run(
+        self,
+        engine: Engine,
+        *,
+        before_plan: Callable[[], None] = lambda: None,
+        on_shard: Callable[[Counts], None] = lambda _: None,
+    ) -> None:
+        """Do the pending shards.
+
+        Args:
+            engine: Runs the shards.
+            before_plan: Called between the claim and the plan.
+            on_shard: Called with the counts of each finished shard; an exception ends the job.
+
+        Raises:
+            ValueError: The folder holds work of other settings, or is not shared by all nodes.
+            JobError: A worker failed.
+        """
+        name, settings = self.claim
+        commits.claim(self.output, name, settings)
+        require_shared("output_dir", self.output.uri, name)
+        before_plan()
+        self.plan.write()
+        self.output.remove(attempts.FOLDER)  # a run that was interrupted blames no item
+        commits.begin(self.output)
+        progress = Progress(self.unit, self.pending)
+        for counts in engine.run(self.work, sorted(self.pending)):
+            progress.finished(counts)
+            on_shard(counts)
+
+    def records(self) -> dict[int, dict[str, Any]]:
+        """Return the commit records by shard, and remove files that no record names.
+
+        Raises:
+            JobError: Planned, committed and present disagree.
+        """
+        records = commits.committed(self.output)
+        planned = self.plan.shards.keys()
+        if missing := sorted(planned - records.keys()):
+            raise JobError(f"{self.output.uri}: {len(missing)} planned shards are not committed, such as {missing[0]}")
+        if unplanned := sorted(records.keys() - planned):
+            raise JobError(f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}")
+        present = {name for folder in self.parts for name in self.output.names(f"{folder}/*")}
+        owner = {name: shard for shard, record in records.items() for name in record["parts"]}
+        if lost := sorted(owner.keys() - present):
+            raise JobError(
+                f"{self.output.uri}: {len(lost)} committed files are missing, such as {lost[0]}: "
+                f"remove {commits.commit_name(owner[lost[0]])} and run again to make its shard anew"
+            )
+        for name in sorted(present - owner.keys()):
+            self.output.remove(name)
+        return dict(sorted(records.items()))
+
+    def succeed(self, summary: Mapping[str, Any]) -> None:
+        """Remove the records of unfinished work, and write `_SUCCESS` with the summary."""
+        self.output.remove(attempts.FOLDER)
+        commits.succeed(self.output, summary)
+
+
+def require_some_usable(failures: int, items: int, max_bad_fraction: float, what: str) -> None:
+    """Raise JobError if more than the allowed share of files cannot be used."""
+    if failures > max_bad_fraction * items or failures == items:
+        raise JobError(f"{failures} of {items} {what} cannot be used (max_bad_fraction {max_bad_fraction:g})")
