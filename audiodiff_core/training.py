@@ -227,15 +227,28 @@ def learning_rate(peak: float, step: int, warmup_steps: int, progress: float, sc
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * fraction
 
 
-def train_step(accelerator: Accelerator, state: TrainState, micro_batches: Sequence[TrainBatch], rate: float) -> tuple[float, float]:
-    """One optimizer step over this worker's micro-batches, as many samples as every other worker's -> (mean loss of them, gradient norm
-    before clipping).
+def train_step(
+    accelerator: Accelerator, state: TrainState, micro_batches: Sequence[TrainBatch], rate: float, samples: float | None = None
+) -> tuple[float, float]:
+    """Take one optimizer step over the micro-batches of this worker -> (loss, gradient norm before clipping).
 
-    Raises FloatingPointError in all workers, the weights untouched, where the gradient is not finite. With a scaler (fp16) it raises only
-    where a loss is not finite either: a gradient that overflows is how the scaler finds its scale, and such a step changes no weights.
+    The loss is this worker's part of the mean over all samples of the step, times the number of workers, so that its mean
+    over the workers, like that of the gradients, is the mean over the samples.
+
+    Args:
+        accelerator: Synchronises the gradients of all workers.
+        state: The network and its optimizer.
+        micro_batches: The share of this worker, at least one sample in each.
+        rate: The learning rate.
+        samples: The mean number of samples of a worker, where shares differ; None where every worker has as many.
+
+    Raises:
+        FloatingPointError: In all workers, if the gradient is not finite; the weights are untouched. With a scaler (fp16)
+            only if a loss is not finite either: a gradient that overflows is how the scaler finds its scale, and such a
+            step changes no weights.
     """
     total = torch.zeros((), device=accelerator.device)
-    samples = sum(len(batch.numbers) for batch in micro_batches)
+    samples = samples or sum(len(batch.numbers) for batch in micro_batches)
     for index, batch in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(state.network):

@@ -131,14 +131,27 @@ def check_sides(objective: VaeObjective, vae: Any) -> None:
         raise ValueError(f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0")
 
 
-def train_vae_step(accelerator: Accelerator, state: VaeTrainState, micro_batches: Sequence[TrainBatch], rate: float) -> tuple[dict[str, float], float]:
-    """One optimizer step of the VAE over this worker's micro-batches, then from `adversarial_start` on one of the discriminator -> (mean losses by name
-    before their weights, the VAE's gradient norm before clipping).
+def train_vae_step(
+    accelerator: Accelerator, state: VaeTrainState, micro_batches: Sequence[TrainBatch], rate: float, samples: float | None = None
+) -> tuple[dict[str, float], float]:
+    """Take one optimizer step of the VAE, and from `adversarial_start` on one of the discriminator.
 
-    Raises FloatingPointError in all workers where a gradient is not finite: the weights that it was for are untouched.
+    Args:
+        accelerator: Synchronises the gradients of all workers.
+        state: The VAE, the discriminator and their optimizers.
+        micro_batches: The share of this worker, at least one sample in each.
+        rate: The learning rate.
+        samples: The mean number of samples of a worker, where shares differ; None where every worker has as many.
+
+    Returns:
+        The losses by name, before their weights, scaled as the loss of `train_step`; and the gradient norm of the VAE
+        before clipping.
+
+    Raises:
+        FloatingPointError: In all workers, if a gradient is not finite: the weights that it was for are untouched.
     """
     objective, adversarial = state.objective, state.objective.adversarial(state.step)
-    samples = sum(len(batch.numbers) for batch in micro_batches)
+    samples = samples or sum(len(batch.numbers) for batch in micro_batches)
     totals: dict[str, torch.Tensor] = {}
     judged: list[tuple[torch.Tensor, torch.Tensor]] = []
     for index, batch in enumerate(micro_batches):
@@ -168,7 +181,7 @@ def train_vae_step(accelerator: Accelerator, state: VaeTrainState, micro_batches
     _step(state.optimizer, rate)
     state.ema.update(list(state.bare.parameters()))
     if adversarial:
-        totals["discriminator"] = _train_discriminator(accelerator, state, judged, rate)
+        totals["discriminator"] = _train_discriminator(accelerator, state, judged, rate, samples)
     state.step += 1
     return {name: float(value) for name, value in totals.items()}, norm
 
@@ -181,9 +194,10 @@ def _verdicts_for_the_vae(state: VaeTrainState, made: torch.Tensor) -> torch.Ten
     return verdicts
 
 
-def _train_discriminator(accelerator: Accelerator, state: VaeTrainState, judged: list[tuple[torch.Tensor, torch.Tensor]], rate: float) -> torch.Tensor:
+def _train_discriminator(
+    accelerator: Accelerator, state: VaeTrainState, judged: list[tuple[torch.Tensor, torch.Tensor]], rate: float, samples: float
+) -> torch.Tensor:
     total = torch.zeros((), device=accelerator.device)
-    samples = sum(len(images) for images, _ in judged)
     for index, (images, made) in enumerate(judged):
         with _synchronised_last(accelerator, state.discriminator, index, len(judged)):
             with accelerator.autocast():

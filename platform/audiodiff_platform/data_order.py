@@ -1,9 +1,9 @@
 """The order in which training reads a mel dataset.
 
 The order is a function of (seed, epoch) alone. Row groups are permuted and laid end to end; the sequence is cut into STREAMS equal
-parts; each part is shuffled within windows; sample i of the epoch is the next of stream i mod STREAMS. A worker of w (w divides
-STREAMS) owns every w-th stream, so it reads its own row groups (two neighbours may share the one at their border), any place in an
-epoch is found by arithmetic, and memory holds a window per stream, whatever the dataset's size.
+parts; each part is shuffled within windows; sample i of the epoch is the next of stream i mod STREAMS. Any place in an epoch is
+found by arithmetic, and memory holds a window per stream, whatever the dataset's size. Where the number of workers w divides STREAMS,
+a worker owns every w-th stream and reads its own row groups; where it does not, workers read some row groups of each other too.
 
 A window of 256 rows lies in up to three of the row groups of 128 that prepare writes, and a lone worker turns from stream to stream
 with each sample. So it has 3 * STREAMS row groups in use at once, which is what the dataset keeps read (`dataset.HELD_ROW_GROUPS`):

@@ -34,7 +34,7 @@ def demo(options: DemoOptions) -> dict[str, Any]:
         raise ValueError(f"{options.recipe}: a demo needs the sections prepare, train and generate")
     root = Path(generating.output_dir).parent
     untrained = root / "untrained"
-    with connected():
+    with connected(dashboard=True):
         prepare(preparing)
         train(training)
         generate(generating)

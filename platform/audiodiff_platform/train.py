@@ -68,7 +68,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     if metrics is None:
         require_space(options, output, parameter_count(start.network))
         say(f"{start.dataset.rows} slices of {described(start.dataset)}")
-        with connected():
+        with connected(dashboard=True):
             group = group_for(options)
             _require_optimizer(options, group)
             cost = _cost(options, start, group.least)

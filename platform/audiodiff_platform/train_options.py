@@ -11,7 +11,7 @@ from audiodiff_core.schedulers import PredictionType
 from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
 from audiodiff_core.vae_objectives import VaeObjective
 from audiodiff_core.weight_average import EMA_DECAY
-from audiodiff_platform.data_order import STREAMS
+from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.run_log import TrackerName
 
@@ -66,32 +66,36 @@ class RunOptions(Options):
     seed: int = pydantic.Field(0, ge=0, le=2**63 - 1, description="names initial weights, data order and noise")
     num_workers: Annotated[int | tuple[int, int] | None, pydantic.BeforeValidator(_workers)] = pydantic.Field(
         None,
-        description="training processes, a CPU or GPU each: a number, or LOW:HIGH for as many as the cluster has at a time, of the numbers that "
-        f"divide the batch and {STREAMS}; none: all GPUs, else all CPUs",
+        description="training processes, a CPU or GPU each: a number, or LOW:HIGH for as many as the cluster has at a time; at most "
+        "train_batch_size; none: all GPUs, else all CPUs",
     )
 
+    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
+
     @pydantic.model_validator(mode="after")
-    def _workers_divide(self) -> Self:
+    def _workers_have_samples(self) -> Self:
         if isinstance(self.num_workers, tuple):
             low, high = self.num_workers
             if not 1 <= low <= high:
                 raise ValueError(f"num_workers {low}:{high} is not a range of numbers from 1 on: use one such as 2:8")
-            if not self.usable_workers(low, high):
-                raise ValueError(
-                    f"num_workers {low}:{high}: none of these divides both train_batch_size ({self.train_batch_size}) and the streams of the data "
-                    f"order ({STREAMS}); {', '.join(map(str, self.usable_workers(1, STREAMS)))} do"
-                )
+            most = low
         elif self.num_workers is not None:
             if self.num_workers < 1:
                 raise ValueError(f"num_workers {self.num_workers} is not a number from 1 on")
-            for name, whole in (("train_batch_size", self.train_batch_size), ("streams of the data order", STREAMS)):
-                if whole % self.num_workers:
-                    raise ValueError(f"num_workers {self.num_workers} does not divide {name} ({whole})")
+            most = self.num_workers
+        else:
+            return self
+        if most > self.train_batch_size:
+            raise ValueError(f"num_workers {most} is more than train_batch_size ({self.train_batch_size}): each worker needs a sample, use at most as many")
         return self
 
-    def usable_workers(self, low: int, high: int) -> list[int]:
-        """The numbers of workers in [low, high] that share each batch and the streams of the data order evenly."""
-        return [number for number in range(low, high + 1) if self.train_batch_size % number == 0 and STREAMS % number == 0]
+    def usable_workers(self, low: int, high: int) -> range:
+        """Return the numbers of workers in [low, high] that can share a batch: each worker takes at least one sample."""
+        return range(low, min(high, self.train_batch_size) + 1)
+
+    def samples_per_worker(self, workers: int) -> float:
+        """Return the mean number of samples of a worker in a step."""
+        return self.train_batch_size * self.gradient_accumulation_steps / workers
 
     def settings(self, **digests: str | None) -> dict[str, Any]:
         """All that decides the weights after a given number of steps, but for rounding: the options, and what the inputs hold by their digests."""
@@ -122,7 +126,7 @@ class RunOptions(Options):
 
 _PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
-_MACHINES = {"num_workers", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
+_MACHINES = {"num_workers", "device", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
 _MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
 _CHOICES = {"keep", "best_by", "scheduler"}  # how the model is written from what was trained
 

@@ -30,7 +30,7 @@ from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import TrainVaeOptions
-from audiodiff_platform.train_worker import join_workers, save_weights
+from audiodiff_platform.train_worker import run_worker, save_weights
 from audiodiff_platform.training_job import (
     MODEL,
     described,
@@ -41,7 +41,7 @@ from audiodiff_platform.training_job import (
     run_training,
     with_usable_paths,
 )
-from audiodiff_platform.training_loop import TrainingStoppedError, learn
+from audiodiff_platform.training_loop import learn
 from audiodiff_platform.training_state import EMA_WEIGHTS
 from audiodiff_platform.vae_validation import validate_vae, validates_vae
 from audiodiff_platform.validation_task import validation_beside
@@ -67,7 +67,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     if metrics is None:
         require_space(options, output, parameters)
         say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
-        with connected():
+        with connected(dashboard=True):
             group = group_for(options)
             validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
             run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
@@ -77,9 +77,16 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
 
 
 def train_vae_worker(config: dict[str, Any]) -> str | None:
-    """Trains from the last checkpoint (or the start) to the stopping point; rank 0 then writes the autoencoder. Gives the reason where that cannot be."""
+    """Train from the last checkpoint (or the start) to the stopping point; rank 0 then writes the autoencoder.
+
+    Returns:
+        The reason for which training cannot continue, or None.
+    """
     options = TrainVaeOptions.model_validate(config["options"])
-    accelerator = join_workers(options)
+    return run_worker(options, partial(_train, options))
+
+
+def _train(options: TrainVaeOptions, accelerator: Accelerator) -> None:
     dataset = open_dataset(options.dataset_name, options.mel_config)
     torch.manual_seed(options.seed)
     state = VaeTrainState(
@@ -91,14 +98,9 @@ def train_vae_worker(config: dict[str, Any]) -> str | None:
         ema_decay=options.ema_decay,
         gradient_checkpointing=options.gradient_checkpointing,
     )
-    try:
-        last = learn(options, accelerator, VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed), validates_vae(options, dataset))
-    except (FloatingPointError, TrainingStoppedError) as reason:
-        return str(reason)
+    last = learn(options, accelerator, VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed), validates_vae(options, dataset))
     if accelerator.is_main_process:
         _write_model(options, state, dataset, last)
-    accelerator.wait_for_everyone()
-    return None
 
 
 class VaeLearner:
@@ -119,7 +121,7 @@ class VaeLearner:
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options
         rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
-        parts, norm = train_vae_step(self.accelerator, self.state, micro_batches, rate)
+        parts, norm = train_vae_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
         loss = sum(weight * parts.get(name, 0.0) for name, weight in self.weights.items())
         return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate}
 

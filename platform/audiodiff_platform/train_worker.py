@@ -9,35 +9,59 @@ from typing import Any
 import ray.train
 import torch
 from accelerate import Accelerator
-from ray.train.v2._internal.execution import context as reports
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, sharding, train_step, with_draws
 from audiodiff_platform.starting_point import StartingPoint, starting_point
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.train_options import RunOptions, TrainOptions
 from audiodiff_platform.training_loop import TrainingStoppedError, learn
+from audiodiff_platform.training_starts import STARTS, count_start, record_error
 from audiodiff_platform.training_state import EMA_WEIGHTS
 from audiodiff_platform.validation import validates
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Trains from the last checkpoint (or the start) to the stopping point, of which it leaves a checkpoint.
+    """Train from the last checkpoint (or the start) to the stopping point, and leave a checkpoint of it.
 
-    Gives the reason where training cannot get there from its data and options: Ray Train would answer an error with another attempt.
+    Returns:
+        The reason for which training cannot continue, or None.
     """
     options = TrainOptions.model_validate(config["options"])
-    accelerator = join_workers(options, options.fsdp)
-    try:
+
+    def train(accelerator: Accelerator) -> None:
         trained(options, accelerator, starting_point(options))
+
+    return run_worker(options, train, options.fsdp)
+
+
+def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: bool = False) -> str | None:
+    """Run `train` in this process, joined to the others -> the reason for which training cannot continue, or None.
+
+    Ray Train answers an error with a restart of the group, and the restart that `count_start` refuses ends the training.
+    """
+    output = Folder(options.output_dir)
+    try:
+        accelerator = join_workers(options, fsdp)
+        (reason,) = broadcast_object_list([count_start(output, accelerator.num_processes) if accelerator.is_main_process else None])
+        if reason is not None:
+            return str(reason)
+        train(accelerator)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            output.remove(STARTS)
     except (FloatingPointError, TrainingStoppedError) as reason:
         return str(reason)
-    accelerator.wait_for_everyone()
+    except Exception as error:
+        record_error(output, error)
+        raise
     return None
 
 
 def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     """This process's accelerate, joined to the process group that Ray Train made."""
-    for name in ("httpx2", reports.__file__):  # or each request to the Hub, and each report to Ray Train, would be a line of progress
+    for name in ("httpx2", "ray.train"):  # or each request to the Hub, and each report to Ray Train, would be a line of progress
         logging.getLogger(name).setLevel(logging.WARNING)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
@@ -46,6 +70,7 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=sharding() if fsdp else None)
     world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate sees {accelerator.num_processes} of {world} workers"
+    assert world in options.usable_workers(1, world), f"{world} workers cannot share batches of {options.train_batch_size}"
     return accelerator
 
 
@@ -87,7 +112,7 @@ class DiffusionLearner:
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options
         rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
-        loss, norm = train_step(self.accelerator, self.state, micro_batches, rate)
+        loss, norm = train_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
     def snapshot(self) -> Callable[[Path], None]:

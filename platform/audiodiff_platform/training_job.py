@@ -9,8 +9,8 @@ from ray.train import ValidationConfig
 
 from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import cpus, gpus, require_resources, require_shared, usable_path
-from audiodiff_platform.data_order import STREAMS
+from audiodiff_platform.cluster import require_resources, require_shared, usable_path
+from audiodiff_platform.cluster.capacity import free, uses_gpus
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Group, Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
@@ -54,9 +54,15 @@ def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
 
 
 def group_for(options: RunOptions) -> Group:
-    """The workers that are asked for, or else all that there is room for; raises ValueError where the cluster cannot grow to what they need."""
-    gpu = gpus() > 0
-    workers = options.num_workers or max(options.usable_workers(1, min(STREAMS, gpus() if gpu else cpus())))
+    """Choose the workers: those asked for, or as many as nothing else has reserved room for.
+
+    Raises:
+        ValueError: The cluster can never have the least number of workers.
+    """
+    gpu = uses_gpus(options.device)
+    workers = options.num_workers or min(options.train_batch_size, max(1, free("GPU" if gpu else "CPU")))
+    if isinstance(workers, tuple):
+        workers = workers[0], min(workers[1], options.train_batch_size)
     group = Group(workers, gpu)
     require_resources(group.least, gpus_each=int(gpu))
     if options.mixed_precision == "fp16" and not gpu:

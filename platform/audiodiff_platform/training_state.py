@@ -148,13 +148,6 @@ def end_validation(output: Folder, name: str) -> None:
     output.remove(_mark(name))
 
 
-def end_dead_validation(output: Folder) -> None:
-    """Says so of the ones that a task had begun with, which has died for good."""
-    for name, mark in _marks(output).items():
-        if mark["heard"]:
-            end_validation(output, name)
-
-
 def renew_validation(output: Folder) -> None:
     """Hands over again what a killed job had in validation, whose tasks went with it."""
     for name, mark in _marks(output).items():

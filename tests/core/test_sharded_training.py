@@ -1,4 +1,4 @@
-"""Two workers train as one does: a VAE and its discriminator (DDP), and weights sharded over them (FSDP 2), which come out, and go in, whole."""
+"""Two workers with shares of different sizes train like one: VAE and discriminator (DDP), and weights sharded over both (FSDP 2), saved whole."""
 
 import os
 import socket
@@ -27,10 +27,10 @@ STEPS = 2
 def trained(accelerator: Accelerator, rank: int, world: int) -> TrainState:
     torch.manual_seed(0)
     state = TrainState(accelerator, build_network("tiny", MelConfig(x_res=16, y_res=16)), Objective(), 1e-3, seed=0)
-    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
     for _ in range(STEPS):
-        halves = [list(range(first + rank, first + 4, world)) for first in (0, 4)]
-        train_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in halves], 1e-4)
+        shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
+        train_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world)
     return state
 
 
@@ -64,10 +64,10 @@ def trained_vae(accelerator: Accelerator, rank: int, world: int) -> VaeTrainStat
     torch.manual_seed(0)
     objective = VaeObjective(adversarial_start=1)
     state = VaeTrainState(accelerator, build_vae("vae-tiny", MelConfig(x_res=32, y_res=32)), objective, 1e-3, seed=0, discriminator_channels=8)
-    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32), dtype=np.uint8)
     for _ in range(STEPS):
-        halves = [list(range(first + rank, first + 4, world)) for first in (0, 4)]
-        train_vae_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in halves], 1e-4)
+        shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
+        train_vae_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world)
     return state
 
 

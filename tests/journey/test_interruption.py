@@ -107,3 +107,46 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: 
         train(TrainOptions(output_dir=str(folder), **values))
     first, second = (load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (out, whole))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+BORROWED = """
+import signal, sys, threading, time
+from pathlib import Path
+import ray
+from audiodiff_platform.{module} import {options}, {verb}
+
+ray.init(address="local", num_cpus=2, logging_level="ERROR", log_to_driver=False)
+output = Path(sys.argv[1])
+
+def interrupt() -> None:
+    while not any(output.glob({committed!r})):
+        time.sleep(0.02)
+    signal.raise_signal(signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+handler = signal.getsignal(signal.SIGINT)
+try:
+    {verb}({options}(output_dir=str(output), **{values!r}))
+except KeyboardInterrupt:
+    print("interrupted")
+assert signal.getsignal(signal.SIGINT) is handler
+deadline = time.monotonic() + 60
+while ray.available_resources().get("CPU") != 2:
+    assert time.monotonic() < deadline, "the work goes on"
+    time.sleep(0.05)
+print("free")
+"""
+
+
+@pytest.mark.parametrize("verb", ["prepare", pytest.param("train", marks=pytest.mark.soak)])
+def test_ctrl_c_ends_work_on_a_ray_that_goes_on(dataset: Path, loops: Path, tmp_path: Path, verb: str) -> None:
+    training = {"dataset_name": str(dataset), "max_train_steps": 10_000, "num_workers": 1, "checkpoint_minutes": 0.01, "preview_count": 0}
+    parts: dict[str, dict[str, Any]] = {
+        "prepare": {"module": "prepare", "options": "PrepareOptions", "committed": "_commits/*.json", "values": {**_prepare_flags(loops), "overlap": 0.99}},
+        "train": {"module": "train", "options": "TrainOptions", "committed": "state/step-*/progress.json", "values": training},
+    }
+    script = BORROWED.format(verb=verb, **parts[verb])
+    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert ended.stdout.split() == ["interrupted", "free"], ended.stderr
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+    assert not (tmp_path / "out" / "model").exists()

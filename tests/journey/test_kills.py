@@ -1,4 +1,4 @@
-"""prepare while its workers, its nodes and itself are killed: the dataset is that of an undisturbed run, byte for byte."""
+"""Sharded jobs while their workers, nodes and drivers are killed: the folder is that of an undisturbed run, byte for byte."""
 
 import contextlib
 import hashlib
@@ -11,76 +11,193 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from audiodiff_core.encoder import AudioEncoder
+from audiodiff_platform.encode import EncodeOptions, encode
+from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder
+from tests.servers.stores import Stores
 from tests.simulated import DEADLINE_S, Driver, SimulatedCluster
+
+WORKERS = {"prepare": "PrepareWorker", "encode": "EmbeddingsWorker", "generate": "GenerateWorker"}
+PARTS = {"prepare": ("data", "quarantine"), "encode": ("data",), "generate": ("audio", "manifest")}
 
 
 @pytest.fixture
-def cluster() -> Iterator[SimulatedCluster]:
+def cluster(stores: Stores) -> Iterator[SimulatedCluster]:
     made = SimulatedCluster()
     yield made
     made.cluster.shutdown()
 
 
-def _commits(out: Path) -> int:
-    return len(list(out.glob("_commits/*.json")))
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "encoder"
+    torch.manual_seed(0)
+    AudioEncoder().save_pretrained(folder)
+    return folder
 
 
-def _work_goes_on(driver: Driver, out: Path, than: int) -> bool:
-    """Waits until there are more commits `than`; False where the job ends before."""
+def _commits(out: Folder) -> int:
+    return len(out.names("_commits/*.json"))
+
+
+def _work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
+    """Wait until there are more commits `than`; return False if the job ends before."""
     deadline = time.monotonic() + DEADLINE_S
     while _commits(out) <= than:
         if driver.process.poll() is not None:
             return False
         assert time.monotonic() < deadline, "no shard was committed"
-        time.sleep(0.01)
+        time.sleep(0.05)
     return True
 
 
-def _data(folder: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for kind in ("data", "quarantine") for file in (folder / kind).iterdir()}
+def _contents(folder: Folder, verb: str) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for part in PARTS[verb] for name, content in folder.read_all(f"{part}/*").items()}
 
 
-def _run_with_kills(cluster: SimulatedCluster, flags: dict[str, Any], kinds: list[str], chance: random.Random, folder: Path) -> dict[str, Any]:
-    """The summary of the job's last run, which `kinds` of kills went before, each at a random moment after some new work was committed."""
-    out = Path(flags["output_dir"])
-    with Driver(cluster, "prepare", flags, folder / "log") as driver:
+def _run_with_kills(
+    cluster: SimulatedCluster, verb: str, flags: dict[str, Any], kinds: list[str], chance: random.Random, log: Path
+) -> dict[str, Any]:
+    """Return the summary of the job's last run, which `kinds` of kills went before, each at a random moment after a commit."""
+    out = Folder(flags["output_dir"])
+    with Driver(cluster, verb, flags, log) as driver:
         for kind in kinds:
-            assert _work_goes_on(driver, out, than=_commits(out)), (folder / "log").read_text()[-4_000:]
+            assert _work_goes_on(driver, out, than=_commits(out)), log.read_text()[-4_000:]
             with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
                 driver.process.wait(chance.uniform(0, 1))
             match kind:
                 case "worker":
-                    cluster.kill_worker("PrepareWorker", chance)
+                    cluster.kill_worker(WORKERS[verb], chance)
                 case "node":
                     cluster.kill_node(chance)
                 case "driver":
                     driver.kill()
                     driver.begin()
         printed, _ = driver.process.communicate(timeout=600)
-        assert driver.process.returncode == 0, (folder / "log").read_text()[-4_000:]
+        assert driver.process.returncode == 0, log.read_text()[-4_000:]
         return dict(json.loads(printed.splitlines()[-1]))
 
 
-@pytest.mark.parametrize(
-    ("kills", "copies"),
-    [(3, 1), pytest.param(30, 5, marks=pytest.mark.soak)],
-)
-def test_nothing_is_lost_or_doubled(local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster, kills: int, copies: int) -> None:
-    source, whole, out = tmp_path / "in", tmp_path / "whole", tmp_path / "out"
-    source.mkdir()
+def _music(loops: Path, folder: Path, copies: int) -> Path:
+    """A folder of links to the loops, with a file that is no audio."""
+    folder.mkdir()
     for copy in range(copies):
         for loop in loops.glob("*.flac"):
-            (source / f"{copy}-{loop.name}").symlink_to(loop)
-    (source / "broken.wav").write_bytes(b"no audio")
-    flags: dict[str, Any] = {"input_dir": str(source), "resolution": "64", "hop_length": 256, "overlap": 0.99, "shard_minutes": 0.001, "num_workers": 2}
+            (folder / f"{copy}-{loop.name}").symlink_to(loop)
+    (folder / "broken.wav").write_bytes(b"no audio")
+    return folder
+
+
+PREPARE: dict[str, Any] = {"resolution": "64", "hop_length": 256, "overlap": 0.99, "shard_minutes": 0.001}
+
+
+def test_nothing_of_prepare_is_lost_or_doubled(local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+    flags = {**PREPARE, "input_dir": str(_music(loops, tmp_path / "in", copies=1)), "num_workers": 2}
+    whole, out = tmp_path / "whole", tmp_path / "out"
     prepare(PrepareOptions(output_dir=str(whole), **flags))
-    chance = random.Random(kills)
-    kinds = ["worker", "node", "driver"] * (kills // 3)
+    chance = random.Random(3)
+    kinds = ["worker", "node", "driver"]
     chance.shuffle(kinds)
-    summary = _run_with_kills(cluster, {**flags, "output_dir": str(out)}, kinds, chance, tmp_path)
-    assert _data(out) == _data(whole)
+    summary = _run_with_kills(cluster, "prepare", {**flags, "output_dir": str(out)}, kinds, chance, tmp_path / "log")
+    assert _contents(Folder(str(out)), "prepare") == _contents(Folder(str(whole)), "prepare")
     assert (out / "_SUCCESS").read_bytes() == (whole / "_SUCCESS").read_bytes()
     assert summary["quarantined"] == 1
     assert not (out / "_tmp").exists()
+    assert not (out / "_attempts").exists()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, loops: Path, model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Folder]]:
+    """Each verb's flags, and the folder of a run that nothing disturbs."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    music = _music(loops, root / "in", copies=2)
+    flags: dict[str, dict[str, Any]] = {
+        "prepare": {**PREPARE, "input_dir": str(music)},
+        "encode": {"input_dir": str(music), "encoder": str(encoder)},
+        "generate": {"model": str(model), "count": 120, "steps": 8},
+    }
+    prepare(PrepareOptions(output_dir=str(root / "prepare"), num_workers=4, **flags["prepare"]))
+    encode(EncodeOptions(output_dir=str(root / "encode"), num_workers=4, **flags["encode"]))
+    generate(GenerateOptions(output_dir=str(root / "generate"), num_workers=4, **flags["generate"]))
+    return {verb: (verb_flags, Folder(str(root / verb))) for verb, verb_flags in flags.items()}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("place", ["disk", "s3"])
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("verb", ["prepare", "encode", "generate"])
+def test_nothing_is_lost_doubled_or_left_behind(
+    undisturbed: dict[str, tuple[dict[str, Any], Folder]],
+    stores: Stores,
+    tmp_path: Path,
+    cluster: SimulatedCluster,
+    verb: str,
+    workers: int,
+    place: str,
+) -> None:
+    """Two kills in each of these 18 runs: a driver's, and a worker's or a node's."""
+    flags, whole = undisturbed[verb]
+    for _ in range(max(0, workers - len(cluster.nodes))):
+        cluster.add_node()
+    uri = f"{stores.s3.make_bucket()}/out" if place == "s3" else str(tmp_path / "out")
+    chance = random.Random(f"{verb} {workers} {place}")
+    kinds = [chance.choice(["worker", "node"]), "driver"]
+    chance.shuffle(kinds)
+    _run_with_kills(cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log")
+    out = Folder(uri)
+    assert _contents(out, verb) == _contents(whole, verb)
+    assert out.read("_SUCCESS") == whole.read("_SUCCESS")
+    assert not out.exists("_tmp")
+    assert not out.exists("_attempts")
+
+
+def test_a_node_that_goes_for_good_costs_its_shard_once_more(local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+    """The shard is done by the worker that is left, when that has done its own."""
+    music = _music(loops, tmp_path / "in", copies=1)
+    flags = {**PREPARE, "input_dir": str(music), "num_workers": 2}
+    whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
+    prepare(PrepareOptions(output_dir=str(whole), **flags))
+    with Driver(cluster, "prepare", {**flags, "output_dir": str(out)}, log) as driver:
+        assert _work_goes_on(driver, Folder(str(out)), than=0), log.read_text()[-4_000:]
+        cluster.remove_node(cluster.nodes[0])
+        driver.process.communicate(timeout=300)
+        assert driver.process.returncode == 0, log.read_text()[-4_000:]
+    assert _contents(Folder(str(out)), "prepare") == _contents(Folder(str(whole)), "prepare")
+    assert (out / "_SUCCESS").read_bytes() == (whole / "_SUCCESS").read_bytes()
+
+
+def test_a_job_waits_for_a_cluster_that_has_no_cpu_yet(loops: Path, tmp_path: Path, stores: Stores) -> None:
+    cluster = SimulatedCluster(nodes=0)
+    try:
+        out, log = tmp_path / "out", tmp_path / "log"
+        flags = {**PREPARE, "overlap": 0, "input_dir": str(loops), "output_dir": str(out), "num_workers": 2}
+        with Driver(cluster, "prepare", flags, log) as driver:
+            deadline = time.monotonic() + DEADLINE_S
+            while "num_workers 2 needs 2 CPUs, the cluster has 0 now: waiting for it to grow" not in log.read_text():
+                assert driver.process.poll() is None, log.read_text()[-4_000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            cluster.add_node()
+            driver.process.communicate(timeout=300)
+            assert driver.process.returncode == 0, log.read_text()[-4_000:]
+        assert (out / "_SUCCESS").exists()
+    finally:
+        cluster.cluster.shutdown()
+
+
+def test_a_store_that_fails_every_twentieth_request_costs_nothing(local_ray: None, few_loops: Path, stores: Stores, tmp_path: Path) -> None:
+    flags = {"input_dir": str(few_loops), "resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
+    whole, out = tmp_path / "whole", f"{stores.s3.make_bucket()}/out"
+    prepare(PrepareOptions(output_dir=str(whole), **flags))
+    fault = stores.s3.proxy.inject("unavailable", "*", "", times=10**9, every=20)
+    try:
+        prepare(PrepareOptions(output_dir=out, **flags))
+    finally:
+        stores.s3.proxy.clear()
+    assert fault.fired >= 3
+    assert _contents(Folder(out), "prepare") == _contents(Folder(str(whole)), "prepare")
+    assert Folder(out).read("_SUCCESS") == (whole / "_SUCCESS").read_bytes()

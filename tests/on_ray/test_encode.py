@@ -1,6 +1,5 @@
 """encode: latents and embeddings are what the networks give, in the dataset's order, the same bytes whatever dies on the way."""
 
-import json
 import os
 import shutil
 import signal
@@ -28,12 +27,13 @@ from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.encodings import read_encodings
-from audiodiff_platform.in_hand import InHand
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.latents_worker import LatentsWorker
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts
 from tests.servers.stores import Store
 
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
@@ -111,7 +111,7 @@ def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: P
 class Mortal(LatentsWorker):
     """Ends itself, as by a fault of the machine, when it is about to commit a shard; the next ones live."""
 
-    def shard(self, shard: int) -> dict[str, int]:
+    def shard(self, shard: int, attempts: Attempts) -> Counts:
         committing = commits.commit
         witness = Path(self.output.path("died"))
 
@@ -123,7 +123,7 @@ class Mortal(LatentsWorker):
 
         commits.commit = commit  # type: ignore[assignment]
         try:
-            return super().shard(shard)
+            return super().shard(shard, attempts)
         finally:
             commits.commit = committing
 
@@ -247,8 +247,8 @@ def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path,
 def test_a_local_autoencoder_that_nodes_do_not_share_is_refused(store: Store, held_out: Path, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = store.make_bucket()
     _upload(held_out, f"{bucket}/mel")
-    monkeypatch.setenv("AUDIODIFF_CLUSTER_LIMITS", '{"CPU": 4}')
-    with pytest.raises(ValueError, match=f"^vae {vae} is local, and this cluster's nodes come and go: use s3:// or gs://$"):
+    monkeypatch.setattr("audiodiff_platform.cluster.shared_paths.grows", lambda: True)
+    with pytest.raises(ValueError, match=f"^vae {vae} is local, and this cluster adds and removes nodes: use s3:// or gs://$"):
         encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=f"{bucket}/latents", num_workers=1))
     assert not Folder(f"{bucket}/latents").exists("encode.json")
 
@@ -285,21 +285,19 @@ def test_a_file_that_ends_its_workers_is_given_up(
     monkeypatch.setattr(encode_module, "EmbeddingsWorker", Deadly)
     summary = encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
     assert (summary["embeddings"], summary["unusable"]) == (3, 1)
-    assert "unusable: loop_mika.flac: ended 2 workers that read it" in capsys.readouterr().err
+    assert "unusable: loop_mika.flac: ended 2 processes that worked on it" in capsys.readouterr().err
     assert (tmp_path / "out" / "deaths").read_text() == ".."
     rest = [name for name in FILES if name != "loop_mika.flac"]
     np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
-    assert not (tmp_path / "out" / "_in_hand").exists()
+    assert not (tmp_path / "out" / "_attempts").exists()
 
 
 def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
     options = EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
     output = Folder(options.output_dir)
     for shard in range(len(FILES)):
-        for name in FILES:  # each of them in hand when two runs were interrupted
-            InHand(output, shard).take(name)
-            InHand(output, shard).take(name)
-        assert InHand(output, shard).gives_up(FILES[0])
+        output.write_json(f"_attempts/{shard:06d}.json", {"deaths": [*FILES, *FILES], "process": "", "node": "", "item": ""})
+        assert Attempts(output, shard, "this process").gives_up(FILES[0])
     assert encode(options)["embeddings"] == len(FILES)
 
 
@@ -312,10 +310,9 @@ class Erring(EmbeddingsWorker):
 
 def test_an_error_is_no_death(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode_module, "EmbeddingsWorker", Erring)
-    with pytest.raises(OSError, match="no space left for"):
+    with pytest.raises(JobError, match=r"storage failed at .* shards, .* no space left for"):
         encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
-    records = Folder(str(tmp_path / "out")).read_all("_in_hand/*.json")
-    assert [json.loads(record) for record in records.values()] == [{"lost": [], "in_hand": None}]
+    assert not Folder(str(tmp_path / "out")).read_all("_attempts/*.json")
 
 
 @pytest.mark.parametrize(

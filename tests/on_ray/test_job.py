@@ -11,7 +11,8 @@ from ray import cloudpickle
 
 from audiodiff_platform import job
 from audiodiff_platform.recipe import Options
-from audiodiff_platform.shards import run_shards
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import RayDataEngine, ShardWork
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
@@ -28,7 +29,7 @@ def raise_of_another() -> None:
 
 
 class Fails:
-    def shard(self, shard: int) -> dict[str, int]:
+    def shard(self, shard: int, attempts: Attempts) -> dict[str, int]:
         raise_of_another()
         return {"shard": shard}
 
@@ -44,8 +45,8 @@ FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
     "task in a task": (lambda: ray.get(task(lambda: ray.get(task(raise_of_another).remote())).remote()), "ValueError: what it was: red words"),
     "process": (lambda: ray.get(task(lambda: os._exit(1)).remote()), "The worker died unexpectedly while executing this task."),
     "actor": (lambda: ray.get(ray.remote(FailsWhenMade).remote().shard.remote(0)), "ValueError: the model has changed"),
-    "shard": (lambda: list(run_shards(Fails, (), [3], 1)), "ValueError: what it was: red words"),
-    "shard worker": (lambda: list(run_shards(FailsWhenMade, (), [3], 1)), "ValueError: the model has changed"),
+    "shard": (lambda: list(RayDataEngine(1).run(ShardWork("test", Fails, ()), [3])), "ValueError: what it was: red words"),
+    "shard worker": (lambda: list(RayDataEngine(1).run(ShardWork("test", FailsWhenMade, ()), [3])), "ValueError: the model has changed"),
 }
 
 

@@ -6,9 +6,10 @@ import sys
 import pyarrow as pa
 import pytest
 
-from audiodiff_platform import dataset, plan
+from audiodiff_platform import dataset
 from audiodiff_platform.prepare_worker import QUARANTINE_SCHEMA
 from audiodiff_platform.tables import table
+from audiodiff_platform.work import plan
 
 PLANNED = [
     {"shard": 0, "uri": "a.wav", "size": 1 << 40, "version": "1", "left_out": []},

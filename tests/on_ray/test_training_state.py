@@ -16,7 +16,6 @@ from audiodiff_platform.training_state import (
     begin_validation,
     best_checkpoint,
     checkpoint_name,
-    end_dead_validation,
     end_validation,
     hand_to_validation,
     in_validation,
@@ -99,16 +98,6 @@ def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folde
     end_validation(output, names[1])
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[2:]
-
-
-def test_validation_that_died_has_nothing_in_hand(output: Folder) -> None:
-    dead, unheard = checkpoint_name(10, "aaaa"), checkpoint_name(20, "aaaa")
-    for name in (dead, unheard):
-        hand_to_validation(output, name)
-    begin_validation(output, dead)
-    assert in_validation(output) == {dead: 1, unheard: 0}
-    end_dead_validation(output)
-    assert in_validation(output) == {unheard: 0}
 
 
 def test_what_a_killed_job_had_in_validation_is_handed_over_again(output: Folder) -> None:

@@ -26,7 +26,9 @@ class Answer:
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests of `method` whose unquoted URL, or the start of whose body, contains `where`.
+    """A fault of the next `times` requests of `method` ("*": of any) whose unquoted URL, or the start of whose body, contains `where`.
+
+    With `every` = n, only each n-th of these requests meets the fault.
 
     `throttle` and `unavailable` answer as the store does when it is asked too often or has an error of its own, `drop` closes the connection without
     an answer (in these three the server never sees the request), `cut` sends half of the answer's body and closes, and `lose` lets the server do the
@@ -37,10 +39,15 @@ class Fault:
     method: str
     where: str
     times: int
+    every: int = 1
     fired: int = 0
+    seen: int = 0
 
     def meets(self, method: str, text: str) -> bool:
-        return self.fired < self.times and self.method == method and self.where in text
+        if self.fired >= self.times or self.method not in {method, "*"} or self.where not in text:
+            return False
+        self.seen += 1
+        return self.seen % self.every == 0
 
 
 @dataclass
@@ -68,9 +75,9 @@ class FaultyProxy:
                 self._server_port = self.start()
             return self._server_port
 
-    def inject(self, action: Action, method: str, where: str, times: int = 1) -> Fault:
+    def inject(self, action: Action, method: str, where: str, times: int = 1, every: int = 1) -> Fault:
         """Adds a fault; of several that meet a request, the first added is taken. Its `fired` counts what it met."""
-        fault = Fault(action, method, where, times)
+        fault = Fault(action, method, where, times, every)
         with self._lock:
             self._faults.append(fault)
         return fault

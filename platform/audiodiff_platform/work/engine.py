@@ -79,7 +79,7 @@ class LostShardError(Exception):
 class Engine(Protocol):
     """A means to run shards."""
 
-    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """Do `shards`, each once, and yield the counts of each shard (with its number, `shard`) as it finishes.
 
         Raises:
@@ -102,10 +102,8 @@ def engine(shards: int, num_workers: int | None, device: Device = "auto") -> Ite
 class InProcess:
     """Run shards one after another in this process."""
 
-    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """As `Engine.run`."""
-        if not shards:
-            return
         yield from _with_retries(ShardRunner(work).outcomes, shards)
 
 
@@ -116,7 +114,7 @@ class RayDataEngine:
     workers: int
     gpus: int = 0
 
-    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """As `Engine.run`."""
         yield from _with_retries(lambda pending: self._outcomes(work, pending), shards)
 
@@ -166,7 +164,8 @@ class ShardRunner:
             except LostShardError as error:
                 yield Outcome(int(shard), {}, str(error), "lost")
             except Exception as error:
-                logging.getLogger(__name__).exception("shard %d failed", shard)
+                if not isinstance(error, ValueError | JobError):
+                    logging.getLogger(__name__).exception("shard %d failed", shard)
                 yield Outcome(int(shard), {}, f"{type(error).__name__}: {_one_line(error)}", "error")
 
     def _done(self, shard: int) -> Counts:
@@ -183,9 +182,11 @@ class ShardRunner:
             attempts.stop()
 
 
-def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Iterator[Counts]:
+def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Generator[Counts, None, None]:
     """Yield the counts of finished shards; run those at which storage failed again, up to three times."""
     pending, lost = list(shards), list[str]()
+    if not pending:
+        return
     for retries_left in reversed(range(ROUNDS)):
         failures: dict[int, str] = {}
         with closing(attempt(pending)) as outcomes:

@@ -1,0 +1,103 @@
+"""Loops that cannot be made: they cost themselves alone, and the manifest has their reason."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from ray import cloudpickle
+
+from audiodiff_core.pipeline import Loop
+from audiodiff_core.sampling import GenerateRequest
+from audiodiff_platform import generate as generate_module
+from audiodiff_platform.generate import GenerateOptions, GenerateWorker, generate
+from audiodiff_platform.job import JobError
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+
+BAD_SEED = 5
+COUNT = 7
+
+
+class Failing:
+    """A pipeline that fails at one seed, after the loops before it."""
+
+    def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
+        self.pipeline, self.fault, self.log, self.mel = pipeline, fault, log, pipeline.mel
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Loop]:
+        for loop in self.pipeline.generate(requests):
+            if loop.request.seed == BAD_SEED:
+                with self.log.open("a") as log:
+                    log.write(f"{len(requests)} ")
+                match self.fault:
+                    case "not finite":
+                        raise FloatingPointError(f"seed {BAD_SEED}: the sample is not finite")
+                    case "death":
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    case "out of order":
+                        raise RuntimeError("CUDA error: device-side assert triggered")
+            if self.fault == "out of order":
+                raise RuntimeError("CUDA error: device-side assert triggered")
+            yield loop
+
+
+def failing(fault: str) -> type[GenerateWorker]:
+    """The class of workers whose pipelines have `fault`."""
+
+    class FailingWorker(GenerateWorker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.pipeline: Any = Failing(self.pipeline, fault, Path(self.output.path("log")))
+
+    return FailingWorker
+
+
+def options(model: Path, out: Path) -> GenerateOptions:
+    return GenerateOptions(model=str(model), output_dir=str(out), count=COUNT, steps=2, num_workers=1)
+
+
+@pytest.fixture(scope="module")
+def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "loops"
+    generate(options(model, out))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "tries"),
+    [
+        ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 1 "),
+        ("death", "ended 2 processes that worked on it", "7 7 1 1 "),
+    ],
+)
+def test_a_loop_that_fails_costs_itself_alone(
+    whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str, tries: str
+) -> None:
+    out = tmp_path / "loops"
+    monkeypatch.setattr(generate_module, "GenerateWorker", failing(fault))
+    summary = generate(options(model, out))
+    assert (summary["loops"], summary["failed"]) == (COUNT - 1, 1)
+    assert (out / "log").read_text() == tries
+    expected = {file.name: file.read_bytes() for file in (whole / "audio").iterdir() if int(file.stem) != BAD_SEED}
+    assert {file.name: file.read_bytes() for file in (out / "audio").iterdir()} == expected
+    rows = {row["seed"]: row for row in pq.read_table(out / "manifest").to_pylist()}
+    assert sorted(rows) == list(range(COUNT))
+    assert (rows[BAD_SEED]["path"], rows[BAD_SEED]["sha256"], rows[BAD_SEED]["reason"]) == (None, None, reason)
+    assert {row["reason"] for seed, row in rows.items() if seed != BAD_SEED} == {None}
+    assert (out / "_SUCCESS").exists()
+    assert not (out / "_attempts").exists()
+
+
+def test_a_machine_that_is_out_of_order_is_no_fault_of_the_loops(
+    local_ray: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate_module, "GenerateWorker", failing("out of order"))
+    with pytest.raises(JobError, match="a worker failed: RuntimeError: CUDA error"):
+        generate(options(model, tmp_path / "loops"))
+    assert not (tmp_path / "loops" / "_SUCCESS").exists()
+    assert not list((tmp_path / "loops").glob("_commits/*"))
