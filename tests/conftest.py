@@ -96,3 +96,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     record = ModelRecord(recipe={}, data_digest="none", metrics={})
     save_model(folder, build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
     return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of an AudioEncoder with random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from audiodiff_core.encoder import AudioEncoder
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    (folder / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    save_file(AudioEncoder().state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    return folder

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from audiodiff_core.encoder import AudioEncoder
 from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.generate import GenerateOptions, generate
 from audiodiff_platform.prepare import PrepareOptions, prepare
@@ -30,14 +28,6 @@ def cluster(stores: Stores) -> Iterator[SimulatedCluster]:
     made = SimulatedCluster()
     yield made
     made.cluster.shutdown()
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    torch.manual_seed(0)
-    AudioEncoder().save_pretrained(folder)
-    return folder
 
 
 def _commits(out: Folder) -> int:

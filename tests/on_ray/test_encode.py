@@ -13,11 +13,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from ray import cloudpickle
-from safetensors.torch import save_file
 
 from audiodiff_core.audio import Samples, decode
 from audiodiff_core.checkpoint import load_vae, save_vae
-from audiodiff_core.encoder import AudioEncoder, load_encoder
+from audiodiff_core.encoder import load_encoder
 from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
 from audiodiff_core.posteriors import moments_in_batches
@@ -160,16 +159,6 @@ def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_o
     save_vae(tmp_path / "other", network)
     with pytest.raises(ValueError, match=r"vae_digest '\w+' there, '\w+' asked for"):
         encode(_asked(held_out, tmp_path / "other", latents))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an AudioEncoder with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("encoder")
-    (folder / "config.json").write_text('{"_class_name": "AudioEncoder"}')
-    save_file(AudioEncoder().state_dict(), folder / "diffusion_pytorch_model.safetensors")
-    return folder
 
 
 @pytest.fixture(scope="module")
