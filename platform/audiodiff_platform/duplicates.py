@@ -5,7 +5,7 @@
 """
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts, Engine, ShardWork
+from audiodiff_platform.work.engine import Counts, Engine, Record, ShardWork
 from audiodiff_platform.work.plan import SourcePlan, new_sources, read_shard, shard_seconds
 from audiodiff_platform.work.sharded_job import ShardedJob
 
@@ -70,8 +70,8 @@ class DigestWorker:
     def __init__(self, input_dir: str, folder: str) -> None:
         self.inputs, self.folder = Inputs(input_dir), Folder(folder)
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Write the digests of a shard's items, and commit them.
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Write the digests of the items of a shard.
 
         An item that cannot be read has no digest: prepare quarantines it.
         """
@@ -90,12 +90,9 @@ class DigestWorker:
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())
-        record = {"rows": len(rows), "parts": {_name(shard): commits.sha256(buffer.getvalue())}}
-        commits.commit(self.folder, shard, record)
-        return digested(self.folder, record)
+        return {"rows": len(rows), "parts": {_name(shard): commits.sha256(buffer.getvalue())}}
 
 
-def digested(folder: Folder, record: Mapping[str, Any]) -> Counts:
-    """Count the items of a committed shard."""
-    del folder
+def digested(record: Record) -> Counts:
+    """Count the items of a shard."""
     return {"files": record["rows"]}

@@ -1,9 +1,7 @@
 """What each worker of encode does for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +13,7 @@ from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
 
 SECONDS_AT_MOST = 4 * 3_600  # of a file, whose samples are in memory
@@ -32,8 +30,8 @@ class EmbeddingsWorker:
         if (found := self.encoder.digest) != encoder_digest:
             raise ValueError(f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}")
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Write the embeddings of a shard and commit it -> numbers of embedded and unusable files."""
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Write the embeddings of a shard."""
         vectors: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
@@ -49,9 +47,7 @@ class EmbeddingsWorker:
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name] = commits.sha256(content)
-        record = {"rows": len(vectors), "failures": failures, "parts": parts}
-        commits.commit(self.output, shard, record)
-        return embedded(self.output, record)
+        return {"rows": len(vectors), "failures": failures, "parts": parts}
 
     def _embed(self, source: Source, scratch: Path, vectors: dict[str, Samples], failures: list[dict[str, str]]) -> None:
         """Add the vectors of the files of a source to `vectors`, and the reason for a missing vector to `failures`."""
@@ -82,7 +78,6 @@ class EmbeddingsWorker:
         return vector
 
 
-def embedded(output: Folder, record: Mapping[str, Any]) -> Counts:
-    """Count the embedded and the unusable files of a committed shard."""
-    del output
+def embedded(record: Record) -> Counts:
+    """Count the embedded and the unusable files of a shard."""
     return {"files": record["rows"], "unusable": len(record["failures"])}

@@ -6,7 +6,6 @@
 """
 
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,16 @@ from audiodiff_platform.audio_files import Inputs, Source
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
-from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, committed_portion
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, result_of
 from audiodiff_platform.imported import given_mel
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.work.engine import Counts, ShardWork, engine
+from audiodiff_platform.work.engine import Record, ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize, cut
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 REPORT = "report.json"
-WORK = "_evaluate"
+WORK, PORTIONS = "_evaluate", "portions.json"
 PORTION_SECONDS = 300  # of audio
 CLOSEST_PAIRS = 10
 REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
@@ -210,24 +209,22 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
     inputs = {"portions": [asdict(portion) for portion in portions], "embedder_digest": embedder_digest, "mel": mel.model_dump()}
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
     arguments = (portions, uri, options.embedder, embedder_digest, mel)
-    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, committed_portion)
-    results: dict[int, Counts] = {}
+    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri)
     if uri is None:
+        records: dict[int, Record] = {}
         with engine(len(portions), options.num_workers, options.device) as running:
             _require_shared(options)
-            for done, counts in enumerate(running.run(work, range(len(portions))), start=1):
-                say(f"{done:,} of {len(portions):,} portions embedded")
-                results[counts["shard"]] = counts
-    else:
-        output = Folder(uri)
-        plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
-        job = ShardedJob(work, output, ("portions.json", {"digest_of": "portions"}), plan, ("portions",), "portions")
-        with engine(len(job.pending), options.num_workers, options.device) if job.pending else nullcontext() as running_or_none:
-            if running_or_none is not None:
-                _require_shared(options)
-                job.run(running_or_none)
-        results = {shard: committed_portion(output, record) for shard, record in job.records().items()}
-    return [Embedded.of(results[shard]) for shard in sorted(results)]
+            for record in running.run(work, range(len(portions))):
+                records[record["shard"]] = record
+                say(f"{len(records):,} of {len(portions):,} portions embedded")
+        return [result_of(None, records[shard]) for shard in sorted(records)]
+    plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
+    job = ShardedJob(work, Folder(uri), (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
+    if job.pending:
+        with engine(len(job.pending), options.num_workers, options.device) as running:
+            _require_shared(options)
+            job.run(running)
+    return [result_of(job.output, record) for record in job.records().values()]
 
 
 def _gather(side: Side, embedded: Embedded) -> None:

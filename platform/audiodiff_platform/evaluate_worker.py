@@ -24,7 +24,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.engine import Record
 
 ITEMS_AT_ONCE = 16
 
@@ -52,13 +52,13 @@ class Embedded:
     unusable: list[str] = field(default_factory=list)
     silent: int = 0
 
-    def counts(self) -> Counts:
+    def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         arrays = {"features": _packed(self.features), "round_trips": _packed(self.round_trips)}
         return {"side": self.side, "tracks": self.tracks, "unusable": self.unusable, "silent": self.silent, **arrays}
 
     @classmethod
-    def of(cls, counts: Counts) -> "Embedded":
+    def of(cls, counts: Mapping[str, Any]) -> "Embedded":
         """Return the result that `counts` gave as JSON values."""
         features, round_trips = (_unpacked(counts[name]) for name in ("features", "round_trips"))
         return cls(counts["side"], features, list(counts["tracks"]), round_trips, list(counts["unusable"]), counts["silent"])
@@ -93,15 +93,15 @@ class EvaluateWorker:
     def _vocoder(self) -> GriffinLim:
         return GriffinLim(self.mel.config)
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Embed a portion, and commit the result if the job has a folder."""
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Embed a portion -> the result, which goes into a file if the job has a folder."""
         portion = self.portions[shard]
-        counts = (self._of_part(portion) if portion.part else self._of_sources(portion, attempts)).counts()
-        if self.output is not None:
-            content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
-            self.output.write(name, content)
-            commits.commit(self.output, shard, {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}})
-        return counts
+        counts = (self._of_part(portion) if portion.part else self._of_sources(portion, attempts)).to_json()
+        if self.output is None:
+            return {"result": counts}
+        content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
+        self.output.write(name, content)
+        return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}}
 
     def _of_part(self, portion: Portion) -> Embedded:
         result = Embedded(portion.side)
@@ -158,7 +158,9 @@ def _rows(folder: Folder, part: str) -> Iterator[tuple[str, Images]]:
                 yield row["audio_file"], decode_png(row["image"]["bytes"])
 
 
-def committed_portion(output: Folder, record: Mapping[str, Any]) -> Counts:
-    """Return the result of a committed portion."""
+def result_of(output: Folder | None, record: Record) -> Embedded:
+    """Return the result of a portion, given its record and the folder of the job, if the job has one."""
+    if output is None:
+        return Embedded.of(record["result"])
     (name,) = record["parts"]
-    return output.read_json(name)
+    return Embedded.of(output.read_json(name))

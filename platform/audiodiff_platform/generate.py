@@ -9,7 +9,7 @@
 import io
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from audiodiff_platform.job import JobError
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts, ShardWork, engine
+from audiodiff_platform.work.engine import Counts, Record, ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
@@ -150,8 +150,8 @@ class GenerateWorker:
         self.digest = model.digest
         self.pipeline = model.pipeline(self.profile)
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Write the audio files of a shard and its part of the manifest, and commit both -> numbers of loops and failures.
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Write the audio files of a shard and its part of the manifest.
 
         The loops are made in batches. After two deaths of a process, or an error in a batch, the loops are made one by
         one: a loop that fails alone, or that ends two processes alone, gets a row with the reason.
@@ -166,9 +166,7 @@ class GenerateWorker:
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
         files = {row["path"]: row["sha256"] for row in rows if row["path"]}
-        record = {"rows": len(rows), "failed": len(rows) - len(files), "parts": {manifest: commits.sha256(buffer.getvalue()), **files}}
-        commits.commit(self.output, shard, record)
-        return generated(self.output, record)
+        return {"rows": len(rows), "failed": len(rows) - len(files), "parts": {manifest: commits.sha256(buffer.getvalue()), **files}}
 
     def _batched(self, requests: Sequence[GenerateRequest]) -> list[dict[str, Any]] | None:
         """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
@@ -234,7 +232,6 @@ class GenerateWorker:
         }
 
 
-def generated(output: Folder, record: Mapping[str, Any]) -> Counts:
-    """Count the loops and failures of a committed shard."""
-    del output
+def generated(record: Record) -> Counts:
+    """Count the loops and failures of a shard."""
     return {"files": record["rows"] - record["failed"], "failed": record["failed"]}

@@ -1,6 +1,5 @@
 """What each worker of `encode --latents` does: a shard of a mel dataset -> its latents (`latents_dataset.py`), then its commit."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.latents_dataset import schema
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.engine import Counts, Record
 
 
 class LatentsWorker:
@@ -35,8 +34,8 @@ class LatentsWorker:
         self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
         self.schema = schema(self.shape, vae_digest)
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Write the latents of a shard, by split, and commit them -> number of slices."""
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Write the latents of a shard, by split."""
         del attempts
         record: dict[str, Any] = {}
         parts: dict[str, str] = {}
@@ -49,8 +48,7 @@ class LatentsWorker:
                     parts[name] = commits.file_sha256(scratch / "part.parquet")
                     self.output.move_in(scratch / "part.parquet", name)
         rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
-        commits.commit(self.output, shard, {**record, "rows": rows, "parts": parts})
-        return {"slices": rows}
+        return {**record, "rows": rows, "parts": parts}
 
     def _encoded(self, name: str, target: Path) -> list[int]:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
@@ -69,7 +67,6 @@ class LatentsWorker:
         return pa.table([slices["audio_file"], slices["slice"], *columns], schema=self.schema)
 
 
-def encoded(output: Folder, record: Mapping[str, Any]) -> Counts:
-    """Count the slices of a committed shard."""
-    del output
+def encoded(record: Record) -> Counts:
+    """Count the slices of a shard."""
     return {"slices": record["rows"]}

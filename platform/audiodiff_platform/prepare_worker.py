@@ -1,7 +1,7 @@
-"""What each worker of prepare does: a planned shard's sources -> its part of each split, and its quarantine, then its commit."""
+"""The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
 
 ROW_GROUP_ROWS = 128
@@ -36,8 +36,8 @@ class PrepareWorker:
         self.slicer = Slicer(mel, slicing)
         self.validation_fraction = validation_fraction
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Write the files of a shard and commit it -> numbers of files, slices and unusable files."""
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Put the files of a shard in place: its part of each split, and its quarantine."""
         planned = read_shard(self.output, shard)
         wanted = [(source, left_out) for source, left_out in planned if source.uri not in left_out]
         with self.output.scratch() as scratch:
@@ -54,9 +54,7 @@ class PrepareWorker:
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
-            record["parts"] = self._put(shard, draft, splits)
-            commits.commit(self.output, shard, record)
-        return prepared(self.output, record)
+            return {**record, "parts": self._put(shard, draft, splits)}
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
         """The sources as local files, the next ones on their way while one is sliced."""
@@ -115,9 +113,8 @@ class PrepareWorker:
         return digests
 
 
-def prepared(output: Folder, record: Mapping[str, Any]) -> Counts:
-    """Count the files, slices and unusable files of a committed shard."""
-    del output
+def prepared(record: Record) -> Counts:
+    """Count the files, slices and unusable files of a shard."""
     slices = record["rows"] + record[VALIDATION]["rows"]
     return {"files": record["files"], "slices": slices, "unusable": len(record["failures"])}
 

@@ -20,7 +20,6 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
 from audiodiff_core.posteriors import moments_in_batches
-from audiodiff_platform import commits
 from audiodiff_platform import encode as encode_module
 from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
@@ -32,7 +31,7 @@ from audiodiff_platform.latents_worker import LatentsWorker
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts
+from audiodiff_platform.work.engine import Record
 from tests.servers.stores import Store
 
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
@@ -108,23 +107,15 @@ def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: P
 
 
 class Mortal(LatentsWorker):
-    """Ends itself, as by a fault of the machine, when it is about to commit a shard; the next ones live."""
+    """Ends itself, as by a fault of the machine, when a shard is about to be committed; the next ones live."""
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        committing = commits.commit
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        record = super().shard(shard, attempts)
         witness = Path(self.output.path("died"))
-
-        def commit(*arguments: Any) -> None:
-            if not witness.exists():
-                witness.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            committing(*arguments)
-
-        commits.commit = commit  # type: ignore[assignment]
-        try:
-            return super().shard(shard, attempts)
-        finally:
-            commits.commit = committing
+        if not witness.exists():
+            witness.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return record
 
 
 def test_a_worker_that_dies_changes_nothing(latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,10 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from audiodiff_platform import commits
 from audiodiff_platform.job import JobError
-from audiodiff_platform.storage import Folder
 from audiodiff_platform.work import engine as engine_module
 from audiodiff_platform.work.attempts import DEATHS_OF_A_SHARD, Attempts
-from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, ShardWork, engine
+from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, Record, ShardWork, engine
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
@@ -29,7 +27,7 @@ class Writer:
     def __init__(self, folder: str, fault: str = "", times: int = 0) -> None:
         self.folder, self.fault, self.times = Path(folder), fault, times
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
+    def shard(self, shard: int, attempts: Attempts) -> Record:
         tries = len(list(self.folder.glob(f"try-{shard}-*")))
         (self.folder / f"try-{shard}-{tries}").touch()
         if shard == 1 and tries < self.times:
@@ -47,7 +45,7 @@ class Writer:
 class Meeting(Writer):
     """Do a shard when two workers are there."""
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
+    def shard(self, shard: int, attempts: Attempts) -> Record:
         (self.folder / f"worker-{os.getpid()}").touch()
         deadline = time.monotonic() + 60
         while len(list(self.folder.glob("worker-*"))) < 2:
@@ -71,19 +69,10 @@ class Broken(Writer):
         raise RuntimeError("no such model")
 
 
-class Committing(Writer):
-    """Commit each shard."""
-
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        super().shard(shard, attempts)
-        commits.commit(Folder(str(self.folder)), shard, {"rows": 7})
-        return {"rows": 7}
-
-
 class Items(Writer):
     """Work on three items a shard, of which one ends the process."""
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
+    def shard(self, shard: int, attempts: Attempts) -> Record:
         given_up = 0
         for item in ("a", "poison", "b"):
             if attempts.gives_up(item):
@@ -100,7 +89,7 @@ class Items(Writer):
 class Slow(Writer):
     """Take longer than Ray Data's limit for a job without progress."""
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
+    def shard(self, shard: int, attempts: Attempts) -> Record:
         time.sleep(3)
         return super().shard(shard, attempts)
 
@@ -142,9 +131,9 @@ def test_rows_hold_several_shards_where_there_are_very_many(local_ray: None, tmp
 
 @pytest.mark.parametrize("make", ENGINES, ids=["in process", "Ray Data"])
 def test_a_committed_shard_is_not_done_again(local_ray: None, tmp_path: Path, make: Callable[[], Engine]) -> None:
-    list(make().run(work(Committing, tmp_path), [0, 1]))
-    counts = list(make().run(work(Committing, tmp_path), [0, 1, 2]))
-    assert [count["rows"] for count in counts] == [7, 7, 7]
+    list(make().run(work(Writer, tmp_path), [0, 1]))
+    counts = list(make().run(work(Writer, tmp_path), [0, 1, 2]))
+    assert [count["files"] for count in counts] == [1, 1, 1]
     assert len(list(tmp_path.glob("try-*"))) == 3
 
 

@@ -26,14 +26,16 @@ ROUNDS = 4  # the first attempt at a shard, and three retries
 MOST_ROWS = 10_000  # each row is an object that the driver creates: beyond, a row holds several shards
 INIT_DEATHS_PER_WORKER = 3
 
+Record = Mapping[str, Any]
+"""JSON values that a commit states of a shard, among them `parts`: the digest of each file by its name in the folder."""
 Counts = Mapping[str, Any]
 
 
 class ShardWorker(Protocol):
-    """A worker that does whole shards: its constructor loads models, `shard` commits one shard."""
+    """A worker that does whole shards: its constructor loads models, `shard` puts the parts of one shard in place."""
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
-        """Do one shard and commit it -> counts as JSON values, for progress."""
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Put the parts of a shard in place -> the record that the engine then commits."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,14 @@ class ShardWork:
         worker: The class of the workers.
         arguments: Arguments of the class.
         output: URI of the folder that holds the commits and attempts, or None if nothing is committed.
-        counts: Returns what `worker.shard` returned for a shard that is committed, given the folder and the record.
+        counts: Returns the counts of a shard as JSON values, for progress, from its record.
     """
 
     name: str
     worker: type[ShardWorker]
     arguments: tuple[Any, ...]
     output: str | None = None
-    counts: Callable[[Folder, Mapping[str, Any]], Counts] = lambda _, record: {"rows": record["rows"]}
+    counts: Callable[[Record], Counts] = dict
 
 
 @dataclass(frozen=True)
@@ -171,15 +173,18 @@ class ShardRunner:
     def _done(self, shard: int) -> Counts:
         self.worker = worker = self.worker or self.work.worker(*self.work.arguments)
         if self.output is not None and (record := commits.committed_one(self.output, shard)) is not None:
-            return self.work.counts(self.output, record)
+            return self.work.counts(record)
         attempts = Attempts(self.output, shard, self.process)
         if attempts.exhausted:
             raise LostShardError(f"shard {shard} ended {len(attempts.deaths)} processes")
         attempts.start()
         try:
-            return worker.shard(shard, attempts)
+            done = worker.shard(shard, attempts)
+            if self.output is not None:
+                commits.commit(self.output, shard, done)
         finally:
             attempts.stop()
+        return self.work.counts(done)
 
 
 def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Generator[Counts, None, None]:

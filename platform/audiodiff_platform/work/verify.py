@@ -8,7 +8,7 @@ from audiodiff_platform.cluster import say
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts, Engine, ShardWork
+from audiodiff_platform.work.engine import Engine, Record, ShardWork
 
 
 def verify(output: Folder, engine: Engine) -> None:
@@ -32,7 +32,7 @@ class VerifyWorker:
     def __init__(self, output: str) -> None:
         self.output = Folder(output)
 
-    def shard(self, shard: int, attempts: Attempts) -> Counts:
+    def shard(self, shard: int, attempts: Attempts) -> Record:
         """Count the parts of a shard that are missing or differ."""
         del attempts
         record = commits.committed_one(self.output, shard)
