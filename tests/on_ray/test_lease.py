@@ -1,0 +1,151 @@
+"""One owner of an output folder: a live one is named, a dead one is succeeded, a zombie commits nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from audiodiff_platform import commits
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import LEASE, LOCK, LeaseLostError, owned, require_token
+from tests.servers.stores import Store
+
+OWNER = """
+import sys, time
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
+
+with owned(Folder(sys.argv[1]), term_s=float(sys.argv[2])) as lease:
+    print("owned", lease.generation, flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_owner(uri: str, term_s: float = 2.0) -> subprocess.Popen[str]:
+    """A process that owns a folder until its standard input ends."""
+    process = subprocess.Popen([sys.executable, "-c", OWNER, uri, str(term_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "owned 1\n"
+    return process
+
+
+def test_a_live_owner_of_a_local_folder_is_named(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    with start_owner(folder.uri) as process:
+        with pytest.raises(ValueError, match=rf"is owned by a live job \(process {process.pid} on .*, since .* UTC\): wait for it"), owned(folder):
+            pass
+        process.communicate("")
+    with owned(folder) as lease:
+        assert lease.generation == 1
+        require_token(folder, lease.token)
+    assert not folder.exists(LEASE)
+    assert not folder.exists(LOCK)
+
+
+def test_a_local_folder_of_a_killed_owner_is_taken_at_once(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "out"))
+    with start_owner(folder.uri) as process:
+        process.send_signal(signal.SIGKILL)
+    zombie = folder.read_json(LEASE)["token"]
+    with owned(folder) as lease:
+        assert lease.generation == 2
+        with pytest.raises(LeaseLostError, match=f"is owned by process {os.getpid()} on"):
+            commits.commit(folder, 0, {"rows": 1}, zombie)
+        assert not folder.exists("_commits")
+        commits.commit(folder, 0, {"rows": 1}, lease.token)
+    assert commits.committed(folder)[0]["rows"] == 1
+
+
+def test_a_live_owner_on_a_store_is_named(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    with start_owner(folder.uri) as process:
+        with pytest.raises(ValueError, match=rf"is owned by a live job \(process {process.pid} on "), owned(folder):
+            pass
+        process.communicate("")
+    with owned(folder) as lease:
+        assert lease.generation == 1
+    assert not folder.exists(LEASE)
+
+
+def test_an_expired_lease_on_a_store_is_taken_over(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    with start_owner(folder.uri) as process:
+        process.send_signal(signal.SIGKILL)
+    zombie = folder.read_json(LEASE)["token"]
+    with owned(folder, term_s=2.0) as lease:
+        assert lease.generation == 2
+        with pytest.raises(LeaseLostError):
+            commits.commit(folder, 0, {"rows": 1}, zombie)
+        commits.commit(folder, 0, {"rows": 1}, lease.token)
+    assert f"is leased by process {process.pid} on" in capsys.readouterr().err
+    assert list(commits.committed(folder)) == [0]
+
+
+def test_a_lease_on_a_store_is_taken_over_at_once_if_asked(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    with start_owner(folder.uri, term_s=600) as process:
+        process.send_signal(signal.SIGKILL)
+    with owned(folder, take_over=True) as lease:
+        assert lease.generation == 2
+
+
+def test_an_owner_whose_lease_is_taken_over_learns_it(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    with owned(folder, term_s=600) as first:
+        first.renew()
+        first.check()
+        with owned(folder, take_over=True) as second:
+            assert second.generation == first.generation + 1
+            first.renew()
+            with pytest.raises(LeaseLostError, match="another job took over"):
+                first.check()
+            second.renew()
+            second.check()
+    assert not folder.exists(LEASE)
+
+
+def test_a_renewal_whose_answer_is_lost_is_no_loss(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    with owned(folder, term_s=600) as lease:
+        lost = store.fail_write("lose", f"{folder.uri}/{LEASE}")
+        lease.renew()
+        assert lost.fired == 1
+        lease.check()
+        assert json.loads(folder.read(LEASE))["renewals"] == 1
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_store_that_ignores_conditions_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    monkeypatch.setattr(store.proxy, "dropped_headers", {"if-match", "if-none-match"})
+    with pytest.raises(ValueError, match="the store ignores conditional writes"), owned(folder):
+        pass
+    assert not folder.names("*")
+
+
+def test_of_many_claims_of_one_folder_one_succeeds(tmp_path: Path, store: Store) -> None:
+    for uri in (str(tmp_path / "out"), f"{store.make_bucket()}/out"):
+        outcomes: list[object] = []
+        barrier = threading.Barrier(4)
+
+        def claim(number: int, uri: str = uri, outcomes: list[object] = outcomes, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                commits.claim(Folder(uri), "settings.json", {"number": number})
+                outcomes.append(number)
+            except ValueError as error:
+                outcomes.append(str(error))
+
+        threads = [threading.Thread(target=claim, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (winner,) = (outcome for outcome in outcomes if isinstance(outcome, int))
+        assert Folder(uri).read_json("settings.json")["number"] == winner
+        assert sum("holds other work" in str(outcome) for outcome in outcomes) == 3
