@@ -23,7 +23,7 @@ from audiodiff_platform.audio_files import Inputs, Source
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
-from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, result_of
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, embedded_slices, result_of
 from audiodiff_platform.imported import given_mel
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
@@ -209,7 +209,7 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
     inputs = {"portions": [asdict(portion) for portion in portions], "embedder_digest": embedder_digest, "mel": mel.model_dump()}
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
     arguments = (portions, uri, options.embedder, embedder_digest, mel)
-    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri)
+    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, dict if uri is None else embedded_slices)
     if uri is None:
         records: dict[int, Record] = {}
         with engine(len(portions), options.num_workers, options.device) as running:

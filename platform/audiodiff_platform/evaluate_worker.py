@@ -24,7 +24,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Record
+from audiodiff_platform.work.engine import Counts, Record
 
 ITEMS_AT_ONCE = 16
 
@@ -164,3 +164,8 @@ def result_of(output: Folder | None, record: Record) -> Embedded:
         return Embedded.of(record["result"])
     (name,) = record["parts"]
     return Embedded.of(output.read_json(name))
+
+
+def embedded_slices(record: Record) -> Counts:
+    """Count the slices of a committed portion."""
+    return {"slices": record["rows"]}
