@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from audiodiff_core.audio import AudioFormat
+from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Geometry, Loop
@@ -101,6 +102,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     if geometry.encoding_dim is not None:
         raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
     options = geometry.resolved(options, model.scheduler)
+    encode(np.zeros(model.mel.hop_length, np.float32), model.mel.sample_rate, options.format)  # a format that cannot hold the rate is refused here
     output = Folder(options.output_dir)
     commits.require_same(output, SETTINGS, options.settings(model))
     done = commits.committed(output)
