@@ -22,7 +22,8 @@ from audiodiff_core.models import parameter_count
 from audiodiff_core.sampling import image_sides
 from audiodiff_core.training import OptimizerName
 
-# Dense tensor-core peaks in FLOP/s from NVIDIA's data sheets (half of a figure with sparsity), by the words of the CUDA name that tell the model.
+# Dense tensor-core peaks in FLOP/s from NVIDIA's data sheets (half of a figure with sparsity), by the words of the
+# CUDA name that tell the model.
 BF16_PEAKS = {
     "GB200": 2_500e12,
     "B200": 2_250e12,
@@ -56,10 +57,17 @@ BF16_PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-FP16_PEAKS = BF16_PEAKS | {"V100 SXM2": 125e12, "V100 SXM3": 125e12, "V100 PCIE": 112e12, "V100S PCIE": 130e12, "T4": 65e12}
+FP16_PEAKS = BF16_PEAKS | {
+    "V100 SXM2": 125e12,
+    "V100 SXM3": 125e12,
+    "V100 PCIE": 112e12,
+    "V100S PCIE": 130e12,
+    "T4": 65e12,
+}
 """The same peaks in fp16, and those of GPUs without bf16."""
 
-# Words of a CUDA name that leave the peak as it is. Boards of 64 GB are made for one customer each, with peaks of their own.
+# Words of a CUDA name that leave the peak as it is. Boards of 64 GB are made for one customer each, with peaks of
+# their own.
 _WITHOUT_EFFECT = re.compile(r"NVIDIA|TESLA|GEFORCE|(?!64)\d+GB?|HBM3E?")
 
 OPTIMIZER_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2}
@@ -117,7 +125,8 @@ def training_cost(
 def peak_flops(device_name: str, precision: Literal["bf16", "fp16"] = "bf16") -> float | None:
     """Look up a GPU's dense tensor-core peak in FLOP/s by the name that `torch.cuda.get_device_name` gives.
 
-    The whole name must be known. None for any other: laptop and Max-Q versions, MIG and vGPU slices, `D`, `Ti` and `SUPER` are other devices.
+    The whole name must be known. None for any other: laptop and Max-Q versions, MIG and vGPU slices, `D`, `Ti` and
+    `SUPER` are other devices.
     """
     words = re.split(r"[\s/-]+", device_name.strip().upper())
     model = " ".join(word for word in words if not _WITHOUT_EFFECT.fullmatch(word))

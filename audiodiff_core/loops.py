@@ -86,7 +86,9 @@ def seam_score(audio: Samples, sample_rate: int) -> float:
     The larger of two ratios, each of a jump at the wrap to the 90th percentile of such jumps inside:
     - spectral flux, between the windows of 20 ms before and after a point: timbre or level changes;
     - level step, by how far a sample is off the line through the two before it: a click, a cut wave.
-    Jumps of less than -60 dB of the audio's level count as that much. In audio shorter than four windows, a window is a quarter of the audio.
+    Jumps of less than -60 dB of the audio's level count as that much. In audio shorter than four windows, a window is a
+    quarter of the audio.
+
     Raises ValueError for fewer than 16 samples.
     """
     if len(audio) < SEAM_SAMPLES:

@@ -86,7 +86,7 @@ class Inputs:
         return min(steps - 1, round(steps * (1 - strength)))
 
     def columns(self, duration_s: float) -> int:
-        """Convert the duration of a long loop to image columns; raises ValueError for one too short for audio or too long."""
+        """Convert the duration of a long loop to image columns; raises ValueError if it is too short or too long."""
         columns = np.ceil(duration_s * self.geometry.mel.sample_rate / self.geometry.mel.hop_length - 1e-6)
         if not NARROWEST <= columns <= LONGEST_TRACK:
             least, most = self.geometry.duration_s(NARROWEST), self.geometry.duration_s(LONGEST_TRACK)

@@ -56,7 +56,8 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
     samples = samples_of(track, mel)
     columns = -(-len(samples) // mel.hop_length)
     if columns < NARROWEST:
-        raise ValueError(f"audio of {len(samples)} samples: a track has at least {mel.hop_length + 1}, more than one hop")
+        least = mel.hop_length + 1
+        raise ValueError(f"audio of {len(samples)} samples: a track has at least {least}, more than one hop")
     if columns > LONGEST_TRACK:
         raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {LONGEST_TRACK * mel.hop_length / mel.sample_rate:.0f} s are taken")
     return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice is a sample short of its columns

@@ -102,7 +102,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     if geometry.encoding_dim is not None:
         raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
     options = geometry.resolved(options, model.scheduler)
-    encode(np.zeros(model.mel.hop_length, np.float32), model.mel.sample_rate, options.format)  # a format that cannot hold the rate is refused here
+    encode(np.zeros(1, np.float32), model.mel.sample_rate, options.format)  # raises if the format cannot hold the rate
     output = Folder(options.output_dir)
     commits.require_same(output, SETTINGS, options.settings(model))
     done = commits.committed(output)

@@ -1,17 +1,19 @@
 """Options of the verbs, from a recipe file (`jobs/recipes/NAME.yaml`, a section a verb) and the flags that override it.
 
 Each verb states its options beside the code that obeys them, as a subclass of `Options`; names, defaults and ranges exist nowhere else.
-A recipe gives the texts that flags give, and `validated` parses both: an option means the same in a recipe and on the command line.
+A recipe gives the texts that flags give, and `validated` parses both: an option means the same in a recipe and on the
+command line.
 """
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from audiodiff_platform.yaml_text import load_text
 
@@ -28,7 +30,10 @@ SECTIONS: Mapping[str, str] = {
 NO_VALUE = frozenset({"none", "null", "~"})
 """Texts, in any case, that leave an option without a value."""
 
-VALUES_HELP = "The value none leaves an option unset. Every option may stand in a recipe under its name; switches are true or false there."
+COMMAND_LINE = "command line"
+VALUES_HELP = (
+    "The value none leaves an option unset. Every option may stand in a recipe under its name; switches are true or false there."
+)
 
 
 class Options(pydantic.BaseModel):
@@ -45,19 +50,19 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
 
     A verb whose own options include `recipe` reads that file itself.
     """
+    reads_itself = "recipe" in options.model_fields
     parser = _Parser(
         prog=f"python jobs/{section}.py",
         description=description,
-        epilog=VALUES_HELP,
+        epilog=None if reads_itself else VALUES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    reads_itself = "recipe" in options.model_fields
     if not reads_itself:
         parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
     for name, field in options.model_fields.items():
         default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
-        text = f"{field.description} ({default})".replace("%", "%%")
+        text = f"{field.description} ({', '.join([*_bounds(field), default])})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS)
         elif _takes_several(options, name):
@@ -67,11 +72,14 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
     given = vars(parser.parse_args(_with_dashed_values(arguments, options)))
     recipe = None if reads_itself else given.pop("recipe")
     stated = read_recipe(recipe).get(section, {}) if recipe else {}
-    return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else "command line")
+    return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, given)
 
 
 def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the sections of a recipe file, each scalar as its text; raises ValueError for a section that is unknown or not a mapping."""
+    """Read the sections of a recipe file, each scalar as its text.
+
+    Raises ValueError for a file that is not YAML, and for a section that is unknown or not a mapping.
+    """
     try:
         content = load_text(file.read_bytes())
     except OSError as error:
@@ -86,7 +94,9 @@ def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
         if name not in SECTIONS:
             raise ValueError(f"recipe {file}: section {name} is unknown{_nearest(name, SECTIONS)}")
         if not isinstance(options, dict):
-            raise ValueError(f"recipe {file}: section {name} is a {_kind(options)}: each of its sections must hold options as NAME: VALUE")
+            raise ValueError(
+                f"recipe {file}: section {name} is a {_kind(options)}: each of its sections must hold options as NAME: VALUE"
+            )
     return content
 
 
@@ -99,15 +109,28 @@ def load_recipe(file: Path) -> dict[str, Options]:
     return sections
 
 
-def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str) -> OptionsT:
-    """Parse `values`, texts or typed, to options; raises ValueError that names each wrong one, its value and what is right."""
+def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, flags: Collection[str] = ()) -> OptionsT:
+    """Parse `values`, texts or typed, to options.
+
+    origin: where the values are from, those named in `flags` excepted. Raises ValueError that names each wrong value,
+    its origin and what is right.
+    """
+
+    def origin_of(name: str) -> str:
+        return COMMAND_LINE if name in flags else origin
+
     given = {name: _value(options, name, value) for name, value in values.items()}
     if empty := [name for name, value in given.items() if value in ("", [""])]:
-        raise ValueError("; ".join(f"{origin}: {name} is empty: give a value, or none for no value" for name in empty))
+        reports = (f"{origin_of(name)}: {name} is empty: give a value, or none for no value" for name in empty)
+        raise ValueError("; ".join(reports))
     try:
         return options.model_validate(given)
     except pydantic.ValidationError as error:
-        raise ValueError("; ".join(_mistake(problem, options, origin) for problem in error.errors())) from None
+        names = (str(problem["loc"][0]) if problem["loc"] else "" for problem in error.errors())
+        reports = (
+            _mistake(problem, options, origin_of(name)) for name, problem in zip(names, error.errors(), strict=True)
+        )
+        raise ValueError("; ".join(reports)) from None
 
 
 def _value(options: type[Options], name: str, value: Any) -> Any:
@@ -124,7 +147,7 @@ def _takes_several(options: type[Options], name: str) -> bool:
 
 
 def _with_dashed_values(arguments: Sequence[str], options: type[Options]) -> list[str]:
-    """`arguments` with values such as -6e1 joined to their flags, as argparse takes only plain numbers for values that begin with a dash."""
+    """Join values such as -6e1 to their flags: argparse takes only plain numbers as values that begin with a dash."""
     flags = {f"--{name}" for name, field in options.model_fields.items() if field.annotation is not bool}
     joined: list[str] = []
     for argument in arguments:
@@ -155,6 +178,17 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
 
 def _kind(content: object) -> str:
     return "list" if isinstance(content, list) else "text"
+
+
+def _bounds(field: FieldInfo) -> list[str]:
+    """Name the bounds of an option for its help, such as `at least 1`."""
+    names = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return [
+        f"{words} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, words in names.items()
+        if hasattr(bound, name)
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -133,7 +133,7 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
 
 
 def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
-    """Samples per second over the whole training and, on GPUs whose peak in half precision is known, the share of it."""
+    """Samples per second over the whole training and, on GPUs of a known half-precision peak, the share of it."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
     peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
     share = {} if peak is None else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}

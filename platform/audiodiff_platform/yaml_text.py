@@ -1,7 +1,8 @@
 """YAML in which every scalar is its own text: no type is guessed from its spelling.
 
-YAML 1.1 reads `2:8` as 128, `no` as false, `010` as 8 and `1e-4` as a string. Here each stays as written, quoted or not, and the reader
-of the value decides its type. A value that is left out (`key:`) is the text `null`. Anchors, aliases and merge keys (`<<`) work.
+YAML 1.1 reads `2:8` as 128, `no` as false, `010` as 8 and `1e-4` as a string. Here each stays as written, quoted or
+not, and the reader of the value decides its type. A value that is left out (`key:`) is the text `null`. Anchors, aliases
+and merge keys (`<<`) work.
 """
 
 import re
@@ -16,7 +17,8 @@ _LEFT_OUT = "null"
 def load_text(content: bytes) -> Any:
     """Load one document in UTF-8 or UTF-16 as nested dicts, lists and texts; None for an empty document.
 
-    Raises ValueError in one line if `content` is not YAML, repeats a key in a mapping, or has a tag other than text, list and mapping.
+    Raises ValueError in one line if `content` is not YAML, repeats a key in a mapping, or has a tag other than text,
+    list and mapping.
     """
     try:
         loader = _TextLoader(content)

@@ -1,4 +1,4 @@
-"""The narrowest loops that a model can make: their audio, their files and their figures; what is narrower is refused before work."""
+"""The narrowest loops that a model can make: audio, files and figures. Narrower ones are refused before work."""
 
 import itertools
 from typing import Any
@@ -30,7 +30,12 @@ def tone(length: int, periods: float) -> Any:
 def one_level() -> AudioDiffusionPipeline:
     """A model whose network halves nothing: it takes any width. Its mel has the shortest hop."""
     torch.manual_seed(0)
-    blocks: Any = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,), "norm_num_groups": 4}
+    blocks: Any = {
+        "down_block_types": ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",),
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+    }
     unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, **blocks).eval()
     mel = MelConfig(x_res=8, y_res=8, hop_length=16, n_fft=64, n_iter=2, sample_rate=RATE)
     return AudioDiffusionPipeline(unet, Objective().scheduler("ddim"), mel, PROFILE)
@@ -51,7 +56,9 @@ def check(loop: Loop, length: int) -> None:
 def test_eight_columns(hop_length: int, n_fft: int, seamless: bool) -> None:
     torch.manual_seed(0)
     mel = MelConfig(x_res=8, y_res=16, hop_length=hop_length, n_fft=n_fft, n_iter=2)
-    pipeline = AudioDiffusionPipeline(build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, PROFILE)
+    pipeline = AudioDiffusionPipeline(
+        build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, PROFILE
+    )
     (loop,) = pipeline.generate([GenerateRequest(seed=1, steps=1, seamless=seamless)])
     check(loop, (8 if seamless else 7) * hop_length)
 
@@ -78,7 +85,7 @@ def test_long_loops_that_are_short(one_level: AudioDiffusionPipeline) -> None:
 
 
 def test_windows_of_one_column_are_refused() -> None:
-    with pytest.raises(ValueError, match="width 4: windows of one column"):
+    with pytest.raises(ValueError, match="width 4: windows of so few columns"):
         Windows.over(64, 4, 0.5, factor=4)
 
 

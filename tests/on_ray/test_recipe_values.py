@@ -1,4 +1,4 @@
-"""Options in a recipe and on the command line: the same text has the same meaning and the same mistakes have the same message."""
+"""Options in a recipe and on the command line: the same text has the same meaning, or is the same mistake."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -153,7 +153,27 @@ BESIDE: Mapping[tuple[str, str], Stated] = {
 ENCODE_LATENTS: Stated = {"dataset_name": "data", "output_dir": "out", "latents": "true", "vae": "v"}
 SPELLINGS = (
     *("2:8", "8:2", "1:30", "12:30:45", "2026-11-25", "2026-11-25 10:00:00"),
-    *("no", "No", "NO", "off", "yes", "on", "y", "n", "true", "True", "false", "FALSE", "none", "None", "null", "NULL", "~", "=", "<<"),
+    *(
+        "no",
+        "No",
+        "NO",
+        "off",
+        "yes",
+        "on",
+        "y",
+        "n",
+        "true",
+        "True",
+        "false",
+        "FALSE",
+        "none",
+        "None",
+        "null",
+        "NULL",
+        "~",
+        "=",
+        "<<",
+    ),
     *("010", "0o17", "0x10", "0b11", "1_000", "+5", "-1", "0", "1", "16", "64,64", "256", "64.0"),
     *("1e-4", "1E-4", "1.0e-3", "1e3", "-6e1", "-.5", ".1", "5.", ".inf", "-.inf", ".nan", "inf", "nan"),
 )
@@ -175,7 +195,11 @@ def _recipe(folder: Path, section: str, stated: Stated, quote: str = "") -> Path
     """A recipe with one section, its scalars plain or quoted."""
 
     def written(value: Value) -> str:
-        return f"{quote}{value}{quote}" if isinstance(value, str) else "".join(f"\n    - {quote}{item}{quote}" for item in value)
+        return (
+            f"{quote}{value}{quote}"
+            if isinstance(value, str)
+            else "".join(f"\n    - {quote}{item}{quote}" for item in value)
+        )
 
     file = folder / "recipe.yaml"
     file.write_text(f"{section}:\n" + "".join(f"  {name}: {written(value)}\n" for name, value in stated.items()))
@@ -223,11 +247,17 @@ def test_every_option_has_a_value_in_the_table(section: str) -> None:
     assert set(NOT_THE_DEFAULT[section]) == set(_options(section).model_fields)
 
 
-@pytest.mark.parametrize(("section", "name"), [(section, name) for section, stated in NOT_THE_DEFAULT.items() for name in stated])
+@pytest.mark.parametrize(
+    ("section", "name"), [(section, name) for section, stated in NOT_THE_DEFAULT.items() for name in stated]
+)
 @pytest.mark.parametrize("quote", ["", '"', "'"])
 def test_a_value_is_the_same_in_a_recipe_and_as_a_flag(tmp_path: Path, section: str, name: str, quote: str) -> None:
     beside = BESIDE.get((section, name), {})
-    stated = {**(ENCODE_LATENTS if section == "encode" and "latents" in {name, *beside} else REQUIRED[section]), **beside, name: NOT_THE_DEFAULT[section][name]}
+    stated = {
+        **(ENCODE_LATENTS if section == "encode" and "latents" in {name, *beside} else REQUIRED[section]),
+        **beside,
+        name: NOT_THE_DEFAULT[section][name],
+    }
     flags = _from_flags(section, stated)
     assert isinstance(flags, Options), flags
     field = _options(section).model_fields[name]
@@ -251,8 +281,14 @@ def test_any_spelling_has_the_same_outcome_in_a_recipe_and_as_a_flag(tmp_path: P
 def test_values_left_out_and_empty_ones(tmp_path: Path, section: str) -> None:
     for name in _valued(section):
         stated = {**REQUIRED[section], name: ""}
-        assert _types(_from_recipe(tmp_path, section, stated)) == _types(_from_flags(section, {**stated, name: "null"})), name
-        assert _from_recipe(tmp_path, section, stated, "'") == _from_flags(section, stated) == f": {name} is empty: give a value, or none for no value"
+        assert _types(_from_recipe(tmp_path, section, stated)) == _types(
+            _from_flags(section, {**stated, name: "null"})
+        ), name
+        assert (
+            _from_recipe(tmp_path, section, stated, "'")
+            == _from_flags(section, stated)
+            == f": {name} is empty: give a value, or none for no value"
+        )
 
 
 def test_what_spellings_mean() -> None:
@@ -269,17 +305,32 @@ def test_what_spellings_mean() -> None:
     assert trained(max_train_steps="1_000").max_train_steps == 1_000
     assert trained(vae="~", preset="null").vae is None
     assert trained(report_to="none").report_to == trained(report_to="null").report_to == ()
-    assert "report_to.0 is 'off': input should be 'tensorboard'" in str(_from_flags("train", {**REQUIRED["train"], "report_to": "off"}))
-    assert "output_dir is None: input should be a valid string" in str(_from_flags("train", {**REQUIRED["train"], "output_dir": "none"}))
+    assert "report_to.0 is 'off': input should be 'tensorboard'" in str(
+        _from_flags("train", {**REQUIRED["train"], "report_to": "off"})
+    )
+    assert "output_dir is None: input should be a valid string" in str(
+        _from_flags("train", {**REQUIRED["train"], "output_dir": "none"})
+    )
 
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_switches(tmp_path: Path, section: str) -> None:
     for name in _options(section).model_fields.keys() - set(_valued(section)):
         stated = ENCODE_LATENTS if name == "latents" else REQUIRED[section]
-        for text, flag in (("true", "true"), ("True", "true"), ("false", "false"), ("no", "false"), ("off", "false"), ("yes", "true")):
-            assert _from_recipe(tmp_path, section, {**stated, name: text}) == _from_flags(section, {**stated, name: flag})
-        assert f"{name} is 'maybe': input should be a valid boolean" in str(_from_recipe(tmp_path, section, {**stated, name: "maybe"}))
+        for text, flag in (
+            ("true", "true"),
+            ("True", "true"),
+            ("false", "false"),
+            ("no", "false"),
+            ("off", "false"),
+            ("yes", "true"),
+        ):
+            assert _from_recipe(tmp_path, section, {**stated, name: text}) == _from_flags(
+                section, {**stated, name: flag}
+            )
+        assert f"{name} is 'maybe': input should be a valid boolean" in str(
+            _from_recipe(tmp_path, section, {**stated, name: "maybe"})
+        )
 
 
 def test_values_that_begin_with_a_dash(tmp_path: Path) -> None:
@@ -312,6 +363,14 @@ def test_a_list_or_mapping_for_one_value(tmp_path: Path) -> None:
             assert f"{name} is " in str(_from_recipe(tmp_path, "generate", {**REQUIRED["generate"], name: value}))
 
 
+def test_a_mistake_is_said_to_be_where_it_is(tmp_path: Path) -> None:
+    file = _recipe(tmp_path, "generate", {"model": "m", "output_dir": "out", "count": "many", "eta": "1"})
+    with pytest.raises(ValueError, match="count is 'many'") as raised:
+        from_command_line(GenerateOptions, "generate", ["--recipe", str(file), "--steps", "few", "--eta", "2"], "")
+    origins = {problem.partition(" is ")[0] for problem in str(raised.value).split("; ")}
+    assert origins == {f"{file}, section generate: count", "command line: steps", "command line: eta"}
+
+
 def test_flow_style_anchors_and_merge_keys(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text(
@@ -319,7 +378,13 @@ def test_flow_style_anchors_and_merge_keys(tmp_path: Path) -> None:
         "train_vae:\n  <<: *run\n  output_dir: two\n  preset: vae-tiny\n  vae: &nothing null\n"
     )
     sections = read_recipe(file)
-    assert sections["train"] == {"dataset_name": "data", "output_dir": "one", "num_workers": "2:8", "mixed_precision": "no", "vae": "null"}
+    assert sections["train"] == {
+        "dataset_name": "data",
+        "output_dir": "one",
+        "num_workers": "2:8",
+        "mixed_precision": "no",
+        "vae": "null",
+    }
     assert sections["train_vae"] == {**sections["train"], "output_dir": "two", "preset": "vae-tiny"}
     assert load_recipe(_recipe(tmp_path, "generate", {"<<": "{model: m, count: 3}", "output_dir": "out"})) == {
         "generate": GenerateOptions(model="m", output_dir="out", count=3)
