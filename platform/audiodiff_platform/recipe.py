@@ -32,7 +32,8 @@ NO_VALUE = frozenset({"none", "null", "~"})
 
 COMMAND_LINE = "command line"
 VALUES_HELP = (
-    "The value none leaves an option unset. Every option may stand in a recipe under its name; switches are true or false there."
+    "The value none leaves an option unset. Every option may stand in a recipe under its name; "
+    "switches are true or false there."
 )
 
 
@@ -95,7 +96,8 @@ def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"recipe {file}: section {name} is unknown{_nearest(name, SECTIONS)}")
         if not isinstance(options, dict):
             raise ValueError(
-                f"recipe {file}: section {name} is a {_kind(options)}: each of its sections must hold options as NAME: VALUE"
+                f"recipe {file}: section {name} is a {_kind(options)}: "
+                "each of its sections must hold options as NAME: VALUE"
             )
     return content
 
@@ -126,10 +128,8 @@ def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, f
     try:
         return options.model_validate(given)
     except pydantic.ValidationError as error:
-        names = (str(problem["loc"][0]) if problem["loc"] else "" for problem in error.errors())
-        reports = (
-            _mistake(problem, options, origin_of(name)) for name, problem in zip(names, error.errors(), strict=True)
-        )
+        problems = ((".".join(map(str, problem["loc"][:1])), problem) for problem in error.errors())
+        reports = (_mistake(problem, options, origin_of(name)) for name, problem in problems)
         raise ValueError("; ".join(reports)) from None
 
 

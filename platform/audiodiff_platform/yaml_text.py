@@ -1,8 +1,8 @@
 """YAML in which every scalar is its own text: no type is guessed from its spelling.
 
 YAML 1.1 reads `2:8` as 128, `no` as false, `010` as 8 and `1e-4` as a string. Here each stays as written, quoted or
-not, and the reader of the value decides its type. A value that is left out (`key:`) is the text `null`. Anchors, aliases
-and merge keys (`<<`) work.
+not, and the reader of the value decides its type. A value that is left out (`key:`) is the text `null`. Anchors,
+aliases and merge keys (`<<`) work.
 """
 
 import re
