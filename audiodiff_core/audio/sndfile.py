@@ -1,7 +1,7 @@
 """Decode with libsndfile."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import soundfile
 
@@ -17,15 +17,19 @@ class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no 
         return False
 
 
-def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO, given: int = 0) -> Iterator[Samples]:
-    """What follows the first `given` samples."""
-    frames = block_frames(sound.channels)
-    read = 0
+def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[Samples]:
+    """The channel mean in blocks. Raises UnusableError at the end of a file that holds less than it states."""
     with sound:
-        while read < sound.frames and len(block := sound.read(min(sound.frames - read, frames), dtype="float32", always_2d=True)):
-            fresh = block[max(0, given - read) :]
-            read += len(block)
-            if len(fresh):
-                yield mono(fresh.T)
+        read = yield from mono_blocks(sound)
         with opened(file) as content:
             check_whole(sound, read, content)
+
+
+def mono_blocks(sound: soundfile.SoundFile) -> Generator[Samples, None, int]:
+    """The channel mean in blocks; returns the number of frames."""
+    frames = block_frames(sound.channels)
+    read = 0
+    while read < sound.frames and len(block := sound.read(min(sound.frames - read, frames), dtype="float32", always_2d=True)):
+        read += len(block)
+        yield mono(block.T)
+    return read
