@@ -79,49 +79,42 @@ def joined(pages: Iterable[Page]) -> bytes:
 
 
 def renumbered(pages: Sequence[Page], serial: int = 1) -> list[Page]:
-    """`pages` as one stream: numbers in sequence, the first and (if it was marked) the last page marked."""
-    return [
-        dataclasses.replace(page, serial=serial, number=number, flags=page.flags & ~FIRST | (FIRST if number == 0 else 0))
-        for number, page in enumerate(pages)
-    ]
+    return [dataclasses.replace(page, serial=serial, number=number) for number, page in enumerate(pages)]
 
 
 def without_end(pages: Sequence[Page]) -> list[Page]:
     return [dataclasses.replace(page, flags=page.flags & ~LAST) for page in pages]
 
 
-def packets_of(pages: Sequence[Page]) -> list[Packet]:
+def packets_of(pages: Iterable[Page]) -> list[Packet]:
     packets: list[Packet] = []
     part = b""
     for page in pages:
         at = 0
-        ends = [place for place, size in enumerate(page.lacing) if size < 255]
+        last_end = max((place for place, size in enumerate(page.lacing) if size < 255), default=-1)
         for place, size in enumerate(page.lacing):
             part += page.body[at : at + size]
             at += size
             if size < 255:
-                packets.append(Packet(part, page.granule if place == ends[-1] else NO_GRANULE))
+                packets.append(Packet(part, page.granule if place == last_end else NO_GRANULE))
                 part = b""
     return packets
 
 
-def paged(packets: Iterable[Sequence[Packet]], serial: int = 1, ended: bool = True) -> list[Page]:
-    """A stream with a page for each of `packets`, or several where a page cannot hold them."""
+def paged(groups: Iterable[Sequence[Packet]], serial: int = 1, segments: int = 255) -> list[Page]:
+    """A stream whose pages hold up to `segments` segments; each of `groups` begins on a new page."""
     pages: list[Page] = []
-    for group in packets:
-        lacing = b"".join(bytes([255] * (len(packet.content) // 255) + [len(packet.content) % 255]) for packet in group)
-        body = b"".join(packet.content for packet in group)
-        granule = group[-1].granule
-        ends = [place for place, size in enumerate(lacing) if size < 255]
-        for start in range(0, len(lacing), 255):
-            part = lacing[start : start + 255]
-            complete = any(start <= place < start + 255 for place in ends)
-            flags = CONTINUED if start and lacing[start - 1] == 255 else 0
-            pages.append(Page(flags, granule if complete else NO_GRANULE, serial, len(pages), part, body[: sum(part)]))
-            body = body[sum(part) :]
+    for group in groups:
+        pieces = [(packet, start) for packet in group for start in range(0, len(packet.content) + 1, 255)]
+        for place in range(0, len(pieces), segments):
+            held = pieces[place : place + segments]
+            bodies = [packet.content[start : start + 255] for packet, start in held]
+            granules = [packet.granule for (packet, _), body in zip(held, bodies, strict=True) if len(body) < 255]
+            flags = CONTINUED if held[0][1] else 0
+            lacing = bytes(map(len, bodies))
+            pages.append(Page(flags, granules[-1] if granules else NO_GRANULE, serial, len(pages), lacing, b"".join(bodies)))
     pages[0] = dataclasses.replace(pages[0], flags=FIRST)
-    if ended:
-        pages[-1] = dataclasses.replace(pages[-1], flags=pages[-1].flags | LAST)
+    pages[-1] = dataclasses.replace(pages[-1], flags=pages[-1].flags | LAST)
     return pages
 
 
@@ -135,12 +128,12 @@ def sndfile_ogg(samples: Samples, rate: int, subtype: str = "VORBIS") -> bytes:
 
 
 def ffmpeg_ogg(samples: Samples, rate: int, codec: str) -> bytes:
-    """Stereo samples (n, 2) as encoded by FFmpeg: `vorbis` (its own encoder), `libopus`, `flac` or `speex`."""
+    """Stereo samples (n, 2) as encoded by FFmpeg: `vorbis` (its own encoder), `libopus` or `flac`."""
     buffer = io.BytesIO()
     container: Any = av.open(buffer, "w", format="ogg")
     with container:
         stream = container.add_stream(codec, rate=rate, layout="stereo", options={"strict": "experimental"})
-        kind = {"vorbis": "fltp", "libopus": "flt", "flac": "s16", "speex": "s16"}[codec]
+        kind = {"vorbis": "fltp", "libopus": "flt", "flac": "s16"}[codec]
         convert = av.AudioResampler(format=kind, layout="stereo", rate=rate)
         for start in range(0, len(samples), 1_024):
             part = np.ascontiguousarray(samples[start : start + 1_024].T)
@@ -149,3 +142,36 @@ def ffmpeg_ogg(samples: Samples, rate: int, codec: str) -> bytes:
             container.mux(itertools.chain.from_iterable(map(stream.encode, convert.resample(frame))))
         container.mux(packet for packet in stream.encode(None) if packet.size)
     return buffer.getvalue()
+
+
+def with_granules(packets: Sequence[Packet]) -> list[Packet]:
+    """The packets of a Vorbis or Opus stream that begins at 0, a granule position for each; the last one keeps its own."""
+    head = packets[0].content
+    opus = head.startswith(b"OpusHead")
+    sizes = (0, 0) if opus else (1 << (head[28] & 15), 1 << (head[28] >> 4))
+    headers = 2 if opus else 3
+    timed = [dataclasses.replace(packet, granule=0) for packet in packets[:headers]]
+    granule = before = 0
+    for packet in packets[headers:]:
+        if opus:
+            granule += _opus_frames(packet.content)
+        else:  # encoders write two modes: short blocks and long ones
+            size = sizes[packet.content[0] >> 1 & 1]
+            granule += (before + size) // 4 if before else 0
+            before = size
+        timed.append(dataclasses.replace(packet, granule=granule))
+    timed[-1] = packets[-1]
+    return timed
+
+
+def _opus_frames(packet: bytes) -> int:
+    """At 48 kHz (RFC 6716, section 3.1)."""
+    configuration = packet[0] >> 3
+    if configuration < 12:
+        frames = (480, 960, 1_920, 2_880)[configuration % 4]
+    elif configuration < 16:
+        frames = (480, 960)[configuration % 2]
+    else:
+        frames = (120, 240, 480, 960)[configuration % 4]
+    count = (1, 2, 2)[packet[0] & 3] if packet[0] & 3 < 3 else packet[1] & 63
+    return frames * count

@@ -25,6 +25,8 @@ class LogicalStream:
     packets: int
     has_audio: bool = False
     """Whether a page follows the header's."""
+    has_untimed_end: bool = False
+    """Whether packets end after `last_timed`."""
     ended: bool = False
 
     @property
@@ -54,7 +56,11 @@ class LogicalStream:
         if page.number != (self.last.number + 1) % (1 << 32) and (self.has_audio or not after_header):
             raise UnusableError(f"corrupt: a part of its Ogg stream is missing before byte {page.start}")
         self.last = page
-        self.last_timed = self.last_timed if page.granule == NO_GRANULE else page
+        if page.granule != NO_GRANULE:
+            self.last_timed = page
+            self.has_untimed_end = False
+        elif page.packets:
+            self.has_untimed_end = True
         self.packets += page.packets
         self.has_audio = after_header
         self.ended = self.ended or bool(page.flags & LAST_PAGE)
@@ -76,7 +82,7 @@ class Link:
         for stream in self.streams.values():
             if stream.codec is not None:
                 return stream
-        raise UnusableError("an Ogg file without Vorbis, Opus, FLAC or Speex audio")
+        raise UnusableError("no Vorbis, Opus, FLAC or Speex among its Ogg streams")
 
     @property
     def is_empty(self) -> bool:
@@ -85,8 +91,10 @@ class Link:
 
     def add(self, page: Page) -> None:
         if page.flags & FIRST_PAGE:
-            if page.serial in self.streams or len(self.streams) == MAX_STREAMS:
-                raise UnusableError(f"an Ogg file with two streams of one number, or more than {MAX_STREAMS} at once")
+            if page.serial in self.streams:
+                raise UnusableError(f"corrupt: two Ogg streams of the serial number {page.serial} at once")
+            if len(self.streams) == MAX_STREAMS:
+                raise UnusableError(f"more than {MAX_STREAMS} Ogg streams at once")
             ended = bool(page.flags & LAST_PAGE)
             self.streams[page.serial] = LogicalStream(page, page, page, page.packets, ended=ended)
             self.first_pages_end = page.end
@@ -99,9 +107,12 @@ class Link:
 
     def check_end(self) -> None:
         """Raises UnusableError where the end of the audio stream is missing."""
-        if self.audio.packets < self.audio.header_packets:
-            raise UnusableError("truncated: ends inside the header of its Ogg stream")
-        if not self.audio.ended and self.junk_after and not self.junk_after.is_padding:
+        audio = self.audio
+        if audio.packets < audio.header_packets or (self.is_empty and not audio.ended):
+            raise UnusableError("truncated: ends before the audio of its Ogg stream")
+        if audio.has_untimed_end:
+            raise UnusableError("corrupt: the last Ogg page has no granule position")
+        if not audio.ended and self.junk_after and not self.junk_after.is_padding:
             raise UnusableError(f"corrupt: its Ogg stream has no end, and bytes that are not Ogg follow from byte {self.end}")
 
     def whole(self) -> list[Part]:
