@@ -13,30 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from audiodiff_core.audio.ogg_pages import page_checksum
+
 Samples = npt.NDArray[np.float32]
 
 CONTINUED, FIRST, LAST = 1, 2, 4
 NO_GRANULE = -1
-
-
-def _crc_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte << 24
-        for _ in range(8):
-            value = (value << 1 ^ 0x04C11DB7 if value >> 31 else value << 1) & 0xFFFFFFFF
-        table.append(value)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
-def _crc(content: bytes) -> int:
-    value = 0
-    for byte in content:
-        value = (value << 8 & 0xFFFFFFFF) ^ _CRC_TABLE[value >> 24 ^ byte]
-    return value
 
 
 @dataclass(frozen=True)
@@ -51,7 +33,7 @@ class Page:
     def __bytes__(self) -> bytes:
         head = struct.pack("<4sBBqII", b"OggS", 0, self.flags, self.granule, self.serial, self.number)
         tail = bytes([len(self.lacing)]) + self.lacing + self.body
-        return head + struct.pack("<I", _crc(head + bytes(4) + tail)) + tail
+        return head + struct.pack("<I", page_checksum(head + bytes(4) + tail)) + tail
 
 
 @dataclass(frozen=True)
@@ -112,7 +94,8 @@ def paged(groups: Iterable[Sequence[Packet]], serial: int = 1, segments: int = 2
             granules = [packet.granule for (packet, _), body in zip(held, bodies, strict=True) if len(body) < 255]
             flags = CONTINUED if held[0][1] else 0
             lacing = bytes(map(len, bodies))
-            pages.append(Page(flags, granules[-1] if granules else NO_GRANULE, serial, len(pages), lacing, b"".join(bodies)))
+            granule = granules[-1] if granules else NO_GRANULE
+            pages.append(Page(flags, granule, serial, len(pages), lacing, b"".join(bodies)))
     pages[0] = dataclasses.replace(pages[0], flags=FIRST)
     pages[-1] = dataclasses.replace(pages[-1], flags=pages[-1].flags | LAST)
     return pages
@@ -145,7 +128,7 @@ def ffmpeg_ogg(samples: Samples, rate: int, codec: str) -> bytes:
 
 
 def with_granules(packets: Sequence[Packet]) -> list[Packet]:
-    """The packets of a Vorbis or Opus stream that begins at 0, a granule position for each; the last one keeps its own."""
+    """The packets of a Vorbis or Opus stream that begins at 0, each with its granule position."""
     head = packets[0].content
     opus = head.startswith(b"OpusHead")
     sizes = (0, 0) if opus else (1 << (head[28] & 15), 1 << (head[28] >> 4))

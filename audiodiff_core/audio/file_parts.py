@@ -28,7 +28,8 @@ class FileParts(io.RawIOBase):
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: sum(self.lengths)}[whence])
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: sum(self.lengths)}
+        self.position = max(0, origins[whence] + offset)
         return self.position
 
     def readinto(self, buffer: Any) -> int:

@@ -1,10 +1,11 @@
 """Decode Ogg files: Vorbis and Opus with libsndfile, FLAC and Speex with FFmpeg, each link of a chain by itself.
 
-libsndfile alone would read the first link of a chain only, and refuse files whose first stream is not audio.
+libsndfile by itself reads the first link of a chain only, and refuses files whose first stream is not audio.
 """
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
 import av.error
@@ -16,8 +17,11 @@ from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.file_parts import FileParts, Part
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.ogg_links import OPUS, VORBIS, Link, links
-from audiodiff_core.audio.ogg_pages import ogg_start
-from audiodiff_core.audio.sndfile import ForwardSoundFile, mono_blocks
+from audiodiff_core.audio.ogg_pages import LAST_PAGE, ogg_start
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, mono_blocks
+
+Decoded = tuple[int, Iterator[Samples]]
+"""A rate in Hz and mono samples in blocks."""
 
 
 def is_ogg(file: str | io.BytesIO) -> bool:
@@ -28,7 +32,7 @@ def is_ogg(file: str | io.BytesIO) -> bool:
         raise UnusableError(f"cannot be opened ({error.strerror})") from error
 
 
-def ogg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+def ogg_blocks(file: str | io.BytesIO) -> Decoded:
     """The rate in Hz and the channel mean of all links in blocks."""
     decoded = _decoded_links(file)
     rate, first = next(decoded, (0, None))
@@ -37,15 +41,15 @@ def ogg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     return rate, _one_rate(rate, first, decoded)
 
 
-def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[tuple[int, Iterator[Samples]]]) -> Iterator[Samples]:
+def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[Decoded]) -> Iterator[Samples]:
     yield from blocks
     for other_rate, more in others:
         if other_rate != rate:
-            raise UnusableError(f"chained Ogg streams of {rate} and {other_rate} Hz: only chains of one rate can be read")
+            raise UnusableError(f"chained Ogg streams of {rate} and {other_rate} Hz: a chain must have one rate")
         yield from more
 
 
-def _decoded_links(file: str | io.BytesIO) -> Iterator[tuple[int, Iterator[Samples]]]:
+def _decoded_links(file: str | io.BytesIO) -> Iterator[Decoded]:
     """The rate and the blocks of each link that holds audio. A link must be read before the next one is taken."""
     with opened(file) as content:
         start = ogg_start(content)
@@ -56,35 +60,37 @@ def _decoded_links(file: str | io.BytesIO) -> Iterator[tuple[int, Iterator[Sampl
                 yield decode(link, content)
 
 
-def _sndfile_link(link: Link, content: BinaryIO) -> tuple[int, Iterator[Samples]]:
+def _sndfile_link(link: Link, content: BinaryIO) -> Decoded:
     try:
         sound = _opened_link(link, content)
     except soundfile.LibsndfileError as error:
-        raise UnusableError(f"corrupt or truncated ({one_line(error)})") from error
+        refusal = "corrupt or truncated" if error.code == SNDFILE_MALFORMED else "not audio that can be read"
+        raise UnusableError(f"{refusal} (libsndfile: {one_line(error)})") from error
     check_header(sound.channels, sound.samplerate)
     return sound.samplerate, _checked_blocks(sound, link)
 
 
 def _opened_link(link: Link, content: BinaryIO) -> soundfile.SoundFile:
-    if link.audio.codec == OPUS and not link.audio.ended:
-        # libsndfile refuses unmarked last pages that end inside a packet, and marked ones that are the first and begin after 0
-        try:
+    if link.audio.codec == OPUS and not link.audio.last_timed.flags & LAST_PAGE:
+        # libsndfile refuses a last page that ends inside a packet and is not marked, and a single page that begins
+        # after 0 and is marked
+        with suppress(soundfile.LibsndfileError):
             return ForwardSoundFile(_file(content, link.marked_end(content)))
-        except soundfile.LibsndfileError:
-            pass
     return ForwardSoundFile(_file(content, link.audio_first()))
 
 
 def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]:
     with sound:
+        if link.audio.codec == OPUS:
+            sound.seek(0)  # without it, libsndfile does not skip the pre-skip of streams that begin after 0
         read = yield from mono_blocks(sound)
+        if not link.audio.has_audio:
+            raise UnusableError("the audio of its Ogg stream is on a page of the header, which libsndfile leaves out")
         if sound.frames < UNKNOWN_FRAMES:
             check_length(read, sound.frames, sound.samplerate)
-        if not read and not link.audio.has_audio:
-            raise UnusableError("an Ogg stream whose audio is on the last page of its header: libsndfile leaves it out")
 
 
-def _ffmpeg_link(link: Link, content: BinaryIO) -> tuple[int, Iterator[Samples]]:
+def _ffmpeg_link(link: Link, content: BinaryIO) -> Decoded:
     try:
         rate, blocks = ffmpeg_blocks(_file(content, link.whole()))
     except (UnusableError, av.error.FFmpegError) as error:

@@ -1,4 +1,4 @@
-"""The logical streams of Ogg files: links of a chain one after another, and multiplexed streams within a link."""
+"""The logical streams of Ogg files: chained ones follow one another, multiplexed ones are interleaved."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ class LogicalStream:
     first: Page
     last: Page
     last_timed: Page
-    """The last page that has a granule position."""
+    """The last page on which packets end, if its granule position says where."""
     packets: int
     has_audio: bool = False
-    """Whether a page follows the header's."""
+    """True if a page follows the pages of the header."""
     has_untimed_end: bool = False
-    """Whether packets end after `last_timed`."""
+    """True if packets end after `last_timed`."""
     ended: bool = False
 
     @property
@@ -49,18 +49,19 @@ class LogicalStream:
         return int.from_bytes(self.first.head[27:35], "big") & (1 << 36) - 1 if self.codec == FLAC else 0
 
     def add(self, page: Page) -> None:
-        """Raises UnusableError where a page is missing. A stream may lack the pages between its header and its first audio, as a recording of a broadcast."""
+        """Append a page of this stream. Raises UnusableError for a page that does not follow the one before.
+
+        Pages may be missing between the header and the audio: recordings of a broadcast begin so.
+        """
         if self.ended and page.packets:
             raise UnusableError("corrupt: pages follow the end of their Ogg stream")
         after_header = self.packets >= self.header_packets
         if page.number != (self.last.number + 1) % (1 << 32) and (self.has_audio or not after_header):
             raise UnusableError(f"corrupt: a part of its Ogg stream is missing before byte {page.start}")
         self.last = page
-        if page.granule != NO_GRANULE:
-            self.last_timed = page
-            self.has_untimed_end = False
-        elif page.packets:
-            self.has_untimed_end = True
+        if page.packets:
+            self.last_timed = self.last_timed if page.granule == NO_GRANULE else page
+            self.has_untimed_end = page.granule == NO_GRANULE
         self.packets += page.packets
         self.has_audio = after_header
         self.ended = self.ended or bool(page.flags & LAST_PAGE)
@@ -86,10 +87,11 @@ class Link:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the audio stream consists of its header."""
+        """True if the audio stream consists of its header."""
         return not self.audio.has_audio and self.audio.packets == self.audio.header_packets
 
     def add(self, page: Page) -> None:
+        """Append a page of any stream. Raises UnusableError for a page of no stream that begins in this link."""
         if page.flags & FIRST_PAGE:
             if page.serial in self.streams:
                 raise UnusableError(f"corrupt: two Ogg streams of the serial number {page.serial} at once")
@@ -113,7 +115,9 @@ class Link:
         if audio.has_untimed_end:
             raise UnusableError("corrupt: the last Ogg page has no granule position")
         if not audio.ended and self.junk_after and not self.junk_after.is_padding:
-            raise UnusableError(f"corrupt: its Ogg stream has no end, and bytes that are not Ogg follow from byte {self.end}")
+            raise UnusableError(
+                f"corrupt: its Ogg stream has no end, and bytes that are not Ogg follow from byte {self.end}"
+            )
 
     def whole(self) -> list[Part]:
         return [(self.start, self.end)]
@@ -126,7 +130,7 @@ class Link:
         return [(audio.first.start, audio.first.end), (self.first_pages_end, audio.last.end)]
 
     def marked_end(self, content: BinaryIO) -> list[Part]:
-        """As `audio_first`, with the last page marked as such."""
+        """The parts of `audio_first`, with the last page of packets marked as the last one."""
         *others, (start, end) = self.audio_first()
         page = self.audio.last_timed
         return [*others, (start, page.start), as_last_page(content, page), (page.end, end)]

@@ -80,7 +80,7 @@ def pages(content: BinaryIO, start: int) -> Iterator[Page | Junk]:
                 raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
             raise UnusableError("truncated: ends inside an Ogg page")
         _, version, flags, granule, serial, number, checksum, _ = _HEADER.unpack(header)
-        if version != 0 or checksum != _checksum(header + lacing + body):
+        if version != 0 or checksum != page_checksum(header + lacing + body):
             raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
         packets = sum(length < 255 for length in lacing)
         yield Page(start, end, flags, granule, serial, number, packets, body[:_HEAD_BYTES])
@@ -92,7 +92,7 @@ def as_last_page(content: BinaryIO, page: Page) -> bytes:
     content.seek(page.start)
     changed = bytearray(content.read(page.end - page.start))
     changed[_FLAGS_AT] |= LAST_PAGE
-    changed[_CHECKSUM_AT : _CHECKSUM_AT + 4] = _checksum(bytes(changed)).to_bytes(4, "little")
+    changed[_CHECKSUM_AT : _CHECKSUM_AT + 4] = page_checksum(bytes(changed)).to_bytes(4, "little")
     return bytes(changed)
 
 
@@ -115,7 +115,7 @@ def _junk(content: BinaryIO, start: int, size: int) -> Junk:
     return Junk(start, size, is_tag or is_blank)
 
 
-def _checksum(page: bytes) -> int:
+def page_checksum(page: bytes) -> int:
     """The CRC of a page: zlib's polynomial with the bits of each byte in the other order, from 0, not inverted."""
     blank = page[:_CHECKSUM_AT] + bytes(4) + page[_CHECKSUM_AT + 4 :]
     reverse = zlib.crc32(blank.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF

@@ -25,9 +25,7 @@ from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableErro
 from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
-from audiodiff_core.audio.sndfile import ForwardSoundFile, sndfile_blocks
-
-SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
 
 
 def decode(source: str | Path | bytes, sample_rate: int) -> Samples:

@@ -9,6 +9,8 @@ from audiodiff_core.audio.blocks import block_frames, mono, opened
 from audiodiff_core.audio.containers import check_whole
 from audiodiff_core.audio.formats import Samples
 
+SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+
 
 class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
     """Read from start to end: where it can seek, soundfile does so after each block, which takes time and changes the samples of an MP3."""
