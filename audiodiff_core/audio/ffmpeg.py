@@ -1,8 +1,7 @@
 """Decode with FFmpeg (PyAV)."""
 
-import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
@@ -13,12 +12,12 @@ from audiodiff_core.audio.formats import Samples, UnusableError, check_header
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
 
-def ffmpeg_container(file: str | io.BytesIO) -> Any:
+def ffmpeg_container(file: str | BinaryIO) -> Any:
     source = f"file:{file}" if isinstance(file, str) else file  # a name may hold ':', which FFmpeg would take for the end of a protocol
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
-def ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+def ffmpeg_blocks(file: str | BinaryIO) -> tuple[int, Iterator[Samples]]:
     """As `_mono_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
     container = ffmpeg_container(file)
     if not container.streams.audio:

@@ -1,7 +1,7 @@
 """Audio files of any kind as mono float32 samples at one rate, in a stream of blocks.
 
 1. `open_local` makes the source a local file (remote objects are spooled to a temporary file).
-2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). FFmpeg also decodes sound Ogg Vorbis (`vorbis`).
+2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). Ogg is read link by link (`ogg`).
 3. Channels are averaged and soxr (HQ) resamples, both as a stream, so that memory does not grow with the file.
 4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
 """
@@ -23,17 +23,15 @@ from audiodiff_core.audio.blocks import check_level, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.mp4 import check_sample_tables
+from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
-from audiodiff_core.audio.sndfile import ForwardSoundFile, sndfile_blocks
-from audiodiff_core.audio.vorbis import is_plain_vorbis, vorbis_blocks
-
-SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
 
 
 def decode(source: str | Path | bytes, sample_rate: int) -> Samples:
     """All samples of `source`: mono, (n,), nominally in [-1, 1], at `sample_rate` Hz.
 
-    The same numbers as `librosa.load(source, sr=sample_rate, mono=True)` where libsndfile decodes the file, and within 1e-6 where FFmpeg decodes Vorbis.
+    The same numbers as `librosa.load(source, sr=sample_rate, mono=True)` where libsndfile decodes the file. Of a chain of Ogg streams, librosa loads the first.
     Raises AudioDecodeError where the source is not audio, is empty, is corrupt or truncated as far as its format tells, or holds samples that are no numbers.
     """
     return np.concatenate(list(stream(source, sample_rate)))
@@ -78,11 +76,13 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
 
 def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
+    if is_ogg(file):
+        return ogg_blocks(file)
     try:
         sound = ForwardSoundFile(file)
         if sound.frames or not is_unfinished(sound.extra_info):
             check_header(sound.channels, sound.samplerate)
-            return sound.samplerate, vorbis_blocks(sound, file) if is_plain_vorbis(sound, file) else sndfile_blocks(sound, file)
+            return sound.samplerate, sndfile_blocks(sound, file)
         refusal = "a header that was never finished"
     except soundfile.LibsndfileError as error:
         refusal = one_line(error)

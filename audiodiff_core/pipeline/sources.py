@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from audiodiff_core.audio import Samples, decode
 from audiodiff_core.mel import Images, Mel, MelConfig
+from audiodiff_core.pipeline.geometry import NARROWEST
 
 Span = tuple[float, float]
 Mask = npt.NDArray[np.bool_]
@@ -48,9 +49,15 @@ def source_image(source: Source, mel: MelConfig, width: int) -> Images:
 
 
 def track_image(track: Audio, mel: MelConfig) -> Images:
-    """The mel image (y_res, columns) of a whole track, all of it relative to the track's loudest moment."""
+    """Analyse a whole track to a mel image (y_res, columns), all of it relative to the track's loudest moment.
+
+    Raises ValueError for a track too short to be made into audio again, or too long.
+    """
     samples = samples_of(track, mel)
     columns = -(-len(samples) // mel.hop_length)
+    if columns < NARROWEST:
+        least = mel.hop_length + 1
+        raise ValueError(f"audio of {len(samples)} samples: a track has at least {least}, more than one hop")
     if columns > LONGEST_TRACK:
         raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {LONGEST_TRACK * mel.hop_length / mel.sample_rate:.0f} s are taken")
     return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice is a sample short of its columns
