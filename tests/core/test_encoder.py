@@ -15,6 +15,7 @@ from torch import nn
 
 from audiodiff_core.audio import decode
 from audiodiff_core.encoder import BATCH_SIZE, AudioEncoder, ClapEncoder, load_encoder
+from tests import tiny_clap
 
 Audio = npt.NDArray[np.float32]
 RATE = 22_050
@@ -161,32 +162,10 @@ def test_wrong_arguments_are_named(encoder: AudioEncoder, tabla: Audio) -> None:
         encoder.encode([tabla], RATE, pool="median")  # type: ignore[arg-type]
 
 
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "drum", "loop", "choir"]
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["rand_trunc", "fusion"])
 def clap_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLAP with random weights, saved by transformers as the published ones are (unfused and fused)."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    text = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12}
-    audio = {"num_mel_bins": 32, "spec_size": 128, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2], "hidden_size": 16}
-    fused = {"enable_fusion": True, "fusion_type": "aff_2d"} if request.param else {}
-    torch.manual_seed(0)
-    config = transformers.ClapConfig(
-        text_config={**text, "projection_dim": 12}, audio_config={**audio, **fused, "window_size": 4, "projection_dim": 12}, projection_dim=12
-    )
     folder = tmp_path_factory.mktemp("clap")
-    transformers.ClapModel(config).save_pretrained(folder)
-    truncation = "fusion" if request.param else "rand_trunc"
-    transformers.ClapFeatureExtractor(
-        feature_size=32, sampling_rate=16_000, hop_length=160, max_length_s=1, fft_window_size=512, frequency_max=8_000, truncation=truncation
-    ).save_pretrained(folder)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    words.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    tiny_clap.write(folder, fused=request.param)
     return folder
 
 
