@@ -63,8 +63,8 @@ def _from_filesystem(source: str, target: Path) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         filesystem.get_file(f"{prefix}/{name}", str(target / name))
         if name not in DESCRIPTIONS and name.endswith(INDEX_END):
-            folder = Path(name).parent
-            parts = [(folder / shard).as_posix() for shard in shards(target / folder, Path(name).name)]
+            parent = Path(name).parent
+            parts = [(parent / shard).as_posix() for shard in shards(target / parent, Path(name).name)]
             require_shards(name, parts, sizes)
             if (size := sum(sizes[part] for part in parts)) > LARGEST_WEIGHTS:
                 raise CheckpointError(f"{name} is of {size:,} bytes, {LARGEST_WEIGHTS:,} are read")

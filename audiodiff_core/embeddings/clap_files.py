@@ -98,7 +98,8 @@ def _check_features(folder: Path) -> None:
         raise CheckpointError(f"holds no {_FEATURE_FILES[0]}")
     for file in files:
         settings = read_json(folder, file)
-        for stated in (settings, settings.get("feature_extractor")):
-            for name, bounds in _FEATURE_BOUNDS.items() if isinstance(stated, dict) else ():
+        inner = settings.get("feature_extractor")
+        for stated in (settings, inner if isinstance(inner, dict) else {}):
+            for name, bounds in _FEATURE_BOUNDS.items():
                 if name in stated and stated[name] not in bounds:
                     raise CheckpointError(f"{file}: {name} {stated[name]} is not from {bounds[0]} to {bounds[-1]}")

@@ -108,6 +108,23 @@ def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str
     assert again.digest != encoder.digest
 
 
+def test_half_precision_and_shards_are_read(state: dict[str, torch.Tensor], encoder: AudioEncoder, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    values = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    save_file(values, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    half = load_encoder(tmp_path)
+    assert isinstance(half, AudioEncoder)
+    assert torch.equal(half.embedding.bias, state["embedding.bias"].half().float())
+    parts = {key: f"diffusion_pytorch_model-0000{1 + key.startswith('dense')}-of-00002.safetensors" for key in state}
+    for file in set(parts.values()):
+        save_file({key: state[key] for key, name in parts.items() if name == file}, tmp_path / file)
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    assert load_encoder(tmp_path).digest == encoder.digest
+    (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names files that are missing: diffusion_pytorch_model-00002-of-00002\.safetensors"):
+        load_encoder(tmp_path)
+
+
 class _Malicious:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("unpickled"),))
