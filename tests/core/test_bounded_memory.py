@@ -12,6 +12,7 @@ import soundfile
 from audiodiff_core.audio import LONGEST_DECODED_S, AudioDecodeError, decode, stream
 from audiodiff_core.audio.formats import UnusableError
 from audiodiff_core.audio.mp4 import MAX_BOXES, MAX_PACKETS, check_sample_tables
+from audiodiff_core.compat.mel import Mel as CompatMel
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.pipeline.sources import LONGEST_TRACK, Audio, source_image, track_image
 from audiodiff_core.slices import Slicing, pieces
@@ -77,6 +78,8 @@ class TestDecode:
             decode(tmp_path / "long.flac", 1_000)
         assert len(decode(tmp_path / "long.flac", 48_000, start_s=100, duration_s=1)) == 48_000
         assert sum(len(block) for block in stream(tmp_path / "long.flac", 1_000)) > LONGEST_DECODED_S * 1_000
+        with pytest.raises(ValueError, match=f"long.flac: lasts more than {LONGEST_DECODED_S:.0f} s"):
+            CompatMel(sample_rate=1_000, hop_length=16).load_audio(tmp_path / "long.flac")
 
     @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, None), (1, -1)])
     def test_a_part_that_is_none_is_refused(self, start_s: float, duration_s: float | None, damaged: Path) -> None:
