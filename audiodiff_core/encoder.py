@@ -20,12 +20,10 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
 from audiodiff_core.audio import Samples
-from audiodiff_core.hub_names import repository_name
+from audiodiff_core.embeddings.encoder_folder import encoder_repository, local_folder, read_config
 from audiodiff_core.mel import IMAGE_MAX, Images, Mel, MelConfig
 
 Embeddings = npt.NDArray[np.float32]
@@ -69,9 +67,9 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     Raises ValueError where there is none, it is of another kind, cannot be read, or needs a package that is not installed.
     """
     expected, name = _parts(str(source))
-    name = _repository(name)
+    name = encoder_repository(name)
     folder = local_folder(name)
-    config = _config(folder, name)
+    config = read_config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
     if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
         raise ValueError(f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded")
@@ -283,40 +281,3 @@ def _parts(source: str) -> tuple[str | None, str]:
     """The kind that a prefix states, if one does, and the rest."""
     kind, colon, rest = source.partition(":")
     return (kind, rest) if colon and kind in ("audio-encoder", "clap") else (None, source)
-
-
-def local_folder(source: str) -> Path:
-    """Return the folder `source`, or a copy of the repository on the Hub, with the weights that loading prefers."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    from audiodiff_core.checkpoint.source import download_weights  # their import takes a while
-    from audiodiff_core.checkpoint.weight_files import DIFFUSERS, TRANSFORMERS
-
-    name = _repository(source)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"encoder {source}: no such folder, and not a Hugging Face id (OWNER/NAME)")
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
-        download_weights(name, folder, [Path()], [TRANSFORMERS, DIFFUSERS])
-    except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"encoder {source}: no such folder, and no such model on the Hugging Face Hub could be fetched") from error
-    except ValueError as error:
-        raise ValueError(f"encoder {source}: {error}") from error
-    return folder
-
-
-def _repository(source: str) -> str:
-    try:
-        return repository_name(source)
-    except ValueError as error:
-        raise ValueError(f"encoder {source}: {error}") from error
-
-
-def _config(folder: Path, source: str) -> dict[str, Any]:
-    from audiodiff_core.checkpoint.layout import CONFIG, read_json  # its import takes a while
-
-    try:
-        return read_json(folder, CONFIG)
-    except ValueError as error:
-        raise ValueError(f"encoder {source}: {error}") from error

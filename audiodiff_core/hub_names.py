@@ -10,13 +10,16 @@ RepositoryKind = Literal["model", "dataset"]
 
 _HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co", constants.ENDPOINT.partition("://")[2]}
 _KINDS = {"models": "model", "datasets": "dataset", "spaces": "space"}
-_ADDRESS = re.compile(rf"(?:https?://)?(?:{'|'.join(map(re.escape, sorted(_HOSTS)))})(?:/(?P<path>[^?#]*))?(?:[?#].*)?", re.IGNORECASE)
+_ADDRESS = re.compile(
+    rf"(?:https?://)?(?:{'|'.join(map(re.escape, sorted(_HOSTS)))})(?:/(?P<path>[^?#]*))?(?:[?#].*)?", re.IGNORECASE
+)
 
 
 def repository_name(source: str, kind: RepositoryKind = "model") -> str:
-    """Return OWNER/NAME for `OWNER/NAME/` and for the address of a repository's page; return any other `source` as it is.
+    """Return OWNER/NAME for `OWNER/NAME/` and for the address of a repository's page, any other `source` as it is.
 
-    The address may be that of the branch main (`/tree/main`). Raises ValueError for an address of anything else, without naming `source`.
+    The address may be that of the branch main (`/tree/main`). Raises ValueError for an address of anything else; the
+    message does not name `source`.
     """
     if Path(source).exists():
         return source
@@ -31,5 +34,7 @@ def repository_name(source: str, kind: RepositoryKind = "model") -> str:
         raise ValueError(f"is the address of a {stated} on the Hugging Face Hub, a {kind} is expected")
     owner, name, *page = parts
     if page not in ([], ["tree", "main"]):
-        raise ValueError(f"is the address of a page inside {owner}/{name}: write {owner}/{name}, which stands for its branch main")
+        raise ValueError(
+            f"is the address of a page inside {owner}/{name}: write {owner}/{name}, which stands for its branch main"
+        )
     return f"{owner}/{name}"

@@ -1,7 +1,7 @@
 """Boxes of MP4 files: bounds on what FFmpeg would take memory for.
 
-FFmpeg keeps an index entry of 24 to 35 bytes for each packet that a file states, whether or not the file holds it. The walk enters
-the boxes that FFmpeg enters, also those in disguise, and counts the entries as FFmpeg does.
+FFmpeg keeps an index entry of 24 to 35 bytes for each packet that a file states, whether or not the file holds it.
+The walk enters the boxes that FFmpeg enters, also those in disguise, and counts the entries as FFmpeg does.
 """
 
 import os
@@ -20,7 +20,23 @@ MAX_BOXES = 1 << 20
 MAX_PACKETS = 1 << 23
 """Index entries of all tracks: 49 hours of AAC at 48 kHz, 300 MB in FFmpeg."""
 
-MP4_CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"udta", b"dinf", b"tref", b"wave"})
+MP4_CONTAINERS = frozenset(
+    {
+        b"moov",
+        b"trak",
+        b"mdia",
+        b"minf",
+        b"stbl",
+        b"moof",
+        b"traf",
+        b"mvex",
+        b"edts",
+        b"udta",
+        b"dinf",
+        b"tref",
+        b"wave",
+    }
+)
 MP4_DISGUISES = frozenset({b"free", b"hoov"})
 """Boxes that FFmpeg reads as `moov` if their content begins like that of one."""
 
@@ -65,18 +81,20 @@ class _Track:
                 self.chunks = max(self.chunks, min(first, box.stop - box.content))
             case b"stsc":
                 content.seek(box.content + 8)
-                table = np.frombuffer(content.read(12 * min(first, (box.stop - box.content - 8) // 12)), ">u4").reshape(-1, 3)
+                table = np.frombuffer(content.read(12 * min(first, (box.stop - box.content - 8) // 12)), ">u4").reshape(
+                    -1, 3
+                )
                 self.frames_in_chunks = max(self.frames_in_chunks, int(table[:, 1].max(initial=0)))
 
     def entries(self) -> int:
-        """Index entries that FFmpeg makes: blocks of PCM frames in a chunk are one entry, other packets are one each, again in each edit."""
+        """Count FFmpeg's index entries: one for a block of PCM frames in a chunk or for a packet, in each edit."""
         if self.is_audio and self.one_frame_each:
             return self.chunks * (1 + self.frames_in_chunks // PCM_FRAMES_PER_ENTRY) * self.edits
         return self.packets * self.edits
 
 
 def check_sample_tables(content: BinaryIO) -> None:
-    """Raise UnusableError for an MP4 file that states more packets than it has room for, or more boxes or packets than are read."""
+    """Raise UnusableError for an MP4 file with too many boxes or packets, or with more packets than it has room for."""
     room = content.seek(0, os.SEEK_END)
     tracks = [_Track()]
     in_fragments = 0
@@ -91,7 +109,9 @@ def check_sample_tables(content: BinaryIO) -> None:
                 in_fragments += first
                 _require_room(in_fragments, room)
             case b"stsz":
-                _require_room(second * (first or 4), room)  # `first` bytes for each packet, or a line in the table of sizes
+                _require_room(
+                    second * (first or 4), room
+                )  # `first` bytes for each packet, or a line in the table of sizes
             case b"stz2":
                 _require_room(second * (first & 0xFF) // 8, room)
         tracks[-1].add(box, content)
@@ -115,7 +135,9 @@ def _boxes(content: BinaryIO, room: int) -> Iterator[_Box]:
         head = content.read(28).ljust(28, b"\0")
         size, kind = struct.unpack_from(">I4s", head)
         header = 16 if size == 1 else 8
-        stop = end if size == 0 else start + (struct.unpack_from(">Q", head, 8)[0] if size == 1 else size)  # 0: to the end
+        stop = (
+            end if size == 0 else start + (struct.unpack_from(">Q", head, 8)[0] if size == 1 else size)
+        )  # 0: to the end
         if stop < start + header or start + header > end:
             continue
         if (count := count + 1) > MAX_BOXES:

@@ -1,9 +1,9 @@
-"""Files that hold a network's weights: whole or in shards, in full or half precision, as safetensors or as a pickle of tensors.
+"""Files of a network's weights: whole or in shards, in full or half precision, as safetensors or a pickle of tensors.
 
-    BASE.safetensors        BASE.safetensors.index.json        and its shards, such as BASE-00001-of-00002.safetensors
-    BASE.fp16.safetensors   BASE.safetensors.index.fp16.json   and its shards, such as BASE.fp16-00001-of-00002.safetensors
+    BASE.safetensors        BASE.safetensors.index.json        shards such as BASE-00001-of-00002.safetensors
+    BASE.fp16.safetensors   BASE.safetensors.index.fp16.json   shards such as BASE.fp16-00001-of-00002.safetensors
 
-Full precision comes first, then safetensors, then whole files. An index comes from outside: its shards lie beside it, or it is refused.
+Full precision comes first, then safetensors, then whole files. An index is untrusted: its shards lie beside it.
 """
 
 import re
@@ -38,7 +38,7 @@ class WeightNames:
                 yield f"{base}{part}.{suffix}", f"{base}.{suffix}.index{part}{INDEX_END}"
 
     def preferred(self, present: Container[str]) -> str | None:
-        """Return the file, or the index, that is read if a folder holds the names `present`; None if it holds no weights."""
+        """Return the file or index that is read if a folder holds the names `present`, None without weights."""
         return next((name for stage in self.stages() for name in stage if name in present), None)
 
 
@@ -47,7 +47,10 @@ TRANSFORMERS = WeightNames("model", "pytorch_model")
 
 
 def shards(folder: Path, index: str) -> dict[str, set[str]]:
-    """Return the names of an index's shards, sorted, and of the tensors in each. Raises CheckpointError for an index that is not sound."""
+    """Return the sorted names of an index's shards, and the tensors in each.
+
+    Raises CheckpointError for an index that is damaged, names files outside its folder, or too many.
+    """
     weight_map = read_json(folder, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map of tensors to files")
@@ -55,7 +58,9 @@ def shards(folder: Path, index: str) -> dict[str, set[str]]:
     tensors: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or not name.endswith(suffix):
-            raise CheckpointError(f"{index} names the file {str(name)[:100]!r}: a {suffix} file beside the index is expected")
+            raise CheckpointError(
+                f"{index} names the file {str(name)[:100]!r}: a {suffix} file beside the index is expected"
+            )
         tensors.setdefault(name, set()).add(tensor)
     if len(tensors) > MOST_SHARDS:
         raise CheckpointError(f"{index} names {len(tensors)} files, {MOST_SHARDS} are read")
@@ -73,7 +78,9 @@ def few(names: list[str]) -> str:
     return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def weight_files(folder: Path, names: WeightNames = DIFFUSERS, largest: int = LARGEST_WEIGHTS) -> dict[Path, set[str] | None]:
+def weight_files(
+    folder: Path, names: WeightNames = DIFFUSERS, largest: int = LARGEST_WEIGHTS
+) -> dict[Path, set[str] | None]:
     """Return the files of a network's weights and the tensors that an index places in each, None without an index.
 
     Raises CheckpointError if there are none, a shard is missing, or they have more than `largest` bytes.

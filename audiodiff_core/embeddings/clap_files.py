@@ -1,6 +1,7 @@
-"""Files of a CLAP checkpoint -> transformers' model, feature extractor and tokenizer: complete and within bounds, or refused.
+"""Files of a CLAP checkpoint -> transformers' model, feature extractor and tokenizer, complete and within bounds.
 
-transformers initialises missing weights at random and makes up a missing vocabulary, and only logs it. Here both are errors.
+transformers initialises missing weights at random and makes up a missing vocabulary, and only logs the former.
+Here both are errors.
 """
 
 from pathlib import Path
@@ -39,8 +40,8 @@ _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
 def load_clap(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
     """Load the model in float32 on the CPU, the feature extractor and the tokenizer of a folder.
 
-    Raises CheckpointError, which names them, for weights that are missing, unknown or of another shape, for a missing vocabulary, and for
-    numbers and files beyond the bounds. transformers' own errors for damaged files pass through.
+    Raises CheckpointError for weights that are missing, unknown or of another shape, for a missing vocabulary, and
+    for numbers and files beyond the bounds. transformers' own errors for damaged files pass through.
     """
     model = _model(transformers, folder)
     _check_features(folder)
@@ -66,11 +67,17 @@ def _model(transformers: Any, folder: Path) -> Any:
         expected = transformers.ClapModel(config).state_dict()
     stored = read_weight_files(weight_files(folder, TRANSFORMERS, LARGEST_CLAP))
     learned, needed = (
-        {name: weight for name, weight in weights.items() if not name.endswith(_CONSTANTS)} for weights in (stored, expected)
+        {name: weight for name, weight in weights.items() if not name.endswith(_CONSTANTS)}
+        for weights in (stored, expected)
     )
     require_match(learned, needed, "CLAP")
-    weights = {name: float32_copy(name, weight, "CLAP") if needed[name].is_floating_point() else weight.clone() for name, weight in learned.items()}
-    model, report = transformers.ClapModel.from_pretrained(None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True)
+    weights = {
+        name: float32_copy(name, weight, "CLAP") if needed[name].is_floating_point() else weight.clone()
+        for name, weight in learned.items()
+    }
+    model, report = transformers.ClapModel.from_pretrained(
+        None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
+    )
     if initialised := sorted(name for name in report["missing_keys"] if not name.endswith(_CONSTANTS)):
         raise CheckpointError(f"the weights of CLAP lack {few(initialised)}")
     return model.eval()
