@@ -1,6 +1,6 @@
 """One audio file -> its mel slices, as a stream: the memory is that of a slice, however long the file."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,7 +59,7 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
             yield MelSlice(index, index * step / rate, len(samples) / rate, images[0], reference_db)
 
 
-def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Iterator[tuple[int, audio.Samples]]:
+def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Generator[tuple[int, audio.Samples], None, None]:
     """The samples of each slice of a file with its index, silent ones too; all but a padded last one have mel.config.slice_size samples."""
     size, step = mel.config.slice_size, mel.slice_step(slicing.overlap)
     held = np.empty(0, np.float32)

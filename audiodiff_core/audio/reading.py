@@ -9,8 +9,8 @@
 import io
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import av.error
@@ -27,19 +27,48 @@ from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
 
+LONGEST_DECODED_S = 4 * 3_600.0
+"""Default bound of `decode` in seconds: 1.3 GB at 22,050 Hz."""
 
-def decode(source: str | Path | bytes, sample_rate: int) -> Samples:
-    """All samples of `source`: mono, (n,), nominally in [-1, 1], at `sample_rate` Hz.
 
-    The same numbers as `librosa.load(source, sr=sample_rate, mono=True)` where libsndfile decodes the file. Of a chain of Ogg streams, librosa loads the first.
-    Raises AudioDecodeError where the source is not audio, is empty, is corrupt or truncated as far as its format tells, or holds samples that are no numbers.
+def decode(
+    source: str | Path | bytes,
+    sample_rate: int,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    longest_s: float = LONGEST_DECODED_S,
+) -> Samples:
+    """Decode audio to mono float32 samples (n,) at `sample_rate` Hz, nominally in [-1, 1].
+
+    `start_s` and `duration_s` select a part in seconds. Decoding stops at the end of the part, so damage after it is not detected.
+    The part is shorter, or empty, if the audio ends before it. `longest_s` bounds the samples that are kept, 4 hours by default.
+    The numbers are those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file. Of a chain of Ogg streams, librosa loads
+    only the first.
+    Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples.
     """
-    return np.concatenate(list(stream(source, sample_rate)))
+    first = round(start_s * sample_rate)
+    stop = math.inf if duration_s is None else first + round(duration_s * sample_rate)
+    if first < 0 or stop < first:
+        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start")
+    kept = bytearray()  # grows in place: a list of blocks would need twice the memory when it is joined
+    end = 0
+    with closing(stream(source, sample_rate)) as blocks:
+        for block in blocks:
+            begin, end = end, end + len(block)
+            kept += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
+            if len(kept) > longest_s * sample_rate * block.itemsize:
+                at_least = len(kept) / block.itemsize / sample_rate
+                reason = f"lasts {at_least:.0f} s or more, at most {longest_s:.0f} s are decoded at once: use a shorter file or a part of the audio"
+                raise AudioDecodeError(_name(source), reason)
+            if end >= stop:
+                break
+    return np.frombuffer(kept, np.float32)
 
 
-def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
-    """The samples of `decode`, in blocks of a few seconds. `source`: a path, any fsspec URI, or a file's bytes."""
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
+def stream(source: str | Path | bytes, sample_rate: int) -> Generator[Samples, None, None]:
+    """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file."""
+    name = _name(source)
     total = 0
     try:
         with open_local(source) as file:
@@ -53,6 +82,10 @@ def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
         raise AudioDecodeError(name, str(error)) from error
     if total == 0:
         raise AudioDecodeError(name, "no samples")
+
+
+def _name(source: str | Path | bytes) -> str:
+    return "<bytes>" if isinstance(source, bytes) else str(source)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import ray._private.node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from audiodiff_core.hub_names import repository_name
+
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more workers, not more threads, use more cores; the thread count moves the last bits
 
 
@@ -110,11 +112,17 @@ def _limits() -> dict[str, int]:
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
-    """`uri` as every process of the job can use it: paths made absolute, `~` too, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
+    """Return `uri` as every process of the job can use it: paths, also with `~`, are made absolute, since workers run elsewhere.
 
-    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, and for
-    a URI that holds a secret.
+    With `hub_id`, OWNER/NAME and the address of its page on the Hugging Face Hub stand for a repository. Raises ValueError for a relative path
+    in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, for a URI that holds a secret, and for an
+    address on the Hub that is not a repository's.
     """
+    if hub_id:
+        try:
+            uri = repository_name(uri, "dataset" if option == "dataset_name" else "model")
+        except ValueError as error:
+            raise ValueError(f"{option} {uri.partition('?')[0]}: {error}") from error
     if holds_secret(uri):
         raise ValueError(f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment")
     if "://" in uri or (hub_id and is_hub_id(uri)):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, Samples, stream
+from audiodiff_core.audio import AudioDecodeError, Samples, decode
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
@@ -14,8 +14,6 @@ from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.storage import Folder
-
-SECONDS_AT_MOST = 4 * 3_600  # of a file, whose samples are in memory
 
 
 class EmbeddingsWorker:
@@ -68,15 +66,9 @@ class EmbeddingsWorker:
             failures.append({"audio_file": source.uri, "reason": error.reason})
 
     def _embedded(self, local: Path) -> Samples:
-        """The vector (dim,) of an audio file. Raises AudioDecodeError where it cannot be used."""
+        """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than `decode` takes at once."""
         rate = self.encoder.sample_rate
-        blocks, count = [], 0
-        for block in stream(local, rate):
-            blocks.append(block)
-            count += len(block)
-            if count > SECONDS_AT_MOST * rate:
-                raise AudioDecodeError(str(local), f"longer than {SECONDS_AT_MOST / 3_600:g} hours")
-        vector: Samples = self.encoder.encode([np.concatenate(blocks)], rate)[0]
+        vector: Samples = self.encoder.encode([decode(local, rate)], rate)[0]
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector
