@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av.error
-import fsspec
 import numpy as np
 import soundfile
 import soxr
@@ -26,6 +25,7 @@ from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.riff import is_unfinished
 from audiodiff_core.audio.sndfile import ForwardSoundFile, sndfile_blocks
 from audiodiff_core.audio.vorbis import is_plain_vorbis, vorbis_blocks
+from audiodiff_core.filesystems import filesystem_of
 
 SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
 
@@ -66,7 +66,7 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
     if "://" not in str(source):  # a local name may hold '::', which fsspec would take for a chain of filesystems
         yield str(Path(source).expanduser())
         return
-    filesystem, path = fsspec.url_to_fs(str(source))
+    filesystem, path = filesystem_of(str(source))
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         yield path
         return

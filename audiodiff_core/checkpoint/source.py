@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import fsspec
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -18,6 +17,7 @@ from audiodiff_core.checkpoint.layout import (
     WEIGHTS,
     CheckpointError,
 )
+from audiodiff_core.filesystems import filesystem_of
 
 LARGEST_WEIGHTS = 16 << 30
 NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")  # the last: an autoencoder alone
@@ -47,7 +47,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def _from_filesystem(source: str, target: Path) -> Path:
-    filesystem, path = fsspec.url_to_fs(source)
+    filesystem, path = filesystem_of(source)
     prefix: str = path.rstrip("/")
     place = target
     if filesystem.isfile(prefix):
