@@ -39,6 +39,10 @@ class DiskListing:
                 self._count("links followed")
                 yield from self._tree(link, top=folder)
 
+    def files(self, folder: str) -> Iterator[Entry]:
+        """Files directly in a folder of the root."""
+        return self._files(folder, [])
+
     def _tree(self, start: str, top: str) -> Iterator[Entry]:
         """Files of a folder and its real subfolders; links to folders are put aside."""
         waiting = [start]

@@ -61,7 +61,9 @@ class Folder:
         """The files that match a glob pattern, sorted, relative to the folder; `*` and `?` match within one part of a name."""
         with self._reached(pattern):
             try:
-                return sorted(entry.name for entry in self._entries(fixed_folder(pattern)) if matches(entry.name, pattern))
+                folder = fixed_folder(pattern)
+                deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
+                return sorted(entry.name for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern))
             except (FileNotFoundError, NotADirectoryError):  # a folder on disk that does not exist yet
                 return []
 
@@ -70,10 +72,11 @@ class Folder:
         with self._reached(""):
             yield from self._entries("", passed_over)
 
-    def _entries(self, folder: str, passed_over: PassedOver | None = None) -> Iterator[Entry]:
+    def _entries(self, folder: str, passed_over: PassedOver | None = None, *, deep: bool = True) -> Iterator[Entry]:
         if self.is_local:
-            return DiskListing(self.root, passed_over).entries(folder)
-        files = (entry for entry in objects(self.filesystem, self.root, folder) if not entry.name.endswith("/"))
+            listing = DiskListing(self.root, passed_over)
+            return listing.entries(folder) if deep else listing.files(folder)
+        files = (entry for entry in objects(self.filesystem, self.root, folder, deep=deep) if not entry.name.endswith("/"))
         return without_hidden(files, passed_over)
 
     def entry(self, name: str) -> Entry:

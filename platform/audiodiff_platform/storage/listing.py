@@ -66,15 +66,18 @@ def _match(parts: list[str], patterns: list[str]) -> bool:
     return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _match(parts[1:], patterns[1:])
 
 
-def objects(filesystem: Any, root: str, folder: str = "") -> Iterator[Entry]:
-    """All objects below a folder of `root`, in no order, a page at a time. Markers of empty folders have names that end in a slash."""
+def objects(filesystem: Any, root: str, folder: str = "", *, deep: bool = True) -> Iterator[Entry]:
+    """All objects below a folder of `root`, or only those directly in it, in no order, a page at a time.
+
+    Markers of empty folders have names that end in a slash.
+    """
     match filesystem.protocol:
         case "s3" | ("s3", *_):
-            yield from _objects_of_s3(filesystem, root, folder)
+            yield from _objects_of_s3(filesystem, root, folder, {} if deep else {"Delimiter": "/"})
         case "gs" | "gcs" | ("gs" | "gcs", *_):
-            yield from _objects_of_gcs(filesystem, root, folder)
+            yield from _objects_of_gcs(filesystem, root, folder, {} if deep else {"delimiter": "/"})
         case _:
-            for path, details in sorted(filesystem.find(f"{root}/{folder}".rstrip("/"), detail=True).items()):
+            for path, details in sorted(filesystem.find(f"{root}/{folder}".rstrip("/"), maxdepth=None if deep else 1, detail=True).items()):
                 yield entry_on_store(path[len(root) + 1 :], details["size"], details)
 
 
@@ -94,9 +97,9 @@ def _hidden_folder(name: str, hides: Callable[[str], bool]) -> str | None:
     return next(("/".join(parts[: place + 1]) for place, part in enumerate(parts[:-1]) if hides(part)), None)
 
 
-def _objects_of_s3(filesystem: Any, root: str, folder: str) -> Iterator[Entry]:
+def _objects_of_s3(filesystem: Any, root: str, folder: str, parameters: dict[str, str]) -> Iterator[Entry]:
     bucket, prefix = _prefix(root, folder)
-    request = {"Bucket": bucket, "Prefix": prefix}
+    request = {"Bucket": bucket, "Prefix": prefix, **parameters}
     while request:
         page = filesystem.call_s3("list_objects_v2", **request)
         request = {**request, "ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
@@ -104,11 +107,12 @@ def _objects_of_s3(filesystem: Any, root: str, folder: str) -> Iterator[Entry]:
             yield entry_on_store(f"{bucket}/{details['Key']}"[len(root) + 1 :], details["Size"], details)
 
 
-def _objects_of_gcs(filesystem: Any, root: str, folder: str) -> Iterator[Entry]:
+def _objects_of_gcs(filesystem: Any, root: str, folder: str, parameters: dict[str, str]) -> Iterator[Entry]:
     bucket, prefix = _prefix(root, folder)
     page: dict[str, Any] = {"nextPageToken": None}
     while "nextPageToken" in page:
-        page = filesystem.call("GET", "b/{}/o", bucket, prefix=prefix or None, pageToken=page["nextPageToken"], json_out=True)
+        request = {"prefix": prefix or None, "pageToken": page["nextPageToken"], **parameters}
+        page = filesystem.call("GET", "b/{}/o", bucket, json_out=True, **request)
         for details in page.get("items", []):
             yield entry_on_store(f"{bucket}/{details['name']}"[len(root) + 1 :], details["size"], details)
 
