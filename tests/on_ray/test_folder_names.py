@@ -24,7 +24,10 @@ from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
 
-NAMES = ["Artist - Album [FLAC]", "a*", "what?", "[!x]", "**", "{a,b}", "one::two", "file::zip", "#1 of 100%25", "~root", "Ænima é 音", "b$(x)&'\"c", "[", "a\\[b]"]
+NAMES = [
+    "Artist - Album [FLAC]", "a*", "what?", "[!x]", "**", "{a,b}", "one::two",
+    "file::zip", "#1 of 100%25", "~root", "Ænima é 音", "b$(x)&'\"c", "[", "a\\[b]",
+]
 NEIGHBOURS = ["Artist - Album F", "ab", "whats", "y", "x", "a", "b", "one", "file"]
 CHARACTERS = "Artist - Album [FLAC]*?"
 
