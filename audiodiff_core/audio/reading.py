@@ -14,7 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import av.error
-import fsspec
 import numpy as np
 import soundfile
 import soxr
@@ -26,6 +25,7 @@ from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
+from audiodiff_core.filesystems import filesystem_of
 
 LONGEST_DECODED_S = 4 * 3_600.0
 """Default bound of `decode` in seconds: 1.3 GB at 22,050 Hz."""
@@ -97,7 +97,7 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
     if "://" not in str(source):  # a local name may hold '::', which fsspec would take for a chain of filesystems
         yield str(Path(source).expanduser())
         return
-    filesystem, path = fsspec.url_to_fs(str(source))
+    filesystem, path = filesystem_of(str(source))
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         yield path
         return

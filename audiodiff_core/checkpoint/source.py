@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -18,6 +17,7 @@ from audiodiff_core.checkpoint.layout import (
     CheckpointError,
 )
 from audiodiff_core.checkpoint.weight_files import DIFFUSERS, INDEX_END, LARGEST_WEIGHTS, WeightNames, require_shards, shards
+from audiodiff_core.filesystems import filesystem_of
 from audiodiff_core.hub_names import repository_name
 
 NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")  # the last: an autoencoder alone
@@ -40,7 +40,7 @@ def local_copy(source: str, scratch: Path) -> Path:
 
 
 def _from_filesystem(source: str, target: Path) -> Path:
-    filesystem, path = fsspec.url_to_fs(source)
+    filesystem, path = filesystem_of(source)
     prefix: str = path.rstrip("/")
     place = target
     if filesystem.isfile(prefix):

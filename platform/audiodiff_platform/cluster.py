@@ -13,6 +13,7 @@ import ray._private.node
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from audiodiff_core.filesystems import OBJECT_STORES
 from audiodiff_core.hub_names import repository_name
 
 WORKER_ENVIRONMENT = {"OMP_NUM_THREADS": "1"}  # more workers, not more threads, use more cores; the thread count moves the last bits
@@ -147,9 +148,14 @@ def encoder_source(name: str) -> str:
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether a URI has a query (a signature) or user information (a key): what names may not hold, since they are written down and shown."""
-    _, scheme, rest = uri.partition("://")
-    return bool(scheme) and ("?" in rest or "@" in rest.partition("/")[0])
+    """True where a URI has a query (a signature) or user information (a key): names are written down and shown, and may hold neither.
+
+    Names on disk and on object stores may hold `?`; a query there has a value.
+    """
+    scheme, separator, rest = uri.partition("://")
+    _, question_mark, query = rest.partition("?")
+    has_query = "=" in query if scheme in OBJECT_STORES | {"file"} else bool(question_mark)
+    return bool(separator) and (has_query or "@" in rest.partition("/")[0])
 
 
 def is_hub_id(name: str) -> bool:

@@ -13,6 +13,7 @@ from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.in_hand import WORKERS_LOST_AT_MOST, InHand
 from audiodiff_platform.plan import read_shard
+from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 
 
@@ -31,6 +32,7 @@ class EmbeddingsWorker:
         """Writes the shard's part and commits it; says how many files gave an embedding and how many could not be used."""
         found: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
+        digests: dict[str, str] = {}
         in_hand = InHand(self.output, shard)
         try:
             with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
@@ -39,7 +41,7 @@ class EmbeddingsWorker:
                         failures.append({"audio_file": source.uri, "reason": f"ended {WORKERS_LOST_AT_MOST} workers that read it"})
                         continue
                     in_hand.take(source.uri)
-                    self._embed(source, Path(scratch), found, failures)
+                    self._embed(source, Path(scratch), digests, found, failures)
         finally:  # an error is no death
             in_hand.take(None)
         parts = {}
@@ -48,13 +50,15 @@ class EmbeddingsWorker:
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name] = commits.sha256(content)
-        commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts})
+        sources = record_digests(self.output, shard, digests)
+        commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts, **sources})
         return {"shard": shard, "files": len(found), "unusable": len(failures)}
 
-    def _embed(self, source: Source, scratch: Path, found: dict[str, Samples], failures: list[dict[str, str]]) -> None:
-        """Adds the vectors of a source's files to `found`, and why there is none to `failures`."""
+    def _embed(self, source: Source, scratch: Path, digests: dict[str, str], found: dict[str, Samples], failures: list[dict[str, str]]) -> None:
+        """Add a source's digest to `digests`, the vectors of its files to `found`, and why there is none to `failures`."""
         try:
             local = self.inputs.fetch(source, scratch)
+            digests[source.uri] = commits.file_sha256(local)
             for item in items(source, local, scratch):
                 try:
                     found[item.name] = self._embedded(item.local)

@@ -81,9 +81,11 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
-    planned, new = new_sources(output, _sources(options, inputs, tracks))
+    planned, new = new_sources(output, _sources(options, inputs, tracks), inputs)
+    for line in inputs.describe():
+        say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others{inputs.skipped_text()})")
     done = commits.committed(output)
     if new or planned.keys() - done.keys():
         seconds = sum(source.seconds for source in new)
@@ -105,7 +107,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
             for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
                 progress.finished(counts)
-    return _finish_embeddings(options, output, settings, tracks)
+    return {**_finish_embeddings(options, output, settings, tracks), "others": inputs.others, "skipped": dict(inputs.skipped)}
 
 
 def _tracks(dataset_name: str) -> set[str]:

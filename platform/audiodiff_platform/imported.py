@@ -13,18 +13,19 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import datasets
-import fsspec
 import pyarrow.compute as pc
 import pydantic
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+from audiodiff_core.filesystems import filesystem_of
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.png import decode_png, png_shape
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, MelDataset, TrainingImages
+from audiodiff_platform.plain_names import plainly_named
 from audiodiff_platform.storage import Folder
 
 COLUMNS = ("image", "audio_file", "slice")
@@ -56,7 +57,7 @@ def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
             f"dataset_name {name}: not a finished mel dataset (no {commits.SUCCESS}: run jobs/prepare.py to its end), "
             "nor one of the original's kinds (a local folder of save_to_disk or of Parquet files)"
         )
-    rows = _saved(name, folder.root) if witness in SAVED else _loaded(name, folder.root)
+    rows = _saved(name, plainly_named(folder)) if witness in SAVED else _loaded(name, plainly_named(folder))
     carried = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
     return ImportedDataset(name, witness, rows, carried, given)
 
@@ -188,7 +189,8 @@ def _carried_on_hub(name: str) -> MelConfig | None:
 def given_mel(mel_config: str) -> MelConfig:
     """The configuration in the file that the option mel_config names."""
     try:
-        with fsspec.open(mel_config, "rb") as file:
+        filesystem, path = filesystem_of(mel_config)
+        with filesystem.open(path, "rb") as file:
             return _config(f"mel_config {mel_config}", file.read())
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"mel_config {mel_config}: no such file") from error

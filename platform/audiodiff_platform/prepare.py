@@ -103,13 +103,16 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, options.settings())
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
-    planned, new = new_sources(output, inputs.sources())
+    planned, new = new_sources(output, inputs.sources(), inputs)
+    for line in inputs.describe():
+        say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        passed_over = f"{inputs.others} others{inputs.skipped_text()}"
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over}; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
     done = commits.committed(output)
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:
-        _check(options, inputs, output, new)
+        _check(options, output, new)
     with connected(bare=True) if unfinished or options.verify else nullcontext():
         if unfinished:
             workers = options.num_workers or cpus()
@@ -123,7 +126,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
             _make(options, output, planned, done, workers)
-        summary = _finish(options, output, inputs.others)
+        summary = {**_finish(options, output), "others": inputs.others, "skipped": dict(inputs.skipped)}
         if options.verify:
             verify(output, options.num_workers or cpus())
     if options.push_to_hub:
@@ -131,12 +134,12 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
 
 
-def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[Source]) -> None:
+def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
     """Says what is about to be made; raises ValueError where it cannot be."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 60:,.0f} minutes by their sizes")
+    say(f"{len(new):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
@@ -160,7 +163,7 @@ def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSi
             raise JobError(f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {output.uri}/quarantine")
 
 
-def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, Any]:
+def _finish(options: PrepareOptions, output: Folder) -> dict[str, Any]:
     """Checks the whole, removes leftovers, writes configuration, card and `_SUCCESS`."""
     records = commits.committed(output)
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
@@ -193,4 +196,4 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     commits.succeed(output, summary)
-    return {**summary, "others": others}
+    return summary
