@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio.blocks import check_level, opened
+from audiodiff_core.audio.blocks import PeakMeter, check_level, mono, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.mp4 import check_sample_tables
@@ -39,13 +39,18 @@ def decode(source: str | Path | bytes, sample_rate: int) -> Samples:
     return np.concatenate(list(stream(source, sample_rate)))
 
 
-def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
-    """The samples of `decode`, in blocks of a few seconds. `source`: a path, any fsspec URI, or a file's bytes."""
+def stream(source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None) -> Iterator[Samples]:
+    """The samples of `decode`, in blocks of a few seconds. `source`: a path, any fsspec URI, or a file's bytes.
+
+    `meter` is given the peaks of the file before resampling, at least as far as the blocks yielded reach.
+    """
     name = "<bytes>" if isinstance(source, bytes) else str(source)
     total = 0
     try:
         with open_local(source) as file:
-            for block in _resampled(*_mono_blocks(file), sample_rate):
+            rate, channels = _channel_blocks(file)
+            means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
+            for block in _resampled(rate, means, sample_rate):
                 check_level(block)
                 total += len(block)
                 yield block
@@ -76,8 +81,8 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
-    """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
+def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+    """The rate in Hz and the channels in blocks (channels, n), by the first decoder that knows the format."""
     try:
         sound = ForwardSoundFile(file)
         if sound.frames or not is_unfinished(sound.extra_info):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import soundfile
 
-from audiodiff_core.audio.blocks import block_frames, mono, opened
+from audiodiff_core.audio.blocks import block_frames, opened
 from audiodiff_core.audio.containers import check_whole
 from audiodiff_core.audio.formats import Samples
 
@@ -18,7 +18,7 @@ class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no 
 
 
 def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO, given: int = 0) -> Iterator[Samples]:
-    """What follows the first `given` samples."""
+    """The channels (channels, n) in blocks, without the first `given` frames."""
     frames = block_frames(sound.channels)
     read = 0
     with sound:
@@ -26,6 +26,6 @@ def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO, given: in
             fresh = block[max(0, given - read) :]
             read += len(block)
             if len(fresh):
-                yield mono(fresh.T)
+                yield fresh.T
         with opened(file) as content:
             check_whole(sound, read, content)

@@ -10,7 +10,7 @@ import av.error
 import soundfile
 
 from audiodiff_core.audio import blocks
-from audiodiff_core.audio.blocks import independent, mono, opened
+from audiodiff_core.audio.blocks import independent, opened
 from audiodiff_core.audio.containers import check_whole
 from audiodiff_core.audio.ffmpeg import ffmpeg_container
 from audiodiff_core.audio.formats import Samples
@@ -33,9 +33,9 @@ def vorbis_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterato
     given = 0
     with suppress(av.error.FFmpegError):
         for block in _vorbis_frames(ffmpeg_container(independent(file))):
-            fresh = block[: sound.frames - given]  # a stream of one page ends with some samples too many
-            given += len(fresh)
-            if len(fresh):
+            fresh = block[:, : sound.frames - given]  # a stream of one page ends with some samples too many
+            given += fresh.shape[1]
+            if fresh.size:
                 yield fresh
     if given < sound.frames:
         yield from sndfile_blocks(sound, file, given)
@@ -45,7 +45,7 @@ def vorbis_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterato
 
 
 def _vorbis_frames(container: Any) -> Iterator[Samples]:
-    """The channel mean in blocks, until something is missing."""
+    """The channels in blocks, until a frame is missing."""
     gathered: Any = av.AudioFifo()
     read = 0
     with container:
@@ -56,6 +56,6 @@ def _vorbis_frames(container: Any) -> Iterator[Samples]:
             frame.pts = None
             gathered.write(frame)
             if gathered.samples >= blocks.BLOCK_FRAMES:
-                yield mono(gathered.read().to_ndarray())
+                yield gathered.read().to_ndarray()
     if gathered.samples:
-        yield mono(gathered.read().to_ndarray())
+        yield gathered.read().to_ndarray()

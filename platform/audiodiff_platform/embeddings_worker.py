@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, Samples, stream
+from audiodiff_core.audio import AudioDecodeError, PeakMeter, Samples, stream
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
@@ -69,14 +70,17 @@ class EmbeddingsWorker:
 
     def _embedded(self, local: Path) -> Samples:
         """The vector (dim,) of an audio file. Raises AudioDecodeError where it cannot be used."""
-        rate = self.encoder.sample_rate
+        rate, meter = self.encoder.sample_rate, PeakMeter()
         blocks, count = [], 0
-        for block in stream(local, rate):
+        for block in stream(local, rate, meter):
             blocks.append(block)
             count += len(block)
             if count > SECONDS_AT_MOST * rate:
                 raise AudioDecodeError(str(local), f"longer than {SECONDS_AT_MOST / 3_600:g} hours")
-        vector: Samples = self.encoder.encode([np.concatenate(blocks)], rate)[0]
+        whole = Piece.of(0, 0, np.concatenate(blocks), rate, meter)
+        if whole.is_silent:
+            raise AudioDecodeError(str(local), CANCELLED if whole.is_cancelled else SILENT)
+        vector: Samples = self.encoder.encode([whole.samples], rate)[0]
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector
