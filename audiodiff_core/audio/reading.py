@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio.blocks import check_level, opened
+from audiodiff_core.audio.blocks import PeakMeter, check_level, mono, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.mp4 import check_sample_tables
@@ -38,11 +38,13 @@ def decode(
     start_s: float = 0.0,
     duration_s: float | None = None,
     longest_s: float = LONGEST_DECODED_S,
+    meter: PeakMeter | None = None,
 ) -> Samples:
     """Decode audio to mono float32 samples (n,) at `sample_rate` Hz, nominally in [-1, 1].
 
     `start_s` and `duration_s` select a part in seconds. Decoding stops at the end of the part, so damage after it is not detected.
     The part is shorter, or empty, if the audio ends before it. `longest_s` bounds the samples that are kept, 4 hours by default.
+    `meter` is given the peaks of the file before resampling.
     The numbers are those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file. Of a chain of Ogg streams, librosa loads
     only the first.
     Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples.
@@ -53,7 +55,7 @@ def decode(
         raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start")
     kept = bytearray()  # grows in place: a list of blocks would need twice the memory when it is joined
     end = 0
-    with closing(stream(source, sample_rate)) as blocks:
+    with closing(stream(source, sample_rate, meter)) as blocks:
         for block in blocks:
             begin, end = end, end + len(block)
             kept += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
@@ -66,13 +68,18 @@ def decode(
     return np.frombuffer(kept, np.float32)
 
 
-def stream(source: str | Path | bytes, sample_rate: int) -> Generator[Samples, None, None]:
-    """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file."""
+def stream(source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None) -> Generator[Samples, None, None]:
+    """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file.
+
+    `meter` is given the peaks of the file before resampling, at least as far as the blocks yielded reach.
+    """
     name = _name(source)
     total = 0
     try:
         with open_local(source) as file:
-            for block in _resampled(*_mono_blocks(file), sample_rate):
+            rate, channels = _channel_blocks(file)
+            means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
+            for block in _resampled(rate, means, sample_rate):
                 check_level(block)
                 total += len(block)
                 yield block
@@ -107,8 +114,8 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
-    """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
+def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+    """Return the rate in Hz and the channels in blocks (channels, n), by the first decoder that knows the format."""
     if is_ogg(file):
         return ogg_blocks(file)
     try:

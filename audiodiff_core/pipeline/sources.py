@@ -62,10 +62,10 @@ def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
         raise ValueError(f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file")
     count = 0
     with closing(pieces(file, mel, Slicing())) as slices:
-        for number, samples in slices:
-            if number == index:
-                return samples
-            count = number + 1
+        for piece in slices:
+            if piece.index == index:
+                return piece.samples
+            count = piece.index + 1
     raise _no_such_slice(index, count, duration_s)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, Samples, decode
+from audiodiff_core.audio import AudioDecodeError, PeakMeter, Samples, decode
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
@@ -71,8 +72,11 @@ class EmbeddingsWorker:
 
     def _embedded(self, local: Path) -> Samples:
         """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than `decode` takes at once."""
-        rate = self.encoder.sample_rate
-        vector: Samples = self.encoder.encode([decode(local, rate)], rate)[0]
+        rate, meter = self.encoder.sample_rate, PeakMeter()
+        whole = Piece.of(0, 0, decode(local, rate, meter=meter), rate, meter)
+        if whole.is_silent:
+            raise AudioDecodeError(str(local), CANCELLED if whole.is_cancelled else SILENT)
+        vector: Samples = self.encoder.encode([whole.samples], rate)[0]
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector
