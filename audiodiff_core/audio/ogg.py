@@ -18,10 +18,10 @@ from audiodiff_core.audio.file_parts import FileParts, Part
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.ogg_links import OPUS, VORBIS, Link, links
 from audiodiff_core.audio.ogg_pages import LAST_PAGE, ogg_start
-from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, mono_blocks
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, channel_blocks
 
 Decoded = tuple[int, Iterator[Samples]]
-"""A rate in Hz and mono samples in blocks."""
+"""A rate in Hz and samples in blocks (channels, n)."""
 
 
 def is_ogg(file: str | io.BytesIO) -> bool:
@@ -33,7 +33,7 @@ def is_ogg(file: str | io.BytesIO) -> bool:
 
 
 def ogg_blocks(file: str | io.BytesIO) -> Decoded:
-    """The rate in Hz and the channel mean of all links in blocks."""
+    """Return the rate in Hz and the channels of all links in blocks (channels, n)."""
     decoded = _decoded_links(file)
     rate, first = next(decoded, (0, None))
     if first is None:
@@ -83,7 +83,7 @@ def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]
     with sound:
         if link.audio.codec == OPUS:
             sound.seek(0)  # without it, libsndfile does not skip the pre-skip of streams that begin after 0
-        read = yield from mono_blocks(sound)
+        read = yield from channel_blocks(sound)
         if not link.audio.has_audio:
             raise UnusableError("the audio of its Ogg stream is on a page of the header, which libsndfile leaves out")
         if sound.frames < UNKNOWN_FRAMES:
@@ -101,7 +101,7 @@ def _ffmpeg_link(link: Link, content: BinaryIO) -> Decoded:
 def _counted(blocks: Iterator[Samples], stated: int, rate: int) -> Iterator[Samples]:
     read = 0
     for block in blocks:
-        read += len(block)
+        read += block.shape[1]
         yield block
     check_length(read, stated, rate)
 

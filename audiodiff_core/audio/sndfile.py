@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterator
 
 import soundfile
 
-from audiodiff_core.audio.blocks import block_frames, mono, opened
+from audiodiff_core.audio.blocks import block_frames, opened
 from audiodiff_core.audio.containers import check_whole
 from audiodiff_core.audio.formats import Samples
 
@@ -20,18 +20,18 @@ class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no 
 
 
 def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[Samples]:
-    """The channel mean in blocks. Raises UnusableError at the end of a file that holds less than it states."""
+    """Yield the channels in blocks (channels, n). Raises UnusableError at the end of a file that holds less than it states."""
     with sound:
-        read = yield from mono_blocks(sound)
+        read = yield from channel_blocks(sound)
         with opened(file) as content:
             check_whole(sound, read, content)
 
 
-def mono_blocks(sound: soundfile.SoundFile) -> Generator[Samples, None, int]:
-    """The channel mean in blocks; returns the number of frames."""
+def channel_blocks(sound: soundfile.SoundFile) -> Generator[Samples, None, int]:
+    """Yield the channels in blocks (channels, n); return the number of frames."""
     frames = block_frames(sound.channels)
     read = 0
     while read < sound.frames and len(block := sound.read(min(sound.frames - read, frames), dtype="float32", always_2d=True)):
         read += len(block)
-        yield mono(block.T)
+        yield block.T
     return read

@@ -71,6 +71,7 @@ class Side:
     tripped: list[Features] = field(default_factory=list)
     unusable: int = 0
     silent: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def items(self, option: str, uri: str) -> Items:
         if not self.tracks:
@@ -100,7 +101,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     for embedded in _embedded(options, portions, embedder.digest, mel):
         _gather(sides[embedded.side], embedded)
     figures = _figures(options, sides)
-    summary = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest, **figures}
+    skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
+    names_and_digests = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest}
+    summary = {**names_and_digests, "skipped": skipped, **figures}
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
@@ -160,11 +163,13 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     except ValueError as error:
         raise ValueError(str(error).replace("input_dir", name, 1)) from error
     if not sources:
-        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others)")
+        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others{inputs.skipped_text()})")
+    for line in inputs.describe():
+        say(f"{name}: {line}")
     by_shard: dict[int, list[Source]] = {}
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
-    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()])
+    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()], skipped=dict(inputs.skipped))
 
 
 def _dataset(name: str, uri: str) -> MelDataset:

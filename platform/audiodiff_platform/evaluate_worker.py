@@ -105,7 +105,7 @@ class EvaluateWorker:
 
     def _of_part(self, portion: Portion) -> Embedded:
         result = Embedded(portion.side)
-        for track, image in _rows(Folder(portion.uri), portion.part):
+        for track, image in _rows(Folder(portion.uri), portion.part, (self.mel.config.y_res, self.mel.config.x_res)):
             self._add(track, iter([Item(image, None)]), portion, result)
         return result
 
@@ -150,12 +150,12 @@ class EvaluateWorker:
         return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
-def _rows(folder: Folder, part: str) -> Iterator[tuple[str, Images]]:
-    """Track and image of each row of a part of a mel dataset."""
+def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:
+    """Read the track and the image of `shape` (height, width) of each row of a part of a mel dataset."""
     with folder.filesystem.open(folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
         for group in range(table.num_row_groups):
             for row in table.read_row_group(group, columns=["image", "audio_file"]).to_pylist():
-                yield row["audio_file"], decode_png(row["image"]["bytes"])
+                yield row["audio_file"], decode_png(row["image"]["bytes"], shape)
 
 
 def result_of(output: Folder | None, record: Record) -> Embedded:

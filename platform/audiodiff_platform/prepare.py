@@ -102,13 +102,16 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, options.settings())
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
-    planned, new = new_sources(output, inputs.sources())
+    planned, new = new_sources(output, inputs.sources(), inputs)
+    for line in inputs.describe():
+        say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        passed_over = f"{inputs.others} others{inputs.skipped_text()}"
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over}; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
     plan = SourcePlan(output, planned, new, options.shard_seconds(new))
     job = _job(options, output, plan)
     if job.pending:
-        _check(options, inputs, output, new)
+        _check(options, output, new)
     shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
     with engine(shards, options.num_workers) if shards else nullcontext() as running:
         if job.pending:
@@ -116,7 +119,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             if new:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
             _make(options, job, plan, running)
-        summary = _finish(options, job, inputs.others)
+        summary = {**_finish(options, job), "others": inputs.others, "skipped": dict(inputs.skipped)}
         if options.verify:
             assert running is not None
             verify(output, running)
@@ -131,12 +134,12 @@ def _job(options: PrepareOptions, output: Folder, plan: SourcePlan) -> ShardedJo
     return ShardedJob(work, output, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
 
 
-def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[Source]) -> None:
+def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
     """Says what is about to be made; raises ValueError where it cannot be."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 60:,.0f} minutes by their sizes")
+    say(f"{len(new):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
@@ -165,7 +168,7 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
     job.run(running, before_plan=leave_out_duplicates, on_shard=count)
 
 
-def _finish(options: PrepareOptions, job: ShardedJob, others: int) -> dict[str, Any]:
+def _finish(options: PrepareOptions, job: ShardedJob) -> dict[str, Any]:
     """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
     output, records = job.output, job.records()
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
@@ -194,4 +197,4 @@ def _finish(options: PrepareOptions, job: ShardedJob, others: int) -> dict[str, 
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     job.succeed(summary)
-    return {**summary, "others": others}
+    return summary

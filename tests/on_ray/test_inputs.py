@@ -45,7 +45,7 @@ def read(inputs: Inputs, source: Source, scratch: Path) -> dict[str, bytes]:
 def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     folder.mkdir()
-    (folder / "loops").symlink_to(few_loops)  # links to folders are not followed
+    (folder / "loops").symlink_to(few_loops)
     for name, target in (("a/mika.flac", few_loops / "loop_mika.flac"), ("000.tar", tar), ("p/train.parquet", parquet)):
         (folder / name).parent.mkdir(exist_ok=True)
         os.link(target, folder / name)
@@ -53,8 +53,9 @@ def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_pa
     (folder / "._mika.flac").write_bytes(b"of a Mac's file system")
     inputs = Inputs(str(folder))
     found = {source.uri: source for source in inputs.sources()}
-    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"}
-    assert inputs.others == 2
+    linked = {"loops/loop_mika.flac", "loops/loop_tabla.flac", "loops/bass_hit_c.flac", "loops/sub/ambi_piano.flac"}
+    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"} | linked
+    assert inputs.others == 3
     mika = (few_loops / "loop_mika.flac").read_bytes()
     assert read(inputs, found["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
     assert read(inputs, found["000.tar"], tmp_path) == {"000.tar/mika.flac": mika, "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes()}

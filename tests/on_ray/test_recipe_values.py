@@ -36,6 +36,7 @@ RUN: Stated = {
     "report_to": ["mlflow", "trackio"],
     "seed": "010",
     "num_workers": "2:8",
+    "device": "cpu",
     "lr_scheduler": "linear",
     "ema_decay": ".9",
     "gradient_checkpointing": "true",
@@ -96,6 +97,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "vae": "off",
         "max_bad_fraction": "1e-2",
         "num_workers": "2",
+        "device": "cpu",
     },
     "generate": {
         "model": "12:30:45",
@@ -107,6 +109,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "precision": "bf16",
         "compiled": "true",
         "num_workers": "2",
+        "device": "cpu",
         "steps": "1_0",
         "scheduler": "ddpm",
         "eta": ".5",
@@ -124,6 +127,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "output_dir": "=",
         "round_trips": "1_0",
         "num_workers": "2",
+        "device": "cpu",
     },
     "serve": {
         "model": ["a=no", "b=2:8"],

@@ -1,5 +1,6 @@
 """What prepare reads: audio files in a folder or on a list, and containers of them."""
 
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,15 +11,23 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.containers import audio_column
+from audiodiff_platform.audio_files.hidden import is_hidden, is_hidden_folder
 from audiodiff_platform.audio_files.lists import LIST_EXTENSIONS, listed
 from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, utf8
 from audiodiff_platform.cluster import holds_secret
+from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.job import JobError
-from audiodiff_platform.storage import Entry, Folder
+from audiodiff_platform.storage import Entry, Folder, PassedOver
 
 CONCURRENT_REQUESTS = 32
 # Versions of files that are planned though they can never be read.
-_UNREADABLE = {"missing": "no such file", "not utf-8": "its name is not UTF-8: rename it"}
+_UNREADABLE = {
+    "missing": "no such file",
+    "forbidden": "cannot be opened (Permission denied)",
+    "not utf-8": "its name is not UTF-8: rename it",
+    "elsewhere": "its name reads as that of a file elsewhere: rename it",
+}
+UNREADABLE_SHOWN = 10
 
 
 class Inputs:
@@ -27,20 +36,29 @@ class Inputs:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.others = 0
+        self._passed_over = PassedOver(is_hidden_folder)
+        self.skipped = self._passed_over.counts
+        self.unreadable = self._passed_over.unreadable
         extension = PurePosixPath(uri).suffix.lower()
         alone = extension in LIST_EXTENSIONS | CONTAINER_EXTENSIONS | AUDIO_EXTENSIONS and not Folder(uri).is_folder()
         self.folder = Folder(uri.rsplit("/", 1)[0] if alone else uri)
         self._file = uri.rsplit("/", 1)[1] if alone else None
 
     def sources(self) -> Iterator[Source]:
-        """What there is to read, in no order; `others` counts the files passed over. Raises ValueError where the input is not there."""
+        """What there is to read, in no order. Raises ValueError where the input is not there.
+
+        `others` counts the files passed over, `skipped` counts files, folders and links by the reason, `unreadable` names folders.
+        """
         if self._file is None:
             yield from self._in_folder()
             return
         try:
             entry = self.folder.entry(self._file)
+            self.folder.filesystem.open(self.folder.path(self._file), "rb").close()
         except FileNotFoundError as error:
             raise ValueError(f"input_dir {self.uri}: no such file or folder") from error
+        except PermissionError as error:
+            raise ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another") from error
         extension = PurePosixPath(self._file).suffix.lower()
         if extension == ".txt" or (extension == ".parquet" and not self._holds_audio(entry)):
             yield from self._on_list(entry)
@@ -53,25 +71,53 @@ class Inputs:
             for some in _batches(uris):
                 yield from pool.map(self._planned, some)
 
+    def describe(self) -> list[str]:
+        """What was passed over, for a person to read: the counts, then a line for each of the first unreadable folders."""
+        lines = [f"{self.others:,} other files passed over{self.skipped_text()}"]
+        lines += [f"warning: cannot be read and is left out: {self.folder.uri}/{name}" for name in self.unreadable[:UNREADABLE_SHOWN]]
+        if len(self.unreadable) > UNREADABLE_SHOWN:
+            lines.append(f"warning: {len(self.unreadable) - UNREADABLE_SHOWN:,} more folders and links cannot be read")
+        return lines
+
+    def skipped_text(self) -> str:
+        """The counts of `skipped`, each after a semicolon; empty where there are none."""
+        return "".join(f"; {kind}: {count:,}" for kind, count in sorted(self.skipped.items()))
+
     def _in_folder(self) -> Iterator[Source]:
-        if not self.folder.is_folder():
-            raise ValueError(f"input_dir {self.uri}: no such folder")
-        for entry in self.folder.walk():
+        for entry in self._entries():
             path = PurePosixPath(entry.name)
             extension = path.suffix.lower()
-            wanted = extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._holds_audio(entry))
-            if wanted and not path.name.startswith("."):
+            if is_hidden(path.name):
+                self.skipped["hidden files"] += 1
+                self.others += 1
+            elif extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._holds_audio(entry)):
                 name = utf8(entry.name)
-                yield Source(name, entry.size, entry.version if name == entry.name else "not utf-8")
+                version = entry.version if name == entry.name else "not utf-8"
+                yield Source(name, entry.size, "elsewhere" if _is_elsewhere(name) else version)
             else:
                 self.others += 1
 
+    def _entries(self) -> Iterator[Entry]:
+        """The files of the input folder; raises ValueError where the folder itself is not there or cannot be read."""
+        try:
+            if not self.folder.is_folder():
+                self.folder.entry("")  # raises PermissionError where the folder may be there
+                raise ValueError(f"input_dir {self.uri}: no such folder")
+            yield from self.folder.walk(self._passed_over)
+        except FileNotFoundError as error:
+            raise ValueError(f"input_dir {self.uri}: no such folder") from error
+        except PermissionError as error:
+            raise ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another") from error
+
     def _holds_audio(self, entry: Entry) -> bool:
-        with self.folder.filesystem.open(self.folder.path(entry.name), "rb") as file:
-            try:
+        """True for a Parquet file with an audio column, and for one that cannot be opened, which is quarantined when it is read."""
+        try:
+            with self.folder.filesystem.open(self.folder.path(entry.name), "rb") as file:
                 return audio_column(pq.read_schema(file)) is not None
-            except pa.ArrowInvalid:
-                return False
+        except PermissionError:
+            return True
+        except pa.ArrowInvalid:
+            return False
 
     def _on_list(self, listing: Entry) -> Iterator[Source]:
         """The files that a list names; those that are not there are quarantined."""
@@ -95,11 +141,13 @@ class Inputs:
             entry = folder.entry(name)
         except FileNotFoundError:
             return Source(uri, 0, "missing")
+        except PermissionError:
+            return Source(uri, 0, "forbidden")
         return Source(uri, entry.size, entry.version)
 
     def _place(self, uri: str) -> tuple[Folder, str]:
         """The folder in which a source lies, and its name there."""
-        if "://" in uri or uri.startswith("/"):
+        if _is_elsewhere(uri):
             parent, _, name = uri.rpartition("/")
             return Folder(parent or "/"), name
         return self.folder, uri
@@ -107,7 +155,8 @@ class Inputs:
     def fetch(self, source: Source, scratch: Path) -> Path:
         """A source as a local file.
 
-        Raises AudioDecodeError where it can never be read, JobError where it is no longer what was planned.
+        A file of the same size that was touched or copied since is taken: nothing was made of it before. Raises AudioDecodeError where it
+        can never be read, JobError where it has vanished or has another size.
         """
         if source.version in _UNREADABLE:
             raise AudioDecodeError(source.uri, _UNREADABLE[source.version])
@@ -116,9 +165,27 @@ class Inputs:
             entry = folder.entry(name)
         except FileNotFoundError as error:
             raise JobError(f"{source.uri} was planned and has vanished: put it back, or prepare into another folder") from error
-        if (entry.size, entry.version) != (source.size, source.version):
+        if entry.size != source.size:
             raise JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
-        return folder.fetch(name, scratch)
+        try:
+            local = folder.fetch(name, scratch)
+            with local.open("rb"):
+                return local
+        except PermissionError as error:  # of this file: its folder has just been read
+            raise AudioDecodeError(source.uri, f"cannot be opened ({error.strerror or error})") from error
+
+    def sha256(self, source: Source) -> str | None:
+        """The digest of a source's bytes in hexadecimal; None where they cannot be read."""
+        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+            try:
+                return file_sha256(self.fetch(source, Path(scratch)))
+            except AudioDecodeError:
+                return None
+
+
+def _is_elsewhere(uri: str) -> bool:
+    """True for a URI or an absolute path, as opposed to a name in the input folder."""
+    return "://" in uri or uri.startswith("/")
 
 
 def _batches(uris: Iterable[str]) -> Iterator[list[str]]:
