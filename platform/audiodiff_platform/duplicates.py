@@ -39,7 +39,8 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], w
     progress = Progress("digests", pending)
     for counts in run_shards(DigestWorker, (input_dir, folder.uri), sorted(pending), workers):
         progress.finished(counts)
-    seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DUPLICATES}/{earlier:04d}"))}
+    earlier = [Folder(f"{output.uri}/{DUPLICATES}/{number:04d}") for number in range(generation)]
+    seen = {row["sha256"] for digested in earlier for row in _digests(digested)}
     left_out: dict[str, list[str]] = {}
     for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _digests(folder)):
         if sha256 in seen:

@@ -55,7 +55,9 @@ class EmbeddingsWorker:
         commits.commit(self.output, shard, {"rows": len(found), "failures": failures, "parts": parts, **sources})
         return {"shard": shard, "files": len(found), "unusable": len(failures)}
 
-    def _embed(self, source: Source, scratch: Path, digests: dict[str, str], found: dict[str, Samples], failures: list[dict[str, str]]) -> None:
+    def _embed(
+        self, source: Source, scratch: Path, digests: dict[str, str], found: dict[str, Samples], failures: list[dict[str, str]]
+    ) -> None:
         """Add a source's digest to `digests`, the vectors of its files to `found`, and why there is none to `failures`."""
         try:
             local = self.inputs.fetch(source, scratch)

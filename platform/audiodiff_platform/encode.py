@@ -85,7 +85,8 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     for line in inputs.describe():
         say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others{inputs.skipped_text()})")
+        passed_over = f"{inputs.others} others{inputs.skipped_text()}"
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over})")
     done = commits.committed(output)
     if new or planned.keys() - done.keys():
         seconds = sum(source.seconds for source in new)
@@ -107,7 +108,8 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
             for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
                 progress.finished(counts)
-    return {**_finish_embeddings(options, output, settings, tracks), "others": inputs.others, "skipped": dict(inputs.skipped)}
+    summary = _finish_embeddings(options, output, settings, tracks)
+    return {**summary, "others": inputs.others, "skipped": dict(inputs.skipped)}
 
 
 def _tracks(dataset_name: str) -> set[str]:

@@ -103,8 +103,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         _gather(sides[embedded.side], embedded)
     figures = _figures(options, sides)
     skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
-    names_and_digests = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest}
-    summary = {**names_and_digests, "skipped": skipped, **figures}
+    digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
+    summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
@@ -169,7 +169,8 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     by_shard: dict[int, list[Source]] = {}
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
-    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()], skipped=dict(inputs.skipped))
+    portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
+    return Side(portions, skipped=dict(inputs.skipped))
 
 
 def _dataset(name: str, uri: str) -> MelDataset:

@@ -108,7 +108,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         say(line)
     if not planned and not new:
         passed_over = f"{inputs.others} others{inputs.skipped_text()}"
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over}; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        known = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over}; known are {known})")
     done = commits.committed(output)
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:

@@ -47,7 +47,8 @@ class Inputs:
     def sources(self) -> Iterator[Source]:
         """What there is to read, in no order. Raises ValueError where the input is not there.
 
-        `others` counts the files passed over, `skipped` counts files, folders and links by the reason, `unreadable` names folders.
+        `others` counts the files passed over, `skipped` counts files, folders and links by the reason, `unreadable` names
+        folders.
         """
         if self._file is None:
             yield from self._in_folder()
@@ -58,7 +59,7 @@ class Inputs:
         except FileNotFoundError as error:
             raise ValueError(f"input_dir {self.uri}: no such file or folder") from error
         except PermissionError as error:
-            raise ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another") from error
+            raise self._unreadable(error) from error
         extension = PurePosixPath(self._file).suffix.lower()
         if extension == ".txt" or (extension == ".parquet" and not self._holds_audio(entry)):
             yield from self._on_list(entry)
@@ -72,9 +73,10 @@ class Inputs:
                 yield from pool.map(self._planned, some)
 
     def describe(self) -> list[str]:
-        """What was passed over, for a person to read: the counts, then a line for each of the first unreadable folders."""
+        """What was passed over, in lines: the counts, then a line for each of the first unreadable folders."""
         lines = [f"{self.others:,} other files passed over{self.skipped_text()}"]
-        lines += [f"warning: cannot be read and is left out: {self.folder.uri}/{name}" for name in self.unreadable[:UNREADABLE_SHOWN]]
+        shown = self.unreadable[:UNREADABLE_SHOWN]
+        lines += [f"warning: cannot be read and is left out: {self.folder.uri}/{name}" for name in shown]
         if len(self.unreadable) > UNREADABLE_SHOWN:
             lines.append(f"warning: {len(self.unreadable) - UNREADABLE_SHOWN:,} more folders and links cannot be read")
         return lines
@@ -90,7 +92,7 @@ class Inputs:
             if is_hidden(path.name):
                 self.skipped["hidden files"] += 1
                 self.others += 1
-            elif extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._holds_audio(entry)):
+            elif extension in AUDIO_EXTENSIONS | {".tar"} or (extension == ".parquet" and self._holds_audio(entry)):
                 name = utf8(entry.name)
                 version = entry.version if name == entry.name else "not utf-8"
                 yield Source(name, entry.size, "elsewhere" if _is_elsewhere(name) else version)
@@ -107,10 +109,10 @@ class Inputs:
         except FileNotFoundError as error:
             raise ValueError(f"input_dir {self.uri}: no such folder") from error
         except PermissionError as error:
-            raise ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another") from error
+            raise self._unreadable(error) from error
 
     def _holds_audio(self, entry: Entry) -> bool:
-        """True for a Parquet file with an audio column, and for one that cannot be opened, which is quarantined when it is read."""
+        """True for a Parquet file with an audio column, and for one that cannot be opened: it is quarantined when read."""
         try:
             with self.folder.filesystem.open(self.folder.path(entry.name), "rb") as file:
                 return audio_column(pq.read_schema(file)) is not None
@@ -155,8 +157,8 @@ class Inputs:
     def fetch(self, source: Source, scratch: Path) -> Path:
         """A source as a local file.
 
-        A file of the same size that was touched or copied since is taken: nothing was made of it before. Raises AudioDecodeError where it
-        can never be read, JobError where it has vanished or has another size.
+        A file of the same size that was touched or copied since is taken: nothing was made of it before. Raises
+        AudioDecodeError where it can never be read, JobError where it has vanished or has another size.
         """
         if source.version in _UNREADABLE:
             raise AudioDecodeError(source.uri, _UNREADABLE[source.version])
@@ -173,6 +175,9 @@ class Inputs:
                 return local
         except PermissionError as error:  # of this file: its folder has just been read
             raise AudioDecodeError(source.uri, f"cannot be opened ({error.strerror or error})") from error
+
+    def _unreadable(self, error: PermissionError) -> ValueError:
+        return ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another")
 
     def sha256(self, source: Source) -> str | None:
         """The digest of a source's bytes in hexadecimal; None where they cannot be read."""
