@@ -73,7 +73,8 @@ class DigestWorker:
                 with suppress(AudioDecodeError):
                     local = self.inputs.fetch(source, scratch)
                     for item in items(source, local, scratch):
-                        rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
+                        with suppress(AudioDecodeError):
+                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
                 for copy in scratch.iterdir():
                     copy.unlink()
         buffer = io.BytesIO()

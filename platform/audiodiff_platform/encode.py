@@ -21,7 +21,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform import commits, in_hand
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
@@ -83,7 +83,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     inputs = Inputs(options.input_dir or str(options.dataset_name))
     planned, new = new_sources(output, _sources(options, inputs, tracks))
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
     done = commits.committed(output)
     if new or planned.keys() - done.keys():
         seconds = sum(source.seconds for source in new)

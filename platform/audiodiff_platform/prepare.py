@@ -7,6 +7,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Self
@@ -18,7 +19,7 @@ from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
@@ -42,7 +43,7 @@ class PrepareOptions(Slicing, Options):
 
     input_dir: str = pydantic.Field(
         description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
-        "with an audio column, or a list of URIs (.txt, a URI a line; .parquet with a column of them)"
+        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a column of them)"
     )
     output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
@@ -105,7 +106,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         claim_repository(options.push_to_hub)
     planned, new = new_sources(output, inputs.sources())
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {' '.join(sorted(AUDIO_EXTENSIONS))})")
     done = commits.committed(output)
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:
@@ -123,7 +124,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
             _make(options, output, planned, done, workers)
-        summary = _finish(options, output, inputs.others)
+        summary = _finish(options, output, inputs.skipped)
         if options.verify:
             verify(output, options.num_workers or cpus())
     if options.push_to_hub:
@@ -136,7 +137,7 @@ def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[So
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 60:,.0f} minutes by their sizes")
+    say(f"{len(new):,} new files (passed over: {described(inputs.skipped)}), about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
@@ -160,19 +161,21 @@ def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSi
             raise JobError(f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {output.uri}/quarantine")
 
 
-def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, Any]:
+def _finish(options: PrepareOptions, output: Folder, passed_over: Counter[str]) -> dict[str, Any]:
     """Checks the whole, removes leftovers, writes configuration, card and `_SUCCESS`."""
     records = commits.committed(output)
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
     validation = sum(record[VALIDATION]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
+    skipped = sum((Counter(record.get("skipped", {})) for record in records.values()), passed_over)
     for failure in failures[:REASONS_SHOWN]:
         say(f"quarantined: {failure['audio_file']}: {failure['reason']}")
     if len(failures) > REASONS_SHOWN:
         say(f"quarantined: {len(failures) - REASONS_SHOWN:,} more, see {output.uri}/quarantine")
     if len(failures) > options.max_bad_fraction * files or train == 0:
         raise JobError(
-            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on"
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
+            f"(passed over: {described(skipped)})"
         )
     kept = {name for record in records.values() for name in record["parts"]}
     for name in output.names("data/*") + output.names("quarantine/*"):
@@ -193,4 +196,4 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     commits.succeed(output, summary)
-    return {**summary, "others": others}
+    return {**summary, "others": skipped.total(), "skipped": shortened(skipped)}

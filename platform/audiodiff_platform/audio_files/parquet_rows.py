@@ -1,0 +1,162 @@
+"""Audio files in the rows of Parquet files (Hugging Face datasets).
+
+A row holds a file's bytes, alone or in a struct beside its path, or decoded samples as a struct of `array` and `sampling_rate`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
+from audiodiff_platform.audio_files.arrays import write_wav
+from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.source import Source, passed_over
+
+FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
+ROWS_CHECKED = 1_000
+READ_BUFFER_BYTES = 1 << 20  # buffered, or a whole row group's audio would be in memory
+# A row of few bytes may state any number of equal samples. These bound the memory that a row group's samples could take.
+ARRAY_BYTES_AT_LEAST = 256 << 20
+ARRAY_BYTES_PER_BYTE = 64
+
+NOT_EMBEDDED = "a path without audio: embed the files in the Parquet file"
+
+
+@dataclass(frozen=True)
+class RowsWithoutAudio:
+    """The number of rows of a Parquet file that lack audio, and of the rows that were checked."""
+
+    missing: int
+    checked: int
+
+
+def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
+    """The audio files of a Parquet file, each in a file that the next one replaces. A row's number is part of its name."""
+    for number, cell in enumerate(_cells(source, local)):
+        path = str(_value(cell, "path") or "")
+        if kind := passed_over(PurePosixPath(path)):
+            skipped[kind] += 1
+            continue
+        yield _item(f"{source.uri}/{number}" + (f"-{PurePosixPath(path).name}" if path else ""), cell, path, scratch)
+
+
+def audio_column(schema: pa.Schema) -> str | None:
+    """The column that Hugging Face's metadata calls audio, else `audio`, else the first of decoded samples; None if its type holds no audio."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        stated = [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
+    except (ValueError, KeyError, TypeError, AttributeError):  # the metadata is not that of datasets
+        stated = []
+    decoded = [field.name for field in schema if {"array", "sampling_rate"} <= _fields(field.type)]
+    for name in [*stated, "audio", *decoded]:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if _is_binary(kind) or _fields(kind) & {"bytes", "path"} or {"array", "sampling_rate"} <= _fields(kind):
+                return str(name)
+    return None
+
+
+def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
+    """The rows of an audio column without audio: by the file's statistics, or the first rows up to one with audio."""
+    fields = _fields(table.schema_arrow.field(column).type)
+    if "array" not in fields:
+        leaf = f"{column}.bytes" if fields else column
+        groups = range(table.num_row_groups)
+        statistics = [chunk.statistics for group in groups for chunk in _chunks(table.metadata.row_group(group)) if chunk.path_in_schema == leaf]
+        if len(statistics) == len(groups) and all(known and known.has_null_count for known in statistics):
+            return RowsWithoutAudio(sum(known.null_count for known in statistics), table.metadata.num_rows)
+    checked = 0
+    for batch in table.iter_batches(batch_size=1, columns=_leaves(table, column)):
+        for cell in batch.column(0):
+            if _value(cell, "bytes") is not None or ((array := _part(cell, "array")) is not None and array.is_valid):
+                return RowsWithoutAudio(checked, checked + 1)
+            checked += 1
+        if checked >= ROWS_CHECKED:
+            break
+    return RowsWithoutAudio(checked, checked)
+
+
+def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
+    """What to do about Parquet files of which some or all rows lack audio."""
+    example = min(files)
+    rows = files[example]
+    more = f" (and rows of {len(files) - 1:,} more files)" if len(files) > 1 else ""
+    return (
+        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} rows checked of {example} have only a path{more}: write the files anew "
+        "by dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True).with_format(None).to_parquet(FILE), or list the paths in a .txt file"
+    )
+
+
+def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> Item:
+    if (content := _value(cell, "bytes")) is not None:
+        extension = PurePosixPath(path).suffix.lower()
+        target = scratch / f"item{extension if extension in AUDIO_EXTENSIONS else ''}"
+        target.write_bytes(content)
+        return Item(name, target)
+    if (array := _part(cell, "array")) is not None and array.is_valid:
+        try:
+            write_wav(scratch / "item.wav", name, array, _value(cell, "sampling_rate"))
+        except AudioDecodeError as error:
+            return Item(name, None, error.reason)
+        return Item(name, scratch / "item.wav")
+    return Item(name, None, NOT_EMBEDDED if path else "a row without audio")
+
+
+def _cells(source: Source, local: Path) -> Iterator[pa.Scalar]:
+    """The audio column, a row in memory at a time. Raises AudioDecodeError where the file cannot be read."""
+    try:
+        with pq.ParquetFile(local, buffer_size=READ_BUFFER_BYTES) as table:
+            column = audio_column(table.schema_arrow)
+            if column is None:
+                raise AudioDecodeError(source.uri, "Parquet without an audio column")
+            columns = _leaves(table, column)
+            for group in range(table.num_row_groups):
+                _check_arrays(source, table, group, {leaf for leaf in columns if leaf.startswith(f"{column}.array")})
+                for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=columns):
+                    yield from batch.column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise AudioDecodeError(source.uri, f"Parquet that cannot be read on ({' '.join(str(error).split())})") from error
+
+
+def _check_arrays(source: Source, table: pq.ParquetFile, group: int, leaves: set[str]) -> None:
+    for chunk in _chunks(table.metadata.row_group(group)):
+        stored = chunk.total_compressed_size
+        if chunk.path_in_schema in leaves and chunk.num_values * 8 > max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored):
+            raise AudioDecodeError(source.uri, f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
+
+
+def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
+    """What to read of an audio column: other fields of a struct are left alone."""
+    paths = [table.schema.column(place).path for place in range(len(table.schema))]
+    wanted = [f"{column}.{name}" for name in FIELDS]
+    return [path for path in paths if path == column or any(path == name or path.startswith(f"{name}.") for name in wanted)]
+
+
+def _chunks(group: pq.RowGroupMetaData) -> Iterator[Any]:
+    return (group.column(place) for place in range(group.num_columns))
+
+
+def _part(cell: pa.Scalar, field: str) -> pa.Scalar | None:
+    """A field of a cell, None if there is no such field; a cell that is no struct is its own `bytes`."""
+    if not pa.types.is_struct(cell.type):
+        return cell if field == "bytes" else None
+    return cell[field] if cell.is_valid and cell.type.get_field_index(field) >= 0 else None
+
+
+def _value(cell: pa.Scalar, field: str) -> Any:
+    part = _part(cell, field)
+    return None if part is None else part.as_py()
+
+
+def _fields(kind: pa.DataType) -> set[str]:
+    return {field.name for field in kind} if pa.types.is_struct(kind) else set()
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
