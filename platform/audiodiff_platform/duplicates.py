@@ -74,7 +74,8 @@ class DigestWorker:
                     local = self.inputs.fetch(source, scratch)
                     for item in items(source, local, scratch):
                         with suppress(AudioDecodeError):
-                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
+                            digest = bytes.fromhex(commits.file_sha256(item.local))
+                            rows.append({"source": source.uri, "item": item.name, "sha256": digest})
                 for copy in scratch.iterdir():
                     copy.unlink()
         buffer = io.BytesIO()

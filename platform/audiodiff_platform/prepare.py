@@ -43,7 +43,8 @@ class PrepareOptions(Slicing, Options):
 
     input_dir: str = pydantic.Field(
         description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
-        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a column of them)"
+        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a "
+        "column of them)"
     )
     output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
@@ -106,7 +107,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         claim_repository(options.push_to_hub)
     planned, new = new_sources(output, inputs.sources())
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        readable = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
     done = commits.committed(output)
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:
@@ -137,7 +139,8 @@ def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[So
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files (passed over: {described(inputs.skipped)}), about {seconds / 60:,.0f} minutes by their sizes")
+    passed_over = described(inputs.skipped)
+    say(f"{len(new):,} new files (passed over: {passed_over}), about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)

@@ -47,7 +47,8 @@ class PrepareWorker:
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
-            commits.commit(self.output, shard, {**record, "skipped": shortened(draft.skipped), "parts": self._put(shard, draft, splits)})
+            record |= {"skipped": shortened(draft.skipped), "parts": self._put(shard, draft, splits)}
+            commits.commit(self.output, shard, record)
         return {"shard": shard, "files": draft.files, "slices": sum(split["rows"] for split in splits.values()), "unusable": len(draft.failures)}
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:

@@ -19,7 +19,8 @@ def write_wav(target: Path, name: str, array: pa.Scalar, rate: object) -> None:
     from scipy.io import wavfile  # libsndfile would write the time of day into a file of floats
 
     if not isinstance(rate, int | float) or rate not in SAMPLE_RATES_HZ:
-        raise AudioDecodeError(name, f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
+        lowest, highest = SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]
+        raise AudioDecodeError(name, f"claims a rate of {rate} Hz, {lowest} to {highest} can be read")
     samples = _samples(name, array)
     if samples.shape[-1] > MAX_CHANNELS and samples.ndim > 1:
         raise AudioDecodeError(name, f"an array of {samples.shape[-1]} channels, at most {MAX_CHANNELS} can be read")
@@ -27,12 +28,16 @@ def write_wav(target: Path, name: str, array: pa.Scalar, rate: object) -> None:
 
 
 def _samples(name: str, array: pa.Scalar) -> npt.NDArray[Any]:
-    """Samples (n,) or (n, channels) as float32, int16 or int32. Of a list of lists the shorter dimension is the channels."""
+    """Samples (n,) or (n, channels) as float32, int16 or int32.
+
+    Of a list of lists the shorter dimension is the channels.
+    """
     kind, dimensions = array.type, 0
     while _is_list(kind):
         kind, dimensions = kind.value_type, dimensions + 1
     if dimensions > 2 or not (pa.types.is_floating(kind) or kind in _FULL_SCALE):
-        raise AudioDecodeError(name, f"an array of the type {array.type}: floats, int16 or int32 can be read, in a list or in a list for each channel")
+        readable = "floats, int16 or int32 can be read, in a list or in a list for each channel"
+        raise AudioDecodeError(name, f"an array of the type {array.type}: {readable}")
     values, rows = array.values, 0
     if dimensions == 2:
         rows = len(values)

@@ -10,9 +10,10 @@ from audiodiff_platform.audio_files.source import Source
 
 
 def items(source: Source, local: Path, scratch: Path, skipped: Counter[str] | None = None) -> Iterator[Item]:
-    """The audio files of a source, each to be read before the next is requested; what a container holds besides is counted in `skipped`.
+    """The audio files of a source, each to be read before the next is requested.
 
-    Raises AudioDecodeError, also after some items, where a container cannot be read on.
+    What a container holds besides is counted in `skipped`. Raises AudioDecodeError, also after some items, where a
+    container cannot be read on.
     """
     match source.extension:
         case ".tar":

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.lists import LIST_EXTENSIONS, listed, spellings, without_blanks
-from audiodiff_platform.audio_files.parquet_rows import RowsWithoutAudio, audio_column, not_embedded, rows_without_audio
+from audiodiff_platform.audio_files.parquet_rows import RowsWithoutAudio, audio_column, is_damage, not_embedded, rows_without_audio
 from audiodiff_platform.audio_files.skipped import kind_of, refusal
 from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, passed_over, utf8
 from audiodiff_platform.cluster import holds_secret, say
@@ -34,7 +34,7 @@ _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errn
 
 
 class Inputs:
-    """The input by its URI: a folder or prefix, a list (.txt, a name a line; .parquet with a column of names), or a single file."""
+    """The input by its URI: a folder or prefix, a single file, or a list of names (.txt, or a column of .parquet)."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -81,7 +81,9 @@ class Inputs:
             extension = path.suffix.lower()
             if kind := passed_over(path):
                 self.skipped[kind] += 1
-            elif extension in AUDIO_EXTENSIONS or extension == ".tar" or (extension == ".parquet" and self._may_hold_audio(entry.name)):
+            elif extension in AUDIO_EXTENSIONS | {".tar"} or (
+                extension == ".parquet" and self._may_hold_audio(entry.name)
+            ):
                 name = utf8(entry.name)
                 yield Source(name, entry.size, entry.version if name == entry.name else "not utf-8")
             else:
@@ -111,7 +113,7 @@ class Inputs:
                 if column is not None and (rows := rows_without_audio(table, column)).missing:
                     self._without_audio[uri] = rows
             except (pa.ArrowException, OSError) as error:
-                if getattr(error, "errno", None):  # pyarrow's own errors have none
+                if not is_damage(error):
                     raise
                 return True
         return column is not None
@@ -144,9 +146,9 @@ class Inputs:
         place = folder.path(name)
         root = f"{self.folder.root.rstrip('/')}/"
         kind = passed_over(PurePosixPath(place.removeprefix(root) if place.startswith(root) else f"/{place}"))
-        path = PurePosixPath(source.uri.strip())
-        if kind is None and source.version != "folder" and path.suffix.lower() not in AUDIO_EXTENSIONS | CONTAINER_EXTENSIONS:
-            kind = kind_of(path.name)
+        extension = PurePosixPath(source.uri.strip()).suffix.lower()
+        if kind is None and source.version != "folder" and extension not in AUDIO_EXTENSIONS | CONTAINER_EXTENSIONS:
+            kind = kind_of(source.uri)
         if kind is None and source.extension == ".parquet" and source.version not in _UNREADABLE:
             self._may_hold_audio(source.uri)
         return source, place, kind
@@ -161,7 +163,7 @@ class Inputs:
             except (OSError, ValueError) as error:  # ValueError: a name with a NUL character
                 if isinstance(error, PermissionError):
                     return Source(uri, 0, "denied")
-                if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and error.errno not in _NO_SUCH_FILE:
+                if not isinstance(error, FileNotFoundError | ValueError) and error.errno not in _NO_SUCH_FILE:
                     raise
                 continue
             return Source(uri, 0, version) if version else Source(uri, status.size, status.version)

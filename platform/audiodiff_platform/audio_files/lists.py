@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from audiodiff_platform.audio_files.parquet_rows import is_damage
 from audiodiff_platform.storage import Folder
 
 LIST_EXTENSIONS = frozenset({".txt", ".parquet"})
@@ -18,7 +19,12 @@ MAX_LINE_CHARACTERS = 65_536
 
 _BYTE_ORDER_MARK = "\ufeff"
 # Byte order marks, the longer first: that of UTF-32 begins with that of UTF-16.
-_ENCODINGS = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def listed(folder: Folder, name: str) -> Iterator[str]:
@@ -30,7 +36,7 @@ def listed(folder: Folder, name: str) -> Iterator[str]:
 
 
 def spellings(entry: str) -> list[str]:
-    """The names that an entry may mean, the most literal first: as it stands, without the blanks around it, with `/` for its backslashes."""
+    """The names that an entry may mean: as it stands, without the blanks around it, with `/` for its backslashes."""
     stripped = without_blanks(entry)
     if "://" in stripped:
         return [stripped]
@@ -44,7 +50,7 @@ def without_blanks(entry: str) -> str:
 
 
 def _lines(folder: Folder, name: str) -> Iterator[str]:
-    """The lines of a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; a line at a time is in memory."""
+    """The lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; a line is in memory at a time."""
     place = f"input_dir {folder.uri}/{name}"
     with folder.filesystem.open(folder.path(name), "rb") as file:
         start = file.read(4)
@@ -56,10 +62,12 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
             while line := text.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
                 if len(line) > MAX_LINE_CHARACTERS:
-                    raise ValueError(f"{place}: line {number} has more than {MAX_LINE_CHARACTERS:,} characters: a list has a file name a line")
+                    too_long = f"more than {MAX_LINE_CHARACTERS:,} characters"
+                    raise ValueError(f"{place}: line {number} has {too_long}: a list has a file name a line")
                 line.encode()  # refuses what could not be decoded
                 if "\0" in line:
-                    raise ValueError(f"{place}: line {number} holds NUL characters (UTF-16 without a byte order mark, or no text): save the list as UTF-8")
+                    cause = "UTF-16 without a byte order mark, or no text"
+                    raise ValueError(f"{place}: line {number} holds NUL characters ({cause}): save the list as UTF-8")
                 if line.strip():
                     yield line.removesuffix("\n")
         except UnicodeEncodeError as error:
@@ -74,13 +82,16 @@ def _column(folder: Folder, name: str) -> Iterator[str]:
         try:
             table = pq.ParquetFile(file)
             strings = [field.name for field in table.schema_arrow if _is_text(field.type)]
-            column = next((known for known in LIST_COLUMNS if known in strings), None)
+            column = next((name for name in LIST_COLUMNS if name in strings), None)
             if column is None:
                 columns = ", ".join(table.schema_arrow.names)
-                raise ValueError(f"{place}: neither an audio column nor one of URIs ({', '.join(LIST_COLUMNS)}); its columns are {columns}")
+                known = ", ".join(LIST_COLUMNS)
+                raise ValueError(f"{place}: neither an audio column nor one of URIs ({known}); its columns are {columns}")
             for batch in table.iter_batches(columns=[column]):
                 yield from filter(None, batch.column(0).to_pylist())
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
             raise ValueError(f"{place}: Parquet that cannot be read ({' '.join(str(error).split())})") from error
 
 

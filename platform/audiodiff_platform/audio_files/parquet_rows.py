@@ -1,6 +1,7 @@
 """Audio files in the rows of Parquet files (Hugging Face datasets).
 
-A row holds a file's bytes, alone or in a struct beside its path, or decoded samples as a struct of `array` and `sampling_rate`.
+A row holds a file's bytes, alone or in a struct beside its path, or decoded samples: a struct of `array` and
+`sampling_rate`.
 """
 
 import json
@@ -37,8 +38,8 @@ class RowsWithoutAudio:
 
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
-    """The audio files of a Parquet file, each in a file that the next one replaces. A row's number is part of its name."""
-    for number, cell in enumerate(_cells(source, local)):
+    """The audio files of a Parquet file, each in a file that the next one replaces; names hold the row's number."""
+    for number, cell in enumerate(_all_cells(source, local)):
         path = str(_value(cell, "path") or "")
         if kind := passed_over(PurePosixPath(path)):
             skipped[kind] += 1
@@ -47,10 +48,14 @@ def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> I
 
 
 def audio_column(schema: pa.Schema) -> str | None:
-    """The column that Hugging Face's metadata calls audio, else `audio`, else the first of decoded samples; None if its type holds no audio."""
+    """The column that Hugging Face's metadata calls audio, else `audio`, else the first of decoded samples.
+
+    None if there is no such column or if its type cannot hold audio.
+    """
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        stated = [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
+        typed = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+        stated = [name for name, feature in typed.items() if feature.get("_type") == "Audio"]
     except (ValueError, KeyError, TypeError, AttributeError):  # the metadata is not that of datasets
         stated = []
     decoded = [field.name for field in schema if {"array", "sampling_rate"} <= _fields(field.type)]
@@ -67,19 +72,23 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
     fields = _fields(table.schema_arrow.field(column).type)
     if "array" not in fields:
         leaf = f"{column}.bytes" if fields else column
-        groups = range(table.num_row_groups)
-        statistics = [chunk.statistics for group in groups for chunk in _chunks(table.metadata.row_group(group)) if chunk.path_in_schema == leaf]
-        if len(statistics) == len(groups) and all(known and known.has_null_count for known in statistics):
+        chunks = [chunk for group in range(table.num_row_groups) for chunk in _chunks(table.metadata.row_group(group))]
+        statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf]
+        if len(statistics) == table.num_row_groups and all(known and known.has_null_count for known in statistics):
             return RowsWithoutAudio(sum(known.null_count for known in statistics), table.metadata.num_rows)
     checked = 0
-    for batch in table.iter_batches(batch_size=1, columns=_leaves(table, column)):
-        for cell in batch.column(0):
-            if _value(cell, "bytes") is not None or ((array := _part(cell, "array")) is not None and array.is_valid):
-                return RowsWithoutAudio(checked, checked + 1)
-            checked += 1
-        if checked >= ROWS_CHECKED:
+    for cell in _cells(table, column):
+        if _value(cell, "bytes") is not None or ((array := _part(cell, "array")) is not None and array.is_valid):
+            return RowsWithoutAudio(checked, checked + 1)
+        checked += 1
+        if checked == ROWS_CHECKED:
             break
     return RowsWithoutAudio(checked, checked)
+
+
+def is_damage(error: pa.ArrowException | OSError) -> bool:
+    """True for an error in a Parquet file's content; pyarrow raises some as OSError, which has no number then."""
+    return not isinstance(error, OSError) or error.errno is None
 
 
 def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
@@ -88,8 +97,9 @@ def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
     rows = files[example]
     more = f" (and rows of {len(files) - 1:,} more files)" if len(files) > 1 else ""
     return (
-        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} rows checked of {example} have only a path{more}: write the files anew "
-        "by dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True).with_format(None).to_parquet(FILE), or list the paths in a .txt file"
+        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} rows checked of {example} have only a path{more}: "
+        "write the files anew by dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+        ".with_format(None).to_parquet(FILE), or list the paths in a .txt file"
     )
 
 
@@ -108,34 +118,37 @@ def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> Item:
     return Item(name, None, NOT_EMBEDDED if path else "a row without audio")
 
 
-def _cells(source: Source, local: Path) -> Iterator[pa.Scalar]:
-    """The audio column, a row in memory at a time. Raises AudioDecodeError where the file cannot be read."""
+def _all_cells(source: Source, local: Path) -> Iterator[pa.Scalar]:
+    """The audio of all rows. Raises AudioDecodeError where the file cannot be read."""
     try:
         with pq.ParquetFile(local, buffer_size=READ_BUFFER_BYTES) as table:
             column = audio_column(table.schema_arrow)
             if column is None:
                 raise AudioDecodeError(source.uri, "Parquet without an audio column")
-            columns = _leaves(table, column)
-            for group in range(table.num_row_groups):
-                _check_arrays(source, table, group, {leaf for leaf in columns if leaf.startswith(f"{column}.array")})
-                for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=columns):
-                    yield from batch.column(0)
+            yield from _cells(table, column)
     except (pa.ArrowException, OSError) as error:
-        raise AudioDecodeError(source.uri, f"Parquet that cannot be read on ({' '.join(str(error).split())})") from error
+        reason = f"Parquet that cannot be read on ({' '.join(str(error).split())})"
+        raise AudioDecodeError(source.uri, reason) from error
 
 
-def _check_arrays(source: Source, table: pq.ParquetFile, group: int, leaves: set[str]) -> None:
-    for chunk in _chunks(table.metadata.row_group(group)):
-        stored = chunk.total_compressed_size
-        if chunk.path_in_schema in leaves and chunk.num_values * 8 > max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored):
-            raise AudioDecodeError(source.uri, f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
+def _cells(table: pq.ParquetFile, column: str) -> Iterator[pa.Scalar]:
+    """A column's cells, one in memory at a time. Raises ArrowInvalid for samples that would fill the memory."""
+    columns = _leaves(table, column)
+    for group in range(table.num_row_groups):
+        for chunk in _chunks(table.metadata.row_group(group)):
+            stored = chunk.total_compressed_size
+            bound = max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored)
+            if chunk.path_in_schema.startswith(f"{column}.array.") and chunk.num_values * 8 > bound:
+                raise pa.ArrowInvalid(f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
+        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=columns):
+            yield from batch.column(0)
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
     """What to read of an audio column: other fields of a struct are left alone."""
     paths = [table.schema.column(place).path for place in range(len(table.schema))]
-    wanted = [f"{column}.{name}" for name in FIELDS]
-    return [path for path in paths if path == column or any(path == name or path.startswith(f"{name}.") for name in wanted)]
+    wanted = tuple(f"{column}.{name}." for name in FIELDS)
+    return [path for path in paths if path == column or f"{path}.".startswith(wanted)]
 
 
 def _chunks(group: pq.RowGroupMetaData) -> Iterator[Any]:

@@ -42,6 +42,9 @@ def utf8(name: str) -> str:
 
 
 def passed_over(path: PurePosixPath) -> str | None:
-    """The kind of a path that holds no one's music, None for all others. Of an absolute path only the file's name counts: a corpus may lie in `.cache`."""
+    """The kind by which a hidden file or one of the system is counted, None for all others.
+
+    Of an absolute path only the file's name counts: a corpus may lie in `.cache`.
+    """
     folders = () if path.is_absolute() else path.parts[:-1]
     return HIDDEN if is_hidden(path.name) or any(is_hidden_folder(name) for name in folders if name != "..") else None

@@ -1,7 +1,7 @@
 """Audio files in tar archives (WebDataset shards), by the rules for a folder.
 
-A first pass over the headers finds names that occur twice, of which the last counts as in `tar -x`, and the targets of links. Names are
-names only: no member is written to where its name says.
+A first pass over the headers finds names that occur twice, of which the last counts as in `tar -x`, and the targets of
+links. Names are names only: no member is written to where its name says.
 """
 
 import io
@@ -23,12 +23,12 @@ MAX_READ_BYTES = 1 << 20
 MAX_LINKS_FOLLOWED = 40
 DANGLING, REPLACED, SPECIAL = "dangling link", "replaced in its archive", "special file"
 
-# tarfile raises the errors after TarError for headers that are no numbers, that end early or that refer to each other without end.
+# tarfile raises those after TarError for headers that are no numbers, that end early or that extend each other endlessly.
 _UNREADABLE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
-    """The audio files of an archive, each in a file that the next one replaces; the other members are counted in `skipped`."""
+    """The audio files of an archive, each in a file that the next one replaces; other members count in `skipped`."""
     try:
         with _TarFile(io.FileIO(local)) as file:
             contents = _Contents.of(file)
@@ -37,10 +37,12 @@ def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -
                 for name in names:
                     yield _item(source, name, archive, member, scratch)
             for name, target in contents.lost:
-                yield Item(_item_name(source, name), None, f"a hard link to {utf8(target)}, which its archive does not hold")
+                reason = f"a hard link to {utf8(target)}, which its archive does not hold"
+                yield Item(_item_name(source, name), None, reason)
             skipped.update(contents.skipped)
     except _UNREADABLE as error:
-        raise AudioDecodeError(source.uri, f"archive that cannot be read on ({' '.join(str(error).split())})") from error
+        reason = f"archive that cannot be read on ({' '.join(str(error).split())})"
+        raise AudioDecodeError(source.uri, reason) from error
 
 
 class _Archive(tarfile.TarFile):
@@ -50,7 +52,7 @@ class _Archive(tarfile.TarFile):
 
 
 class _TarFile(io.BufferedReader):
-    """A tar file of which `tarfile` reads at most a megabyte at once: the sizes of extended headers are the archive's own claim."""
+    """A tar file of which a megabyte is read at most at once: extended headers state sizes of their own."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_READ_BYTES:
@@ -78,7 +80,8 @@ class _Contents:
             name = _normal(member.name)
             links.pop(name, None)
             if member.issym():
-                links[name] = _Link(posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname)), is_hard=False)
+                target = posixpath.join(posixpath.dirname(name), member.linkname)
+                links[name] = _Link(posixpath.normpath(target), is_hard=False)
             elif member.islnk():
                 links[name] = _Link(_normal(member.linkname), is_hard=True)
             if not member.isdir() and _is_audio(name):
@@ -90,7 +93,7 @@ class _Contents:
         return contents
 
     def _resolve(self, links: Mapping[str, "_Link"], file: _TarFile) -> None:
-        """Finds the members that audio files are links to: of a hard link the last one before it, of a symbolic link the last one."""
+        """Finds the members that audio files are links to: the last of that name, for a hard link the last before it."""
         ends = {name: _end(name, links) for name in links if _is_audio(name)}
         wanted = set(ends.values())
         targets: dict[str, int] = {}
@@ -136,7 +139,7 @@ def _readable_headers(file: _TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _headers(file: _TarFile) -> Iterator[tuple["_Archive", tarfile.TarInfo]]:
-    """All members, also those of further archives behind the first (`cat a.tar b.tar`). Raises TarError if anything else follows."""
+    """All members, also of archives behind the first (`cat a.tar b.tar`). Raises TarError if anything else follows."""
     size = file.seek(0, io.SEEK_END)
     start: int | None = file.seek(0)
     while start is not None:
@@ -166,7 +169,8 @@ def _next_block(file: _TarFile, position: int) -> int | None:
 def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str]) -> list[str]:
     """The name by which a member is an audio file, if it is one; counts it if it is none."""
     name = _normal(member.name)
-    if member.isdir() or (_is_audio(name) and (member.issym() or member.islnk()) and member.offset not in contents.replaced):
+    is_link = member.issym() or member.islnk()
+    if member.isdir() or (is_link and _is_audio(name) and member.offset not in contents.replaced):
         return []  # a link has its item where its target is
     if kind := _skipped_kind(name):
         skipped[kind] += 1
