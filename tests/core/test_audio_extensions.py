@@ -58,15 +58,16 @@ FFMPEG = {
 
 
 def write(file: Path, container: str, codec: str | None, picture: str | None) -> None:
-    """Writes SAMPLES as stereo by FFmpeg, with a video of as many codecs as `picture` names; without `codec` a video alone."""
+    """Writes SAMPLES as stereo by FFmpeg beside a video of the codec `picture`; either may be left out."""
     output: Any = av.open(str(file), "w", format=container)
     with output:
         video = output.add_stream(picture, rate=10, width=64, height=64, pix_fmt="yuv420p") if picture else None
         sound = output.add_stream(codec, rate=RATE, layout="stereo") if codec else None
-        for number in range(10 if video else 0):
+        for number in range(10):
             image: Any = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 * number, np.uint8), format="rgb24")
-            output.mux(video.encode(image))
-        if video:
+            if video is not None:
+                output.mux(video.encode(image))
+        if video is not None:
             output.mux(video.encode(None))
         if sound:
             frame: Any = av.AudioFrame.from_ndarray(np.stack([SAMPLES, SAMPLES]), format="fltp", layout="stereo")
@@ -108,7 +109,7 @@ def test_of_a_video_the_first_of_its_audio_streams_is_read(tmp_path: Path) -> No
         output.mux(video.encode(image))
         output.mux(video.encode(None))
         for sound, level in zip(sounds, (1.0, 0.5), strict=True):
-            samples = np.int16(np.round(SAMPLES[np.newaxis] * level * 32_767))
+            samples = np.round(SAMPLES[np.newaxis] * level * 32_767).astype(np.int16)
             frame: Any = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
             output.mux(sound.encode(frame))

@@ -160,6 +160,13 @@ def test_absolute_names_in_a_hidden_folder_are_read(folder: Path, tmp_path_facto
     assert uris(folder / "list.txt") == [f"{cache}/a.wav"]
 
 
+def test_a_parquet_list_that_is_not_utf8_is_named(folder: Path) -> None:
+    names = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9.wav"]).buffers())
+    pq.write_table(pa.table({"path": names}), folder / "list.parquet")
+    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: Parquet that cannot be read .*utf-8"):
+        uris(folder / "list.parquet")
+
+
 def test_a_parquet_list_that_is_damaged_is_named(folder: Path) -> None:
     pq.write_table(pa.table({"path": ["first.wav"] * 100}), folder / "list.parquet", compression="none", use_dictionary=False)
     content = bytearray((folder / "list.parquet").read_bytes())

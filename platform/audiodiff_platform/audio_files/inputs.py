@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.lists import LIST_EXTENSIONS, listed, spellings, without_blanks
-from audiodiff_platform.audio_files.parquet_rows import RowsWithoutAudio, audio_column, is_damage, not_embedded, rows_without_audio
+from audiodiff_platform.audio_files.parquet_rows import (
+    READ_BUFFER_BYTES,
+    RowsWithoutAudio,
+    audio_column,
+    is_damage,
+    not_embedded,
+    rows_without_audio,
+)
 from audiodiff_platform.audio_files.skipped import kind_of, refusal
 from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, passed_over, utf8
 from audiodiff_platform.cluster import holds_secret, say
@@ -58,7 +65,7 @@ class Inputs:
         holds_audio = False
         for source in self._in_folder() if self._file is None else self._alone(self._file):
             rows = self._without_audio.get(source.uri)
-            holds_audio = holds_audio or rows is None or rows.missing < rows.checked
+            holds_audio = holds_audio or rows is None or not rows.are_all
             yield source
         if self._without_audio:
             message = not_embedded(self._without_audio)
@@ -108,11 +115,11 @@ class Inputs:
         folder, name = self._place(uri)
         with folder.filesystem.open(folder.path(name), "rb") as file:
             try:
-                table = pq.ParquetFile(file)
+                table = pq.ParquetFile(file, buffer_size=READ_BUFFER_BYTES)
                 column = audio_column(table.schema_arrow)
                 if column is not None and (rows := rows_without_audio(table, column)).missing:
                     self._without_audio[uri] = rows
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 if not is_damage(error):
                     raise
                 return True

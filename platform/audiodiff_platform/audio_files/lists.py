@@ -89,7 +89,7 @@ def _column(folder: Folder, name: str) -> Iterator[str]:
                 raise ValueError(f"{place}: neither an audio column nor one of URIs ({known}); its columns are {columns}")
             for batch in table.iter_batches(columns=[column]):
                 yield from filter(None, batch.column(0).to_pylist())
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if not is_damage(error):
                 raise
             raise ValueError(f"{place}: Parquet that cannot be read ({' '.join(str(error).split())})") from error

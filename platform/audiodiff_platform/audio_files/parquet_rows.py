@@ -20,7 +20,7 @@ from audiodiff_platform.audio_files.item import Item
 from audiodiff_platform.audio_files.source import Source, passed_over
 
 FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
-ROWS_CHECKED = 1_000
+ROWS_CHECKED, EMPTY_ROWS_CHECKED, BYTES_CHECKED = 1_000, 100_000, 1 << 20
 READ_BUFFER_BYTES = 1 << 20  # buffered, or a whole row group's audio would be in memory
 # A row of few bytes may state any number of equal samples. These bound the memory that a row group's samples could take.
 ARRAY_BYTES_AT_LEAST = 256 << 20
@@ -31,16 +31,22 @@ NOT_EMBEDDED = "a path without audio: embed the files in the Parquet file"
 
 @dataclass(frozen=True)
 class RowsWithoutAudio:
-    """The number of rows of a Parquet file that lack audio, and of the rows that were checked."""
+    """The number of rows of a Parquet file that lack audio, of those that were checked, and of all."""
 
     missing: int
     checked: int
+    total: int
+
+    @property
+    def are_all(self) -> bool:
+        """True if the file holds no audio."""
+        return self.missing == self.total
 
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
     """The audio files of a Parquet file, each in a file that the next one replaces; names hold the row's number."""
     for number, cell in enumerate(_all_cells(source, local)):
-        path = str(_value(cell, "path") or "")
+        path = _path(cell)
         if kind := passed_over(PurePosixPath(path)):
             skipped[kind] += 1
             continue
@@ -68,25 +74,24 @@ def audio_column(schema: pa.Schema) -> str | None:
 
 
 def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
-    """The rows of an audio column without audio: by the file's statistics, or the first rows up to one with audio."""
+    """Counts the rows of an audio column that lack audio, up to a bound on rows and on bytes read.
+
+    Rows are read: damaged statistics would end the process in pyarrow. Samples are not read.
+    """
     fields = _fields(table.schema_arrow.field(column).type)
-    if "array" not in fields:
-        leaf = f"{column}.bytes" if fields else column
-        chunks = [chunk for group in range(table.num_row_groups) for chunk in _chunks(table.metadata.row_group(group))]
-        statistics = [chunk.statistics for chunk in chunks if chunk.path_in_schema == leaf]
-        if len(statistics) == table.num_row_groups and all(known and known.has_null_count for known in statistics):
-            return RowsWithoutAudio(sum(known.null_count for known in statistics), table.metadata.num_rows)
-    checked = 0
-    for cell in _cells(table, column):
-        if _value(cell, "bytes") is not None or ((array := _part(cell, "array")) is not None and array.is_valid):
-            return RowsWithoutAudio(checked, checked + 1)
-        checked += 1
-        if checked == ROWS_CHECKED:
+    paths = [path for path in _leaves(table, column) if not path.startswith(f"{column}.array.")]
+    missing = checked = size = 0
+    for batch in table.iter_batches(batch_size=1, columns=paths):
+        (cell,) = batch.column(0)
+        content = _value(cell, "bytes")
+        has_audio = content is not None or ("array" in fields and cell.is_valid)
+        missing, checked, size = missing + (not has_audio), checked + 1, size + len(content or b"")
+        if size > BYTES_CHECKED or checked == (ROWS_CHECKED if missing < checked else EMPTY_ROWS_CHECKED):
             break
-    return RowsWithoutAudio(checked, checked)
+    return RowsWithoutAudio(missing, checked, table.metadata.num_rows)
 
 
-def is_damage(error: pa.ArrowException | OSError) -> bool:
+def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
     """True for an error in a Parquet file's content; pyarrow raises some as OSError, which has no number then."""
     return not isinstance(error, OSError) or error.errno is None
 
@@ -126,22 +131,27 @@ def _all_cells(source: Source, local: Path) -> Iterator[pa.Scalar]:
             if column is None:
                 raise AudioDecodeError(source.uri, "Parquet without an audio column")
             yield from _cells(table, column)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"Parquet that cannot be read on ({' '.join(str(error).split())})"
         raise AudioDecodeError(source.uri, reason) from error
 
 
 def _cells(table: pq.ParquetFile, column: str) -> Iterator[pa.Scalar]:
     """A column's cells, one in memory at a time. Raises ArrowInvalid for samples that would fill the memory."""
-    columns = _leaves(table, column)
     for group in range(table.num_row_groups):
-        for chunk in _chunks(table.metadata.row_group(group)):
-            stored = chunk.total_compressed_size
-            bound = max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored)
-            if chunk.path_in_schema.startswith(f"{column}.array.") and chunk.num_values * 8 > bound:
-                raise pa.ArrowInvalid(f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
-        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=columns):
+        if "array" in _fields(table.schema_arrow.field(column).type):
+            _check_samples(table, column, group)
+        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=_leaves(table, column)):
             yield from batch.column(0)
+
+
+def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:
+    row_group = table.metadata.row_group(group)
+    for chunk in (row_group.column(place) for place in range(row_group.num_columns)):
+        stored = chunk.total_compressed_size
+        bound = max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored)
+        if chunk.path_in_schema.startswith(f"{column}.array.") and chunk.num_values * 8 > bound:
+            raise pa.ArrowInvalid(f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
@@ -149,10 +159,6 @@ def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
     paths = [table.schema.column(place).path for place in range(len(table.schema))]
     wanted = tuple(f"{column}.{name}." for name in FIELDS)
     return [path for path in paths if path == column or f"{path}.".startswith(wanted)]
-
-
-def _chunks(group: pq.RowGroupMetaData) -> Iterator[Any]:
-    return (group.column(place) for place in range(group.num_columns))
 
 
 def _part(cell: pa.Scalar, field: str) -> pa.Scalar | None:
@@ -165,6 +171,14 @@ def _part(cell: pa.Scalar, field: str) -> pa.Scalar | None:
 def _value(cell: pa.Scalar, field: str) -> Any:
     part = _part(cell, field)
     return None if part is None else part.as_py()
+
+
+def _path(cell: pa.Scalar) -> str:
+    """The path of a row, empty if there is none; bytes that are not UTF-8 are escaped."""
+    part = _part(cell, "path")
+    if part is None or not part.is_valid or not isinstance(part, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
+        return ""
+    return bytes(part.as_buffer()).decode(errors="backslashreplace")
 
 
 def _fields(kind: pa.DataType) -> set[str]:
