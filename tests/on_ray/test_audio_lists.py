@@ -147,7 +147,7 @@ def test_what_a_list_names_beside_audio_is_counted_by_its_extension(folder: Path
     (folder / "list.txt").write_text("first.wav\nnotes.md\nABSENT.MD\nnone\n._first.wav\n.cache/a.wav\n__MACOSX/._first.wav\nx.tar.gz\n")
     inputs = Inputs(str(folder / "list.txt"))
     assert [source.uri for source in inputs.sources()] == ["first.wav"]
-    assert inputs.skipped == {".md": 2, "none": 1, "hidden": 3, ".tar.gz": 1}
+    assert inputs.skipped == {".md": 2, "none": 1, "hidden files": 3, ".tar.gz": 1}
     assert inputs.others == 7
 
 

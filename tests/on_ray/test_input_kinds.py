@@ -74,7 +74,7 @@ def test_prepare_counts_what_it_passes_over_in_folders_and_archives(local_ray: N
         link.type, link.linkname = tarfile.LNKTYPE, "absent.flac"
         archive.addfile(link)
     options = PrepareOptions(input_dir=str(source), output_dir=str(tmp_path / "out"), resolution="32", hop_length=1_024, num_workers=1)
-    expected = {".jpg": 1, ".txt": 2, "none": 1, "hidden": 2}
+    expected = {".jpg": 1, ".txt": 2, "none": 1, "hidden files": 2}
     for _ in range(2):
         summary = prepare(options)
         assert (summary["files"], summary["quarantined"], summary["others"], summary["skipped"]) == (2, 1, 6, expected)

@@ -35,7 +35,7 @@ _UNREADABLE = {
     "not utf-8": "its name is not UTF-8: rename it",
     "folder": "a folder: list its files, or give the folder as input_dir",
     "special": "a device, pipe or socket, not a file",
-    "denied": "no permission to read it",
+    "forbidden": "cannot be opened (Permission denied)",
 }
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 
@@ -169,7 +169,7 @@ class Inputs:
                 version = _special(folder, status)
             except (OSError, ValueError) as error:  # ValueError: a name with a NUL character
                 if isinstance(error, PermissionError):
-                    return Source(uri, 0, "denied")
+                    return Source(uri, 0, "forbidden")
                 if not isinstance(error, FileNotFoundError | ValueError) and error.errno not in _NO_SUCH_FILE:
                     raise
                 continue

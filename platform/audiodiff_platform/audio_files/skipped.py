@@ -1,4 +1,4 @@
-"""Counts of files that are not read, by kind: an extension, `none` for no extension, or a word such as `hidden`."""
+"""Counts of files that are not read, by kind: an extension, `none` for no extension, or words such as `hidden files`."""
 
 import re
 from collections import Counter

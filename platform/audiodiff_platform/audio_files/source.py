@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from audiodiff_platform.audio_files.hidden import is_hidden, is_hidden_folder
 
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
-HIDDEN = "hidden"
+HIDDEN = "hidden files"
 
 # Bytes per second of typical files, to balance shards; a wrong guess makes a shard larger or smaller, nothing else.
 _PCM_EXTENSIONS = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd")
