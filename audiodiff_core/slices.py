@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 import pydantic
@@ -52,7 +52,8 @@ class MelSlice:
     samples: audio.Samples
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """The samples (n,) of a slice before its image is made: n is the slice size, less for one that is to be padded."""
 
     index: int

@@ -21,7 +21,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform import commits, in_hand
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
@@ -85,8 +85,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     for line in inputs.describe():
         say(line)
     if not planned and not new:
-        passed_over = f"{inputs.others} others{inputs.skipped_text()}"
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over})")
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
     done = commits.committed(output)
     if new or planned.keys() - done.keys():
         seconds = sum(source.seconds for source in new)
@@ -109,7 +108,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             for counts in run_shards(EmbeddingsWorker, arguments, sorted(pending), workers, gpu):
                 progress.finished(counts)
     summary = _finish_embeddings(options, output, settings, tracks)
-    return {**summary, "others": inputs.others, "skipped": dict(inputs.skipped)}
+    return {**summary, "others": inputs.others, "skipped": shortened(inputs.skipped)}
 
 
 def _tracks(dataset_name: str) -> set[str]:

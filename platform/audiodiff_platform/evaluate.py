@@ -20,7 +20,7 @@ from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import connected, encoder_source, require_shared, say, usable_encoder, usable_path, workers_for
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
@@ -163,14 +163,14 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     except ValueError as error:
         raise ValueError(str(error).replace("input_dir", name, 1)) from error
     if not sources:
-        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others{inputs.skipped_text()})")
+        raise ValueError(f"{name} {uri}: holds no audio files ({described(inputs.skipped)})")
     for line in inputs.describe():
         say(f"{name}: {line}")
     by_shard: dict[int, list[Source]] = {}
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
     portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
-    return Side(portions, skipped=dict(inputs.skipped))
+    return Side(portions, skipped=shortened(inputs.skipped))
 
 
 def _dataset(name: str, uri: str) -> MelDataset:

@@ -18,6 +18,7 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.storage import Folder
 
 ITEMS_AT_ONCE = 16
@@ -77,12 +78,16 @@ class EvaluateWorker:
                 try:
                     local = inputs.fetch(source, Path(scratch))
                     for file in items(source, local, Path(scratch)):
-                        self._add(file.name, items_of(file.local, self.mel), portion, found)
+                        self._add(file.name, self._items(file), portion, found)
                     if local.parent == Path(scratch):
                         local.unlink()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     found.unusable.append(str(error))
         return found
+
+    def _items(self, file: AudioFile) -> Iterator[Item]:
+        """The slices of an audio file. Raises AudioDecodeError, also after some slices."""
+        yield from items_of(file.local, self.mel)
 
     def _add(self, track: str, track_items: Iterator[Item], portion: Portion, found: Embedded) -> None:
         """Adds all items of a track or, where it cannot be read to its end, none."""

@@ -7,6 +7,7 @@
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Self
@@ -18,7 +19,7 @@ from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import connected, cpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
@@ -42,7 +43,8 @@ class PrepareOptions(Slicing, Options):
 
     input_dir: str = pydantic.Field(
         description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
-        "with an audio column, or a list of URIs (.txt, a URI a line; .parquet with a column of them)"
+        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a "
+        "column of them)"
     )
     output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
@@ -107,9 +109,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     for line in inputs.describe():
         say(line)
     if not planned and not new:
-        passed_over = f"{inputs.others} others{inputs.skipped_text()}"
-        known = " ".join(sorted(AUDIO_EXTENSIONS))
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({passed_over}; known are {known})")
+        readable = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
     done = commits.committed(output)
     unfinished = bool(new or planned.keys() - done.keys())
     if unfinished:
@@ -127,7 +128,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             append_plan(output, assigned, left_out)
             planned.update(sizes(assigned))
             _make(options, output, planned, done, workers)
-        summary = {**_finish(options, output), "others": inputs.others, "skipped": dict(inputs.skipped)}
+        summary = _finish(options, output, inputs)
         if options.verify:
             verify(output, options.num_workers or cpus())
     if options.push_to_hub:
@@ -164,19 +165,21 @@ def _make(options: PrepareOptions, output: Folder, planned: Mapping[int, ShardSi
             raise JobError(f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {output.uri}/quarantine")
 
 
-def _finish(options: PrepareOptions, output: Folder) -> dict[str, Any]:
+def _finish(options: PrepareOptions, output: Folder, inputs: Inputs) -> dict[str, Any]:
     """Checks the whole, removes leftovers, writes configuration, card and `_SUCCESS`."""
     records = commits.committed(output)
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
     validation = sum(record[VALIDATION]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
+    in_containers = sum((Counter(record.get("skipped", {})) for record in records.values()), Counter[str]())
     for failure in failures[:REASONS_SHOWN]:
         say(f"quarantined: {failure['audio_file']}: {failure['reason']}")
     if len(failures) > REASONS_SHOWN:
         say(f"quarantined: {len(failures) - REASONS_SHOWN:,} more, see {output.uri}/quarantine")
     if len(failures) > options.max_bad_fraction * files or train == 0:
         raise JobError(
-            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on"
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
+            f"(passed over: {described(inputs.skipped + in_containers)})"
         )
     kept = {name for record in records.values() for name in record["parts"]}
     for name in output.names("data/*") + output.names("quarantine/*"):
@@ -197,4 +200,4 @@ def _finish(options: PrepareOptions, output: Folder) -> dict[str, Any]:
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     commits.succeed(output, summary)
-    return summary
+    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}
