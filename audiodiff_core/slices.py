@@ -69,7 +69,7 @@ class Piece:
         end = start + len(samples)
         mean, share = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
         peak = min(mean, float(np.abs(samples).max(initial=0)))
-        return cls(index, samples, bool(peak < SILENT_BELOW), bool(share >= max(SILENT_BELOW, CANCELLED_BY * mean)))
+        return cls(index, samples, bool(peak < SILENT_BELOW), share >= max(float(SILENT_BELOW), CANCELLED_BY * mean))
 
 
 def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None) -> Iterator[MelSlice]:
