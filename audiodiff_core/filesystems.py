@@ -11,8 +11,8 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
 def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:
     """Return the filesystem of a path or URI, and the name of the place in it.
 
-    Unlike `fsspec.url_to_fs`, takes `::`, `#` and `?` in names on disk and on object stores literally, not as a chain or a version.
-    `options` go to the client of a store.
+    Unlike `fsspec.url_to_fs`, takes `::`, `#` and `?` in names on disk and on object stores literally, not as a chain
+    or a version. `options` go to the client of a store.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:

@@ -86,8 +86,9 @@ class DigestWorker:
                     attempts.start(source.uri)
                     digests[source.uri] = commits.file_sha256(local)
                     for item in items(source, local, scratch):
-                        sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
-                        rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
+                        with suppress(AudioDecodeError):
+                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
+                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
                 for copy in scratch.iterdir():
                     copy.unlink()
         buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
@@ -102,8 +102,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         _gather(sides[embedded.side], embedded)
     figures = _figures(options, sides)
     skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
-    names_and_digests = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest}
-    summary = {**names_and_digests, "skipped": skipped, **figures}
+    digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
+    summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
@@ -163,13 +163,14 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     except ValueError as error:
         raise ValueError(str(error).replace("input_dir", name, 1)) from error
     if not sources:
-        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others{inputs.skipped_text()})")
+        raise ValueError(f"{name} {uri}: holds no audio files ({described(inputs.skipped)})")
     for line in inputs.describe():
         say(f"{name}: {line}")
     by_shard: dict[int, list[Source]] = {}
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
-    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()], skipped=dict(inputs.skipped))
+    portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
+    return Side(portions, skipped=shortened(inputs.skipped))
 
 
 def _dataset(name: str, uri: str) -> MelDataset:

@@ -22,6 +22,7 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
@@ -121,12 +122,16 @@ class EvaluateWorker:
                     local = inputs.fetch(source, Path(scratch))
                     attempts.start(source.uri)
                     for file in items(source, local, Path(scratch)):
-                        self._add(file.name, items_of(file.local, self.mel), portion, result)
+                        self._add(file.name, self._items(file), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     result.unusable.append(str(error))
         return result
+
+    def _items(self, file: AudioFile) -> Iterator[Item]:
+        """The slices of an audio file. Raises AudioDecodeError, also after some slices."""
+        yield from items_of(file.local, self.mel)
 
     def _add(self, track: str, track_items: Iterator[Item], portion: Portion, result: Embedded) -> None:
         """Adds all items of a track or, where it cannot be read to its end, none."""

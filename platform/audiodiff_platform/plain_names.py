@@ -1,4 +1,4 @@
-"""Local folders for the `datasets` library, which takes some characters of a path for patterns or for chains of filesystems."""
+"""Local folders for the `datasets` library, which takes some characters of a path for patterns or for chains."""
 
 import hashlib
 import os
@@ -16,14 +16,16 @@ _NOT_PLAIN = re.compile(r"[*?\[\]]|::")
 
 
 def plainly_named(folder: Folder) -> str:
-    """Return the path of a local folder or, where `datasets` would not take its names literally, of a folder of links to its files.
+    """Return the path of a local folder, or of links to its files where `datasets` misreads its names.
 
-    The links lie in the cache of `datasets`, at a place that depends on the folder's path alone, so that the cache knows the folder again.
+    The links lie in the cache of `datasets`, at a place that depends on the folder's path alone, so that the cache knows
+    the folder again.
     """
     names = folder.names("**/*")
     if not any(map(_NOT_PLAIN.search, (folder.root, *names))):
         return folder.root
-    place = Path(datasets.config.HF_DATASETS_CACHE) / LINKS / hashlib.sha256(folder.root.encode(errors="surrogateescape")).hexdigest()[:32]
+    digest = hashlib.sha256(folder.root.encode(errors="surrogateescape")).hexdigest()
+    place = Path(datasets.config.HF_DATASETS_CACHE) / LINKS / digest[:32]
     links = {place / quote(name): folder.path(name) for name in names}
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)

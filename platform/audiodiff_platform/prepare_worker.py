@@ -1,6 +1,6 @@
 """The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -14,7 +14,7 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Item, Source, items
+from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.source_digests import record_digests
@@ -55,7 +55,7 @@ class PrepareWorker:
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
-            counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
+            counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources}
             return {**record, "parts": self._put(shard, draft, splits)}
 
@@ -74,14 +74,14 @@ class PrepareWorker:
     def _add_source(self, source: Source, left_out: list[str], local: Path, draft: "Draft") -> None:
         draft.sources[source.uri] = sha256 = commits.file_sha256(local)
         try:
-            for item in items(source, local, draft.scratch):
+            for item in items(source, local, draft.scratch, draft.skipped):
                 if item.name in left_out:
                     draft.duplicates += 1
                     continue
                 try:
                     self._add(item, commits.file_sha256(item.local) if source.is_container else sha256, draft)
                 except AudioDecodeError as error:
-                    draft.failed(item.name, error.reason, item.local.stat().st_size)
+                    draft.failed(item.name, error.reason, item.size)
         finally:
             if local.parent == draft.scratch:
                 local.unlink()
@@ -129,6 +129,7 @@ class Draft:
         self.scratch, self.duplicates = scratch, duplicates
         self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
         self.used = 0
+        self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
         self.sources: dict[str, str] = {}  # the digest of each source that was read
 

@@ -1,7 +1,7 @@
-"""Digests of the sources that shards were made of, by which a source that was only touched or copied is told from one that changed.
+"""Digests of the sources of shards, by which a source that was only touched or copied is told from a changed one.
 
-    _plan/digests/NNNNNN.parquet  URI and SHA-256 of each source that was read for a shard; its commit names the digest of this file
-    _plan/versions/NNNN.parquet   URI and version of planned sources that were found to have the same content, append-only
+    _plan/digests/NNNNNN.parquet  URI and SHA-256 of each source that was read for a shard; the commit names its digest
+    _plan/versions/NNNN.parquet   URI and later version of planned sources with the same content, append-only
 """
 
 import io
@@ -36,14 +36,15 @@ def record_digests(folder: Folder, shard: int, digests: Mapping[str, str]) -> di
 
 def later_versions(folder: Folder) -> dict[str, str]:
     """The latest version of each planned source that has another one than the plan states."""
-    return {row["uri"]: row["version"] for name in folder.names("_plan/versions/*.parquet") for row in _rows(folder.read(name))}
+    files = folder.names("_plan/versions/*.parquet")
+    return {row["uri"]: row["version"] for name in files for row in _rows(folder.read(name))}
 
 
 def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs: Inputs) -> Source | None:
     """The first of planned sources, given with their shards, whose content changed; None where all are the same.
 
-    The new versions are then kept, so that the next run compares none. A source that no finished shard was made of counts as the same. One
-    whose content was never read counts as changed.
+    The new versions are then kept, so that the next run compares none. A source that no finished shard was made of counts
+    as the same. A source of a finished shard whose content could not be read counts as changed.
     """
     done = commits.committed(folder)
     known = _recorded(folder, {shard: done[shard] for shard, _ in touched if shard in done})
@@ -55,7 +56,8 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
         elif shard in done:
             return source
     if comparable:
-        say(f"{len(comparable):,} planned files have another time or version: comparing their content, {sum(s.size for s, _ in comparable) / 1e6:,.0f} MB")
+        megabytes = sum(source.size for source, _ in comparable) / 1e6
+        say(f"{len(comparable):,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
     said_at = time.monotonic()
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         digests = pool.map(inputs.sha256, [source for source, _ in comparable])
@@ -67,12 +69,13 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
                 said_at = time.monotonic()
                 say(f"{number:,} of {len(comparable):,} files compared")
     rows = [{"uri": source.uri, "version": source.version} for _, source in touched]
-    folder.write(f"_plan/versions/{len(folder.names('_plan/versions/*.parquet')):04d}.parquet", _parquet(rows, _VERSIONS))
+    number = len(folder.names("_plan/versions/*.parquet"))
+    folder.write(f"_plan/versions/{number:04d}.parquet", _parquet(rows, _VERSIONS))
     return None
 
 
 def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
-    """The digests, by URI, of what finished shards were made of; those of a worker that did not commit its shard are not taken."""
+    """The digests, by URI, of what finished shards were made of, without those of workers that did not commit."""
     digests: dict[str, str] = {}
     for shard, record in records.items():
         if RECORDED in record and commits.sha256(content := folder.read(_name(shard))) == record[RECORDED]:

@@ -79,7 +79,7 @@ def test_a_list(few_loops: Path, tmp_path: Path, kind: str) -> None:
     uris = ["loop_mika.flac", str(few_loops / "sub" / "ambi_piano.flac"), f"file://{few_loops}/loop_tabla.flac", "not-there.flac", "notes.txt"]
     if kind == "txt":
         listing = few_loops / f".list-{tmp_path.name}.txt"
-        listing.write_text("# tracks\n\n" + "\n".join(uris) + "\n")
+        listing.write_text("\n\n" + "\n".join(uris) + "\n")
     else:
         listing = few_loops / f".list-{tmp_path.name}.parquet"
         pq.write_table(pa.table({"length": list(range(len(uris))), "uri": uris}), listing)

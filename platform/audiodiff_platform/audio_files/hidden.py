@@ -1,6 +1,6 @@
 """Names of files and folders that hold no music of the user's: hidden ones, and those that systems keep beside it."""
 
-# In lower case: wastebaskets, versions, thumbnails, snapshots and metadata of operating systems, network drives and file synchronisers.
+# In lower case: wastebaskets, versions, thumbnails, snapshots and metadata of operating systems and network drives.
 SYSTEM_FOLDERS = frozenset(
     {
         "#recycle",

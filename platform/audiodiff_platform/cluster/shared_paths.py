@@ -48,7 +48,7 @@ def encoder_source(name: str) -> str:
 
 
 def holds_secret(uri: str) -> bool:
-    """True where a URI has a query (a signature) or user information (a key): names are written down and shown, and may hold neither.
+    """Return True for a URI with a query (a signature) or user information (a key), which would be written down and shown.
 
     Names on disk and on object stores may hold `?`; a query there has a value.
     """

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 from audiodiff_platform.storage.listing import Entry, PassedOver, entry_on_disk
 
-# Errors by which a folder cannot be entered however often it is tried; others, such as that of a failing disk, end the listing.
+# Errors by which a folder cannot be entered however often it is tried; others, as of a failing disk, end the listing.
 _CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
 
 
 class DiskListing:
     """The files below a folder, in no order.
 
-    Real folders come first, then links to folders in the order of their names, so that the name under which a file is listed does not
-    depend on the order in which the disk lists folders. Links to a folder that contains them are cycles. Without `passed_over`, a folder
-    that cannot be read raises its OSError; the top folder always does.
+    Real folders come first, then links to folders in the order of their names, so that the name under which a file is
+    listed does not depend on the order in which the disk lists folders. Links to a folder that contains them are cycles.
+    Without `passed_over`, a folder that cannot be read raises its OSError; the top folder always does.
     """
 
     def __init__(self, root: str, passed_over: PassedOver | None = None) -> None:

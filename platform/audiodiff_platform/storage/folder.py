@@ -58,7 +58,7 @@ class Folder:
             return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
-        """The files that match a glob pattern, sorted, relative to the folder; `*` and `?` match within one part of a name."""
+        """The files that match a glob pattern, sorted, relative to the folder; `*` does not match a slash."""
         with self._reached(pattern):
             try:
                 folder = fixed_folder(pattern)
@@ -68,7 +68,7 @@ class Folder:
                 return []
 
     def walk(self, passed_over: PassedOver | None = None) -> Iterator[Entry]:
-        """All files in the folder and below, in no order; from a store a page at a time, so the memory is that of a page."""
+        """All files in the folder and below, in no order; from a store a page at a time."""
         with self._reached(""):
             yield from self._entries("", passed_over)
 
@@ -76,8 +76,8 @@ class Folder:
         if self.is_local:
             listing = DiskListing(self.root, passed_over)
             return listing.entries(folder) if deep else listing.files(folder)
-        files = (entry for entry in objects(self.filesystem, self.root, folder, deep=deep) if not entry.name.endswith("/"))
-        return without_hidden(files, passed_over)
+        entries = objects(self.filesystem, self.root, folder, deep=deep)
+        return without_hidden((entry for entry in entries if not entry.name.endswith("/")), passed_over)
 
     def entry(self, name: str) -> Entry:
         """A file as it is now; raises FileNotFoundError where there is none."""

@@ -77,7 +77,8 @@ def objects(filesystem: Any, root: str, folder: str = "", *, deep: bool = True) 
         case "gs" | "gcs" | ("gs" | "gcs", *_):
             yield from _objects_of_gcs(filesystem, root, folder, {} if deep else {"delimiter": "/"})
         case _:
-            for path, details in sorted(filesystem.find(f"{root}/{folder}".rstrip("/"), maxdepth=None if deep else 1, detail=True).items()):
+            files = filesystem.find(f"{root}/{folder}".rstrip("/"), maxdepth=None if deep else 1, detail=True)
+            for path, details in sorted(files.items()):
                 yield entry_on_store(path[len(root) + 1 :], details["size"], details)
 
 
@@ -86,7 +87,7 @@ def without_hidden(entries: Iterable[Entry], passed_over: PassedOver | None) -> 
     last = None
     for entry in entries:
         if passed_over and (hidden := _hidden_folder(entry.name, passed_over.hides)):
-            passed_over.counts["hidden folders"] += hidden != last  # stores list the objects of a folder one after the other
+            passed_over.counts["hidden folders"] += hidden != last  # a store lists the objects of a folder together
             last = hidden
         else:
             yield entry

@@ -37,11 +37,14 @@ class ShardSize:
     seconds: float = 0.0
 
 
-def new_sources(folder: Folder, sources: Iterable[Source], inputs: Inputs | None = None) -> tuple[dict[int, ShardSize], list[Source]]:
+def new_sources(
+    folder: Folder, sources: Iterable[Source], inputs: Inputs | None = None
+) -> tuple[dict[int, ShardSize], list[Source]]:
     """The shards planned so far, and those of `sources` that are in none of them.
 
-    A source of the planned size with another version (a time of modification, an ETag) is read from `inputs` and compared by its digest;
-    without `inputs` it counts as changed. Raises ValueError that names a planned source which has changed or vanished.
+    A source of the planned size with another version (a time of modification, an ETag) is read from `inputs` and compared
+    by its digest; without `inputs` it counts as changed.
+    Raises ValueError that names a planned source which has changed or vanished.
     """
     present = {source.uri: source for source in sources}
     versions = later_versions(folder)
@@ -62,7 +65,8 @@ def new_sources(folder: Folder, sources: Iterable[Source], inputs: Inputs | None
 
 
 def _changed(folder: Folder, source: Source) -> ValueError:
-    return ValueError(f"{source.uri} has changed since it was planned for {folder.uri}: restore it, or prepare into another folder")
+    remedy = "restore it, or prepare into another folder"
+    return ValueError(f"{source.uri} has changed since it was planned for {folder.uri}: {remedy}")
 
 
 def shard_seconds(sources: Iterable[Source], at_least: float) -> float:
