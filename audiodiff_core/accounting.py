@@ -6,6 +6,7 @@ hold beyond those, counted the same way, without the allocator's and kernels' ow
 """
 
 import json
+import re
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,20 +22,53 @@ from audiodiff_core.models import parameter_count
 from audiodiff_core.sampling import image_sides
 from audiodiff_core.training import OptimizerName
 
-# Dense bf16 tensor-core peaks in FLOP/s, by a part of the name that CUDA gives, from NVIDIA's data sheets (half of what they state with sparsity).
+# Dense tensor-core peaks in FLOP/s from NVIDIA's data sheets (half of a figure with sparsity), by the words of the
+# CUDA name that tell the model.
 BF16_PEAKS = {
+    "GB200": 2_500e12,
+    "B200": 2_250e12,
+    "GH200": 989e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
+    "H100 SXM5": 989e12,
+    "H100 PCIE": 756e12,
+    "H100 NVL": 835e12,
+    "H800": 989e12,
+    "H800 PCIE": 756e12,
+    "H20": 148e12,
     "A100": 312e12,
+    "A100 SXM": 312e12,
+    "A100 SXM4": 312e12,
+    "A100 PCIE": 312e12,
+    "A800": 312e12,
+    "A800 SXM4": 312e12,
+    "A800 PCIE": 312e12,
+    "A30": 165e12,
+    "A40": 150e12,
+    "A10": 125e12,
     "A10G": 70e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
+    "RTX 6000 ADA GENERATION": 364e12,
+    "RTX A6000": 155e12,
     "RTX 5090": 209e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
+FP16_PEAKS = BF16_PEAKS | {
+    "V100 SXM2": 125e12,
+    "V100 SXM3": 125e12,
+    "V100 PCIE": 112e12,
+    "V100S PCIE": 130e12,
+    "T4": 65e12,
+}
+"""The same peaks in fp16, and those of GPUs without bf16."""
+
+# Words of a CUDA name that leave the peak as it is. Boards of 64 GB are made for one customer each, with peaks of
+# their own.
+_WITHOUT_EFFECT = re.compile(r"NVIDIA|TESLA|GEFORCE|(?!64)\d+GB?|HBM3E?")
 
 OPTIMIZER_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2}
 FLOAT_BYTES = 4
@@ -88,10 +122,15 @@ def training_cost(
     )
 
 
-def peak_flops(device_name: str) -> float | None:
-    """The GPU's dense bf16 peak in FLOP/s, by the name that `torch.cuda.get_device_name` gives; None where it is not in the table."""
-    words = f"{device_name} "
-    return next((peak for name, peak in BF16_PEAKS.items() if f"{name} " in words), None)
+def peak_flops(device_name: str, precision: Literal["bf16", "fp16"] = "bf16") -> float | None:
+    """Look up a GPU's dense tensor-core peak in FLOP/s by the name that `torch.cuda.get_device_name` gives.
+
+    The whole name must be known. None for any other: laptop and Max-Q versions, MIG and vGPU slices, `D`, `Ti` and
+    `SUPER` are other devices.
+    """
+    words = re.split(r"[\s/-]+", device_name.strip().upper())
+    model = " ".join(word for word in words if not _WITHOUT_EFFECT.fullmatch(word))
+    return (BF16_PEAKS if precision == "bf16" else FP16_PEAKS).get(model)
 
 
 def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: float) -> float:

@@ -18,7 +18,7 @@ from audiodiff_core.audio import Samples
 from audiodiff_core.encoder import Encoder, load_encoder
 from audiodiff_core.mel import Images, Mel
 from audiodiff_core.metrics import EMBEDDER, Features, logmel_stats
-from audiodiff_core.slices import Slicing, pieces
+from audiodiff_core.slices import mel_slices
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ class LogmelStats:
 
 
 def items_of(source: str | Path | bytes, mel: Mel) -> Iterator[Item]:
-    """The slices of an audio file that are not silent; raises AudioDecodeError, also after some items."""
-    for _, samples in pieces(source, mel, Slicing()):
-        item, reference_db = heard(samples, mel)
-        if not mel.is_silent(reference_db):
-            yield item
+    """The slices of an audio file that prepare takes by default; raises AudioDecodeError as `mel_slices` does."""
+    for piece in mel_slices(source, mel):
+        yield Item(piece.image, piece.samples)
 
 
 def heard(samples: Samples, mel: Mel) -> tuple[Item, float]:

@@ -20,18 +20,16 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import nn
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.embeddings.encoder_folder import encoder_repository, local_folder, read_config
 from audiodiff_core.mel import IMAGE_MAX, Images, Mel, MelConfig
 
 Embeddings = npt.NDArray[np.float32]
 Pooling = Literal["average", "max"]
 
 BATCH_SIZE = 16
-WEIGHTS = "diffusion_pytorch_model"
 LARGEST_WEIGHTS = 1 << 30
 """Bytes; the published AudioEncoder has 170 million."""
 
@@ -69,8 +67,9 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     Raises ValueError where there is none, it is of another kind, cannot be read, or needs a package that is not installed.
     """
     expected, name = _parts(str(source))
+    name = encoder_repository(name)
     folder = local_folder(name)
-    config = _config(folder, name)
+    config = read_config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
     if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
         raise ValueError(f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded")
@@ -102,20 +101,20 @@ class AudioEncoder(nn.Module):
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Self:
-        """With the weights of a folder that diffusers or the original wrote. Raises ValueError where they are not this network's."""
-        file = next((file for suffix in ("safetensors", "bin") if (file := folder / f"{WEIGHTS}.{suffix}").is_file()), None)
-        if file is None:
-            raise ValueError(f"encoder {folder}: holds no {WEIGHTS}.safetensors and no {WEIGHTS}.bin")
-        if file.stat().st_size > LARGEST_WEIGHTS:
-            raise ValueError(f"encoder {file}: {file.stat().st_size} bytes are more than such a network has")
-        from audiodiff_core.checkpoint.weights import read_weights  # its import takes a while, and is needed for this alone
+        """Load the weights in a folder that diffusers or the original wrote. Raises ValueError for weights that are not those of this network."""
+        from audiodiff_core.checkpoint.weight_files import DIFFUSERS, weight_files  # their import takes a while
+        from audiodiff_core.checkpoint.weights import read_weight_files
 
         with torch.device("meta"):
             encoder = cls(name)
+        files: list[Path] = []
         try:
-            encoder.load_state_dict({key: weight.clone() for key, weight in read_weights(file).items()}, assign=True)
+            tensors = weight_files(folder, DIFFUSERS, LARGEST_WEIGHTS)
+            files = list(tensors)
+            encoder.load_state_dict({key: weight.clone() for key, weight in read_weight_files(tensors).items()}, assign=True)
         except Exception as error:  # what weights that do not fit make torch raise is its own
-            raise ValueError(f"encoder {file}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+            place = files[0] if len(files) == 1 else folder
+            raise ValueError(f"encoder {place}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
         return encoder.float()
 
     @property
@@ -194,14 +193,15 @@ class ClapEncoder:
             transformers: Any = importlib.import_module("transformers")
         except ModuleNotFoundError as error:
             raise ValueError(f"encoder {source}: CLAP needs transformers ({error}): pip install 'audiodiff[clap]'") from error
+        from audiodiff_core.embeddings.clap_files import load_clap  # its import takes a while
+
         self.name = f"clap:{source}"
         folder = folder or local_folder(str(source))
         try:
-            self.model: Any = transformers.ClapModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-            self.features: Any = transformers.ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model, self.features, self.tokenizer = load_clap(transformers, folder)
         except Exception as error:  # what a damaged file makes transformers raise is its own
             raise ValueError(f"encoder {source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        self.model: Any = model.to(device)
 
     @property
     def dim(self) -> int:
@@ -281,27 +281,3 @@ def _parts(source: str) -> tuple[str | None, str]:
     """The kind that a prefix states, if one does, and the rest."""
     kind, colon, rest = source.partition(":")
     return (kind, rest) if colon and kind in ("audio-encoder", "clap") else (None, source)
-
-
-def local_folder(source: str) -> Path:
-    """The folder itself, or a copy of the Hub's: safetensors where there are any."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ValueError(f"encoder {source}: no such folder, and not a Hugging Face id (OWNER/NAME)")
-    try:
-        folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors"]))
-        return folder if list(folder.glob("*.safetensors")) else Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.bin"]))
-    except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ValueError(f"encoder {source}: no such folder, and no such model on the Hugging Face Hub could be fetched") from error
-
-
-def _config(folder: Path, source: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"encoder {source}: holds no config.json that can be read ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"encoder {source}: config.json is not a JSON object")
-    return content

@@ -24,6 +24,10 @@ ATTACK_BLOCK_S, ATTACK_RISE = 0.002, 4.0
 CROSSING_S = 0.01
 CROSSFADE_S = 0.02
 SEAM_WINDOW_S = 0.02
+SEAM_WINDOWS = 4
+"""At least so many windows lie in any audio: in a shorter one they are shorter than 20 ms."""
+SEAM_SAMPLES = 16
+"""Audio of fewer samples, than which no model makes fewer, has no seam score."""
 INAUDIBLE = 1e-3
 """-60 dB."""
 
@@ -77,17 +81,19 @@ def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:
 
 
 def seam_score(audio: Samples, sample_rate: int) -> float:
-    """How much the signal jumps where the end meets the beginning, relative to its interior: about 1 or less is not heard.
+    """Compare the jump of the signal from its end to its beginning with the jumps inside: about 1 or less is not heard.
 
     The larger of two ratios, each of a jump at the wrap to the 90th percentile of such jumps inside:
     - spectral flux, between the windows of 20 ms before and after a point: timbre or level changes;
     - level step, by how far a sample is off the line through the two before it: a click, a cut wave.
-    Jumps of less than -60 dB of the audio's level count as that much.
+    Jumps of less than -60 dB of the audio's level count as that much. In audio shorter than four windows, a window is a
+    quarter of the audio.
+
+    Raises ValueError for fewer than 16 samples.
     """
-    window = round(SEAM_WINDOW_S * sample_rate)
-    count = len(audio) // window
-    if count < 4:
-        raise ValueError(f"audio of {len(audio)} samples: a seam score needs at least {4 * window}")
+    if len(audio) < SEAM_SAMPLES:
+        raise ValueError(f"audio of {len(audio)} samples: a seam score needs at least {SEAM_SAMPLES}")
+    window = min(round(SEAM_WINDOW_S * sample_rate), len(audio) // SEAM_WINDOWS)
     frames = np.lib.stride_tricks.sliding_window_view(np.concatenate([audio[-window:], audio]), window)[::window]
     spectra = np.abs(np.fft.rfft(frames * np.hanning(window), axis=-1))
     flux = np.abs(np.diff(spectra, axis=0)).sum(axis=-1)

@@ -15,6 +15,9 @@ from audiodiff_core.mel import Images
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FILTER_UP = 2
+HEADER_BYTES = 33
+LARGEST_SHAPE = (1_024, 16_384)
+"""Height and width of the largest image that a mel configuration can state."""
 
 
 def encode_png(image: Images) -> bytes:
@@ -33,12 +36,32 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(kind)))
 
 
-def decode_png(content: bytes) -> Images:
-    """An 8-bit grey PNG as an image (height, width); raises ValueError for anything else."""
+def png_shape(content: bytes) -> tuple[int, int]:
+    """Read the (height, width) that the header of a PNG states. Raises ValueError for bytes that do not begin with such a header."""
+    if len(content) < HEADER_BYTES or content[:16] != SIGNATURE + struct.pack(">I", 13) + b"IHDR":
+        raise ValueError(f"{len(content)} bytes that are no whole PNG")
+    width, height = struct.unpack_from(">II", content, 16)
+    return height, width
+
+
+def decode_png(content: bytes, shape: tuple[int, int] | None = None) -> Images:
+    """Decode an 8-bit grey PNG to an image (height, width).
+
+    The stated size is compared with `shape`, or else with LARGEST_SHAPE, before pixels are decompressed.
+    Raises ValueError for an image of another or a larger size, of another mode, and for bytes that are not a whole PNG.
+    """
+    height, width = png_shape(content)
+    if shape is not None and (height, width) != shape:
+        raise ValueError(f"PNG of {width}x{height} pixels, {shape[1]}x{shape[0]} are expected")
+    if height > LARGEST_SHAPE[0] or width > LARGEST_SHAPE[1]:
+        raise ValueError(f"PNG of {width}x{height} pixels, at most {LARGEST_SHAPE[1]}x{LARGEST_SHAPE[0]} are read")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            if picture.mode != "L":
-                raise ValueError(f"PNG of mode {picture.mode}: a mel image is of mode L")
-            return np.asarray(picture)
-    except (OSError, SyntaxError) as error:  # Pillow's UnidentifiedImageError is an OSError; a broken chunk is a SyntaxError to it
-        raise ValueError(f"{len(content)} bytes that are no whole PNG") from error
+            mode, stated = picture.mode, picture.size
+            if mode == "L" and stated == (width, height):  # a second header may state another size
+                return np.asarray(picture)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error and others for damaged files
+        raise ValueError(f"{len(content)} bytes that are no whole PNG ({' '.join(str(error).split())[:200]})") from error
+    if mode != "L":
+        raise ValueError(f"PNG of mode {mode}: a mel image is of mode L")
+    raise ValueError(f"PNG of two sizes: {width}x{height} and {stated[0]}x{stated[1]} pixels")

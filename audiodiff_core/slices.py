@@ -1,9 +1,9 @@
 """One audio file -> its mel slices, as a stream: the memory is that of a slice, however long the file."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import pydantic
@@ -11,9 +11,21 @@ import pydantic
 from audiodiff_core import audio
 from audiodiff_core.mel import Images, Mel
 
+SILENT_BELOW_DBFS = -84.0
+"""A slice whose peak is lower is silent: two steps of 16-bit audio, so that dither makes no images."""
+SILENT_BELOW = np.float32(10 ** (SILENT_BELOW_DBFS / 20))
+CANCELLED_BY = 8.0
+"""Channels cancel each other where the peak of their mean is lower than a channel's share in it by this factor."""
+RINGING_SAMPLES = 256
+"""Reach of the resampler: sound so close to a slice rings in it."""
+SILENT = "silent throughout"
+CANCELLED = (
+    f"{SILENT}: its channels cancel each other in the mono mix (as where left = -right); export it as mono or invert the phase of one channel"
+)
+
 
 class Slicing(pydantic.BaseModel):
-    """How a file is cut. As it stands, exactly as the original cuts: no overlap, the tail dropped, only complete silence left out."""
+    """Options of slicing. The defaults are the original's: no overlap, the tail dropped. Slices below SILENT_BELOW_DBFS are always left out."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -23,56 +35,84 @@ class Slicing(pydantic.BaseModel):
         "slice", description="what an image's brightest value stands for: its slice's maximum, or its track's (keeps loudness between slices; decodes twice)"
     )
     silence_threshold_db: float | None = pydantic.Field(
-        None, ge=-120, le=0, description="slices of a lower level (RMS, dB of full scale) are left out; none: only those of complete silence"
+        None, ge=-120, le=0, description="slices of a lower level (RMS, dB of full scale) are left out; none: only those whose peak is below -84 dBFS"
     )
 
 
 @dataclass(frozen=True)
 class MelSlice:
-    """A slice of a file: its place in the count of all slices (those left out leave gaps), how much audio it holds, its image
-    (y_res, x_res) and the level in dB of power that 255 stands for."""
+    """A slice of a file: its place in the count of all slices (those left out leave gaps), the seconds of audio in it, its image
+    (y_res, x_res), the level in dB of power that 255 stands for, and its samples before padding."""
 
     index: int
     start_s: float
     duration_s: float
     image: Images
     reference_db: float
+    samples: audio.Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The samples (n,) of a slice before its image is made: n is the slice size, less for one that is to be padded."""
+
+    index: int
+    samples: audio.Samples
+    is_silent: bool
+    """The peak is below SILENT_BELOW_DBFS before or after resampling, which raises the peaks of dither."""
+    is_cancelled: bool
+    """The channels would be heard in their mean if they did not cancel each other."""
+
+    @classmethod
+    def of(cls, index: int, start: int, samples: audio.Samples, rate: int, meter: audio.PeakMeter) -> Self:
+        """The piece of a stream at `rate` Hz that begins at sample `start`; calls for one meter must have ascending starts."""
+        end = start + len(samples)
+        mean, share = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
+        peak = min(mean, float(np.abs(samples).max(initial=0)))
+        return cls(index, samples, bool(peak < SILENT_BELOW), share >= max(float(SILENT_BELOW), CANCELLED_BY * mean))
 
 
 def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None) -> Iterator[MelSlice]:
-    """The slices of a file in order, silent ones left out; audio shorter than a slice is padded to one. `slicing` none: the original's.
+    """The slices of a file in order, silent ones left out; audio shorter than a slice is padded to one. `slicing` None: the defaults.
 
-    Raises AudioDecodeError, also after some slices.
+    Raises AudioDecodeError, also after some slices, and if there are none because the channels cancel each other.
     """
     slicing = slicing or Slicing()
     step, rate = mel.slice_step(slicing.overlap), mel.config.sample_rate
     peaks_db: list[float] = []
     if slicing.reference == "track":
-        peaks_db = [float(mel.peak_db(samples[np.newaxis])[0]) for _, samples in pieces(source, mel, slicing)]
+        peaks_db = [float(mel.peak_db(piece.samples[np.newaxis])[0]) for piece in pieces(source, mel, slicing)]
     track_db = max(peaks_db, default=None)
-    for index, samples in pieces(source, mel, slicing):
-        if slicing.silence_threshold_db is not None and _level_db(samples) <= slicing.silence_threshold_db:
+    count, cancelled = 0, False
+    for piece in pieces(source, mel, slicing):
+        quiet = slicing.silence_threshold_db is not None and _level_db(piece.samples) <= slicing.silence_threshold_db
+        if quiet or piece.is_silent:
+            cancelled |= piece.is_cancelled
             continue
-        images, references_db = mel.images(samples[np.newaxis], track_db)
+        images, references_db = mel.images(piece.samples[np.newaxis], track_db)
         reference_db = float(references_db[0])
-        if not mel.is_silent(peaks_db[index] if peaks_db else reference_db):
-            yield MelSlice(index, index * step / rate, len(samples) / rate, images[0], reference_db)
+        if not mel.is_silent(peaks_db[piece.index] if peaks_db else reference_db):
+            yield MelSlice(piece.index, piece.index * step / rate, len(piece.samples) / rate, images[0], reference_db, piece.samples)
+            count += 1
+    if cancelled and not count:
+        raise audio.AudioDecodeError("<bytes>" if isinstance(source, bytes) else str(source), CANCELLED)
 
 
-def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Iterator[tuple[int, audio.Samples]]:
-    """The samples of each slice of a file with its index, silent ones too; all but a padded last one have mel.config.slice_size samples."""
-    size, step = mel.config.slice_size, mel.slice_step(slicing.overlap)
+def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Generator[Piece, None, None]:
+    """The samples of each slice of a file, silent ones too; all but a padded last one have mel.config.slice_size samples."""
+    size, step, rate = mel.config.slice_size, mel.slice_step(slicing.overlap), mel.config.sample_rate
+    meter = audio.PeakMeter()
     held = np.empty(0, np.float32)
     index = 0
-    for block in audio.stream(source, mel.config.sample_rate):
+    for block in audio.stream(source, rate, meter):
         held = np.concatenate([held, block])
         while len(held) >= size:
-            yield index, held[:size]
+            yield Piece.of(index, index * step, held[:size], rate, meter)
             held = held[step:]
             index += 1
     unseen = len(held) - (size - step)
     if index == 0 or (slicing.tail == "pad" and unseen > 0):
-        yield index, held
+        yield Piece.of(index, index * step, held, rate, meter)
 
 
 def _level_db(samples: audio.Samples) -> float:

@@ -1,16 +1,29 @@
 """Audio in and out: any file becomes mono float32 at one rate, as a stream of blocks; samples become a file's bytes."""
 
-from audiodiff_core.audio.formats import AUDIO_EXTENSIONS, MEDIA_TYPES, AudioDecodeError, AudioFormat, Samples
-from audiodiff_core.audio.reading import decode, open_local, stream
+from audiodiff_core.audio.blocks import PeakMeter
+from audiodiff_core.audio.formats import (
+    AUDIO_EXTENSIONS,
+    MAX_CHANNELS,
+    MEDIA_TYPES,
+    SAMPLE_RATES_HZ,
+    AudioDecodeError,
+    AudioFormat,
+    Samples,
+)
+from audiodiff_core.audio.reading import LONGEST_DECODED_S, decode, open_local, stream
 from audiodiff_core.audio.wav_chunks import LoopInfo
 from audiodiff_core.audio.writing import encode
 
 __all__ = [
     "AUDIO_EXTENSIONS",
+    "LONGEST_DECODED_S",
+    "MAX_CHANNELS",
     "MEDIA_TYPES",
+    "SAMPLE_RATES_HZ",
     "AudioDecodeError",
     "AudioFormat",
     "LoopInfo",
+    "PeakMeter",
     "Samples",
     "decode",
     "encode",

@@ -1,8 +1,11 @@
-"""Decoded audio as a stream of blocks: block size, channel mean, level check, and how decoders open a file."""
+"""Decoded audio as a stream of blocks (channels, n): block size, channel mean, peaks, level check, and how decoders open a file."""
 
 import io
 import math
+from collections import deque
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import BinaryIO
 
 import numpy as np
@@ -10,15 +13,11 @@ import numpy as np
 from audiodiff_core.audio.formats import MAX_LEVEL, Samples, UnusableError
 
 BLOCK_FRAMES = 65_536  # of one or two channels; of more channels, a block holds as many samples in fewer frames
+PEAK_WINDOW_FRAMES = 512
 
 
 def opened(file: str | io.BytesIO) -> AbstractContextManager[BinaryIO]:
     return open(file, "rb") if isinstance(file, str) else nullcontext(file)
-
-
-def independent(file: str | io.BytesIO) -> str | io.BytesIO:
-    """`file` with a position of its own, while another decoder reads it."""
-    return file if isinstance(file, str) else io.BytesIO(file.getvalue())
 
 
 def block_frames(channels: int) -> int:
@@ -45,3 +44,40 @@ def check_level(samples: Samples) -> None:
         raise UnusableError("NaN or infinite samples")
     if peak > MAX_LEVEL:
         raise UnusableError(f"samples of up to {peak:.0e}, more than {MAX_LEVEL:.0e}")
+
+
+class PeakMeter:
+    """Peaks of a stream at the file's own rate, in windows of PEAK_WINDOW_FRAMES: of the channel mean, and of a channel's share in it."""
+
+    def __init__(self) -> None:
+        self._rate = 1
+        self._windows: deque[tuple[int, int, Samples]] = deque()
+
+    def averaged(self, rate: int, blocks: Iterator[Samples]) -> Iterator[Samples]:
+        """The channel mean (n,) of blocks (channels, n), whose peaks are kept."""
+        self._rate = rate
+        end = 0
+        for block in blocks:
+            mean = mono(block)
+            starts = range(0, len(mean), PEAK_WINDOW_FRAMES)
+            with np.errstate(over="ignore", invalid="ignore"):
+                share = reduce(np.maximum, map(np.abs, block)) / np.float32(len(block))
+                peaks = np.stack([np.maximum.reduceat(levels, starts) for levels in (np.abs(mean), share)])
+            self._windows.append((end, end := end + len(mean), peaks))
+            yield mean
+
+    def peaks(self, start_s: float, end_s: float) -> tuple[float, float]:
+        """The peaks of the channel mean and of a channel's share between two times of the stream, up to a window beyond.
+
+        Forgets the blocks before `start_s`: calls must have ascending starts.
+        """
+        start, end = int(start_s * self._rate), math.ceil(end_s * self._rate)
+        while self._windows and self._windows[0][1] <= start:
+            self._windows.popleft()
+        covered = [
+            peaks[:, max(0, start - first) // PEAK_WINDOW_FRAMES : -(-(end - first) // PEAK_WINDOW_FRAMES)]
+            for first, _, peaks in self._windows
+            if first < end
+        ]
+        mean, share = np.concatenate(covered, axis=1).max(axis=1, initial=0) if covered else (0, 0)
+        return float(mean), float(share)

@@ -1,25 +1,24 @@
 """Decode with FFmpeg (PyAV)."""
 
-import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 
-from audiodiff_core.audio.blocks import block_frames, mono
+from audiodiff_core.audio.blocks import block_frames
 from audiodiff_core.audio.containers import check_length
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header
 
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
 
-def ffmpeg_container(file: str | io.BytesIO) -> Any:
+def ffmpeg_container(file: str | BinaryIO) -> Any:
     source = f"file:{file}" if isinstance(file, str) else file  # a name may hold ':', which FFmpeg would take for the end of a protocol
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
-def ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
-    """As `_mono_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
+def ffmpeg_blocks(file: str | BinaryIO) -> tuple[int, Iterator[Samples]]:
+    """As `reading._channel_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
     container = ffmpeg_container(file)
     if not container.streams.audio:
         raise UnusableError("no audio stream")
@@ -31,7 +30,7 @@ def ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
 
 
 def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
-    """The channel mean of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
+    """The channels of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
     gathered: Any = av.AudioFifo()
@@ -47,8 +46,8 @@ def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
                 part.pts = None  # the queue would refuse a gap
                 gathered.write(part)
             if gathered.samples >= block_frames(track.channels):
-                yield mono(gathered.read().to_ndarray())
+                yield gathered.read().to_ndarray()
         if gathered.samples:
-            yield mono(gathered.read().to_ndarray())
+            yield gathered.read().to_ndarray()
         if track.frames and track.duration:  # as the sample table has them
             check_length(read, int(track.duration * track.time_base * rate), rate)

@@ -10,7 +10,14 @@ import soundfile
 Samples = npt.NDArray[np.float32]
 AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
 
-AUDIO_EXTENSIONS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"})
+AUDIO_EXTENSIONS = frozenset(
+    {
+        *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd"),
+        *(".flac", ".mp3", ".mp2", ".mpga", ".aac", ".adts", ".ogg", ".oga", ".ogx", ".ogv", ".opus"),
+        *(".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mka", ".mkv", ".weba", ".webm"),
+    }
+)
+"""Lower-case extensions of the files that libsndfile or FFmpeg decodes here; of a video, the first audio stream."""
 MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 
 MAX_CHANNELS = 1_024  # as in libsndfile

@@ -1,45 +1,110 @@
-"""Pages of Ogg files."""
+"""Decode Ogg files: Vorbis and Opus with libsndfile, FLAC and Speex with FFmpeg, each link of a chain by itself.
 
-import os
-import re
-import struct
+libsndfile by itself reads the first link of a chain only, and refuses files whose first stream is not audio.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import BinaryIO
 
-from audiodiff_core.audio.formats import UnusableError
+import av.error
+import soundfile
 
-OGG_PAGE_BYTES = 65_307  # at most
-OGG_LAST_PAGE = 4  # a flag
+from audiodiff_core.audio.blocks import opened
+from audiodiff_core.audio.containers import UNKNOWN_FRAMES, check_length
+from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
+from audiodiff_core.audio.file_parts import FileParts, Part
+from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.ogg_links import OPUS, VORBIS, Link, links
+from audiodiff_core.audio.ogg_pages import LAST_PAGE, ogg_start
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, channel_blocks
 
-_OGG_END = re.compile(r"^ *(?:PCM end|Last Granule pos) *: (\d+)", re.MULTILINE)
-
-
-def is_unbroken_ogg(content: BinaryIO) -> bool:
-    """Whether an Ogg file is one stream, its pages in sequence from the first to the one that is marked as the last; a tag may follow."""
-    serial = number = 0
-    while (header := content.read(27))[:4] == b"OggS" and len(header) == 27:
-        kind, page_serial, page_number, segments = struct.unpack("<5xB8xII4xB", header)
-        serial = serial if number else page_serial
-        if (page_serial, page_number) != (serial, number):
-            return False
-        content.seek(sum(content.read(segments)), os.SEEK_CUR)
-        number += 1
-        if kind & OGG_LAST_PAGE:
-            tail = content.read(OGG_PAGE_BYTES)
-            return len(tail) < OGG_PAGE_BYTES and b"OggS" not in tail
-    return False
+Decoded = tuple[int, Iterator[Samples]]
+"""A rate in Hz and samples in blocks (channels, n)."""
 
 
-def check_ogg_end(content: BinaryIO, log: str) -> None:
-    """Raises where the last page of the first stream is cut, is not marked as the last, or ends later than the last one that libsndfile took."""
-    content.seek(14)
-    serial = content.read(4)
-    content.seek(max(0, content.seek(0, os.SEEK_END) - 2 * OGG_PAGE_BYTES))
-    tail = content.read()
-    page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
-    if len(page) >= 18 and page[14:18] != serial:
-        return  # another stream follows
-    if len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]) or not page[5] & OGG_LAST_PAGE:
-        raise UnusableError("truncated: its Ogg stream has no end")
-    end = _OGG_END.search(log)
-    if end and int(end[1]) < int.from_bytes(page[6:14], "little"):
-        raise UnusableError("corrupt: the end of its Ogg stream cannot be read")
+def is_ogg(file: str | io.BytesIO) -> bool:
+    try:
+        with opened(file) as content:
+            return ogg_start(content) is not None
+    except OSError as error:
+        raise UnusableError(f"cannot be opened ({error.strerror})") from error
+
+
+def ogg_blocks(file: str | io.BytesIO) -> Decoded:
+    """Return the rate in Hz and the channels of all links in blocks (channels, n)."""
+    decoded = _decoded_links(file)
+    rate, first = next(decoded, (0, None))
+    if first is None:
+        raise UnusableError("no samples")
+    return rate, _one_rate(rate, first, decoded)
+
+
+def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[Decoded]) -> Iterator[Samples]:
+    yield from blocks
+    for other_rate, more in others:
+        if other_rate != rate:
+            raise UnusableError(f"chained Ogg streams of {rate} and {other_rate} Hz: a chain must have one rate")
+        yield from more
+
+
+def _decoded_links(file: str | io.BytesIO) -> Iterator[Decoded]:
+    """The rate and the blocks of each link that holds audio. A link must be read before the next one is taken."""
+    with opened(file) as content:
+        start = ogg_start(content)
+        assert start is not None
+        for link in links(content, start):
+            if not link.is_empty:
+                decode = _sndfile_link if link.audio.codec in {VORBIS, OPUS} else _ffmpeg_link
+                yield decode(link, content)
+
+
+def _sndfile_link(link: Link, content: BinaryIO) -> Decoded:
+    try:
+        sound = _opened_link(link, content)
+    except soundfile.LibsndfileError as error:
+        refusal = "corrupt or truncated" if error.code == SNDFILE_MALFORMED else "not audio that can be read"
+        raise UnusableError(f"{refusal} (libsndfile: {one_line(error)})") from error
+    check_header(sound.channels, sound.samplerate)
+    return sound.samplerate, _checked_blocks(sound, link)
+
+
+def _opened_link(link: Link, content: BinaryIO) -> soundfile.SoundFile:
+    if link.audio.codec == OPUS and not link.audio.last_timed.flags & LAST_PAGE:
+        # libsndfile refuses a last page that ends inside a packet and is not marked, and a single page that begins
+        # after 0 and is marked
+        with suppress(soundfile.LibsndfileError):
+            return ForwardSoundFile(_file(content, link.marked_end(content)))
+    return ForwardSoundFile(_file(content, link.audio_first()))
+
+
+def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]:
+    with sound:
+        if link.audio.codec == OPUS:
+            sound.seek(0)  # without it, libsndfile does not skip the pre-skip of streams that begin after 0
+        read = yield from channel_blocks(sound)
+        if not link.audio.has_audio:
+            raise UnusableError("the audio of its Ogg stream is on a page of the header, which libsndfile leaves out")
+        if sound.frames < UNKNOWN_FRAMES:
+            check_length(read, sound.frames, sound.samplerate)
+
+
+def _ffmpeg_link(link: Link, content: BinaryIO) -> Decoded:
+    try:
+        rate, blocks = ffmpeg_blocks(_file(content, link.whole()))
+    except (UnusableError, av.error.FFmpegError) as error:
+        raise UnusableError(f"not audio that can be read (FFmpeg: {one_line(error)})") from error
+    return rate, _counted(blocks, link.audio.stated_frames, rate)
+
+
+def _counted(blocks: Iterator[Samples], stated: int, rate: int) -> Iterator[Samples]:
+    read = 0
+    for block in blocks:
+        read += block.shape[1]
+        yield block
+    check_length(read, stated, rate)
+
+
+def _file(content: BinaryIO, parts: Sequence[Part]) -> BinaryIO:
+    return io.BufferedReader(FileParts(content, parts))

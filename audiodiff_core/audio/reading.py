@@ -1,7 +1,7 @@
 """Audio files of any kind as mono float32 samples at one rate, in a stream of blocks.
 
 1. `open_local` makes the source a local file (remote objects are spooled to a temporary file).
-2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). FFmpeg also decodes sound Ogg Vorbis (`vorbis`).
+2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). Ogg is read link by link (`ogg`).
 3. Channels are averaged and soxr (HQ) resamples, both as a stream, so that memory does not grow with the file.
 4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
 """
@@ -9,43 +9,77 @@
 import io
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import av.error
-import fsspec
 import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio.blocks import check_level, opened
+from audiodiff_core.audio.blocks import PeakMeter, check_level, mono, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.mp4 import check_sample_tables
+from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
-from audiodiff_core.audio.sndfile import ForwardSoundFile, sndfile_blocks
-from audiodiff_core.audio.vorbis import is_plain_vorbis, vorbis_blocks
+from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
+from audiodiff_core.filesystems import filesystem_of
 
-SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+LONGEST_DECODED_S = 4 * 3_600.0
+"""Default bound of `decode` in seconds: 1.3 GB at 22,050 Hz."""
 
 
-def decode(source: str | Path | bytes, sample_rate: int) -> Samples:
-    """All samples of `source`: mono, (n,), nominally in [-1, 1], at `sample_rate` Hz.
+def decode(
+    source: str | Path | bytes,
+    sample_rate: int,
+    *,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+    longest_s: float = LONGEST_DECODED_S,
+    meter: PeakMeter | None = None,
+) -> Samples:
+    """Decode audio to mono float32 samples (n,) at `sample_rate` Hz, nominally in [-1, 1].
 
-    The same numbers as `librosa.load(source, sr=sample_rate, mono=True)` where libsndfile decodes the file, and within 1e-6 where FFmpeg decodes Vorbis.
-    Raises AudioDecodeError where the source is not audio, is empty, is corrupt or truncated as far as its format tells, or holds samples that are no numbers.
+    `start_s` and `duration_s` select a part in seconds. Decoding stops at the end of the part, so damage after it is not detected.
+    The part is shorter, or empty, if the audio ends before it. `longest_s` bounds the samples that are kept, 4 hours by default.
+    `meter` is given the peaks of the file before resampling.
+    The numbers are those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file. Of a chain of Ogg streams, librosa loads
+    only the first.
+    Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples.
     """
-    return np.concatenate(list(stream(source, sample_rate)))
+    first = round(start_s * sample_rate)
+    stop = math.inf if duration_s is None else first + round(duration_s * sample_rate)
+    if first < 0 or stop < first:
+        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start")
+    kept = bytearray()  # grows in place: a list of blocks would need twice the memory when it is joined
+    end = 0
+    with closing(stream(source, sample_rate, meter)) as blocks:
+        for block in blocks:
+            begin, end = end, end + len(block)
+            kept += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
+            if len(kept) > longest_s * sample_rate * block.itemsize:
+                at_least = len(kept) / block.itemsize / sample_rate
+                reason = f"lasts {at_least:.0f} s or more, at most {longest_s:.0f} s are decoded at once: use a shorter file or a part of the audio"
+                raise AudioDecodeError(_name(source), reason)
+            if end >= stop:
+                break
+    return np.frombuffer(kept, np.float32)
 
 
-def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
-    """The samples of `decode`, in blocks of a few seconds. `source`: a path, any fsspec URI, or a file's bytes."""
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
+def stream(source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None) -> Generator[Samples, None, None]:
+    """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file.
+
+    `meter` is given the peaks of the file before resampling, at least as far as the blocks yielded reach.
+    """
+    name = _name(source)
     total = 0
     try:
         with open_local(source) as file:
-            for block in _resampled(*_mono_blocks(file), sample_rate):
+            rate, channels = _channel_blocks(file)
+            means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
+            for block in _resampled(rate, means, sample_rate):
                 check_level(block)
                 total += len(block)
                 yield block
@@ -57,6 +91,10 @@ def stream(source: str | Path | bytes, sample_rate: int) -> Iterator[Samples]:
         raise AudioDecodeError(name, "no samples")
 
 
+def _name(source: str | Path | bytes) -> str:
+    return "<bytes>" if isinstance(source, bytes) else str(source)
+
+
 @contextmanager
 def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
     """`source` as something that decoders seek in quickly: a local path, or bytes in memory."""
@@ -66,7 +104,7 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
     if "://" not in str(source):  # a local name may hold '::', which fsspec would take for a chain of filesystems
         yield str(Path(source).expanduser())
         return
-    filesystem, path = fsspec.url_to_fs(str(source))
+    filesystem, path = filesystem_of(str(source))
     if "file" in (filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)):
         yield path
         return
@@ -76,13 +114,15 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def _mono_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
-    """The rate in Hz and the channel mean in blocks, by the first decoder that knows the format."""
+def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+    """Return the rate in Hz and the channels in blocks (channels, n), by the first decoder that knows the format."""
+    if is_ogg(file):
+        return ogg_blocks(file)
     try:
         sound = ForwardSoundFile(file)
         if sound.frames or not is_unfinished(sound.extra_info):
             check_header(sound.channels, sound.samplerate)
-            return sound.samplerate, vorbis_blocks(sound, file) if is_plain_vorbis(sound, file) else sndfile_blocks(sound, file)
+            return sound.samplerate, sndfile_blocks(sound, file)
         refusal = "a header that was never finished"
     except soundfile.LibsndfileError as error:
         refusal = one_line(error)

@@ -4,11 +4,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import fsspec
-
 from audiodiff_core.checkpoint.layout import RECORD
 from audiodiff_core.checkpoint.load import is_autoencoder, opened, read_model, read_vae
 from audiodiff_core.checkpoint.save import ModelRecord, save_model, save_vae, upload_model
+from audiodiff_core.filesystems import filesystem_of
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     A model without audiodiff's record gets one that names the source. Raises CheckpointError for a source that cannot be loaded, ValueError for
     a destination that exists.
     """
-    filesystem, path = fsspec.url_to_fs(str(destination))
+    filesystem, path = filesystem_of(str(destination))
     if filesystem.exists(path):
         raise ValueError(f"destination {destination} exists: name a folder that does not")
     changes: list[str] = []

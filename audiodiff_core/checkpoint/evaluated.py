@@ -6,11 +6,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import fsspec
-
 from audiodiff_core.checkpoint import card
 from audiodiff_core.checkpoint.layout import RECORD, CheckpointError
 from audiodiff_core.checkpoint.load import load_model
+from audiodiff_core.filesystems import filesystem_of
 
 CARD = "README.md"
 
@@ -33,7 +32,7 @@ def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
 
 def _replace(target: str, text: str) -> None:
     if "://" in target:  # an object is there whole or not at all
-        filesystem, path = fsspec.url_to_fs(target)
+        filesystem, path = filesystem_of(target)
         filesystem.pipe_file(path, text.encode())
         return
     with tempfile.TemporaryDirectory(prefix=".audiodiff-", dir=Path(target).parent) as scratch:

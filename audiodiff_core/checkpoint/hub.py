@@ -4,8 +4,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from audiodiff_core.checkpoint.layout import MODEL_INDEX, PICKLED_WEIGHTS, WEIGHTS, CheckpointError
+from audiodiff_core.checkpoint.layout import MODEL_INDEX, CheckpointError
 from audiodiff_core.checkpoint.source import DESCRIPTIONS, NETWORK_FOLDERS
+from audiodiff_core.checkpoint.weight_files import DIFFUSERS
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
@@ -16,8 +17,8 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
     """
     if not (Path(folder) / MODEL_INDEX).is_file():
         raise CheckpointError(f"{folder}: is not a model folder: it holds no {MODEL_INDEX}")
-    weights = [(Path(part) / WEIGHTS).as_posix() for part in NETWORK_FOLDERS]
-    pickled = [(Path(part) / PICKLED_WEIGHTS).as_posix() for part in NETWORK_FOLDERS]
+    all_weights = [(Path(part) / f"{DIFFUSERS.safetensors}*").as_posix() for part in NETWORK_FOLDERS]
+    weights = [pattern + ending for pattern in all_weights for ending in (".safetensors", ".safetensors.index*.json")]
     api = HfApi()
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     commit = api.upload_folder(
@@ -25,6 +26,6 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
         folder_path=folder,
         commit_message="Model",
         allow_patterns=[*DESCRIPTIONS, "README.md", *weights],
-        delete_patterns=[*DESCRIPTIONS, *weights, *pickled],
+        delete_patterns=[*DESCRIPTIONS, *all_weights],
     )
     return str(commit.commit_url)

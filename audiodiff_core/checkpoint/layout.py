@@ -19,8 +19,6 @@ RECORD = "audiodiff.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MEL_CONFIG = "mel/mel_config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLED_WEIGHTS = "diffusion_pytorch_model.bin"
 
 PIPELINE_CLASS = "AudioDiffusionPipeline"
 PIPELINE_CLASSES = (PIPELINE_CLASS, "LatentAudioDiffusionPipeline", "DDPMPipeline", "DDIMPipeline")

@@ -14,7 +14,8 @@ from audiodiff_core.checkpoint import ldm
 from audiodiff_core.checkpoint.layout import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD, SCHEDULER_CONFIG, CheckpointError, Layout, read_json
 from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load_autoencoder, load_scheduler, load_unet
 from audiodiff_core.checkpoint.save import FORMAT_VERSION, ModelRecord
-from audiodiff_core.checkpoint.source import local_copy, weights_file
+from audiodiff_core.checkpoint.source import local_copy
+from audiodiff_core.checkpoint.weight_files import weight_files
 from audiodiff_core.checkpoint.weights import read_weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
@@ -140,7 +141,7 @@ def _digest(layout: Layout) -> str:
     root, networks = layout.root, {"unet": layout.root / "unet"}
     if layout.autoencoder:
         networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
-    files = {f"{part}/{file.name}": file for part, folder in networks.items() for file in (folder / CONFIG, weights_file(folder))}
+    files = {f"{part}/{file.name}": file for part, folder in networks.items() for file in (folder / CONFIG, *weight_files(folder))}
     files |= {name: root / name for name in (SCHEDULER_CONFIG, *([MEL_CONFIG] if layout.has_mel else []))}
     total = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
     for name, path in files.items():

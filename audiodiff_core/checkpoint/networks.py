@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.checkpoint.layout import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, Layout, read_json
-from audiodiff_core.checkpoint.source import weights_file
-from audiodiff_core.checkpoint.weights import Weights, fill, read_weights
+from audiodiff_core.checkpoint.weight_files import weight_files
+from audiodiff_core.checkpoint.weights import Weights, fill, read_weight_files
 
 UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
 SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
@@ -100,11 +100,13 @@ def _load(kind: Any, folder: Path, changes: list[str]) -> Any:
     config = read_json(folder.parent, f"{folder.name}/{CONFIG}")
     if config.get("_class_name", kind.__name__) != kind.__name__:
         raise CheckpointError(f"{folder.name}/{CONFIG} is of a {config['_class_name']}, {kind.__name__} is expected")
-    file = weights_file(folder)
+    files = weight_files(folder)
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    network = assemble(kind, config, read_weights(file), changes, folder.name)
-    if file.suffix != ".safetensors":
+    network = assemble(kind, config, read_weight_files(files), changes, folder.name)
+    if any(file.suffix != ".safetensors" for file in files):
         changes.append(f"{folder.name}: pickle -> safetensors")
+    if len(files) > 1:
+        changes.append(f"{folder.name}: {len(files)} shards -> one file")
     if kind is AutoencoderKL and "scaling_factor" not in config:
         changes.append(f"{folder.name}: scaling_factor {network.config.scaling_factor} by default")
     _note_settings(network.config, config, folder.name, changes)

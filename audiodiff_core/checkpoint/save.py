@@ -18,12 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pydantic
 from fsspec.implementations.local import LocalFileSystem
 
 from audiodiff_core.checkpoint import card
 from audiodiff_core.checkpoint.layout import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, PIPELINE_CLASS, RECORD
+from audiodiff_core.filesystems import filesystem_of
 from audiodiff_core.mel import MelConfig
 
 FORMAT_VERSION = 1
@@ -70,7 +70,7 @@ def upload_model(folder: str | Path, destination: str) -> None:
     Readers start from `model_index.json`, or `config.json` of an autoencoder alone, which comes after the rest; the record, which says that a
     model is finished, is removed first and comes last.
     """
-    filesystem, path = fsspec.url_to_fs(destination, use_listings_cache=False)
+    filesystem, path = filesystem_of(destination, use_listings_cache=False)
     path = path.rstrip("/")
     if filesystem.exists(f"{path}/{RECORD}"):
         filesystem.rm_file(f"{path}/{RECORD}")

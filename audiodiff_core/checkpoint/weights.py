@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from audiodiff_core.checkpoint.layout import CheckpointError
-from audiodiff_core.checkpoint.source import LARGEST_WEIGHTS
+from audiodiff_core.checkpoint.weight_files import LARGEST_WEIGHTS, few
 
 Weights = dict[str, torch.Tensor]
 
@@ -45,10 +45,44 @@ def read_weights(file: Path, inside: str = "state_dict") -> Weights:
     return {name: value.detach() for name, value in content.items()}
 
 
-def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
-    """Gives a network on the meta device exactly these weights, as float32; old names of attention layers are translated.
+def read_weight_files(files: Mapping[Path, set[str] | None]) -> Weights:
+    """Read the tensors of a network's files (`weight_files`). Raises CheckpointError if a shard does not hold what its index states."""
+    weights: Weights = {}
+    for file, indexed in files.items():
+        tensors = read_weights(file)
+        if indexed is not None and tensors.keys() != indexed:
+            lacking, others = sorted(indexed - tensors.keys()), sorted(tensors.keys() - indexed)
+            raise CheckpointError(f"{file.name} lacks {few(lacking)} of its index and holds unknown {few(others)}")
+        weights |= tensors
+    return weights
 
-    Raises CheckpointError where some are missing, unknown, of another shape or not finite; allots memory only after that.
+
+def require_match(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], part: str) -> None:
+    """Raise CheckpointError, which names all differences, unless the names and shapes of `weights` are the `expected` ones."""
+    reasons = []
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        reasons.append(f"the weights of {part} lack {few(missing)} and hold unknown {few(unknown)}")
+    others = [name for name in sorted(weights.keys() & expected.keys()) if weights[name].shape != expected[name].shape]
+    for name in others[:1]:
+        shapes = f"{tuple(weights[name].shape)}, the configuration makes it {tuple(expected[name].shape)}"
+        reasons.append(f"{part}: weight {name} has the shape {shapes}{f' (of {len(others)} such weights)' if len(others) > 1 else ''}")
+    if reasons:
+        raise CheckpointError("; ".join(reasons))
+
+
+def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
+    """Copy a weight to float32 in memory of its own. Raises CheckpointError for a weight that is not finite."""
+    own = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not bool(torch.isfinite(own.sum())) and not bool(torch.isfinite(own).all()):
+        raise CheckpointError(f"{part}: weight {name} is not finite (NaN or infinite)")
+    return own
+
+
+def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
+    """Give a network on the meta device exactly these weights, as float32; old names of attention layers are translated.
+
+    Raises CheckpointError for weights that are missing, unknown, of another shape or not finite, before memory is allotted.
     """
     expected: dict[str, torch.Tensor] = network.state_dict()
     named: Weights = {}
@@ -59,21 +93,13 @@ def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
         named[present] = weight
     if renamed := len(named.keys() - weights.keys()):
         changes.append(f"{part}: {renamed} weights of attention layers renamed (query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0)")
-    missing, unknown = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
-    if missing or unknown:
-        raise CheckpointError(f"the weights of {part} lack {_few(missing)} and hold unknown {_few(unknown)}")
+    require_match(named, expected, part)
     for name, weight in named.items():
-        if weight.shape != expected[name].shape:
-            raise CheckpointError(f"{part}: weight {name} has the shape {tuple(weight.shape)}, the configuration makes it {tuple(expected[name].shape)}")
         if not weight.is_floating_point():
             raise CheckpointError(f"{part}: weight {name} is {weight.dtype}, not floating point")
     if others := sorted({str(weight.dtype).removeprefix("torch.") for weight in named.values()} - {"float32"}):
         changes.append(f"{part}: {', '.join(others)} -> float32")
-    own = {name: weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, weight in named.items()}
-    for name, weight in own.items():
-        if not bool(torch.isfinite(weight.sum())) and not bool(torch.isfinite(weight).all()):
-            raise CheckpointError(f"{part}: weight {name} is not finite (NaN or infinite)")
-    network.load_state_dict(own, assign=True)
+    network.load_state_dict({name: float32_copy(name, weight, part) for name, weight in named.items()}, assign=True)
 
 
 def _read_safetensors(file: Path) -> Weights:
@@ -107,7 +133,3 @@ def _present_name(name: str, expected: Mapping[str, torch.Tensor]) -> str:
         present = f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"
         return present if present in expected else name
     return name
-
-
-def _few(names: list[str]) -> str:
-    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

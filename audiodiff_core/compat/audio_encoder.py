@@ -9,6 +9,7 @@ import torch
 
 from audiodiff_core import encoder
 from audiodiff_core.compat.mel import Mel
+from audiodiff_core.embeddings.encoder_folder import local_folder
 from audiodiff_core.mel import IMAGE_MAX
 
 
@@ -23,7 +24,7 @@ class AudioEncoder(encoder.AudioEncoder):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
         """The weights of a local folder or of a Hugging Face id such as teticio/audio-encoder; only tensors are unpickled."""
         source = str(pretrained_model_name_or_path)
-        return cls.of(encoder.local_folder(source), source)
+        return cls.of(local_folder(source), source)
 
     @torch.no_grad()
     def encode(  # type: ignore[override]  # the original's signature

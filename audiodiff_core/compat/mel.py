@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from PIL import Image
 
+from audiodiff_core.audio import LONGEST_DECODED_S
 from audiodiff_core.mel import IMAGE_MAX, MelConfig
 from audiodiff_core.vocoder import GriffinLim
 
@@ -57,9 +58,14 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
         self.slice_size = x_res * self.hop_length - 1
 
     def load_audio(self, audio_file: str | Path | None = None, raw_audio: npt.NDArray[Any] | None = None) -> None:
-        """Takes a file, mono at this object's rate, or samples (n,) as they are; less than x_res * hop_length samples are padded with silence."""
+        """Load a file, mono at this object's rate, or take samples (n,) as they are; less than x_res * hop_length samples are padded with silence.
+
+        Raises ValueError for a file that lasts more than LONGEST_DECODED_S.
+        """
         if audio_file is not None:
-            audio, _ = librosa.load(audio_file, mono=True, sr=self.sr)
+            audio, _ = librosa.load(audio_file, mono=True, sr=self.sr, duration=LONGEST_DECODED_S + 1)
+            if len(audio) > LONGEST_DECODED_S * self.sr:
+                raise ValueError(f"{audio_file}: lasts more than {LONGEST_DECODED_S:.0f} s, use a shorter file")
         elif raw_audio is not None:
             audio = raw_audio
         else:

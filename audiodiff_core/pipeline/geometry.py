@@ -11,6 +11,8 @@ from audiodiff_core.schedulers import scheduler_for
 
 P = TypeVar("P", bound=SamplingParameters)
 
+NARROWEST = 2
+"""Audio lies between the columns of an image: one column alone has none."""
 WIDEST = 8
 """A network is asked for at most this many times the width that it was trained for: attention over more was never seen to work, and memory ends."""
 
@@ -56,6 +58,8 @@ class Geometry:
         """`parameters` with all defaults filled in. Raises ValueError, naming it, where the model cannot do what is asked for."""
         filled = parameters.resolved(model_scheduler)
         width = self.width(filled)
+        if width < NARROWEST:
+            raise ValueError(f"width {width}: audio needs at least {NARROWEST} columns")
         if width % self.multiple or width > WIDEST * self.mel.x_res:
             largest = WIDEST * self.mel.x_res // self.multiple * self.multiple
             raise ValueError(f"width {width}: the network takes multiples of {self.multiple} columns up to {largest}")

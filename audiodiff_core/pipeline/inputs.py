@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from audiodiff_core.mel import Images
-from audiodiff_core.pipeline.geometry import Geometry
+from audiodiff_core.pipeline.geometry import NARROWEST, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.sources import LONGEST_TRACK, Source, source_image
 from audiodiff_core.sampling import GenerateRequest, Item
@@ -86,8 +86,9 @@ class Inputs:
         return min(steps - 1, round(steps * (1 - strength)))
 
     def columns(self, duration_s: float) -> int:
-        """The image columns of a long loop that lasts so long."""
+        """Convert the duration of a long loop to image columns; raises ValueError if it is too short or too long."""
         columns = np.ceil(duration_s * self.geometry.mel.sample_rate / self.geometry.mel.hop_length - 1e-6)
-        if not 1 <= columns <= LONGEST_TRACK:
-            raise ValueError(f"duration {duration_s} s: use more than 0 s, up to {self.geometry.duration_s(LONGEST_TRACK):.0f} s")
+        if not NARROWEST <= columns <= LONGEST_TRACK:
+            least, most = self.geometry.duration_s(NARROWEST), self.geometry.duration_s(LONGEST_TRACK)
+            raise ValueError(f"duration {duration_s} s: use {least:.2g} s to {most:.0f} s")
         return int(columns)

@@ -1,14 +1,17 @@
 """What a loop can start from: audio or mel images, and which part of them is to be made anew."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from audiodiff_core.audio import Samples, decode
+from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode
 from audiodiff_core.mel import Images, Mel, MelConfig
+from audiodiff_core.pipeline.geometry import NARROWEST
+from audiodiff_core.slices import Slicing, pieces
 
 Span = tuple[float, float]
 Mask = npt.NDArray[np.bool_]
@@ -31,35 +34,69 @@ Source = Audio | Images
 
 
 def source_image(source: Source, mel: MelConfig, width: int) -> Images:
-    """The mel image (y_res, width) of a source's slice; audio that ends within it is followed by silence.
+    """Compute the mel image (y_res, width) of a source's slice. Audio that is shorter than a slice is padded with silence.
 
-    Raises ValueError for an image of other sides, a slice that the audio does not have, and audio as `samples_of` does.
+    A file is decoded up to the end of the slice. Raises ValueError for an image of another shape, a slice that the audio does not have,
+    a slice that ends beyond LONGEST_DECODED_S of a file, and samples that `samples_of` rejects.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.shape != (mel.y_res, width):
             raise ValueError(f"image of shape {source.shape} and type {source.dtype}: uint8 ({mel.y_res}, {width}) is taken")
         return source
-    samples = samples_of(source, mel)
     size = width * mel.hop_length - 1
+    if isinstance(source.samples, str | Path):
+        return _image(_slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width}))), mel, width)
+    samples = samples_of(source, mel)
     count = max(1, len(samples) // size)
     if not 0 <= source.slice < count:
-        raise ValueError(f"slice {source.slice}: the audio has {count} of {size / mel.sample_rate:.2f} s, use 0 to {count - 1}")
+        raise _no_such_slice(source.slice, count, size / mel.sample_rate)
     return _image(samples[source.slice * size : (source.slice + 1) * size], mel, width)
 
 
+def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
+    """Decode a file up to the end of slice `index` and return the samples of that slice."""
+    duration_s = mel.config.slice_duration_s
+    if index < 0:
+        raise ValueError(f"slice {index}: slices are counted from 0")
+    if (index + 1) * duration_s > LONGEST_DECODED_S:
+        raise ValueError(f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file")
+    count = 0
+    with closing(pieces(file, mel, Slicing())) as slices:
+        for piece in slices:
+            if piece.index == index:
+                return piece.samples
+            count = piece.index + 1
+    raise _no_such_slice(index, count, duration_s)
+
+
+def _no_such_slice(index: int, count: int, duration_s: float) -> ValueError:
+    return ValueError(f"slice {index}: the audio has {count} of {duration_s:.2f} s, use 0 to {count - 1}")
+
+
 def track_image(track: Audio, mel: MelConfig) -> Images:
-    """The mel image (y_res, columns) of a whole track, all of it relative to the track's loudest moment."""
-    samples = samples_of(track, mel)
+    """Compute the mel image (y_res, columns) of a whole track, relative to the loudest moment of the track.
+
+    Raises ValueError for a track too short to be made into audio again, for a track of more than LONGEST_TRACK columns
+    (a file is not decoded further), and for samples that `samples_of` rejects.
+    """
+    longest_s = LONGEST_TRACK * mel.hop_length / mel.sample_rate
+    samples = samples_of(track, mel, longest_s)
     columns = -(-len(samples) // mel.hop_length)
+    if columns < NARROWEST:
+        least = mel.hop_length + 1
+        raise ValueError(f"audio of {len(samples)} samples: a track has at least {least}, more than one hop")
     if columns > LONGEST_TRACK:
-        raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {LONGEST_TRACK * mel.hop_length / mel.sample_rate:.0f} s are taken")
+        raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {longest_s:.0f} s are taken")
     return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice is a sample short of its columns
 
 
-def samples_of(source: Audio, mel: MelConfig) -> Samples:
-    """The samples (n,) of a source at the mel's rate. Raises ValueError for samples that are not mono, finite and at that rate."""
+def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
+    """Return the samples (n,) of a source at the rate of `mel`; a file may last `longest_s` seconds.
+
+    Raises ValueError for samples that are not mono, finite and at that rate, and AudioDecodeError as `decode` does.
+    """
     if isinstance(source.samples, str | Path):
-        return decode(str(source.samples), mel.sample_rate)
+        return decode(str(source.samples), mel.sample_rate, longest_s=longest_s)
     samples = np.asarray(source.samples)
     if source.sample_rate != mel.sample_rate:
         raise ValueError(f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample it")

@@ -22,6 +22,8 @@ class Windows:
         if not 0 < overlap < 1:
             raise ValueError(f"overlap {overlap} is not between 0 and 1")
         width, columns = width // factor, -(-columns // factor)
+        if width < 2:
+            raise ValueError(f"width {width * factor}: windows so narrow cannot overlap, use {2 * factor} or more")
         step = min(max(1, round(width * (1 - overlap))), width - 1)
         return cls(width, step, 1 + max(0, -(-(columns - width) // step)))
 

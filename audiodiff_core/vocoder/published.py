@@ -18,6 +18,7 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download
 
+from audiodiff_core.hub_names import repository_name
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.vocoder.neural import LogMagnitude, NeuralVocoder
 
@@ -104,7 +105,7 @@ def _file(source: str | Path, name: str) -> Path:
     """A file of a local folder, or of a repository of the Hub."""
     if (folder := Path(source)).is_dir():
         return folder / name
-    return Path(hf_hub_download(str(source), name))
+    return Path(hf_hub_download(repository_name(str(source)), name))
 
 
 def _settings(source: str | Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:

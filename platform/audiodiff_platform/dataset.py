@@ -142,11 +142,11 @@ class MelDataset:
         return {name for shard in self.shards for name in self._open(shard).read(columns=["audio_file"])["audio_file"].unique().to_pylist()}
 
     def image(self, group: int, row: int) -> Images:
-        """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
-        image = decode_png(self._group(group)[0][row])
-        if image.shape != (self.mel.y_res, self.mel.x_res):
-            raise ValueError(f"{self.folder.uri}: image of {image.shape} in a dataset of {(self.mel.y_res, self.mel.x_res)}")
-        return image
+        """Return the image (y_res, x_res) at a row of a row group, an index into `groups`."""
+        try:
+            return decode_png(self._group(group)[0][row], (self.mel.y_res, self.mel.x_res))
+        except ValueError as error:
+            raise ValueError(f"{self.folder.uri}: row {row} of row group {group}: {error}") from error
 
     def audio_file(self, group: int, row: int) -> str:
         """The file that the image at a row of a row group was cut from."""

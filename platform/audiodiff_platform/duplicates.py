@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.source_digests import DUPLICATES, record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Engine, Record, ShardWork
 from audiodiff_platform.work.plan import SourcePlan, new_sources, read_shard, shard_seconds
 from audiodiff_platform.work.sharded_job import ShardedJob
 
-DIGESTS = "_digests"
 SETTINGS = "digests.json"
 SHARD_SECONDS_AT_LEAST = 1_800
 SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
@@ -36,15 +36,15 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
         By source, the items whose bytes an item planned earlier has, or an item of a smaller name.
     """
     generation = len(output.names("_plan/*.parquet"))
-    folder = Folder(f"{output.uri}/{DIGESTS}/{generation:04d}")
-    planned, new = new_sources(folder, sources)
+    folder = Folder(f"{output.uri}/{DUPLICATES}/{generation:04d}")
+    planned, new = new_sources(folder, sources, Inputs(input_dir))
     plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
     work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
     job = ShardedJob(work, folder, (SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
     job.run(running)
     job.records()
     job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
-    seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DIGESTS}/{earlier:04d}"))}
+    seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DUPLICATES}/{earlier:04d}"))}
     left_out: dict[str, list[str]] = {}
     for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _digests(folder)):
         if sha256 in seen:
@@ -76,6 +76,7 @@ class DigestWorker:
         An item that cannot be read has no digest: prepare quarantines it.
         """
         rows = []
+        digests: dict[str, str] = {}
         with self.folder.scratch() as scratch:
             for source, _ in read_shard(self.folder, shard):
                 if attempts.gives_up(source.uri):
@@ -83,14 +84,18 @@ class DigestWorker:
                 with suppress(AudioDecodeError):
                     local = self.inputs.fetch(source, scratch)
                     attempts.start(source.uri)
+                    digests[source.uri] = commits.file_sha256(local)
                     for item in items(source, local, scratch):
-                        rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(commits.file_sha256(item.local))})
+                        with suppress(AudioDecodeError):
+                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
+                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
                 for copy in scratch.iterdir():
                     copy.unlink()
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())
-        return {"rows": len(rows), "parts": {_name(shard): commits.sha256(buffer.getvalue())}}
+        parts = {_name(shard): commits.sha256(buffer.getvalue())}
+        return {"rows": len(rows), "parts": parts, **record_digests(self.folder, shard, digests)}
 
 
 def digested(record: Record) -> Counts:

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, Samples, stream
+from audiodiff_core.audio import AudioDecodeError, PeakMeter, Samples, decode
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.encodings import encoded_table
+from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
-
-SECONDS_AT_MOST = 4 * 3_600  # of a file, whose samples are in memory
 
 
 class EmbeddingsWorker:
@@ -34,25 +34,30 @@ class EmbeddingsWorker:
         """Write the embeddings of a shard."""
         vectors: dict[str, Samples] = {}
         failures: list[dict[str, str]] = []
+        digests: dict[str, str] = {}
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
             for source, _ in read_shard(self.output, shard):
                 if attempts.gives_up(source.uri):
                     failures.append({"audio_file": source.uri, "reason": attempts.reason})
                     continue
                 attempts.start(source.uri)
-                self._embed(source, Path(scratch), vectors, failures)
+                self._embed(source, Path(scratch), digests, vectors, failures)
         parts = {}
         if vectors:
             content = encoded_table(list(vectors), np.stack(list(vectors.values())), self.encoder.name, self.digest)
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name] = commits.sha256(content)
-        return {"rows": len(vectors), "failures": failures, "parts": parts}
+        sources = record_digests(self.output, shard, digests)
+        return {"rows": len(vectors), "failures": failures, "parts": parts, **sources}
 
-    def _embed(self, source: Source, scratch: Path, vectors: dict[str, Samples], failures: list[dict[str, str]]) -> None:
-        """Add the vectors of the files of a source to `vectors`, and the reason for a missing vector to `failures`."""
+    def _embed(
+        self, source: Source, scratch: Path, digests: dict[str, str], vectors: dict[str, Samples], failures: list[dict[str, str]]
+    ) -> None:
+        """Add the digest of a source to `digests`, the vectors of its files to `vectors`, the reasons for missing vectors to `failures`."""
         try:
             local = self.inputs.fetch(source, scratch)
+            digests[source.uri] = commits.file_sha256(local)
             for item in items(source, local, scratch):
                 try:
                     vectors[item.name] = self._embedded(item.local)
@@ -64,15 +69,12 @@ class EmbeddingsWorker:
             failures.append({"audio_file": source.uri, "reason": error.reason})
 
     def _embedded(self, local: Path) -> Samples:
-        """The vector (dim,) of an audio file. Raises AudioDecodeError where it cannot be used."""
-        rate = self.encoder.sample_rate
-        blocks, count = [], 0
-        for block in stream(local, rate):
-            blocks.append(block)
-            count += len(block)
-            if count > SECONDS_AT_MOST * rate:
-                raise AudioDecodeError(str(local), f"longer than {SECONDS_AT_MOST / 3_600:g} hours")
-        vector: Samples = self.encoder.encode([np.concatenate(blocks)], rate)[0]
+        """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than `decode` takes at once."""
+        rate, meter = self.encoder.sample_rate, PeakMeter()
+        whole = Piece.of(0, 0, decode(local, rate, meter=meter), rate, meter)
+        if whole.is_silent:
+            raise AudioDecodeError(str(local), CANCELLED if whole.is_cancelled else SILENT)
+        vector: Samples = self.encoder.encode([whole.samples], rate)[0]
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector

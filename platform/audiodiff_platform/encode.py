@@ -21,7 +21,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
@@ -83,9 +83,11 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
-    planned, new = new_sources(output, _sources(options, inputs, tracks))
+    planned, new = new_sources(output, _sources(options, inputs, tracks), inputs)
+    for line in inputs.describe():
+        say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others)")
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
     plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
     arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
     work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
@@ -98,7 +100,8 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
             require_shared("encoder", encoder_source(name), "config.json")
             job.run(running)
-    return _finish_embeddings(options, job, settings, tracks)
+    summary = _finish_embeddings(options, job, settings, tracks)
+    return {**summary, "others": inputs.others, "skipped": shortened(inputs.skipped)}
 
 
 def _tracks(dataset_name: str) -> set[str]:

@@ -19,11 +19,11 @@ from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
-from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, result_of
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, embedded_slices, result_of
 from audiodiff_platform.imported import given_mel
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
@@ -71,6 +71,7 @@ class Side:
     tripped: list[Features] = field(default_factory=list)
     unusable: int = 0
     silent: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
     def items(self, option: str, uri: str) -> Items:
         if not self.tracks:
@@ -100,7 +101,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     for embedded in _embedded(options, portions, embedder.digest, mel):
         _gather(sides[embedded.side], embedded)
     figures = _figures(options, sides)
-    summary = {"verb": "evaluate", "embedder": options.embedder, "embedder_digest": embedder.digest, "mel_digest": mel.digest, **figures}
+    skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
+    digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
+    summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
     _warn(figures)
     if options.output_dir:
         pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
@@ -160,11 +163,14 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     except ValueError as error:
         raise ValueError(str(error).replace("input_dir", name, 1)) from error
     if not sources:
-        raise ValueError(f"{name} {uri}: holds no audio files ({inputs.others} others)")
+        raise ValueError(f"{name} {uri}: holds no audio files ({described(inputs.skipped)})")
+    for line in inputs.describe():
+        say(f"{name}: {line}")
     by_shard: dict[int, list[Source]] = {}
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
-    return Side([Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()])
+    portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
+    return Side(portions, skipped=shortened(inputs.skipped))
 
 
 def _dataset(name: str, uri: str) -> MelDataset:
@@ -209,7 +215,7 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
     inputs = {"portions": [asdict(portion) for portion in portions], "embedder_digest": embedder_digest, "mel": mel.model_dump()}
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
     arguments = (portions, uri, options.embedder, embedder_digest, mel)
-    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri)
+    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, dict if uri is None else embedded_slices)
     if uri is None:
         records: dict[int, Record] = {}
         with engine(len(portions), options.num_workers, options.device) as running:

@@ -22,9 +22,10 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Record
+from audiodiff_platform.work.engine import Counts, Record
 
 ITEMS_AT_ONCE = 16
 
@@ -105,7 +106,7 @@ class EvaluateWorker:
 
     def _of_part(self, portion: Portion) -> Embedded:
         result = Embedded(portion.side)
-        for track, image in _rows(Folder(portion.uri), portion.part):
+        for track, image in _rows(Folder(portion.uri), portion.part, (self.mel.config.y_res, self.mel.config.x_res)):
             self._add(track, iter([Item(image, None)]), portion, result)
         return result
 
@@ -121,12 +122,16 @@ class EvaluateWorker:
                     local = inputs.fetch(source, Path(scratch))
                     attempts.start(source.uri)
                     for file in items(source, local, Path(scratch)):
-                        self._add(file.name, items_of(file.local, self.mel), portion, result)
+                        self._add(file.name, self._items(file), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     result.unusable.append(str(error))
         return result
+
+    def _items(self, file: AudioFile) -> Iterator[Item]:
+        """The slices of an audio file. Raises AudioDecodeError, also after some slices."""
+        yield from items_of(file.local, self.mel)
 
     def _add(self, track: str, track_items: Iterator[Item], portion: Portion, result: Embedded) -> None:
         """Adds all items of a track or, where it cannot be read to its end, none."""
@@ -150,12 +155,12 @@ class EvaluateWorker:
         return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
-def _rows(folder: Folder, part: str) -> Iterator[tuple[str, Images]]:
-    """Track and image of each row of a part of a mel dataset."""
+def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:
+    """Read the track and the image of `shape` (height, width) of each row of a part of a mel dataset."""
     with folder.filesystem.open(folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
         for group in range(table.num_row_groups):
             for row in table.read_row_group(group, columns=["image", "audio_file"]).to_pylist():
-                yield row["audio_file"], decode_png(row["image"]["bytes"])
+                yield row["audio_file"], decode_png(row["image"]["bytes"], shape)
 
 
 def result_of(output: Folder | None, record: Record) -> Embedded:
@@ -164,3 +169,8 @@ def result_of(output: Folder | None, record: Record) -> Embedded:
         return Embedded.of(record["result"])
     (name,) = record["parts"]
     return Embedded.of(output.read_json(name))
+
+
+def embedded_slices(record: Record) -> Counts:
+    """Count the slices of a committed portion."""
+    return {"slices": record["rows"]}

@@ -12,11 +12,12 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
 
-from audiodiff_core.audio import AudioFormat
+from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
 from audiodiff_core.loops import level_db, seam_score, tempo_bpm
 from audiodiff_core.pipeline import Geometry, Loop
@@ -110,6 +111,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     if geometry.encoding_dim is not None:
         raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
     options = geometry.resolved(options, model.scheduler)
+    encode(np.zeros(1, np.float32), model.mel.sample_rate, options.format)  # raises if the format cannot hold the rate
     output = Folder(options.output_dir)
     settings = options.settings(model)
     commits.require_same(output, SETTINGS, settings)

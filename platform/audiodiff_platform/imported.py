@@ -8,28 +8,31 @@ the dataset. They say nothing of how their images were made; a `mel_config.json`
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
-import fsspec
 import pyarrow.compute as pc
 import pydantic
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+from audiodiff_core.filesystems import filesystem_of
 from audiodiff_core.mel import Images, MelConfig
-from audiodiff_core.png import decode_png
+from audiodiff_core.png import decode_png, png_shape
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, MelDataset, TrainingImages
+from audiodiff_platform.plain_names import plainly_named
 from audiodiff_platform.storage import Folder
 
 COLUMNS = ("image", "audio_file", "slice")
 GROUP_ROWS = 128
 CHECKED_ROWS = 4_096  # rows that the digest's pass holds at a time
 PNG_HEAD_BYTES = 26  # signature, width, height, bit depth, colour type
+T = TypeVar("T")
 SAVED = ("dataset_dict.json", "state.json")  # the files by which folders of save_to_disk are known
 
 
@@ -54,7 +57,7 @@ def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
             f"dataset_name {name}: not a finished mel dataset (no {commits.SUCCESS}: run jobs/prepare.py to its end), "
             "nor one of the original's kinds (a local folder of save_to_disk or of Parquet files)"
         )
-    rows = _saved(name, folder.root) if witness in SAVED else _loaded(name, folder.root)
+    rows = _saved(name, plainly_named(folder)) if witness in SAVED else _loaded(name, plainly_named(folder))
     carried = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
     return ImportedDataset(name, witness, rows, carried, given)
 
@@ -71,7 +74,7 @@ class ImportedDataset:
         self._rows = rows.select_columns(read).cast_column("image", datasets.Image(decode=False))
         self.rows = len(rows)
         self.groups = [(0, index, min(GROUP_ROWS, self.rows - first)) for index, first in enumerate(range(0, self.rows, GROUP_ROWS))]
-        height, width = self._decoded(0).shape
+        height, width = self._shape(0)
         if stated := carried or given:
             self.mel, self.mel_origin = stated, f"its {MEL_CONFIG}" if carried else "the mel_config given"
         else:
@@ -112,18 +115,23 @@ class ImportedDataset:
         return set(self._rows.unique("audio_file"))
 
     def _require_size(self, number: int) -> Images:
-        image = self._decoded(number)
-        height, width = image.shape
+        """Decode image `number`. Raises ValueError, before pixels are decompressed, for an image of another size than the mel configuration states."""
+        height, width = self._shape(number)
         if (width, height) != (self.mel.x_res, self.mel.y_res):
             raise ValueError(f"dataset_name {self.name}: image {number} is {width}x{height}, not {self.mel.x_res}x{self.mel.y_res} by {self.mel_origin}")
-        return image
+        return self._of_image(number, decode_png)
 
-    def _decoded(self, number: int) -> Images:
+    def _shape(self, number: int) -> tuple[int, int]:
+        """Read the (height, width) that the header of image `number` states."""
+        return self._of_image(number, png_shape)
+
+    def _of_image(self, number: int, read: Callable[[bytes], T]) -> T:
+        """Apply `read` to the bytes of image `number`; its ValueError names the dataset and the image."""
         content = self._rows[number]["image"]["bytes"]
         if content is None:
             raise ValueError(f"dataset_name {self.name}: image {number} is only named, not held: save the dataset with its images")
         try:
-            return decode_png(content)
+            return read(content)
         except ValueError as error:
             raise ValueError(f"dataset_name {self.name}: image {number}: {error}") from error
 
@@ -181,7 +189,8 @@ def _carried_on_hub(name: str) -> MelConfig | None:
 def given_mel(mel_config: str) -> MelConfig:
     """The configuration in the file that the option mel_config names."""
     try:
-        with fsspec.open(mel_config, "rb") as file:
+        filesystem, path = filesystem_of(mel_config)
+        with filesystem.open(path, "rb") as file:
             return _config(f"mel_config {mel_config}", file.read())
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"mel_config {mel_config}: no such file") from error

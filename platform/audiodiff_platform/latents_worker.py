@@ -53,11 +53,11 @@ class LatentsWorker:
     def _encoded(self, name: str, target: Path) -> list[int]:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
         rows = []
-        folder = self.dataset.folder
+        folder, shape = self.dataset.folder, (self.dataset.mel.y_res, self.dataset.mel.x_res)
         with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as part, pq.ParquetWriter(target, self.schema) as writer:
             for group in range(part.num_row_groups):
                 table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
-                images = np.stack([decode_png(cell["bytes"]) for cell in table["image"].to_pylist()])
+                images = np.stack([decode_png(cell["bytes"], shape) for cell in table["image"].to_pylist()])
                 writer.write_table(self._table(table, moments_in_batches(self.vae, images, self.batch_size)))
                 rows.append(len(images))
         return rows

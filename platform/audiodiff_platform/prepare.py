@@ -7,6 +7,7 @@
 """
 
 import time
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -17,7 +18,7 @@ from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
@@ -41,7 +42,8 @@ class PrepareOptions(Slicing, Options):
 
     input_dir: str = pydantic.Field(
         description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
-        "with an audio column, or a list of URIs (.txt, a URI a line; .parquet with a column of them)"
+        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a "
+        "column of them)"
     )
     output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
@@ -102,13 +104,16 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, options.settings())
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
-    planned, new = new_sources(output, inputs.sources())
+    planned, new = new_sources(output, inputs.sources(), inputs)
+    for line in inputs.describe():
+        say(line)
     if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({inputs.others} others; known are {' '.join(sorted(AUDIO_EXTENSIONS))})")
+        readable = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
     plan = SourcePlan(output, planned, new, options.shard_seconds(new))
     job = _job(options, output, plan)
     if job.pending:
-        _check(options, inputs, output, new)
+        _check(options, output, new)
     shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
     with engine(shards, options.num_workers) if shards else nullcontext() as running:
         if job.pending:
@@ -116,7 +121,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
             if new:
                 require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
             _make(options, job, plan, running)
-        summary = _finish(options, job, inputs.others)
+        summary = _finish(options, job, inputs)
         if options.verify:
             assert running is not None
             verify(output, running)
@@ -131,12 +136,12 @@ def _job(options: PrepareOptions, output: Folder, plan: SourcePlan) -> ShardedJo
     return ShardedJob(work, output, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
 
 
-def _check(options: PrepareOptions, inputs: Inputs, output: Folder, new: list[Source]) -> None:
+def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
     """Says what is about to be made; raises ValueError where it cannot be."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files ({inputs.others:,} others passed over), about {seconds / 60:,.0f} minutes by their sizes")
+    say(f"{len(new):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
@@ -165,19 +170,21 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
     job.run(running, before_plan=leave_out_duplicates, on_shard=count)
 
 
-def _finish(options: PrepareOptions, job: ShardedJob, others: int) -> dict[str, Any]:
+def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
     """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
     output, records = job.output, job.records()
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
     validation = sum(record[VALIDATION]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
+    in_containers = sum((Counter(record.get("skipped", {})) for record in records.values()), Counter[str]())
     for failure in failures[:REASONS_SHOWN]:
         say(f"quarantined: {failure['audio_file']}: {failure['reason']}")
     if len(failures) > REASONS_SHOWN:
         say(f"quarantined: {len(failures) - REASONS_SHOWN:,} more, see {output.uri}/quarantine")
     if len(failures) > options.max_bad_fraction * files or train == 0:
         raise JobError(
-            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on"
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
+            f"(passed over: {described(inputs.skipped + in_containers)})"
         )
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
@@ -194,4 +201,4 @@ def _finish(options: PrepareOptions, job: ShardedJob, others: int) -> dict[str, 
     splits = [TRAIN, VALIDATION] if validation else [TRAIN]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     job.succeed(summary)
-    return {**summary, "others": others}
+    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}

@@ -1,6 +1,6 @@
 """The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -14,9 +14,10 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Item, Source, items
+from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.slicer import Slicer
+from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
 from audiodiff_platform.work.attempts import Attempts
@@ -53,7 +54,9 @@ class PrepareWorker:
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
-            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
+            sources = record_digests(self.output, shard, draft.sources)
+            counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
+            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources}
             return {**record, "parts": self._put(shard, draft, splits)}
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
@@ -69,22 +72,22 @@ class PrepareWorker:
                 yield ahead.popleft()
 
     def _add_source(self, source: Source, left_out: list[str], local: Path, draft: "Draft") -> None:
+        draft.sources[source.uri] = sha256 = commits.file_sha256(local)
         try:
-            for item in items(source, local, draft.scratch):
+            for item in items(source, local, draft.scratch, draft.skipped):
                 if item.name in left_out:
                     draft.duplicates += 1
                     continue
                 try:
-                    self._add(item, draft)
+                    self._add(item, commits.file_sha256(item.local) if source.is_container else sha256, draft)
                 except AudioDecodeError as error:
-                    draft.failed(item.name, error.reason, item.local.stat().st_size)
+                    draft.failed(item.name, error.reason, item.size)
         finally:
             if local.parent == draft.scratch:
                 local.unlink()
 
-    def _add(self, item: Item, draft: "Draft") -> None:
-        """Adds an item's slices to its split, all or (raising AudioDecodeError) none."""
-        sha256 = commits.file_sha256(item.local)
+    def _add(self, item: Item, sha256: str, draft: "Draft") -> None:
+        """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""
         sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
         part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
@@ -126,7 +129,9 @@ class Draft:
         self.scratch, self.duplicates = scratch, duplicates
         self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
         self.used = 0
+        self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
+        self.sources: dict[str, str] = {}  # the digest of each source that was read
 
     @property
     def files(self) -> int:

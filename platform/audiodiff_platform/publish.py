@@ -1,5 +1,6 @@
 """A finished dataset or model -> the Hugging Face Hub: the one as `datasets.load_dataset(NAME)` and the original's trainer read it."""
 
+from pathlib import Path
 from typing import Literal
 
 from audiodiff_platform.cluster import say
@@ -40,6 +41,6 @@ def publish_model(output: Folder, folder: str, name: str) -> None:
     with output.scratch() as scratch:
         local = output.path(folder) if output.is_local else str(scratch / folder)
         if not output.is_local:
-            output.filesystem.get(f"{output.path(folder)}/", f"{local}/", recursive=True)
+            output.download(folder, Path(local))
         push_to_hub(local, name)
     say(f"published {output.uri}/{folder} to {name}")

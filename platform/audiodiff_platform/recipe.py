@@ -1,17 +1,21 @@
 """Options of the verbs, from a recipe file (`jobs/recipes/NAME.yaml`, a section a verb) and the flags that override it.
 
 Each verb states its options beside the code that obeys them, as a subclass of `Options`; names, defaults and ranges exist nowhere else.
+A recipe gives the texts that flags give, and `validated` parses both: an option means the same in a recipe and on the
+command line.
 """
 
 import argparse
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
 import pydantic
-import yaml
+from pydantic.fields import FieldInfo
+
+from audiodiff_platform.yaml_text import load_text
 
 SECTIONS: Mapping[str, str] = {
     "prepare": "audiodiff_platform.prepare:PrepareOptions",
@@ -22,6 +26,15 @@ SECTIONS: Mapping[str, str] = {
     "evaluate": "audiodiff_platform.evaluate:EvaluateOptions",
     "serve": "audiodiff_platform.serve:ServeOptions",
 }
+
+NO_VALUE = frozenset({"none", "null", "~"})
+"""Texts, in any case, that leave an option without a value."""
+
+COMMAND_LINE = "command line"
+VALUES_HELP = (
+    "The value none leaves an option unset. Every option may stand in a recipe under its name; "
+    "switches are true or false there."
+)
 
 
 class Options(pydantic.BaseModel):
@@ -34,42 +47,58 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def from_command_line(options: type[OptionsT], section: str, arguments: Sequence[str], description: str) -> OptionsT:
-    """The options that `arguments` and the recipe they may name ask for; raises ValueError in one line a mistake.
+    """Parse `arguments`, and the recipe that they may name, to options; raises ValueError in one line for a mistake.
 
     A verb whose own options include `recipe` reads that file itself.
     """
-    parser = _Parser(prog=f"python jobs/{section}.py", description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     reads_itself = "recipe" in options.model_fields
+    parser = _Parser(
+        prog=f"python jobs/{section}.py",
+        description=description,
+        epilog=None if reads_itself else VALUES_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     if not reads_itself:
         parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
     for name, field in options.model_fields.items():
         default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
-        text = f"{field.description} ({default})".replace("%", "%%")
+        text = f"{field.description} ({', '.join([*_bounds(field), default])})".replace("%", "%%")
         if field.annotation is bool:
             parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS)
-        elif get_origin(field.annotation) is tuple:
+        elif _takes_several(options, name):
             parser.add_argument(f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=name.upper())
         else:
             parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1])
-    given = vars(parser.parse_args(arguments))
+    given = vars(parser.parse_args(_with_dashed_values(arguments, options)))
     recipe = None if reads_itself else given.pop("recipe")
     stated = read_recipe(recipe).get(section, {}) if recipe else {}
-    return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else "command line")
+    return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, given)
 
 
 def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a recipe file as written; raises ValueError where a section is unknown or not a mapping."""
+    """Read the sections of a recipe file, each scalar as its text.
+
+    Raises ValueError for a file that is not YAML, and for a section that is unknown or not a mapping.
+    """
     try:
-        content = yaml.safe_load(file.read_text()) or {}
+        content = load_text(file.read_bytes())
     except OSError as error:
         raise ValueError(f"recipe {file}: cannot be read ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {file}: is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict) or not all(isinstance(section, dict) for section in content.values()):
-        raise ValueError(f"recipe {file}: each of its sections must hold options")
-    for name in content:
+    except ValueError as error:
+        raise ValueError(f"recipe {file}: is not YAML ({error})") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"recipe {file}: is a {_kind(content)}, not a mapping of sections such as train:")
+    for name, options in content.items():
         if name not in SECTIONS:
-            raise ValueError(f"recipe {file}: section {name} is unknown{_nearest(str(name), SECTIONS)}")
+            raise ValueError(f"recipe {file}: section {name} is unknown{_nearest(name, SECTIONS)}")
+        if not isinstance(options, dict):
+            raise ValueError(
+                f"recipe {file}: section {name} is a {_kind(options)}: "
+                "each of its sections must hold options as NAME: VALUE"
+            )
     return content
 
 
@@ -82,12 +111,51 @@ def load_recipe(file: Path) -> dict[str, Options]:
     return sections
 
 
-def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str) -> OptionsT:
-    """`values` as options; raises ValueError that names each wrong one, its value and what is right."""
+def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, flags: Collection[str] = ()) -> OptionsT:
+    """Parse `values`, texts or typed, to options.
+
+    origin: where the values are from, those named in `flags` excepted. Raises ValueError that names each wrong value,
+    its origin and what is right.
+    """
+
+    def origin_of(name: str) -> str:
+        return COMMAND_LINE if name in flags else origin
+
+    given = {name: _value(options, name, value) for name, value in values.items()}
+    if empty := [name for name, value in given.items() if value in ("", [""])]:
+        reports = (f"{origin_of(name)}: {name} is empty: give a value, or none for no value" for name in empty)
+        raise ValueError("; ".join(reports))
     try:
-        return options.model_validate(values)
+        return options.model_validate(given)
     except pydantic.ValidationError as error:
-        raise ValueError("; ".join(_mistake(problem, options, origin) for problem in error.errors())) from None
+        problems = ((".".join(map(str, problem["loc"][:1])), problem) for problem in error.errors())
+        reports = (_mistake(problem, options, origin_of(name)) for name, problem in problems)
+        raise ValueError("; ".join(reports)) from None
+
+
+def _value(options: type[Options], name: str, value: Any) -> Any:
+    """The value that pydantic validates: None for `none`, a list for an option that takes several."""
+    if not isinstance(value, str):
+        return value
+    if _takes_several(options, name):
+        return [value]
+    return None if value.casefold() in NO_VALUE else value
+
+
+def _takes_several(options: type[Options], name: str) -> bool:
+    return name in options.model_fields and get_origin(options.model_fields[name].annotation) is tuple
+
+
+def _with_dashed_values(arguments: Sequence[str], options: type[Options]) -> list[str]:
+    """Join values such as -6e1 to their flags: argparse takes only plain numbers as values that begin with a dash."""
+    flags = {f"--{name}" for name, field in options.model_fields.items() if field.annotation is not bool}
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in flags and argument.startswith("-") and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _mistake(problem: Any, options: type[Options], origin: str) -> str:
@@ -106,6 +174,21 @@ def _mistake(problem: Any, options: type[Options], origin: str) -> str:
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+def _kind(content: object) -> str:
+    return "list" if isinstance(content, list) else "text"
+
+
+def _bounds(field: FieldInfo) -> list[str]:
+    """Name the bounds of an option for its help, such as `at least 1`."""
+    names = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return [
+        f"{words} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, words in names.items()
+        if hasattr(bound, name)
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from audiodiff_core.audio import Samples, decode, encode
+from audiodiff_core.audio import decode, encode
 from audiodiff_core.mel import Images, Mel
 from audiodiff_core.metrics import EMBEDDER, FeatureStatistics, frechet_distance, logmel_stats, spread
 from audiodiff_core.png import encode_png
@@ -90,9 +90,8 @@ def _real_clips(preparing: PrepareOptions, dataset: MelDataset, mel: Mel, images
     names, starts = dataset.column("audio_file"), dataset.column("start_s")
     first_rows = {name: row for row, name in reversed(list(enumerate(names)))}
     for name, row in sorted(first_rows.items())[:REAL_SHOWN]:
-        audio: Samples = decode(f"{preparing.input_dir.rstrip('/')}/{name}", mel.config.sample_rate)
-        start = round(starts[row] * mel.config.sample_rate)
-        piece = audio[start : start + mel.config.slice_size]
+        file = f"{preparing.input_dir.rstrip('/')}/{name}"
+        piece = decode(file, mel.config.sample_rate, start_s=starts[row], duration_s=mel.config.slice_duration_s)
         yield Clip(name, images[row], encode(piece, mel.config.sample_rate))
 
 

@@ -22,7 +22,7 @@ from typing import IO, Any
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.png import encode_png
-from audiodiff_core.slices import MelSlice, Slicing, mel_slices
+from audiodiff_core.slices import SILENT, MelSlice, Slicing, mel_slices
 
 PROCESSES_LOST_AT_MOST = 2
 MEMORY_BYTES = 384 << 20
@@ -129,7 +129,7 @@ def _sliced(local: str, spool: Path, mel: Mel, slicing: Slicing) -> dict[str, An
         return {"unusable": error.reason}
     except MemoryError:
         return {"unusable": "needs more memory than a file may take"}
-    return {"slices": pieces} if pieces else {"unusable": "silent throughout"}
+    return {"slices": pieces} if pieces else {"unusable": SILENT}
 
 
 def _facts(piece: MelSlice) -> dict[str, Any]:

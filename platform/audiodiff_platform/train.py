@@ -125,17 +125,17 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
     validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
-    metrics = {**counts, **_reached(cost, progress), **progress["logged"], **validation}
+    metrics = {**counts, **_reached(options, cost, progress), **progress["logged"], **validation}
     record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
     with model_folder(output) as folder:
         save_model(folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae)
     return metrics
 
 
-def _reached(cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
-    """Samples per second over the whole training and, on GPUs whose peak is known, the share of it."""
+def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
+    """Samples per second over the whole training and, on GPUs of a known half-precision peak, the share of it."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
-    peak = peak_flops(progress["device"])
+    peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
     share = {} if peak is None else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}
     return {"samples_per_second": round(rate, 2), **share}
 

@@ -12,7 +12,7 @@ from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedu
 from audiodiff_core.vae_objectives import VaeObjective
 from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.recipe import NO_VALUE, Options
 from audiodiff_platform.run_log import TrackerName
 
 FORMAT_VERSION = 3
@@ -30,9 +30,11 @@ def _workers(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """`none` as no names, and names parted by commas as several."""
-    stated = [value] if isinstance(value, str) else list(value)
-    return tuple(name for text in stated for name in str(text).split(",") if name != "none")
+    """Split names at commas, and read `none` as no names."""
+    stated = [value] if isinstance(value, str) else value
+    if not isinstance(stated, list | tuple) or not all(isinstance(text, str) for text in stated):
+        return stated
+    return tuple(name for text in stated for name in text.split(",") if name.casefold() not in NO_VALUE)
 
 
 class RunOptions(Options):

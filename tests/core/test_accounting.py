@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from audiodiff_core.accounting import TrainingCost, peak_flops, seconds_needed, share_of_peak, training_cost
+from audiodiff_core.accounting import BF16_PEAKS, FP16_PEAKS, TrainingCost, peak_flops, seconds_needed, share_of_peak, training_cost
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
 
@@ -58,11 +58,84 @@ def test_a_conditional_network_is_counted_too() -> None:
 
 
 def test_rates_by_hand() -> None:
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA L40S") == 362e12
-    assert peak_flops("NVIDIA L4") == 121e12
-    assert peak_flops("Some CPU") is None
     assert share_of_peak(1.5e12, 200, 989e12) == pytest.approx(0.3033, rel=1e-3)
     assert seconds_needed(1_000, 4.0) == 250
     assert TrainingCost(1, 1.0, 3, 4).memory_bytes == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("A100-SXM4-40GB", 312),
+        ("NVIDIA A100-SXM-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A800-SXM4-80GB", 312),
+        ("NVIDIA A800 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
+        ("NVIDIA GH200 480GB", 989),
+        ("NVIDIA GH200 120GB", 989),
+        ("NVIDIA GH200 144G HBM3e", 989),
+        ("NVIDIA B200", 2_250),
+        ("NVIDIA GB200", 2_500),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A30", 165),
+        ("NVIDIA A40", 150),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA RTX A6000", 155),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("NVIDIA GeForce RTX 5090", 209),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 3090", 71),
+        ("GeForce RTX 3090", 71),
+    ],
+)
+def test_peaks_by_cuda_name(name: str, tera: float) -> None:
+    assert peak_flops(name) == peak_flops(name, "fp16") == tera * 1e12
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("Tesla V100-SXM3-32GB", 125),
+        ("Tesla V100-PCIE-16GB", 112),
+        ("Tesla V100S-PCIE-32GB", 130),
+    ],
+)
+def test_gpus_without_bf16_have_a_peak_in_fp16_alone(name: str, tera: float) -> None:
+    assert peak_flops(name) is None
+    assert peak_flops(name, "fp16") == tera * 1e12
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 NVL MIG 3g.47gb", "NVIDIA A30 MIG 2g.12gb"),
+        *("GRID A100-10C", "NVIDIA A100-20C", "NVIDIA A100-1-5C", "NVIDIA A10-24Q", "NVIDIA L40S-8Q", "GRID T4-16Q", "GRID V100D-32Q"),
+        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 5090 Laptop GPU", "NVIDIA GeForce RTX 2080 with Max-Q Design"),
+        *("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4080 SUPER"),
+        *("NVIDIA RTX 6000 Ada Generation Laptop GPU", "Quadro RTX 6000", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "NVIDIA RTX A600"),
+        *("NVIDIA A100-SXM-64GB", "NVIDIA H100 64GB HBM2", "NVIDIA A1000", "NVIDIA A10M", "NVIDIA A2", "NVIDIA A16", "NVIDIA L4S", "NVIDIA T400", "Tesla P100"),
+        *("AMD Instinct MI300X", "Orin", "cpu", "Some CPU", "NVIDIA", "80GB", ""),
+    ],
+)
+def test_other_devices_have_no_known_peak(name: str) -> None:
+    assert peak_flops(name) is peak_flops(name, "fp16") is None
+
+
+def test_every_peak_can_be_looked_up() -> None:
+    for model, peak in FP16_PEAKS.items():
+        assert peak_flops(f"NVIDIA {model}", "fp16") == peak
+        assert peak_flops(f"NVIDIA {model}") == BF16_PEAKS.get(model)

@@ -93,7 +93,7 @@ def test_files_of_many_blocks_are_librosas(tmp_path: Path, loops: Path, monkeypa
             sound.write(samples[start : start + 10_000])
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 10_000)
     expected, _ = librosa.load(file, sr=RATE, mono=True)
-    np.testing.assert_allclose(decode(file, RATE), expected, rtol=0, atol=1e-6 if subtype == "VORBIS" else 0)
+    np.testing.assert_array_equal(decode(file, RATE), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -104,13 +104,6 @@ def test_vorbis_is_libsndfiles_to_the_sample(channels: int, length: int) -> None
     expected, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     assert len(expected) == length
     np.testing.assert_allclose(decode(content, RATE), expected.mean(axis=1), rtol=0, atol=1e-6)
-
-
-def test_chained_ogg_streams_are_read_as_by_libsndfile() -> None:
-    random = np.random.default_rng(0)
-    content = b"".join(vorbis(random.uniform(-0.5, 0.5, (length, 2)).astype(np.float32)) for length in (30_000, 50_000))
-    expected, _ = soundfile.read(io.BytesIO(content), dtype="float32")
-    np.testing.assert_array_equal(decode(content, RATE), (expected[:, 0] + expected[:, 1]) * np.float32(0.5))
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, RATE, 48_000, 96_000])
@@ -238,14 +231,13 @@ def last_aac_packet(content: bytes) -> int:
     [
         ("wav", lambda content: len(content) * 6 // 10),
         ("flac", lambda content: content.rindex(b"\xff\xf8", 0, len(content) * 6 // 10)),
-        ("ogg", lambda content: ogg_pages(content)[-1]),
         ("ogg", lambda content: ogg_pages(content)[-1] + 10),
         ("ogg", lambda content: len(content) - 10),
         ("mp3", lambda content: len(content) * 6 // 10),
         ("m4a", last_aac_packet),
         ("m4a", lambda content: len(content) * 6 // 10),
     ],
-    ids=["wav", "flac-whole-frames", "ogg-whole-pages", "ogg-page-header", "ogg-page", "mp3", "m4a-whole-packets", "m4a"],
+    ids=["wav", "flac-whole-frames", "ogg-page-header", "ogg-page", "mp3", "m4a-whole-packets", "m4a"],
 )
 def test_what_states_its_length_and_is_cut_is_truncated(
     tmp_path: Path, hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat | Literal["m4a"], end: Callable[[bytes], int]

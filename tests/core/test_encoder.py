@@ -15,6 +15,7 @@ from torch import nn
 
 from audiodiff_core.audio import decode
 from audiodiff_core.encoder import BATCH_SIZE, AudioEncoder, ClapEncoder, load_encoder
+from tests import tiny_clap
 
 Audio = npt.NDArray[np.float32]
 RATE = 22_050
@@ -107,6 +108,23 @@ def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str
     assert again.digest != encoder.digest
 
 
+def test_half_precision_and_shards_are_read(state: dict[str, torch.Tensor], encoder: AudioEncoder, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
+    values = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    save_file(values, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    half = load_encoder(tmp_path)
+    assert isinstance(half, AudioEncoder)
+    assert torch.equal(half.embedding.bias, state["embedding.bias"].half().float())
+    parts = {key: f"diffusion_pytorch_model-0000{1 + key.startswith('dense')}-of-00002.safetensors" for key in state}
+    for file in set(parts.values()):
+        save_file({key: state[key] for key, name in parts.items() if name == file}, tmp_path / file)
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
+    assert load_encoder(tmp_path).digest == encoder.digest
+    (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"names files that are missing: diffusion_pytorch_model-00002-of-00002\.safetensors"):
+        load_encoder(tmp_path)
+
+
 class _Malicious:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("unpickled"),))
@@ -161,32 +179,10 @@ def test_wrong_arguments_are_named(encoder: AudioEncoder, tabla: Audio) -> None:
         encoder.encode([tabla], RATE, pool="median")  # type: ignore[arg-type]
 
 
-WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "drum", "loop", "choir"]
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["rand_trunc", "fusion"])
 def clap_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny CLAP with random weights, saved by transformers as the published ones are (unfused and fused)."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    text = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12}
-    audio = {"num_mel_bins": 32, "spec_size": 128, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2], "hidden_size": 16}
-    fused = {"enable_fusion": True, "fusion_type": "aff_2d"} if request.param else {}
-    torch.manual_seed(0)
-    config = transformers.ClapConfig(
-        text_config={**text, "projection_dim": 12}, audio_config={**audio, **fused, "window_size": 4, "projection_dim": 12}, projection_dim=12
-    )
     folder = tmp_path_factory.mktemp("clap")
-    transformers.ClapModel(config).save_pretrained(folder)
-    truncation = "fusion" if request.param else "rand_trunc"
-    transformers.ClapFeatureExtractor(
-        feature_size=32, sampling_rate=16_000, hop_length=160, max_length_s=1, fft_window_size=512, frequency_max=8_000, truncation=truncation
-    ).save_pretrained(folder)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    words.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    tiny_clap.write(folder, fused=request.param)
     return folder
 
 

@@ -1,6 +1,9 @@
 """PNGs give their pixels back, to Pillow too; what is no grey PNG is refused."""
 
 import io
+import struct
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.png import decode_png, encode_png
+from audiodiff_core.png import LARGEST_SHAPE, SIGNATURE, decode_png, encode_png, png_shape
 from audiodiff_core.slices import mel_slices
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
@@ -71,3 +74,70 @@ def test_what_is_no_whole_png_is_refused(damage: str) -> None:
     }
     with pytest.raises(ValueError, match="PNG"):
         decode_png(contents[damage])
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def stating(width: int, height: int, *chunks: bytes) -> bytes:
+    """A grey PNG of a stated size."""
+    return SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(13_000, 13_000), (30_000, 30_000), (16_385, 8), (8, 1_025), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)])
+def test_the_stated_size_is_bounded_before_pixels_are_read(width: int, height: int) -> None:
+    content = stating(width, height, chunk(b"IDAT", b"no pixels are looked at"))
+    assert png_shape(content) == (height, width)
+    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels, at most 16384x1024 are read"):
+        decode_png(content)
+    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels, 40x24 are expected"):
+        decode_png(content, NOISE.shape)
+
+
+def test_another_shape_than_the_expected_one_is_refused_before_pixels_are_read() -> None:
+    np.testing.assert_array_equal(decode_png(encode_png(NOISE), NOISE.shape), NOISE)
+    with pytest.raises(ValueError, match="PNG of 41x24 pixels, 40x24 are expected"):
+        decode_png(stating(41, 24, chunk(b"IDAT", b"no pixels are looked at")), NOISE.shape)
+
+
+def test_the_largest_mel_image_comes_back() -> None:
+    config = MelConfig(x_res=16_384, y_res=1_024)
+    image = np.zeros((config.y_res, config.x_res), np.uint8)
+    assert decode_png(encode_png(image)).shape == LARGEST_SHAPE == image.shape
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(b"IDAT", b"no deflate stream")],
+        [chunk(b"IDAT", zlib.compress(bytes(10)))],
+        [chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0)), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"pHYs", b"\0"), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"gAMA", b""), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(1 << 26))), chunk(b"IDAT", b"")],
+        [chunk(b"zTXt", b"name\0\0" + zlib.compress(bytes(1 << 26))), chunk(b"IDAT", b"")],
+        [chunk(b"acTL", b"\0\0\0\1"), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"tRNS", b""), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [chunk(b"tRNS", b""), chunk(b"IDAT", zlib.compress(bytes(25 * 40))), chunk(b"IDAT", b"")],
+        [],
+    ],
+)
+def test_whatever_pillow_makes_of_a_damaged_file_is_a_value_error(chunks: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="PNG") as raised:
+        decode_png(stating(40, 24, *chunks))
+    assert "\n" not in str(raised.value)
+    assert type(raised.value) is ValueError
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_bytes_give_pixels_or_a_value_error(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    whole = encode_png(NOISE)
+    for _ in range(500):
+        content = bytearray(whole)
+        for at in draw.integers(0, len(whole), 4):
+            content[at] = draw.integers(0, 256)
+        with suppress(ValueError):
+            assert decode_png(bytes(content), NOISE.shape).shape == NOISE.shape

@@ -290,7 +290,7 @@ class Erring(EmbeddingsWorker):
 
 def test_an_error_is_no_death(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode_module, "EmbeddingsWorker", Erring)
-    with pytest.raises(JobError, match=r"storage failed at .* shards, .* no space left for"):
+    with pytest.raises(JobError, match=r"storage failed at .* shards, .*no space left for"):
         encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
     assert not Folder(str(tmp_path / "out")).read_all("_attempts/*.json")
 

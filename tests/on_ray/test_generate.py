@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_core.audio import encode
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.generate import GenerateOptions, generate
 
@@ -94,6 +96,32 @@ def test_a_finished_folder_needs_no_space(eighteen: Path, model: Path, tmp_path:
 def test_other_settings_in_the_same_folder_are_refused(eighteen: Path, model: Path) -> None:
     with pytest.raises(ValueError, match="steps 3 there, 4 asked for"):
         generate(GenerateOptions(model=str(model), output_dir=str(eighteen), count=18, steps=4))
+
+
+def test_the_narrowest_loops_have_all_their_figures(local_ray: None, tmp_path: Path) -> None:
+    mel = MelConfig(x_res=8, y_res=32, hop_length=128)
+    network = build_network("tiny", mel)
+    record = ModelRecord(recipe={}, data_digest="none", metrics={})
+    save_model(tmp_path / "model", network, PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
+    out = tmp_path / "loops"
+    generate(GenerateOptions(model=str(tmp_path / "model"), output_dir=str(out), count=2, steps=2, num_workers=1))
+    assert len(_audio(out)) == 2
+    for row in _manifest(out):
+        assert row["duration_s"] == pytest.approx(7 * 128 / 22_050)
+        assert 0 < row["seam_score"] < 100
+        assert -60 < row["level_db"] < 0
+    with pytest.raises(ValueError, match="width 1: audio needs at least 2 columns"):
+        generate(GenerateOptions(model=str(tmp_path / "model"), output_dir=str(tmp_path / "none"), count=1, width=1))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_format_that_cannot_hold_the_rate_is_refused(tmp_path: Path) -> None:
+    mel = MelConfig(x_res=32, y_res=32, sample_rate=96_000)
+    record = ModelRecord(recipe={}, data_digest="none", metrics={})
+    save_model(tmp_path / "model", build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
+    with pytest.raises(ValueError, match="format mp3 at 96000 Hz"):
+        generate(GenerateOptions(model=str(tmp_path / "model"), output_dir=str(tmp_path / "none"), count=1, format="mp3"))
+    assert not (tmp_path / "none").exists()
 
 
 def test_seeds_end_where_torch_ends() -> None:

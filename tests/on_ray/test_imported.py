@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from PIL import Image as Pillow
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.png import encode_png
+from audiodiff_core.png import SIGNATURE, encode_png
 from audiodiff_core.slices import Slicing, mel_slices
 from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.dataset import MelDataset
@@ -38,6 +40,12 @@ def _png(shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     Pillow.fromarray(np.zeros(shape, np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _stating(width: int, height: int) -> bytes:
+    """The header of a PNG, and no pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I4sI", 0, b"IDAT", 0) + b"\0" * 12
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +185,9 @@ def test_what_prepare_made_and_the_hub_gave_back_is_the_same(dataset: Path, tmp_
         ([_png((32, 32, 3))], "image 0: PNG of mode RGB"),
         ([_png((32, 32)), b"\xff\xd8\xff\xe0 a JPEG"], "image 1: 11 bytes that are no whole PNG"),
         ([_png((4, 32))], "y_res is 4"),
+        ([_png((32, 32)), _stating(13_000, 13_000)], "image 1 is 13000x13000, not 32x32 by the original's defaults"),
+        ([_stating(32, 60_000)], "y_res is 60000"),
+        ([_stating(32, 32)], "image 0: 57 bytes that are no whole PNG"),
     ],
 )
 def test_images_that_are_not_alike_or_no_mel_images(contents: list[bytes], words: str, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def read(inputs: Inputs, source: Source, scratch: Path) -> dict[str, bytes]:
 def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     folder.mkdir()
-    (folder / "loops").symlink_to(few_loops)  # links to folders are not followed
+    (folder / "loops").symlink_to(few_loops)
     for name, target in (("a/mika.flac", few_loops / "loop_mika.flac"), ("000.tar", tar), ("p/train.parquet", parquet)):
         (folder / name).parent.mkdir(exist_ok=True)
         os.link(target, folder / name)
@@ -53,8 +53,9 @@ def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_pa
     (folder / "._mika.flac").write_bytes(b"of a Mac's file system")
     inputs = Inputs(str(folder))
     found = {source.uri: source for source in inputs.sources()}
-    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"}
-    assert inputs.others == 2
+    linked = {"loops/loop_mika.flac", "loops/loop_tabla.flac", "loops/bass_hit_c.flac", "loops/sub/ambi_piano.flac"}
+    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"} | linked
+    assert inputs.others == 3
     mika = (few_loops / "loop_mika.flac").read_bytes()
     assert read(inputs, found["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
     assert read(inputs, found["000.tar"], tmp_path) == {"000.tar/mika.flac": mika, "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes()}
@@ -78,7 +79,7 @@ def test_a_list(few_loops: Path, tmp_path: Path, kind: str) -> None:
     uris = ["loop_mika.flac", str(few_loops / "sub" / "ambi_piano.flac"), f"file://{few_loops}/loop_tabla.flac", "not-there.flac", "notes.txt"]
     if kind == "txt":
         listing = few_loops / f".list-{tmp_path.name}.txt"
-        listing.write_text("# tracks\n\n" + "\n".join(uris) + "\n")
+        listing.write_text("\n\n" + "\n".join(uris) + "\n")
     else:
         listing = few_loops / f".list-{tmp_path.name}.parquet"
         pq.write_table(pa.table({"length": list(range(len(uris))), "uri": uris}), listing)

@@ -192,7 +192,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
     def _exists(self, body: bytes) -> bool:
         url = urlsplit(self.path)
         bucket = url.path.split("/b/")[1].split("/")[0]
-        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("[^"]*")', body[:1000])]
+        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("(?:[^"\\]|\\.)*")', body[:1000])]
         return named[0] in self.storage.objects.get(bucket, {})
 
     def _answer(self, status: int, content: dict[str, object]) -> None:

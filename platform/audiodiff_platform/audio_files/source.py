@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from audiodiff_platform.audio_files.hidden import is_hidden, is_hidden_folder
+
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
+HIDDEN = "hidden files"
 
 # Bytes per second of typical files, to balance shards; a wrong guess makes a shard larger or smaller, nothing else.
-_BYTES_PER_SECOND = {".wav": 176_000, ".aif": 176_000, ".aiff": 176_000, ".flac": 100_000}
+_PCM_EXTENSIONS = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd")
+_BYTES_PER_SECOND = {**dict.fromkeys(_PCM_EXTENSIONS, 176_000), ".flac": 100_000}
 _COMPRESSED_BYTES_PER_SECOND = 24_000
 
 
@@ -35,3 +39,12 @@ class Source:
 def utf8(name: str) -> str:
     """A name that was bytes once, as text that Parquet can hold."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def passed_over(path: PurePosixPath) -> str | None:
+    """The kind by which a hidden file or one of the system is counted, None for all others.
+
+    Of an absolute path only the file's name counts: a corpus may lie in `.cache`.
+    """
+    folders = () if path.is_absolute() else path.parts[:-1]
+    return HIDDEN if is_hidden(path.name) or any(is_hidden_folder(name) for name in folders if name != "..") else None

@@ -6,16 +6,24 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from audiodiff_core.filesystems import OBJECT_STORES
+from audiodiff_core.hub_names import repository_name
 from audiodiff_platform.cluster.capacity import grows
 from audiodiff_platform.cluster.connection import inside_submitted_job
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
-    """`uri` as every process of the job can use it: paths made absolute, `~` too, since workers run elsewhere; `hub_id`: OWNER/NAME may be no path.
+    """Return `uri` as every process of the job can use it: paths, also with `~`, are made absolute, since workers run elsewhere.
 
-    Raises ValueError for a relative path in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, and for
-    a URI that holds a secret.
+    With `hub_id`, OWNER/NAME and the address of its page on the Hugging Face Hub stand for a repository. Raises ValueError for a relative path
+    in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, for a URI that holds a secret, and for an
+    address on the Hub that is not a repository's.
     """
+    if hub_id:
+        try:
+            uri = repository_name(uri, "dataset" if option == "dataset_name" else "model")
+        except ValueError as error:
+            raise ValueError(f"{option} {uri.partition('?')[0]}: {error}") from error
     if holds_secret(uri):
         raise ValueError(f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment")
     if "://" in uri or (hub_id and is_hub_id(uri)):
@@ -40,9 +48,14 @@ def encoder_source(name: str) -> str:
 
 
 def holds_secret(uri: str) -> bool:
-    """Whether a URI has a query (a signature) or user information (a key): what names may not hold, since they are written down and shown."""
-    _, scheme, rest = uri.partition("://")
-    return bool(scheme) and ("?" in rest or "@" in rest.partition("/")[0])
+    """Return True for a URI with a query (a signature) or user information (a key), which would be written down and shown.
+
+    Names on disk and on object stores may hold `?`; a query there has a value.
+    """
+    scheme, separator, rest = uri.partition("://")
+    _, question_mark, query = rest.partition("?")
+    has_query = "=" in query if scheme in OBJECT_STORES | {"file"} else bool(question_mark)
+    return bool(separator) and (has_query or "@" in rest.partition("/")[0])
 
 
 def is_hub_id(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Folders on local disks and on object stores."""
 
-from audiodiff_platform.storage.folder import Entry, Folder
+from audiodiff_platform.storage.folder import Folder
+from audiodiff_platform.storage.listing import Entry, PassedOver
 
-__all__ = ["Entry", "Folder"]
+__all__ = ["Entry", "Folder", "PassedOver"]

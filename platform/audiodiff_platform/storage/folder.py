@@ -10,21 +10,26 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
+from audiodiff_core.filesystems import filesystem_of
+from audiodiff_platform.storage.disk import DiskListing
+from audiodiff_platform.storage.listing import (
+    Entry,
+    PassedOver,
+    entry_on_disk,
+    entry_on_store,
+    fixed_folder,
+    matches,
+    objects,
+    remove_from_s3,
+    without_hidden,
+)
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file of a folder: its name relative to it, its size in bytes, and what changes when its content does."""
-
-    name: str
-    size: int
-    version: str
+CONCURRENT_REQUESTS = 32
 
 
 class Folder:
@@ -32,12 +37,9 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
-        if "://" in uri:
-            # One stream an object: s3fs does not take up a broken one where it reads several.
-            options = {"max_concurrency": 1} if uri.startswith("s3://") else {}
-            self.filesystem, self.root = fsspec.url_to_fs(self.uri, use_listings_cache=False, **options)
-        else:  # a local name may hold '::', which fsspec would take for a chain of filesystems
-            self.filesystem, self.root = fsspec.filesystem("file"), os.path.abspath(Path(self.uri).expanduser())
+        # One stream an object: s3fs does not take up a broken one where it reads several.
+        options = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+        self.filesystem, self.root = filesystem_of(self.uri, use_listings_cache=False, **options)
 
     @property
     def is_local(self) -> bool:
@@ -56,59 +58,34 @@ class Folder:
             return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
-        """The files that match a glob pattern, sorted, relative to the folder."""
+        """The files that match a glob pattern, sorted, relative to the folder; `*` does not match a slash."""
         with self._reached(pattern):
-            found = self.filesystem.glob(self.path(pattern), detail=True)
-        return sorted(path[len(self.root) + 1 :] for path, entry in found.items() if entry["type"] == "file")
+            try:
+                folder = fixed_folder(pattern)
+                deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
+                return sorted(entry.name for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern))
+            except (FileNotFoundError, NotADirectoryError):  # a folder on disk that does not exist yet
+                return []
 
-    def walk(self) -> Iterator[Entry]:
-        """All files in the folder and below, in no order, a page at a time: the memory is that of a page."""
+    def walk(self, passed_over: PassedOver | None = None) -> Iterator[Entry]:
+        """All files in the folder and below, in no order; from a store a page at a time."""
         with self._reached(""):
-            match self.filesystem.protocol:
-                case "file" | ("file", *_):
-                    yield from self._walk_disk(self.root)
-                case "s3" | ("s3", *_):
-                    yield from self._walk_s3()
-                case "gs" | "gcs" | ("gs" | "gcs", *_):
-                    yield from self._walk_gcs()
-                case _:
-                    for path, entry in self.filesystem.find(self.root, detail=True).items():
-                        yield Entry(path[len(self.root) + 1 :], int(entry["size"]), _version(entry))
+            yield from self._entries("", passed_over)
 
-    def _walk_disk(self, directory: str) -> Iterator[Entry]:
-        with os.scandir(directory) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from self._walk_disk(entry.path)
-                elif entry.is_file():
-                    yield _of_disk(os.path.relpath(entry.path, self.root), entry.stat())
-
-    def _walk_s3(self) -> Iterator[Entry]:
-        bucket, _, prefix = self.root.partition("/")
-        request = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
-        while request:
-            page = self.filesystem.call_s3("list_objects_v2", **request)
-            request = {**request, "ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else {}
-            for found in page.get("Contents", []):
-                if not found["Key"].endswith("/"):
-                    yield Entry(f"{bucket}/{found['Key']}"[len(self.root) + 1 :], found["Size"], _version(found))
-
-    def _walk_gcs(self) -> Iterator[Entry]:
-        bucket, _, prefix = self.root.partition("/")
-        page: dict[str, Any] = {"nextPageToken": None}
-        while "nextPageToken" in page:
-            page = self.filesystem.call("GET", "b/{}/o", bucket, prefix=f"{prefix}/" if prefix else None, pageToken=page["nextPageToken"], json_out=True)
-            for found in page.get("items", []):
-                if not found["name"].endswith("/"):
-                    yield Entry(f"{bucket}/{found['name']}"[len(self.root) + 1 :], int(found["size"]), _version(found))
+    def _entries(self, folder: str, passed_over: PassedOver | None = None, *, deep: bool = True) -> Iterator[Entry]:
+        if self.is_local:
+            listing = DiskListing(self.root, passed_over)
+            return listing.entries(folder) if deep else listing.files(folder)
+        entries = objects(self.filesystem, self.root, folder, deep=deep)
+        return without_hidden((entry for entry in entries if not entry.name.endswith("/")), passed_over)
 
     def entry(self, name: str) -> Entry:
         """A file as it is now; raises FileNotFoundError where there is none."""
         if self.is_local:
-            return _of_disk(name, os.stat(self.path(name)))
+            return entry_on_disk(name, os.stat(self.path(name)))
         with self._reached(name):
-            found = self.filesystem.info(self.path(name))
-        return Entry(name, int(found["size"]), _version(found))
+            details = self.filesystem.info(self.path(name))
+        return entry_on_store(name, details["size"], details)
 
     def read(self, name: str) -> bytes:
         with self._reached(name):
@@ -123,11 +100,8 @@ class Folder:
     def read_all(self, pattern: str) -> dict[str, bytes]:
         """The files that match a glob pattern, by name; from an object store many at a time."""
         names = self.names(pattern)
-        if self.is_local:
-            return {name: self.read(name) for name in names}
-        with self._reached(pattern):
-            contents = self.filesystem.cat([self.path(name) for name in names]) if names else {}
-        return {name: contents[self.path(name)] for name in names}
+        with ThreadPoolExecutor(1 if self.is_local else CONCURRENT_REQUESTS) as pool:
+            return dict(zip(names, pool.map(self.read, names), strict=True))
 
     def fetch(self, name: str, scratch: Path) -> Path:
         """The file as a local one: itself, or a copy in `scratch`."""
@@ -186,11 +160,36 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(local_file, target)
 
+    def download(self, name: str, target: Path) -> None:
+        """Copy a folder with all files in it to a local one."""
+        for entry in Folder(f"{self.uri}/{name}").walk():
+            (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
+            with self._reached(f"{name}/{entry.name}"):
+                self.filesystem.get_file(self.path(f"{name}/{entry.name}"), str(target / entry.name))
+
     def remove(self, name: str) -> None:
-        """Removes a file or a folder with all in it; nothing happens where there is none."""
-        if self.exists(name):
+        """Remove a file or a folder with all in it; nothing happens where there is none."""
+        if not self.is_local:
             with self._reached(name):
-                self.filesystem.rm(self.path(name), recursive=True)
+                self._remove_objects(name)
+            return
+        path = self.path(name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif self.exists(name):
+            os.remove(path)
+
+    def _remove_objects(self, name: str) -> None:
+        """Remove an object and all below it, by their exact names: `filesystem.rm` takes names for patterns."""
+        names = [entry.name for entry in objects(self.filesystem, self.root, name)]
+        with suppress(FileNotFoundError):
+            if self.filesystem.info(self.path(name))["type"] == "file":
+                names.append(name)
+        if self.uri.startswith("s3"):
+            remove_from_s3(self.filesystem, [self.path(entry) for entry in names])
+            return
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+            list(pool.map(self.filesystem.rm_file, [self.path(entry) for entry in names]))
 
     @contextmanager
     def _reached(self, name: str) -> Iterator[None]:
@@ -230,15 +229,3 @@ class Folder:
 
 def _json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _of_disk(name: str, status: os.stat_result) -> Entry:
-    return Entry(name, status.st_size, str(status.st_mtime_ns))
-
-
-def _version(found: dict[str, Any]) -> str:
-    """What a store says that changes with an object's content."""
-    for key in ("ETag", "etag", "blob_id", "mtime"):
-        if found.get(key):
-            return str(found[key]).strip('"')
-    return ""

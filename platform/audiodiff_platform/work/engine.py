@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, runs_locally, say, workers_for
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.job import JobError
+from audiodiff_platform.job import JobError, one_line
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 
@@ -162,13 +162,13 @@ class ShardRunner:
             try:
                 yield Outcome(int(shard), self._done(int(shard)))
             except OSError as error:
-                yield Outcome(int(shard), {}, _one_line(error), "storage")
+                yield Outcome(int(shard), {}, one_line(str(error)), "storage")
             except LostShardError as error:
                 yield Outcome(int(shard), {}, str(error), "lost")
             except Exception as error:
                 if not isinstance(error, ValueError | JobError):
                     logging.getLogger(__name__).exception("shard %d failed", shard)
-                yield Outcome(int(shard), {}, f"{type(error).__name__}: {_one_line(error)}", "error")
+                yield Outcome(int(shard), {}, f"{type(error).__name__}: {one_line(str(error))}", "error")
 
     def _done(self, shard: int) -> Counts:
         self.worker = worker = self.worker or self.work.worker(*self.work.arguments)
@@ -238,7 +238,3 @@ def quiet_console() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.ERROR)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

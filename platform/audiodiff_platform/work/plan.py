@@ -1,5 +1,9 @@
 """Which sources make which shard: `_plan/NNNN.parquet`, append-only.
 
+    _plan/NNNN.parquet            shard, URI, size and version of each source
+    _plan/digests/NNNNNN.parquet  SHA-256 of each source that a shard was made of (`source_digests.py`)
+    _plan/versions/NNNN.parquet   later versions of planned sources whose content is the same, append-only
+
 Sources are ordered by a hash of their URI, so that neighbours in a shard are not the same album, and cut into shards of about equal
 duration, estimated from their sizes. None of it depends on the number of workers. The driver holds one listing, and no planned source twice.
 """
@@ -12,7 +16,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform.audio_files import Source
+from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.source_digests import first_changed, later_versions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
 
@@ -32,21 +37,36 @@ class ShardSize:
     seconds: float = 0.0
 
 
-def new_sources(folder: Folder, sources: Iterable[Source]) -> tuple[dict[int, ShardSize], list[Source]]:
+def new_sources(
+    folder: Folder, sources: Iterable[Source], inputs: Inputs | None = None
+) -> tuple[dict[int, ShardSize], list[Source]]:
     """The shards planned so far, and those of `sources` that are in none of them.
 
+    A source of the planned size with another version (a time of modification, an ETag) is read from `inputs` and compared
+    by its digest; without `inputs` it counts as changed.
     Raises ValueError that names a planned source which has changed or vanished.
     """
     present = {source.uri: source for source in sources}
+    versions = later_versions(folder)
     shards: dict[int, ShardSize] = {}
+    touched: list[tuple[int, Source]] = []
     for shard, planned, _ in _rows(folder):
         now = present.pop(planned.uri, None)
         if now is None:
             raise ValueError(f"{planned.uri} was planned for {folder.uri} and has vanished: put it back, or prepare into another folder")
-        if now != planned:
-            raise ValueError(f"{planned.uri} has changed since it was planned for {folder.uri}: restore it, or prepare into another folder")
+        if now.size != planned.size:
+            raise _changed(folder, planned)
+        if now.version != versions.get(planned.uri, planned.version):
+            touched.append((shard, now))
         _count(shards, shard, planned)
+    if touched and (changed := first_changed(folder, touched, inputs) if inputs else touched[0][1]):
+        raise _changed(folder, changed)
     return shards, list(present.values())
+
+
+def _changed(folder: Folder, source: Source) -> ValueError:
+    remedy = "restore it, or prepare into another folder"
+    return ValueError(f"{source.uri} has changed since it was planned for {folder.uri}: {remedy}")
 
 
 def shard_seconds(sources: Iterable[Source], at_least: float) -> float:

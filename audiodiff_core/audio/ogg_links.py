@@ -1,0 +1,159 @@
+"""The logical streams of Ogg files: chained ones follow one another, multiplexed ones are interleaved."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from audiodiff_core.audio.file_parts import Part
+from audiodiff_core.audio.formats import UnusableError
+from audiodiff_core.audio.ogg_pages import FIRST_PAGE, LAST_PAGE, NO_GRANULE, Junk, Page, as_last_page, pages
+
+VORBIS, OPUS, FLAC = b"\x01vorbis", b"OpusHead", b"\x7fFLAC"
+CODECS = (VORBIS, OPUS, FLAC, b"Speex   ", b"fLaC")
+"""The first bytes of audio streams that libsndfile or FFmpeg can decode."""
+MAX_STREAMS = 64
+
+
+@dataclass(slots=True)
+class LogicalStream:
+    """The pages of one serial number within a link."""
+
+    first: Page
+    last: Page
+    last_timed: Page
+    """The last page on which packets end, if its granule position says where."""
+    packets: int
+    has_audio: bool = False
+    """True if a page follows the pages of the header."""
+    has_untimed_end: bool = False
+    """True if packets end after `last_timed`."""
+    ended: bool = False
+
+    @property
+    def codec(self) -> bytes | None:
+        return next((codec for codec in CODECS if self.first.head.startswith(codec)), None)
+
+    @property
+    def header_packets(self) -> int:
+        match self.codec:
+            case b"\x01vorbis":
+                return 3
+            case b"\x7fFLAC":
+                return 1 + int.from_bytes(self.first.head[7:9], "big")
+            case _:
+                return 2
+
+    @property
+    def stated_frames(self) -> int:
+        """The length that the header of a FLAC stream states; 0 if it states none."""
+        return int.from_bytes(self.first.head[27:35], "big") & (1 << 36) - 1 if self.codec == FLAC else 0
+
+    def add(self, page: Page) -> None:
+        """Append a page of this stream. Raises UnusableError for a page that does not follow the one before.
+
+        Pages may be missing between the header and the audio: recordings of a broadcast begin so.
+        """
+        if self.ended and page.packets:
+            raise UnusableError("corrupt: pages follow the end of their Ogg stream")
+        after_header = self.packets >= self.header_packets
+        if page.number != (self.last.number + 1) % (1 << 32) and (self.has_audio or not after_header):
+            raise UnusableError(f"corrupt: a part of its Ogg stream is missing before byte {page.start}")
+        self.last = page
+        if page.packets:
+            self.last_timed = self.last_timed if page.granule == NO_GRANULE else page
+            self.has_untimed_end = page.granule == NO_GRANULE
+        self.packets += page.packets
+        self.has_audio = after_header
+        self.ended = self.ended or bool(page.flags & LAST_PAGE)
+
+
+@dataclass(slots=True)
+class Link:
+    """A part of a chain: streams that begin together."""
+
+    start: int
+    first_pages_end: int
+    end: int
+    streams: dict[int, LogicalStream] = field(default_factory=dict)
+    junk_after: Junk | None = None
+
+    @property
+    def audio(self) -> LogicalStream:
+        """The first audio stream. Raises UnusableError if there is none."""
+        for stream in self.streams.values():
+            if stream.codec is not None:
+                return stream
+        raise UnusableError("no Vorbis, Opus, FLAC or Speex among its Ogg streams")
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the audio stream consists of its header."""
+        return not self.audio.has_audio and self.audio.packets == self.audio.header_packets
+
+    def add(self, page: Page) -> None:
+        """Append a page of any stream. Raises UnusableError for a page of no stream that begins in this link."""
+        if page.flags & FIRST_PAGE:
+            if page.serial in self.streams:
+                raise UnusableError(f"corrupt: two Ogg streams of the serial number {page.serial} at once")
+            if len(self.streams) == MAX_STREAMS:
+                raise UnusableError(f"more than {MAX_STREAMS} Ogg streams at once")
+            ended = bool(page.flags & LAST_PAGE)
+            self.streams[page.serial] = LogicalStream(page, page, page, page.packets, ended=ended)
+            self.first_pages_end = page.end
+        elif page.serial not in self.streams:
+            raise UnusableError(f"corrupt: the first page of an Ogg stream is missing before byte {page.start}")
+        elif (stream := self.streams[page.serial]) is self.audio:
+            stream.add(page)
+        self.end = page.end
+        self.junk_after = None
+
+    def check_end(self) -> None:
+        """Raises UnusableError where the end of the audio stream is missing."""
+        audio = self.audio
+        if audio.packets < audio.header_packets or (self.is_empty and not audio.ended):
+            raise UnusableError("truncated: ends before the audio of its Ogg stream")
+        if audio.has_untimed_end:
+            raise UnusableError("corrupt: the last Ogg page has no granule position")
+        if not audio.ended and self.junk_after and not self.junk_after.is_padding:
+            raise UnusableError(
+                f"corrupt: its Ogg stream has no end, and bytes that are not Ogg follow from byte {self.end}"
+            )
+
+    def whole(self) -> list[Part]:
+        return [(self.start, self.end)]
+
+    def audio_first(self) -> list[Part]:
+        """The link with its audio stream before the others, which libsndfile then leaves out."""
+        audio = self.audio
+        if audio.first.start == self.start:
+            return [(self.start, audio.last.end)]
+        return [(audio.first.start, audio.first.end), (self.first_pages_end, audio.last.end)]
+
+    def marked_end(self, content: BinaryIO) -> list[Part]:
+        """The parts of `audio_first`, with the last page of packets marked as the last one."""
+        *others, (start, end) = self.audio_first()
+        page = self.audio.last_timed
+        return [*others, (start, page.start), as_last_page(content, page), (page.end, end)]
+
+
+def links(content: BinaryIO, start: int) -> Iterator[Link]:
+    """Each link of the chain that begins at `start`, as soon as its end is known.
+
+    Raises UnusableError where a part is missing.
+    """
+    link: Link | None = None
+    for part in pages(content, start):
+        if isinstance(part, Junk):
+            assert link is not None  # the page at `start` came before
+            link.junk_after = part
+            continue
+        if link is None:
+            link = Link(part.start, part.end, part.end)
+        elif part.flags & FIRST_PAGE and link.end > link.first_pages_end:
+            link.check_end()
+            yield link
+            link = Link(part.start, part.end, part.end)
+        link.add(part)
+    assert link is not None
+    link.check_end()
+    yield link

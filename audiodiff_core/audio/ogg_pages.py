@@ -1,0 +1,122 @@
+"""Pages of Ogg files (RFC 3533)."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from audiodiff_core.audio.formats import UnusableError
+
+CAPTURE = b"OggS"
+FIRST_PAGE, LAST_PAGE = 2, 4  # flags
+NO_GRANULE = -1  # the granule position of a page on which no packet ends
+
+_HEADER = struct.Struct("<4sBBqIIIB")
+_FLAGS_AT, _CHECKSUM_AT = 5, 22
+_HEAD_BYTES = 64
+_SCAN_BYTES = 65_536
+_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    start: int
+    end: int
+    flags: int
+    granule: int
+    serial: int
+    number: int
+    packets: int
+    """Packets that end on this page."""
+    head: bytes
+    """The first bytes of its body, at most 64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Junk:
+    """Bytes that belong to no page."""
+
+    start: int
+    end: int
+    is_padding: bool
+    """Zeros or a tag, as programs append them to complete files."""
+
+
+def ogg_start(content: BinaryIO) -> int | None:
+    """The position of the first page, behind an ID3v2 tag if there is one; None for a file that is not Ogg."""
+    start = 0
+    content.seek(0)
+    while (head := content.read(10))[:3] == b"ID3" and len(head) == 10:
+        footer = 10 if head[5] & 0x10 else 0
+        start += 10 + footer + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
+        content.seek(start)
+    content.seek(0)  # the place where decoders begin
+    return start if head[:4] == CAPTURE else None
+
+
+def pages(content: BinaryIO, start: int) -> Iterator[Page | Junk]:
+    """Each page from `start` on, and what lies between pages.
+
+    Raises UnusableError for a page that is cut or whose checksum is wrong.
+    """
+    size = content.seek(0, io.SEEK_END)
+    while start < size:
+        content.seek(start)
+        header = content.read(_HEADER.size)
+        if not header.startswith(CAPTURE):
+            junk = _junk(content, start, size)
+            yield junk
+            start = junk.end
+            continue
+        lacing = content.read(header[-1]) if len(header) == _HEADER.size else b""
+        body = content.read(sum(lacing))
+        end = start + len(header) + len(lacing) + len(body)
+        if len(header) < _HEADER.size or len(lacing) < header[-1] or len(body) < sum(lacing):
+            rest = (header + lacing + body)[len(CAPTURE) :]
+            if CAPTURE in rest:
+                raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
+            raise UnusableError("truncated: ends inside an Ogg page")
+        _, version, flags, granule, serial, number, checksum, _ = _HEADER.unpack(header)
+        if version != 0 or checksum != page_checksum(header + lacing + body):
+            raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
+        packets = sum(length < 255 for length in lacing)
+        yield Page(start, end, flags, granule, serial, number, packets, body[:_HEAD_BYTES])
+        start = end
+
+
+def as_last_page(content: BinaryIO, page: Page) -> bytes:
+    """The bytes of `page`, marked as the last one of its stream."""
+    content.seek(page.start)
+    changed = bytearray(content.read(page.end - page.start))
+    changed[_FLAGS_AT] |= LAST_PAGE
+    changed[_CHECKSUM_AT : _CHECKSUM_AT + 4] = page_checksum(bytes(changed)).to_bytes(4, "little")
+    return bytes(changed)
+
+
+def _junk(content: BinaryIO, start: int, size: int) -> Junk:
+    content.seek(start)
+    chunk = content.read(_SCAN_BYTES)
+    if len(chunk) < len(CAPTURE) and CAPTURE.startswith(chunk):
+        raise UnusableError("truncated: ends inside an Ogg page")
+    is_tag = chunk.startswith(_TAGS)
+    is_blank = True
+    at = start
+    while chunk:
+        capture = chunk.find(CAPTURE)
+        is_blank = is_blank and not chunk[: capture if capture >= 0 else None].strip(b"\0")
+        if capture >= 0:
+            return Junk(start, at + capture, is_tag or is_blank)
+        at += max(1, len(chunk) - len(CAPTURE) + 1)
+        content.seek(at)
+        chunk = content.read(_SCAN_BYTES)
+    return Junk(start, size, is_tag or is_blank)
+
+
+def page_checksum(page: bytes) -> int:
+    """The CRC of a page: zlib's polynomial with the bits of each byte in the other order, from 0, not inverted."""
+    blank = page[:_CHECKSUM_AT] + bytes(4) + page[_CHECKSUM_AT + 4 :]
+    reverse = zlib.crc32(blank.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

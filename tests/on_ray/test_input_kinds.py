@@ -1,0 +1,84 @@
+"""A single input file, which is read or said to be of which kind; and counts of what is passed over, up to prepare's summary."""
+
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from audiodiff_core.audio import AUDIO_EXTENSIONS
+from audiodiff_platform.audio_files import Inputs, described, shortened
+from audiodiff_platform.prepare import PrepareOptions, prepare
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("song.xyz", r"exists, and is a file of the extension \.xyz, which is not read: read are \.3g2 .* \.wav "),
+        ("SONG.XYZ", r"exists, and is a file of the extension \.xyz"),
+        ("song", "exists, and is a file without an extension"),
+        ("No. 1 in C", "exists, and is a file without an extension"),
+        ("music.tar.gz", r"a file of the extension \.tar\.gz, which is not read: unpack it"),
+        ("music.tgz", "unpack it"),
+        ("music.zip", "unpack it"),
+        ("mix.m3u8", r"a file of the extension \.m3u8, which is not read: write its file names to a \.txt list"),
+    ],
+)
+def test_a_file_that_is_not_read_is_said_to_exist(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=message) as caught:
+        list(Inputs(str(tmp_path / name)).sources())
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.wav", "pipe.txt", "pipe.tar", "pipe.parquet"])
+def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="a device, pipe or socket, not a file"):
+        list(Inputs(str(tmp_path / name)).sources())
+
+
+@pytest.mark.parametrize("extension", sorted(AUDIO_EXTENSIONS))
+def test_each_audio_extension_is_read_alone_in_a_folder_and_on_a_list(tmp_path: Path, extension: str) -> None:
+    for name in (f"a{extension}", f"B{extension.upper()}"):
+        (tmp_path / name).write_bytes(b"")
+        assert [source.uri for source in Inputs(str(tmp_path / name)).sources()] == [name]
+    assert {source.uri for source in Inputs(str(tmp_path)).sources()} == {f"a{extension}", f"B{extension.upper()}"}
+    (tmp_path / "list.txt").write_text(f"a{extension}\nB{extension.upper()}")
+    assert len(list(Inputs(str(tmp_path / "list.txt")).sources())) == 2
+
+
+def test_counts_of_what_is_passed_over_name_the_most_frequent() -> None:
+    counts = Counter({f".{number:03d}": number for number in range(1, 101)})
+    kinds = shortened(counts)
+    assert len(kinds) == 21
+    assert (kinds[".100"], kinds["other kinds"]) == (100, sum(range(1, 81)))
+    assert described(Counter({".md": 1_200, "none": 1, ".tar.gz": 2})) == (
+        "1,203 others: 1,200 .md, 2 .tar.gz, 1 without extension; .tar.gz: unpack it, or pack the files into a .tar without compression"
+    )
+    assert described(Counter()) == "0 others"
+
+
+def test_prepare_counts_what_it_passes_over_in_folders_and_archives(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("cover.jpg", "notes.TXT", "LICENSE", "._a.wav"):
+        (source / name).write_bytes(b"")
+    with tarfile.open(source / "a.tar", "w") as archive:
+        archive.add(few_loops / "loop_mika.flac", "./mika.flac")
+        archive.add(few_loops / "notes.txt", "mika.txt")
+        archive.add(few_loops / "notes.txt", "__MACOSX/._mika.flac")
+        link = tarfile.TarInfo("lost.flac")
+        link.type, link.linkname = tarfile.LNKTYPE, "absent.flac"
+        archive.addfile(link)
+    options = PrepareOptions(input_dir=str(source), output_dir=str(tmp_path / "out"), resolution="32", hop_length=1_024, num_workers=1)
+    expected = {".jpg": 1, ".txt": 2, "none": 1, "hidden files": 2}
+    for _ in range(2):
+        summary = prepare(options)
+        assert (summary["files"], summary["quarantined"], summary["others"], summary["skipped"]) == (2, 1, 6, expected)
+    (row,) = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
+    assert (row["audio_file"], row["reason"]) == ("a.tar/lost.flac", "a hard link to absent.flac, which its archive does not hold")
+    (again,) = [options.model_copy(update={"output_dir": str(tmp_path / "unique"), "drop_duplicates": True})]
+    assert prepare(again)["files"] == 2
