@@ -1,7 +1,7 @@
 """What an audio file's container states about its length, and whether the file holds that much.
 
 A file that holds less than its format states is truncated, which is an error. A length is stated by the header of wav, aiff and FLAC, by an MP3's Xing tag,
-by the sample table of MP4 and by the last page of Ogg. AAC in ADTS and MP3 without a tag state none and give what they hold. So does a wav whose writer could
+by the sample table of MP4 and by the last page of Ogg. AAC in ADTS and MP3 without a tag (`mp3`) state none and give what they hold. So does a wav whose writer could
 not go back to its header, as into a pipe: it states a size of about 2 or 4 GiB, or none, and is read to its end.
 """
 
@@ -11,7 +11,6 @@ from typing import BinaryIO
 import soundfile
 
 from audiodiff_core.audio.formats import UnusableError
-from audiodiff_core.audio.mp3 import states_mp3_length
 from audiodiff_core.audio.ogg import check_ogg_end
 from audiodiff_core.audio.riff import is_placeholder
 
@@ -28,7 +27,7 @@ def check_whole(sound: soundfile.SoundFile, read: int, content: BinaryIO) -> Non
         raise UnusableError("corrupt: a part of its Ogg stream is missing")
     if sound.format == "OGG":
         check_ogg_end(content, log)
-    if read < sound.frames < UNKNOWN_FRAMES and (sound.format != "MP3" or states_mp3_length(content)):
+    if read < sound.frames < UNKNOWN_FRAMES:
         check_length(read, sound.frames, sound.samplerate)
     if cut := _CUT_DATA.search(log):
         stated, held = int(cut[1]), int(cut[2])

@@ -17,15 +17,23 @@ class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no 
         return False
 
 
-def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO, given: int = 0) -> Iterator[Samples]:
-    """What follows the first `given` samples."""
+def mono_blocks(sound: soundfile.SoundFile, length: int) -> Iterator[Samples]:
+    """The channel mean of up to `length` samples of `sound` in blocks, as far as libsndfile reads them."""
+    read = 0
     frames = block_frames(sound.channels)
+    while read < length and len(block := sound.read(min(length - read, frames), dtype="float32", always_2d=True)):
+        read += len(block)
+        yield mono(block.T)
+
+
+def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO, given: int = 0) -> Iterator[Samples]:
+    """The channel mean of `sound` in blocks, without the first `given` samples, up to the end that `file` states."""
     read = 0
     with sound:
-        while read < sound.frames and len(block := sound.read(min(sound.frames - read, frames), dtype="float32", always_2d=True)):
+        for block in mono_blocks(sound, sound.frames):
             fresh = block[max(0, given - read) :]
             read += len(block)
             if len(fresh):
-                yield mono(fresh.T)
+                yield fresh
         with opened(file) as content:
             check_whole(sound, read, content)
