@@ -6,9 +6,10 @@ from typing import Any
 
 import av
 
-from audiodiff_core.audio.blocks import block_frames, mono
-from audiodiff_core.audio.containers import check_length
+from audiodiff_core.audio.blocks import block_frames, independent, mono, opened
+from audiodiff_core.audio.containers import check_data_chunk, check_length
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header
+from audiodiff_core.audio.movie import check_movie
 
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
@@ -27,10 +28,10 @@ def ffmpeg_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
     if context is None or not context.channels:
         raise UnusableError("an audio stream of no known codec or no channels")
     check_header(context.channels, context.sample_rate)
-    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate)
+    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate, file)
 
 
-def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
+def _ffmpeg_frames(container: Any, rate: int, file: str | io.BytesIO) -> Iterator[Samples]:
     """The channel mean of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
@@ -52,3 +53,6 @@ def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
             yield mono(gathered.read().to_ndarray())
         if track.frames and track.duration:  # as the sample table has them
             check_length(read, int(track.duration * track.time_base * rate), rate)
+    with opened(independent(file)) as content:
+        check_data_chunk(content, read, rate)
+        check_movie(content, read, rate)

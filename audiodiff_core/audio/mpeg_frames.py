@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import BinaryIO, NamedTuple
 
 from audiodiff_core.audio.formats import UnusableError
+from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 
 BLOCK_BYTES = 1 << 20
 MAX_SYNCS = 100_000
@@ -20,9 +21,6 @@ FRAMES_IN_SEQUENCE = 3
 
 XING_TAGS = (b"Xing", b"Info")
 VBRI_TAG, VBRI_OFFSET = b"VBRI", 36
-ID3_FOOTER = 0x10
-APE_HEADER = 0x20
-"""A flag of an APE tag: these bytes are its header, and its items follow."""
 
 _SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xff][\x10-\xeb]")
 _BIT_RATES_KBPS = {  # by layer, of MPEG 1 and of MPEG 2 and 2.5
@@ -244,16 +242,6 @@ def _is_run(window: _Window, position: int) -> bool:
 
 
 def _tag_end(window: _Window, position: int) -> int | None:
-    """The end of the ID3 or APE tag at `position`, if one begins there and the file holds all of it."""
-    head = window.read(position, 32)
-    if head[:3] == b"ID3" and len(head) >= 10:  # the size in four times seven bits
-        size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
-        end = position + (20 if head[5] & ID3_FOOTER else 10) + size
-    elif head[:8] == b"APETAGEX" and len(head) == 32:
-        has_items = head[23] & APE_HEADER
-        end = position + 32 + (int.from_bytes(head[12:16], "little") if has_items else 0)
-    elif head[:3] == b"TAG":
-        end = position + (227 if head[3:4] == b"+" else 128)
-    else:
-        return None
-    return end if end <= window.length else None
+    """The end of the tag at `position`, if one begins there and the file holds all of it."""
+    size = tag_size(window.read(position, TAG_HEAD_BYTES))
+    return position + size if 0 < size <= window.length - position else None
