@@ -1,9 +1,10 @@
 """Check the length that an audio file's container states against what the file holds.
 
-A file that holds less than its format states is truncated, which is an error. So is a file that holds more: a size that wrapped at 4 GiB, a header written too
-early, or a second file behind the first. A length is stated by the header of wav, aiff and FLAC, by an MP3's Xing tag,
-by the sample table of MP4 and by the last page of Ogg. AAC in ADTS and MP3 without a tag (`mp3`) state none and give what they hold. So does a wav whose writer could
-not go back to its header, as into a pipe: it states a size of about 2 or 4 GiB, or none, and is read to its end.
+A file that holds less than its format states is truncated, which is an error. A file that holds more is an error too:
+a size that wrapped at 4 GiB, a header written too early, or a second file behind the first. A length is stated by the
+header of wav, aiff and FLAC, by the sample table of MP4 and by the last page of Ogg; `mp3` reads what an MP3's tag
+states. AAC in ADTS states none and gives what it holds. So does a wav whose writer could not go back to its header, as
+into a pipe: it states a size of about 2 or 4 GiB, or none, and is read to its end.
 """
 
 import re

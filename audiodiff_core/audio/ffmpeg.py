@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import av
+import av.error
 
+from audiodiff_core.audio.bitstreams import check_pcm
 from audiodiff_core.audio.blocks import block_frames, independent, mono, opened
 from audiodiff_core.audio.containers import check_data_chunk, check_length
-from audiodiff_core.audio.formats import Samples, UnusableError, check_header
+from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.movie import check_movie
 
+ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
 
@@ -36,10 +39,11 @@ def _ffmpeg_frames(container: Any, rate: int, file: str | io.BytesIO) -> Iterato
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
     gathered: Any = av.AudioFifo()
+    is_lossless = track.codec_context.codec.lossless
     kind = None
     read = 0
     with container:
-        for frame in container.decode(track):
+        for frame in _decoded(container, track):
             kind = kind or (frame.format.name, frame.layout.name, rate)
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 raise UnusableError("changes its channels or its rate midway")
@@ -48,11 +52,28 @@ def _ffmpeg_frames(container: Any, rate: int, file: str | io.BytesIO) -> Iterato
                 part.pts = None  # the queue would refuse a gap
                 gathered.write(part)
             if gathered.samples >= block_frames(track.channels):
-                yield mono(gathered.read().to_ndarray())
+                yield _mono(gathered.read().to_ndarray(), is_lossless)
         if gathered.samples:
-            yield mono(gathered.read().to_ndarray())
+            yield _mono(gathered.read().to_ndarray(), is_lossless)
         if track.frames and track.duration:  # as the sample table has them
             check_length(read, int(track.duration * track.time_base * rate), rate)
     with opened(independent(file)) as content:
         check_data_chunk(content, read, rate)
         check_movie(content, read, rate)
+
+
+def _decoded(container: Any, track: Any) -> Iterator[Any]:
+    """The frames of `track`. FFmpeg also decodes DTS and AC-3 that begin the samples of a PCM WAV."""
+    try:
+        yield from container.decode(track)
+    except av.error.FFmpegError as error:
+        if encoding := ENCODINGS_IN_PCM.get(track.codec_context.name):
+            raise UnusableError(f"contains {encoding}, not PCM samples, and cannot be decoded ({one_line(error)})") from error
+        raise
+
+
+def _mono(samples: Samples, is_lossless: bool) -> Samples:
+    """The mean of `samples` (channels, n), (n,). Raises UnusableError where PCM samples are a stream of DTS or AC-3."""
+    if is_lossless:
+        check_pcm(samples.T)
+    return mono(samples)
