@@ -57,7 +57,7 @@ class DtsSync(NamedTuple):
 def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = False) -> None:
     """Raise UnusableError where samples (n, channels) hold DTS or AC-3.
 
-    Float samples were 16-bit samples, or 24-bit samples whose upper 16 bits or whose bytes in either order are the stream.
+    Float samples are taken as 16-bit samples, 24-bit samples also as their bytes in both orders.
     """
     if not _may_be_encoded(samples):
         return
@@ -102,11 +102,12 @@ def _are_at_one_distance(positions: list[int]) -> bool:
     """True for frames in sequence. Frames of AC-3 at 44.1 kHz differ by a word."""
     distances = np.diff(positions)
     distances = distances[(distances >= MIN_DISTANCE_WORDS) & (distances <= MAX_DISTANCE_WORDS)]
-    return any(np.count_nonzero(np.abs(distances - distance) <= 1) >= FRAMES_AT_ONE_DISTANCE - 1 for distance in distances)
+    alike = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
+    return int(max(alike, default=0)) >= FRAMES_AT_ONE_DISTANCE - 1
 
 
 def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple[list[int], str]:
-    """Positions of DTS frames among `hits`: the bits of a normal frame, or what is no square wave, follow the sync word."""
+    """Positions of DTS frames among `hits`: the sync word precedes the bits of a normal frame, or no square wave."""
     second = _swap(sync.second) if swapped else sync.second
     hits = hits[words[hits + 1] == second][:MAX_HEADERS]
     following = [*hits[1:], len(words)][: len(hits)]
@@ -126,11 +127,13 @@ def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str
     sizes = np.array([_ac3_words(_header(words, position, swapped)) for position in hits], int)
     for size in np.unique(sizes[sizes > 0]):
         is_whole = (np.abs(sizes - size) <= 1) & (hits + sizes <= len(words))
-        frames = [(int(position), words[position : position + count]) for position, count in zip(hits[is_whole], sizes[is_whole], strict=True)]
-        if len(frames) >= FRAMES_AT_ONE_DISTANCE:
-            right = [position for position, frame in frames[:MAX_HEADERS] if _has_right_checksum(frame if swapped else frame.byteswap())]
-            if len(right) >= FRAMES_AT_ONE_DISTANCE:
-                return right, "AC-3"
+        starts, ends = hits[is_whole][:MAX_HEADERS], (hits + sizes)[is_whole][:MAX_HEADERS]
+        if len(starts) < FRAMES_AT_ONE_DISTANCE:
+            continue
+        frames = {int(start): words[start:end] for start, end in zip(starts, ends, strict=True)}
+        right = [start for start, frame in frames.items() if _has_right_checksum(frame if swapped else frame.byteswap())]
+        if len(right) >= FRAMES_AT_ONE_DISTANCE:
+            return right, "AC-3"
     return [], "AC-3"
 
 

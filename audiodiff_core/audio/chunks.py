@@ -11,10 +11,11 @@ BLOCK_BYTES = 1 << 20
 MAX_CHUNKS = 10_000
 UNKNOWN_SIZES = {"<I": (1 << 32) - 1, ">I": (1 << 32) - 1, ">q": -1}
 """By the format of a size: its value for data up to the end of the file."""
-AUDIO_CHUNKS = frozenset({b"data", b"SSND", b"BODY", b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff", b".snd", b"fLaC", b"OggS"})
+FILE_STARTS = frozenset({b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff", b".snd", b"fLaC", b"OggS"})
+AUDIO_CHUNKS = frozenset({b"data", b"SSND", b"BODY"}) | FILE_STARTS
 """Chunks that hold samples, and the first bytes of other files."""
 ZEROS = bytes(BLOCK_BYTES)
-TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"axml", b"cue ", b"smpl", b"ANNO", b"APPL"})
+TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"axml", b"cue ", b"smpl", b"APPL"})
 """Chunks without samples that follow the data, known even where they are cut."""
 
 
@@ -124,7 +125,7 @@ def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkL
 
 
 def _trailer_size(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """The size of the tag or of the chunk with its head at `position`, 0 if these bytes are neither or may hold samples."""
+    """The size of the tag or of the whole chunk at `position`, 0 if these bytes are neither or may hold samples."""
     content.seek(position)
     if size := tag_size(content.read(TAG_HEAD_BYTES)):
         return size

@@ -41,7 +41,8 @@ def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
     start = max(first, content.seek(0, os.SEEK_END) - END_BYTES)
     content.seek(start)
     last_bytes = content.read()
-    frames = [_frame(last_bytes[match.start() :][:LONGEST_HEADER_BYTES], block_size) for match in _SYNC.finditer(last_bytes)]
+    syncs = [match.start() for match in _SYNC.finditer(last_bytes)]
+    frames = [_frame(last_bytes[sync : sync + LONGEST_HEADER_BYTES], block_size) for sync in syncs]
     ends = {0, *(frame.end for frame in frames if frame)}
     held = max((frame.end for frame in frames if frame and frame.start in ends), default=0)
     if held > stated:

@@ -37,7 +37,7 @@ def check_movie(content: BinaryIO, read: int, rate: int) -> None:
         if kind == b"stsz":
             named += _table_bytes(content, start)
     if movies > 1:
-        raise UnusableError(f"holds {movies} MP4 files, one after the other, the first one of {read / rate:.2f} seconds; split the file")
+        raise UnusableError(f"holds {movies} MP4 files, the first one of {read / rate:.2f} seconds; split the file")
     if can_compare and named and media - named > named * SPARE_SHARE:
         held = read * media / named
         raise UnusableError(f"holds about {held / rate:.2f} seconds, its sample tables state {read / rate:.2f}")

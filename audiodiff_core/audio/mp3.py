@@ -1,4 +1,4 @@
-"""Decode MP3 with libsndfile, which ends where the first header tag or its own estimate of the length ends.
+"""Decode MP3 with libsndfile, which by itself ends at the length of the first header tag or at its own estimate.
 
 A file of several streams (`cat a.mp3 b.mp3`) is read to the end of the last one. Each stream is decoded by itself. The
 delay and padding of the encoder are removed from a stream with a Xing tag, as from a file of this stream alone. From a
@@ -41,13 +41,14 @@ def mp3_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[S
     for stream in streams:
         if stream.kind.layer != 3:
             seconds = sum(stream.samples for stream in streams) / rates[0]
-            raise UnusableError(f"holds {seconds:.2f} seconds of MPEG audio layer {stream.kind.layer}, in more than one stream")
+            layer = f"MPEG audio layer {stream.kind.layer}"
+            raise UnusableError(f"holds {seconds:.2f} seconds of {layer} that cannot be read to the end; convert the file")
         with opened(independent(file)) as content:
             yield from _checked(ForwardSoundFile(Spans(content, stream.spans, _header_tag(stream))), stream)
 
 
 def _holds_more(stream: MpegStream, sound: soundfile.SoundFile) -> bool:
-    """Whether libsndfile would not read `stream` to its end, or has to find its frames again after other bytes."""
+    """True if libsndfile would not read `stream` to its end, or would lose its frames at other bytes between them."""
     if len(stream.spans) > 1:
         return True
     if stream.stated_frames is None:
@@ -89,6 +90,7 @@ def _header_tag(stream: MpegStream) -> bytes:
 
 
 def _new_tag(stream: MpegStream, count: bytes) -> bytes:
+    """A frame of 128 kbit/s, or 80 of MPEG 2, into which a tag fits at every sample rate."""
     with_no_checksum, bit_rate_index = 1, 9 << 4
     first = stream.first_header
     header = bytes([first[0], first[1] | with_no_checksum, bit_rate_index | first[2] & 0x0C, first[3]])

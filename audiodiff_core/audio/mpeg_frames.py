@@ -178,14 +178,15 @@ class _Window:
         return frame if kind.layer == 3 and (is_xing or is_vbri) else b""
 
     def take(self, start: int, stream: MpegStream) -> int:
-        """Append the frame at `start`, and those of its kind that follow in the block, to `stream`. Returns their end."""
+        """Append the frame at `start` and its followers of one kind in the block to `stream`. Returns their end."""
         position = start - self._start + frame_size(self.read(start, 4))
         last, frames = start - self._start, 1
         kind, block, xing = stream.kind, self._block, stream.kind.xing_offset
         while frame := _frame(block[position : position + 4]):
             end = position + frame[1]
-            tags = block[position + xing : position + xing + 4], block[position + VBRI_OFFSET : position + VBRI_OFFSET + 4]
-            if frame[0] != kind or end > len(block) or tags[0] in XING_TAGS or tags[1] == VBRI_TAG:
+            at_xing = block[position + xing : position + xing + 4]
+            at_vbri = block[position + VBRI_OFFSET : position + VBRI_OFFSET + 4]
+            if frame[0] != kind or end > len(block) or at_xing in XING_TAGS or at_vbri == VBRI_TAG:
                 break
             last, position, frames = position, end, frames + 1
         stream.append(start, self._start + position, frames, self._start + last)
@@ -228,7 +229,10 @@ def _next_run(window: _Window, position: int, earliest: int) -> int | None:
 
 
 def _is_run(window: _Window, position: int) -> bool:
-    """True for frames of one kind in sequence, for a frame with a header tag, and for fewer frames up to a tag or the end."""
+    """True for frames of one kind in sequence, and for fewer of them up to a tag or to the end of the file.
+
+    A frame with a header tag is enough.
+    """
     kind = None
     for count in range(FRAMES_IN_SEQUENCE):
         frame = window.frame(position)

@@ -1,4 +1,4 @@
-"""DTS and AC-3 that are stored as PCM samples are refused in every order of bytes, width and container; real samples never are."""
+"""DTS and AC-3 stored as PCM samples are refused in every byte order, width and container; real samples never are."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""MP3 files of several streams, of wrong header tags or of none are read to their end; the samples of each stream are libsndfile's."""
+"""MP3 files of several streams, of wrong header tags or of none are read to their end, with the samples of libsndfile."""
 
 import io
 import struct

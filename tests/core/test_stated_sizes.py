@@ -1,4 +1,4 @@
-"""A file that holds more samples than its header states is refused with both lengths; chunks, tags and padding after the samples are no samples."""
+"""A file that holds more samples than its header states is refused with both lengths; what is no sample does no harm."""
 
 import io
 import struct
