@@ -19,17 +19,18 @@ import pydantic
 
 from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
-from audiodiff_core.loops import level_db, seam_score, tempo_bpm
+from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.pipeline import Geometry, Loop
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
+from audiodiff_core.tempo import measure_tempo
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, say, usable_path
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.shards import run_shards
 from audiodiff_platform.storage import Folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SETTINGS = "generate.json"
 BATCHES_PER_SHARD = 4
 
@@ -53,7 +54,8 @@ SCHEMA = pa.schema(
         ("mel_digest", pa.string()),
         ("sha256", pa.string()),
         ("duration_s", pa.float64()),
-        ("tempo_bpm", pa.float64()),
+        ("tempo_bpm", pa.float64()),  # null where there is no tempo
+        ("tempo_confidence", pa.float64()),
         ("seam_score", pa.float64()),
         ("level_db", pa.float64()),
     ],
@@ -167,6 +169,7 @@ class GenerateWorker:
             content = loop.file(mel.sample_rate, self.options.format)
             path = f"audio/{name}.{self.options.format}"
             self.output.write(path, content)
+            tempo = measure_tempo(loop.audio, mel.sample_rate)
             yield {
                 "id": name,
                 "path": path,
@@ -177,7 +180,8 @@ class GenerateWorker:
                 "mel_digest": mel.digest,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "duration_s": len(loop.audio) / mel.sample_rate,
-                "tempo_bpm": tempo_bpm(loop.audio, mel.sample_rate),
+                "tempo_bpm": tempo.bpm,
+                "tempo_confidence": tempo.confidence,
                 "seam_score": seam_score(loop.audio, mel.sample_rate),
                 "level_db": level_db(loop.audio),
             }
