@@ -17,6 +17,7 @@ import pydantic
 from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.padding import shorter_slices
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened
@@ -36,6 +37,7 @@ from audiodiff_platform.verify import verify
 REASONS_SHOWN = 10
 SHARD_SECONDS_AT_LEAST = 300
 SHARD_SLICES_AT_LEAST = 96
+NOTABLE_PADDED_SHARE = 0.1
 
 
 class PrepareOptions(Slicing, Options):
@@ -181,6 +183,13 @@ def _finish(options: PrepareOptions, output: Folder, inputs: Inputs) -> dict[str
             f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
             f"(passed over: {described(inputs.skipped + in_containers)})"
         )
+    padded, padded_s = (sum(record.get("padded", {}).get(key, 0) for record in records.values()) for key in ("slices", "seconds"))
+    if padded > NOTABLE_PADDED_SHARE * (train + validation):
+        options_of = " or ".join(shorter_slices(options.mel(), padded_s / padded))
+        say(
+            f"warning: {padded / (train + validation):.0%} of the slices are mostly padding, since their files are shorter than a slice "
+            f"({padded_s / padded:.2f} of {options.mel().slice_duration_s:.2f} s on average): use longer files" + (f", or {options_of}" if options_of else "")
+        )
     kept = {name for record in records.values() for name in record["parts"]}
     for name in output.names("data/*") + output.names("quarantine/*"):
         if name not in kept:
@@ -193,6 +202,7 @@ def _finish(options: PrepareOptions, output: Folder, inputs: Inputs) -> dict[str
         "duplicates": duplicates,
         "slices": train + validation,
         "validation_slices": validation,
+        "padded_slices": padded,
         "shards": len(records),
         "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
     }
