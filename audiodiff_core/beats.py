@@ -42,7 +42,8 @@ def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "libros
 
             if not audio.any():
                 return Beats(np.empty(0))
-            found = beat_track(y=audio, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
+            level = audio / np.abs(audio).max()  # librosa's onset strength ignores what is below -100 dB
+            found = beat_track(y=level, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
             return Beats(_with_ends(_from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate))
         case "beat_this":
             times, downbeats = _beat_this()(audio, sample_rate)

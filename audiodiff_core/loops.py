@@ -17,10 +17,13 @@ from audiodiff_core.audio import Samples
 from audiodiff_core.audio.wav_chunks import LoopInfo
 from audiodiff_core.beats import ATTACK_S, Beats, BeatTracker, require_mono, track_beats
 from audiodiff_core.stretch import FURTHEST, stretch_circular
+from audiodiff_core.tempo import measure_tempo
 
 TEMPOS_BPM = (20.0, 400.0)
 ATTACK_BLOCK_S, ATTACK_RISE = 0.002, 4.0
 """A beat's attack is where the power of neighbouring blocks rises most, if by so much at least."""
+ATTACK_FLOOR = 1e-12
+"""Power relative to that of the audio's peak, below which rises are ignored."""
 CROSSING_S = 0.01
 CROSSFADE_S = 0.02
 SEAM_WINDOW_S = 0.02
@@ -32,11 +35,9 @@ INAUDIBLE = 1e-3
 """-60 dB."""
 
 
-def tempo_bpm(audio: Samples, sample_rate: int) -> float:
-    """Tempo in beats per minute from the autocorrelation of the onset strength (librosa)."""
-    from librosa.feature import tempo
-
-    return float(tempo(y=audio, sr=sample_rate)[0])
+def tempo_bpm(audio: Samples, sample_rate: int) -> float | None:
+    """Tempo in beats per minute (`measure_tempo`), None where there is none."""
+    return measure_tempo(audio, sample_rate).bpm
 
 
 def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = 4) -> int:
@@ -76,8 +77,9 @@ def cut_loop(
 
 
 def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:
-    """The metre of audio that is a loop already, as one made in circular time is: the whole number of beats nearest to its tempo, bars of 4."""
-    return LoopInfo(max(1, round(tempo_bpm(audio, sample_rate) * len(audio) / sample_rate / 60)))
+    """Metre of audio that is a loop already: the whole number of beats nearest to its tempo in bars of 4, or no beats without a tempo."""
+    bpm = tempo_bpm(audio, sample_rate)
+    return LoopInfo(None if bpm is None else max(1, round(bpm * len(audio) / sample_rate / 60)))
 
 
 def seam_score(audio: Samples, sample_rate: int) -> float:
@@ -168,9 +170,10 @@ def _attack(audio: Samples, beat: int, sample_rate: int) -> int:
     first = max(0, beat - reach)
     bright = np.diff(audio[first : beat + reach].astype(np.float64))  # the higher a frequency, the sharper its attack
     power = np.square(bright[: len(bright) // block * block]).reshape(-1, block).mean(axis=1)
-    if len(power) < 2:
+    if len(power) < 2 or not power.any():
         return beat
-    rises = (power[1:] + 1e-12) / (power[:-1] + 1e-12)
+    floor = ATTACK_FLOOR * float(np.square(audio).max())
+    rises = (power[1:] + floor) / (power[:-1] + floor)
     steepest = int(rises.argmax())
     return first + (steepest + 1) * block if rises[steepest] >= ATTACK_RISE else beat
 

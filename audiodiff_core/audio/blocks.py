@@ -20,6 +20,11 @@ def opened(file: str | io.BytesIO) -> AbstractContextManager[BinaryIO]:
     return open(file, "rb") if isinstance(file, str) else nullcontext(file)
 
 
+def independent(file: str | io.BytesIO) -> str | io.BytesIO:
+    """Return `file` with a position of its own, while another decoder reads it."""
+    return file if isinstance(file, str) else io.BytesIO(file.getvalue())
+
+
 def block_frames(channels: int) -> int:
     return max(1, 2 * BLOCK_FRAMES // max(2, channels))
 

@@ -1,14 +1,19 @@
 """Decode with FFmpeg (PyAV)."""
 
+import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import av
+import av.error
 
-from audiodiff_core.audio.blocks import block_frames
-from audiodiff_core.audio.containers import check_length
-from audiodiff_core.audio.formats import Samples, UnusableError, check_header
+from audiodiff_core.audio.bitstreams import check_pcm
+from audiodiff_core.audio.blocks import block_frames, independent, opened
+from audiodiff_core.audio.containers import check_data_chunk, check_length
+from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.movie import check_movie
 
+ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
 
 
@@ -26,18 +31,22 @@ def ffmpeg_blocks(file: str | BinaryIO) -> tuple[int, Iterator[Samples]]:
     if context is None or not context.channels:
         raise UnusableError("an audio stream of no known codec or no channels")
     check_header(context.channels, context.sample_rate)
-    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate)
+    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate, file)
 
 
-def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
-    """The channels of the first audio stream, FFmpeg's frames (about 1024 samples each) gathered into blocks."""
+def _ffmpeg_frames(container: Any, rate: int, file: str | BinaryIO) -> Iterator[Samples]:
+    """Yield the channels of the first audio stream: FFmpeg's frames (about 1024 samples each) gathered into blocks.
+
+    Raises UnusableError where PCM samples are a stream of DTS or AC-3.
+    """
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
     gathered: Any = av.AudioFifo()
+    is_lossless = track.codec_context.codec.lossless
     kind = None
     read = 0
     with container:
-        for frame in container.decode(track):
+        for frame in _decoded(container, track):
             kind = kind or (frame.format.name, frame.layout.name, rate)
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 raise UnusableError("changes its channels or its rate midway")
@@ -46,8 +55,29 @@ def _ffmpeg_frames(container: Any, rate: int) -> Iterator[Samples]:
                 part.pts = None  # the queue would refuse a gap
                 gathered.write(part)
             if gathered.samples >= block_frames(track.channels):
-                yield gathered.read().to_ndarray()
+                yield _checked(gathered.read().to_ndarray(), is_lossless)
         if gathered.samples:
-            yield gathered.read().to_ndarray()
+            yield _checked(gathered.read().to_ndarray(), is_lossless)
         if track.frames and track.duration:  # as the sample table has them
             check_length(read, int(track.duration * track.time_base * rate), rate)
+    if isinstance(file, str | io.BytesIO):  # a part of an Ogg file has none of these containers
+        with opened(independent(file)) as content:
+            check_data_chunk(content, read, rate)
+            check_movie(content, read, rate)
+
+
+def _decoded(container: Any, track: Any) -> Iterator[Any]:
+    """The frames of `track`. FFmpeg also decodes DTS and AC-3 that begin the samples of a PCM WAV."""
+    try:
+        yield from container.decode(track)
+    except av.error.FFmpegError as error:
+        if encoding := ENCODINGS_IN_PCM.get(track.codec_context.name):
+            raise UnusableError(f"contains {encoding}, not PCM samples, and cannot be decoded ({one_line(error)})") from error
+        raise
+
+
+def _checked(samples: Samples, is_lossless: bool) -> Samples:
+    """Return `samples` (channels, n). Raises UnusableError where PCM samples are a stream of DTS or AC-3."""
+    if is_lossless:
+        check_pcm(samples.T)
+    return samples

@@ -83,7 +83,7 @@ def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]
     with sound:
         if link.audio.codec == OPUS:
             sound.seek(0)  # without it, libsndfile does not skip the pre-skip of streams that begin after 0
-        read = yield from channel_blocks(sound)
+        read = yield from channel_blocks(sound, sound.frames)
         if not link.audio.has_audio:
             raise UnusableError("the audio of its Ogg stream is on a page of the header, which libsndfile leaves out")
         if sound.frames < UNKNOWN_FRAMES:

@@ -2,6 +2,7 @@
 
 1. `open_local` makes the source a local file (remote objects are spooled to a temporary file).
 2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). Ogg is read link by link (`ogg`).
+   An MP3 file may hold several streams (`mp3`).
 3. Channels are averaged and soxr (HQ) resamples, both as a stream, so that memory does not grow with the file.
 4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
 """
@@ -21,6 +22,7 @@ import soxr
 from audiodiff_core.audio.blocks import PeakMeter, check_level, mono, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.mp3 import mp3_blocks
 from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
@@ -122,6 +124,8 @@ def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
         sound = ForwardSoundFile(file)
         if sound.frames or not is_unfinished(sound.extra_info):
             check_header(sound.channels, sound.samplerate)
+            if sound.format == "MP3":
+                return sound.samplerate, mp3_blocks(sound, file)
             return sound.samplerate, sndfile_blocks(sound, file)
         refusal = "a header that was never finished"
     except soundfile.LibsndfileError as error:

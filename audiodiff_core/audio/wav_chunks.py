@@ -19,15 +19,15 @@ MAX_BEATS = 100_000
 class LoopInfo:
     """The metre of audio that is a loop from its first sample to its last. Its tempo follows from its length; see `bpm`."""
 
-    beats: int
-    """In all, 1 to 100,000."""
+    beats: int | None
+    """In all, 1 to 100,000; None for a loop without a tempo."""
     beats_per_bar: int = 4
     """1 to 64."""
     root_note: int | None = None
     """The MIDI note that it sounds at, 0 to 127, if it has one."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.beats <= MAX_BEATS:
+        if self.beats is not None and not 1 <= self.beats <= MAX_BEATS:
             raise ValueError(f"beats {self.beats}: a loop has 1 to {MAX_BEATS}")
         if not 1 <= self.beats_per_bar <= 64:
             raise ValueError(f"beats_per_bar {self.beats_per_bar}: a bar has 1 to 64")
@@ -35,12 +35,14 @@ class LoopInfo:
             raise ValueError(f"root_note {self.root_note}: MIDI notes are 0 to 127")
 
     def bpm(self, length: int, sample_rate: int) -> float:
-        """Beats per minute of a loop of `length` samples."""
+        """Beats per minute of a loop of `length` samples. Raises ValueError for a loop without a tempo."""
+        if self.beats is None:
+            raise ValueError("beats None: the loop has no tempo")
         return self.beats * 60 * sample_rate / length
 
 
 def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> bytes:
-    """A WAV file's bytes, of `length` samples at `sample_rate` Hz in its data chunk, with the chunks of `loop` appended.
+    """A WAV file's bytes, of `length` samples at `sample_rate` Hz in its data chunk, with the chunks of `loop` appended: `acid` with a tempo only.
 
     Raises ValueError where there are no samples to loop.
     """
@@ -48,7 +50,9 @@ def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> 
         raise ValueError("audio of 0 samples: a loop needs some")
     assert content[:4] == b"RIFF"
     assert len(content) % 2 == 0
-    content += _sampler_chunk(length, sample_rate, loop) + _acid_chunk(length, sample_rate, loop)
+    content += _sampler_chunk(length, sample_rate, loop)
+    if loop.beats is not None:
+        content += _acid_chunk(length, sample_rate, loop)
     return content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
 
 

@@ -19,10 +19,11 @@ import pydantic
 
 from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
-from audiodiff_core.loops import level_db, seam_score, tempo_bpm
+from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.pipeline import Geometry, Loop
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, ExecutionProfile, GenerateRequest, Precision, SamplingParameters
 from audiodiff_core.seeds import SEEDS
+from audiodiff_core.tempo import measure_tempo
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.cluster.capacity import Device
@@ -34,7 +35,7 @@ from audiodiff_platform.work.engine import Counts, Record, ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SETTINGS = "generate.json"
 BATCHES_PER_SHARD = 4
 DEATHS_OF_A_BATCH = 2
@@ -60,7 +61,8 @@ SCHEMA = pa.schema(
         ("mel_digest", pa.string()),
         ("sha256", pa.string()),
         ("duration_s", pa.float64()),
-        ("tempo_bpm", pa.float64()),
+        ("tempo_bpm", pa.float64()),  # null where there is no tempo
+        ("tempo_confidence", pa.float64()),
         ("seam_score", pa.float64()),
         ("level_db", pa.float64()),
         ("reason", pa.string()),  # of a loop that could not be made, which has no file
@@ -207,19 +209,21 @@ class GenerateWorker:
         content = loop.file(mel.sample_rate, self.options.format)
         path = f"audio/{loop.request.seed:010d}.{self.options.format}"
         self.output.write(path, content)
+        tempo = measure_tempo(loop.audio, mel.sample_rate)
         return {
             **self._stated(loop.request),
             "path": path,
             "sha256": commits.sha256(content),
             "duration_s": len(loop.audio) / mel.sample_rate,
-            "tempo_bpm": tempo_bpm(loop.audio, mel.sample_rate),
+            "tempo_bpm": tempo.bpm,
+            "tempo_confidence": tempo.confidence,
             "seam_score": seam_score(loop.audio, mel.sample_rate),
             "level_db": level_db(loop.audio),
             "reason": None,
         }
 
     def _failed(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
-        measured = dict.fromkeys(("path", "sha256", "duration_s", "tempo_bpm", "seam_score", "level_db"))
+        measured = dict.fromkeys(("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db"))
         return {**self._stated(request), **measured, "reason": reason}
 
     def _stated(self, request: GenerateRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.padding import is_mostly_padding
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
@@ -34,6 +35,7 @@ class PrepareWorker:
 
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
+        self.mel = mel
         self.slicer = Slicer(mel, slicing)
         self.validation_fraction = validation_fraction
 
@@ -56,6 +58,7 @@ class PrepareWorker:
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
+            counts["padded"] = {"slices": len(draft.padded_s), "seconds": sum(draft.padded_s)}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources}
             return {**record, "parts": self._put(shard, draft, splits)}
 
@@ -91,6 +94,8 @@ class PrepareWorker:
         sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
         part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
+            if is_mostly_padding(self.mel, piece["duration_s"]):
+                draft.padded_s.append(piece["duration_s"])
             part.add(
                 {
                     "image": {"bytes": png, "path": None},
@@ -132,6 +137,7 @@ class Draft:
         self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
         self.sources: dict[str, str] = {}  # the digest of each source that was read
+        self.padded_s: list[float] = []  # the audio in each slice that is mostly padding
 
     @property
     def files(self) -> int:

@@ -48,9 +48,9 @@ def validate_in_own_task(
     only points to the checkpoint.
     """
     del checkpoint
-    task = ray.remote(partial(validate_in_task, validate)).options(**resources)
+    task = ray.remote(validate_in_task).options(**resources)
     try:
-        figures: dict[str, Any] = ray.get(task.remote(name, options, all_cores))
+        figures: dict[str, Any] = ray.get(task.remote(validate, name, options, all_cores))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as death:
         say(f"validation of {name} died ({cause_of(death)}): training continues without its result")
         end_validation(Folder(options["output_dir"]), name)

@@ -32,7 +32,7 @@ def clicks(seconds: float, bpm: float, first_s: float = 0.0) -> Audio:
 
 
 def test_tempo_of_a_click_track() -> None:
-    assert tempo_bpm(clicks(8, 120), RATE) == pytest.approx(120, rel=0.03)
+    assert tempo_bpm(clicks(8, 120), RATE) == pytest.approx(120, rel=0.005)
 
 
 def test_seam_of_whole_periods_is_not_heard() -> None:
@@ -165,7 +165,19 @@ def test_the_metre_of_a_loop_is_a_whole_number_of_beats() -> None:
     info = whole_beats(clicks(5.9, 120), RATE)
     assert info.beats == 12
     assert info.bpm(round(5.9 * RATE), RATE) == pytest.approx(12 * 60 / 5.9)
-    assert whole_beats(sine(0.1, 300), RATE).beats == 1
+    assert whole_beats(clicks(1.2, 240), RATE).beats == 5
+    assert whole_beats(sine(0.1, 300), RATE).beats is None, "no tempo, no beats"
+
+
+def test_a_loop_is_cut_at_the_same_beats_at_any_level() -> None:
+    audio = clicks(7.3, 120, first_s=0.7)
+    loop, info = cut_loop(audio, RATE)
+    for level in (1e-4, 1e-2):
+        quiet, quiet_info = cut_loop(audio * np.float32(level), RATE)
+        assert quiet_info == info
+        np.testing.assert_allclose(quiet / np.float32(level), loop, atol=1e-5)
+    exact = np.float32(2**-13)
+    np.testing.assert_array_equal(cut_loop(audio * exact, RATE, bars=2, bpm=123.4)[0], cut_loop(audio, RATE, bars=2, bpm=123.4)[0] * exact)
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,9 @@ def test_what_cannot_be_a_loop_is_refused() -> None:
         encode(AUDIO[:0], RATE, loop=LoopInfo(beats=4))
     with pytest.raises(ValueError, match="format flac with loop points"):
         encode(AUDIO, RATE, "flac", loop=LoopInfo(beats=4))
+
+
+def test_a_loop_without_a_tempo_has_loop_points_alone() -> None:
+    assert list(chunks(encode(AUDIO, RATE, loop=LoopInfo(beats=None)))) == [b"fmt ", b"data", b"smpl"]
+    with pytest.raises(ValueError, match="beats None: the loop has no tempo"):
+        LoopInfo(beats=None).bpm(RATE, RATE)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
 from audiodiff_core.audio import encode
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_core.tempo import measure_tempo
 from audiodiff_platform.generate import GenerateOptions, generate
 
 
@@ -46,7 +48,9 @@ def test_the_manifest_describes_every_file(eighteen: Path, model: Path) -> None:
         assert (row["eta"], row["guidance_scale"], row["width"], row["seamless"]) == (0.0, 1.0, 32, False)
         assert (row["threads"], row["precision"], row["device"], row["compiled"]) == (1, "fp32", "cpu", False)
         assert -60 < row["level_db"] < 0
-        assert row["tempo_bpm"] >= 0
+        audio, rate = soundfile.read(eighteen / row["path"], dtype="float32")
+        tempo = measure_tempo(audio, rate)
+        assert (row["tempo_bpm"], row["tempo_confidence"]) == (tempo.bpm, pytest.approx(tempo.confidence, abs=0.05))
         assert row["seam_score"] >= 0
     assert (eighteen / "_SUCCESS").exists()
 

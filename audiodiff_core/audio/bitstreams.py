@@ -1,0 +1,198 @@
+"""DTS and AC-3 that is stored as PCM samples, where it is noise of full scale.
+
+A stream is recognised by several frame headers at one distance: in words of 16 bits of both byte orders, DTS also in
+words of 14 bits, with or without the bursts of IEC 61937 around the frames. Layouts: ETSI TS 102 114 (DTS), ATSC A/52
+(AC-3), IEC 61937. Two bytes of a sync word occur in music: a frame of AC-3 must also have the right checksum.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from audiodiff_core.audio.formats import Samples, UnusableError
+
+Words = npt.NDArray[np.uint16]
+Hits = npt.NDArray[np.intp]
+
+FRAMES_AT_ONE_DISTANCE = 3
+MAX_HEADERS = 16
+"""Possible headers of a kind that are read in a block of samples."""
+HEADER_WORDS = 3
+
+MIN_DISTANCE_WORDS = 32
+MAX_DISTANCE_WORDS = 32_768
+"""The longest burst of IEC 61937 is as long."""
+MAX_DTS_WORDS = 9_363
+"""A frame of 16,384 bytes in words of 14 bits."""
+MIN_DISTINCT_WORDS = 32
+"""Values in a frame: a square wave may have the two values of a sync word, and few others."""
+
+AC3_SYNC = 0x0B77
+AC3_BIT_RATES_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+LAST_AC3_VERSION, LAST_EAC3_VERSION = 10, 16
+AC3_POLYNOMIAL = 0x8005
+BURST_SYNC = (0xF872, 0x4E1F)
+BURST_CONTENTS = {1: "AC-3", 21: "AC-3", 11: "DTS", 12: "DTS", 13: "DTS", 17: "DTS"}
+"""By the data type of a burst of IEC 61937."""
+EMPTY_BURSTS = frozenset({0, 3})
+
+STEPS, PARTS = 1_024, 8
+"""Steps between samples of a block that are compared with the peaks of as many parts of the block."""
+MIN_LARGE_STEPS = 3
+"""Steps larger than the peak: a quarter of random samples, no sample of most music."""
+
+
+class DtsSync(NamedTuple):
+    """The words that follow the first one of a DTS frame."""
+
+    second: int
+    third_mask: int
+    third: int
+    """Of a normal frame."""
+
+
+def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = False) -> None:
+    """Raise UnusableError where samples (n, channels) hold DTS or AC-3.
+
+    Float samples are taken as 16-bit samples, 24-bit samples also as their bytes in both orders.
+    """
+    if not _may_be_encoded(samples):
+        return
+    with np.errstate(invalid="ignore"):  # samples out of range are no words
+        words = samples if samples.dtype == np.int16 else np.floor(samples * np.float32(2**15)).astype(np.int16)
+        streams = [words.tobytes()]
+        if has_24_bits:
+            low_first = (samples * np.float32(2**31)).astype("<i4").view(np.uint8).reshape(-1, 4)[:, 1:]
+            streams += [low_first.tobytes(), low_first[:, ::-1].tobytes()]
+    for content in streams:
+        for start in (0, 1):
+            name = _encoded_content(np.frombuffer(content, np.uint16, (len(content) - start) // 2, start))
+            if name is not None:
+                raise UnusableError(f"contains {name}, not PCM samples")
+
+
+def _may_be_encoded(samples: npt.NDArray[np.int16] | Samples) -> bool:
+    """False for most music, in little time: its steps from one sample to the next one are smaller than its peaks."""
+    apart = max(1, samples.size // STEPS) | 1
+    starts = samples[:-1:apart]
+    steps = np.subtract(samples[1::apart][: len(starts)], starts, dtype=np.float32).reshape(-1)
+    length = steps.size // PARTS
+    if length == 0:
+        return False
+    peaks = np.abs(starts.reshape(-1)[: length * PARTS].reshape(PARTS, length)).max(axis=1, keepdims=True)
+    is_large = np.abs(steps[: length * PARTS].reshape(PARTS, length)) > peaks
+    return int(np.count_nonzero(is_large)) >= MIN_LARGE_STEPS
+
+
+def _encoded_content(words: Words) -> str | None:
+    """The name of the encoding whose frames `words` hold, None for samples."""
+    for sync, frames in _FRAMES.items():
+        is_sync = words[:-HEADER_WORDS] == sync
+        if np.count_nonzero(is_sync) >= FRAMES_AT_ONE_DISTANCE:
+            positions, content = frames(words, np.flatnonzero(is_sync))
+            if _are_at_one_distance(positions):
+                return content
+    return None
+
+
+def _are_at_one_distance(positions: list[int]) -> bool:
+    """True for frames in sequence. Frames of AC-3 at 44.1 kHz differ by a word."""
+    distances = np.diff(positions)
+    distances = distances[(distances >= MIN_DISTANCE_WORDS) & (distances <= MAX_DISTANCE_WORDS)]
+    alike = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
+    return int(max(alike, default=0)) >= FRAMES_AT_ONE_DISTANCE - 1
+
+
+def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple[list[int], str]:
+    """Positions of DTS frames among `hits`: the sync word precedes the bits of a normal frame, or no square wave."""
+    second = _swap(sync.second) if swapped else sync.second
+    hits = hits[words[hits + 1] == second][:MAX_HEADERS]
+    following = [*hits[1:], len(words)][: len(hits)]
+    positions = []
+    for position, end in zip(hits, following, strict=True):
+        is_normal_frame = _header(words, position, swapped)[2] & sync.third_mask == sync.third
+        frame = words[position : min(end, position + MAX_DTS_WORDS)]
+        if is_normal_frame or len(np.unique(frame)) >= MIN_DISTINCT_WORDS:
+            positions.append(int(position))
+    return positions, "DTS"
+
+
+def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
+    """Positions of AC-3 and Enhanced AC-3 frames of one size with the right checksum among `hits`."""
+    third = words[hits + 2].byteswap() if swapped else words[hits + 2]
+    hits = hits[(third >> 3 & 31 <= LAST_EAC3_VERSION) & (third >> 14 < 3)][: 4 * MAX_HEADERS]
+    sizes = np.array([_ac3_words(_header(words, position, swapped)) for position in hits], int)
+    for size in np.unique(sizes[sizes > 0]):
+        is_whole = (np.abs(sizes - size) <= 1) & (hits + sizes <= len(words))
+        starts, ends = hits[is_whole][:MAX_HEADERS], (hits + sizes)[is_whole][:MAX_HEADERS]
+        if len(starts) < FRAMES_AT_ONE_DISTANCE:
+            continue
+        frames = {int(start): words[start:end] for start, end in zip(starts, ends, strict=True)}
+        right = [start for start, frame in frames.items() if _has_right_checksum(frame if swapped else frame.byteswap())]
+        if len(right) >= FRAMES_AT_ONE_DISTANCE:
+            return right, "AC-3"
+    return [], "AC-3"
+
+
+def _ac3_words(header: list[int]) -> int:
+    """Size of the frame in words, 0 if the header is of no frame."""
+    version, rate_code, size_code = header[2] >> 3 & 31, header[2] >> 14, header[2] >> 8 & 63
+    if version > LAST_AC3_VERSION:
+        return (header[1] & 0x7FF) + 1
+    if size_code >= 2 * len(AC3_BIT_RATES_KBPS):
+        return 0
+    bit_rate = AC3_BIT_RATES_KBPS[size_code >> 1]
+    return (2 * bit_rate, bit_rate * 320 // 147 + (size_code & 1), 3 * bit_rate)[rate_code]
+
+
+def _has_right_checksum(frame: Words) -> bool:
+    """True for a frame of AC-3, as words whose bytes are in the order of the stream."""
+    crc, table = 0, _crc_table()
+    for byte in frame.tobytes()[2:]:
+        crc = (crc << 8 & 0xFFFF) ^ table[crc >> 8 ^ byte]
+    return crc == 0
+
+
+def _bursts(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
+    """Positions of the preambles of IEC 61937 among `hits`, and what the bursts contain."""
+    hits = hits[words[hits + 1] == (_swap(BURST_SYNC[1]) if swapped else BURST_SYNC[1])][:MAX_HEADERS]
+    types = {int(position): _header(words, position, swapped)[2] & 31 for position in hits}
+    positions = [position for position, data_type in types.items() if data_type not in EMPTY_BURSTS]
+    data_type = types[positions[0]] if positions else 0
+    return positions, BURST_CONTENTS.get(data_type, f"IEC 61937 data of type {data_type}")
+
+
+def _header(words: Words, position: int | np.intp, swapped: bool) -> list[int]:
+    header = words[position : position + HEADER_WORDS]
+    return [int(word) for word in (header.byteswap() if swapped else header)]
+
+
+def _swap(word: int) -> int:
+    return word >> 8 | (word & 0xFF) << 8
+
+
+@cache
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        crc = byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (AC3_POLYNOMIAL if crc & 0x8000 else 0)) & 0xFFFF
+        table.append(crc)
+    return tuple(table)
+
+
+_FRAMES: dict[int, Callable[[Words, Hits], tuple[list[int], str]]] = {
+    (_swap(sync) if swapped else sync): partial(frames, swapped=swapped)
+    for sync, frames in (
+        (0x7FFE, partial(_dts_frames, sync=DtsSync(0x8001, third_mask=0xFC00, third=0xFC00))),
+        (0x1FFF, partial(_dts_frames, sync=DtsSync(0xE800, third_mask=0xFFF0, third=0x07F0))),
+        (BURST_SYNC[0], _bursts),
+        (AC3_SYNC, _ac3_frames),
+    )
+    for swapped in (False, True)
+}
+"""By the first word of a frame."""

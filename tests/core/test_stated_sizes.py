@@ -1,0 +1,237 @@
+"""A file that holds more samples than its header states is refused with both lengths; what is no sample does no harm."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+
+from audiodiff_core.audio import AudioDecodeError, decode
+
+RATE = 44_100
+SECONDS = 4
+
+Samples = npt.NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def music() -> Samples:
+    random = np.random.default_rng(0)
+    return (0.4 * np.sin(np.arange(SECONDS * RATE) / 20) + random.uniform(-0.1, 0.1, SECONDS * RATE)).astype(np.float32)
+
+
+def written(samples: Samples, file_format: str, subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, RATE, format=file_format, subtype=subtype)
+    return buffer.getvalue()
+
+
+def field(content: bytes, marker: bytes, offset: int, layout: str, value: int) -> bytes:
+    """`content` with another number `offset` bytes after the first `marker`."""
+    changed = bytearray(content)
+    struct.pack_into(layout, changed, content.index(marker) + offset, value)
+    return bytes(changed)
+
+
+def stated(content: bytes, file_format: str, size: int) -> bytes:
+    """`content` whose header states data of `size` bytes."""
+    match file_format:
+        case "WAV" | "WAVEX":
+            return field(content, b"data", 4, "<I", size)
+        case "RF64":
+            return field(field(content, b"ds64", 16, "<Q", size), b"ds64", 8, "<Q", size + 96)
+        case "AIFF":
+            return field(content, b"SSND", 4, ">I", size + 8)
+        case "CAF":
+            return field(content, b"data", 4, ">q", size + 4)
+        case _:
+            return field(content, b".snd", 8, ">I", size)
+
+
+def data_bytes(content: bytes, file_format: str) -> int:
+    layout, marker, offset, extra = {
+        "WAV": ("<I", b"data", 4, 0),
+        "WAVEX": ("<I", b"data", 4, 0),
+        "RF64": ("<Q", b"ds64", 16, 0),
+        "AIFF": (">I", b"SSND", 4, 8),
+        "CAF": (">q", b"data", 4, 4),
+        "AU": (">I", b".snd", 8, 0),
+    }[file_format]
+    size: int = struct.unpack_from(layout, content, content.index(marker) + offset)[0]
+    return size - extra
+
+
+CONTAINERS = [
+    ("WAV", "PCM_16"),
+    ("WAV", "PCM_U8"),
+    ("WAV", "PCM_24"),
+    ("WAV", "PCM_32"),
+    ("WAV", "FLOAT"),
+    ("WAV", "DOUBLE"),
+    ("WAV", "ULAW"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAV", "MS_ADPCM"),
+    ("WAV", "GSM610"),
+    ("WAVEX", "PCM_24"),
+    ("RF64", "PCM_16"),
+    ("RF64", "FLOAT"),
+    ("AIFF", "PCM_16"),
+    ("AIFF", "PCM_24"),
+    ("CAF", "PCM_16"),
+    ("CAF", "FLOAT"),
+    ("AU", "PCM_16"),
+    ("AU", "ULAW"),
+]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize(("file_format", "subtype"), CONTAINERS)
+def test_samples_after_the_stated_data_are_noticed(music: Samples, file_format: str, subtype: str, share: float) -> None:
+    content = written(music, file_format, subtype)
+    assert len(decode(content, RATE)) >= len(music)
+    short = stated(content, file_format, int(data_bytes(content, file_format) * share) // 256 * 256)
+    with pytest.raises(AudioDecodeError, match=r"holds \d\.\d\d seconds, its header states \d\.\d\d") as raised:
+        decode(short, RATE)
+    words = raised.value.reason.replace(",", "").split()
+    held, states = float(words[1]), float(words[-1])
+    assert held == pytest.approx(SECONDS, rel=0.05)
+    assert states == pytest.approx(SECONDS * share, rel=0.1)
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "AIFF", "CAF", "AU"])
+def test_a_header_that_states_no_samples_names_what_follows(music: Samples, file_format: str) -> None:
+    with pytest.raises(AudioDecodeError, match=r"holds 4\.00 seconds, its header states 0\.00"):
+        decode(stated(written(music, file_format, "PCM_16"), file_format, 0), RATE)
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC"])
+def test_a_second_file_is_noticed(music: Samples, file_format: str) -> None:
+    content = written(music, file_format)
+    for other in (content, written(music[:10_000], file_format), written(music[: len(music) // 2], file_format)):
+        with pytest.raises(AudioDecodeError, match="holds"):
+            decode(content + other, RATE)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content
+
+
+LIST = b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf60.16.100\0"
+ID3 = b"ID3\x03\0\0\0\0\x0f\x50" + np.random.default_rng(1).bytes((15 << 7) + 80)
+TRAILERS = {
+    "list": LIST,
+    "list-twice": LIST * 2,
+    "id3-chunk": chunk(b"id3 ", np.random.default_rng(2).bytes(20_001)),
+    "id3-chunk-padded": chunk(b"id3 ", np.random.default_rng(2).bytes(20_001)) + b"\0" + LIST,
+    "odd-pad-of-any-value": chunk(b"smpl", b"abc") + b"\xff" + LIST,
+    "bext": chunk(b"bext", b"text" + bytes(598)),
+    "smpl-cue-pad": chunk(b"smpl", bytes(36)) + chunk(b"cue ", bytes(4)) + chunk(b"PAD ", bytes(40_000)),
+    "vendor": chunk(b"DGDA", np.random.default_rng(3).bytes(60_000)) + chunk(b"minf", bytes(range(16))),
+    "cut-list": LIST[:20],
+    "zeros": bytes(100_000),
+    "zeros-list": bytes(511) + LIST,
+    "id3v1": b"TAG" + b"title".ljust(125),
+    "id3v2": ID3,
+    "id3v2-id3v1": ID3 + b"TAG" + b"title".ljust(125),
+    "few-bytes": b"\x01\x02\x03",
+}
+
+
+@pytest.mark.parametrize("tail", TRAILERS.values(), ids=TRAILERS)
+@pytest.mark.parametrize(("subtype", "count"), [("PCM_16", 50_000), ("PCM_24", 50_001), ("PCM_U8", 50_001)])
+def test_what_follows_the_data_is_no_sample(music: Samples, subtype: str, count: int, tail: bytes) -> None:
+    content = written(music[:count], "WAV", subtype)
+    np.testing.assert_array_equal(decode(content + tail, RATE), decode(content, RATE))
+    unpadded = content[: 44 + data_bytes(content, "WAV")]
+    np.testing.assert_array_equal(decode(unpadded + tail, RATE), decode(content, RATE))
+
+
+@pytest.mark.parametrize("file_format", ["AIFF", "CAF", "AU", "RF64", "W64", "FLAC"])
+@pytest.mark.parametrize("tail", ["zeros", "id3v1", "id3v2"])
+def test_tags_after_other_formats_are_no_samples(music: Samples, file_format: str, tail: str) -> None:
+    content = written(music[:50_000], file_format)
+    assert abs(len(decode(content + TRAILERS[tail], RATE)) - 50_000) <= (0 if file_format != "W64" else 50_000)
+
+
+def flac_states(content: bytes, samples: int) -> bytes:
+    return content[:21] + bytes([content[21] & 0xF0 | samples >> 32]) + struct.pack(">I", samples & 0xFFFFFFFF) + content[26:]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("missing", [1, 4_096, 2 * RATE])
+def test_a_flac_stream_that_is_longer_than_its_header_states(music: Samples, channels: int, missing: int) -> None:
+    content = written(np.stack([music] * channels, axis=1), "FLAC")
+    with pytest.raises(AudioDecodeError, match=r"holds 4\.00 seconds, its header states \d\.\d\d"):
+        decode(flac_states(content, len(music) - missing), RATE)
+
+
+def test_a_flac_stream_of_one_frame_that_is_longer_than_its_header_states(music: Samples) -> None:
+    content = written(music[:3_000], "FLAC")
+    assert len(decode(content, RATE)) == 3_000
+    with pytest.raises(AudioDecodeError, match=r"holds 0\.07 seconds, its header states 0\.02"):
+        decode(flac_states(content, 1_000), RATE)
+
+
+def test_flac_files_are_whole(loop_files: list[Path]) -> None:
+    for file in loop_files:
+        content = file.read_bytes()
+        assert len(decode(content, RATE)) == pytest.approx(soundfile.info(file).duration * RATE, abs=1)
+        with pytest.raises(AudioDecodeError, match="holds"):
+            decode(flac_states(content, soundfile.info(file).frames - 1), RATE)
+
+
+def m4a(file: Path, samples: Samples, **options: str) -> bytes:
+    container: Any = av.open(str(file), "w", options=options)
+    with container:
+        track = container.add_stream("aac", rate=RATE, layout="mono")
+        for start in range(0, len(samples), 1_024):
+            frame: Any = av.AudioFrame.from_ndarray(samples[None, start : start + 1_024], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE, start
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return file.read_bytes()
+
+
+LAYOUTS = {"plain": {}, "faststart": {"movflags": "faststart"}, "fragments": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}}
+
+
+@pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_second_mp4_file_is_noticed(tmp_path: Path, music: Samples, options: dict[str, str]) -> None:
+    content = m4a(tmp_path / "song.m4a", music, **options)
+    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
+    with pytest.raises(AudioDecodeError, match="holds 2 MP4 files"):
+        decode(content * 2, RATE)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("options", [LAYOUTS["plain"], LAYOUTS["faststart"]], ids=["plain", "faststart"])
+def test_packets_that_no_sample_table_names_are_noticed(tmp_path: Path, music: Samples, options: dict[str, str], share: float) -> None:
+    content = m4a(tmp_path / "song.m4a", music, **options)
+    packets = struct.unpack_from(">I", content, content.index(b"stsz") + 12)[0]
+    kept = int(packets * share)
+    short = field(field(content, b"stsz", 12, ">I", kept), b"stts", 12, ">I", kept - 1)
+    with pytest.raises(AudioDecodeError, match=r"holds about \d\.\d\d seconds, its sample tables state \d\.\d\d"):
+        decode(short, RATE)
+
+
+@pytest.mark.parametrize("encoder", ["matroska", "adts"])
+def test_streams_without_a_stated_length_are_read_to_their_end(tmp_path: Path, music: Samples, encoder: str) -> None:
+    file = tmp_path / {"matroska": "song.mka", "adts": "song.aac"}[encoder]
+    content = m4a(file, music)
+    assert len(decode(content * 2, RATE)) == pytest.approx(2 * len(decode(content, RATE)), abs=2_048)
+
+
+def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
+    wrapped = 2 * RATE * SECONDS
+    content = written(music, "WAV", "PCM_16")
+    assert data_bytes(content, "WAV") == wrapped
+    with (tmp_path / "long.wav").open("wb") as file:
+        file.write(content + content[44:])
+        file.truncate(44 + (1 << 32) + wrapped)  # zeros that take no room on the disk
+    with pytest.raises(AudioDecodeError, match=r"holds 48699\.\d\d seconds, its header states 4\.00"):
+        decode(tmp_path / "long.wav", RATE)
