@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import require_token
 
 SUCCESS = "_SUCCESS"
 
@@ -36,15 +37,33 @@ def require_same(folder: Folder, name: str, settings: Mapping[str, Any]) -> None
 
 
 def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
-    """Writes `settings` and their digest to `name`, or raises ValueError where other settings are there already."""
+    """Write `settings` and their digest to `name`, if nothing is there.
+
+    Raises:
+        ValueError: Other settings are there; the message shows the differences.
+    """
     require_same(folder, name, settings)
-    if not folder.exists(name):
-        folder.write_json(name, {**settings, "digest": settings_digest(settings)})
+    try:
+        folder.create_json(name, {**settings, "digest": settings_digest(settings)})
+    except FileExistsError:  # another process was first
+        require_same(folder, name, settings)
 
 
-def commit(folder: Folder, shard: int, record: Mapping[str, Any]) -> None:
-    """Declares a shard's files whole. `record` says what they hold (rows, bytes, sha256). It may be there already, of a worker that was
-    taken for dead; raises FileExistsError where that is another."""
+def commit(folder: Folder, shard: int, record: Mapping[str, Any], token: str | None = None) -> None:
+    """Declare the parts of a shard whole.
+
+    Args:
+        folder: The folder of the job.
+        shard: The number of the shard.
+        record: What the parts hold: rows, sizes, digests.
+        token: The token of the lease under which the shard was made; None where no lease is held.
+
+    Raises:
+        LeaseLostError: The folder has another owner by now.
+        FileExistsError: Another record of the shard is there.
+    """
+    if token is not None:
+        require_token(folder, token)
     folder.create_json(commit_name(shard), dict(record))
 
 

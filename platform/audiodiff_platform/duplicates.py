@@ -17,6 +17,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.source_digests import DUPLICATES, record_digests
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Engine, Record, ShardWork
 from audiodiff_platform.work.plan import SourcePlan, new_sources, read_shard, shard_seconds
@@ -37,13 +38,14 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
     """
     generation = len(output.names("_plan/*.parquet"))
     folder = Folder(f"{output.uri}/{DUPLICATES}/{generation:04d}")
-    planned, new = new_sources(folder, sources, Inputs(input_dir))
-    plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
-    work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
-    job = ShardedJob(work, folder, (SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
-    job.run(running)
-    job.records()
-    job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
+    with owned(folder, take_over=True) as lease:  # the owner of `output` owns its subfolders
+        planned, new = new_sources(folder, sources, Inputs(input_dir))
+        plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+        work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
+        job = ShardedJob(work, lease, (SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
+        job.run(running)
+        job.records()
+        job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
     seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DUPLICATES}/{earlier:04d}"))}
     left_out: dict[str, list[str]] = {}
     for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _digests(folder)):

@@ -31,6 +31,7 @@ from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
 from audiodiff_platform.latents_worker import LatentsWorker, encoded
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize, SourcePlan, new_sources, shard_seconds
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
@@ -53,6 +54,7 @@ class EncodeOptions(Options):
     latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
     vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
+    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -83,24 +85,25 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
-    planned, new = new_sources(output, _sources(options, inputs, tracks), inputs)
-    for line in inputs.describe():
-        say(line)
-    if not planned and not new:
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
-    plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
-    arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
-    work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
-    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("data",), "embeddings")
-    if job.pending:
-        seconds = sum(source.seconds for source in new)
-        say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
-        with engine(len(job.pending), options.num_workers, options.device) as running:
-            if new:
-                require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
-            require_shared("encoder", encoder_source(name), "config.json")
-            job.run(running)
-    summary = _finish_embeddings(options, job, settings, tracks)
+    with owned(output, options.take_over) as lease:
+        planned, new = new_sources(output, _sources(options, inputs, tracks), inputs)
+        for line in inputs.describe():
+            say(line)
+        if not planned and not new:
+            raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
+        plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+        arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
+        work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
+        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("data",), "embeddings")
+        if job.pending:
+            seconds = sum(source.seconds for source in new)
+            say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
+            with engine(len(job.pending), options.num_workers, options.device) as running:
+                if new:
+                    require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
+                require_shared("encoder", encoder_source(name), "config.json")
+                job.run(running)
+        summary = _finish_embeddings(options, job, settings, tracks)
     return {**summary, "others": inputs.others, "skipped": shortened(inputs.skipped)}
 
 
@@ -177,20 +180,21 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in rows.items() if count})
     arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
     work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
-    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("data",), "latents")
-    if job.pending:
-        pending = sum(rows[shard] for shard in job.pending)
-        values = shape[0] * shape[1] * shape[2]
-        output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
-        say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
-        with engine(len(job.pending), options.num_workers, options.device) as running:
-            require_shared("dataset_name", options.dataset_name, MelDataset.witness)
-            require_shared("vae", options.vae, witness="")
-            job.run(running)
-    records = job.records()
-    output.write(MEL_CONFIG, dataset.mel.to_json().encode())
-    summary = {**settings, "latents": sum(record["rows"] for record in records.values()), "digest": _digest(settings, records)}
-    job.succeed(summary)
+    with owned(output, options.take_over) as lease:
+        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("data",), "latents")
+        if job.pending:
+            pending = sum(rows[shard] for shard in job.pending)
+            values = shape[0] * shape[1] * shape[2]
+            output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
+            say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
+            with engine(len(job.pending), options.num_workers, options.device) as running:
+                require_shared("dataset_name", options.dataset_name, MelDataset.witness)
+                require_shared("vae", options.vae, witness="")
+                job.run(running)
+        records = job.records()
+        output.write(MEL_CONFIG, dataset.mel.to_json().encode())
+        summary = {**settings, "latents": sum(record["rows"] for record in records.values()), "digest": _digest(settings, records)}
+        job.succeed(summary)
     return summary
 
 

@@ -27,6 +27,7 @@ from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
 from audiodiff_platform.imported import given_mel
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import Record, ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize, cut
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
@@ -55,6 +56,7 @@ class EvaluateOptions(Options):
     model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
     output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
     round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
+    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -225,12 +227,13 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
                 say(f"{len(records):,} of {len(portions):,} portions embedded")
         return [result_of(None, records[shard]) for shard in sorted(records)]
     plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
-    job = ShardedJob(work, Folder(uri), (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
-    if job.pending:
-        with engine(len(job.pending), options.num_workers, options.device) as running:
-            _require_shared(options)
-            job.run(running)
-    return [result_of(job.output, record) for record in job.records().values()]
+    with owned(Folder(uri), options.take_over) as lease:
+        job = ShardedJob(work, lease, (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
+        if job.pending:
+            with engine(len(job.pending), options.num_workers, options.device) as running:
+                _require_shared(options)
+                job.run(running)
+        return [result_of(job.output, record) for record in job.records().values()]
 
 
 def _gather(side: Side, embedded: Embedded) -> None:

@@ -30,6 +30,7 @@ from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.job import JobError
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record, ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize
@@ -82,6 +83,7 @@ class GenerateOptions(SamplingParameters, Options):
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
     precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
     compiled: bool = pydantic.Field(False, description="compile the network at the start of each worker: worth it for many loops")
+    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -93,7 +95,7 @@ class GenerateOptions(SamplingParameters, Options):
 
     def settings(self, model: Model) -> dict[str, Any]:
         """All that decides what the folder holds, but for the device, which the manifest states."""
-        free = {"model", "output_dir", "num_workers", "device"}
+        free = {"model", "output_dir", "num_workers", "device", "take_over"}
         return {"format_version": FORMAT_VERSION, "model_digest": model.digest, **self.model_dump(exclude=free)}
 
     def shard_seeds(self) -> list[range]:
@@ -121,22 +123,23 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     shards = dict(enumerate(options.shard_seeds()))
     plan = FixedPlan({shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()})
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, generated)
-    job = ShardedJob(work, output, (SETTINGS, settings), plan, ("audio", "manifest"), "loops")
-    if job.pending:
-        loops = sum(len(shards[shard]) for shard in job.pending)
-        output.require_free_space(int(loops * seconds * model.mel.sample_rate) * 2, "the audio")
-        say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
-        with engine(len(job.pending), options.num_workers, options.device) as running:
-            require_shared("model", options.model, MODEL_INDEX)
-            job.run(running)
-    records = job.records()
-    made, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
-    if failed == options.count:
-        raise JobError(f"none of the {failed} loops could be made: see the column reason of {output.uri}/manifest")
-    if failed:
-        say(f"warning: {failed} of {options.count} loops could not be made: see the column reason of {output.uri}/manifest")
-    summary = {"format_version": FORMAT_VERSION, "loops": made - failed, "failed": failed, "model_digest": model.digest}
-    job.succeed(summary)
+    with owned(output, options.take_over) as lease:
+        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+        if job.pending:
+            loops = sum(len(shards[shard]) for shard in job.pending)
+            output.require_free_space(int(loops * seconds * model.mel.sample_rate) * 2, "the audio")
+            say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
+            with engine(len(job.pending), options.num_workers, options.device) as running:
+                require_shared("model", options.model, MODEL_INDEX)
+                job.run(running)
+        records = job.records()
+        made, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
+        if failed == options.count:
+            raise JobError(f"none of the {failed} loops could be made: see the column reason of {output.uri}/manifest")
+        if failed:
+            say(f"warning: {failed} of {options.count} loops could not be made: see the column reason of {output.uri}/manifest")
+        summary = {"format_version": FORMAT_VERSION, "loops": made - failed, "failed": failed, "model_digest": model.digest}
+        job.succeed(summary)
     return {"verb": "generate", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
 
 

@@ -11,6 +11,7 @@ from ray.exceptions import RayError, UserCodeException
 
 from audiodiff_platform.cluster import say
 from audiodiff_platform.recipe import Options, from_command_line
+from audiodiff_platform.storage.lease import LeaseLostError
 
 DONE, FAILED, MISTAKE = 0, 1, 2
 
@@ -35,7 +36,7 @@ def run(section: str, options: type[OptionsT], verb: Callable[[OptionsT], Mappin
     except ValueError as mistake:
         say(f"error: {' '.join(str(mistake).split())}")
         return MISTAKE
-    except (JobError, OSError) as failure:
+    except (JobError, LeaseLostError, OSError) as failure:
         say(f"error: {' '.join(str(failure).split())}")
         return FAILED
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from audiodiff_platform.prepare_worker import PrepareWorker, prepared
 from audiodiff_platform.publish import claim_repository, publish
 from audiodiff_platform.recipe import Options
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import Lease, owned
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork, engine
 from audiodiff_platform.work.plan import SourcePlan, new_sources, shard_seconds
 from audiodiff_platform.work.sharded_job import ShardedJob
@@ -58,6 +59,7 @@ class PrepareOptions(Slicing, Options):
     shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all CPUs")
     verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
+    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     push_to_hub: str | None = pydantic.Field(None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published")
 
     @pydantic.field_validator("resolution", mode="before")
@@ -106,16 +108,25 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, options.settings())
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
-    planned, new = new_sources(output, inputs.sources(), inputs)
+    with owned(output, options.take_over) as lease:
+        summary = _prepare(options, inputs, lease)
+    if options.push_to_hub:
+        publish(output, options.push_to_hub)
+    return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+
+
+def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
+    """Make what is missing of the dataset whose folder this process owns -> the summary."""
+    planned, new = new_sources(lease.folder, inputs.sources(), inputs)
     for line in inputs.describe():
         say(line)
     if not planned and not new:
         readable = " ".join(sorted(AUDIO_EXTENSIONS))
         raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
-    plan = SourcePlan(output, planned, new, options.shard_seconds(new))
-    job = _job(options, output, plan)
+    plan = SourcePlan(lease.folder, planned, new, options.shard_seconds(new))
+    job = _job(options, lease, plan)
     if job.pending:
-        _check(options, output, new)
+        _check(options, lease.folder, new)
     shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
     with engine(shards, options.num_workers) if shards else nullcontext() as running:
         if job.pending:
@@ -126,16 +137,14 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         summary = _finish(options, job, inputs)
         if options.verify:
             assert running is not None
-            verify(output, running)
-    if options.push_to_hub:
-        publish(output, options.push_to_hub)
-    return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+            verify(lease.folder, running)
+    return summary
 
 
-def _job(options: PrepareOptions, output: Folder, plan: SourcePlan) -> ShardedJob:
+def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
     arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
-    return ShardedJob(work, output, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
+    return ShardedJob(work, lease, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:

@@ -27,6 +27,7 @@ from audiodiff_platform.ray_training import Group
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.starting_point import StartingPoint, held_out, require_encodings, starting_point
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.train_options import TrainOptions
 from audiodiff_platform.train_worker import train_worker
 from audiodiff_platform.training_job import (
@@ -64,18 +65,19 @@ def train(options: TrainOptions) -> dict[str, Any]:
         claim_repository(options.push_to_hub, "model")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
     require_own_folder(options, output, SETTINGS, settings)
-    metrics = _finished(options, start, output)
-    if metrics is None:
-        require_space(options, output, parameter_count(start.network))
-        say(f"{start.dataset.rows} slices of {described(start.dataset)}")
-        with connected(dashboard=True):
-            group = group_for(options)
-            _require_optimizer(options, group)
-            cost = _cost(options, start, group.least)
-            say(f"{cost.describe()}; {_length(options, start)}")
-            validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
-            run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
-        metrics = write_model(options, output, cost)
+    with owned(output, options.take_over):
+        metrics = _finished(options, start, output)
+        if metrics is None:
+            require_space(options, output, parameter_count(start.network))
+            say(f"{start.dataset.rows} slices of {described(start.dataset)}")
+            with connected(dashboard=True):
+                group = group_for(options)
+                _require_optimizer(options, group)
+                cost = _cost(options, start, group.least)
+                say(f"{cost.describe()}; {_length(options, start)}")
+                validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
+                run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
+            metrics = write_model(options, output, cost)
     if options.push_to_hub:
         publish_model(output, MODEL, options.push_to_hub)
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}

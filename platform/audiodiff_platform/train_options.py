@@ -72,6 +72,7 @@ class RunOptions(Options):
         "train_batch_size; none: all GPUs, else all CPUs",
     )
 
+    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
     @pydantic.model_validator(mode="after")
@@ -128,7 +129,7 @@ class RunOptions(Options):
 
 _PLACES = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
 _STOPS = {"max_train_steps", "num_epochs", "max_train_minutes"}
-_MACHINES = {"num_workers", "device", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
+_MACHINES = {"num_workers", "device", "take_over", "checkpoint_minutes", "checkpoints_kept", "resume", "report_to", "preview_count"}
 _MACHINES |= {"gradient_checkpointing", "torch_compile", "fsdp"}
 _CHOICES = {"keep", "best_by", "scheduler"}  # how the model is written from what was trained
 

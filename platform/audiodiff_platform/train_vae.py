@@ -29,6 +29,7 @@ from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.train_options import TrainVaeOptions
 from audiodiff_platform.train_worker import run_worker, save_weights
 from audiodiff_platform.training_job import (
@@ -63,16 +64,17 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     parameters = parameter_count(vae)
     output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
     require_own_folder(options, output, SETTINGS, settings)
-    metrics = _finished(options, dataset, output)
-    if metrics is None:
-        require_space(options, output, parameters)
-        say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
-        with connected(dashboard=True):
-            group = group_for(options)
-            validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
-            run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
+    with owned(output, options.take_over):
         metrics = _finished(options, dataset, output)
-        assert metrics is not None, "training ended without a model"
+        if metrics is None:
+            require_space(options, output, parameters)
+            say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
+            with connected(dashboard=True):
+                group = group_for(options)
+                validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+                run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
+            metrics = _finished(options, dataset, output)
+            assert metrics is not None, "training ended without a model"
     return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 

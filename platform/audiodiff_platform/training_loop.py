@@ -29,6 +29,7 @@ from audiodiff_platform.cluster import say
 from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import LeaseLostError, current_token, require_token
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.training_state import (
     checkpoint_name,
@@ -123,6 +124,7 @@ class _Loop:
         self.options, self.accelerator, self.learner, self.order, self.validates = options, accelerator, learner, order, validates
         self.output = Folder(options.output_dir)
         self.attempt = uuid.uuid4().hex[:8]
+        self.token = current_token(self.output)
         self.since_logged: dict[str, list[float]] = {}
         self.unheard: list[str] = []
         told = self._load()
@@ -244,6 +246,8 @@ class _Loop:
         }
         for pause in (*WRITE_PAUSES_S, None):
             try:
+                if self.token is not None:
+                    require_token(self.output, self.token)
                 self.log.flush()
                 self.log.tell_validations()
                 put_checkpoint(self.output, name, save, {**progress, "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()}})
@@ -251,6 +255,8 @@ class _Loop:
                     hand_to_validation(self.output, name)
                     self.handed = name
                 remove_superseded(self.output, self.options.checkpoints_kept, self.options.judged_by)
+            except LeaseLostError as error:
+                return str(error)
             except (OSError, RuntimeError, SafetensorError) as error:  # the last two: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:

@@ -60,6 +60,9 @@ class FaultyProxy:
     start: Callable[[], int]
     answers: Mapping[str, Answer] = field(default_factory=dict)
 
+    dropped_headers: frozenset[str] = frozenset()
+    """Headers, in lower case, that the server never sees, as if it did not know them."""
+
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
@@ -141,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            if name.lower() not in OF_ONE_CONNECTION:
+            if name.lower() not in OF_ONE_CONNECTION | self.server.proxy.dropped_headers:
                 connection.putheader(name, value)
         if self.command in {"PUT", "POST", "PATCH"} or body:
             connection.putheader("Content-Length", str(len(body)))

@@ -179,7 +179,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
         body = read_body(self)
         if self.path == "/token":
             self._answer(200, {"access_token": GCS_TOKEN, "expires_in": 3600, "token_type": "Bearer"})
-        elif "ifGenerationMatch=0" in self.path and self._exists(body):
+        elif (wanted := parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")) and wanted[0] != self._generation(body):
             self._answer(412, {"error": {"code": 412, "message": "At least one of the pre-conditions you specified did not hold."}})
         else:
             if body.endswith(GCSFS_LAST_BOUNDARY):  # a parser of mail takes CR LF for one end of line, so the CR must not be the content's
@@ -189,11 +189,13 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
             self.rfile = BytesIO(body)
             super().do_POST()
 
-    def _exists(self, body: bytes) -> bool:
+    def _generation(self, body: bytes) -> str:
+        """The generation of the object that an upload names, "0" if there is none."""
         url = urlsplit(self.path)
         bucket = url.path.split("/b/")[1].split("/")[0]
-        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("(?:[^"\\]|\\.)*")', body[:1000])]
-        return named[0] in self.storage.objects.get(bucket, {})
+        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("[^"]*")', body[:1000])]
+        stored = self.storage.objects.get(bucket, {}).get(named[0])
+        return str(stored["generation"]) if stored else "0"
 
     def _answer(self, status: int, content: dict[str, object]) -> None:
         document = json.dumps(content).encode()

@@ -17,7 +17,7 @@ def read_version(folder: Folder, name: str) -> tuple[bytes, str] | None:
     """Read a file and its version, at most as new as the content, or return None if there is no file."""
     try:
         with folder.reached(name):
-            info = folder.filesystem.info(folder.path(name), refresh=True)
+            info = folder.filesystem.info(folder.path(name))
         return folder.read(name), str(info["generation"] if "generation" in info else info["ETag"])
     except FileNotFoundError:
         return None

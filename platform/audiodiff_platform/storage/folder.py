@@ -45,21 +45,26 @@ class Folder:
     def is_local(self) -> bool:
         return "://" not in self.uri or self.uri.startswith("file://")
 
+    @property
+    def scheme(self) -> str:
+        """The scheme of the folder's URI ("s3", "gs"), or "file"."""
+        return "file" if self.is_local else {"s3a": "s3", "gcs": "gs"}.get(scheme := self.uri.partition("://")[0], scheme)
+
     def path(self, name: str) -> str:
         """What the filesystem calls `name`: for a local folder, an absolute path."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        with self._reached(name):
+        with self.reached(name):
             return bool(self.filesystem.exists(self.path(name)))
 
     def is_folder(self) -> bool:
-        with self._reached(""):
+        with self.reached(""):
             return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
         """The files that match a glob pattern, sorted, relative to the folder; `*` does not match a slash."""
-        with self._reached(pattern):
+        with self.reached(pattern):
             try:
                 folder = fixed_folder(pattern)
                 deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
@@ -69,7 +74,7 @@ class Folder:
 
     def walk(self, passed_over: PassedOver | None = None) -> Iterator[Entry]:
         """All files in the folder and below, in no order; from a store a page at a time."""
-        with self._reached(""):
+        with self.reached(""):
             yield from self._entries("", passed_over)
 
     def _entries(self, folder: str, passed_over: PassedOver | None = None, *, deep: bool = True) -> Iterator[Entry]:
@@ -83,12 +88,12 @@ class Folder:
         """A file as it is now; raises FileNotFoundError where there is none."""
         if self.is_local:
             return entry_on_disk(name, os.stat(self.path(name)))
-        with self._reached(name):
+        with self.reached(name):
             details = self.filesystem.info(self.path(name))
         return entry_on_store(name, details["size"], details)
 
     def read(self, name: str) -> bytes:
-        with self._reached(name):
+        with self.reached(name):
             return bytes(self.filesystem.cat_file(self.path(name)))
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -108,14 +113,14 @@ class Folder:
         if self.is_local:
             return Path(self.path(name))
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
-        with self._reached(name):
+        with self.reached(name):
             self.filesystem.get_file(self.path(name), str(local))
         return local
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a whole file: locally by an atomic rename, on an object store by one put."""
         if not self.is_local:
-            with self._reached(name):
+            with self.reached(name):
                 self.filesystem.pipe_file(self.path(name), content)
             return
         target = Path(self.path(name))
@@ -128,22 +133,37 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def create_json(self, name: str, content: dict[str, Any]) -> None:
-        """Puts a whole JSON file where there is none; raises FileExistsError where there is another."""
-        if not self._created(name, _json(content)) and self.read(name) != _json(content):
+        """Write a JSON file that is absent.
+
+        Raises:
+            FileExistsError: A file with another content is there.
+        """
+        if not self.create(name, _json(content)) and self.read(name) != _json(content):
             raise FileExistsError(f"{self.uri}/{name} is there, and not what was to be put there")
 
-    def _created(self, name: str, content: bytes) -> bool:
-        """Puts a file where there is none; False where there is one, maybe this one: an answer may be lost, and the client try again."""
-        if self.is_local:
-            if self.exists(name):
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file that is absent, whole or not at all.
+
+        Returns:
+            False if a file is there. It may be this one: a store's answer can be lost, and its client tries again.
+        """
+        if not self.is_local:
+            try:
+                with self.reached(name):
+                    self.filesystem.pipe_file(self.path(name), content, mode="create")
+            except FileExistsError:
                 return False
-            self.write(name, content)
             return True
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with self._reached(name):
-                self.filesystem.pipe_file(self.path(name), content, mode="create")
+            temporary.write_bytes(content)
+            os.link(temporary, target)
         except FileExistsError:
             return False
+        finally:
+            temporary.unlink(missing_ok=True)
         return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -152,7 +172,7 @@ class Folder:
     def move_in(self, local_file: str | Path, name: str) -> None:
         """Makes a finished local file `name` of this folder; a local one must lie on the same disk."""
         if not self.is_local:
-            with self._reached(name):
+            with self.reached(name):
                 self.filesystem.put_file(str(local_file), self.path(name))
             os.unlink(local_file)
             return
@@ -164,13 +184,13 @@ class Folder:
         """Copy a folder with all files in it to a local one."""
         for entry in Folder(f"{self.uri}/{name}").walk():
             (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
-            with self._reached(f"{name}/{entry.name}"):
+            with self.reached(f"{name}/{entry.name}"):
                 self.filesystem.get_file(self.path(f"{name}/{entry.name}"), str(target / entry.name))
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it; nothing happens where there is none."""
         if not self.is_local:
-            with self._reached(name):
+            with self.reached(name):
                 self._remove_objects(name)
             return
         path = self.path(name)
@@ -192,7 +212,7 @@ class Folder:
             list(pool.map(self.filesystem.rm_file, [self.path(entry) for entry in names]))
 
     @contextmanager
-    def _reached(self, name: str) -> Iterator[None]:
+    def reached(self, name: str) -> Iterator[None]:
         """Gives the errors of a store's client, which come from five libraries, as an OSError that names the object."""
         try:
             yield

@@ -124,6 +124,14 @@ def require_token(folder: Folder, token: str) -> None:
         raise LeaseLostError(f"{folder.uri} is owned by {current['owner']} by now: this worker's job has ended")
 
 
+def current_token(folder: Folder) -> str | None:
+    """Return the token of the folder's lease, or None if nobody holds one."""
+    try:
+        return str(folder.read_json(LEASE)["token"])
+    except FileNotFoundError:
+        return None
+
+
 @contextmanager
 def _locked(folder: Folder) -> Iterator[IO[str]]:
     path = Path(folder.path(LOCK))

@@ -48,6 +48,7 @@ class ShardWork:
         arguments: Arguments of the class.
         output: URI of the folder that holds the commits and attempts, or None if nothing is committed.
         counts: Returns the counts of a shard as JSON values, for progress, from its record.
+        token: The token of the lease of `output`, which commits compare.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ShardWork:
     arguments: tuple[Any, ...]
     output: str | None = None
     counts: Callable[[Record], Counts] = dict
+    token: str | None = None
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class ShardRunner:
         try:
             done = worker.shard(shard, attempts)
             if self.output is not None:
-                commits.commit(self.output, shard, done)
+                commits.commit(self.output, shard, done, self.work.token)
         finally:
             attempts.stop()
         return self.work.counts(done)

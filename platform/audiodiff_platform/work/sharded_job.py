@@ -1,6 +1,6 @@
 """The sequence of every sharded job, from the check of its settings to `_SUCCESS`.
 
-1. `check`: the folder holds no work of other settings.
+1. The caller checks that the folder holds no work of other settings, and takes its lease.
 2. `run`: claim the settings, write the plan, and do the planned shards that no commit names.
 3. `records`: planned, committed and present agree; what no commit names is removed.
 4. `succeed`: `_SUCCESS`, last.
@@ -9,13 +9,14 @@ A verb supplies the settings, the plan, the worker, and what it writes beside th
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_shared
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import Lease
 from audiodiff_platform.work import attempts
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork
 from audiodiff_platform.work.plan import ShardSize
@@ -49,7 +50,7 @@ class ShardedJob:
 
     Args:
         work: The worker and the name of the job.
-        output: The folder.
+        lease: The lease of the folder, which the caller holds until the job has ended.
         claim: The name of the settings file in the folder, and all that decides what the folder holds.
         plan: The shards.
         parts: The subfolders of the parts that commits name.
@@ -57,12 +58,17 @@ class ShardedJob:
     """
 
     work: ShardWork
-    output: Folder
+    lease: Lease
     claim: tuple[str, Mapping[str, Any]]
     plan: Plan
     parts: tuple[str, ...]
     unit: str
     pending: Mapping[int, ShardSize] = field(init=False)
+
+    @property
+    def output(self) -> Folder:
+        """The folder."""
+        return self.lease.folder
 
     def __post_init__(self) -> None:
         committed = commits.committed(self.output)
@@ -95,7 +101,8 @@ class ShardedJob:
         self.output.remove(attempts.FOLDER)  # a run that was interrupted blames no item
         commits.begin(self.output)
         progress = Progress(self.unit, self.pending)
-        for counts in engine.run(self.work, sorted(self.pending)):
+        for counts in engine.run(replace(self.work, token=self.lease.token), sorted(self.pending)):
+            self.lease.check()
             progress.finished(counts)
             on_shard(counts)
 
@@ -124,6 +131,7 @@ class ShardedJob:
 
     def succeed(self, summary: Mapping[str, Any]) -> None:
         """Remove the records of unfinished work, and write `_SUCCESS` with the summary."""
+        self.lease.check()
         self.output.remove(attempts.FOLDER)
         commits.succeed(self.output, summary)
 
