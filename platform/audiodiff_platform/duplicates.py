@@ -97,7 +97,8 @@ class DigestWorker:
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())
         parts = {_name(shard): commits.sha256(buffer.getvalue())}
-        return {"rows": len(rows), "parts": parts, **record_digests(self.folder, shard, digests)}
+        sizes = {_name(shard): len(buffer.getvalue())}
+        return {"rows": len(rows), "parts": parts, "sizes": sizes, **record_digests(self.folder, shard, digests)}
 
 
 def digested(record: Record) -> Counts:

@@ -42,14 +42,14 @@ class EmbeddingsWorker:
                     continue
                 attempts.start(source.uri)
                 self._embed(source, Path(scratch), digests, vectors, failures)
-        parts = {}
+        parts, sizes = {}, {}
         if vectors:
             content = encoded_table(list(vectors), np.stack(list(vectors.values())), self.encoder.name, self.digest)
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
-            parts[name] = commits.sha256(content)
+            parts[name], sizes[name] = commits.sha256(content), len(content)
         sources = record_digests(self.output, shard, digests)
-        return {"rows": len(vectors), "failures": failures, "parts": parts, **sources}
+        return {"rows": len(vectors), "failures": failures, "parts": parts, "sizes": sizes, **sources}
 
     def _embed(
         self, source: Source, scratch: Path, digests: dict[str, str], vectors: dict[str, Samples], failures: list[dict[str, str]]

@@ -102,7 +102,7 @@ class EvaluateWorker:
             return {"result": counts}
         content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
         self.output.write(name, content)
-        return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}}
+        return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
 
     def _of_part(self, portion: Portion) -> Embedded:
         result = Embedded(portion.side)

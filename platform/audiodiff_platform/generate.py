@@ -172,8 +172,10 @@ class GenerateWorker:
         pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), SCHEMA), buffer, compression="zstd")
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
-        files = {row["path"]: row["sha256"] for row in rows if row["path"]}
-        return {"rows": len(rows), "failed": len(rows) - len(files), "parts": {manifest: commits.sha256(buffer.getvalue()), **files}}
+        made = [row for row in rows if row["path"]]
+        parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in made}}
+        sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in made}}
+        return {"rows": len(rows), "failed": len(rows) - len(made), "parts": parts, "sizes": sizes}
 
     def _batched(self, requests: Sequence[GenerateRequest]) -> list[dict[str, Any]] | None:
         """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
@@ -217,6 +219,7 @@ class GenerateWorker:
             **self._stated(loop.request),
             "path": path,
             "sha256": commits.sha256(content),
+            "bytes": len(content),
             "duration_s": len(loop.audio) / mel.sample_rate,
             "tempo_bpm": tempo.bpm,
             "tempo_confidence": tempo.confidence,

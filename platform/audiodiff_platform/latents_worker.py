@@ -39,6 +39,7 @@ class LatentsWorker:
         del attempts
         record: dict[str, Any] = {}
         parts: dict[str, str] = {}
+        sizes: dict[str, int] = {}
         with self.output.scratch() as scratch:
             for split in (TRAIN, VALIDATION):
                 name = data_file(shard, split)
@@ -46,9 +47,10 @@ class LatentsWorker:
                 record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
                 if row_groups:
                     parts[name] = commits.file_sha256(scratch / "part.parquet")
+                    sizes[name] = (scratch / "part.parquet").stat().st_size
                     self.output.move_in(scratch / "part.parquet", name)
         rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
-        return {**record, "rows": rows, "parts": parts}
+        return {**record, "rows": rows, "parts": parts, "sizes": sizes}
 
     def _encoded(self, name: str, target: Path) -> list[int]:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""

@@ -60,7 +60,8 @@ class PrepareWorker:
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
             counts["padded"] = {"slices": len(draft.padded_s), "seconds": sum(draft.padded_s)}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources}
-            return {**record, "parts": self._put(shard, draft, splits)}
+            parts, sizes = self._put(shard, draft, splits)
+            return {**record, "parts": parts, "sizes": sizes}
 
     def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
         """The sources as local files, the next ones on their way while one is sliced."""
@@ -109,16 +110,17 @@ class PrepareWorker:
             )
         draft.used += 1
 
-    def _put(self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]) -> dict[str, str]:
-        """Moves the shard's finished files in; gives the digest of each by its name."""
+    def _put(self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
+        """Move the finished files of a shard in -> their digests and their sizes by name."""
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
             parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
             pq.write_table(table(draft.failures, QUARANTINE_SCHEMA), draft.scratch / "quarantine.parquet")
         digests = {name: commits.file_sha256(local) for name, local in parts.items()}
+        sizes = {name: local.stat().st_size for name, local in parts.items()}
         for name, local in parts.items():
             self.output.move_in(local, name)
-        return digests
+        return digests, sizes
 
 
 def prepared(record: Record) -> Counts:

@@ -63,12 +63,19 @@ class Folder:
             return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
-        """The files that match a glob pattern, sorted, relative to the folder; `*` does not match a slash."""
+        """List the files that match a glob pattern, sorted, by their names relative to the folder.
+
+        `*` and `?` match within one part of a name.
+        """
+        return sorted(entry.name for entry in self.files(pattern))
+
+    def files(self, pattern: str) -> list[Entry]:
+        """List the files that match a glob pattern, with their sizes, in no order."""
         with self.reached(pattern):
             try:
                 folder = fixed_folder(pattern)
                 deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
-                return sorted(entry.name for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern))
+                return [entry for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern)]
             except (FileNotFoundError, NotADirectoryError):  # a folder on disk that does not exist yet
                 return []
 

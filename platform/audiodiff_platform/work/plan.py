@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.job import JobError
 from audiodiff_platform.source_digests import first_changed, later_versions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
@@ -136,7 +137,9 @@ def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out
                 for shard, source in assigned[start : start + ROW_GROUP_ROWS]
             ]
             writer.write_table(table(rows, SCHEMA))
-    folder.write(f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet", buffer.getvalue())
+    name = f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet"
+    if not folder.create(name, buffer.getvalue()) and folder.read(name) != buffer.getvalue():
+        raise JobError(f"{folder.uri}/{name} was written by another job: run the same command again")
 
 
 def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:

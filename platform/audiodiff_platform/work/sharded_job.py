@@ -118,14 +118,15 @@ class ShardedJob:
             raise JobError(f"{self.output.uri}: {len(missing)} planned shards are not committed, such as {missing[0]}")
         if unplanned := sorted(records.keys() - planned):
             raise JobError(f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}")
-        present = {name for folder in self.parts for name in self.output.names(f"{folder}/*")}
+        present = {entry.name: entry.size for folder in self.parts for entry in self.output.files(f"{folder}/*")}
         owner = {name: shard for shard, record in records.items() for name in record["parts"]}
-        if lost := sorted(owner.keys() - present):
+        sizes = {name: size for record in records.values() for name, size in record.get("sizes", {}).items()}
+        if lost := sorted(name for name in owner if present.get(name) != sizes.get(name, present.get(name, -1))):
             raise JobError(
-                f"{self.output.uri}: {len(lost)} committed files are missing, such as {lost[0]}: "
+                f"{self.output.uri}: {len(lost)} committed files are missing or have another size, such as {lost[0]}: "
                 f"remove {commits.commit_name(owner[lost[0]])} and run again to make its shard anew"
             )
-        for name in sorted(present - owner.keys()):
+        for name in sorted(present.keys() - owner.keys()):
             self.output.remove(name)
         return dict(sorted(records.items()))
 
