@@ -4,6 +4,7 @@ librosa's onset strength is a rise in decibels, in which a soft hat over silence
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +63,7 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(scaled, (size, size)), size)[: len(audio) + 1 : hop]
     power = np.square(np.abs(scipy.fft.rfft(frames * np.hanning(size + 1)[:-1].astype(np.float32), overwrite_x=True)))
     edges = np.searchsorted(scipy.fft.rfftfreq(size, 1 / sample_rate), [*BAND_EDGES_HZ, np.inf])
-    levels = np.sqrt([power[:, low:high].sum(axis=1, dtype=np.float64) for low, high in zip(edges[:-1], edges[1:], strict=True)])
+    levels = np.sqrt([power[:, low:high].sum(axis=1, dtype=np.float64) for low, high in pairwise(edges)])
     rises = np.zeros_like(levels)
     rises[:, RISE_FRAMES:] = np.maximum(0, levels[:, RISE_FRAMES:] - levels[:, :-RISE_FRAMES])
     loudest = rises[:, 2 * size // hop :].max(axis=1, keepdims=True, initial=0)  # without the rise at which the audio begins

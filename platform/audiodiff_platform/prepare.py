@@ -23,6 +23,7 @@ from audiodiff_platform.cluster import connected, cpus, require_resources, requi
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
 from audiodiff_platform.job import JobError
+from audiodiff_platform.padding import Padding
 from audiodiff_platform.plan import ShardSize, append_plan, cut, new_sources, shard_seconds, sizes
 from audiodiff_platform.prepare_worker import PrepareWorker
 from audiodiff_platform.progress import Progress
@@ -178,6 +179,9 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
     for name in output.names("data/*") + output.names("quarantine/*"):
         if name not in kept:
             output.remove(name)
+    padding = Padding.of(records.values())
+    if advice := padding.advice(options.mel()):
+        say(f"warning: {advice}")
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -186,6 +190,7 @@ def _finish(options: PrepareOptions, output: Folder, others: int) -> dict[str, A
         "duplicates": duplicates,
         "slices": train + validation,
         "validation_slices": validation,
+        "mostly_padding": round(padding.share, 4),
         "shards": len(records),
         "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
     }

@@ -16,6 +16,7 @@ from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Item, Source, items
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.padding import Padding
 from audiodiff_platform.plan import read_shard
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.storage import Folder
@@ -32,7 +33,7 @@ class PrepareWorker:
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.slicer = Slicer(mel, slicing)
-        self.validation_fraction = validation_fraction
+        self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
 
     def shard(self, shard: int) -> dict[str, int]:
         """Writes the shard's files and commits it; says how many files and slices it holds."""
@@ -47,6 +48,7 @@ class PrepareWorker:
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], "files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures}
+            record["padding"] = draft.padding.record()
             commits.commit(self.output, shard, {**record, "parts": self._put(shard, draft, splits)})
         return {"shard": shard, "files": draft.files, "slices": sum(split["rows"] for split in splits.values()), "unusable": len(draft.failures)}
 
@@ -82,6 +84,7 @@ class PrepareWorker:
         sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
         part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
+            draft.padding.add(piece, self.slice_s)
             part.add(
                 {
                     "image": {"bytes": png, "path": None},
@@ -113,7 +116,7 @@ class Draft:
     def __init__(self, scratch: Path, duplicates: int) -> None:
         self.scratch, self.duplicates = scratch, duplicates
         self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
-        self.used = 0
+        self.used, self.padding = 0, Padding()
         self.failures: list[dict[str, Any]] = []
 
     @property

@@ -51,7 +51,8 @@ def test_the_threshold_is_two_steps_of_16_bit_audio() -> None:
 def test_a_slice_is_silent_below_the_threshold_and_unchanged_from_it_on(tiny_mel: MelConfig, wav: Wav, shape: str) -> None:
     mel, size = Mel(tiny_mel), tiny_mel.slice_size
     wave = np.sin(2 * np.pi * 441 * np.arange(size) / tiny_mel.sample_rate).astype(np.float32)
-    wave = {"sine": wave / np.abs(wave).max(), "square": np.sign(wave + 0.01), "burst": np.where(np.arange(size) > 0.9 * size, np.sign(wave + 0.01), 0)}[shape].astype(np.float32)
+    square = np.sign(wave + np.float32(0.01))
+    wave = {"sine": wave / np.abs(wave).max(), "square": square, "burst": square * (np.arange(size) > 0.9 * size)}[shape].astype(np.float32)
     assert np.abs(wave).max() == 1
     samples = np.concatenate([wave * np.nextafter(SILENT_BELOW, np.float32(0)), wave * SILENT_BELOW, -wave * SILENT_BELOW])
     at_the_threshold, inverted = mel_slices(wav(samples), mel)
