@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 import pydantic
@@ -52,7 +52,8 @@ class MelSlice:
     samples: audio.Samples
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """The samples (n,) of a slice before its image is made: n is the slice size, less for one that is to be padded."""
 
     index: int
@@ -68,7 +69,7 @@ class Piece(NamedTuple):
         end = start + len(samples)
         mean, share = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
         peak = min(mean, float(np.abs(samples).max(initial=0)))
-        return cls(index, samples, bool(peak < SILENT_BELOW), bool(share >= max(SILENT_BELOW, CANCELLED_BY * mean)))
+        return cls(index, samples, bool(peak < SILENT_BELOW), share >= max(float(SILENT_BELOW), CANCELLED_BY * mean))
 
 
 def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None) -> Iterator[MelSlice]:

@@ -105,7 +105,7 @@ def _strength_on_beats(onsets: Onsets, periods: Values) -> tuple[Values, Values]
     folded = np.bincount(cells.ravel(), strengths.ravel(), len(periods) * PHASES).reshape(len(periods), PHASES)
     sums = np.cumsum(np.concatenate([np.zeros_like(folded[:, :1]), folded, folded], axis=1), axis=1)
     sums = np.concatenate([sums, sums[:, 1:] + sums[:, -1:]], axis=1)
-    on_beat = np.zeros_like(folded)
+    on_beat: Values = np.zeros(folded.shape)
     for tolerance_s in TOLERANCES_S:  # an onset counts the more the closer it is
         reach = (tolerance_s / periods * PHASES)[:, np.newaxis]
         low, high = np.arange(PHASES) + PHASES + 0.5 - reach, np.arange(PHASES) + PHASES + 0.5 + reach
@@ -137,7 +137,8 @@ def _repetition(onsets: Onsets, periods: Values) -> Values:
     correlations = np.where(np.arange(count) < count * 2 / 3, products / np.maximum(overlapping, TINY), 0)
     lags = periods / onsets.hop_s
     repetitions = [factor * np.interp(beats * lags, np.arange(count), correlations, right=0) for beats, factor in REPETITION_BEATS]
-    return np.clip(np.max(repetitions, axis=0), 0, 1)
+    largest: Values = np.max(repetitions, axis=0).clip(0, 1)
+    return largest
 
 
 def _regressed(onsets: Onsets, grid: Grid) -> Grid:

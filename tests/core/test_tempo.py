@@ -42,7 +42,8 @@ def mixed(seconds: float, rate: int, events: list[tuple[float, float, Sound]]) -
         place = round(start_s * rate)
         part = sound[: max(0, len(audio) - place)]
         audio[place : place + len(part)] += gain * part
-    return (0.9 * audio / np.abs(audio).max()).astype(np.float32)
+    scaled: Audio = (0.9 * audio / np.abs(audio).max()).astype(np.float32)
+    return scaled
 
 
 def metronome(bpm: float, seconds: float, rate: int = 22_050, click: str = "impulse", accent: float = 1, metre: int = 4, first_s: float = 0) -> Audio:
