@@ -16,7 +16,6 @@ import pydantic
 from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.padding import shorter_slices
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened
@@ -24,6 +23,7 @@ from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
 from audiodiff_platform.job import JobError
+from audiodiff_platform.padding import Padding
 from audiodiff_platform.prepare_worker import PrepareWorker, prepared
 from audiodiff_platform.publish import claim_repository, publish
 from audiodiff_platform.recipe import Options
@@ -37,7 +37,6 @@ from audiodiff_platform.work.verify import verify
 REASONS_SHOWN = 10
 SHARD_SECONDS_AT_LEAST = 300
 SHARD_SLICES_AT_LEAST = 96
-NOTABLE_PADDED_SHARE = 0.1
 
 
 class PrepareOptions(Slicing, Options):
@@ -197,13 +196,9 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
             f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
             f"(passed over: {described(inputs.skipped + in_containers)})"
         )
-    padded, padded_s = (sum(record.get("padded", {}).get(key, 0) for record in records.values()) for key in ("slices", "seconds"))
-    if padded > NOTABLE_PADDED_SHARE * (train + validation):
-        options_of = " or ".join(shorter_slices(options.mel(), padded_s / padded))
-        say(
-            f"warning: {padded / (train + validation):.0%} of the slices are mostly padding, since their files are shorter than a slice "
-            f"({padded_s / padded:.2f} of {options.mel().slice_duration_s:.2f} s on average): use longer files" + (f", or {options_of}" if options_of else "")
-        )
+    padding = Padding.of(records.values())
+    if advice := padding.advice(options.mel()):
+        say(f"warning: {advice}")
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -212,7 +207,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         "duplicates": duplicates,
         "slices": train + validation,
         "validation_slices": validation,
-        "padded_slices": padded,
+        "mostly_padding": round(padding.share, 4),
         "shards": len(records),
         "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
     }

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.padding import is_mostly_padding
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.padding import Padding
 from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
@@ -35,9 +35,8 @@ class PrepareWorker:
 
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
-        self.mel = mel
         self.slicer = Slicer(mel, slicing)
-        self.validation_fraction = validation_fraction
+        self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Put the files of a shard in place: its part of each split, and its quarantine."""
@@ -58,8 +57,7 @@ class PrepareWorker:
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
-            counts["padded"] = {"slices": len(draft.padded_s), "seconds": sum(draft.padded_s)}
-            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources}
+            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources, "padding": draft.padding.record()}
             parts, sizes = self._put(shard, draft, splits)
             return {**record, "parts": parts, "sizes": sizes}
 
@@ -95,8 +93,7 @@ class PrepareWorker:
         sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
         part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
-            if is_mostly_padding(self.mel, piece["duration_s"]):
-                draft.padded_s.append(piece["duration_s"])
+            draft.padding.add(piece, self.slice_s)
             part.add(
                 {
                     "image": {"bytes": png, "path": None},
@@ -135,11 +132,10 @@ class Draft:
     def __init__(self, scratch: Path, duplicates: int) -> None:
         self.scratch, self.duplicates = scratch, duplicates
         self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
-        self.used = 0
+        self.used, self.padding = 0, Padding()
         self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
         self.sources: dict[str, str] = {}  # the digest of each source that was read
-        self.padded_s: list[float] = []  # the audio in each slice that is mostly padding
 
     @property
     def files(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 import torch
 from diffusers import AutoencoderKL
 from ray import cloudpickle
@@ -195,12 +196,14 @@ def test_files_named_absolutely_are_found_again(local_ray: None, few_loops: Path
 def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
     shutil.copytree(few_loops, tmp_path / "audio")
     (tmp_path / "audio" / "broken.wav").write_bytes(b"RIFF")
+    sound = 0.1 * np.random.default_rng(0).standard_normal(60_000)
+    soundfile.write(tmp_path / "audio" / "cancelled.wav", np.stack([sound, -sound], axis=1), 22_050)
     options = {"input_dir": str(tmp_path / "audio"), "encoder": f"audio-encoder:{encoder}", "output_dir": str(tmp_path / "out"), "num_workers": 1}
     summary = encode(EncodeOptions(**options))
-    assert (summary["embeddings"], summary["unusable"]) == (4, 1)
+    assert (summary["embeddings"], summary["unusable"]) == (4, 2)
     np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
     assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
-    with pytest.raises(JobError, match=r"1 of 5 files cannot be used \(max_bad_fraction 0.1\)"):
+    with pytest.raises(JobError, match=r"2 of 6 files cannot be used \(max_bad_fraction 0.1\)"):
         encode(EncodeOptions(**options, max_bad_fraction=0.1))
 
 

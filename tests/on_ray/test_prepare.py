@@ -250,18 +250,3 @@ def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_goo
     assert {name for name in used if name.startswith("good/")} == {f"good/{name}" for name in healthy}
     assert all(reasons.values())
     assert not [reason for reason in reasons.values() if str(tmp_path) in reason or "processes that decoded it" in reason]
-
-
-def test_slices_that_are_mostly_padding_are_counted_and_settings_suggested(
-    local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "mel"), resolution="512,32", hop_length=1024, num_workers=1)
-    summary = prepare(options)
-    rows = pq.read_table(tmp_path / "mel" / "data").to_pylist()
-    padded = [row["duration_s"] for row in rows if row["duration_s"] < options.mel().slice_duration_s / 2]
-    assert summary["padded_slices"] == len(padded) > 0
-    (line,) = (line for line in capfd.readouterr().err.splitlines() if "mostly padding" in line)
-    assert line.startswith(f"warning: {len(padded) / len(rows):.0%} of the slices are mostly padding")
-    assert ",32 or --hop_length " in line
-    assert prepare(PrepareOptions(**{**options.model_dump(), "output_dir": str(tmp_path / "short"), "resolution": "16,32"}))["padded_slices"] == 0
-    assert "mostly padding" not in capfd.readouterr().err

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import soundfile
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import Mel, MelConfig
@@ -47,6 +49,16 @@ def test_unusable_files_say_why_and_the_process_goes_on(slicer: Slicer, loops: P
         slicer.slices("text.wav", tmp_path / "text.wav", tmp_path / "spool")
     assert len(slicer.slices("good", loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
     assert _child(os.getpid()).pid == process
+
+
+def test_a_file_without_sound_says_why(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
+    left, rate = soundfile.read(loops / "loop_mika.flac", dtype="float32", always_2d=True)
+    soundfile.write(tmp_path / "cancelled.wav", np.stack([left[:, 0], -left[:, 0]], axis=1), rate)
+    soundfile.write(tmp_path / "silent.wav", np.zeros((2 * rate, 2)), rate)
+    with pytest.raises(AudioDecodeError, match=r"^cancelled\.wav: silent throughout: its channels cancel each other in the mono mix"):
+        slicer.slices("cancelled.wav", tmp_path / "cancelled.wav", tmp_path / "spool")
+    with pytest.raises(AudioDecodeError, match=r"^silent\.wav: silent throughout$"):
+        slicer.slices("silent.wav", tmp_path / "silent.wav", tmp_path / "spool")
 
 
 def _end_what_opens(fifo: Path) -> None:
