@@ -45,6 +45,7 @@ def test_a_live_owner_of_a_local_folder_is_named(tmp_path: Path) -> None:
         require_token(folder, lease.token)
     assert not folder.exists(LEASE)
     assert not folder.exists(LOCK)
+    assert not folder.exists(), "a folder in which nothing was written is removed"
 
 
 def test_a_local_folder_of_a_killed_owner_is_taken_at_once(tmp_path: Path) -> None:

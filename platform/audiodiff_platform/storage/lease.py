@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -134,10 +134,11 @@ def current_token(folder: Folder) -> str | None:
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[IO[str]]:
+    """Hold the OS lock of a local folder; a folder that is created for the lock and stays empty is removed."""
     path = Path(folder.path(LOCK))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.parent.exists()
     while True:
-        lock = path.open("a")
+        lock = _opened(path)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -151,6 +152,16 @@ def _locked(folder: Folder) -> Iterator[IO[str]]:
     finally:
         path.unlink(missing_ok=True)
         lock.close()
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                path.parent.rmdir()
+
+
+def _opened(path: Path) -> IO[str]:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # an owner removed its empty folder
+            return path.open("a")
 
 
 def _is(lock: IO[str], path: Path) -> bool:
