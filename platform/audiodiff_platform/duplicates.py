@@ -93,6 +93,8 @@ class DigestWorker:
                             rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
                 for copy in scratch.iterdir():
                     copy.unlink()
+                attempts.start()
+        attempts.require_ownership()
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())

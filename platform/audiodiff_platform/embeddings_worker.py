@@ -42,6 +42,8 @@ class EmbeddingsWorker:
                     continue
                 attempts.start(source.uri)
                 self._embed(source, Path(scratch), digests, vectors, failures)
+                attempts.start()
+        attempts.require_ownership()
         parts, sizes = {}, {}
         if vectors:
             content = encoded_table(list(vectors), np.stack(list(vectors.values())), self.encoder.name, self.digest)

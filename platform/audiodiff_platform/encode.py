@@ -29,7 +29,7 @@ from audiodiff_platform.embeddings_worker import EmbeddingsWorker, embedded
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
 from audiodiff_platform.latents_worker import LatentsWorker, encoded
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.recipe import OutputOptions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
@@ -42,7 +42,7 @@ LATENT_BATCH_SIZE = 8  # images at once, part of what fixes the bytes
 BYTES_PER_LATENT_VALUE = 8  # mean and log variance
 
 
-class EncodeOptions(Options):
+class EncodeOptions(OutputOptions):
     """What to encode with what."""
 
     dataset_name: str | None = pydantic.Field(None, description="mel dataset whose latents, or embeddings of whose files, are made: a path, s3:// or gs://")
@@ -54,7 +54,6 @@ class EncodeOptions(Options):
     latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
     vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
-    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -98,7 +97,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
         if job.pending:
             seconds = sum(source.seconds for source in new)
             say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
-            with engine(len(job.pending), options.num_workers, options.device) as running:
+            with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 if new:
                     require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
                 require_shared("encoder", encoder_source(name), "config.json")
@@ -187,7 +186,7 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
             values = shape[0] * shape[1] * shape[2]
             output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
             say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
-            with engine(len(job.pending), options.num_workers, options.device) as running:
+            with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("dataset_name", options.dataset_name, MelDataset.witness)
                 require_shared("vae", options.vae, witness="")
                 job.run(running)

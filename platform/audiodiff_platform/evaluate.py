@@ -6,6 +6,7 @@
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
 from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, embedded_slices, result_of
 from audiodiff_platform.imported import given_mel
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.recipe import OutputOptions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import Record, ShardWork, engine
@@ -39,10 +40,12 @@ CLOSEST_PAIRS = 10
 REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
 
 
-class EvaluateOptions(Options):
+class EvaluateOptions(OutputOptions):
     """What to compare with what."""
 
-    reference: str = pydantic.Field(description="real audio, best what the model was trained on: a mel dataset, or audio as prepare takes it (path, s3://, gs://)")
+    reference: str = pydantic.Field(
+        description="real audio, best what the model was trained on: a mel dataset, or audio as prepare takes it (path, s3://, gs://)"
+    )
     candidate: str = pydantic.Field(description="generated audio: what generate wrote, a folder of audio, or a mel dataset")
     held_out: str | None = pydantic.Field(
         None,
@@ -56,7 +59,6 @@ class EvaluateOptions(Options):
     model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
     output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
     round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
-    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -99,20 +101,21 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         if embedder.listens and side.mel is not None:
             uri = getattr(options, name) or options.reference
             raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
-    portions = [portion for side in sides.values() for portion in side.portions]
-    for embedded in _embedded(options, portions, embedder.digest, mel):
-        _gather(sides[embedded.side], embedded)
-    figures = _figures(options, sides)
-    skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
-    digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
-    summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
-    _warn(figures)
-    if options.output_dir:
-        pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
-        named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
-        compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
-        Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
-        Folder(options.output_dir).remove(WORK)
+    with owned(Folder(options.output_dir), options.take_over) if options.output_dir else nullcontext():
+        portions = [portion for side in sides.values() for portion in side.portions]
+        for embedded in _embedded(options, portions, embedder.digest, mel):
+            _gather(sides[embedded.side], embedded)
+        figures = _figures(options, sides)
+        skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
+        digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
+        summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
+        _warn(figures)
+        if options.output_dir:
+            pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
+            named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
+            compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
+            Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
+            Folder(options.output_dir).remove(WORK)
     if options.model:
         record_metrics(options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()})
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
@@ -227,10 +230,10 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
                 say(f"{len(records):,} of {len(portions):,} portions embedded")
         return [result_of(None, records[shard]) for shard in sorted(records)]
     plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
-    with owned(Folder(uri), options.take_over) as lease:
+    with owned(Folder(uri), take_over=True) as lease:  # the owner of output_dir owns its subfolders
         job = ShardedJob(work, lease, (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
         if job.pending:
-            with engine(len(job.pending), options.num_workers, options.device) as running:
+            with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 _require_shared(options)
                 job.run(running)
         return [result_of(job.output, record) for record in job.records().values()]

@@ -100,6 +100,7 @@ class EvaluateWorker:
         counts = (self._of_part(portion) if portion.part else self._of_sources(portion, attempts)).to_json()
         if self.output is None:
             return {"result": counts}
+        attempts.require_ownership()
         content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
         self.output.write(name, content)
         return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
@@ -125,6 +126,7 @@ class EvaluateWorker:
                         self._add(file.name, self._items(file), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()
+                    attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     result.unusable.append(str(error))
         return result

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
+import torch
 
 from audiodiff_core.audio import AudioFormat, encode
 from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model
@@ -28,7 +29,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.job import JobError
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.recipe import OutputOptions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.attempts import Attempts
@@ -40,7 +41,8 @@ FORMAT_VERSION = 2
 SETTINGS = "generate.json"
 BATCHES_PER_SHARD = 4
 DEATHS_OF_A_BATCH = 2
-LOOP_FAILURES = (ArithmeticError, RuntimeError, MemoryError)  # not OSError (storage) nor ValueError (a mistake that all loops share)
+LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
+"""Errors of a loop, as opposed to those of storage (OSError), of the request (ValueError) and of the machine."""
 
 SCHEMA = pa.schema(
     [
@@ -72,7 +74,7 @@ SCHEMA = pa.schema(
 )
 
 
-class GenerateOptions(SamplingParameters, Options):
+class GenerateOptions(SamplingParameters, OutputOptions):
     """Which loops to make of which model."""
 
     model: str = pydantic.Field(description="model folder (train writes OUTPUT_DIR/model), s3:// or gs:// URI, or Hugging Face id")
@@ -83,7 +85,6 @@ class GenerateOptions(SamplingParameters, Options):
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
     precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
     compiled: bool = pydantic.Field(False, description="compile the network at the start of each worker: worth it for many loops")
-    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
@@ -129,7 +130,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             loops = sum(len(shards[shard]) for shard in job.pending)
             output.require_free_space(int(loops * seconds * model.mel.sample_rate) * 2, "the audio")
             say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
-            with engine(len(job.pending), options.num_workers, options.device) as running:
+            with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("model", options.model, MODEL_INDEX)
                 job.run(running)
         records = job.records()
@@ -168,6 +169,7 @@ class GenerateWorker:
         rows = None if len(attempts.deaths) >= DEATHS_OF_A_BATCH else self._batched(requests)
         if rows is None:
             rows = self._one_by_one(requests, attempts)
+        attempts.require_ownership()
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), SCHEMA), buffer, compression="zstd")
         manifest = f"manifest/{shard:06d}.parquet"
@@ -181,17 +183,13 @@ class GenerateWorker:
         """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
         try:
             return [self._row(loop) for loop in self.pipeline.generate(requests)]
-        except LOOP_FAILURES as error:
+        except (*LOOP_FAILURES, RuntimeError) as error:
             logging.getLogger(__name__).warning("a batch failed, its loops are made one by one: %s", error)
             return None
 
     def _one_by_one(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
-        """Make each loop alone -> their rows of the manifest, with the reason where a loop cannot be made.
-
-        Raises:
-            RuntimeError: Every loop failed by an error of the machine, such as a GPU that is out of order.
-        """
-        rows, errors = [], []
+        """Make each loop alone -> their rows of the manifest, with the reason where a loop cannot be made."""
+        rows = []
         for request in requests:
             if attempts.gives_up(str(request.seed)):
                 rows.append(self._failed(request, attempts.reason))
@@ -201,11 +199,7 @@ class GenerateWorker:
                 (loop,) = self.pipeline.generate([request])
                 rows.append(self._row(loop))
             except LOOP_FAILURES as error:
-                errors.append(error)
                 rows.append(self._failed(request, f"{type(error).__name__}: {' '.join(str(error).split())}"))
-        machine = [error for error in errors if not isinstance(error, ArithmeticError)]
-        if machine and len(machine) == len(requests):
-            raise machine[0]
         return rows
 
     def _row(self, loop: Loop) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class LatentsWorker:
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the latents of a shard, by split."""
-        del attempts
         record: dict[str, Any] = {}
         parts: dict[str, str] = {}
         sizes: dict[str, int] = {}
@@ -46,6 +45,7 @@ class LatentsWorker:
                 row_groups = self._encoded(name, scratch / "part.parquet") if self.dataset.folder.exists(name) else []
                 record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
                 if row_groups:
+                    attempts.require_ownership()
                     parts[name] = commits.file_sha256(scratch / "part.parquet")
                     sizes[name] = (scratch / "part.parquet").stat().st_size
                     self.output.move_in(scratch / "part.parquet", name)

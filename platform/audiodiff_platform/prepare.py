@@ -26,7 +26,7 @@ from audiodiff_platform.job import JobError
 from audiodiff_platform.padding import Padding
 from audiodiff_platform.prepare_worker import PrepareWorker, prepared
 from audiodiff_platform.publish import claim_repository, publish
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.recipe import OutputOptions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import Lease, owned
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork, engine
@@ -39,7 +39,7 @@ SHARD_SECONDS_AT_LEAST = 300
 SHARD_SLICES_AT_LEAST = 96
 
 
-class PrepareOptions(Slicing, Options):
+class PrepareOptions(Slicing, OutputOptions):
     """What to cut into which images. The mel parameters are stated here and nowhere else."""
 
     input_dir: str = pydantic.Field(
@@ -56,9 +56,8 @@ class PrepareOptions(Slicing, Options):
     drop_duplicates: bool = pydantic.Field(False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)")
     max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1")
     shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all CPUs")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all that nothing else has reserved")
     verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
-    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     push_to_hub: str | None = pydantic.Field(None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published")
 
     @pydantic.field_validator("resolution", mode="before")
@@ -127,7 +126,7 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
     if job.pending:
         _check(options, lease.folder, new)
     shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
-    with engine(shards, options.num_workers) if shards else nullcontext() as running:
+    with engine(shards, options.num_workers, isolated=job.needs_isolation) if shards else nullcontext() as running:
         if job.pending:
             assert running is not None
             if new:

@@ -52,12 +52,14 @@ class PrepareWorker:
                     local = fetching.result()
                     attempts.start(source.uri)
                     self._add_source(source, left_out, local, draft)
+                    attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     draft.failed(source.uri, error.reason, source.size)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
             record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources, "padding": draft.padding.record()}
+            attempts.require_ownership()
             parts, sizes = self._put(shard, draft, splits)
             return {**record, "parts": parts, "sizes": sizes}
 

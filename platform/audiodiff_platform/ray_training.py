@@ -1,8 +1,8 @@
 """Training on Ray Train: the group of workers, restarts, and Ctrl-C.
 
-Ray Train restarts a group after every failure (`max_failures=-1`), since a long run on spot nodes has any number of them.
-The workers themselves end a training that fails again and again at one checkpoint (`training_starts.py`). The folder of
-Ray Train is a temporary one on this node: `training_state.py` keeps the checkpoints.
+Ray Train restarts a group after every failure, since a long run on spot nodes has any number of them. The workers
+themselves end a training that fails again and again at one checkpoint (`training_starts.py`). The folder of Ray Train is
+a temporary one on this node: `training_state.py` keeps the checkpoints.
 """
 
 import os
@@ -21,6 +21,7 @@ from audiodiff_platform.job import JobError, cause_of
 from audiodiff_platform.train_options import RunOptions
 
 RESIZE_SECONDS_AT_LEAST = 5.0
+FAILURES_AT_MOST = 1_000  # of a run, however long, so that even workers that die before they count their start come to an end
 RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # for the workers' places, not their imports: where a node has just died, fewer workers are tried then
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -48,8 +49,12 @@ class Group:
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
-def run_workers(worker: Worker, options: RunOptions, group: Group, validation: ValidationConfig | None = None) -> None:
+def run_workers(
+    worker: Worker, options: RunOptions, group: Group, validation: ValidationConfig | None = None, token: str | None = None
+) -> None:
     """Run `worker` in a group of processes until it returns, through failures and changes of the cluster.
+
+    `token` names the lease of the run folder, which checkpoints compare.
 
     Raises:
         JobError: A worker returned a reason for which training cannot continue, or Ray Train gave up.
@@ -62,12 +67,12 @@ def run_workers(worker: Worker, options: RunOptions, group: Group, validation: V
     with tempfile.TemporaryDirectory(prefix="audiodiff-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             worker,
-            train_loop_config={"options": options.model_dump()},
+            train_loop_config={"options": options.model_dump(), "token": token},
             scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_seconds),
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=-1),
+                failure_config=FailureConfig(max_failures=FAILURES_AT_MOST),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
             validation_config=validation,

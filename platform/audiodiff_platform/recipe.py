@@ -43,6 +43,14 @@ class Options(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
+class OutputOptions(Options):
+    """Options of a verb that owns its output folder while it works."""
+
+    take_over: bool = pydantic.Field(
+        False, description="on an object store: take the folder of a job that died, without waiting for its lease to expire"
+    )
+
+
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 

@@ -65,7 +65,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
         claim_repository(options.push_to_hub, "model")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
     require_own_folder(options, output, SETTINGS, settings)
-    with owned(output, options.take_over):
+    with owned(output, options.take_over) as lease:
         metrics = _finished(options, start, output)
         if metrics is None:
             require_space(options, output, parameter_count(start.network))
@@ -76,7 +76,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
                 cost = _cost(options, start, group.least)
                 say(f"{cost.describe()}; {_length(options, start)}")
                 validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
-                run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
+                run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), lease=lease, group=group, validation=validation)
             metrics = write_model(options, output, cost)
     if options.push_to_hub:
         publish_model(output, MODEL, options.push_to_hub)

@@ -12,7 +12,7 @@ from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedu
 from audiodiff_core.vae_objectives import VaeObjective
 from audiodiff_core.weight_average import EMA_DECAY
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.recipe import NO_VALUE, Options
+from audiodiff_platform.recipe import NO_VALUE, OutputOptions
 from audiodiff_platform.run_log import TrackerName
 
 FORMAT_VERSION = 3
@@ -37,7 +37,7 @@ def _names(value: Any) -> Any:
     return tuple(name for text in stated for name in text.split(",") if name.casefold() not in NO_VALUE)
 
 
-class RunOptions(Options):
+class RunOptions(OutputOptions):
     """What every training can be told: its data, its length, its machines. The mel parameters come with the data."""
 
     dataset_name: str = pydantic.Field(
@@ -69,10 +69,9 @@ class RunOptions(Options):
     num_workers: Annotated[int | tuple[int, int] | None, pydantic.BeforeValidator(_workers)] = pydantic.Field(
         None,
         description="training processes, a CPU or GPU each: a number, or LOW:HIGH for as many as the cluster has at a time; at most "
-        "train_batch_size; none: all GPUs, else all CPUs",
+        "train_batch_size; none: all GPUs, or else CPUs, that nothing else has reserved",
     )
 
-    take_over: bool = pydantic.Field(False, description="on an object store: take the folder from a job that died, without waiting for its lease to expire")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
 
     @pydantic.model_validator(mode="after")

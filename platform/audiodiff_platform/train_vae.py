@@ -29,7 +29,7 @@ from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.lease import owned
+from audiodiff_platform.storage.lease import owned, require_token
 from audiodiff_platform.train_options import TrainVaeOptions
 from audiodiff_platform.train_worker import run_worker, save_weights
 from audiodiff_platform.training_job import (
@@ -64,7 +64,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     parameters = parameter_count(vae)
     output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
     require_own_folder(options, output, SETTINGS, settings)
-    with owned(output, options.take_over):
+    with owned(output, options.take_over) as lease:
         metrics = _finished(options, dataset, output)
         if metrics is None:
             require_space(options, output, parameters)
@@ -72,7 +72,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
             with connected(dashboard=True):
                 group = group_for(options)
                 validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
-                run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), group=group, validation=validation)
+                run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), lease=lease, group=group, validation=validation)
             metrics = _finished(options, dataset, output)
             assert metrics is not None, "training ended without a model"
     return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
@@ -85,10 +85,10 @@ def train_vae_worker(config: dict[str, Any]) -> str | None:
         The reason for which training cannot continue, or None.
     """
     options = TrainVaeOptions.model_validate(config["options"])
-    return run_worker(options, partial(_train, options))
+    return run_worker(options, partial(_train, options, config["token"]))
 
 
-def _train(options: TrainVaeOptions, accelerator: Accelerator) -> None:
+def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator) -> None:
     dataset = open_dataset(options.dataset_name, options.mel_config)
     torch.manual_seed(options.seed)
     state = VaeTrainState(
@@ -100,8 +100,11 @@ def _train(options: TrainVaeOptions, accelerator: Accelerator) -> None:
         ema_decay=options.ema_decay,
         gradient_checkpointing=options.gradient_checkpointing,
     )
-    last = learn(options, accelerator, VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed), validates_vae(options, dataset))
+    order, validated = DataOrder(dataset, options.seed), validates_vae(options, dataset)
+    last = learn(options, accelerator, VaeLearner(options, accelerator, state), order, validates=validated, token=token)
     if accelerator.is_main_process:
+        if token is not None:
+            require_token(Folder(options.output_dir), token)
         _write_model(options, state, dataset, last)
 
 

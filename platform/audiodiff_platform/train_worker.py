@@ -31,7 +31,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     options = TrainOptions.model_validate(config["options"])
 
     def train(accelerator: Accelerator) -> None:
-        trained(options, accelerator, starting_point(options))
+        trained(options, accelerator, starting_point(options), config["token"])
 
     return run_worker(options, train, options.fsdp)
 
@@ -42,9 +42,9 @@ def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: 
     Ray Train answers an error with a restart of the group, and the restart that `count_start` refuses ends the training.
     """
     output = Folder(options.output_dir)
+    accelerator = join_workers(options, fsdp)
     try:
-        accelerator = join_workers(options, fsdp)
-        (reason,) = broadcast_object_list([count_start(output, accelerator.num_processes) if accelerator.is_main_process else None])
+        (reason,) = broadcast_object_list([_counted(output, accelerator)])
         if reason is not None:
             return str(reason)
         train(accelerator)
@@ -57,6 +57,16 @@ def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: 
         record_error(output, error)
         raise
     return None
+
+
+def _counted(output: Folder, accelerator: Accelerator) -> str | None:
+    """Count this start, on rank 0 -> the reason to end the training: too many starts, or a run folder out of reach."""
+    if not accelerator.is_main_process:
+        return None
+    try:
+        return count_start(output, accelerator.num_processes)
+    except OSError as error:
+        return f"the run folder is out of reach ({error})"
 
 
 def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
@@ -74,7 +84,7 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     return accelerator
 
 
-def trained(options: TrainOptions, accelerator: Accelerator, start: StartingPoint) -> TrainState:
+def trained(options: TrainOptions, accelerator: Accelerator, start: StartingPoint, token: str | None = None) -> TrainState:
     """The state at the stopping point."""
     state = TrainState(
         accelerator,
@@ -89,7 +99,8 @@ def trained(options: TrainOptions, accelerator: Accelerator, start: StartingPoin
         gradient_checkpointing=options.gradient_checkpointing,
         compiled=options.torch_compile,
     )
-    learn(options, accelerator, DiffusionLearner(options, accelerator, state), start.order(options.seed), validates(options, start.dataset))
+    validated = validates(options, start.dataset)
+    learn(options, accelerator, DiffusionLearner(options, accelerator, state), start.order(options.seed), validates=validated, token=token)
     return state
 
 

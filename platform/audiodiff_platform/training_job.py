@@ -9,13 +9,15 @@ from ray.train import ValidationConfig
 
 from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
-from audiodiff_platform.cluster import require_resources, require_shared, usable_path
-from audiodiff_platform.cluster.capacity import free, uses_gpus
+from audiodiff_platform.cluster import require_resources, require_shared, say, usable_path
+from audiodiff_platform.cluster.capacity import free, total, uses_gpus
 from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Group, Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.train_options import RunOptions
+from audiodiff_platform.training_starts import STARTS
 from audiodiff_platform.training_state import IN_VALIDATION, STATE, newest_checkpoint, remove_superseded, renew_validation
 from audiodiff_platform.validation_task import validate_left
 
@@ -65,6 +67,9 @@ def group_for(options: RunOptions) -> Group:
         workers = workers[0], min(workers[1], options.train_batch_size)
     group = Group(workers, gpu)
     require_resources(group.least, gpus_each=int(gpu))
+    kind = "GPU" if gpu else "CPU"
+    number = str(group.least) if group.least == group.most else f"{group.least} to {group.most}"
+    say(f"{number} workers, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
     if options.mixed_precision == "fp16" and not gpu:
         raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
     return group
@@ -76,6 +81,7 @@ def run_training(
     dataset: TrainingImages,
     *,
     claimed: tuple[str, Mapping[str, Any]],
+    lease: Lease,
     group: Group,
     validation: ValidationConfig | None = None,
 ) -> None:
@@ -88,12 +94,14 @@ def run_training(
     commits.claim(output, *claimed)
     require_shared("output_dir", options.output_dir, claimed[0])
     output.remove("_tmp")  # what killed workers left
+    output.remove(STARTS)  # of a job that was stopped
     if validation is None:
         output.remove(IN_VALIDATION)
     else:
         renew_validation(output)
     remove_superseded(output, options.checkpoints_kept, options.judged_by)
-    run_workers(worker, options, group, validation)
+    run_workers(worker, options, group, validation, lease.token)
+    require_token(output, lease.token)
     if validation is not None:
         validate_left(validation, output)
     tell_last_validations(options)

@@ -29,7 +29,7 @@ from audiodiff_platform.cluster import say
 from audiodiff_platform.data_order import DataOrder
 from audiodiff_platform.run_log import RunLog
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.lease import LeaseLostError, current_token, require_token
+from audiodiff_platform.storage.lease import LeaseLostError, require_token
 from audiodiff_platform.train_options import RunOptions
 from audiodiff_platform.training_state import (
     checkpoint_name,
@@ -84,9 +84,15 @@ class Learner(Protocol):
         """Makes this the learner that was saved."""
 
 
-def learn(options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, validates: bool = False) -> dict[str, float]:
-    """Trains to the stopping point; gives the last metrics. `validates`: each checkpoint is handed to Ray Train's validation."""
-    return _Loop(options, accelerator, learner, order, validates).run()
+def learn(
+    options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, *, validates: bool = False, token: str | None = None
+) -> dict[str, float]:
+    """Train to the stopping point -> the last metrics.
+
+    With `validates`, each checkpoint is handed to validation. `token` names the lease of the run folder, without which no
+    checkpoint is written; None where no lease is held.
+    """
+    return _Loop(options, accelerator, learner, order, validates=validates, token=token).run()
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,13 @@ def read_ahead(order: DataOrder, first: int, share: Share, ready: Callable[[Trai
 
 
 class _Loop:
-    def __init__(self, options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, validates: bool) -> None:
+    def __init__(
+        self, options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, *, validates: bool, token: str | None
+    ) -> None:
         self.options, self.accelerator, self.learner, self.order, self.validates = options, accelerator, learner, order, validates
         self.output = Folder(options.output_dir)
         self.attempt = uuid.uuid4().hex[:8]
-        self.token = current_token(self.output)
+        self.token = token
         self.since_logged: dict[str, list[float]] = {}
         self.unheard: list[str] = []
         told = self._load()

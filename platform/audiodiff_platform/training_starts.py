@@ -29,6 +29,7 @@ def record_error(output: Folder, error: Exception) -> None:
     """Record the error of a worker, which `count_start` returns when training is given up."""
     try:
         record = output.read_json(STARTS)
-        output.write_json(STARTS, {**record, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+        if record["error"] is None:  # others fail for the lack of the first
+            output.write_json(STARTS, {**record, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
     except OSError as failure:
         say(f"the error of a worker could not be recorded ({failure})")

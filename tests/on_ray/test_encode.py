@@ -279,7 +279,7 @@ def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops:
     options = EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
     output = Folder(options.output_dir)
     for shard in range(len(FILES)):
-        output.write_json(f"_attempts/{shard:06d}.json", {"deaths": [*FILES, *FILES], "process": "", "node": "", "item": ""})
+        output.write_json(f"_attempts/{shard:06d}.json", {"deaths": [*FILES, *FILES], "process": "", "node": "", "item": "", "token": None})
         assert Attempts(output, shard, "this process").gives_up(FILES[0])
     assert encode(options)["embeddings"] == len(FILES)
 

@@ -186,8 +186,11 @@ def test_a_shard_that_always_ends_its_process_is_given_up_after_the_others(local
     assert len(list(tmp_path.glob("try-1-*"))) == DEATHS_OF_A_SHARD
 
 
-def test_an_item_that_ends_its_process_twice_is_given_up(local_ray: None, tmp_path: Path) -> None:
-    counts = {count["shard"]: count for count in RayDataEngine(2).run(work(Items, tmp_path), range(3))}
+@pytest.mark.parametrize("commits", [True, False], ids=["with a folder", "without"])
+def test_an_item_that_ends_its_process_twice_is_given_up(local_ray: None, tmp_path: Path, commits: bool) -> None:
+    items = ShardWork("audiodiff test", Items, (str(tmp_path),), str(tmp_path) if commits else None)
+    counts = {count["shard"]: count for count in RayDataEngine(2).run(items, range(3))}
+    assert not Path(ShardWork("", Items, (), None, run=items.run).attempts_folder().root).exists()
     assert (tmp_path / "deaths").read_text() == ".."
     assert {shard: count["given_up"] for shard, count in counts.items()} == {0: 0, 1: 1, 2: 0}
 

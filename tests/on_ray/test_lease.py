@@ -13,6 +13,7 @@ import pytest
 from audiodiff_platform import commits
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import LEASE, LOCK, LeaseLostError, owned, require_token
+from audiodiff_platform.work.attempts import Attempts, CommittedError
 from tests.servers.stores import Store
 
 OWNER = """
@@ -59,6 +60,10 @@ def test_a_local_folder_of_a_killed_owner_is_taken_at_once(tmp_path: Path) -> No
             commits.commit(folder, 0, {"rows": 1}, zombie)
         assert not folder.exists("_commits")
         commits.commit(folder, 0, {"rows": 1}, lease.token)
+        with pytest.raises(CommittedError):
+            Attempts(folder, 0, "another process", lease.token).require_ownership()
+        with pytest.raises(LeaseLostError):
+            Attempts(folder, 1, "the zombie", zombie).require_ownership()
     assert commits.committed(folder)[0]["rows"] == 1
 
 
@@ -150,3 +155,22 @@ def test_of_many_claims_of_one_folder_one_succeeds(tmp_path: Path, store: Store)
         (winner,) = (outcome for outcome in outcomes if isinstance(outcome, int))
         assert Folder(uri).read_json("settings.json")["number"] == winner
         assert sum("holds other work" in str(outcome) for outcome in outcomes) == 3
+
+
+def test_on_a_store_an_item_is_given_up_that_was_in_work_at_the_second_death(store: Store) -> None:
+    """Items are marked there from the second attempt on."""
+    folder = Folder(f"{store.make_bucket()}/out")
+    mark = {"process": "dead", "node": "", "token": None}
+    folder.write_json("_attempts/000003.json", {**mark, "deaths": [""], "item": "poison.wav"})
+    attempts = Attempts(folder, 3, "this process")
+    attempts.deaths = ["", "poison.wav"]
+    assert attempts.gives_up("poison.wav")
+    assert not attempts.gives_up("other.wav")
+    fresh = Attempts(folder, 4, "this process")
+    fresh.start("a.wav")
+    assert not folder.exists("_attempts/000004.json")
+    fresh.deaths = [""]
+    fresh.start("a.wav")
+    assert folder.read_json("_attempts/000004.json")["item"] == "a.wav"
+    fresh.stop()
+    assert folder.read_json("_attempts/000004.json")["process"] == ""

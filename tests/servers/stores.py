@@ -193,7 +193,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
         """The generation of the object that an upload names, "0" if there is none."""
         url = urlsplit(self.path)
         bucket = url.path.split("/b/")[1].split("/")[0]
-        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("[^"]*")', body[:1000])]
+        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("(?:[^"\\]|\\.)*")', body[:1000])]
         stored = self.storage.objects.get(bucket, {}).get(named[0])
         return str(stored["generation"]) if stored else "0"
 

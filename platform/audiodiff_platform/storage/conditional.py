@@ -10,7 +10,7 @@ from urllib.parse import quote
 from audiodiff_platform.storage.folder import Folder
 
 PROBE = "_conditional"
-_REFUSALS = ("PreconditionFailed", "ConditionalRequestConflict", "412", "pre-condition")
+_REFUSALS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
 
 def read_version(folder: Folder, name: str) -> tuple[bytes, str] | None:
@@ -50,7 +50,7 @@ def replace(folder: Folder, name: str, content: bytes, version: str) -> bool:
     except FileExistsError:
         return _holds(folder, name, content)
     except OSError as error:
-        if not any(word in str(error) for word in _REFUSALS):
+        if not _is_refusal(error):
             raise
         return _holds(folder, name, content)
     finally:
@@ -63,16 +63,26 @@ def require_conditional_writes(folder: Folder) -> None:
     if folder.scheme not in ("s3", "gs"):
         raise ValueError(f"{folder.uri}: only local paths, s3:// and gs:// can hold what a job writes")
     probe = f"{PROBE}-{uuid.uuid4().hex}"
-    try:
-        first = folder.create(probe, b"1")
-        refused = not folder.create(probe, b"2") and not replace(folder, probe, b"3", "0" * 32 if folder.scheme == "s3" else "1")
-    finally:
-        folder.remove(probe)
+    first = create(folder, probe, b"1")
+    refused = not create(folder, probe, b"2") and not replace(folder, probe, b"3", "0" * 32 if folder.scheme == "s3" else "1")
+    folder.remove(probe)
     if not (first and refused):
         raise ValueError(
             f"{folder.uri}: the store ignores conditional writes, by which two jobs are kept apart: use S3, GCS, "
             "a store that implements If-Match and If-None-Match, or a local path"
         )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Return True for a write that the store refused for its condition, by the answer that the client raised."""
+    cause: BaseException | None = error
+    while cause is not None:
+        answer = getattr(cause, "response", None)
+        code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else getattr(cause, "code", None)
+        if code in _REFUSALS or str(code) == "412":
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _holds(folder: Folder, name: str, content: bytes) -> bool:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -124,14 +125,6 @@ def require_token(folder: Folder, token: str) -> None:
         raise LeaseLostError(f"{folder.uri} is owned by {current['owner']} by now: this worker's job has ended")
 
 
-def current_token(folder: Folder) -> str | None:
-    """Return the token of the folder's lease, or None if nobody holds one."""
-    try:
-        return str(folder.read_json(LEASE)["token"])
-    except FileNotFoundError:
-        return None
-
-
 @contextmanager
 def _locked(folder: Folder) -> Iterator[IO[str]]:
     """Hold the OS lock of a local folder; a folder that is created for the lock and stays empty is removed."""
@@ -217,11 +210,12 @@ def _removed_at_the_end(lease: Lease) -> Iterator[Lease]:
         yield lease
     finally:
         try:
-            mine = lease.folder.read_json(LEASE)["token"] == lease.token
+            if lease.folder.read_json(LEASE)["token"] == lease.token:
+                lease.folder.remove(LEASE)
         except FileNotFoundError:
-            mine = False
-        if mine:
-            lease.folder.remove(LEASE)
+            pass
+        except OSError as error:  # the outcome of the job stands; the lease expires
+            sys.stderr.write(f"warning: the lease of {lease.folder.uri} could not be removed ({error})\n")
 
 
 def _owner() -> str:

@@ -7,10 +7,12 @@ which storage fails, is returned as a row, and the shard is retried after the ot
 
 import json
 import logging
+import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from threadpoolctl import threadpool_limits
@@ -20,7 +22,7 @@ from audiodiff_platform.cluster import connected, runs_locally, say, workers_for
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.job import JobError, one_line
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.attempts import Attempts, CommittedError
 
 ROUNDS = 4  # the first attempt at a shard, and three retries
 MOST_ROWS = 10_000  # each row is an object that the driver creates: beyond, a row holds several shards
@@ -46,9 +48,10 @@ class ShardWork:
         name: The name of the job in Ray's dashboard.
         worker: The class of the workers.
         arguments: Arguments of the class.
-        output: URI of the folder that holds the commits and attempts, or None if nothing is committed.
+        output: URI of the folder that holds the commits, or None if nothing is committed.
         counts: Returns the counts of a shard as JSON values, for progress, from its record.
-        token: The token of the lease of `output`, which commits compare.
+        lease: The token and the generation of the lease of `output`; commits compare the one and state the other.
+        run: A name of this run, under which each node counts deaths if nothing is committed.
     """
 
     name: str
@@ -56,7 +59,12 @@ class ShardWork:
     arguments: tuple[Any, ...]
     output: str | None = None
     counts: Callable[[Record], Counts] = dict
-    token: str | None = None
+    lease: tuple[str, int] | None = None
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def attempts_folder(self) -> Folder:
+        """Return the folder that holds the attempts: the output, or a local one."""
+        return Folder(self.output or f"{tempfile.gettempdir()}/audiodiff-attempts-{self.run}")
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,12 @@ class Engine(Protocol):
 
 
 @contextmanager
-def engine(shards: int, num_workers: int | None, device: Device = "auto") -> Iterator[Engine]:
-    """Connect to Ray for so many shards; a single shard of a local run is done in this process, without Ray."""
-    if shards <= 1 and num_workers in (None, 1) and runs_locally():
+def engine(shards: int, num_workers: int | None, device: Device = "auto", *, isolated: bool = False) -> Iterator[Engine]:
+    """Connect to Ray for so many shards.
+
+    A single shard of a local run is done in this process, without Ray, unless it is to be `isolated`.
+    """
+    if shards <= 1 and num_workers in (None, 1) and runs_locally() and not isolated:
         with threadpool_limits(1):  # as in the workers: the thread count changes the last bits
             yield InProcess()
         return
@@ -108,7 +119,8 @@ class InProcess:
 
     def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """As `Engine.run`."""
-        yield from _with_retries(ShardRunner(work).outcomes, shards)
+        if shards:
+            yield from _cleaned(work, _with_retries(ShardRunner(work).outcomes, shards))
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class RayDataEngine:
 
     def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """As `Engine.run`."""
-        yield from _with_retries(lambda pending: self._outcomes(work, pending), shards)
+        yield from _cleaned(work, _with_retries(lambda pending: self._outcomes(work, pending), shards))
 
     def _outcomes(self, work: ShardWork, shards: Sequence[int]) -> Generator[Outcome, None, None]:
         from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -153,6 +165,11 @@ class ShardRunner:
         self.output = None if work.output is None else Folder(work.output)
         self.process = uuid.uuid4().hex
         self.worker: ShardWorker | None = None
+        self.failure: Exception | None = None
+        try:
+            self.worker = work.worker(*work.arguments)
+        except Exception as failure:  # raised by the first shard, which Ray Data hands on
+            self.failure = failure
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Run the shards of a row."""
@@ -173,20 +190,37 @@ class ShardRunner:
                 yield Outcome(int(shard), {}, f"{type(error).__name__}: {one_line(str(error))}", "error")
 
     def _done(self, shard: int) -> Counts:
-        self.worker = worker = self.worker or self.work.worker(*self.work.arguments)
         if self.output is not None and (record := commits.committed_one(self.output, shard)) is not None:
             return self.work.counts(record)
-        attempts = Attempts(self.output, shard, self.process)
+        token, generation = self.work.lease or (None, None)
+        attempts = Attempts(self.work.attempts_folder(), shard, self.process, token)
         if attempts.exhausted:
             raise LostShardError(f"shard {shard} ended {len(attempts.deaths)} processes")
         attempts.start()
         try:
-            done = worker.shard(shard, attempts)
-            if self.output is not None:
-                commits.commit(self.output, shard, done, self.work.token)
-        finally:
-            attempts.stop()
+            done = self._made(shard, attempts, token, generation)
+        except BaseException:
+            with suppress(OSError):  # the error at hand says more
+                attempts.stop()
+            raise
+        attempts.stop()
         return self.work.counts(done)
+
+    def _made(self, shard: int, attempts: Attempts, token: str | None, generation: int | None) -> Record:
+        if self.worker is None:
+            if self.failure is not None and not isinstance(self.failure, OSError):
+                raise self.failure
+            self.worker = self.work.worker(*self.work.arguments)
+        try:
+            record = self.worker.shard(shard, attempts)
+        except CommittedError:
+            assert self.output is not None
+            committed = commits.committed_one(self.output, shard)
+            assert committed is not None, "a commit is never withdrawn"
+            return committed
+        if self.output is not None:
+            commits.commit(self.output, shard, record if generation is None else {**record, "generation": generation}, token)
+        return record
 
 
 def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Generator[Counts, None, None]:
@@ -217,6 +251,16 @@ def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, No
         pending = sorted(failures)
     if lost:
         raise JobError(f"{'; '.join(lost)}: see the log of the workers, then run the same command again")
+
+
+def _cleaned(work: ShardWork, counts: Generator[Counts, None, None]) -> Generator[Counts, None, None]:
+    """Yield `counts`, and remove what a job without a folder of its own has counted on this node."""
+    with closing(counts):
+        try:
+            yield from counts
+        finally:
+            if work.output is None:
+                shutil.rmtree(work.attempts_folder().root, ignore_errors=True)
 
 
 def _settings(context: Any, workers: int) -> Any:

@@ -117,16 +117,29 @@ class SourcePlan:
     """Items that are not used, by source."""
 
     def __post_init__(self) -> None:
+        self._generation = len(self.folder.names("_plan/*.parquet"))
         self._assigned = cut(self.new, self.seconds, first=len(self.planned))
         self.shards: Mapping[int, ShardSize] = {**self.planned, **sizes(self._assigned)}
 
     def write(self) -> None:
         """Append the new shards to the plan."""
-        append_plan(self.folder, self._assigned, self.left_out)
+        append_plan(self.folder, self._assigned, self.left_out, self._generation)
 
 
-def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out: Mapping[str, list[str]]) -> None:
-    """Writes new shards to the plan, beside those that are there. `left_out`: items not to be used, by source."""
+def append_plan(
+    folder: Folder, assigned: Sequence[tuple[int, Source]], left_out: Mapping[str, list[str]], generation: int | None = None
+) -> None:
+    """Write new shards to the plan, beside those that are there.
+
+    Args:
+        folder: The folder that holds `_plan`.
+        assigned: The sources of the new shards.
+        left_out: Items not to be used, by source.
+        generation: The number of plan files that were there when the shards were planned; None for those that are there now.
+
+    Raises:
+        JobError: Another job has written its plan meanwhile.
+    """
     if not assigned:
         return
     buffer = io.BytesIO()
@@ -137,7 +150,9 @@ def append_plan(folder: Folder, assigned: Sequence[tuple[int, Source]], left_out
                 for shard, source in assigned[start : start + ROW_GROUP_ROWS]
             ]
             writer.write_table(table(rows, SCHEMA))
-    name = f"_plan/{len(folder.names('_plan/*.parquet')):04d}.parquet"
+    if generation is None:
+        generation = len(folder.names("_plan/*.parquet"))
+    name = f"_plan/{generation:04d}.parquet"
     if not folder.create(name, buffer.getvalue()) and folder.read(name) != buffer.getvalue():
         raise JobError(f"{folder.uri}/{name} was written by another job: run the same command again")
 

@@ -16,7 +16,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_shared
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.lease import Lease
+from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.work import attempts
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork
 from audiodiff_platform.work.plan import ShardSize
@@ -71,9 +71,15 @@ class ShardedJob:
         return self.lease.folder
 
     def __post_init__(self) -> None:
+        commits.require_same(self.output, *self.claim)
         committed = commits.committed(self.output)
         self.done: Mapping[int, dict[str, Any]] = committed
         self.pending = {shard: size for shard, size in self.plan.shards.items() if shard not in committed}
+
+    @property
+    def needs_isolation(self) -> bool:
+        """True if the last run ended in the midst of a shard that it did without Ray."""
+        return attempts.died_in_this_machines_driver(self.output)
 
     def run(
         self,
@@ -97,11 +103,12 @@ class ShardedJob:
         commits.claim(self.output, name, settings)
         require_shared("output_dir", self.output.uri, name)
         before_plan()
+        require_token(self.output, self.lease.token)
         self.plan.write()
-        self.output.remove(attempts.FOLDER)  # a run that was interrupted blames no item
+        self.output.remove(attempts.FOLDER)  # marks of earlier runs, which blame no item
         commits.begin(self.output)
         progress = Progress(self.unit, self.pending)
-        for counts in engine.run(replace(self.work, token=self.lease.token), sorted(self.pending)):
+        for counts in engine.run(replace(self.work, lease=(self.lease.token, self.lease.generation)), sorted(self.pending)):
             self.lease.check()
             progress.finished(counts)
             on_shard(counts)
@@ -112,6 +119,7 @@ class ShardedJob:
         Raises:
             JobError: Planned, committed and present disagree.
         """
+        require_token(self.output, self.lease.token)
         records = commits.committed(self.output)
         planned = self.plan.shards.keys()
         if missing := sorted(planned - records.keys()):
@@ -132,12 +140,6 @@ class ShardedJob:
 
     def succeed(self, summary: Mapping[str, Any]) -> None:
         """Remove the records of unfinished work, and write `_SUCCESS` with the summary."""
-        self.lease.check()
+        require_token(self.output, self.lease.token)
         self.output.remove(attempts.FOLDER)
         commits.succeed(self.output, summary)
-
-
-def require_some_usable(failures: int, items: int, max_bad_fraction: float, what: str) -> None:
-    """Raise JobError if more than the allowed share of files cannot be used."""
-    if failures > max_bad_fraction * items or failures == items:
-        raise JobError(f"{failures} of {items} {what} cannot be used (max_bad_fraction {max_bad_fraction:g})")
