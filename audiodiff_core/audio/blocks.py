@@ -10,19 +10,29 @@ from typing import BinaryIO
 
 import numpy as np
 
+from audiodiff_core.audio.file_parts import FileParts
 from audiodiff_core.audio.formats import MAX_LEVEL, Samples, UnusableError
 
 BLOCK_FRAMES = 65_536  # of one or two channels; of more channels, a block holds as many samples in fewer frames
 PEAK_WINDOW_FRAMES = 512
 
+AudioFile = str | io.BytesIO | io.BufferedReader
+"""A path, the bytes of a file, or `FileParts`."""
 
-def opened(file: str | io.BytesIO) -> AbstractContextManager[BinaryIO]:
+
+def opened(file: AudioFile) -> AbstractContextManager[BinaryIO]:
     return open(file, "rb") if isinstance(file, str) else nullcontext(file)
 
 
-def independent(file: str | io.BytesIO) -> str | io.BytesIO:
+def independent(file: AudioFile) -> AudioFile:
     """Return `file` with a position of its own, while another decoder reads it."""
-    return file if isinstance(file, str) else io.BytesIO(file.getvalue())
+    match file:
+        case io.BytesIO():
+            return io.BytesIO(file.getvalue())
+        case io.BufferedReader(raw=FileParts() as parts):
+            return io.BufferedReader(FileParts(parts.content, parts.parts))
+        case _:
+            return file
 
 
 def block_frames(channels: int) -> int:
