@@ -35,7 +35,9 @@ def check_movie(content: BinaryIO, read: int, rate: int) -> None:
         if kind == b"moov":
             movies += 1
         if kind == b"stsz":
-            named += _table_bytes(content, start)
+            table_bytes = _table_bytes(content, start)
+            can_compare = can_compare and table_bytes is not None
+            named += table_bytes or 0
     if movies > 1:
         raise UnusableError(f"holds {movies} MP4 files, the first one of {read / rate:.2f} seconds; split the file")
     if can_compare and named and media - named > named * SPARE_SHARE:
@@ -58,14 +60,15 @@ def _boxes(content: BinaryIO, start: int, end: int, depth: int = 0) -> Iterator[
         start = stop
 
 
-def _table_bytes(content: BinaryIO, start: int) -> int:
-    """The sum of the sizes in the `stsz` box whose content begins at `start`."""
+def _table_bytes(content: BinaryIO, start: int) -> int | None:
+    """The sum of the sizes in the `stsz` box whose content begins at `start`, None for samples of one size.
+
+    The size of PCM samples may be stated as 1, which decoders ignore.
+    """
     content.seek(start + 4)
-    size: int
-    count: int
     size, count = struct.unpack(">2I", content.read(8).ljust(8, b"\0"))
     if size:
-        return size * count
+        return None
     total = 0
     while count > 0 and (block := content.read(4 * min(count, BLOCK_ENTRIES))):
         total += int(np.frombuffer(block[: len(block) // 4 * 4], ">u4").sum(dtype=np.uint64))

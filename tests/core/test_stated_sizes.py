@@ -235,6 +235,13 @@ def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
         decode(tmp_path / "long.wav", RATE)
 
 
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_f32le"])
+def test_a_size_of_one_for_pcm_samples_in_quicktime_files_is_ignored(tmp_path: Path, music: Samples, codec: str) -> None:
+    content = muxed(tmp_path / "song.mov", music, codec)
+    changed = field(content, b"stsz", 8, ">I", 1)
+    np.testing.assert_array_equal(decode(changed, RATE), decode(content, RATE))
+
+
 def leading_id3(size: int) -> bytes:
     return b"ID3\3\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
 
@@ -273,7 +280,7 @@ def test_a_tag_before_an_mp4_file_hides_nothing(tmp_path: Path, music: Samples) 
         decode(TAGS["id3"] + content * 2, RATE)
 
 
-def matroska(file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False) -> bytes:
+def muxed(file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False) -> bytes:
     container: Any = av.open(str(file), "w", options=options or {})
     rate = 48_000 if codec == "libopus" else RATE
     with container:
@@ -300,7 +307,7 @@ CODECS_IN_MATROSKA = [("song.mka", "pcm_s16le"), ("song.mka", "flac"), ("song.mk
 @pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
 @pytest.mark.parametrize("tag", [b"", TAGS["id3"]], ids=["plain", "tag"])
 def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(tmp_path: Path, music: Samples, name: str, codec: str, tag: bytes) -> None:
-    content = matroska(tmp_path / name, music, codec)
+    content = muxed(tmp_path / name, music, codec)
     assert len(decode(tag + content, RATE)) == pytest.approx(len(music), abs=2_048)
     for share in (0.3, 0.5, 0.8):
         with pytest.raises(AudioDecodeError, match=r"truncated: holds \d\.\d\d of the 4\.\d\d seconds"):
@@ -311,7 +318,7 @@ def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(tmp_path: P
 
 @pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
 def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samples, name: str, codec: str) -> None:
-    content = matroska(tmp_path / name, music, codec, options={"live": "1"})
+    content = muxed(tmp_path / name, music, codec, options={"live": "1"})
     assert content.count(b"\x44\x89\x88") == 0, "a live recording states a duration"
     assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
     half = decode(content[: len(content) // 2], RATE)
@@ -322,11 +329,11 @@ def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samp
 
 @pytest.mark.parametrize("options", [{"start": 2 * RATE}, {"video": True}], ids=["late", "video"])
 def test_the_duration_of_matroska_is_not_that_of_the_audio_alone(tmp_path: Path, music: Samples, options: dict[str, Any]) -> None:
-    content = matroska(tmp_path / "song.mkv", music, "pcm_s16le", **options)
+    content = muxed(tmp_path / "song.mkv", music, "pcm_s16le", **options)
     assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
 
 
 @pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
 def test_a_duration_of_matroska_that_is_no_number_is_ignored(tmp_path: Path, music: Samples, duration: float) -> None:
-    content = field(matroska(tmp_path / "song.mka", music, "pcm_s16le"), b"\x44\x89\x88", 3, ">d", duration)
+    content = field(muxed(tmp_path / "song.mka", music, "pcm_s16le"), b"\x44\x89\x88", 3, ">d", duration)
     assert len(decode(content, RATE)) == len(music)
