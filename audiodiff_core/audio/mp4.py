@@ -55,7 +55,7 @@ class _Box:
 
 @dataclass
 class _Track:
-    """What the tables of a track state."""
+    """Counts that the tables of a track state."""
 
     packets: int = 0
     edits: int = 1
