@@ -104,5 +104,5 @@ def _counted(blocks: Iterator[Samples], stated: int, rate: int) -> Iterator[Samp
     check_length(read, stated, rate)
 
 
-def _file(content: BinaryIO, parts: Sequence[Part]) -> BinaryIO:
+def _file(content: BinaryIO, parts: Sequence[Part]) -> io.BufferedReader:
     return io.BufferedReader(FileParts(content, parts))

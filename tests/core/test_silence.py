@@ -163,8 +163,8 @@ def test_every_slicing_names_the_reason(tiny_mel: MelConfig, hum: Hum, slicing: 
 def test_silence_and_inaudible_sound_do_not_cancel(tiny_mel: MelConfig) -> None:
     rate = 44_100
     above = np.sin(2 * np.pi * 18_000 * np.arange(3 * rate) / rate).astype(np.float32) * np.hanning(3 * rate).astype(np.float32)
-    pairs = [np.stack(pair, axis=1) for pair in ((above, above), (above, above * 0), (above, above * np.float32(0.3)))]
-    for samples in (np.zeros((60_000, 2)), np.zeros(60_000), above, *pairs):
+    pairs: list[Samples] = [np.stack([above, above * np.float32(level)], axis=1) for level in (1, 0, 0.3)]
+    for samples in (np.zeros((60_000, 2), np.float32), np.zeros(60_000, np.float32), above, *pairs):
         assert indices(file(samples, rate, subtype="FLOAT"), Mel(tiny_mel)) == []
 
 

@@ -31,7 +31,7 @@ def written(samples: Samples, file_format: str, subtype: str | None = None) -> b
     return buffer.getvalue()
 
 
-def field(content: bytes, marker: bytes, offset: int, layout: str, value: int) -> bytes:
+def field(content: bytes, marker: bytes, offset: int, layout: str, value: float) -> bytes:
     """`content` with another number `offset` bytes after the first `marker`."""
     changed = bytearray(content)
     struct.pack_into(layout, changed, content.index(marker) + offset, value)
@@ -323,6 +323,21 @@ def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samp
     assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
     half = decode(content[: len(content) // 2], RATE)
     assert len(half) == pytest.approx(len(music) / 2, rel=0.2)
+    with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
+        decode(content * 2, RATE)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_clusters_of_matroska_may_be_of_unknown_size(tmp_path: Path, music: Samples, files: int) -> None:
+    content = muxed(tmp_path / "song.mka", music, "pcm_s16le", options={"live": "1"})
+    pieces = content.split(b"\x1f\x43\xb6\x75")
+    assert len(pieces) > 1
+    heads = [8 - piece[0].bit_length() for piece in pieces[1:]]
+    unsized = [bytes([(1 << 8 - more) - 1]) + b"\xff" * more + piece[1 + more :] for more, piece in zip(heads, pieces[1:], strict=True)]
+    content = b"\x1f\x43\xb6\x75".join([pieces[0], *unsized])
+    if files == 1:
+        np.testing.assert_allclose(decode(content, RATE), music, rtol=0, atol=1e-4)
+        return
     with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
         decode(content * 2, RATE)
 
