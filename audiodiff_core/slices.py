@@ -15,7 +15,9 @@ SILENT_BELOW_DBFS = -84.0
 """A slice whose peak is lower is silent: two steps of 16-bit audio, so that dither makes no images."""
 SILENT_BELOW = np.float32(10 ** (SILENT_BELOW_DBFS / 20))
 CANCELLED_BY = 8.0
-"""Channels cancel each other where the peak of their mean is lower than a channel's share in it by this factor."""
+"""Channels cancel each other where the peak of a silent slice is lower than the mean of their magnitudes by this factor."""
+CANCELLED_BEFORE_RESAMPLING_BY = 1.5
+"""The same factor for the channel mean before resampling. It is 1 for sound above the new band in one channel or in phase."""
 RINGING_SAMPLES = 256
 """Reach of the resampler: sound so close to a slice rings in it."""
 SILENT = "silent throughout"
@@ -67,9 +69,10 @@ class Piece:
     def of(cls, index: int, start: int, samples: audio.Samples, rate: int, meter: audio.PeakMeter) -> Self:
         """The piece of a stream at `rate` Hz that begins at sample `start`; calls for one meter must have ascending starts."""
         end = start + len(samples)
-        mean, share = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
+        mean, magnitude = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
         peak = min(mean, float(np.abs(samples).max(initial=0)))
-        return cls(index, samples, bool(peak < SILENT_BELOW), share >= max(float(SILENT_BELOW), CANCELLED_BY * mean))
+        least_cancelled = max(float(SILENT_BELOW), CANCELLED_BY * peak, CANCELLED_BEFORE_RESAMPLING_BY * mean)
+        return cls(index, samples, bool(peak < SILENT_BELOW), magnitude >= least_cancelled)
 
 
 def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None) -> Iterator[MelSlice]:

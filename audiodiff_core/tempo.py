@@ -207,7 +207,7 @@ def _neighbours_alike(rises: Values) -> float:
 
 
 def _confidence(onsets: Onsets, period_s: float) -> float:
-    """How far the strength on the best grid exceeds chance, times the repetition of the audio, in [0, 1]."""
+    """Degree to which the strength on the best grid exceeds chance, times the repetition of the audio, in [0, 1]."""
     periods = np.array([period_s])
     strength, total = float(_strength_on_beats(onsets, periods)[0][0]), float(onsets.strengths.sum())
     chance = 2 * sum(TOLERANCES_S) / len(TOLERANCES_S) / period_s

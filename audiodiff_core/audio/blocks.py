@@ -10,19 +10,29 @@ from typing import BinaryIO
 
 import numpy as np
 
+from audiodiff_core.audio.file_parts import FileParts
 from audiodiff_core.audio.formats import MAX_LEVEL, Samples, UnusableError
 
 BLOCK_FRAMES = 65_536  # of one or two channels; of more channels, a block holds as many samples in fewer frames
 PEAK_WINDOW_FRAMES = 512
 
+AudioFile = str | io.BytesIO | io.BufferedReader
+"""A path, the bytes of a file, or `FileParts`."""
 
-def opened(file: str | io.BytesIO) -> AbstractContextManager[BinaryIO]:
+
+def opened(file: AudioFile) -> AbstractContextManager[BinaryIO]:
     return open(file, "rb") if isinstance(file, str) else nullcontext(file)
 
 
-def independent(file: str | io.BytesIO) -> str | io.BytesIO:
+def independent(file: AudioFile) -> AudioFile:
     """Return `file` with a position of its own, while another decoder reads it."""
-    return file if isinstance(file, str) else io.BytesIO(file.getvalue())
+    match file:
+        case io.BytesIO():
+            return io.BytesIO(file.getvalue())
+        case io.BufferedReader(raw=FileParts() as parts):
+            return io.BufferedReader(FileParts(parts.content, parts.parts))
+        case _:
+            return file
 
 
 def block_frames(channels: int) -> int:
@@ -52,7 +62,7 @@ def check_level(samples: Samples) -> None:
 
 
 class PeakMeter:
-    """Peaks of a stream at the file's own rate, in windows of PEAK_WINDOW_FRAMES: of the channel mean, and of a channel's share in it."""
+    """Peaks of a stream at the file's own rate, in windows of PEAK_WINDOW_FRAMES: of the channel mean, and of the mean of the channels' magnitudes."""
 
     def __init__(self) -> None:
         self._rate = 1
@@ -66,13 +76,13 @@ class PeakMeter:
             mean = mono(block)
             starts = range(0, len(mean), PEAK_WINDOW_FRAMES)
             with np.errstate(over="ignore", invalid="ignore"):
-                share = reduce(np.maximum, map(np.abs, block)) / np.float32(len(block))
-                peaks = np.stack([np.maximum.reduceat(levels, starts) for levels in (np.abs(mean), share)])
+                magnitude = reduce(np.add, map(np.abs, block)) / np.float32(len(block))
+                peaks = np.stack([np.maximum.reduceat(levels, starts) for levels in (np.abs(mean), magnitude)])
             self._windows.append((end, end := end + len(mean), peaks))
             yield mean
 
     def peaks(self, start_s: float, end_s: float) -> tuple[float, float]:
-        """The peaks of the channel mean and of a channel's share between two times of the stream, up to a window beyond.
+        """The peaks of the channel mean and of the mean magnitude between two times of the stream, up to a window beyond.
 
         Forgets the blocks before `start_s`: calls must have ascending starts.
         """
@@ -84,5 +94,5 @@ class PeakMeter:
             for first, _, peaks in self._windows
             if first < end
         ]
-        mean, share = np.concatenate(covered, axis=1).max(axis=1, initial=0) if covered else (0, 0)
-        return float(mean), float(share)
+        mean, magnitude = np.concatenate(covered, axis=1).max(axis=1, initial=0) if covered else (0, 0)
+        return float(mean), float(magnitude)

@@ -21,7 +21,7 @@ TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"ax
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """How a format writes its chunks."""
+    """Layout of the chunks of a format."""
 
     first: int
     """Position of the first chunk."""

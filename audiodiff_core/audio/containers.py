@@ -2,7 +2,7 @@
 
 A file that holds less than its format states is truncated, which is an error. A file that holds more is an error too:
 a size that wrapped at 4 GiB, a header written too early, or a second file behind the first. A length is stated by the
-header of wav, aiff and FLAC, by the sample table of MP4 and by the last page of Ogg; `mp3` reads what an MP3's tag
+header of wav, aiff and FLAC, by the sample table of MP4, by the duration of Matroska and by the last page of Ogg; `mp3` reads what an MP3's tag
 states. AAC in ADTS states none and gives what it holds. So does a wav whose writer could not go back to its header, as
 into a pipe: it states a size of about 2 or 4 GiB, or none, and is read to its end. An Ogg
 stream whose last page is not marked as such (the recorder was stopped) also gives what it holds; a missing page, and a

@@ -1,20 +1,24 @@
 """Decode with FFmpeg (PyAV)."""
 
-import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import av
 import av.error
+from av.stream import Disposition
 
 from audiodiff_core.audio.bitstreams import check_pcm
-from audiodiff_core.audio.blocks import block_frames, independent, opened
+from audiodiff_core.audio.blocks import AudioFile, block_frames, independent, opened
 from audiodiff_core.audio.containers import check_data_chunk, check_length
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.matroska import is_matroska, stated_seconds
 from audiodiff_core.audio.movie import check_movie
 
 ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
+
+TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
+"""Kinds of streams that the duration of a Matroska file may be the length of."""
 
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
@@ -22,7 +26,7 @@ def ffmpeg_container(file: str | BinaryIO) -> Any:
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
-def ffmpeg_blocks(file: str | BinaryIO) -> tuple[int, Iterator[Samples]]:
+def ffmpeg_blocks(file: AudioFile) -> tuple[int, Iterator[Samples]]:
     """As `reading._channel_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
     container = ffmpeg_container(file)
     if not container.streams.audio:
@@ -34,7 +38,7 @@ def ffmpeg_blocks(file: str | BinaryIO) -> tuple[int, Iterator[Samples]]:
     return context.sample_rate, _ffmpeg_frames(container, context.sample_rate, file)
 
 
-def _ffmpeg_frames(container: Any, rate: int, file: str | BinaryIO) -> Iterator[Samples]:
+def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Samples]:
     """Yield the channels of the first audio stream: FFmpeg's frames (about 1024 samples each) gathered into blocks.
 
     Raises UnusableError where PCM samples are a stream of DTS or AC-3.
@@ -44,13 +48,15 @@ def _ffmpeg_frames(container: Any, rate: int, file: str | BinaryIO) -> Iterator[
     gathered: Any = av.AudioFifo()
     is_lossless = track.codec_context.codec.lossless
     kind = None
-    read = 0
+    read, end_s = 0, 0.0
+    is_alone = all(stream is track or stream.type not in TIMED_STREAMS or _is_cover(stream) for stream in container.streams)
     with container:
         for frame in _decoded(container, track):
             kind = kind or (frame.format.name, frame.layout.name, rate)
             if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
                 raise UnusableError("changes its channels or its rate midway")
             read += frame.samples
+            end_s = max(end_s, (frame.time or 0.0) + frame.samples / rate)
             for part in to_float.resample(frame):
                 part.pts = None  # the queue would refuse a gap
                 gathered.write(part)
@@ -60,10 +66,11 @@ def _ffmpeg_frames(container: Any, rate: int, file: str | BinaryIO) -> Iterator[
             yield _checked(gathered.read().to_ndarray(), is_lossless)
         if track.frames and track.duration:  # as the sample table has them
             check_length(read, int(track.duration * track.time_base * rate), rate)
-    if isinstance(file, str | io.BytesIO):  # a part of an Ogg file has none of these containers
-        with opened(independent(file)) as content:
-            check_data_chunk(content, read, rate)
-            check_movie(content, read, rate)
+    with opened(independent(file)) as content:
+        check_data_chunk(content, read, rate)
+        check_movie(content, read, rate)
+        if is_matroska(content) and (stated := stated_seconds(content)) and is_alone:
+            check_length(round(end_s * rate), round(stated * rate), rate)
 
 
 def _decoded(container: Any, track: Any) -> Iterator[Any]:
@@ -74,6 +81,10 @@ def _decoded(container: Any, track: Any) -> Iterator[Any]:
         if encoding := ENCODINGS_IN_PCM.get(track.codec_context.name):
             raise UnusableError(f"contains {encoding}, not PCM samples, and cannot be decoded ({one_line(error)})") from error
         raise
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _checked(samples: Samples, is_lossless: bool) -> Samples:

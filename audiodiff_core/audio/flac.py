@@ -7,7 +7,6 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from audiodiff_core.audio.formats import UnusableError
-from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 
 BLOCK_BYTES = 1 << 20
 END_BYTES = 1 << 18
@@ -51,11 +50,7 @@ def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
 
 def _first_frame(content: BinaryIO) -> tuple[int, int]:
     """The position of the first frame, and the number of samples in frames of one size."""
-    position = 0
-    content.seek(0)
-    while size := tag_size(content.read(TAG_HEAD_BYTES)):
-        position = content.seek(position + size)
-    content.seek(position + len(MARKER))
+    position = content.seek(len(MARKER))
     block_size = 0
     for _ in range(MAX_METADATA_BLOCKS):
         head = content.read(4).ljust(4, b"\x80")

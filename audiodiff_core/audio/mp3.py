@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import soundfile
 
-from audiodiff_core.audio.blocks import independent, opened
+from audiodiff_core.audio.blocks import AudioFile, independent, opened
 from audiodiff_core.audio.containers import check_length
 from audiodiff_core.audio.file_parts import FileParts
 from audiodiff_core.audio.formats import Samples, UnusableError
@@ -27,7 +27,7 @@ DELAYS_OFFSET = 21
 """Position of the encoder's delay and padding, after the fields of the Xing tag."""
 
 
-def mp3_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[Samples]:
+def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]:
     """Yield all samples in `file` in blocks (channels, n); `sound` is the file as libsndfile opens it."""
     with opened(independent(file)) as content:
         streams = mpeg_streams(content)

@@ -44,7 +44,7 @@ PCM_FRAMES_PER_ENTRY = 1_024
 
 
 @dataclass(frozen=True)
-class _Box:
+class Box:
     kind: bytes
     content: int
     """Position after the header."""
@@ -55,7 +55,7 @@ class _Box:
 
 @dataclass
 class _Track:
-    """What the tables of a track state."""
+    """Counts that the tables of a track state."""
 
     packets: int = 0
     edits: int = 1
@@ -64,7 +64,7 @@ class _Track:
     is_audio: bool = False
     one_frame_each: bool = True
 
-    def add(self, box: _Box, content: BinaryIO) -> None:
+    def add(self, box: Box, content: BinaryIO) -> None:
         _, first, second = box.fields
         match box.kind:
             case b"stsz" | b"stz2":
@@ -98,7 +98,7 @@ def check_sample_tables(content: BinaryIO) -> None:
     room = content.seek(0, os.SEEK_END)
     tracks = [_Track()]
     in_fragments = 0
-    for box in _boxes(content, room):
+    for box in boxes(content, room):
         _, first, second = box.fields
         match box.kind:
             case b"cmov":
@@ -125,7 +125,7 @@ def _require_room(claimed: int, room: int) -> None:
         raise UnusableError(f"states packets of {claimed} bytes or more, in a file of {room}")
 
 
-def _boxes(content: BinaryIO, room: int) -> Iterator[_Box]:
+def boxes(content: BinaryIO, room: int) -> Iterator[Box]:
     """Walk through the boxes in the order in which FFmpeg reads them."""
     parts = [(0, room)]
     count = 0
@@ -145,6 +145,6 @@ def _boxes(content: BinaryIO, room: int) -> Iterator[_Box]:
         if stop < end:
             parts.append((stop, end))
         stop = min(stop, end)
-        yield _Box(kind, start + header, stop, struct.unpack_from(">3I", head, header))
+        yield Box(kind, start + header, stop, struct.unpack_from(">3I", head, header))
         if kind in MP4_CONTAINERS or (kind in MP4_DISGUISES and head[header + 4 : header + 8] in {b"mvhd", b"cmov"}):
             parts.append((start + header, stop))

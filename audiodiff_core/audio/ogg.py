@@ -11,28 +11,28 @@ from typing import BinaryIO
 import av.error
 import soundfile
 
-from audiodiff_core.audio.blocks import opened
+from audiodiff_core.audio.blocks import AudioFile, opened
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES, check_length
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.file_parts import FileParts, Part
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.ogg_links import OPUS, VORBIS, Link, links
-from audiodiff_core.audio.ogg_pages import LAST_PAGE, ogg_start
+from audiodiff_core.audio.ogg_pages import CAPTURE, LAST_PAGE
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, channel_blocks
 
 Decoded = tuple[int, Iterator[Samples]]
 """A rate in Hz and samples in blocks (channels, n)."""
 
 
-def is_ogg(file: str | io.BytesIO) -> bool:
-    try:
-        with opened(file) as content:
-            return ogg_start(content) is not None
-    except OSError as error:
-        raise UnusableError(f"cannot be opened ({error.strerror})") from error
+def is_ogg(file: AudioFile) -> bool:
+    with opened(file) as content:
+        content.seek(0)
+        is_capture = content.read(len(CAPTURE)) == CAPTURE
+        content.seek(0)  # the place where decoders begin
+        return is_capture
 
 
-def ogg_blocks(file: str | io.BytesIO) -> Decoded:
+def ogg_blocks(file: AudioFile) -> Decoded:
     """Return the rate in Hz and the channels of all links in blocks (channels, n)."""
     decoded = _decoded_links(file)
     rate, first = next(decoded, (0, None))
@@ -49,12 +49,10 @@ def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[Decoded]) -
         yield from more
 
 
-def _decoded_links(file: str | io.BytesIO) -> Iterator[Decoded]:
+def _decoded_links(file: AudioFile) -> Iterator[Decoded]:
     """The rate and the blocks of each link that holds audio. A link must be read before the next one is taken."""
     with opened(file) as content:
-        start = ogg_start(content)
-        assert start is not None
-        for link in links(content, start):
+        for link in links(content):
             if not link.is_empty:
                 decode = _sndfile_link if link.audio.codec in {VORBIS, OPUS} else _ffmpeg_link
                 yield decode(link, content)
@@ -106,5 +104,5 @@ def _counted(blocks: Iterator[Samples], stated: int, rate: int) -> Iterator[Samp
     check_length(read, stated, rate)
 
 
-def _file(content: BinaryIO, parts: Sequence[Part]) -> BinaryIO:
+def _file(content: BinaryIO, parts: Sequence[Part]) -> io.BufferedReader:
     return io.BufferedReader(FileParts(content, parts))

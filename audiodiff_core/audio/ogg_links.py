@@ -136,15 +136,15 @@ class Link:
         return [*others, (start, page.start), as_last_page(content, page), (page.end, end)]
 
 
-def links(content: BinaryIO, start: int) -> Iterator[Link]:
-    """Each link of the chain that begins at `start`, as soon as its end is known.
+def links(content: BinaryIO) -> Iterator[Link]:
+    """Each link of the chain, as soon as its end is known.
 
     Raises UnusableError where a part is missing.
     """
     link: Link | None = None
-    for part in pages(content, start):
+    for part in pages(content):
         if isinstance(part, Junk):
-            assert link is not None  # the page at `start` came before
+            assert link is not None  # a page begins the file
             link.junk_after = part
             continue
         if link is None:

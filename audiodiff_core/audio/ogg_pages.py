@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from audiodiff_core.audio.formats import UnusableError
+from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 
 CAPTURE = b"OggS"
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags
@@ -17,7 +18,7 @@ _HEADER = struct.Struct("<4sBBqIIIB")
 _FLAGS_AT, _CHECKSUM_AT = 5, 22
 _HEAD_BYTES = 64
 _SCAN_BYTES = 65_536
-_TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
+_LYRICS = b"LYRICSBEGIN"
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -45,24 +46,13 @@ class Junk:
     """Zeros or a tag, as programs append them to complete files."""
 
 
-def ogg_start(content: BinaryIO) -> int | None:
-    """The position of the first page, behind an ID3v2 tag if there is one; None for a file that is not Ogg."""
-    start = 0
-    content.seek(0)
-    while (head := content.read(10))[:3] == b"ID3" and len(head) == 10:
-        footer = 10 if head[5] & 0x10 else 0
-        start += 10 + footer + sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
-        content.seek(start)
-    content.seek(0)  # the place where decoders begin
-    return start if head[:4] == CAPTURE else None
-
-
-def pages(content: BinaryIO, start: int) -> Iterator[Page | Junk]:
-    """Each page from `start` on, and what lies between pages.
+def pages(content: BinaryIO) -> Iterator[Page | Junk]:
+    """Each page, and what lies between pages.
 
     Raises UnusableError for a page that is cut or whose checksum is wrong.
     """
     size = content.seek(0, io.SEEK_END)
+    start = 0
     while start < size:
         content.seek(start)
         header = content.read(_HEADER.size)
@@ -101,7 +91,7 @@ def _junk(content: BinaryIO, start: int, size: int) -> Junk:
     chunk = content.read(_SCAN_BYTES)
     if len(chunk) < len(CAPTURE) and CAPTURE.startswith(chunk):
         raise UnusableError("truncated: ends inside an Ogg page")
-    is_tag = chunk.startswith(_TAGS)
+    is_tag = bool(tag_size(chunk[:TAG_HEAD_BYTES])) or chunk.startswith(_LYRICS)
     is_blank = True
     at = start
     while chunk:

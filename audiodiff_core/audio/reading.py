@@ -19,9 +19,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio.blocks import PeakMeter, check_level, mono, opened
+from audiodiff_core.audio.blocks import AudioFile, PeakMeter, check_level, mono, opened
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.leading_tags import without_leading_tags
 from audiodiff_core.audio.mp3 import mp3_blocks
 from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
@@ -51,6 +52,8 @@ def decode(
     only the first.
     Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples.
     """
+    if not math.isfinite(start_s) or not math.isfinite(duration_s or 0.0):
+        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio has a finite start and duration")
     first = round(start_s * sample_rate)
     stop = math.inf if duration_s is None else first + round(duration_s * sample_rate)
     if first < 0 or stop < first:
@@ -78,7 +81,7 @@ def stream(source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None
     name = _name(source)
     total = 0
     try:
-        with open_local(source) as file:
+        with open_local(source) as local, without_leading_tags(local) as file:
             rate, channels = _channel_blocks(file)
             means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
             for block in _resampled(rate, means, sample_rate):
@@ -116,7 +119,7 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
+def _channel_blocks(file: AudioFile) -> tuple[int, Iterator[Samples]]:
     """Return the rate in Hz and the channels in blocks (channels, n), by the first decoder that knows the format."""
     if is_ogg(file):
         return ogg_blocks(file)
@@ -134,12 +137,9 @@ def _channel_blocks(file: str | io.BytesIO) -> tuple[int, Iterator[Samples]]:
             raise UnusableError(f"corrupt or truncated ({refusal})") from error
     except TypeError:  # the extension says that there is no header
         refusal = "no header"
-    try:
-        with opened(file) as content:
-            check_sample_tables(content)
-            content.seek(0)
-    except OSError as error:
-        raise UnusableError(f"cannot be opened ({error.strerror})") from error
+    with opened(file) as content:
+        check_sample_tables(content)
+        content.seek(0)
     try:
         return ffmpeg_blocks(file)
     except (UnusableError, av.error.FFmpegError) as error:

@@ -1,6 +1,5 @@
 """Decode with libsndfile."""
 
-import io
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy.typing as npt
 import soundfile
 
 from audiodiff_core.audio.bitstreams import check_pcm
-from audiodiff_core.audio.blocks import block_frames, opened
+from audiodiff_core.audio.blocks import AudioFile, block_frames, opened
 from audiodiff_core.audio.containers import check_whole
 from audiodiff_core.audio.formats import Samples
 
@@ -25,7 +24,7 @@ class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no 
         return False
 
 
-def sndfile_blocks(sound: soundfile.SoundFile, file: str | io.BytesIO) -> Iterator[Samples]:
+def sndfile_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]:
     """Yield the channels in blocks (channels, n). Raises UnusableError at the end of a file that holds less than it states."""
     with sound:
         read = yield from channel_blocks(sound, sound.frames)

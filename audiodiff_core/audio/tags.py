@@ -1,9 +1,12 @@
 """Tags that are put before, between or after audio of any format: ID3 and APE."""
 
+from typing import BinaryIO
+
 ID3_FOOTER = 0x10
 APE_HEADER = 0x20
 """A flag of an APE tag: these bytes are its header, and its items follow."""
 TAG_HEAD_BYTES = 32
+MAX_LEADING_TAGS = 1_000
 
 
 def tag_size(head: bytes) -> int:
@@ -16,3 +19,15 @@ def tag_size(head: bytes) -> int:
     if head[:3] == b"TAG":
         return 227 if head[3:4] == b"+" else 128
     return 0
+
+
+def leading_tags_size(content: BinaryIO) -> int:
+    """Size in bytes of the tags at the start of `content`."""
+    position = 0
+    for _ in range(MAX_LEADING_TAGS):
+        content.seek(position)
+        size = tag_size(content.read(TAG_HEAD_BYTES))
+        if not size:
+            break
+        position += size
+    return position

@@ -1,6 +1,8 @@
-"""What each worker of encode does for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
+"""The worker of encode for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
 
 import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,16 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, items, shortened
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
+
+LONGEST_EMBEDDED_S = 3_600.0
+"""An audio file is decoded whole: 700 MB at 48 kHz."""
 
 
 class EmbeddingsWorker:
@@ -32,54 +37,65 @@ class EmbeddingsWorker:
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the embeddings of a shard."""
-        vectors: dict[str, Samples] = {}
-        failures: list[dict[str, str]] = []
-        digests: dict[str, str] = {}
+        draft = _Draft()
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
             for source, _ in read_shard(self.output, shard):
                 if attempts.gives_up(source.uri):
-                    failures.append({"audio_file": source.uri, "reason": attempts.reason})
+                    draft.failed(source.uri, attempts.reason)
                     continue
                 attempts.start(source.uri)
-                self._embed(source, Path(scratch), digests, vectors, failures)
+                self._embed(source, Path(scratch), draft)
                 attempts.start()
         attempts.require_ownership()
         parts, sizes = {}, {}
-        if vectors:
-            content = encoded_table(list(vectors), np.stack(list(vectors.values())), self.encoder.name, self.digest)
+        if draft.vectors:
+            content = encoded_table(list(draft.vectors), np.stack(list(draft.vectors.values())), self.encoder.name, self.digest)
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name], sizes[name] = commits.sha256(content), len(content)
-        sources = record_digests(self.output, shard, digests)
-        return {"rows": len(vectors), "failures": failures, "parts": parts, "sizes": sizes, **sources}
+        counts = {"rows": len(draft.vectors), "failures": draft.failures, "skipped": shortened(draft.skipped)}
+        return {**counts, "parts": parts, "sizes": sizes, **record_digests(self.output, shard, draft.digests)}
 
-    def _embed(
-        self, source: Source, scratch: Path, digests: dict[str, str], vectors: dict[str, Samples], failures: list[dict[str, str]]
-    ) -> None:
-        """Add the digest of a source to `digests`, the vectors of its files to `vectors`, the reasons for missing vectors to `failures`."""
+    def _embed(self, source: Source, scratch: Path, draft: "_Draft") -> None:
+        """Add the files of a source to `draft`."""
         try:
             local = self.inputs.fetch(source, scratch)
-            digests[source.uri] = commits.file_sha256(local)
-            for item in items(source, local, scratch):
+            draft.digests[source.uri] = commits.file_sha256(local)
+            for item in items(source, local, scratch, draft.skipped):
                 try:
-                    vectors[item.name] = self._embedded(item.local)
+                    draft.vectors[item.name] = self._embedded(item.local)
                 except AudioDecodeError as error:
-                    failures.append({"audio_file": item.name, "reason": error.reason})
+                    draft.failed(item.name, error.reason)
             if local.parent == scratch:
                 local.unlink()
         except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-            failures.append({"audio_file": source.uri, "reason": error.reason})
+            draft.failed(source.uri, error.reason)
 
     def _embedded(self, local: Path) -> Samples:
-        """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than `decode` takes at once."""
+        """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than LONGEST_EMBEDDED_S."""
         rate, meter = self.encoder.sample_rate, PeakMeter()
-        whole = Piece.of(0, 0, decode(local, rate, meter=meter), rate, meter)
+        whole = Piece.of(0, 0, decode(local, rate, longest_s=LONGEST_EMBEDDED_S, meter=meter), rate, meter)
         if whole.is_silent:
             raise AudioDecodeError(str(local), CANCELLED if whole.is_cancelled else SILENT)
         vector: Samples = self.encoder.encode([whole.samples], rate)[0]
         if not np.isfinite(vector).all():
             raise AudioDecodeError(str(local), "its embedding is not finite")
         return vector
+
+
+@dataclass
+class _Draft:
+    """A shard in the making."""
+
+    vectors: dict[str, Samples] = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+    """By source."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Counts of what containers hold besides audio files."""
+
+    def failed(self, name: str, reason: str) -> None:
+        self.failures.append({"audio_file": name, "reason": reason})
 
 
 def embedded(record: Record) -> Counts:

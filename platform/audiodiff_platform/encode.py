@@ -21,7 +21,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, described, shortened
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
@@ -102,8 +102,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
                     require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
                 require_shared("encoder", encoder_source(name), "config.json")
                 job.run(running)
-        summary = _finish_embeddings(options, job, settings, tracks)
-    return {**summary, "others": inputs.others, "skipped": shortened(inputs.skipped)}
+        return _finish_embeddings(options, job, settings, tracks, inputs)
 
 
 def _tracks(dataset_name: str) -> set[str]:
@@ -141,8 +140,10 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
         raise ValueError(f"input_dir {options.input_dir}: lacks {of}, such as {min(left)}")
 
 
-def _finish_embeddings(options: EncodeOptions, job: ShardedJob, settings: dict[str, Any], tracks: set[str] | None) -> dict[str, Any]:
-    """Check the whole, then write `_SUCCESS`."""
+def _finish_embeddings(
+    options: EncodeOptions, job: ShardedJob, settings: dict[str, Any], tracks: set[str] | None, inputs: Inputs
+) -> dict[str, Any]:
+    """Check the whole, then write `_SUCCESS`; return the summary."""
     records = job.records()
     failures = [failure for record in records.values() for failure in record["failures"]]
     for failure in failures[:REASONS_SHOWN]:
@@ -154,7 +155,8 @@ def _finish_embeddings(options: EncodeOptions, job: ShardedJob, settings: dict[s
         raise JobError(f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}")
     summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": _digest(settings, records)}
     job.succeed(summary)
-    return summary
+    in_containers = skipped_in(records.values())
+    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}
 
 
 def encode_latents(options: EncodeOptions) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 """
 
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -75,7 +76,7 @@ class Side:
     tripped: list[Features] = field(default_factory=list)
     unusable: int = 0
     silent: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
 
     def items(self, option: str, uri: str) -> Items:
         if not self.tracks:
@@ -106,7 +107,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         for embedded in _embedded(options, portions, embedder.digest, mel):
             _gather(sides[embedded.side], embedded)
         figures = _figures(options, sides)
-        skipped = {name: side.skipped for name, side in sides.items() if side.skipped}
+        skipped = {name: shortened(side.skipped) for name, side in sides.items() if side.skipped}
         digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
         summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
         _warn(figures)
@@ -175,7 +176,7 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     for shard, source in cut(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
     portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
-    return Side(portions, skipped=shortened(inputs.skipped))
+    return Side(portions, skipped=inputs.skipped)
 
 
 def _dataset(name: str, uri: str) -> MelDataset:
@@ -244,6 +245,7 @@ def _gather(side: Side, embedded: Embedded) -> None:
     side.features += embedded.features
     side.unusable += len(embedded.unusable)
     side.silent += embedded.silent
+    side.skipped += embedded.skipped
     for reason in embedded.unusable:
         say(f"left out: {reason}")
     if embedded.round_trips:

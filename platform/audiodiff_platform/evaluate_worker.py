@@ -1,8 +1,9 @@
-"""What each worker of evaluate does: a few audio files, or a shard of a mel dataset -> features of their slices."""
+"""The worker of evaluate: a few audio files, or a shard of a mel dataset -> features of their slices."""
 
 import base64
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +22,7 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, items, shortened
 from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
@@ -52,17 +53,20 @@ class Embedded:
     round_trips: list[Features] = field(default_factory=list)
     unusable: list[str] = field(default_factory=list)
     silent: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Counts of what containers hold besides audio files."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as JSON values."""
         arrays = {"features": _packed(self.features), "round_trips": _packed(self.round_trips)}
-        return {"side": self.side, "tracks": self.tracks, "unusable": self.unusable, "silent": self.silent, **arrays}
+        return {"side": self.side, "tracks": self.tracks, "unusable": self.unusable, "silent": self.silent, "skipped": shortened(self.skipped), **arrays}
 
     @classmethod
     def of(cls, counts: Mapping[str, Any]) -> "Embedded":
         """Return the result that `counts` gave as JSON values."""
         features, round_trips = (_unpacked(counts[name]) for name in ("features", "round_trips"))
-        return cls(counts["side"], features, list(counts["tracks"]), round_trips, list(counts["unusable"]), counts["silent"])
+        skipped = Counter(counts.get("skipped", {}))  # portions of earlier versions have none
+        return cls(counts["side"], features, list(counts["tracks"]), round_trips, list(counts["unusable"]), counts["silent"], skipped)
 
 
 def _packed(features: list[Features]) -> dict[str, Any] | None:
@@ -122,7 +126,7 @@ class EvaluateWorker:
                 try:
                     local = inputs.fetch(source, Path(scratch))
                     attempts.start(source.uri)
-                    for file in items(source, local, Path(scratch)):
+                    for file in items(source, local, Path(scratch), result.skipped):
                         self._add(file.name, self._items(file), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()

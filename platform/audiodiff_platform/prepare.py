@@ -7,7 +7,6 @@
 """
 
 import time
-from collections import Counter
 from contextlib import nullcontext
 from typing import Any, Self
 
@@ -18,7 +17,7 @@ from audiodiff_core.lint import expected_bytes, expected_slices, lint
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, described, shortened
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import require_shared, say, usable_path
 from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
 from audiodiff_platform.duplicates import find_duplicates
@@ -185,7 +184,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
     validation = sum(record[VALIDATION]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
-    in_containers = sum((Counter(record.get("skipped", {})) for record in records.values()), Counter[str]())
+    in_containers = skipped_in(records.values())
     for failure in failures[:REASONS_SHOWN]:
         say(f"quarantined: {failure['audio_file']}: {failure['reason']}")
     if len(failures) > REASONS_SHOWN:

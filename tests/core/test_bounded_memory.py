@@ -1,6 +1,7 @@
 """Small files that state or hold a lot: sizes are bounded before memory is allotted, and no more is decoded than is needed."""
 
 import io
+import math
 import struct
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class TestDecode:
         with pytest.raises(ValueError, match=f"long.flac: lasts more than {LONGEST_DECODED_S:.0f} s"):
             CompatMel(sample_rate=1_000, hop_length=16).load_audio(tmp_path / "long.flac")
 
-    @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, None), (1, -1)])
+    @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, None), (1, -1), (0, math.inf), (math.inf, None), (0, math.nan)])
     def test_a_part_that_is_none_is_refused(self, start_s: float, duration_s: float | None, damaged: Path) -> None:
         with pytest.raises(ValueError, match=rf"start_s {start_s}, duration_s {duration_s}"):
             decode(damaged, RATE, start_s=start_s, duration_s=duration_s)

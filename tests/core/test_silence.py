@@ -97,6 +97,32 @@ def test_channels_that_cancel_each_other_are_the_reason_in_a_file_that_ffmpeg_re
         list(mel_slices(m4a(stereo(hum, 3), 44_100), Mel(tiny_mel)))
 
 
+def webm(samples: Samples, rate: int = 48_000) -> bytes:
+    """Stereo samples (n, 2) as Opus, which adds sound above 11 kHz to channels that cancel each other."""
+    content = io.BytesIO()
+    with av.open(content, "w", format="webm") as container:
+        stream = container.add_stream("libopus", rate=rate, layout="stereo")
+        stream.bit_rate = 128_000
+        for start in range(0, len(samples), 960):
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[start : start + 960].reshape(1, -1)), format="flt", layout="stereo")
+            frame.rate, frame.pts = rate, start
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode(None):
+            container.mux(packet)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("pitch_hz", [0, 440])
+def test_a_residual_above_the_band_does_not_hide_the_reason(tiny_mel: MelConfig, pitch_hz: int) -> None:
+    tone = 0.3 * np.sin(2 * np.pi * pitch_hz * np.arange(96_000) / 48_000)
+    left = (np.random.default_rng(0).normal(0, 0.1, 96_000) + tone).astype(np.float32)
+    source = webm(np.stack([left, -left], axis=1))
+    assert np.abs(audio.decode(source, 48_000)).max() > 0.05, "there is no residual"
+    with pytest.raises(audio.AudioDecodeError, match=CANCEL):
+        list(mel_slices(source, Mel(tiny_mel)))
+
+
 def test_a_residual_below_the_threshold_does_not_hide_the_reason(tiny_mel: MelConfig, hum: Hum) -> None:
     samples = stereo(hum, 3)
     samples += np.random.default_rng(0).uniform(-3e-5, 3e-5, samples.shape).astype(np.float32)
@@ -137,7 +163,8 @@ def test_every_slicing_names_the_reason(tiny_mel: MelConfig, hum: Hum, slicing: 
 def test_silence_and_inaudible_sound_do_not_cancel(tiny_mel: MelConfig) -> None:
     rate = 44_100
     above = np.sin(2 * np.pi * 18_000 * np.arange(3 * rate) / rate).astype(np.float32) * np.hanning(3 * rate).astype(np.float32)
-    for samples in (np.zeros((60_000, 2)), np.zeros(60_000), above, np.stack([above, above * 0], axis=1)):
+    pairs: list[Samples] = [np.stack([above, above * np.float32(level)], axis=1) for level in (1, 0, 0.3)]
+    for samples in (np.zeros((60_000, 2), np.float32), np.zeros(60_000, np.float32), above, *pairs):
         assert indices(file(samples, rate, subtype="FLOAT"), Mel(tiny_mel)) == []
 
 

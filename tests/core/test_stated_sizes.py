@@ -31,7 +31,7 @@ def written(samples: Samples, file_format: str, subtype: str | None = None) -> b
     return buffer.getvalue()
 
 
-def field(content: bytes, marker: bytes, offset: int, layout: str, value: int) -> bytes:
+def field(content: bytes, marker: bytes, offset: int, layout: str, value: float) -> bytes:
     """`content` with another number `offset` bytes after the first `marker`."""
     changed = bytearray(content)
     struct.pack_into(layout, changed, content.index(marker) + offset, value)
@@ -219,10 +219,8 @@ def test_packets_that_no_sample_table_names_are_noticed(tmp_path: Path, music: S
         decode(short, RATE)
 
 
-@pytest.mark.parametrize("encoder", ["matroska", "adts"])
-def test_streams_without_a_stated_length_are_read_to_their_end(tmp_path: Path, music: Samples, encoder: str) -> None:
-    file = tmp_path / {"matroska": "song.mka", "adts": "song.aac"}[encoder]
-    content = m4a(file, music)
+def test_streams_without_a_stated_length_are_read_to_their_end(tmp_path: Path, music: Samples) -> None:
+    content = m4a(tmp_path / "song.aac", music)
     assert len(decode(content * 2, RATE)) == pytest.approx(2 * len(decode(content, RATE)), abs=2_048)
 
 
@@ -235,3 +233,122 @@ def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
         file.truncate(44 + (1 << 32) + wrapped)  # zeros that take no room on the disk
     with pytest.raises(AudioDecodeError, match=r"holds 48699\.\d\d seconds, its header states 4\.00"):
         decode(tmp_path / "long.wav", RATE)
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_f32le"])
+def test_a_size_of_one_for_pcm_samples_in_quicktime_files_is_ignored(tmp_path: Path, music: Samples, codec: str) -> None:
+    content = muxed(tmp_path / "song.mov", music, codec)
+    changed = field(content, b"stsz", 8, ">I", 1)
+    np.testing.assert_array_equal(decode(changed, RATE), decode(content, RATE))
+
+
+def leading_id3(size: int) -> bytes:
+    return b"ID3\3\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0)) + bytes(size)
+
+
+TAGS = {
+    "id3": leading_id3(1_000),
+    "odd": leading_id3(1_001),
+    "large": leading_id3(100_000),
+    "two": leading_id3(30) + leading_id3(2_000),
+    "ape": b"APETAGEX" + struct.pack("<IIII8x", 2_000, 64, 1, 1 << 29) + bytes(64),
+}
+
+
+@pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
+@pytest.mark.parametrize("file_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC", "OGG"])
+def test_a_tag_before_the_file_changes_nothing(tmp_path: Path, music: Samples, file_format: str, tag: bytes) -> None:
+    content = written(music, file_format)
+    (tmp_path / "song.bin").write_bytes(tag + content)
+    for source in (tag + content, tmp_path / "song.bin"):
+        np.testing.assert_array_equal(decode(source, RATE), decode(content, RATE))
+
+
+@pytest.mark.parametrize("file_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC"])
+def test_a_tag_before_the_file_hides_nothing(music: Samples, file_format: str) -> None:
+    content = written(music, file_format)
+    with pytest.raises(AudioDecodeError, match="holds"):
+        decode(TAGS["id3"] + content * 2, RATE)
+    with pytest.raises(AudioDecodeError, match="truncated"):
+        decode(TAGS["large"] + content[: len(content) // 2], RATE)
+
+
+def test_a_tag_before_an_mp4_file_hides_nothing(tmp_path: Path, music: Samples) -> None:
+    content = m4a(tmp_path / "song.m4a", music)
+    np.testing.assert_array_equal(decode(TAGS["id3"] + content, RATE), decode(content, RATE))
+    with pytest.raises(AudioDecodeError, match="holds 2 MP4 files"):
+        decode(TAGS["id3"] + content * 2, RATE)
+
+
+def muxed(file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False) -> bytes:
+    container: Any = av.open(str(file), "w", options=options or {})
+    rate = 48_000 if codec == "libopus" else RATE
+    with container:
+        track = container.add_stream(codec, rate=rate, layout="mono")
+        resampler = av.AudioResampler(format=track.codec_context.format, layout="mono", rate=rate, frame_size=960)
+        pictures: Any = container.add_stream("mpeg4", rate=1, width=16, height=16, pix_fmt="yuv420p") if video else None
+        for number in range(10 if video else 0):
+            picture = av.VideoFrame(16, 16, "yuv420p")
+            picture.pts = number
+            container.mux(pictures.encode(picture))
+        frame: Any = av.AudioFrame.from_ndarray((samples[None] * 32_767).astype(np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts = RATE, start
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(track.encode(part))
+        container.mux(track.encode(None))
+        if video:
+            container.mux(pictures.encode(None))
+    return file.read_bytes()
+
+
+CODECS_IN_MATROSKA = [("song.mka", "pcm_s16le"), ("song.mka", "flac"), ("song.mka", "aac"), ("song.webm", "libopus")]
+
+
+@pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
+@pytest.mark.parametrize("tag", [b"", TAGS["id3"]], ids=["plain", "tag"])
+def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(tmp_path: Path, music: Samples, name: str, codec: str, tag: bytes) -> None:
+    content = muxed(tmp_path / name, music, codec)
+    assert len(decode(tag + content, RATE)) == pytest.approx(len(music), abs=2_048)
+    for share in (0.3, 0.5, 0.8):
+        with pytest.raises(AudioDecodeError, match=r"truncated: holds \d\.\d\d of the 4\.\d\d seconds"):
+            decode(tag + content[: int(len(content) * share)], RATE)
+    with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files; split the file"):
+        decode(tag + content * 2, RATE)
+
+
+@pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
+def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samples, name: str, codec: str) -> None:
+    content = muxed(tmp_path / name, music, codec, options={"live": "1"})
+    assert content.count(b"\x44\x89\x88") == 0, "a live recording states a duration"
+    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
+    half = decode(content[: len(content) // 2], RATE)
+    assert len(half) == pytest.approx(len(music) / 2, rel=0.2)
+    with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
+        decode(content * 2, RATE)
+
+
+@pytest.mark.parametrize("files", [1, 2])
+def test_clusters_of_matroska_may_be_of_unknown_size(tmp_path: Path, music: Samples, files: int) -> None:
+    content = muxed(tmp_path / "song.mka", music, "pcm_s16le", options={"live": "1"})
+    pieces = content.split(b"\x1f\x43\xb6\x75")
+    assert len(pieces) > 1
+    heads = [8 - piece[0].bit_length() for piece in pieces[1:]]
+    unsized = [bytes([(1 << 8 - more) - 1]) + b"\xff" * more + piece[1 + more :] for more, piece in zip(heads, pieces[1:], strict=True)]
+    content = b"\x1f\x43\xb6\x75".join([pieces[0], *unsized])
+    if files == 1:
+        np.testing.assert_allclose(decode(content, RATE), music, rtol=0, atol=1e-4)
+        return
+    with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
+        decode(content * 2, RATE)
+
+
+@pytest.mark.parametrize("options", [{"start": 2 * RATE}, {"video": True}], ids=["late", "video"])
+def test_the_duration_of_matroska_is_not_that_of_the_audio_alone(tmp_path: Path, music: Samples, options: dict[str, Any]) -> None:
+    content = muxed(tmp_path / "song.mkv", music, "pcm_s16le", **options)
+    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
+
+
+@pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
+def test_a_duration_of_matroska_that_is_no_number_is_ignored(tmp_path: Path, music: Samples, duration: float) -> None:
+    content = field(muxed(tmp_path / "song.mka", music, "pcm_s16le"), b"\x44\x89\x88", 3, ">d", duration)
+    assert len(decode(content, RATE)) == len(music)

@@ -125,6 +125,39 @@ def test_names_of_members_are_those_of_files(tmp_path: Path, tar_format: int) ->
     assert sorted(tmp_path.parent.iterdir()) == before
 
 
+def test_links_through_linked_folders_have_the_content_of_their_target(tmp_path: Path) -> None:
+    members: list[Member] = [
+        ("via.wav", "dl/a.wav", tarfile.SYMTYPE),
+        ("dl", "d", tarfile.SYMTYPE),
+        ("d/a.wav", b"a", tarfile.REGTYPE),
+        ("d/e/b.wav", b"b", tarfile.REGTYPE),
+        ("x/first", "../y/second", tarfile.SYMTYPE),
+        ("y/second", "../d/e", tarfile.SYMTYPE),
+        ("x/two.wav", "first/b.wav", tarfile.SYMTYPE),
+        ("up.wav", "x/first/../a.wav", tarfile.SYMTYPE),
+        ("hard.wav", "dl/a.wav", tarfile.LNKTYPE),
+        ("d/link.wav", "e/b.wav", tarfile.SYMTYPE),
+        ("over.wav", "dl/link.wav", tarfile.SYMTYPE),
+        ("self", "self/self", tarfile.SYMTYPE),
+        ("self.wav", "self/a.wav", tarfile.SYMTYPE),
+        ("here", ".", tarfile.SYMTYPE),
+        ("often.wav", "here/" * 50 + "d/a.wav", tarfile.SYMTYPE),
+        ("long.wav", "here/" * 2_000 + "d/a.wav", tarfile.SYMTYPE),
+        ("root.wav", "/d/a.wav", tarfile.SYMTYPE),
+    ]
+    found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
+    links = {"via.wav": b"a", "x/two.wav": b"b", "up.wav": b"a", "hard.wav": b"a", "d/link.wav": b"b", "over.wav": b"b"}
+    assert found == {"d/a.wav": b"a", "d/e/b.wav": b"b", **links}
+    assert skipped["dangling link"] == 4
+    (tmp_path / "out").mkdir()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        for member in archive:
+            if member.name not in {"root.wav", "long.wav"}:
+                archive.extract(member, tmp_path / "out", filter="fully_trusted")
+    for name, content in links.items():
+        assert (tmp_path / "out" / name).read_bytes() == content
+
+
 def test_links_have_the_content_of_their_target(tmp_path: Path) -> None:
     members: list[Member] = [
         ("early.wav", "late.wav", tarfile.SYMTYPE),
@@ -297,6 +330,13 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
     uri = {"file": folder / "train.parquet", "folder": folder, "list": folder / "list.txt"}[place]
     with pytest.raises(ValueError, match=r"audio is not embedded: 3 of 3 rows checked of train\.parquet have only a path: write .*embed_table_storage"):
         list(Inputs(str(uri)).sources())
+
+
+def test_parquet_without_audio_is_refused_after_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_rows, "EMPTY_ROWS_CHECKED", 200)
+    parquet(tmp_path / "train.parquet", [{"path": "a.wav"}] * 300)
+    with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 rows checked of train\.parquet"):
+        list(Inputs(str(tmp_path)).sources())
 
 
 def test_the_advice_on_embedding_works(few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

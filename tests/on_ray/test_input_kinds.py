@@ -5,12 +5,19 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from audiodiff_core.audio import AUDIO_EXTENSIONS
-from audiodiff_platform.audio_files import Inputs, described, shortened
+from audiodiff_core.audio import AUDIO_EXTENSIONS, Samples
+from audiodiff_core.embedders import load_embedder
+from audiodiff_core.mel import MelConfig
+from audiodiff_platform import embeddings_worker
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
+from audiodiff_platform.evaluate import REFERENCE
+from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.work.attempts import Attempts
 
 
 @pytest.mark.parametrize(
@@ -82,3 +89,49 @@ def test_prepare_counts_what_it_passes_over_in_folders_and_archives(local_ray: N
     assert (row["audio_file"], row["reason"]) == ("a.tar/lost.flac", "a hard link to absent.flac, which its archive does not hold")
     (again,) = [options.model_copy(update={"output_dir": str(tmp_path / "unique"), "drop_duplicates": True})]
     assert prepare(again)["files"] == 2
+
+
+def archive(few_loops: Path, folder: Path) -> Source:
+    """A tar of two loops and of three files that are not read."""
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name in ("mika.flac", "tabla.flac"):
+            tar.add(few_loops / f"loop_{name}", name)
+        for name in ("mika.txt", "tabla.txt", "._mika.flac"):
+            tar.add(few_loops / "notes.txt", name)
+    (source,) = Inputs(str(folder)).sources()
+    return source
+
+
+class MeanEncoder:
+    name, digest, dim, sample_rate = "mean", "0", 1, 22_050
+
+    def encode(self, audios: list[Samples], _rate: int) -> Samples:
+        return np.stack([audio[:1] for audio in audios])
+
+
+def test_embeddings_count_what_they_pass_over_in_archives_and_refuse_long_files(
+    few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = archive(few_loops, tmp_path / "in")
+    monkeypatch.setattr(embeddings_worker, "load_encoder", lambda *_: MeanEncoder())
+    monkeypatch.setattr(embeddings_worker, "read_shard", lambda *_: [(source, 0)])
+    worker = embeddings_worker.EmbeddingsWorker(str(tmp_path / "in"), str(tmp_path / "out"), "mean", "0")
+    record = worker.shard(0, Attempts(None, 0, "test"))
+    assert (record["rows"], record["failures"], record["skipped"]) == (2, [], {".txt": 2, "hidden files": 1})
+    assert skipped_in([record, record, {}]) == {".txt": 4, "hidden files": 2}
+    assert embeddings_worker.LONGEST_EMBEDDED_S == 3_600
+    monkeypatch.setattr(embeddings_worker, "LONGEST_EMBEDDED_S", 1.0)
+    reasons = {failure["reason"] for failure in worker.shard(0, Attempts(None, 0, "test"))["failures"]}
+    assert all("at most 1 s are decoded at once: use a shorter file" in reason for reason in reasons)
+    assert reasons
+
+
+def test_evaluations_count_what_they_pass_over_in_archives(few_loops: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    portion = Portion(REFERENCE, str(tmp_path / "in"), (archive(few_loops, tmp_path / "in"),))
+    mel = MelConfig(x_res=32, y_res=32, hop_length=1_024)
+    digest = load_embedder("logmel-stats", mel.sample_rate).digest
+    record = EvaluateWorker([portion], None, "logmel-stats", digest, mel).shard(0, Attempts(None, 0, "test"))
+    result = Embedded.of(record["result"])
+    assert (set(result.tracks), result.skipped) == ({"a.tar/mika.flac", "a.tar/tabla.flac"}, {".txt": 2, "hidden files": 1})

@@ -3,7 +3,7 @@
 from audiodiff_platform.audio_files.containers import items
 from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.item import Item
-from audiodiff_platform.audio_files.skipped import described, shortened
+from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
 from audiodiff_platform.audio_files.source import Source
 
-__all__ = ["Inputs", "Item", "Source", "described", "items", "shortened"]
+__all__ = ["Inputs", "Item", "Source", "described", "items", "shortened", "skipped_in"]

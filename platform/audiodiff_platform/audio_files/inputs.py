@@ -1,4 +1,4 @@
-"""What prepare reads: audio files in a folder or on a list, and containers of them."""
+"""Audio files in a folder or on a list, and containers of them, which prepare reads."""
 
 import errno
 import os

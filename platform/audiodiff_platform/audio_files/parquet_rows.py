@@ -31,16 +31,15 @@ NOT_EMBEDDED = "a path without audio: embed the files in the Parquet file"
 
 @dataclass(frozen=True)
 class RowsWithoutAudio:
-    """The number of rows of a Parquet file that lack audio, of those that were checked, and of all."""
+    """The number of rows of a Parquet file that lack audio, and of those that were checked."""
 
     missing: int
     checked: int
-    total: int
 
     @property
     def are_all(self) -> bool:
-        """True if the file holds no audio."""
-        return self.missing == self.total
+        """True if no row that was checked holds audio."""
+        return self.missing == self.checked
 
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
@@ -74,7 +73,7 @@ def audio_column(schema: pa.Schema) -> str | None:
 
 
 def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
-    """Counts the rows of an audio column that lack audio, up to a bound on rows and on bytes read.
+    """Count the rows of an audio column that lack audio, up to a bound on rows and on bytes read.
 
     Rows are read: damaged statistics would end the process in pyarrow. Samples are not read.
     """
@@ -88,7 +87,7 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
         missing, checked, size = missing + (not has_audio), checked + 1, size + len(content or b"")
         if size > BYTES_CHECKED or checked == (ROWS_CHECKED if missing < checked else EMPTY_ROWS_CHECKED):
             break
-    return RowsWithoutAudio(missing, checked, table.metadata.num_rows)
+    return RowsWithoutAudio(missing, checked)
 
 
 def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
@@ -97,7 +96,7 @@ def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
 
 
 def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
-    """What to do about Parquet files of which some or all rows lack audio."""
+    """Advice on Parquet files of which some or all rows lack audio."""
     example = min(files)
     rows = files[example]
     more = f" (and rows of {len(files) - 1:,} more files)" if len(files) > 1 else ""
@@ -155,7 +154,7 @@ def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
-    """What to read of an audio column: other fields of a struct are left alone."""
+    """Paths of an audio column that are read: other fields of a struct are left alone."""
     paths = [table.schema.column(place).path for place in range(len(table.schema))]
     wanted = tuple(f"{column}.{name}." for name in FIELDS)
     return [path for path in paths if path == column or f"{path}.".startswith(wanted)]

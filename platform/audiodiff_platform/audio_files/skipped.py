@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS
 
@@ -32,6 +33,11 @@ def shortened(skipped: Counter[str]) -> dict[str, int]:
     ordered = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
     rest = sum(count for _, count in ordered[KINDS_SHOWN:])
     return dict(ordered[:KINDS_SHOWN]) | ({OTHER_KINDS: rest} if rest else {})
+
+
+def skipped_in(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """The counts of what is not read in the containers of all shards."""
+    return sum((Counter(record.get("skipped", {})) for record in records), Counter[str]())
 
 
 def described(skipped: Counter[str]) -> str:

@@ -21,6 +21,7 @@ from audiodiff_platform.audio_files.source import Source, passed_over, utf8
 BLOCK_BYTES = 512
 MAX_READ_BYTES = 1 << 20
 MAX_LINKS_FOLLOWED = 40
+MAX_PATH_LENGTH = 4_096
 DANGLING, REPLACED, SPECIAL = "dangling link", "replaced in its archive", "special file"
 
 # tarfile raises those after TarError for headers that are no numbers, that end early or that extend each other endlessly.
@@ -81,7 +82,7 @@ class _Contents:
             links.pop(name, None)
             if member.issym():
                 target = posixpath.join(posixpath.dirname(name), member.linkname)
-                links[name] = _Link(posixpath.normpath(target), is_hard=False)
+                links[name] = _Link(target, is_hard=False)
             elif member.islnk():
                 links[name] = _Link(_normal(member.linkname), is_hard=True)
             if not member.isdir() and _is_audio(name):
@@ -121,12 +122,34 @@ class _Link:
 
 
 def _end(name: str, links: Mapping[str, _Link]) -> str:
-    """The member that a link leads to, over other links; a link of a cycle where there is none."""
+    """The path that a link leads to, over links to files and to folders; empty if it leads to no place in the archive."""
+    remaining: list[str] = []
+    path = name
     for _ in range(MAX_LINKS_FOLLOWED):
-        if name not in links:
+        target = links[path].target
+        if target.startswith("/") or len(target) + sum(map(len, remaining)) + len(remaining) > MAX_PATH_LENGTH:
+            return ""
+        remaining += reversed(target.split("/"))
+        path = _next_link(remaining, links)
+        if path not in links:
+            return path
+    return ""
+
+
+def _next_link(remaining: list[str], links: Mapping[str, _Link]) -> str:
+    """Take the parts of a path from the end of `remaining` up to the first link; return the path that they form."""
+    reached: list[str] = []
+    path = ""
+    while remaining:
+        part = remaining.pop()
+        if part == ".." and reached and reached[-1] != "..":
+            reached.pop()
+        elif part not in ("", "."):
+            reached.append(part)
+        path = "/".join(reached)
+        if path in links:
             break
-        name = links[name].target
-    return name
+    return path
 
 
 def _readable_headers(file: _TarFile) -> Iterator[tarfile.TarInfo]:
