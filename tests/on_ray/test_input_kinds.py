@@ -17,6 +17,7 @@ from audiodiff_platform.audio_files import Inputs, Source, described, shortened,
 from audiodiff_platform.evaluate import REFERENCE
 from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion
 from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 
 
@@ -117,12 +118,12 @@ def test_embeddings_count_what_they_pass_over_in_archives_and_refuse_long_files(
     monkeypatch.setattr(embeddings_worker, "load_encoder", lambda *_: MeanEncoder())
     monkeypatch.setattr(embeddings_worker, "read_shard", lambda *_: [(source, 0)])
     worker = embeddings_worker.EmbeddingsWorker(str(tmp_path / "in"), str(tmp_path / "out"), "mean", "0")
-    record = worker.shard(0, Attempts(None, 0, "test"))
+    record = worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     assert (record["rows"], record["failures"], record["skipped"]) == (2, [], {".txt": 2, "hidden files": 1})
     assert skipped_in([record, record, {}]) == {".txt": 4, "hidden files": 2}
     assert embeddings_worker.LONGEST_EMBEDDED_S == 3_600
     monkeypatch.setattr(embeddings_worker, "LONGEST_EMBEDDED_S", 1.0)
-    reasons = {failure["reason"] for failure in worker.shard(0, Attempts(None, 0, "test"))["failures"]}
+    reasons = {failure["reason"] for failure in worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))["failures"]}
     assert all("at most 1 s are decoded at once: use a shorter file" in reason for reason in reasons)
     assert reasons
 
@@ -132,6 +133,6 @@ def test_evaluations_count_what_they_pass_over_in_archives(few_loops: Path, tmp_
     portion = Portion(REFERENCE, str(tmp_path / "in"), (archive(few_loops, tmp_path / "in"),))
     mel = MelConfig(x_res=32, y_res=32, hop_length=1_024)
     digest = load_embedder("logmel-stats", mel.sample_rate).digest
-    record = EvaluateWorker([portion], None, "logmel-stats", digest, mel).shard(0, Attempts(None, 0, "test"))
+    record = EvaluateWorker([portion], None, "logmel-stats", digest, mel).shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     result = Embedded.of(record["result"])
     assert (set(result.tracks), result.skipped) == ({"a.tar/mika.flac", "a.tar/tabla.flac"}, {".txt": 2, "hidden files": 1})
