@@ -1,9 +1,10 @@
 """prepare beside the original's loop: throughput in steady state, scaling, fixed cost, and memory of workers and driver.
 
-    python -m tests.benchmarks.prepare [--files 144] [--rounds 3]
+    python -m tests.benchmarks.prepare [--files 144] [--rounds 3] [--before CHECKOUT]
 
-Each command runs whole, in turn, `rounds` times; a run on one file is subtracted from both sides, so that what is compared is the work
-per file. The time to decode the same files, and do nothing else, is the floor; what two plain processes gain over one, without Ray, is the
+Each command runs whole, in turn, `rounds` times; a run on two files, a shard each, is subtracted from both sides, so that what is compared
+is the work per file. A checkout of an earlier version can be measured in the same turns (its requirements must be installed here).
+The time to decode the same files, and do nothing else, is the floor; what two plain processes gain over one, without Ray, is the
 most that two workers can gain on the machine at that hour. CPU seconds stand beside wall time by role: driver, workers, their decoders, Ray.
 """
 
@@ -27,10 +28,12 @@ from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
+SHARD_MINUTES = 1.2  # by which a shard holds about a file
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
-    return [sys.executable, "jobs/prepare.py", "--input_dir", folder, "--output_dir", out, "--num_workers", workers]
+    shards = ["--shard_minutes", SHARD_MINUTES]
+    return [sys.executable, "jobs/prepare.py", "--input_dir", folder, "--output_dir", out, "--num_workers", workers, *shards]
 
 
 def fresh(out: Path) -> Path:
@@ -50,16 +53,20 @@ def python(code: str, files: Sequence[Path]) -> list[Any]:
     return [sys.executable, "-c", code, *files]
 
 
-def throughput(scratch: Path, files: int, rounds: int) -> None:
+def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> None:
     """Each command whole, in turn: the original and prepare, and the same work by plain processes, which tells what the machine's cores give at that hour."""
-    corpus, single = scratch / "corpus", scratch / "single"
+    corpus, pair, single = scratch / "corpus", scratch / "pair", scratch / "single"
     names = make_corpus(corpus, files, SECONDS_PER_FILE)
+    make_corpus(pair, 2, SECONDS_PER_FILE)
     make_corpus(single, 1, SECONDS_PER_FILE)
     pairs: dict[str, Callable[[Path], Run]] = {
         "original": lambda folder: run([ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]),
         "ours, 1 worker": lambda folder: run(ours(folder, fresh(scratch / "out"), 1)),
         "ours, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2)),
     }
+    if before is not None:
+        pairs["before, 1 worker"] = lambda folder: run(ours(folder, fresh(scratch / "out"), 1), checkout=before)
+        pairs["before, 2 workers"] = lambda folder: run(ours(folder, fresh(scratch / "out"), 2), checkout=before)
     alone: dict[str, Callable[[], Run]] = {
         "by hand, 1 process": lambda: run(python(BY_HAND, names)),
         "by hand, 2 processes": lambda: run(python(BY_HAND, names[::2]), python(BY_HAND, names[1::2])),
@@ -67,26 +74,32 @@ def throughput(scratch: Path, files: int, rounds: int) -> None:
         "decoding alone by libsndfile": lambda: run(python(LIBSNDFILE, names)),
     }
     steady: dict[str, list[float]] = {name: [] for name in [*pairs, *alone]}
-    fixed: dict[str, list[float]] = {name: [] for name in pairs}
+    one: dict[str, list[float]] = {name: [] for name in pairs}
+    two: dict[str, list[float]] = {name: [] for name in pairs}
     for round_ in range(rounds):
-        for name, pair in pairs.items():
-            small, large = pair(single), pair(corpus)
-            fixed[name].append(small.seconds)
+        for name, command in pairs.items():
+            smallest, small, large = command(single), command(pair), command(corpus)
+            one[name].append(smallest.seconds)
+            two[name].append(small.seconds)
             steady[name].append(large.seconds - small.seconds)
-            print(f"  round {round_ + 1}, {name}: one file {small}, {files} files {large}", flush=True)
+            print(f"  round {round_ + 1}, {name}: one file {smallest}, two files {small}, {files} files {large}", flush=True)
         for name, whole in alone.items():
             took = whole()
             steady[name].append(took.seconds)
             print(f"  round {round_ + 1}, {name}: {took}", flush=True)
-    print(f"prepare 256x256, {files - 1} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds} rounds,")
-    print("the run on one file subtracted from the original's and ours:")
+    print(f"prepare 256x256, {files - 2} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds} rounds,")
+    print("the run on two files subtracted from the original's and ours:")
     for name, seconds in steady.items():
         median = float(np.median(seconds))
         times = f", {ratio(steady['original'], seconds)} times the original" if name in pairs else ""
-        print(f"  {name}: {median:.1f} s, {(files - (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}")
+        print(f"  {name}: {median:.1f} s, {(files - 2 * (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}")
     print(f"  1 to 2 workers: {ratio(steady['ours, 1 worker'], steady['ours, 2 workers'])} times", end="; ")
     print(f"1 to 2 plain processes: {ratio(steady['by hand, 1 process'], steady['by hand, 2 processes'])} times")
-    print(f"  fixed cost (a whole run on one file): {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in fixed.items())}")
+    for workers in ("1 worker", "2 workers"):
+        if before is not None:
+            print(f"  before to now, {workers}: {ratio(steady[f'before, {workers}'], steady[f'ours, {workers}'])} times")
+    print(f"  a run on one file: {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in one.items())}")
+    print(f"  a run on two files: {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in two.items())}")
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
@@ -154,10 +167,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--files", type=int, default=144)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--before", type=Path, help="checkout of an earlier version, measured in the same turns")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        throughput(Path(scratch), given.files, given.rounds)
+        throughput(Path(scratch), given.files, given.rounds, given.before)
         worker_memory(Path(scratch))
         driver_memory(Path(scratch))
     print(json.dumps({"load_at_end": round(os.getloadavg()[0], 1)}))

@@ -27,11 +27,13 @@ class Run:
         return f"{self.seconds:.1f} s (CPU {', '.join(f'{role} {seconds:.1f}' for role, seconds in self.cpu.items())})"
 
 
-def run(*commands: Sequence[object]) -> Run:
-    """Runs commands at once, to the end of the last; raises CalledProcessError where one fails."""
+def run(*commands: Sequence[object], checkout: Path = ROOT) -> Run:
+    """Run commands of a checkout at once, to the end of the last; raise CalledProcessError if one fails."""
+    environment = {**ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "platform")])}
     began = time.perf_counter()
     processes = [
-        subprocess.Popen([str(part) for part in command], cwd=ROOT, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for command in commands
+        subprocess.Popen([str(part) for part in command], cwd=checkout, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for command in commands
     ]
     seen: dict[tuple[int, float], tuple[str, float]] = {}
     over = threading.Event()
@@ -69,6 +71,6 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
 
 def role(command: Sequence[str]) -> str:
     """What a process of a job is, by its command line."""
-    if command and command[0].startswith("ray::PrepareWorker"):
+    if command and command[0].startswith("ray::") and "PrepareWorker" in command[0]:
         return "worker"
     return "decoder" if "audiodiff_platform.slicer" in command else "Ray"
