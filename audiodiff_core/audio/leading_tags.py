@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,8 @@ def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
 def _audio_start(file: str | io.BytesIO) -> int:
     """Size of the tags before a format that begins with a known magic number or with an MP4 box, 0 for other files."""
     try:
+        if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise UnusableError("not a regular file")
         with opened(file) as content:
             start = leading_tags_size(content)
             content.seek(start)

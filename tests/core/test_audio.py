@@ -1,6 +1,7 @@
 """Decoding gives librosa's numbers whatever the block size; bad and truncated sources are named; encoding is exact and repeatable."""
 
 import io
+import os
 import pickle
 import re
 import struct
@@ -361,6 +362,12 @@ def test_any_file_name_can_be_read(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioDecodeError, match=r"absent\.wav: cannot be opened \(No such file or directory\)"):
         decode(tmp_path / "absent.wav", RATE)
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.wav")
+    with pytest.raises(AudioDecodeError, match=r"pipe\.wav: not a regular file"):
+        decode(tmp_path / "pipe.wav", 22_050)
 
 
 def test_decode_error_survives_pickling() -> None:

@@ -61,44 +61,50 @@ def test_a_file_without_sound_says_why(slicer: Slicer, loops: Path, tmp_path: Pa
         slicer.slices("silent.wav", tmp_path / "silent.wav", tmp_path / "spool")
 
 
-def _end_what_opens(fifo: Path) -> None:
-    """A FIFO holds whoever reads it until somebody writes: here it is killed instead, as by a decoder's fault."""
-    with fifo.open("wb"):  # returns when the other side has opened it
+def _end_what_opens(spool: Path) -> None:
+    """A FIFO as spool holds the process until somebody reads: here it is killed instead, as by a decoder's fault."""
+    with spool.open("rb"):  # returns when the other side has opened it
         child = _child(os.getpid())
         child.kill()
         with contextlib.suppress(ChildProcessError):  # or the slicer was first to hear of it
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
-def test_a_file_that_ends_two_processes_is_unusable(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "bad.wav")
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """A file whose slices are more than a pipe holds."""
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 22_050 * 120), 22_050)
+    return tmp_path / "noise.wav"
+
+
+def test_a_file_that_ends_two_processes_is_unusable(slicer: Slicer, noise: Path, loops: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "held")
 
     def end_twice() -> None:
-        _end_what_opens(tmp_path / "bad.wav")
-        _end_what_opens(tmp_path / "bad.wav")
+        _end_what_opens(tmp_path / "held")
+        _end_what_opens(tmp_path / "held")
 
     killer = threading.Thread(target=end_twice)
     killer.start()
-    with pytest.raises(AudioDecodeError, match=r"bad\.wav: ended 2 processes that decoded it \(SIGKILL\)"):
-        slicer.slices("bad.wav", tmp_path / "bad.wav", tmp_path / "spool")
+    with pytest.raises(AudioDecodeError, match=r"noise\.wav: ended 2 processes that decoded it \(SIGKILL\)"):
+        slicer.slices("noise.wav", noise, tmp_path / "held")
     killer.join()
     assert len(slicer.slices("good", loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
 
 
-def test_a_file_whose_process_ends_once_is_used(slicer: Slicer, loops: Path, tmp_path: Path) -> None:
-    fifo, file = tmp_path / "fifo", tmp_path / "loop.flac"
+def test_a_file_whose_process_ends_once_is_used(slicer: Slicer, noise: Path, tmp_path: Path) -> None:
+    fifo, spool = tmp_path / "fifo", tmp_path / "spool"
     os.mkfifo(fifo)
-    file.symlink_to(fifo)
+    spool.symlink_to(fifo)
 
     def end_once() -> None:
-        with fifo.open("wb"):
-            file.unlink()
-            file.symlink_to(loops / "loop_mika.flac")
+        with fifo.open("rb"):
+            spool.unlink()
             _child(os.getpid()).kill()
 
     killer = threading.Thread(target=end_once)
     killer.start()
-    assert len(slicer.slices("loop", file, tmp_path / "spool").slices) > 0
+    assert len(slicer.slices("noise.wav", noise, spool).slices) > 100
     killer.join()
 
 
