@@ -99,6 +99,30 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from audiodiff_core.checkpoint import save_vae
+
+    torch.manual_seed(0)
+    network = AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    folder = tmp_path_factory.mktemp("vae") / "model"
+    save_vae(folder, network)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of an AudioEncoder with random weights."""
     import torch

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ class Driver:
     """`jobs/VERB.py` as a process on the simulated cluster, begun again whenever it is killed."""
 
     def __init__(self, cluster: SimulatedCluster, verb: str, flags: dict[str, Any], log: Path) -> None:
-        self.command = [sys.executable, f"jobs/{verb}.py", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+        given = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items())
+        self.command = [sys.executable, f"jobs/{verb}.py", *chain.from_iterable(given)]
         self.environment = {**os.environ, "RAY_ADDRESS": cluster.cluster.address}
         self.log = log.open("w")
         self.begin()

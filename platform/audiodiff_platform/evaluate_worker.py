@@ -101,7 +101,7 @@ class EvaluateWorker:
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Embed a portion -> the result, which goes into a file if the job has a folder."""
         portion = self.portions[shard]
-        counts = (self._of_part(portion) if portion.part else self._of_sources(portion, attempts)).to_json()
+        counts = (self._of_part(portion, attempts) if portion.part else self._of_sources(portion, attempts)).to_json()
         if self.output is None:
             return {"result": counts}
         attempts.require_ownership()
@@ -109,9 +109,10 @@ class EvaluateWorker:
         self.output.write(name, content)
         return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
 
-    def _of_part(self, portion: Portion) -> Embedded:
+    def _of_part(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
         for track, image in _rows(Folder(portion.uri), portion.part, (self.mel.config.y_res, self.mel.config.x_res)):
+            attempts.require_running()
             self._add(track, iter([Item(image, None)]), portion, result)
         return result
 

@@ -167,7 +167,7 @@ class GenerateWorker:
         """
         parameters = self.options.model_dump(include=set(SamplingParameters.model_fields))
         requests = [GenerateRequest(seed=seed, **parameters) for seed in self.options.shard_seeds()[shard]]
-        rows = None if len(attempts.deaths) >= DEATHS_OF_A_BATCH else self._batched(requests)
+        rows = None if len(attempts.deaths) >= DEATHS_OF_A_BATCH else self._batched(requests, attempts)
         if rows is None:
             rows = self._one_by_one(requests, attempts)
         attempts.require_ownership()
@@ -180,13 +180,17 @@ class GenerateWorker:
         sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in made}}
         return {"rows": len(rows), "failed": len(rows) - len(made), "parts": parts, "sizes": sizes}
 
-    def _batched(self, requests: Sequence[GenerateRequest]) -> list[dict[str, Any]] | None:
+    def _batched(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]] | None:
         """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
+        rows = []
         try:
-            return [self._row(loop) for loop in self.pipeline.generate(requests)]
+            for loop in self.pipeline.generate(requests):
+                rows.append(self._row(loop))
+                attempts.require_running()
         except (*LOOP_FAILURES, RuntimeError) as error:
             logging.getLogger(__name__).warning("a batch failed, its loops are made one by one: %s", error)
             return None
+        return rows
 
     def _one_by_one(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
         """Make each loop alone -> their rows of the manifest, with the reason where a loop cannot be made."""

@@ -42,7 +42,7 @@ class LatentsWorker:
         with self.output.scratch() as scratch:
             for split in (TRAIN, VALIDATION):
                 name = data_file(shard, split)
-                row_groups = self._encoded(name, scratch / "part.parquet") if self.dataset.folder.exists(name) else []
+                row_groups = self._encoded(name, scratch / "part.parquet", attempts) if self.dataset.folder.exists(name) else []
                 record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
                 if row_groups:
                     attempts.require_ownership()
@@ -52,12 +52,13 @@ class LatentsWorker:
         rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
         return {**record, "rows": rows, "parts": parts, "sizes": sizes}
 
-    def _encoded(self, name: str, target: Path) -> list[int]:
+    def _encoded(self, name: str, target: Path, attempts: Attempts) -> list[int]:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
         rows = []
         folder, shape = self.dataset.folder, (self.dataset.mel.y_res, self.dataset.mel.x_res)
         with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as part, pq.ParquetWriter(target, self.schema) as writer:
             for group in range(part.num_row_groups):
+                attempts.require_running()
                 table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
                 images = np.stack([decode_png(cell["bytes"], shape) for cell in table["image"].to_pylist()])
                 writer.write_table(self._table(table, moments_in_batches(self.vae, images, self.batch_size)))

@@ -139,13 +139,23 @@ print("free")
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("verb", ["train"])
-def test_ctrl_c_ends_work_on_a_ray_that_goes_on(dataset: Path, tmp_path: Path, verb: str) -> None:
+@pytest.mark.parametrize("verb", ["prepare", "encode", "generate", "train"])
+def test_ctrl_c_ends_work_on_a_ray_that_goes_on(dataset: Path, loops: Path, model: Path, encoder: Path, tmp_path: Path, verb: str) -> None:
+    """The shards in work, of which each takes minutes, are not worked on."""
+    (tmp_path / "in").mkdir()
+    for copy in range(200):
+        for loop in loops.glob("*.flac"):
+            (tmp_path / "in" / f"{copy}-{loop.name}").symlink_to(loop)
+    sharded = {"input_dir": str(tmp_path / "in"), "num_workers": 2}
     training = {"dataset_name": str(dataset), "max_train_steps": 10_000, "num_workers": 1, "checkpoint_minutes": 0.01, "preview_count": 0}
+    mark, sampling = "_attempts/*.json", {"model": str(model), "count": 20_000, "steps": 100, "num_workers": 2}
     parts: dict[str, dict[str, Any]] = {
-        "train": {"module": "train", "options": "TrainOptions", "committed": "state/step-*/progress.json", "values": training},
+        "prepare": {"options": "PrepareOptions", "committed": mark, "values": {**sharded, "resolution": "64", "hop_length": 256, "overlap": 0.99}},
+        "encode": {"options": "EncodeOptions", "committed": mark, "values": {**sharded, "encoder": str(encoder)}},
+        "generate": {"options": "GenerateOptions", "committed": mark, "values": sampling},
+        "train": {"options": "TrainOptions", "committed": "state/step-*/progress.json", "values": training},
     }
-    script = BORROWED.format(verb=verb, **parts[verb])
+    script = BORROWED.format(verb=verb, module=verb, **parts[verb])
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert ended.stdout.split() == ["interrupted", "free"], ended.stderr
     assert not (tmp_path / "out" / "_SUCCESS").exists()

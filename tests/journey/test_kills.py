@@ -19,7 +19,7 @@ from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
 from tests.simulated import DEADLINE_S, Driver, SimulatedCluster
 
-WORKERS = {"prepare": "PrepareWorker", "encode": "EmbeddingsWorker", "generate": "GenerateWorker"}
+WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
 PARTS = {"prepare": ("data", "quarantine"), "encode": ("data",), "generate": ("audio", "manifest")}
 
 
@@ -101,13 +101,13 @@ def test_nothing_of_prepare_is_lost_or_doubled(local_ray: None, loops: Path, tmp
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray: None, loops: Path, model: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Folder]]:
+def undisturbed(local_ray: None, loops: Path, model: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Folder]]:
     """Each verb's flags, and the folder of a run that nothing disturbs."""
     root = tmp_path_factory.mktemp("undisturbed")
     music = _music(loops, root / "in", copies=2)
     flags: dict[str, dict[str, Any]] = {
         "prepare": {**PREPARE, "input_dir": str(music)},
-        "encode": {"input_dir": str(music), "encoder": str(encoder)},
+        "encode": {"dataset_name": str(root / "prepare"), "latents": True, "vae": str(vae)},
         "generate": {"model": str(model), "count": 120, "steps": 8},
     }
     prepare(PrepareOptions(output_dir=str(root / "prepare"), num_workers=4, **flags["prepare"]))

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from diffusers import AutoencoderKL
 from ray import cloudpickle
 
 from audiodiff_core.audio import Samples, decode
@@ -38,25 +37,6 @@ from tests.servers.stores import Store
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
-    torch.manual_seed(0)
-    network = AutoencoderKL(
-        in_channels=1,
-        out_channels=1,
-        latent_channels=2,
-        block_out_channels=(4, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    folder = tmp_path_factory.mktemp("vae") / "model"
-    save_vae(folder, network)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ TERM_S = 60.0
 RENEWALS_PER_TERM = 4
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(Exception):
     """The lease of an output folder has another owner by now."""
 
 

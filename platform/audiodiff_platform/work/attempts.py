@@ -5,6 +5,7 @@ another process of the same job there counts one death, unless the node of the o
 away blames no item. On an object store, items are marked from the second attempt on, which saves a request for each item.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from audiodiff_platform.storage.lease import require_token
 FOLDER = "_attempts"
 DEATHS_OF_AN_ITEM = 2
 DEATHS_OF_A_SHARD = 8  # that no item explains
+CHECK_S = 2.0
 
 
 class CommittedError(Exception):
@@ -40,6 +42,8 @@ class Attempts:
     token: str | None = None
     deaths: list[str] = field(default_factory=list)
     """The item in work at each death; empty where no item was marked."""
+    checked: float = field(default_factory=time.monotonic)
+    """The time at which the lease was last seen, by the monotonic clock."""
 
     def __post_init__(self) -> None:
         record = self._record()
@@ -50,7 +54,12 @@ class Attempts:
             self.deaths.append(record["item"])
 
     def start(self, item: str = "") -> None:
-        """Mark `item` (or the shard as a whole) as in work by this process."""
+        """Mark `item` (or the shard as a whole) as in work by this process.
+
+        Raises:
+            LeaseLostError: The job has ended.
+        """
+        self.require_running()
         if not item or self.deaths or self.output.is_local:
             self._write(self.process, item)
 
@@ -63,6 +72,16 @@ class Attempts:
             self._write("", "")
         else:
             self.output.remove(self._name)
+
+    def require_running(self) -> None:
+        """Check between two items, at most every `CHECK_S` seconds, that the job goes on: Ray ends no method of an actor.
+
+        Raises:
+            LeaseLostError: The job was stopped, or the folder has another owner by now.
+        """
+        if self.token is not None and time.monotonic() - self.checked > CHECK_S:
+            require_token(self.output, self.token)
+            self.checked = time.monotonic()
 
     def require_ownership(self) -> None:
         """Check, before parts are put in place, that the shard is still this process's to make.

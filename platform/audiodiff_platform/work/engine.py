@@ -22,6 +22,7 @@ from audiodiff_platform.cluster import connected, runs_locally, say, workers_for
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.job import JobError, one_line
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import LeaseLostError
 from audiodiff_platform.work.attempts import Attempts, CommittedError
 
 ROUNDS = 4  # the first attempt at a shard, and three retries
@@ -185,7 +186,7 @@ class ShardRunner:
             except LostShardError as error:
                 yield Outcome(int(shard), {}, str(error), "lost")
             except Exception as error:
-                if not isinstance(error, ValueError | JobError):
+                if not isinstance(error, ValueError | JobError | LeaseLostError):
                     logging.getLogger(__name__).exception("shard %d failed", shard)
                 yield Outcome(int(shard), {}, f"{type(error).__name__}: {one_line(str(error))}", "error")
 
