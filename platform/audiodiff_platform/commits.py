@@ -1,20 +1,30 @@
-"""The commit protocol that prepare and generate share.
+"""The commit protocol of sharded jobs.
 
 1. `claim`: the settings of the work are written once; the same folder with other settings is refused, the difference shown.
 2. A worker puts its shard's files in place, then `commit`s the shard: `_commits/<shard>.json`, last.
-3. `committed` shards are left out of a rerun; what belongs to no commit is a leftover; `_SUCCESS` says that all is there.
+3. `committed` shards are left out of a rerun; what belongs to no commit is a leftover.
+4. `succeed`: `_index.parquet`, by which readers find the parts, then `_SUCCESS`, which holds the digest of the index.
+5. `pack`: the records of a finished job become `_commits/NNNN.parquet`, if there are many.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.index import INDEX, Part, from_parquet, parts_of, to_parquet
 from audiodiff_platform.storage.lease import require_token
 
 SUCCESS = "_SUCCESS"
+LOOSE_AT_MOST = 1_000  # records that stay files of their own
+RECORDS_PER_PACK = 1_000
+PACK_SCHEMA = pa.schema([("shard", pa.int32()), ("record", pa.string())])
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
@@ -68,17 +78,41 @@ def commit(folder: Folder, shard: int, record: Mapping[str, Any], token: str | N
 
 
 def committed(folder: Folder) -> dict[int, dict[str, Any]]:
-    """Records of the finished shards by shard."""
-    contents = folder.read_all("_commits/*.json")
-    return {int(name.rsplit("/", 1)[-1].removesuffix(".json")): json.loads(content) for name, content in contents.items()}
+    """Return the records of the finished shards by shard."""
+    records: dict[int, dict[str, Any]] = {}
+    loose: dict[int, dict[str, Any]] = {}
+    for name, content in folder.read_all("_commits/*").items():
+        if name.endswith(".json"):
+            loose[int(name.rsplit("/", 1)[-1].removesuffix(".json"))] = json.loads(content)
+        elif name.endswith(".parquet"):
+            packed = pq.read_table(io.BytesIO(content), schema=PACK_SCHEMA).to_pydict()
+            records |= zip(packed["shard"], map(json.loads, packed["record"]), strict=True)
+    return {**loose, **records}
 
 
 def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """Return the record of a finished shard, or None if the shard is not finished."""
+    """Return the record of a shard that was finished in this run, or None; records of earlier runs may be packed."""
     try:
         return folder.read_json(commit_name(shard))
     except FileNotFoundError:
         return None
+
+
+def pack(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> None:
+    """Put the records of a finished job into files of RECORDS_PER_PACK records each, if more than LOOSE_AT_MOST are files.
+
+    A pack is whole before the files that it replaces are removed, so a kill loses no record.
+    """
+    loose = [int(name.rsplit("/", 1)[-1].removesuffix(".json")) for name in folder.names("_commits/*.json")]
+    if len(loose) <= LOOSE_AT_MOST:
+        return
+    for number in sorted({shard // RECORDS_PER_PACK for shard in loose}):
+        shards = sorted(records.keys() & range(number * RECORDS_PER_PACK, (number + 1) * RECORDS_PER_PACK))
+        buffer = io.BytesIO()
+        packed = {"shard": shards, "record": [json.dumps(records[shard], sort_keys=True) for shard in shards]}
+        pq.write_table(pa.table(packed, schema=PACK_SCHEMA), buffer, compression="zstd")
+        folder.write(pack_name(shards[0]), buffer.getvalue())
+    folder.remove_files([commit_name(shard) for shard in loose])
 
 
 def file_sha256(file: Path) -> str:
@@ -97,11 +131,45 @@ def begin(folder: Folder) -> None:
     folder.remove(SUCCESS)
 
 
-def succeed(folder: Folder, summary: Mapping[str, Any]) -> None:
-    """Removes what unfinished workers left, then writes `_SUCCESS` with the summary."""
+def succeed(folder: Folder, summary: Mapping[str, Any], records: Mapping[int, Mapping[str, Any]]) -> None:
+    """Remove what unfinished workers left, write the index of the parts, then `_SUCCESS` with the summary; pack the records."""
     folder.remove("_tmp")
-    folder.write_json(SUCCESS, dict(summary))
+    index = to_parquet(list(parts_of(records)))
+    folder.write(INDEX, index)
+    folder.write_json(SUCCESS, {**summary, "index_sha256": sha256(index)})
+    pack(folder, records)
+
+
+def finished(folder: Folder) -> tuple[dict[str, Any], list[Part], bytes]:
+    """Read a finished folder -> the summary in `_SUCCESS`, the parts, and the content of the index.
+
+    Folders of earlier versions have no index: their commit records are read.
+
+    Raises:
+        FileNotFoundError: The folder has no `_SUCCESS`.
+        ValueError: The index is not the one of `_SUCCESS`.
+    """
+    summary = folder.read_json(SUCCESS)
+    if "index_sha256" not in summary:
+        parts = list(parts_of(committed(folder)))
+        return summary, parts, to_parquet(parts)
+    content = folder.read(INDEX)
+    if sha256(content) != summary["index_sha256"]:
+        raise ValueError(f"{folder.uri}: {INDEX} is not the one that {SUCCESS} names: a job adds to the folder or was stopped, run that job to its end")
+    return summary, from_parquet(content), content
 
 
 def commit_name(shard: int) -> str:
+    """Return the name of the commit record of a shard."""
     return f"_commits/{shard:06d}.json"
+
+
+def pack_name(shard: int) -> str:
+    """Return the name of the pack that holds the commit record of a shard, once packed."""
+    return f"_commits/{shard // RECORDS_PER_PACK:04d}.parquet"
+
+
+def record_places(folder: Folder, shards: Iterable[int]) -> list[str]:
+    """Return the names of the files that hold the commit records of `shards`: without these files, the shards are made anew."""
+    loose = set(folder.names("_commits/*.json"))
+    return sorted({commit_name(shard) if commit_name(shard) in loose else pack_name(shard) for shard in shards})

@@ -5,12 +5,16 @@
     DIR/README.md                  dataset card, by which `datasets.load_dataset(DIR)` finds the data
     DIR/data/train-NNNNNN.parquet  the slices (`SCHEMA`); validation-NNNNNN.parquet where tracks are held out
     DIR/quarantine/*.parquet       files that could not be used, with the reason
-    DIR/_plan, DIR/_commits        the commit protocol; DIR/_SUCCESS last
+    DIR/_plan, DIR/_commits        the commit protocol
+    DIR/_index.parquet             the parts, by which the dataset is opened; then DIR/_SUCCESS, last
+
+A version of a dataset is its index: parts are only ever added. A training keeps the index that it began with as
+`dataset.parquet` in its run folder (`VERSION`), and goes on with these parts whatever is added.
 """
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -23,10 +27,13 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.index import INDEX, Part, digest_of, from_parquet, with_digest
 
 FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
 SETTINGS = "prepare.json"
+
+VERSION = "dataset.parquet"
 
 HELD_ROW_GROUPS = 72
 
@@ -60,6 +67,20 @@ def data_file(shard: int, split: str = TRAIN) -> str:
     return f"data/{split}-{shard:06d}.parquet"
 
 
+def groups_of(parts: Iterable[Part], split: str) -> list[tuple[int, int, int]]:
+    """Return the row groups of a split in their order: the shard, the row group in its part, and the number of rows."""
+    return [
+        (part.shard, group, rows) for part in parts if part.path == data_file(part.shard, split) for group, rows in enumerate(part.row_groups or [])
+    ]
+
+
+def _read(folder: Folder, name: str) -> bytes | None:
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        return None
+
+
 def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
     """The dataset card, whose front matter tells `datasets` which files are data. The digest stands in it because the cache of `datasets`
     goes by the front matter alone: without it, a dataset that has grown would be read as it was."""
@@ -89,10 +110,15 @@ class TrainingImages(Protocol):
     rows: int
     groups: list[tuple[int, int, int]]  # (shard, row group in it, rows): what is read together
     witness: str  # a file of the dataset, which each node must see
+    added: int  # rows that were added since the run began, which are not read
 
     @property
     def digest(self) -> str:
         """Names the content."""
+
+    @property
+    def version(self) -> bytes | None:
+        """What a run keeps, to go on with the same rows when rows are added; None for a dataset that is never added to."""
 
     def image(self, group: int, row: int) -> Images:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
@@ -105,29 +131,59 @@ class TrainingImages(Protocol):
 
 
 class MelDataset:
-    """A split of a finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch."""
+    """A split of a finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch.
+
+    Args:
+        uri: The folder.
+        split: The split to read.
+        run: A run folder. If it holds a version of the dataset, that version is opened, also while parts are added.
+
+    Raises:
+        ValueError: The folder holds no finished dataset, or not the version of `run`.
+    """
 
     mel_origin = f"its {MEL_CONFIG}"
-    witness = commits.SUCCESS
+    witness = MEL_CONFIG
 
-    def __init__(self, uri: str, split: str = TRAIN) -> None:
-        self.folder, self.split = Folder(uri), split
-        if not self.folder.exists(commits.SUCCESS):
-            raise ValueError(f"dataset_name {uri}: not a finished mel dataset (no {commits.SUCCESS}); make one with jobs/prepare.py")
-        summary = self.folder.read_json(commits.SUCCESS)
-        if summary.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"dataset_name {uri}: format version {summary.get('format_version')}, this version reads {FORMAT_VERSION}")
-        self.digest: str = summary["digest"]
+    def __init__(self, uri: str, split: str = TRAIN, run: Folder | None = None) -> None:
+        self.folder, self.split, self.run = Folder(uri), split, run
+        self.added = 0
+        kept = None if run is None else _read(run, VERSION)
+        self.digest, parts, self.version = self._finished() if kept is None else self._kept(kept)
         self.mel = MelConfig.from_json(self.folder.read(MEL_CONFIG).decode())
-        committed = commits.committed(self.folder)
-        records = committed if split == TRAIN else {shard: record[split] for shard, record in committed.items()}
-        self.shards = [shard for shard in sorted(records) if records[shard]["rows"]]
-        self.groups = [
-            (shard, group, rows) for shard in self.shards for group, rows in enumerate(records[shard]["row_groups"])
-        ]
+        self.groups = groups_of(parts, split)
+        self.shards = list(dict.fromkeys(shard for shard, _, _ in self.groups))
         self.rows = sum(rows for _, _, rows in self.groups)
         self._open = lru_cache(maxsize=64)(self._opened)
         self._held: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
+
+    def _finished(self) -> tuple[str, list[Part], bytes]:
+        """Return the digest of the dataset as it is now, its parts, and the content of its version file."""
+        try:
+            summary, parts, index = commits.finished(self.folder)
+        except FileNotFoundError:
+            raise ValueError(
+                f"dataset_name {self.folder.uri}: not a finished mel dataset (no {commits.SUCCESS}); make one with jobs/prepare.py"
+            ) from None
+        if summary.get("format_version") != FORMAT_VERSION:
+            stated = summary.get("format_version")
+            raise ValueError(f"dataset_name {self.folder.uri}: format version {stated}, this version reads {FORMAT_VERSION}")
+        digest = str(summary["digest"])
+        return digest, parts, with_digest(index, digest)
+
+    def _kept(self, version: bytes) -> tuple[str, list[Part], bytes]:
+        """Return the digest, the parts and the content of the version that a run began with."""
+        digest, parts = digest_of(version), from_parquet(version)
+        content = _read(self.folder, INDEX)
+        present = [] if content is None else from_parquet(content)
+        digests = {part.path: part.sha256 for part in present}
+        if lacking := next((part.path for part in parts if digests.get(part.path) != part.sha256), None):
+            raise ValueError(
+                f"dataset_name {self.folder.uri}: lacks {lacking} of the version {digest} that the run began with: name that dataset, or use another run folder"
+            )
+        kept = {part.path for part in parts}
+        self.added = sum(sum(part.row_groups or []) for part in present if part.path not in kept)
+        return digest, parts, version
 
     def all_images(self) -> Images:
         """Every image in the order of the files (rows, y_res, x_res): for datasets that fit in memory."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, Self
 
-import pyarrow.parquet as pq
 import pydantic
 
 from audiodiff_core.checkpoint import load_vae
@@ -24,7 +23,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.dataset import MEL_CONFIG, MelDataset
+from audiodiff_platform.dataset import MEL_CONFIG, VALIDATION, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker, embedded
 from audiodiff_platform.job import JobError
 from audiodiff_platform.latents_dataset import FORMAT_VERSION, SETTINGS
@@ -107,13 +106,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
 
 def _tracks(dataset_name: str) -> set[str]:
     """The names of the files that a mel dataset was made of, held-out ones too."""
-    dataset = MelDataset(dataset_name)
-    names: set[str] = set()
-    for part in dataset.folder.names("data/*.parquet"):
-        with dataset.folder.filesystem.open(dataset.folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(columns=["audio_file"]):
-                names.update(batch.column(0).to_pylist())
-    return names
+    return MelDataset(dataset_name).audio_files() | MelDataset(dataset_name, VALIDATION).audio_files()
 
 
 def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
@@ -177,8 +170,10 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
         "batch_size": LATENT_BATCH_SIZE,
     }
     commits.require_same(output, SETTINGS, settings)
-    rows = {shard: record["rows"] + record["validation"]["rows"] for shard, record in commits.committed(dataset.folder).items()}
-    plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in rows.items() if count})
+    rows: dict[int, int] = {}
+    for shard, _, count in (*dataset.groups, *MelDataset(options.dataset_name, VALIDATION).groups):
+        rows[shard] = rows.get(shard, 0) + count
+    plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in sorted(rows.items())})
     arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
     work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
     with owned(output, options.take_over) as lease:

@@ -105,9 +105,11 @@ def read_encodings(uri: str) -> Encodings:
 
 def _parts(folder: Folder) -> list[tuple[Folder, str]]:
     """The committed parts of a folder that encode wrote."""
-    if not folder.exists(commits.SUCCESS):
-        raise ValueError(f"encodings {folder.uri}: not finished encodings (no {commits.SUCCESS}): run jobs/encode.py to its end")
-    return [(folder, name) for _, record in sorted(commits.committed(folder).items()) for name in record["parts"] if record["rows"]]
+    try:
+        _, parts, _ = commits.finished(folder)
+    except FileNotFoundError:
+        raise ValueError(f"encodings {folder.uri}: not finished encodings (no {commits.SUCCESS}): run jobs/encode.py to its end") from None
+    return [(folder, part.path) for part in parts]
 
 
 def _stacked(found: dict[str, Vectors]) -> Encodings:

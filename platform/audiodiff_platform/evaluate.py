@@ -154,11 +154,8 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     """What lies at a URI; raises ValueError where it is nothing that can be compared."""
     folder = Folder(uri)
     if folder.exists(SETTINGS):
-        dataset = _dataset(name, uri)
-        records = commits.committed(dataset.folder)
-        rows = {shard: (record if split == TRAIN else record[split])["rows"] for shard, record in sorted(records.items())}
-        parts = [data_file(shard, split) for shard, count in rows.items() if count]
-        return Side([Portion(name, uri, part=part) for part in parts], dataset.mel)
+        dataset = _dataset(name, uri, split)
+        return Side([Portion(name, uri, part=data_file(shard, split)) for shard in dataset.shards], dataset.mel)
     if folder.exists(generate.SETTINGS):
         if not folder.exists(commits.SUCCESS):
             raise ValueError(f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end")
@@ -179,9 +176,9 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     return Side(portions, skipped=inputs.skipped)
 
 
-def _dataset(name: str, uri: str) -> MelDataset:
+def _dataset(name: str, uri: str, split: str) -> MelDataset:
     try:
-        dataset = MelDataset(uri)
+        dataset = MelDataset(uri, split)
     except ValueError as error:
         raise ValueError(str(error).replace("dataset_name", name, 1)) from error
     if dataset.folder.read_json(SETTINGS).get("reference") == "track":

@@ -24,7 +24,7 @@ from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.png import decode_png, png_shape
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import is_hub_id
-from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, MelDataset, TrainingImages
+from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, VERSION, MelDataset, TrainingImages
 from audiodiff_platform.plain_names import plainly_named
 from audiodiff_platform.storage import Folder
 
@@ -36,17 +36,18 @@ T = TypeVar("T")
 SAVED = ("dataset_dict.json", "state.json")  # the files by which folders of save_to_disk are known
 
 
-def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
+def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = None) -> TrainingImages:
     """The dataset of a path, URI or Hub id. `mel_config` is the file of a MelConfig, for a dataset that carries none.
 
+    A run folder `run` may hold the version of the dataset that its training began with, which is then opened.
     Raises ValueError where there is no dataset that training can take, or where `mel_config` is not what it carries.
     """
     given = None if mel_config is None else given_mel(mel_config)
     if is_hub_id(name):
         return ImportedDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
     folder = Folder(name)
-    if folder.exists(commits.SUCCESS):
-        finished = MelDataset(name)
+    if folder.exists(commits.SUCCESS) or (run is not None and run.exists(VERSION)):
+        finished = MelDataset(name, run=run)
         _require_same(name, finished.mel, given)
         return finished
     if not folder.exists():
@@ -64,6 +65,8 @@ def open_dataset(name: str, mel_config: str | None = None) -> TrainingImages:
 
 class ImportedDataset:
     """A dataset of the original's kind, read in groups of GROUP_ROWS rows; `carried` is the mel configuration found with it."""
+
+    added, version = 0, None
 
     def __init__(self, name: str, witness: str, rows: Any, carried: MelConfig | None, given: MelConfig | None) -> None:
         self.name, self.witness = name, witness

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.posteriors import Moments
 from audiodiff_platform import commits
-from audiodiff_platform.dataset import MEL_CONFIG, TRAIN, data_file
+from audiodiff_platform.dataset import MEL_CONFIG, TRAIN, data_file, groups_of
 from audiodiff_platform.storage import Folder
 
 FORMAT_VERSION = 1
@@ -51,9 +51,10 @@ class LatentsDataset:
     def __init__(self, uri: str, split: str = TRAIN) -> None:
         self.folder = Folder(uri)
         self._split = split
-        if not self.folder.exists(commits.SUCCESS) or not self.folder.exists(SETTINGS):
-            raise ValueError(f"latents {uri}: not finished latents (no {commits.SUCCESS} with {SETTINGS}); make them with jobs/encode.py --latents")
-        summary = self.folder.read_json(commits.SUCCESS)
+        try:
+            summary, parts, _ = commits.finished(self.folder)
+        except FileNotFoundError:
+            raise ValueError(f"latents {uri}: not finished latents (no {commits.SUCCESS}); make them with jobs/encode.py --latents") from None
         if summary.get("format_version") != FORMAT_VERSION or "latent_shape" not in summary:
             raise ValueError(f"latents {uri}: not latents of format version {FORMAT_VERSION}, which this version reads")
         self.digest: str = summary["digest"]
@@ -62,8 +63,7 @@ class LatentsDataset:
         channels, height, width = summary["latent_shape"]
         self.shape = (int(channels), int(height), int(width))
         self.mel = MelConfig.from_json(self.folder.read(MEL_CONFIG).decode())
-        records = {shard: record[split] for shard, record in sorted(commits.committed(self.folder).items()) if record[split]["rows"]}
-        self.groups = [(shard, group, rows) for shard, record in records.items() for group, rows in enumerate(record["row_groups"])]
+        self.groups = groups_of(parts, split)
         self.rows = sum(rows for _, _, rows in self.groups)
         self._open = lru_cache(maxsize=64)(self._opened)
         self._held: OrderedDict[int, tuple[list[str], Moments]] = OrderedDict()

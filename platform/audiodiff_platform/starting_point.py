@@ -60,7 +60,7 @@ def starting_point(options: TrainOptions, device: str = "cpu") -> StartingPoint:
 
     Raises ValueError where parts do not go together: mel parameters, sizes, latents of other data.
     """
-    dataset = open_dataset(options.dataset_name, options.mel_config)
+    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
     encodings = None if options.encodings is None else read_encodings(options.encodings)
     latents = None if options.latents is None else _latents(options.latents, dataset)
     if options.from_pretrained is not None:
@@ -88,7 +88,7 @@ def held_out(dataset: TrainingImages) -> MelDataset | None:
     """The split validation of a dataset made by prepare, where it has rows."""
     if not isinstance(dataset, MelDataset):
         return None
-    split = MelDataset(dataset.folder.uri, VALIDATION)
+    split = MelDataset(dataset.folder.uri, VALIDATION, dataset.run)
     return split if split.rows else None
 
 

@@ -57,7 +57,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     began = time.monotonic()
     options = with_usable_paths(options)
     require_trackers(options.report_to)
-    dataset = open_dataset(options.dataset_name, options.mel_config)
+    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
     with torch.device("meta"):
         vae = build_vae(options.preset, dataset.mel)
     check_sides(options.objective(), vae)
@@ -89,7 +89,7 @@ def train_vae_worker(config: dict[str, Any]) -> str | None:
 
 
 def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator) -> None:
-    dataset = open_dataset(options.dataset_name, options.mel_config)
+    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
     torch.manual_seed(options.seed)
     state = VaeTrainState(
         accelerator,

@@ -11,7 +11,7 @@ from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_resources, require_shared, say, usable_path
 from audiodiff_platform.cluster.capacity import free, total, uses_gpus
-from audiodiff_platform.dataset import TrainingImages
+from audiodiff_platform.dataset import VERSION, TrainingImages
 from audiodiff_platform.ray_training import Group, Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
@@ -92,6 +92,11 @@ def run_training(
         if (uri := getattr(options, place, None)) is not None:
             require_shared(place, uri, witness="")
     commits.claim(output, *claimed)
+    if dataset.version is not None:
+        output.create(VERSION, dataset.version)
+    if dataset.added:
+        news = f"{dataset.added:,} rows were added after this run began and are not used"
+        say(f"dataset_name {options.dataset_name}: {news}: train in another folder to use them")
     require_shared("output_dir", options.output_dir, claimed[0])
     output.remove("_tmp")  # what killed workers left
     output.remove(STARTS)  # of a job that was stopped

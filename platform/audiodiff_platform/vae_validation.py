@@ -39,7 +39,7 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
     told = TrainVaeOptions.model_validate(options)
     output = Folder(told.output_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = open_dataset(told.dataset_name, told.mel_config)
+    dataset = open_dataset(told.dataset_name, told.mel_config, Folder(told.output_dir))
     vae = build_vae(told.preset, dataset.mel).eval()
     try:
         with local_checkpoint(output, name) as (folder, _):

@@ -55,12 +55,14 @@ def simulate(folder: Path, rows: int) -> None:
     first = folder / data_file(0)
     pq.write_table(pa.Table.from_pylist(table, SCHEMA), first, row_group_size=GROUP_ROWS)
     groups = [GROUP_ROWS] * (SHARD_ROWS // GROUP_ROWS)
+    records: dict[int, dict[str, Any]] = {}
     for shard in range(rows // SHARD_ROWS):
         if shard:
             os.link(first, folder / data_file(shard))
-        commits.commit(output, shard, {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION: {"rows": 0, "row_groups": []}})
+        parts = {data_file(shard): "simulated"}
+        records[shard] = {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION: {"rows": 0, "row_groups": []}, "parts": parts}
     output.write(MEL_CONFIG, mel.to_json().encode())
-    commits.succeed(output, {"format_version": FORMAT_VERSION, "digest": f"simulated {rows}"})
+    commits.succeed(output, {"format_version": FORMAT_VERSION, "digest": f"simulated {rows}"}, records)
 
 
 def read(folder: Path, batches: int) -> dict[str, float]:

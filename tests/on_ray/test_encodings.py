@@ -67,7 +67,7 @@ def test_a_folder_of_committed_parts(tmp_path: Path, vectors: np.ndarray) -> Non
     folder.write("data/000007.parquet", b"a leftover of a worker that died")
     with pytest.raises(ValueError, match="not finished encodings"):
         read_encodings(folder.uri)
-    commits.succeed(folder, {})
+    commits.succeed(folder, {}, commits.committed(folder))
     found = read_encodings(folder.uri)
     np.testing.assert_array_equal(found.vectors_for(FILES), vectors)
     assert found.content_digest == Encodings(FILES, vectors, None, None).content_digest

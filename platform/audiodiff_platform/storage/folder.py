@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -206,12 +206,25 @@ class Folder:
         elif self.exists(name):
             os.remove(path)
 
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Remove files that exist, from a store many in a request."""
+        if self.is_local:
+            for name in names:
+                os.remove(self.path(name))
+            return
+        with self.reached(names[0] if names else ""):
+            self._remove_named(names)
+
     def _remove_objects(self, name: str) -> None:
-        """Remove an object and all below it, by their exact names: `filesystem.rm` takes names for patterns."""
+        """Remove an object and all below it."""
         names = [entry.name for entry in objects(self.filesystem, self.root, name)]
         with suppress(FileNotFoundError):
             if self.filesystem.info(self.path(name))["type"] == "file":
                 names.append(name)
+        self._remove_named(names)
+
+    def _remove_named(self, names: Sequence[str]) -> None:
+        """Remove objects by their exact names: `filesystem.rm` takes names for patterns."""
         if self.uri.startswith("s3"):
             remove_from_s3(self.filesystem, [self.path(entry) for entry in names])
             return

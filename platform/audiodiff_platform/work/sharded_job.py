@@ -131,15 +131,15 @@ class ShardedJob:
         sizes = {name: size for record in records.values() for name, size in record.get("sizes", {}).items()}
         if lost := sorted(name for name in owner if present.get(name) != sizes.get(name, present.get(name, -1))):
             raise JobError(
-                f"{self.output.uri}: {len(lost)} committed files are missing or have another size, such as {lost[0]}: "
-                f"remove {commits.commit_name(owner[lost[0]])} and run again to make its shard anew"
+                f"{self.output.uri}: {len(lost)} committed files are missing or have another size, such as {lost[0]}: remove "
+                f"{' '.join(commits.record_places(self.output, [owner[lost[0]]]))} and run again to make its shard anew"
             )
-        for name in sorted(present.keys() - owner.keys()):
-            self.output.remove(name)
-        return dict(sorted(records.items()))
+        self.output.remove_files(sorted(present.keys() - owner.keys()))
+        self.done = dict(sorted(records.items()))
+        return dict(self.done)
 
     def succeed(self, summary: Mapping[str, Any]) -> None:
-        """Remove the records of unfinished work, and write `_SUCCESS` with the summary."""
+        """Remove the records of unfinished work, and write `_SUCCESS` with the summary. `records` has been called."""
         require_token(self.output, self.lease.token)
         self.output.remove(attempts.FOLDER)
-        commits.succeed(self.output, summary)
+        commits.succeed(self.output, summary, self.done)

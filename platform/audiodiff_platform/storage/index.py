@@ -1,0 +1,78 @@
+"""The index of a finished folder: every committed part, in one file that readers open in place of the commit records.
+
+`_SUCCESS` holds the digest of `_index.parquet`. The index has a row for each part, in the order of shards and names:
+
+    shard       the shard that the part belongs to
+    path        the name of the part in the folder
+    row_groups  the number of rows of each row group, null if the part is no Parquet file
+    bytes       the size of the part, null if its commit does not state the size
+    sha256      the digest of the part
+
+Parts are never changed, so an index is a version of the folder: it can be read after more parts have been added.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+INDEX = "_index.parquet"
+_DIGEST = b"audiodiff_dataset_digest"
+SCHEMA = pa.schema(
+    [("shard", pa.int32()), ("path", pa.string()), ("row_groups", pa.list_(pa.int32())), ("bytes", pa.int64()), ("sha256", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A committed part."""
+
+    shard: int
+    path: str
+    row_groups: list[int] | None
+    bytes: int | None
+    sha256: str
+
+
+def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[Part]:
+    """Yield the parts that commit records name, in the order of shards and names."""
+    for shard, record in sorted(records.items()):
+        sizes = record.get("sizes", {})
+        for path, sha256 in sorted(record["parts"].items()):
+            yield Part(shard, path, _row_groups(record, path), sizes.get(path), sha256)
+
+
+def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
+    """Return the row groups that a record states of the part `data/<split>-<shard>.parquet`, by split or of its only split."""
+    folder, _, name = path.rpartition("/")
+    return record.get(name.rpartition("-")[0], record).get("row_groups") if folder == "data" else None
+
+
+def to_parquet(parts: Sequence[Part]) -> bytes:
+    """Return the content of an index file."""
+    columns = {name: [getattr(part, name) for part in parts] for name in SCHEMA.names}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def from_parquet(content: bytes) -> list[Part]:
+    """Return the parts that the content of an index file lists."""
+    columns = pq.read_table(io.BytesIO(content), schema=SCHEMA).to_pydict()
+    return [Part(*row) for row in zip(*(columns[name] for name in SCHEMA.names), strict=True)]
+
+
+def with_digest(content: bytes, digest: str) -> bytes:
+    """Return an index file that also names the digest of the dataset whose version it is."""
+    table = pq.read_table(io.BytesIO(content))
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({_DIGEST: digest}), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest that `with_digest` named."""
+    return str(pq.read_schema(io.BytesIO(content)).metadata[_DIGEST].decode())

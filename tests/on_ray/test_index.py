@@ -1,0 +1,135 @@
+"""The index of a finished folder: readers need it and not the commits, records are packed, and a run keeps its version."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiodiff_platform import commits
+from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, VALIDATION, VERSION, MelDataset, data_file
+from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.index import INDEX, from_parquet
+from audiodiff_platform.train import train
+from audiodiff_platform.train_options import TrainOptions
+from tests.servers.stores import Stores
+
+MEL = {"x_res": 32, "y_res": 32, "sample_rate": 22050, "n_fft": 2048, "hop_length": 1024, "top_db": 80, "n_iter": 32}
+
+
+def _record(shard: int) -> dict[str, Any]:
+    parts = {data_file(shard): f"{shard:064x}", f"quarantine/{shard:06d}.parquet": f"{shard:064x}"}
+    splits = {"rows": 300, "row_groups": [256, 44], VALIDATION: {"rows": 0, "row_groups": []}}
+    return {**splits, "parts": parts, "sizes": dict.fromkeys(parts, 1_000)}
+
+
+def _simulated(folder: Folder, shards: int) -> None:
+    """Finish a folder of so many shards, without their parts and commits."""
+    folder.write(MEL_CONFIG, json.dumps(MEL).encode())
+    commits.succeed(folder, {"format_version": FORMAT_VERSION, "digest": "simulated"}, {shard: _record(shard) for shard in range(shards)})
+
+
+def test_a_dataset_of_40000_shards_opens_with_few_requests(stores: Stores) -> None:
+    folder = Folder(f"{stores.s3.make_bucket()}/mel")
+    _simulated(folder, 40_000)
+    counted = stores.s3.proxy.inject("unavailable", "*", "", times=10**9, every=10**9)
+    try:
+        dataset = MelDataset(folder.uri)
+    finally:
+        stores.s3.proxy.clear()
+    assert (dataset.rows, len(dataset.shards), len(dataset.groups)) == (12_000_000, 40_000, 80_000)
+    assert 1 <= counted.seen <= 5
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_many_records_are_packed_and_found(place: str, stores: Stores, tmp_path: Path) -> None:
+    folder = Folder(f"{stores.s3.make_bucket()}/mel" if place == "s3" else str(tmp_path / "mel"))
+    records = {shard: _record(shard) for shard in range(1_001)}
+    for shard, record in records.items():
+        commits.commit(folder, shard, record)
+    commits.pack(folder, {shard: records[shard] for shard in range(1_000)} | {1_000: records[1_000]})
+    assert folder.names("_commits/*") == ["_commits/0000.parquet", "_commits/0001.parquet"]
+    assert commits.committed(folder) == records
+    commits.commit(folder, 1_001, _record(1_001))
+    commits.pack(folder, commits.committed(folder))
+    assert commits.record_places(folder, [7, 1_000, 1_001]) == ["_commits/0000.parquet", "_commits/0001.parquet", "_commits/001001.json"]
+    assert set(commits.committed(folder)) == set(range(1_002))
+
+
+def test_a_kill_between_a_pack_and_the_removal_of_its_records_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "LOOSE_AT_MOST", 3)
+    folder = Folder(str(tmp_path))
+    records = {shard: _record(shard) for shard in range(5)}
+    for shard, record in records.items():
+        commits.commit(folder, shard, record)
+    with monkeypatch.context() as interrupted, pytest.raises(InterruptedError):
+        interrupted.setattr(Folder, "remove_files", lambda *_: (_ for _ in ()).throw(InterruptedError))
+        commits.pack(folder, records)
+    assert commits.committed(folder) == records
+    commits.pack(folder, commits.committed(folder))
+    assert commits.committed(folder) == records
+    assert folder.names("_commits/*") == ["_commits/0000.parquet"]
+
+
+def test_an_index_of_another_state_is_refused(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    _simulated(folder, 3)
+    earlier = folder.read(INDEX)
+    _simulated(folder, 4)
+    folder.write(INDEX, earlier)
+    with pytest.raises(ValueError, match=r"_index\.parquet is not the one that _SUCCESS names"):
+        MelDataset(folder.uri)
+
+
+def test_a_folder_without_an_index_is_read_by_its_commits(dataset: Path, tmp_path: Path) -> None:
+    folder, whole = Folder(str(tmp_path / "old")), MelDataset(str(dataset))
+    Folder(str(dataset)).download("", tmp_path / "old")
+    folder.remove(INDEX)
+    summary = folder.read_json(commits.SUCCESS)
+    folder.write_json(commits.SUCCESS, {name: value for name, value in summary.items() if name != "index_sha256"})
+    assert (MelDataset(folder.uri).groups, MelDataset(folder.uri).digest) == (whole.groups, whole.digest)
+
+
+def _prepare(folder: Path, out: Path, **options: Any) -> None:
+    flags: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 1}
+    prepare(PrepareOptions(input_dir=str(folder), output_dir=str(out), **{**flags, **options}))
+
+
+def test_the_index_names_what_is_there(dataset: Path) -> None:
+    parts = from_parquet((dataset / INDEX).read_bytes())
+    assert {part.path for part in parts} == {str(file.relative_to(dataset)) for kind in ("data", "quarantine") for file in (dataset / kind).glob("*")}
+    assert all((dataset / part.path).stat().st_size == part.bytes for part in parts)
+    assert json.loads((dataset / commits.SUCCESS).read_text())["index_sha256"] == commits.file_sha256(dataset / INDEX)
+
+
+def test_files_added_while_a_training_runs_do_not_end_it(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A training goes on with the rows that it began with: while files are added, and afterwards."""
+    music, out, run = tmp_path / "in", tmp_path / "mel", tmp_path / "run"
+    music.mkdir()
+    for loop in few_loops.glob("*.flac"):
+        (music / loop.name).symlink_to(loop.resolve())
+    _prepare(music, out)
+    options: dict[str, Any] = {"dataset_name": str(out), "output_dir": str(run), "num_workers": 1, "train_batch_size": 2, "preview_count": 0}
+    train(TrainOptions(max_train_steps=2, **options))
+    began = MelDataset(str(out))
+    (out / commits.SUCCESS).unlink()  # as while files are added
+    train(TrainOptions(max_train_steps=4, **options))
+    (music / "later.flac").symlink_to((loops / "loop_safari.flac").resolve())
+    _prepare(music, out)
+    grown = MelDataset(str(out))
+    assert grown.rows > began.rows
+    capfd.readouterr()
+    train(TrainOptions(max_train_steps=6, **options))
+    assert f"{grown.rows - began.rows:,} rows were added after this run began and are not used" in capfd.readouterr().err
+    assert MelDataset(str(out), run=Folder(str(run))).groups == began.groups
+    recorded = json.loads((run / "model" / "audiodiff.json").read_text())
+    assert recorded["data_digest"] == began.digest != grown.digest
+
+
+def test_a_run_refuses_a_dataset_that_lacks_its_version(few_loops: Path, dataset: Path, tmp_path: Path) -> None:
+    run, other = Folder(str(tmp_path / "run")), tmp_path / "other"
+    run.write(VERSION, MelDataset(str(dataset)).version)
+    _prepare(few_loops, other, overlap=0.25)
+    with pytest.raises(ValueError, match=r"lacks data/train-\d+\.parquet of the version \w+ that the run began with"):
+        MelDataset(str(other), run=run)
