@@ -9,7 +9,7 @@
     DIR/_index.parquet             the parts, by which the dataset is opened; then DIR/_SUCCESS, last
 
 A version of a dataset is its index: parts are only ever added. A training keeps the index that it began with as
-`dataset.parquet` in its run folder (`VERSION`), and goes on with these parts whatever is added.
+`dataset.parquet` in its run folder (`DATASET_VERSION`), and goes on with these parts whatever is added.
 """
 
 import json
@@ -33,7 +33,7 @@ FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
 SETTINGS = "prepare.json"
 
-VERSION = "dataset.parquet"
+DATASET_VERSION = "dataset.parquet"
 
 HELD_ROW_GROUPS = 72
 
@@ -148,7 +148,7 @@ class MelDataset:
     def __init__(self, uri: str, split: str = TRAIN, run: Folder | None = None) -> None:
         self.folder, self.split, self.run = Folder(uri), split, run
         self.added = 0
-        kept = None if run is None else _read(run, VERSION)
+        kept = None if run is None else _read(run, DATASET_VERSION)
         self.digest, parts, self.version = self._finished() if kept is None else self._kept(kept)
         self.mel = MelConfig.from_json(self.folder.read(MEL_CONFIG).decode())
         self.groups = groups_of(parts, split)

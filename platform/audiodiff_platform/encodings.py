@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from audiodiff_platform import commits
 from audiodiff_platform.pickled_tensors import read_pickled
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.index import from_parquet
 
 Vectors = npt.NDArray[np.float32]
 
 ENCODER, ENCODER_DIGEST = b"audiodiff_encoder", b"audiodiff_encoder_digest"
+ENCODINGS_VERSION = "encodings.parquet"
 MAX_PICKLE_BYTES = 4 << 30
 MAX_DIM = 16_384
 MAX_VALUES = 2 << 30  # 8 GiB of vectors, which each process that trains holds
@@ -38,6 +40,8 @@ class Encodings:
         self._rows = {audio_file: row for row, audio_file in enumerate(audio_files)}
         assert len(self._rows) == len(vectors), "each file has one vector"
         self.vectors, self.name, self.digest = vectors, name, digest
+        self.version: bytes | None = None
+        """What a run keeps, to go on with the same encodings when some are added: the index of their folder, if encode wrote it."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,14 +79,18 @@ def schema(name: str, digest: str) -> pa.Schema:
     )
 
 
-def read_encodings(uri: str) -> Encodings:
+def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
     """The encodings at a path or URI: what encode finished, a Parquet file, or the original's pickle. No code of the file's is run.
 
+    A run folder `run` may hold the version that its training began with, which is then read.
     Raises ValueError where there are none, or where they are damaged, of several sizes or encoders, or not finite.
     """
     folder = Folder(uri)
     if folder.is_folder():
-        return _read_parquet(uri, _parts(folder))
+        version = _version(folder, run)
+        encodings = _read_parquet(uri, [(folder, part.path) for part in from_parquet(version)])
+        encodings.version = version
+        return encodings
     parent, _, name = uri.rpartition("/")
     holder = Folder(parent or ("/" if uri.startswith("/") else "."))
     try:
@@ -103,13 +111,14 @@ def read_encodings(uri: str) -> Encodings:
         raise ValueError(f"encodings {uri}: {error}") from error
 
 
-def _parts(folder: Folder) -> list[tuple[Folder, str]]:
-    """The committed parts of a folder that encode wrote."""
+def _version(folder: Folder, run: Folder | None) -> bytes:
+    """The index of a folder that encode wrote, or the one that a run began with."""
+    if run is not None and run.exists(ENCODINGS_VERSION):
+        return run.read(ENCODINGS_VERSION)
     try:
-        _, parts, _ = commits.finished(folder)
+        return commits.finished(folder)[2]
     except FileNotFoundError:
         raise ValueError(f"encodings {folder.uri}: not finished encodings (no {commits.SUCCESS}): run jobs/encode.py to its end") from None
-    return [(folder, part.path) for part in parts]
 
 
 def _stacked(found: dict[str, Vectors]) -> Encodings:

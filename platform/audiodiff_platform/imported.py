@@ -24,7 +24,7 @@ from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.png import decode_png, png_shape
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import is_hub_id
-from audiodiff_platform.dataset import MEL_CONFIG, SETTINGS, VERSION, MelDataset, TrainingImages
+from audiodiff_platform.dataset import DATASET_VERSION, MEL_CONFIG, SETTINGS, MelDataset, TrainingImages
 from audiodiff_platform.plain_names import plainly_named
 from audiodiff_platform.storage import Folder
 
@@ -46,7 +46,7 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
     if is_hub_id(name):
         return ImportedDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
     folder = Folder(name)
-    if folder.exists(commits.SUCCESS) or (run is not None and run.exists(VERSION)):
+    if folder.exists(commits.SUCCESS) or (run is not None and run.exists(DATASET_VERSION)):
         finished = MelDataset(name, run=run)
         _require_same(name, finished.mel, given)
         return finished

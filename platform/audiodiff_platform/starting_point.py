@@ -16,8 +16,8 @@ from audiodiff_core.models import build_network, check_resolution, network_diges
 from audiodiff_core.objectives import Objective
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.data_order import DataOrder
-from audiodiff_platform.dataset import MEL_CONFIG, VALIDATION, MelDataset, TrainingImages
-from audiodiff_platform.encodings import Encodings, read_encodings
+from audiodiff_platform.dataset import DATASET_VERSION, MEL_CONFIG, VALIDATION, MelDataset, TrainingImages
+from audiodiff_platform.encodings import ENCODINGS_VERSION, Encodings, read_encodings
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.latents_dataset import LatentsDataset
 from audiodiff_platform.storage import Folder
@@ -51,6 +51,11 @@ class StartingPoint:
             "encodings_digest": None if self.encodings is None else self.encodings.content_digest,
         }
 
+    @property
+    def versions(self) -> dict[str, bytes | None]:
+        """What the run folder keeps of the data, by file name."""
+        return {DATASET_VERSION: self.dataset.version, ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version}
+
     def order(self, seed: int) -> DataOrder:
         return DataOrder(self.dataset, seed, latents=self.latents, encodings=self.encodings)
 
@@ -60,8 +65,9 @@ def starting_point(options: TrainOptions, device: str = "cpu") -> StartingPoint:
 
     Raises ValueError where parts do not go together: mel parameters, sizes, latents of other data.
     """
-    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
-    encodings = None if options.encodings is None else read_encodings(options.encodings)
+    run = Folder(options.output_dir)
+    dataset = open_dataset(options.dataset_name, options.mel_config, run)
+    encodings = None if options.encodings is None else read_encodings(options.encodings, run)
     latents = None if options.latents is None else _latents(options.latents, dataset)
     if options.from_pretrained is not None:
         return _pretrained(options, dataset, latents, encodings)

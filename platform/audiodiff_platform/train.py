@@ -76,7 +76,10 @@ def train(options: TrainOptions) -> dict[str, Any]:
                 cost = _cost(options, start, group.least)
                 say(f"{cost.describe()}; {_length(options, start)}")
                 validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
-                run_training(train_worker, options, start.dataset, claimed=(SETTINGS, settings), lease=lease, group=group, validation=validation)
+                claimed = SETTINGS, settings
+                run_training(
+                    train_worker, options, start.dataset, claimed=claimed, versions=start.versions, lease=lease, group=group, validation=validation
+                )
             metrics = write_model(options, output, cost)
     if options.push_to_hub:
         publish_model(output, MODEL, options.push_to_hub)

@@ -25,7 +25,7 @@ from audiodiff_core.training import TrainBatch, learning_rate
 from audiodiff_core.vae_training import VaeTrainState, check_sides, train_vae_step
 from audiodiff_platform.cluster import connected, say
 from audiodiff_platform.data_order import DataOrder, spread_places
-from audiodiff_platform.dataset import MEL_CONFIG, TrainingImages
+from audiodiff_platform.dataset import DATASET_VERSION, MEL_CONFIG, TrainingImages
 from audiodiff_platform.imported import open_dataset
 from audiodiff_platform.run_log import require_trackers
 from audiodiff_platform.storage import Folder
@@ -72,7 +72,10 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
             with connected(dashboard=True):
                 group = group_for(options)
                 validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
-                run_training(train_vae_worker, options, dataset, claimed=(SETTINGS, settings), lease=lease, group=group, validation=validation)
+                versions = {DATASET_VERSION: dataset.version}
+                run_training(
+                    train_vae_worker, options, dataset, claimed=(SETTINGS, settings), versions=versions, lease=lease, group=group, validation=validation
+                )
             metrics = _finished(options, dataset, output)
             assert metrics is not None, "training ended without a model"
     return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}

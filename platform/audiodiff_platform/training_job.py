@@ -11,7 +11,7 @@ from audiodiff_core.checkpoint import upload_model
 from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_resources, require_shared, say, usable_path
 from audiodiff_platform.cluster.capacity import free, total, uses_gpus
-from audiodiff_platform.dataset import VERSION, TrainingImages
+from audiodiff_platform.dataset import TrainingImages
 from audiodiff_platform.ray_training import Group, Worker, run_workers
 from audiodiff_platform.run_log import tell_last_validations
 from audiodiff_platform.storage import Folder
@@ -81,19 +81,24 @@ def run_training(
     dataset: TrainingImages,
     *,
     claimed: tuple[str, Mapping[str, Any]],
+    versions: Mapping[str, bytes | None],
     lease: Lease,
     group: Group,
     validation: ValidationConfig | None = None,
 ) -> None:
-    """Claims the run folder for its settings (a file's name and what it states), then runs the workers to the end. Ray is connected to."""
+    """Claim the run folder for its settings (a file's name and what it states), then run the workers to the end. Ray is connected to.
+
+    `versions` are the files by which the run finds the same data when more is added.
+    """
     output = Folder(options.output_dir)
     require_shared("dataset_name", options.dataset_name, dataset.witness)
     for place in INPUTS:
         if (uri := getattr(options, place, None)) is not None:
             require_shared(place, uri, witness="")
     commits.claim(output, *claimed)
-    if dataset.version is not None:
-        output.create(VERSION, dataset.version)
+    for name, version in versions.items():
+        if version is not None:
+            output.create(name, version)
     if dataset.added:
         news = f"{dataset.added:,} rows were added after this run began and are not used"
         say(f"dataset_name {options.dataset_name}: {news}: train in another folder to use them")

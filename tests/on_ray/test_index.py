@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from audiodiff_platform import commits
-from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, VALIDATION, VERSION, MelDataset, data_file
+from audiodiff_platform.dataset import DATASET_VERSION, FORMAT_VERSION, MEL_CONFIG, VALIDATION, MelDataset, data_file
+from audiodiff_platform.encode import EncodeOptions, encode
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.index import INDEX, from_parquet
@@ -103,21 +104,26 @@ def test_the_index_names_what_is_there(dataset: Path) -> None:
 
 
 def test_files_added_while_a_training_runs_do_not_end_it(
-    local_ray: None, few_loops: Path, loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    local_ray: None, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A training goes on with the rows that it began with: while files are added, and afterwards."""
-    music, out, run = tmp_path / "in", tmp_path / "mel", tmp_path / "run"
+    """A training goes on with the rows and encodings that it began with: while some are added, and afterwards."""
+    music, out, vectors, run = (tmp_path / name for name in ("in", "mel", "vectors", "run"))
     music.mkdir()
     for loop in few_loops.glob("*.flac"):
         (music / loop.name).symlink_to(loop.resolve())
+    embedding = EncodeOptions(input_dir=str(music), output_dir=str(vectors), encoder=str(encoder), num_workers=1)
+    options: dict[str, Any] = {"dataset_name": str(out), "encodings": str(vectors), "output_dir": str(run), "preset": "tiny-conditional", "num_workers": 1}
+    options |= {"train_batch_size": 2, "preview_count": 0}
     _prepare(music, out)
-    options: dict[str, Any] = {"dataset_name": str(out), "output_dir": str(run), "num_workers": 1, "train_batch_size": 2, "preview_count": 0}
+    encode(embedding)
     train(TrainOptions(max_train_steps=2, **options))
     began = MelDataset(str(out))
-    (out / commits.SUCCESS).unlink()  # as while files are added
+    for folder in (out, vectors):  # as while files are added
+        (folder / commits.SUCCESS).unlink()
     train(TrainOptions(max_train_steps=4, **options))
     (music / "later.flac").symlink_to((loops / "loop_safari.flac").resolve())
     _prepare(music, out)
+    encode(embedding)
     grown = MelDataset(str(out))
     assert grown.rows > began.rows
     capfd.readouterr()
@@ -130,7 +136,7 @@ def test_files_added_while_a_training_runs_do_not_end_it(
 
 def test_a_run_refuses_a_dataset_that_lacks_its_version(few_loops: Path, dataset: Path, tmp_path: Path) -> None:
     run, other = Folder(str(tmp_path / "run")), tmp_path / "other"
-    run.write(VERSION, MelDataset(str(dataset)).version)
+    run.write(DATASET_VERSION, MelDataset(str(dataset)).version)
     _prepare(few_loops, other, overlap=0.25)
     with pytest.raises(ValueError, match=r"lacks data/train-\d+\.parquet of the version \w+ that the run began with"):
         MelDataset(str(other), run=run)
