@@ -41,6 +41,7 @@ $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchma
 bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.prepare
+	$(BIN)/python -m tests.benchmarks.shards
 	$(BIN)/python -m tests.benchmarks.round_trip
 	$(BIN)/python -m tests.benchmarks.sampling
 	$(BIN)/python -m tests.benchmarks.loops

@@ -74,11 +74,16 @@ class PeakMeter:
         end = 0
         for block in blocks:
             mean = mono(block)
-            starts = range(0, len(mean), PEAK_WINDOW_FRAMES)
             with np.errstate(over="ignore", invalid="ignore"):
-                magnitude = reduce(np.add, map(np.abs, block)) / np.float32(len(block))
-                peaks = np.stack([np.maximum.reduceat(levels, starts) for levels in (np.abs(mean), magnitude)])
-            self._windows.append((end, end := end + len(mean), peaks))
+                peaks = _window_peaks(mean)
+                match len(block):
+                    case 1:
+                        magnitudes = peaks
+                    case 2:  # (|a| + |b|) / 2 is the larger of |a + b| / 2 and |a - b| / 2
+                        magnitudes = np.maximum(peaks, _window_peaks((block[0] - block[1]) * np.float32(0.5)))
+                    case channels:
+                        magnitudes = _window_peaks(reduce(np.add, map(np.abs, block)) / np.float32(channels))
+            self._windows.append((end, end := end + len(mean), np.stack([peaks, magnitudes])))
             yield mean
 
     def peaks(self, start_s: float, end_s: float) -> tuple[float, float]:
@@ -96,3 +101,12 @@ class PeakMeter:
         ]
         mean, magnitude = np.concatenate(covered, axis=1).max(axis=1, initial=0) if covered else (0, 0)
         return float(mean), float(magnitude)
+
+
+def _window_peaks(samples: Samples) -> Samples:
+    """The largest magnitude in each window of PEAK_WINDOW_FRAMES, the last of which may be shorter."""
+    whole = len(samples) - len(samples) % PEAK_WINDOW_FRAMES
+    windows = samples[:whole].reshape(-1, PEAK_WINDOW_FRAMES)
+    peaks = np.maximum(windows.max(axis=1), -windows.min(axis=1))
+    rest = samples[whole:]
+    return np.append(peaks, max(rest.max(), -rest.min())) if len(rest) else peaks
