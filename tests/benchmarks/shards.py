@@ -40,7 +40,8 @@ def record(shard: int) -> dict[str, Any]:
 
 
 def sources(shards: int, each: int) -> list[Source]:
-    return [Source(f"an artist/an album of some name {shard:05d}/{number:02d} a track.mp3", 4_000_000, "1") for shard in range(shards) for number in range(each)]
+    names = (f"an artist/an album of some name {shard:05d}/{number:02d} a track.mp3" for shard in range(shards) for number in range(each))
+    return [Source(name, 4_000_000, "1") for name in names]
 
 
 def opened(part: str, uri: str, shards: int, each: int) -> None:
