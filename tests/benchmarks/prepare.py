@@ -28,7 +28,7 @@ from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
-SHARD_MINUTES = 1.2  # by which a shard holds about a file
+SHARD_MINUTES = 0.5  # by which each file is a shard of its own
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
