@@ -36,7 +36,7 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_dataset_is_what_the_contract_says(dataset: Path, few_loops: Path) -> None:
     names = {str(file.relative_to(dataset)).split("/")[0] for file in dataset.rglob("*")}
-    assert names == {"mel_config.json", "prepare.json", "README.md", "data", "_plan", "_commits", "_SUCCESS"}
+    assert names == {"mel_config.json", "prepare.json", "README.md", "data", "_plan", "_commits", "_index.parquet", "_SUCCESS"}
     assert len(list((dataset / "data").glob("train-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"))) == 4
     assert MelConfig.from_json((dataset / "mel_config.json").read_text()) == MelConfig(x_res=32, y_res=32, hop_length=1024)
     assert json.loads((dataset / "prepare.json").read_text())["format_version"] == 1
