@@ -45,8 +45,8 @@ def _job(uri: str, setting: int) -> int:
     output, settings = Folder(uri), {"setting": setting}
     try:
         commits.require_same(output, "settings.json", settings)
-        with owned(output) as lease:
-            work = ShardWork("audiodiff test", PartWorker, (uri, setting), uri)
+        with owned(output, term_s=6) as lease:
+            work = ShardWork("audiodiff test", PartWorker, (uri, setting), uri, lambda record: {"files": record["rows"]})
             plan = FixedPlan({shard: ShardSize(1) for shard in range(SHARDS)})
             job = ShardedJob(work, lease, ("settings.json", settings), plan, ("parts",), "parts")
             if job.pending:
