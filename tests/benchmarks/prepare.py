@@ -28,11 +28,12 @@ from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
-SHARD_MINUTES = 0.5  # by which each file is a shard of its own
+PAIR = "pair"
+PAIR_SHARD_MINUTES = 0.5  # by which each file of the pair is a shard of its own; other runs have shards of the default size
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
-    shards = ["--shard_minutes", SHARD_MINUTES]
+    shards = ["--shard_minutes", PAIR_SHARD_MINUTES] if folder.name == PAIR else []
     return [sys.executable, "jobs/prepare.py", "--input_dir", folder, "--output_dir", out, "--num_workers", workers, *shards]
 
 
@@ -55,7 +56,7 @@ def python(code: str, files: Sequence[Path]) -> list[Any]:
 
 def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> None:
     """Each command whole, in turn: the original and prepare, and the same work by plain processes, which tells what the machine's cores give at that hour."""
-    corpus, pair, single = scratch / "corpus", scratch / "pair", scratch / "single"
+    corpus, pair, single = scratch / "corpus", scratch / PAIR, scratch / "single"
     names = make_corpus(corpus, files, SECONDS_PER_FILE)
     make_corpus(pair, 2, SECONDS_PER_FILE)
     make_corpus(single, 1, SECONDS_PER_FILE)
