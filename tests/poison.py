@@ -7,8 +7,8 @@ import soundfile
 
 
 def expanding_flac(file: Path) -> Path:
-    """Write 270 s of eight channels that are constant but for a few clicks: 96 MB of 16-bit samples in some 30 kB."""
-    samples = np.zeros((6_000_000, 8), np.int16)
+    """Write 408 s of eight channels that are constant but for a few clicks: 144 MB of 16-bit samples in some 115 kB."""
+    samples = np.zeros((9_000_000, 8), np.int16)
     samples[::1_000_000] = 20_000
     soundfile.write(file, samples, 22_050)
     return file
