@@ -68,15 +68,27 @@ class Piece:
     @classmethod
     def of(cls, index: int, start: int, samples: audio.Samples, rate: int, meter: audio.PeakMeter) -> Self:
         """The piece of a stream at `rate` Hz that begins at sample `start`; calls for one meter must have ascending starts."""
-        end = start + len(samples)
-        mean, magnitude = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
-        peak = min(mean, float(np.abs(samples).max(initial=0)))
-        least_cancelled = max(float(SILENT_BELOW), CANCELLED_BY * peak, CANCELLED_BEFORE_RESAMPLING_BY * mean)
-        return cls(index, samples, bool(peak < SILENT_BELOW), magnitude >= least_cancelled)
+        peak = float(np.abs(samples).max(initial=0))
+        return cls(index, samples, *silence(start, start + len(samples), peak, rate, meter))
 
 
-def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None) -> Iterator[MelSlice]:
+def silence(start: int, end: int, peak: float, rate: int, meter: audio.PeakMeter) -> tuple[bool, bool]:
+    """Whether samples `start` to `end` of a stream at `rate` Hz, of that `peak`, are silent and are cancelled, as a Piece states it.
+
+    Calls for one meter must have ascending starts.
+    """
+    mean, magnitude = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
+    peak = min(mean, peak)
+    least_cancelled = max(float(SILENT_BELOW), CANCELLED_BY * peak, CANCELLED_BEFORE_RESAMPLING_BY * mean)
+    return bool(peak < SILENT_BELOW), magnitude >= least_cancelled
+
+
+def mel_slices(
+    source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None, watch: audio.Watch | None = None
+) -> Iterator[MelSlice]:
     """The slices of a file in order, silent ones left out; audio shorter than a slice is padded to one. `slicing` None: the defaults.
+
+    `watch` is told of the decoding: of two, one after the other, where the reference is the track.
 
     Raises AudioDecodeError, also after some slices, and if there are none because the channels cancel each other.
     """
@@ -84,10 +96,10 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
     step, rate = mel.slice_step(slicing.overlap), mel.config.sample_rate
     peaks_db: list[float] = []
     if slicing.reference == "track":
-        peaks_db = [float(mel.peak_db(piece.samples[np.newaxis])[0]) for piece in pieces(source, mel, slicing)]
+        peaks_db = [float(mel.peak_db(piece.samples[np.newaxis])[0]) for piece in pieces(source, mel, slicing, watch)]
     track_db = max(peaks_db, default=None)
     count, cancelled = 0, False
-    for piece in pieces(source, mel, slicing):
+    for piece in pieces(source, mel, slicing, watch):
         quiet = slicing.silence_threshold_db is not None and _level_db(piece.samples) <= slicing.silence_threshold_db
         if quiet or piece.is_silent:
             cancelled |= piece.is_cancelled
@@ -101,13 +113,15 @@ def mel_slices(source: str | Path | bytes, mel: Mel, slicing: Slicing | None = N
         raise audio.AudioDecodeError("<bytes>" if isinstance(source, bytes) else str(source), CANCELLED)
 
 
-def pieces(source: str | Path | bytes, mel: Mel, slicing: Slicing) -> Generator[Piece, None, None]:
+def pieces(
+    source: str | Path | bytes, mel: Mel, slicing: Slicing, watch: audio.Watch | None = None
+) -> Generator[Piece, None, None]:
     """The samples of each slice of a file, silent ones too; all but a padded last one have mel.config.slice_size samples."""
     size, step, rate = mel.config.slice_size, mel.slice_step(slicing.overlap), mel.config.sample_rate
     meter = audio.PeakMeter()
     held = np.empty(0, np.float32)
     index = 0
-    for block in audio.stream(source, rate, meter):
+    for block in audio.stream(source, rate, meter, watch):
         held = np.concatenate([held, block])
         while len(held) >= size:
             yield Piece.of(index, index * step, held[:size], rate, meter)

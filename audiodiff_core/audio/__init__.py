@@ -1,6 +1,6 @@
 """Audio in and out: any file becomes mono float32 at one rate, as a stream of blocks; samples become a file's bytes."""
 
-from audiodiff_core.audio.blocks import PeakMeter
+from audiodiff_core.audio.blocks import PeakMeter, Watch
 from audiodiff_core.audio.formats import (
     AUDIO_EXTENSIONS,
     MAX_CHANNELS,
@@ -9,8 +9,9 @@ from audiodiff_core.audio.formats import (
     AudioDecodeError,
     AudioFormat,
     Samples,
+    UnusableError,
 )
-from audiodiff_core.audio.reading import LONGEST_DECODED_S, decode, open_local, stream
+from audiodiff_core.audio.reading import LONGEST_DECODED_S, decode, open_local, stream, too_long
 from audiodiff_core.audio.wav_chunks import LoopInfo
 from audiodiff_core.audio.writing import encode
 
@@ -25,8 +26,11 @@ __all__ = [
     "LoopInfo",
     "PeakMeter",
     "Samples",
+    "UnusableError",
+    "Watch",
     "decode",
     "encode",
     "open_local",
     "stream",
+    "too_long",
 ]

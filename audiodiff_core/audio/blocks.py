@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -59,6 +59,23 @@ def check_level(samples: Samples) -> None:
         raise UnusableError("NaN or infinite samples")
     if peak > MAX_LEVEL:
         raise UnusableError(f"samples of up to {peak:.0e}, more than {MAX_LEVEL:.0e}")
+
+
+class Watch(Protocol):
+    """What is told about a file while it is decoded. Both methods may raise UnusableError, which ends the decoding."""
+
+    def opened(self, stated_s: float | None) -> None:
+        """The header was read: it states so many seconds, or None where it states no length of the whole file."""
+
+    def decoded(self, block: Samples) -> None:
+        """The next block (channels, n) at the file's own rate."""
+
+
+def watched(blocks: Iterator[Samples], watch: Watch) -> Iterator[Samples]:
+    """Yield `blocks`, after `watch` is told of each."""
+    for block in blocks:
+        watch.decoded(block)
+        yield block
 
 
 class PeakMeter:

@@ -16,6 +16,8 @@ from audiodiff_core.audio.movie import check_movie
 
 ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
+FORMATS_WITHOUT_DURATION = frozenset({"aac", "mp3"})
+"""FFmpeg guesses it by the first bit rate."""
 
 TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 """Kinds of streams that the duration of a Matroska file may be the length of."""
@@ -26,7 +28,7 @@ def ffmpeg_container(file: str | BinaryIO) -> Any:
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
-def ffmpeg_blocks(file: AudioFile) -> tuple[int, Iterator[Samples]]:
+def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]]:
     """As `reading._channel_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
     container = ffmpeg_container(file)
     if not container.streams.audio:
@@ -35,7 +37,9 @@ def ffmpeg_blocks(file: AudioFile) -> tuple[int, Iterator[Samples]]:
     if context is None or not context.channels:
         raise UnusableError("an audio stream of no known codec or no channels")
     check_header(context.channels, context.sample_rate)
-    return context.sample_rate, _ffmpeg_frames(container, context.sample_rate, file)
+    is_stated = container.duration and container.format.name not in FORMATS_WITHOUT_DURATION
+    stated_s = container.duration / av.time_base if is_stated else None
+    return context.sample_rate, stated_s, _ffmpeg_frames(container, context.sample_rate, file)
 
 
 def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Samples]:

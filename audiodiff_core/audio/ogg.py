@@ -90,7 +90,7 @@ def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]
 
 def _ffmpeg_link(link: Link, content: BinaryIO) -> Decoded:
     try:
-        rate, blocks = ffmpeg_blocks(_file(content, link.whole()))
+        rate, _, blocks = ffmpeg_blocks(_file(content, link.whole()))
     except (UnusableError, av.error.FFmpegError) as error:
         raise UnusableError(f"not audio that can be read (FFmpeg: {one_line(error)})") from error
     return rate, _counted(blocks, link.audio.stated_frames, rate)

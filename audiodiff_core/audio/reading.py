@@ -19,7 +19,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio.blocks import AudioFile, PeakMeter, check_level, mono, opened
+from audiodiff_core.audio.blocks import AudioFile, PeakMeter, Watch, check_level, mono, opened, watched
+from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
 from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.leading_tags import without_leading_tags
@@ -65,24 +66,34 @@ def decode(
             begin, end = end, end + len(block)
             kept += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
             if len(kept) > longest_s * sample_rate * block.itemsize:
-                at_least = len(kept) / block.itemsize / sample_rate
-                reason = f"lasts {at_least:.0f} s or more, at most {longest_s:.0f} s are decoded at once: use a shorter file or a part of the audio"
-                raise AudioDecodeError(_name(source), reason)
+                raise too_long(source, len(kept) / block.itemsize / sample_rate, longest_s)
             if end >= stop:
                 break
     return np.frombuffer(kept, np.float32)
 
 
-def stream(source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None) -> Generator[Samples, None, None]:
+def too_long(source: str | Path | bytes, at_least_s: float, longest_s: float) -> AudioDecodeError:
+    """The error for audio of which more than `longest_s` seconds would be kept."""
+    reason = f"lasts {at_least_s:.0f} s or more, at most {longest_s:.0f} s are decoded at once: use a shorter file or a part of the audio"
+    return AudioDecodeError(_name(source), reason)
+
+
+def stream(
+    source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None, watch: Watch | None = None
+) -> Generator[Samples, None, None]:
     """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file.
 
     `meter` is given the peaks of the file before resampling, at least as far as the blocks yielded reach.
+    `watch` is told of the header, and of each block before it is resampled.
     """
     name = _name(source)
     total = 0
     try:
         with open_local(source) as local, without_leading_tags(local) as file:
-            rate, channels = _channel_blocks(file)
+            rate, stated_s, channels = _channel_blocks(file)
+            if watch is not None:
+                watch.opened(stated_s)
+                channels = watched(channels, watch)
             means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
             for block in _resampled(rate, means, sample_rate):
                 check_level(block)
@@ -119,17 +130,22 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
         yield local
 
 
-def _channel_blocks(file: AudioFile) -> tuple[int, Iterator[Samples]]:
-    """Return the rate in Hz and the channels in blocks (channels, n), by the first decoder that knows the format."""
+def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]]:
+    """Return the rate in Hz, the stated seconds and the channels in blocks (channels, n), by the first decoder that knows the format.
+
+    The seconds are None where the header states none, and for MP3 and Ogg, whose first stream states only its own.
+    """
     if is_ogg(file):
-        return ogg_blocks(file)
+        rate, blocks = ogg_blocks(file)
+        return rate, None, blocks
     try:
         sound = ForwardSoundFile(file)
         if sound.frames or not is_unfinished(sound.extra_info):
             check_header(sound.channels, sound.samplerate)
             if sound.format == "MP3":
-                return sound.samplerate, mp3_blocks(sound, file)
-            return sound.samplerate, sndfile_blocks(sound, file)
+                return sound.samplerate, None, mp3_blocks(sound, file)
+            stated_s = sound.frames / sound.samplerate if 0 < sound.frames < UNKNOWN_FRAMES else None
+            return sound.samplerate, stated_s, sndfile_blocks(sound, file)
         refusal = "a header that was never finished"
     except soundfile.LibsndfileError as error:
         refusal = one_line(error)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, PeakMeter, Samples, decode
+from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
-from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items, shortened
+from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
+from audiodiff_platform.decoder import Decoder
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
@@ -21,14 +21,14 @@ from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
 
 LONGEST_EMBEDDED_S = 3_600.0
-"""An audio file is decoded whole: 700 MB at 48 kHz."""
+"""An audio file is decoded whole: 700 MB at 48 kHz, on the disk and then in memory."""
 
 
 class EmbeddingsWorker:
-    """A worker that embeds shards with one loaded encoder."""
+    """A worker that embeds shards with one loaded encoder; its decoder runs in a process of its own."""
 
     def __init__(self, input_dir: str, output_dir: str, encoder: str, encoder_digest: str) -> None:
-        self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
+        self.inputs, self.output, self.decoder = Inputs(input_dir), Folder(output_dir), Decoder()
         profile = ExecutionProfile.here()
         profile.prepare_process()
         self.encoder, self.digest = load_encoder(encoder, profile.device), encoder_digest
@@ -63,7 +63,7 @@ class EmbeddingsWorker:
             draft.digests[source.uri] = commits.file_sha256(local)
             for item in items(source, local, scratch, draft.skipped):
                 try:
-                    draft.vectors[item.name] = self._embedded(item.local)
+                    draft.vectors[item.name] = self._embedded(item, scratch)
                 except AudioDecodeError as error:
                     draft.failed(item.name, error.reason)
             if local.parent == scratch:
@@ -71,15 +71,13 @@ class EmbeddingsWorker:
         except AudioDecodeError as error:  # it cannot be fetched, or not be read on
             draft.failed(source.uri, error.reason)
 
-    def _embedded(self, local: Path) -> Samples:
+    def _embedded(self, item: Item, scratch: Path) -> Samples:
         """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than LONGEST_EMBEDDED_S."""
-        rate, meter = self.encoder.sample_rate, PeakMeter()
-        whole = Piece.of(0, 0, decode(local, rate, longest_s=LONGEST_EMBEDDED_S, meter=meter), rate, meter)
-        if whole.is_silent:
-            raise AudioDecodeError(str(local), CANCELLED if whole.is_cancelled else SILENT)
-        vector: Samples = self.encoder.encode([whole.samples], rate)[0]
+        rate = self.encoder.sample_rate
+        samples = self.decoder.samples(item.name, item.local, scratch / "samples", rate, LONGEST_EMBEDDED_S)
+        vector: Samples = self.encoder.encode([samples], rate)[0]
         if not np.isfinite(vector).all():
-            raise AudioDecodeError(str(local), "its embedding is not finite")
+            raise AudioDecodeError(item.name, "its embedding is not finite")
         return vector
 
 

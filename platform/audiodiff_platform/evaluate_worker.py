@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
-from audiodiff_core.embedders import Item, heard, items_of, load_embedder
+from audiodiff_core.embedders import Item, heard, load_embedder
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.metrics import Features
 from audiodiff_core.png import decode_png
@@ -24,6 +24,7 @@ from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Source, items, shortened
 from audiodiff_platform.audio_files import Item as AudioFile
+from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
@@ -83,7 +84,7 @@ def _unpacked(packed: dict[str, Any] | None) -> list[Features]:
 
 
 class EvaluateWorker:
-    """A worker that embeds portions with one loaded embedder."""
+    """A worker that embeds portions with one loaded embedder; audio files are decoded in a process of its own."""
 
     def __init__(self, portions: list[Portion], output: str | None, embedder: str, embedder_digest: str, mel: MelConfig) -> None:
         profile = ExecutionProfile.here()
@@ -93,6 +94,10 @@ class EvaluateWorker:
         self.embedder = load_embedder(embedder, mel.sample_rate, profile.device)
         if self.embedder.digest != embedder_digest:
             raise ValueError(f"embedder {embedder} has changed since the job began: digest {self.embedder.digest}, it was {embedder_digest}")
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(Limits.of(self.mel.config))
 
     @cached_property
     def _vocoder(self) -> GriffinLim:
@@ -128,7 +133,7 @@ class EvaluateWorker:
                     local = inputs.fetch(source, Path(scratch))
                     attempts.start(source.uri)
                     for file in items(source, local, Path(scratch), result.skipped):
-                        self._add(file.name, self._items(file), portion, result)
+                        self._add(file.name, self._items(file, Path(scratch)), portion, result)
                     if local.parent == Path(scratch):
                         local.unlink()
                     attempts.start()
@@ -136,12 +141,14 @@ class EvaluateWorker:
                     result.unusable.append(str(error))
         return result
 
-    def _items(self, file: AudioFile) -> Iterator[Item]:
-        """The slices of an audio file. Raises AudioDecodeError, also after some slices."""
-        yield from items_of(file.local, self.mel)
+    def _items(self, file: AudioFile, scratch: Path) -> Iterator[Item]:
+        """The slices of an audio file. Raises AudioDecodeError before the first one."""
+        listens = self.embedder.listens
+        for image, samples in self._decoder.items(file.name, file.local, scratch / "items", self.mel.config, with_samples=listens):
+            yield Item(image, samples)
 
     def _add(self, track: str, track_items: Iterator[Item], portion: Portion, result: Embedded) -> None:
-        """Adds all items of a track or, where it cannot be read to its end, none."""
+        """Adds all items of a track or, where it cannot be read, none."""
         features, round_trips, count = [], [], 0
         try:
             while some := list(islice(track_items, ITEMS_AT_ONCE)):

@@ -16,8 +16,8 @@ from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.padding import Padding
-from audiodiff_platform.slicer import Slicer
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.tables import table
@@ -35,7 +35,7 @@ class PrepareWorker:
 
     def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
-        self.slicer = Slicer(mel, slicing)
+        self.decoder, self.mel, self.slicing = Decoder(Limits.of(mel)), mel, slicing
         self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
@@ -92,7 +92,7 @@ class PrepareWorker:
 
     def _add(self, item: Item, sha256: str, draft: "Draft") -> None:
         """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""
-        sliced = self.slicer.slices(item.name, item.local, draft.scratch / "slices.png")
+        sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
         part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
         for piece, png in sliced:
             draft.padding.add(piece, self.slice_s)

@@ -21,6 +21,7 @@ from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
 from audiodiff_core.posteriors import moments_in_batches
 from audiodiff_platform import encode as encode_module
+from audiodiff_platform.audio_files import Item
 from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.embeddings_worker import EmbeddingsWorker
 from audiodiff_platform.encode import EncodeOptions, encode
@@ -32,6 +33,7 @@ from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Record
+from tests.poison import expanding_flac
 from tests.servers.stores import Store
 
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
@@ -173,17 +175,21 @@ def test_files_named_absolutely_are_found_again(local_ray: None, few_loops: Path
     np.testing.assert_array_equal(found.vectors_for([str(few_loops / "loop_mika.flac")]), read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]))
 
 
-def test_files_that_cannot_be_embedded(embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_embedded(
+    embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(few_loops, tmp_path / "audio")
     (tmp_path / "audio" / "broken.wav").write_bytes(b"RIFF")
     sound = 0.1 * np.random.default_rng(0).standard_normal(60_000)
+    expanding_flac(tmp_path / "audio" / "poison.flac")
     soundfile.write(tmp_path / "audio" / "cancelled.wav", np.stack([sound, -sound], axis=1), 22_050)
     options = {"input_dir": str(tmp_path / "audio"), "encoder": f"audio-encoder:{encoder}", "output_dir": str(tmp_path / "out"), "num_workers": 1}
     summary = encode(EncodeOptions(**options))
-    assert (summary["embeddings"], summary["unusable"]) == (4, 2)
+    assert (summary["embeddings"], summary["unusable"]) == (4, 3)
+    assert "unusable: poison.flac: expands to more than" in capsys.readouterr().err
     np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
     assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
-    with pytest.raises(JobError, match=r"2 of 6 files cannot be used \(max_bad_fraction 0.1\)"):
+    with pytest.raises(JobError, match=r"3 of 7 files cannot be used \(max_bad_fraction 0.1\)"):
         encode(EncodeOptions(**options, max_bad_fraction=0.1))
 
 
@@ -234,12 +240,12 @@ def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops
 class Deadly(EmbeddingsWorker):
     """Ends itself, as by a fault of a decoder, at a certain file."""
 
-    def _embedded(self, local: Path) -> Samples:
-        if local.name == "loop_mika.flac":
+    def _embedded(self, item: Item, scratch: Path) -> Samples:
+        if item.name == "loop_mika.flac":
             with (Path(self.output.path("deaths"))).open("a") as deaths:
                 deaths.write(".")
             os.kill(os.getpid(), signal.SIGKILL)
-        return super()._embedded(local)
+        return super()._embedded(item, scratch)
 
 
 def test_a_file_that_ends_its_workers_is_given_up(
@@ -267,8 +273,8 @@ def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops:
 class Erring(EmbeddingsWorker):
     """Fails, but lives, at each file."""
 
-    def _embedded(self, local: Path) -> Samples:
-        raise OSError(f"no space left for {local.name}")
+    def _embedded(self, item: Item, scratch: Path) -> Samples:
+        raise OSError(f"no space left for {item.name}")
 
 
 def test_an_error_is_no_death(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

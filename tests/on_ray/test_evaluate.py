@@ -21,6 +21,7 @@ from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.evaluate import EvaluateOptions, evaluate
 from audiodiff_platform.generate import GenerateOptions, generate
+from tests.poison import expanding_flac
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +86,16 @@ def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_l
     generate(GenerateOptions(model=str(model), output_dir=str(loops), count=5, steps=1, num_workers=1))
     (loops / "audio" / "silence.wav").write_bytes(encode(np.zeros(31 * 1024, np.float32), 22_050))
     (loops / "audio" / "broken.wav").write_bytes(b"not audio")
+    expanding_flac(loops / "audio" / "poison.flac")
     options = {"reference": str(few_loops), "candidate": str(loops), "model": str(tmp_path / "model"), "round_trips": 0, "num_workers": 2}
     figures = evaluate(EvaluateOptions(**options))
-    assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 1)
+    assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 2)
     assert "n_round_trip" not in figures
     said = capsys.readouterr().err
     assert "warning: 5 items on a side: distances of fewer than 128 say little" in said
     assert "warning: 1 candidate files are silent" in said
     assert "left out: broken.wav" in said
+    assert "left out: poison.flac: expands to more than" in said
     after = load_model(tmp_path / "model")
     assert after.digest == before.digest
     assert after.record is not None

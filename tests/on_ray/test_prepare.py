@@ -20,6 +20,7 @@ from audiodiff_platform.dataset import MelDataset
 from audiodiff_platform.job import JobError
 from audiodiff_platform.prepare import PrepareOptions, prepare
 from tests.malformed import healthy_files, malformed_files
+from tests.poison import expanding_flac
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes": 0.001, "num_workers": 1}
 
@@ -138,6 +139,7 @@ def test_bad_files_are_quarantined_with_the_reason(local_ray: None, few_loops: P
     (source / "empty.mp3").write_bytes(b"")
     soundfile.write(source / "silent.wav", np.zeros(60_000, np.float32), 22_050)
     soundfile.write(source / "nan.wav", np.full(60_000, np.nan, np.float32), 22_050, subtype="FLOAT")
+    expanding_flac(source / "poison.flac")
     flac = (source / "loop_tabla.flac").read_bytes()
     (source / "cut.flac").write_bytes(flac[: len(flac) // 2])
     summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), max_bad_fraction=0.6, **SMALL))
@@ -148,6 +150,7 @@ def test_bad_files_are_quarantined_with_the_reason(local_ray: None, few_loops: P
     assert reasons.keys() >= {"broken.wav", "empty.mp3", "silent.wav", "nan.wav"}
     assert "silent" in reasons["silent.wav"]
     assert "NaN" in reasons["nan.wav"]
+    assert "expands to more than" in reasons["poison.flac"]
     assert summary["quarantined"] == len(reasons)
 
 

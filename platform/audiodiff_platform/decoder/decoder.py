@@ -1,0 +1,222 @@
+"""The worker's side of the process that decodes: it hands out files, waits, and replaces a process that a file ended."""
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiodiff_core.audio import AudioDecodeError, Samples
+from audiodiff_core.mel import Images, MelConfig
+from audiodiff_core.slices import Slicing
+from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, Limits, TimeLimit, spool_of_items, spool_of_slices
+
+PROCESSES_LOST_AT_MOST = 2
+LOOK_S = 0.25
+"""The clock is looked at so often while a process decodes."""
+ENDING_S = 10.0
+"""A process that has closed its pipes is waited for."""
+READ_BYTES = 1 << 16
+COUNTED_S_AT_MOST = 4 * LOOK_S
+"""Of the time between two looks: a worker that was stopped, by Ctrl-Z or with its machine, did not wait for a file meanwhile."""
+ENVIRONMENT = frozenset({"PATH", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8"})
+"""Variables that the process gets from its worker, besides those of the locale (LC_*). All others, such as credentials, it does not."""
+
+
+@dataclass(frozen=True)
+class SlicedFile:
+    """What a file gave: its slices, and their PNGs, which lie in a spool file."""
+
+    spool: Path
+    slices: list[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Each slice (index, start_s, duration_s, reference_db) and its PNG."""
+        with self.spool.open("rb") as file:
+            for piece in self.slices:
+                yield piece, file.read(piece["bytes"])
+
+
+class Decoder:
+    """Decodes files in a process that is replaced when a file ends it, and that ends with its worker.
+
+    Results go through a spool file, so that no file's slices need fit in memory, and none are used of a file that turns out bad at its
+    end. Every method raises AudioDecodeError (with `name`) where a file cannot be used, also where it goes beyond `limits`: at once where it
+    takes too long, and where it ends two processes in turn. A worker that is killed takes its process along, which blames no file.
+
+    Raises:
+        OSError: The disk that holds the spool file is full, or processes end before they are given a file.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self._limits = limits or Limits()
+        self._process = _Process(self._limits.memory_bytes)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.end()
+
+    def slices(self, name: str, local: Path, spool: Path, mel: MelConfig, slicing: Slicing) -> SlicedFile:
+        """Return the slices of the file `local`, their images in the file `spool`."""
+        size = local.stat().st_size
+        spool_bytes = spool_of_slices(self._limits.largest_audio(size), mel, slicing)
+        request = {"kind": "slices", **_files(local, spool, spool_bytes), "mel": mel.model_dump(), "slicing": slicing.model_dump()}
+        return SlicedFile(spool, self._result(name, self._limits.time(size, mel, slicing), request))
+
+    def items(self, name: str, local: Path, spool: Path, mel: MelConfig, *, with_samples: bool) -> Iterator[tuple[Images, Samples | None]]:
+        """Return the image of each slice that prepare takes by default, and its samples if they are wanted; `spool` holds them meanwhile."""
+        size = local.stat().st_size
+        spool_bytes = spool_of_items(self._limits.largest_audio(size), mel)
+        request = {"kind": "items", **_files(local, spool, spool_bytes), "mel": mel.model_dump(), "with_samples": with_samples}
+        return _read_items(spool, mel, self._result(name, self._limits.time(size, mel), request), with_samples)
+
+    def samples(self, name: str, local: Path, spool: Path, sample_rate: int, longest_s: float) -> Samples:
+        """Return the whole file as mono samples (n,) that are not silent; `spool` holds them meanwhile.
+
+        Audio of more than `longest_s` seconds is unusable, too.
+        """
+        spool_bytes = math.ceil(longest_s * sample_rate) * np.dtype(np.float32).itemsize
+        request = {"kind": "samples", **_files(local, spool, spool_bytes), "sample_rate": sample_rate, "longest_s": longest_s}
+        count = self._result(name, self._limits.time(local.stat().st_size), request)
+        samples: Samples = np.fromfile(spool, np.float32, count)
+        spool.unlink()
+        return samples
+
+    def _result(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> Any:
+        """The result of a request about the file `name`, whose limits are added to it."""
+        request = {**request, "audio_bytes": self._limits.largest_audio(limit.size), "time": asdict(limit)}
+        for _ in range(PROCESSES_LOST_AT_MOST):
+            try:
+                answer = self._process.answer(request, limit)
+            except TimeoutError as error:
+                self._replace()
+                raise AudioDecodeError(name, str(error)) from error
+            if answer is not None:
+                break
+            was_ready, ended = self._process.is_ready, self._replace()
+        else:
+            if not was_ready:
+                raise ChildProcessError(f"{PROCESSES_LOST_AT_MOST} processes that decode audio ended at their start ({ended})")
+            raise AudioDecodeError(name, f"ended {PROCESSES_LOST_AT_MOST} processes that decoded it ({ended})")
+        if "unusable" in answer:
+            raise AudioDecodeError(name, answer["unusable"])
+        if "disk" in answer:
+            raise OSError(answer["disk"], os.strerror(answer["disk"]), request["spool"])
+        return answer["result"]
+
+    def _replace(self) -> str:
+        """Start a new process; return how the old one ended."""
+        ending = self._process.end()
+        self._process = _Process(self._limits.memory_bytes)
+        return ending
+
+
+class _Process:
+    """A process that decodes, and its pipes."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        command = [sys.executable, "-m", "audiodiff_platform.decoder.process", str(memory_bytes)]
+        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._requests, self._answers = self._popen.stdin, self._popen.stdout.fileno()
+        self._received = b""
+        self.is_ready = False
+
+    def end(self) -> str:
+        """End the process unless it has ended; return how it did."""
+        self._popen.kill()
+        self._popen.communicate()
+        status = self._popen.returncode
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+    def answer(self, request: dict[str, Any], limit: TimeLimit) -> dict[str, Any] | None:
+        """Return the answer to a request, or None where the process ended instead.
+
+        Raises:
+            TimeoutError: The process took longer than `limit`.
+        """
+        if not self.is_ready and self._line(_Clock(math.inf)) is None:
+            self._reap()
+            return None
+        self.is_ready = True
+        clock, reason = _Clock(limit.before_header), limit.described(None)
+        try:
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
+            while (answer := self._line(clock)) is not None and "stated_s" in answer:
+                clock.limit_s, reason = limit.seconds(answer["stated_s"]), limit.described(answer["stated_s"])
+        except BrokenPipeError:
+            answer = None
+        except TimeoutError as error:
+            raise TimeoutError(f"took longer than {clock.limit_s:.0f} s to decode, the limit for {reason}") from error
+        if answer is None and self._reap() == -signal.SIGXCPU:
+            limit_s = CPU_SECONDS_PER_SECOND * clock.limit_s
+            raise TimeoutError(f"took more than {limit_s:.0f} s of processor time to decode, the limit for {reason}")
+        return answer
+
+    def _reap(self) -> int | None:
+        """The status of a process that closed its end of a pipe, None if it goes on."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(ENDING_S)
+        return None
+
+    def _line(self, clock: "_Clock") -> dict[str, Any] | None:
+        """The next line, or None where the process ended. Raises TimeoutError."""
+        poll = select.poll()
+        poll.register(self._answers, select.POLLIN)
+        while b"\n" not in self._received:
+            is_readable = poll.poll(LOOK_S * 1_000)
+            clock.check()
+            if is_readable:
+                part = os.read(self._answers, READ_BYTES)
+                if not part:
+                    return None
+                self._received += part
+        line, self._received = self._received.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class _Clock:
+    """The time that a worker has waited for a file."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._waited_s = 0.0
+        self._looked = time.monotonic()
+
+    def check(self) -> None:
+        """Raises TimeoutError where the limit is reached."""
+        now = time.monotonic()
+        self._waited_s += min(now - self._looked, COUNTED_S_AT_MOST)
+        self._looked = now
+        if self._waited_s >= self.limit_s:
+            raise TimeoutError
+
+
+def _files(local: Path, spool: Path, spool_bytes: int) -> dict[str, Any]:
+    return {"file": str(local), "spool": str(spool), "spool_bytes": spool_bytes}
+
+
+def _read_items(spool: Path, mel: MelConfig, counts: list[int], with_samples: bool) -> Iterator[tuple[Images, Samples | None]]:
+    with spool.open("rb") as file:
+        for count in counts:
+            image = np.fromfile(file, np.uint8, mel.y_res * mel.x_res).reshape(mel.y_res, mel.x_res)
+            yield image, np.fromfile(file, np.float32, count) if with_samples else None
+
+
+def _environment() -> dict[str, str]:
+    given = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith("LC_")}
+    one_thread: dict[str, str] = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**given, **one_thread, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
