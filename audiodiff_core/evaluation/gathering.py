@@ -65,7 +65,7 @@ class Part:
     left_out: FeatureStatistics | None = None
 
     @classmethod
-    def of(cls, items: Items, ranks: Ranks, at_most: int = SAMPLED_AT_MOST) -> Self:
+    def of(cls, items: Items, ranks: Ranks, at_most: int) -> Self:
         """Return the part of these items, whose `ranks` are (n,), for a sample of `at_most` items."""
         kept, tracks = _lowest(ranks, at_most), len(set(items.tracks))
         if len(kept) == len(items):
@@ -97,7 +97,7 @@ class Gathering:
         at_most: The items of the sample. At most twice as many rows are held.
     """
 
-    def __init__(self, at_most: int = SAMPLED_AT_MOST) -> None:
+    def __init__(self, at_most: int) -> None:
         self.at_most = at_most
         self.tracks = 0
         self.rows_held = 0

@@ -61,7 +61,7 @@ class EvaluateOptions(OutputOptions):
         None, description="mel_config.json by which audio is cut and analysed; none: that of a mel dataset compared, or of the model"
     )
     model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
-    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
+    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs of the samples; none: not written")
     round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")

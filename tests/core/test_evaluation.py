@@ -118,17 +118,18 @@ def test_frechet_is_of_all_items_and_the_rest_of_samples() -> None:
     generator = np.random.default_rng(7)
     items = [_items(generator, 20, 2), _items(generator, 50, 1), _items(generator, 30, 1)]
     samples = [some.at(np.arange(0, len(some), 2)) for some in items]
-    sides = [Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample) for some, sample in zip(items, samples, strict=True)]
-    figures, of_samples = compare(*sides), compare(*(_whole(sample) for sample in samples))
-    assert figures["frechet"] == frechet_distance(sides[1].statistics, sides[0].statistics) != of_samples["frechet"]
-    of_all = {"n_reference": 40, "n_candidate": 50, "n_held_out": 30, "frechet": figures["frechet"]}
-    assert of_all == {name: figures[name] for name in of_all}
-    shifted = {name: figures[name] - figures["frechet"] + of_samples["frechet"] for name in ("frechet_high",)}
-    assert shifted["frechet_high"] == pytest.approx(of_samples["frechet_high"])
-    assert {name for name in figures if figures[name] != of_samples[name]} <= {*of_all, "frechet_low", "frechet_high"}
-    assert {name: figures[name] for name in figures if name.startswith("n_paired")} == {
-        "n_paired_reference": 20, "n_paired_reference_tracks": 20, "n_paired_candidate": 25, "n_paired_held_out": 15
-    }
+    reference, candidate, held_out = (
+        Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample) for some, sample in zip(items, samples, strict=True)
+    )
+    figures = compare(reference, candidate, held_out)
+    of_samples = compare(_whole(samples[0]), _whole(samples[1]), _whole(samples[2]))
+    assert figures["frechet"] == frechet_distance(candidate.statistics, reference.statistics)
+    assert figures["frechet_high"] - figures["frechet"] == pytest.approx(of_samples["frechet_high"] - of_samples["frechet"])
+    different = {name for name in figures if figures[name] != of_samples[name]}
+    assert different - {"frechet_low"} == {"frechet", "frechet_high", "n_reference", "n_candidate", "n_held_out"}
+    assert (figures["n_reference"], figures["n_reference_tracks"], figures["n_candidate"], figures["n_held_out"]) == (40, 20, 50, 30)
+    assert (figures["n_paired_reference"], figures["n_paired_reference_tracks"]) == (20, 20)
+    assert (figures["n_paired_candidate"], figures["n_paired_held_out"]) == (25, 15)
 
 
 @pytest.fixture(scope="module")
