@@ -4,6 +4,7 @@
     python jobs/evaluate.py --reference MUSIC --candidate LOOPS --model RUN/model --output_dir REPORT
 
 Distances are of features: 0 is the same. Sample sizes are always stated; small sets lie far apart for their size alone.
+The Fréchet distance is of all items; all else is of samples of at most 10,000 items a side, whose sizes are the n_paired_... .
 """
 
 import sys

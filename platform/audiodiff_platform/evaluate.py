@@ -2,11 +2,13 @@
 
 1. Each side is a folder of audio, what generate wrote, or a mel dataset; it becomes portions of work (`evaluate_worker.py`).
 2. Workers cut audio into slices of one mel configuration and embed them; some of the reference's images also go through the vocoder and back.
-3. The features come together here, and `evaluation.py` says what they show.
+3. Statistics of all features and the features of a sample come together here (`gathering.py`), one portion at a time.
+4. `comparison.py` says what they show.
 """
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ import pydantic
 
 from audiodiff_core.checkpoint import load_model, record_metrics
 from audiodiff_core.embedders import load_embedder
-from audiodiff_core.evaluation import ITEMS_AT_LEAST, Items, closest, compare
+from audiodiff_core.evaluation import ITEMS_AT_LEAST, SAMPLED_AT_MOST, Gathered, Gathering, closest, compare
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
@@ -25,12 +27,13 @@ from audiodiff_platform.audio_files import Inputs, Source, described, shortened
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
-from audiodiff_platform.evaluate_worker import Embedded, EvaluateWorker, Portion, embedded_slices, result_of
+from audiodiff_platform.evaluate_result import Result
+from audiodiff_platform.evaluate_worker import EvaluateWorker, Method, Portion, embedded_slices, result_of
 from audiodiff_platform.imported import given_mel
 from audiodiff_platform.recipe import OutputOptions
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
-from audiodiff_platform.work.engine import Record, ShardWork, engine
+from audiodiff_platform.work.engine import ShardWork, engine
 from audiodiff_platform.work.plan import ShardSize, cut
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
@@ -58,7 +61,7 @@ class EvaluateOptions(OutputOptions):
         None, description="mel_config.json by which audio is cut and analysed; none: that of a mel dataset compared, or of the model"
     )
     model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
-    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs; none: not written")
+    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs of the samples; none: not written")
     round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
     num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
     device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
@@ -66,22 +69,33 @@ class EvaluateOptions(OutputOptions):
 
 @dataclass
 class Side:
-    """One side of the comparison, as it is found and as it is embedded."""
+    """One side of the comparison, as it is found and as its portions are embedded."""
 
     portions: list[Portion]
     mel: MelConfig | None = None
-    features: list[Features] = field(default_factory=list)
-    tracks: list[str] = field(default_factory=list)
-    round_trips: list[Features] = field(default_factory=list)
-    tripped: list[Features] = field(default_factory=list)
+    gathering: Gathering = field(default_factory=lambda: Gathering(SAMPLED_AT_MOST))
+    round_trips: dict[int, tuple[Features, Features]] = field(default_factory=dict)
+    """Features of items, and of the same after their round trips, by portion."""
     unusable: int = 0
     silent: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def items(self, option: str, uri: str) -> Items:
-        if not self.tracks:
+    def add(self, number: int, result: Result) -> None:
+        """Add the result of a portion of this side."""
+        self.gathering.add(number, result.part)
+        self.unusable += len(result.unusable)
+        self.silent += result.silent
+        self.skipped += result.skipped
+        for reason in result.unusable:
+            say(f"left out: {reason}")
+        if len(result.after):
+            self.round_trips[number] = result.before, result.after
+
+    def gathered(self, option: str, uri: str) -> Gathered:
+        """Return the statistics and the sample; raises ValueError if there are none."""
+        if (gathered := self.gathering.gathered()) is None:
             raise ValueError(f"{option} {uri}: holds no slice that could be used ({self.unusable} unusable files, {self.silent} silent ones)")
-        return Items(np.concatenate(self.features), self.tracks)
+        return gathered
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -103,16 +117,20 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             uri = getattr(options, name) or options.reference
             raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
     with owned(Folder(options.output_dir), options.take_over) if options.output_dir else nullcontext():
-        portions = [portion for side in sides.values() for portion in side.portions]
-        for embedded in _embedded(options, portions, embedder.digest, mel):
-            _gather(sides[embedded.side], embedded)
-        figures = _figures(options, sides)
+        portions, first = list[Portion](), dict[str, int]()
+        for name, side in sides.items():
+            first[name] = len(portions)
+            portions += side.portions
+        method = Method(options.embedder, embedder.digest, mel, SAMPLED_AT_MOST)
+        _embed(options, portions, method, lambda shard, result: sides[result.side].add(shard - first[result.side], result))
+        gathered = {name: side.gathered(name, getattr(options, name) or options.reference) for name, side in sides.items()}
+        figures = _figures(sides, gathered)
         skipped = {name: shortened(side.skipped) for name, side in sides.items() if side.skipped}
         digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
         summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
         _warn(figures)
         if options.output_dir:
-            pairs = closest(sides[REFERENCE].items(REFERENCE, options.reference), sides[CANDIDATE].items(CANDIDATE, options.candidate), CLOSEST_PAIRS)
+            pairs = closest(gathered[REFERENCE].sample, gathered[CANDIDATE].sample, CLOSEST_PAIRS)
             named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
             compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
             Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
@@ -210,23 +228,26 @@ def _require_shared(options: EvaluateOptions) -> None:
             require_shared(name, uri, commits.SUCCESS if Folder(uri).exists(commits.SUCCESS) else "")
 
 
-def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest: str, mel: MelConfig) -> list[Embedded]:
-    """Embed all portions -> their results in order, whichever worker was first.
+def _embed(options: EvaluateOptions, portions: list[Portion], method: Method, on_result: Callable[[int, Result], None]) -> None:
+    """Embed all portions, and call `on_result` with the number and the result of each.
 
     With `output_dir`, finished portions are kept there until the report is written, so that an interrupted job continues.
     """
-    inputs = {"portions": [asdict(portion) for portion in portions], "embedder_digest": embedder_digest, "mel": mel.model_dump()}
+    inputs = {
+        "portions": [asdict(portion) for portion in portions],
+        "embedder_digest": method.embedder_digest,
+        "mel": method.mel.model_dump(),
+        "sampled_at_most": method.sampled_at_most,
+    }
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
-    arguments = (portions, uri, options.embedder, embedder_digest, mel)
-    work = ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, dict if uri is None else embedded_slices)
+    work = ShardWork("audiodiff evaluate", EvaluateWorker, (portions, uri, method), uri, dict if uri is None else embedded_slices)
     if uri is None:
-        records: dict[int, Record] = {}
         with engine(len(portions), options.num_workers, options.device) as running:
             _require_shared(options)
-            for record in running.run(work, range(len(portions))):
-                records[record["shard"]] = record
-                say(f"{len(records):,} of {len(portions):,} portions embedded")
-        return [result_of(None, records[shard]) for shard in sorted(records)]
+            for done, record in enumerate(running.run(work, range(len(portions))), start=1):
+                on_result(record["shard"], result_of(None, record))
+                say(f"{done:,} of {len(portions):,} portions embedded")
+        return
     plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_SECONDS) for shard in range(len(portions))})
     with owned(Folder(uri), take_over=True) as lease:  # the owner of output_dir owns its subfolders
         job = ShardedJob(work, lease, (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
@@ -234,29 +255,15 @@ def _embedded(options: EvaluateOptions, portions: list[Portion], embedder_digest
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 _require_shared(options)
                 job.run(running)
-        return [result_of(job.output, record) for record in job.records().values()]
+        for shard, record in job.records().items():
+            on_result(shard, result_of(job.output, record))
 
 
-def _gather(side: Side, embedded: Embedded) -> None:
-    side.tracks += embedded.tracks
-    side.features += embedded.features
-    side.unusable += len(embedded.unusable)
-    side.silent += embedded.silent
-    side.skipped += embedded.skipped
-    for reason in embedded.unusable:
-        say(f"left out: {reason}")
-    if embedded.round_trips:
-        side.round_trips += embedded.round_trips
-        side.tripped.append(np.concatenate(embedded.features)[: sum(map(len, embedded.round_trips))])
-
-
-def _figures(options: EvaluateOptions, sides: dict[str, Side]) -> dict[str, float]:
-    reference, candidate = (sides[name].items(name, getattr(options, name)) for name in (REFERENCE, CANDIDATE))
-    held_out = sides[HELD_OUT].items(HELD_OUT, options.held_out or options.reference) if HELD_OUT in sides else None
-    figures = compare(reference, candidate, held_out)
+def _figures(sides: dict[str, Side], gathered: dict[str, Gathered]) -> dict[str, float]:
+    figures = compare(gathered[REFERENCE], gathered[CANDIDATE], gathered.get(HELD_OUT))
     figures |= {"n_candidate_unusable": sides[CANDIDATE].unusable, "n_candidate_silent": sides[CANDIDATE].silent}
-    if trips := sides[REFERENCE].round_trips:
-        before, after = np.concatenate(sides[REFERENCE].tripped), np.concatenate(trips)
+    if trips := [trips for _, trips in sorted(sides[REFERENCE].round_trips.items())]:
+        before, after = (np.concatenate(features) for features in zip(*trips, strict=True))
         figures["n_round_trip"] = len(after)
         if len(after) > 1:
             figures["frechet_round_trip"] = frechet_distance(FeatureStatistics.of(after), FeatureStatistics.of(before))
@@ -273,4 +280,5 @@ def _warn(figures: dict[str, float]) -> None:
     if figures["n_candidate_silent"]:
         say(f"warning: {figures['n_candidate_silent']:,.0f} candidate files are silent, and count as nothing")
     if "nearer_share" not in figures:
-        say("warning: the reference is one track and there is nothing held out: whether the candidate copies it cannot be told")
+        of = "sample" if figures["n_reference_tracks"] > 1 else "reference"
+        say(f"warning: the {of} is one track and there is nothing held out: whether the candidate copies it cannot be told")

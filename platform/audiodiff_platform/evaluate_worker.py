@@ -1,15 +1,12 @@
 """The worker of evaluate: a few audio files, or a shard of a mel dataset -> features of their slices."""
 
-import base64
 import json
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,14 +14,14 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.embedders import Item, heard, load_embedder
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.metrics import Features
 from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items, shortened
+from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.decoder import Decoder, Limits
+from audiodiff_platform.evaluate_result import Embedded, Result
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
@@ -44,56 +41,28 @@ class Portion:
     round_trips: int = 0
 
 
-@dataclass
-class Embedded:
-    """The result of a portion: features (n, d) and the track of each item, features of round trips, and unusable files."""
+@dataclass(frozen=True)
+class Method:
+    """How the items of all portions become features, and how many items of a side are sampled."""
 
-    side: str
-    features: list[Features] = field(default_factory=list)
-    tracks: list[str] = field(default_factory=list)
-    round_trips: list[Features] = field(default_factory=list)
-    unusable: list[str] = field(default_factory=list)
-    silent: int = 0
-    skipped: Counter[str] = field(default_factory=Counter)
-    """Counts of what containers hold besides audio files."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
-        arrays = {"features": _packed(self.features), "round_trips": _packed(self.round_trips)}
-        return {"side": self.side, "tracks": self.tracks, "unusable": self.unusable, "silent": self.silent, "skipped": shortened(self.skipped), **arrays}
-
-    @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> "Embedded":
-        """Return the result that `counts` gave as JSON values."""
-        features, round_trips = (_unpacked(counts[name]) for name in ("features", "round_trips"))
-        skipped = Counter(counts.get("skipped", {}))  # portions of earlier versions have none
-        return cls(counts["side"], features, list(counts["tracks"]), round_trips, list(counts["unusable"]), counts["silent"], skipped)
-
-
-def _packed(features: list[Features]) -> dict[str, Any] | None:
-    if not features:
-        return None
-    array = np.ascontiguousarray(np.concatenate(features))
-    return {"dtype": str(array.dtype), "shape": list(array.shape), "base64": base64.b64encode(array.tobytes()).decode()}
-
-
-def _unpacked(packed: dict[str, Any] | None) -> list[Features]:
-    if packed is None:
-        return []
-    return [np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])]
+    embedder: str
+    embedder_digest: str
+    mel: MelConfig
+    sampled_at_most: int
 
 
 class EvaluateWorker:
     """A worker that embeds portions with one loaded embedder; audio files are decoded in a process of its own."""
 
-    def __init__(self, portions: list[Portion], output: str | None, embedder: str, embedder_digest: str, mel: MelConfig) -> None:
+    def __init__(self, portions: list[Portion], output: str | None, method: Method) -> None:
         profile = ExecutionProfile.here()
         profile.prepare_process()
-        self.portions, self.mel = portions, Mel(mel)
+        self.portions, self.method, self.mel = portions, method, Mel(method.mel)
         self.output = None if output is None else Folder(output)
-        self.embedder = load_embedder(embedder, mel.sample_rate, profile.device)
-        if self.embedder.digest != embedder_digest:
-            raise ValueError(f"embedder {embedder} has changed since the job began: digest {self.embedder.digest}, it was {embedder_digest}")
+        self.embedder = load_embedder(method.embedder, method.mel.sample_rate, profile.device)
+        if self.embedder.digest != method.embedder_digest:
+            changed = f"digest {self.embedder.digest}, it was {method.embedder_digest}"
+            raise ValueError(f"embedder {method.embedder} has changed since the job began: {changed}")
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -106,13 +75,14 @@ class EvaluateWorker:
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Embed a portion -> the result, which goes into a file if the job has a folder."""
         portion = self.portions[shard]
-        counts = (self._of_part(portion, attempts) if portion.part else self._of_sources(portion, attempts)).to_json()
+        embedded = self._of_part(portion, attempts) if portion.part else self._of_sources(portion, attempts)
+        result = embedded.result(self.method.sampled_at_most)
         if self.output is None:
-            return {"result": counts}
+            return {"result": result.to_json()}
         attempts.require_ownership()
-        content, name = json.dumps(counts).encode(), f"portions/{shard:06d}.json"
+        content, name = json.dumps(result.to_json()).encode(), f"portions/{shard:06d}.json"
         self.output.write(name, content)
-        return {"rows": len(counts["tracks"]), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
+        return {"rows": len(result.part), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
 
     def _of_part(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
@@ -160,9 +130,7 @@ class EvaluateWorker:
         except AudioDecodeError as error:
             result.unusable.append(f"{track}: {error.reason}")
             return
-        result.features += features
-        result.round_trips += round_trips
-        result.tracks += [track] * count
+        result.add(track, features, round_trips)
         result.silent += count == 0
 
     def _round_trip(self, item: Item, seed: int) -> Item:
@@ -177,12 +145,12 @@ def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[s
                 yield row["audio_file"], decode_png(row["image"]["bytes"], shape)
 
 
-def result_of(output: Folder | None, record: Record) -> Embedded:
+def result_of(output: Folder | None, record: Record) -> Result:
     """Return the result of a portion, given its record and the folder of the job, if the job has one."""
     if output is None:
-        return Embedded.of(record["result"])
+        return Result.of(record["result"])
     (name,) = record["parts"]
-    return Embedded.of(output.read_json(name))
+    return Result.of(output.read_json(name))
 
 
 def embedded_slices(record: Record) -> Counts:

@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from audiodiff_core import evaluation
-from audiodiff_core.evaluation import Items, compare, evaluate_images, real_to_real, resampled, statistics_of
+from audiodiff_core.evaluation import Gathered, Items, compare, evaluate_images, real_to_real, statistics_of
+from audiodiff_core.evaluation.comparison import RESAMPLES, resampled
 from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
 
 
@@ -19,10 +19,19 @@ def _items(generator: np.random.Generator, tracks: int, each: int, shift: float 
     return Items((centres + 0.3 * generator.normal(size=(tracks, each, 4))).reshape(-1, 4), _tracks(tracks, each))
 
 
+def _side(generator: np.random.Generator, tracks: int, each: int, shift: float = 0.0) -> Gathered:
+    return _whole(_items(generator, tracks, each, shift))
+
+
+def _whole(items: Items) -> Gathered:
+    """A side that is its own sample."""
+    return Gathered(FeatureStatistics.of(items.features), len(set(items.tracks)), items)
+
+
 def test_sets_of_a_kind_and_of_another() -> None:
     generator = np.random.default_rng(0)
-    reference = _items(generator, 60, 3)
-    same, other = (compare(reference, _items(generator, 150, 1, shift)) for shift in (0.0, 2.0))
+    reference = _side(generator, 60, 3)
+    same, other = (compare(reference, _side(generator, 150, 1, shift)) for shift in (0.0, 2.0))
     assert same["frechet"] < 0.4 < 10 < other["frechet"]
     assert same["kernel_low"] < 0 < same["kernel_high"] < other["kernel_low"]
     assert same["coverage"] > 0.8 > 0.2 > other["coverage"]
@@ -41,16 +50,16 @@ def test_sets_of_a_kind_and_of_another() -> None:
 
 def test_the_same_seed_gives_the_same_figures() -> None:
     generator = np.random.default_rng(1)
-    reference, candidate = _items(generator, 10, 3), _items(generator, 20, 1)
+    reference, candidate = _side(generator, 10, 3), _side(generator, 20, 1)
     assert compare(reference, candidate) == compare(reference, candidate)
     assert compare(reference, candidate, seed=1)["kernel_high"] != compare(reference, candidate)["kernel_high"]
 
 
 def test_copies_of_training_items_are_seen() -> None:
     generator = np.random.default_rng(2)
-    reference = _items(generator, 50, 2)
-    fresh, held_out = _items(generator, 40, 1), _items(generator, 40, 1)
-    copies = Items(reference.features[:40] + 1e-3, _tracks(40, 1))
+    reference = _side(generator, 50, 2)
+    fresh, held_out = _side(generator, 40, 1), _side(generator, 40, 1)
+    copies = _whole(Items(reference.sample.features[:40] + 1e-3, _tracks(40, 1)))
     assert compare(reference, copies, held_out)["nearer_share"] > 0.95
     assert compare(reference, copies)["nearer_share"] > 0.95
     assert 0.3 < compare(reference, fresh, held_out)["nearer_share"] < 0.7
@@ -69,8 +78,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     ))
     generator = np.random.default_rng(3)
     for _ in range(60):
-        one = Items(generator.normal(size=(60, 1)), _tracks(60, 1))
-        figures = compare(one, Items(generator.normal(size=(60, 1)) + shift, _tracks(60, 1)))
+        one = _whole(Items(generator.normal(size=(60, 1)), _tracks(60, 1)))
+        figures = compare(one, _whole(Items(generator.normal(size=(60, 1)) + shift, _tracks(60, 1))))
         held += figures["kernel_low"] <= truth <= figures["kernel_high"]
     assert 49 <= held <= 60
 
@@ -78,10 +87,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
 def test_tracks_are_drawn_whole() -> None:
     numbers = np.array([0, 0, 0, 1, 2, 2])
     weights = resampled(numbers, np.random.default_rng(4))
-    assert weights.shape == (6, evaluation.RESAMPLES)
+    assert weights.shape == (6, RESAMPLES)
     np.testing.assert_array_equal(weights[0], weights[2])
     np.testing.assert_array_equal(weights[4], weights[5])
-    np.testing.assert_array_equal(weights[[0, 3, 4]].sum(axis=0), np.full(evaluation.RESAMPLES, 3))
+    np.testing.assert_array_equal(weights[[0, 3, 4]].sum(axis=0), np.full(RESAMPLES, 3))
     assert weights.mean() == pytest.approx(1, abs=0.2)
 
 
@@ -89,28 +98,38 @@ def test_slices_of_a_track_count_as_one_in_intervals() -> None:
     generator = np.random.default_rng(5)
     few_tracks = _items(generator, 8, 1)
     repeated = Items(few_tracks.features.repeat(10, axis=0), [track for track in few_tracks.tracks for _ in range(10)])
-    candidate = _items(generator, 200, 1)
+    candidate = _side(generator, 200, 1)
     alone = Items(repeated.features, [str(number) for number in range(80)])
-    wide, narrow = (compare(reference, candidate)["kernel_high"] - compare(reference, candidate)["kernel"] for reference in (repeated, alone))
+    wide, narrow = (figures["kernel_high"] - figures["kernel"] for figures in (compare(_whole(items), candidate) for items in (repeated, alone)))
     assert wide > 1.5 * narrow
 
 
 def test_one_track_has_no_halves_and_no_other() -> None:
     generator = np.random.default_rng(6)
-    figures = compare(Items(generator.normal(size=(30, 3)), ["only"] * 30), Items(generator.normal(size=(5, 3)), _tracks(5, 1)))
+    reference, candidate = Items(generator.normal(size=(30, 3)), ["only"] * 30), Items(generator.normal(size=(5, 3)), _tracks(5, 1))
+    figures = compare(_whole(reference), _whole(candidate))
     assert not {"frechet_real_to_real", "kernel_real_to_real", "nearest_real", "nearer_share"} & figures.keys()
     assert figures["frechet_low"] < figures["frechet_high"]
     assert real_to_real(_items(generator, 2, 4), generator)["frechet_real_to_real"] > 0
     assert real_to_real(_items(generator, 2, 1), generator) == {}
 
 
-def test_large_sets_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "PAIRED_AT_MOST", 30)
+def test_frechet_is_of_all_items_and_the_rest_of_samples() -> None:
     generator = np.random.default_rng(7)
-    reference, candidate = _items(generator, 20, 2), _items(generator, 50, 1)
-    figures = compare(reference, candidate)
-    assert (figures["n_reference"], figures["n_paired_reference"], figures["n_paired_candidate"]) == (40, 30, 30)
-    assert figures["frechet"] == frechet_distance(FeatureStatistics.of(candidate.features), FeatureStatistics.of(reference.features))
+    items = [_items(generator, 20, 2), _items(generator, 50, 1), _items(generator, 30, 1)]
+    samples = [some.at(np.arange(0, len(some), 2)) for some in items]
+    reference, candidate, held_out = (
+        Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample) for some, sample in zip(items, samples, strict=True)
+    )
+    figures = compare(reference, candidate, held_out)
+    of_samples = compare(_whole(samples[0]), _whole(samples[1]), _whole(samples[2]))
+    assert figures["frechet"] == frechet_distance(candidate.statistics, reference.statistics)
+    assert figures["frechet_high"] - figures["frechet"] == pytest.approx(of_samples["frechet_high"] - of_samples["frechet"])
+    different = {name for name in figures if figures[name] != of_samples[name]}
+    assert different - {"frechet_low"} == {"frechet", "frechet_high", "n_reference", "n_candidate", "n_held_out"}
+    assert (figures["n_reference"], figures["n_reference_tracks"], figures["n_candidate"], figures["n_held_out"]) == (40, 20, 50, 30)
+    assert (figures["n_paired_reference"], figures["n_paired_reference_tracks"]) == (20, 20)
+    assert (figures["n_paired_candidate"], figures["n_paired_held_out"]) == (25, 15)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +150,6 @@ def test_images_beside_training(images: npt.NDArray[np.uint8]) -> None:
 def test_figures_of_few_items_are_finite_or_left_out(candidates: int) -> None:
     generator = np.random.default_rng(5)
     features = generator.normal(size=(9, 4))
-    figures = compare(Items(features, ["short", *["long"] * 8]), _items(generator, candidates, 1))
+    figures = compare(_whole(Items(features, ["short", *["long"] * 8])), _side(generator, candidates, 1))
     assert np.isfinite(list(figures.values())).all()
     assert {"frechet", "frechet_low", "kernel"} <= figures.keys()

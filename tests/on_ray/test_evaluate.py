@@ -1,5 +1,6 @@
 """evaluate: the figures are those of the items on each side, whatever the workers; sizes are always stated, mistakes named."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +15,11 @@ from audiodiff_core.audio import Samples, encode
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
 from audiodiff_core.embedders import Item, items_of
 from audiodiff_core.encoder import AudioEncoder
-from audiodiff_core.evaluation import Items, compare
+from audiodiff_core.evaluation import SAMPLED_AT_MOST, Gathered, Items, compare, rank
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
 from audiodiff_core.vocoder import GriffinLim
+from audiodiff_platform import evaluate as evaluate_module
 from audiodiff_platform.dataset import VALIDATION, MelDataset
 from audiodiff_platform.evaluate import EvaluateOptions, evaluate
 from audiodiff_platform.generate import GenerateOptions, generate
@@ -41,15 +43,72 @@ def _heard(folder: Path, mel: Mel) -> dict[str, list[Item]]:
     return {file.relative_to(folder).as_posix(): list(items_of(file, mel)) for file in folder.rglob("*.flac")}
 
 
-def test_the_figures_are_those_of_the_items(found: dict[str, Any], dataset: Path, few_loops: Path) -> None:
+@pytest.fixture(scope="module")
+def sides(dataset: Path, few_loops: Path) -> tuple[Items, Items]:
+    """All items of the dataset and of the audio, in the order of the portions."""
     real = MelDataset(str(dataset))
     heard = _heard(few_loops, Mel(real.mel))
-    reference = logmel_stats(real.all_images())
-    candidate = logmel_stats(np.stack([item.image for items in heard.values() for item in items]))
-    assert found["frechet"] == pytest.approx(frechet_distance(FeatureStatistics.of(candidate), FeatureStatistics.of(reference)))
-    expected = compare(Items(reference, real.column("audio_file")), Items(candidate, [name for name, items in heard.items() for _ in items]))
-    for name in ("kernel", "density", "coverage", "nearest_candidate", "nearest_real", "nearer_share", "n_candidate", "n_reference", "n_reference_tracks"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-6), name
+    names = sorted(heard, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
+    candidate = logmel_stats(np.stack([item.image for name in names for item in heard[name]]))
+    return Items(logmel_stats(real.all_images()), real.column("audio_file")), Items(candidate, [name for name in names for _ in heard[name]])
+
+
+def _gathered(items: Items, at_most: int) -> Gathered:
+    """The side as all its rows give it."""
+    ranks = [rank(track, items.tracks[:row].count(track)) for row, track in enumerate(items.tracks)]
+    rows = sorted(sorted(range(len(items)), key=ranks.__getitem__)[:at_most])
+    return Gathered(FeatureStatistics.of(items.features), len(set(items.tracks)), items.at(np.array(rows)))
+
+
+def _unlike(figures: dict[str, Any], items: tuple[Items, Items], at_most: int) -> dict[str, Any]:
+    """The figures that are not those of the rows: of the Fréchet distance those that differ by more than the order of sums makes of it.
+
+    There are fewer items than features here. The distance is then exact to about the number of features times the root of 2^-53, of the
+    largest variance (`test_gathering.py`).
+    """
+    reference, candidate = (_gathered(side, at_most) for side in items)
+    expected = compare(reference, candidate)
+    error = 48 * 2**-26.5 * max(side.features.var(axis=0).max() for side in items)
+    summed = {name for name in ("frechet", "frechet_low", "frechet_high") if figures[name] == pytest.approx(expected[name], abs=error)}
+    return {name: (figures[name], value) for name, value in expected.items() if figures[name] != value and name not in summed}
+
+
+def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides: tuple[Items, Items]) -> None:
+    assert _unlike(found, sides, SAMPLED_AT_MOST) == {}
+    assert (found["n_paired_reference"], found["n_paired_candidate"], found["n_paired_held_out"]) == (*map(len, sides), 0)
+
+
+def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
+    sides: tuple[Items, Items], dataset: Path, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate_module, "SAMPLED_AT_MOST", 6)
+    options: dict[str, Any] = {"reference": str(dataset), "candidate": str(few_loops), "round_trips": 3}
+    alone = evaluate(EvaluateOptions(**options, num_workers=1))
+    assert _unlike(alone, sides, 6) == {}
+    assert (alone["n_paired_reference"], alone["n_paired_candidate"]) == (6, 6)
+    assert min(alone["n_reference"], alone["n_candidate"]) > 6
+
+    blocked, work = tmp_path / "report.json", tmp_path / "_evaluate"
+    blocked.mkdir()
+    with pytest.raises(OSError, match=r"report\.json"):
+        evaluate(EvaluateOptions(**options, num_workers=2, output_dir=str(tmp_path)))
+    portions = [json.loads(file.read_text()) for file in work.glob("*/portions/*.json")]
+    assert all(len(portion["tracks"]) <= 6 for portion in portions)
+    assert any(portion["left_out"] for portion in portions)
+    for commit in sorted(work.glob("*/_commits/*.json"))[1:]:
+        commit.unlink()
+    blocked.rmdir()
+    resumed = evaluate(EvaluateOptions(**options, num_workers=2, output_dir=str(tmp_path)))
+    assert {**resumed, "seconds": 0} == {**alone, "seconds": 0}
+    report = json.loads(blocked.read_text())
+    assert {pair["candidate"] for pair in report["closest"]} <= set(_gathered(sides[1], 6).sample.tracks)
+    assert len(report["closest"]) == 6
+
+
+def test_the_figures_are_those_of_the_items(found: dict[str, Any], sides: tuple[Items, Items], dataset: Path) -> None:
+    real, (reference, candidate) = MelDataset(str(dataset)), sides
+    statistics = (FeatureStatistics.of(items.features) for items in (candidate, reference))
+    assert found["frechet"] == pytest.approx(frechet_distance(*statistics))
     assert (found["n_reference"], found["n_candidate"], found["n_reference_tracks"], found["n_held_out"]) == (real.rows, len(candidate), 4, 0)
     assert (found["embedder"], found["mel_digest"]) == ("logmel-stats", real.mel.digest)
     assert found["nearest_candidate"] < 0.01 < found["nearest_real"], "every second slice of the dataset is, but for a sample, one of the candidate's"

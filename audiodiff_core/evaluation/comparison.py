@@ -2,14 +2,17 @@
 
 Items of one track are alike, so tracks, not items, are drawn in resamples and in splits of the real items. Generated items each
 stand for themselves. Everything is drawn from one seed: the same items give the same figures.
+
+Fréchet distances of whole sides are of the statistics of all items. Everything else is of the samples (`gathering.py`): its time
+grows with the product of the sides' sizes. A side of no more than `SAMPLED_AT_MOST` items is its own sample.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
 
+from audiodiff_core.evaluation.gathering import Gathered, Items
 from audiodiff_core.mel import Images
 from audiodiff_core.metrics import (
     Features,
@@ -27,36 +30,9 @@ from audiodiff_core.metrics import (
 )
 
 ITEMS_AT_LEAST = 128  # of generated items, for a Fréchet distance that is worth stating
-PAIRED_AT_MOST = 10_000  # items of a side that metrics of pairs and intervals look at, drawn from all
 RESAMPLES = 100
 SPLITS = 10
 NORMAL_95 = 1.96  # standard deviations
-
-
-@dataclass(frozen=True)
-class Items:
-    """Features (n, d) and, of each item, the name of the track that it is from."""
-
-    features: Features
-    tracks: Sequence[str]
-
-    def __post_init__(self) -> None:
-        assert len(self.features) == len(self.tracks)
-
-    def __len__(self) -> int:
-        return len(self.tracks)
-
-    @property
-    def numbers(self) -> npt.NDArray[np.int64]:
-        """The track of each item (n,), counted from 0 in the order of their names."""
-        return np.unique(np.asarray(self.tracks), return_inverse=True)[1]
-
-    def drawn(self, at_most: int, generator: np.random.Generator) -> "Items":
-        """These items or, where there are more, `at_most` of them."""
-        if len(self) <= at_most:
-            return self
-        rows = np.sort(generator.choice(len(self), at_most, replace=False))
-        return Items(self.features[rows], [self.tracks[row] for row in rows])
 
 
 def statistics_of(batches: Iterable[Images], embed: Callable[[Images], Features] = logmel_stats) -> FeatureStatistics:
@@ -82,7 +58,7 @@ def evaluate_images(images: Images, reference: FeatureStatistics, embed: Callabl
     }
 
 
-def compare(reference: Items, candidate: Items, held_out: Items | None = None, seed: int = 0) -> dict[str, float]:
+def compare(reference: Gathered, candidate: Gathered, held_out: Gathered | None = None, seed: int = 0) -> dict[str, float]:
     """Everything that is said of `candidate` items beside `reference` ones, by name.
 
     frechet, kernel, density, coverage   the metrics of `metrics.py`; NAME_low and NAME_high bound the 95 % interval that resampling gives (absent
@@ -91,24 +67,25 @@ def compare(reference: Items, candidate: Items, held_out: Items | None = None, s
     nearest_candidate                    median distance of a candidate to the nearest reference item
     nearest_real                         the same of held-out items or, where there are none, of each reference item to those of other tracks
     nearer_share                         how often the first is smaller than the second: 0.5 expected, near 1 where training items are copied
-    n_...                                sample sizes: all items count for `frechet`, `n_paired_...` of each side for the rest
+    n_...                                sample sizes: all items count for `frechet`, the `n_paired_...` of each side's sample for the rest
     """
     generator = np.random.default_rng(seed)
-    few, few_candidates = (items.drawn(PAIRED_AT_MOST, generator) for items in (reference, candidate))
-    density, coverage = density_coverage(few.features, few_candidates.features)
+    real, generated = reference.sample, candidate.sample
+    density, coverage = density_coverage(real.features, generated.features)
     figures: dict[str, float] = {
-        "frechet": frechet_distance(FeatureStatistics.of(candidate.features), FeatureStatistics.of(reference.features)),
-        "kernel": kernel_distance(few_candidates.features, few.features),
+        "frechet": frechet_distance(candidate.statistics, reference.statistics),
+        "kernel": kernel_distance(generated.features, real.features),
         "density": density,
         "coverage": coverage,
     }
-    for name, spread in _standard_errors(few, few_candidates, generator).items():
+    for name, spread in _standard_errors(real, generated, generator).items():
         figures[f"{name}_low"] = figures[name] - NORMAL_95 * spread
         figures[f"{name}_high"] = figures[name] + NORMAL_95 * spread
     for name in ("frechet", "density", "coverage"):
         figures[f"{name}_low"] = max(0.0, figures[f"{name}_low"])
     figures["coverage_high"] = min(1.0, figures["coverage_high"])
-    return {**figures, **real_to_real(few, generator), **_copying(few, few_candidates, held_out), **_sizes(reference, candidate, held_out, few, few_candidates)}
+    copying = _copying(real, generated, held_out.sample if held_out else None)
+    return {**figures, **real_to_real(real, generator), **copying, **_sizes(reference, candidate, held_out)}
 
 
 def closest(reference: Items, candidate: Items, count: int) -> list[tuple[str, str, float]]:
@@ -176,13 +153,15 @@ def _copying(reference: Items, candidate: Items, held_out: Items | None) -> dict
     return {**figures, "nearest_real": float(np.median(real)), "nearer_share": nearer_share(nearest, real)}
 
 
-def _sizes(reference: Items, candidate: Items, held_out: Items | None, few: Items, few_candidates: Items) -> dict[str, float]:
+def _sizes(reference: Gathered, candidate: Gathered, held_out: Gathered | None) -> dict[str, float]:
     return {
-        "n_candidate": len(candidate),
-        "n_reference": len(reference),
-        "n_reference_tracks": len(set(reference.tracks)),
-        "n_held_out": 0 if held_out is None else len(held_out),
-        "n_paired_candidate": len(few_candidates),
-        "n_paired_reference": len(few),
-        "n_features": reference.features.shape[1],
+        "n_candidate": candidate.statistics.count,
+        "n_reference": reference.statistics.count,
+        "n_reference_tracks": reference.tracks,
+        "n_held_out": held_out.statistics.count if held_out else 0,
+        "n_paired_candidate": len(candidate.sample),
+        "n_paired_reference": len(reference.sample),
+        "n_paired_reference_tracks": len(set(reference.sample.tracks)),
+        "n_paired_held_out": len(held_out.sample) if held_out else 0,
+        "n_features": len(reference.statistics.mean),
     }
