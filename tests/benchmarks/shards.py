@@ -80,7 +80,8 @@ def main() -> None:
     arguments.add_argument("--part", nargs=2, help=argparse.SUPPRESS)
     given = arguments.parse_args()
     if given.part:
-        opened(*given.part, given.shards, given.sources)
+        part, uri = given.part
+        opened(part, uri, given.shards, given.sources)
         return
     stores = Stores.create()
     with tempfile.TemporaryDirectory() as scratch:
