@@ -11,6 +11,7 @@ duration, estimated from their sizes. None of it depends on the number of worker
 import hashlib
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ SCHEMA = pa.schema([("shard", pa.int32()), ("uri", pa.string()), ("size", pa.int
 SHARD_SECONDS_AT_MOST = 3 * 3_600
 SHARDS_AIMED_AT = 256
 ROW_GROUP_ROWS = 4_096  # a worker reads only those that hold its shard
+READ_AHEAD_BYTES = 1 << 20  # about a row group: a store's client would read 50 MB ahead
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ def new_sources(
     versions = later_versions(folder)
     shards: dict[int, ShardSize] = {}
     touched: list[tuple[int, Source]] = []
-    for shard, planned, _ in _rows(folder):
+    for shard, planned, _ in _all_rows(folder):
         now = present.pop(planned.uri, None)
         if now is None:
             raise ValueError(f"{planned.uri} was planned for {folder.uri} and has vanished: put it back, or prepare into another folder")
@@ -158,20 +160,50 @@ def append_plan(
 
 
 def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:
-    """The sources of a planned shard in their order, each with its items that are left out."""
-    return [(source, left_out) for _, source, left_out in _rows(folder, shard)]
+    """The sources of a planned shard in their order, each with its items that are left out.
+
+    Opens the last plan file, which holds the shards of a run that adds files. Other shards are found by bisection: each
+    plan file begins where the one before ends.
+    """
+    names = folder.names("_plan/*.parquet")
+    first, last = 0, len(names)  # the plan file that holds the shard is in names[first:last]
+    place = last - 1
+    while first < last:
+        with _opened(folder, names[place]) as plan:
+            if plan.metadata.row_group(0).column(0).statistics.min > shard:
+                last = place
+            elif plan.metadata.row_group(plan.num_row_groups - 1).column(0).statistics.max < shard:
+                first = place + 1
+            else:
+                return [(source, left_out) for _, source, left_out in _rows(plan, shard)]
+        place = (first + last) // 2
+    return []
 
 
-def _rows(folder: Folder, only: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
+def _all_rows(folder: Folder) -> Iterator[tuple[int, Source, list[str]]]:
     for name in folder.names("_plan/*.parquet"):
-        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as plan:
-            for group in range(plan.num_row_groups):
-                shards = plan.metadata.row_group(group).column(0).statistics
-                if only is not None and not shards.min <= only <= shards.max:
-                    continue
-                for row in plan.read_row_group(group).to_pylist():
-                    if only is None or row["shard"] == only:
-                        yield row["shard"], Source(row["uri"], row["size"], row["version"]), row["left_out"]
+        with _opened(folder, name) as plan:
+            yield from _rows(plan)
+
+
+@contextmanager
+def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
+    with (
+        folder.reached(name),
+        folder.filesystem.open(folder.path(name), "rb", block_size=READ_AHEAD_BYTES) as file,
+        pq.ParquetFile(file) as plan,
+    ):
+        yield plan
+
+
+def _rows(plan: pq.ParquetFile, only: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
+    for group in range(plan.num_row_groups):
+        shards = plan.metadata.row_group(group).column(0).statistics
+        if only is not None and not shards.min <= only <= shards.max:
+            continue
+        for row in plan.read_row_group(group).to_pylist():
+            if only is None or row["shard"] == only:
+                yield row["shard"], Source(row["uri"], row["size"], row["version"]), row["left_out"]
 
 
 def _count(shards: dict[int, ShardSize], shard: int, source: Source) -> None:
