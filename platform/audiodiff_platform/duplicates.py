@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items
 from audiodiff_platform.source_digests import DUPLICATES, record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
@@ -112,19 +112,18 @@ class DigestWorker:
         rows = []
         digests: dict[str, str] = {}
         with self.folder.scratch() as scratch:
-            for source, _ in read_shard(self.folder, shard):
+            sources = [source for source, _ in read_shard(self.folder, shard)]
+            for source, fetching in fetched(self.inputs, sources, scratch):
                 if attempts.gives_up(source.uri):
                     continue
                 with suppress(AudioDecodeError):
-                    local = self.inputs.fetch(source, scratch)
+                    local = fetching.result()
                     attempts.start(source.uri)
                     digests[source.uri] = commits.file_sha256(local)
                     for item in items(source, local, scratch):
                         with suppress(AudioDecodeError):
                             sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
                             rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
-                for copy in scratch.iterdir():
-                    copy.unlink()
                 attempts.start()
         attempts.require_ownership()
         buffer = io.BytesIO()

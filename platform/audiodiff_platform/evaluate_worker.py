@@ -2,13 +2,11 @@
 
 import base64
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +20,10 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items, shortened
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items, shortened
 from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 
@@ -119,18 +118,16 @@ class EvaluateWorker:
     def _of_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
         inputs = Inputs(portion.uri)
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
-            for source in portion.sources:
+        with scratch_folder() as scratch:
+            for source, fetching in fetched(inputs, portion.sources, scratch):
                 if attempts.gives_up(source.uri):
                     result.unusable.append(f"{source.uri}: {attempts.reason}")
                     continue
                 try:
-                    local = inputs.fetch(source, Path(scratch))
+                    local = fetching.result()
                     attempts.start(source.uri)
-                    for file in items(source, local, Path(scratch), result.skipped):
+                    for file in items(source, local, scratch, result.skipped):
                         self._add(file.name, self._items(file), portion, result)
-                    if local.parent == Path(scratch):
-                        local.unlink()
                     attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     result.unusable.append(str(error))

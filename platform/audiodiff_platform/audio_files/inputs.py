@@ -2,8 +2,8 @@
 
 import errno
 import os
+import shutil
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +30,7 @@ from audiodiff_platform.cluster import holds_secret, say
 from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Entry, Folder, PassedOver
+from audiodiff_platform.storage.scratch import scratch_folder
 
 CONCURRENT_REQUESTS = 32
 # Versions of files that are planned though they can never be read.
@@ -227,7 +228,8 @@ class Inputs:
         """A source as a local file.
 
         A file of the same size that was touched or copied since is taken: nothing was made of it before. Raises
-        AudioDecodeError where it can never be read, JobError where it has vanished or has another size.
+        AudioDecodeError where it can never be read, JobError where it has vanished or has another size, OSError where the
+        disk of `scratch` has no room for a copy.
         """
         if source.version in _UNREADABLE:
             raise AudioDecodeError(source.uri, _UNREADABLE[source.version])
@@ -238,6 +240,8 @@ class Inputs:
             raise JobError(f"{source.uri} was planned and has vanished: put it back, or prepare into another folder") from error
         if entry.size != source.size:
             raise JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
+        if not folder.is_local:
+            _require_room(source, scratch)
         try:
             local = folder.fetch(name, scratch)
             with local.open("rb"):
@@ -250,9 +254,9 @@ class Inputs:
 
     def sha256(self, source: Source) -> str | None:
         """The digest of a source's bytes in hexadecimal; None where they cannot be read."""
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+        with scratch_folder() as scratch:
             try:
-                return file_sha256(self.fetch(source, Path(scratch)))
+                return file_sha256(self.fetch(source, scratch))
             except AudioDecodeError:
                 return None
 
@@ -260,6 +264,15 @@ class Inputs:
 def _is_elsewhere(uri: str) -> bool:
     """True for a URI or an absolute path, as opposed to a name in the input folder."""
     return "://" in uri or uri.startswith("/")
+
+
+def _require_room(source: Source, scratch: Path) -> None:
+    free = shutil.disk_usage(scratch).free
+    if free < source.size:
+        raise OSError(
+            f"{source.uri}: {source.size / 1e6:,.0f} MB do not fit on the disk of {scratch}, where {free / 1e6:,.0f} MB are free: "
+            "make room there, or let TMPDIR name a larger disk"
+        )
 
 
 def _batches(uris: Iterable[str]) -> Iterator[list[str]]:

@@ -24,12 +24,10 @@ from audiodiff_platform.storage.listing import (
     entry_on_store,
     fixed_folder,
     matches,
-    objects,
-    remove_from_s3,
     without_hidden,
 )
-
-CONCURRENT_REQUESTS = 32
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_from_s3
+from audiodiff_platform.storage.scratch import scratch_folder
 
 
 class Folder:
@@ -38,7 +36,9 @@ class Folder:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         # One stream an object: s3fs does not take up a broken one where it reads several.
-        options = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+        options: dict[str, Any] = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+        if uri.startswith(("s3://", "s3a://")):  # of ten connections, which are botocore's default, others would wait
+            options["config_kwargs"] = {"max_pool_connections": CONCURRENT_REQUESTS}
         self.filesystem, self.root = filesystem_of(self.uri, use_listings_cache=False, **options)
 
     @property
@@ -236,11 +236,14 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A local folder for unfinished files, gone at the end: inside `_tmp` of a local folder, in the system's place for an object store."""
-        parent = Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="audiodiff-", dir=parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        """A local folder for unfinished files, gone at the end."""
+        with scratch_folder(self.scratch_parent) as folder:
+            yield folder
+
+    @property
+    def scratch_parent(self) -> Path:
+        """The place of scratch folders: `_tmp` in a local folder, the system's place for one on an object store."""
+        return Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
 
     def require_free_space(self, needed_bytes: int, what: str) -> None:
         """Raises ValueError where a local disk has less than `needed_bytes` free; object stores have no such bound."""
