@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, fetched, items
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items, source_sha256
 from audiodiff_platform.source_digests import DUPLICATES, record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
@@ -114,16 +114,16 @@ class DigestWorker:
         with self.folder.scratch() as scratch:
             sources = [source for source, _ in read_shard(self.folder, shard)]
             for source, fetching in fetched(self.inputs, sources, scratch):
-                if attempts.gives_up(source.uri):
+                if attempts.gives_up(source.key):
                     continue
                 with suppress(AudioDecodeError):
                     local = fetching.result()
-                    attempts.start(source.uri)
-                    digests[source.uri] = commits.file_sha256(local)
+                    attempts.start(source.key)
+                    digests[source.key] = source_sha256(source, local)
                     for item in items(source, local, scratch):
                         with suppress(AudioDecodeError):
-                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
-                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
+                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.key]
+                            rows.append({"source": source.key, "item": item.name, "sha256": bytes.fromhex(sha256)})
                 attempts.start()
         attempts.require_ownership()
         buffer = io.BytesIO()

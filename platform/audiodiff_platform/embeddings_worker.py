@@ -12,7 +12,7 @@ from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.slices import CANCELLED, SILENT, Piece
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, fetched, items, shortened
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
@@ -42,10 +42,10 @@ class EmbeddingsWorker:
         with scratch_folder() as scratch:
             sources = [source for source, _ in read_shard(self.output, shard)]
             for source, fetching in fetched(self.inputs, sources, scratch):
-                if attempts.gives_up(source.uri):
+                if attempts.gives_up(source.key):
                     draft.failed(source.uri, attempts.reason)
                     continue
-                attempts.start(source.uri)
+                attempts.start(source.key)
                 self._embed(source, fetching, scratch, draft)
                 attempts.start()
         attempts.require_ownership()
@@ -62,7 +62,7 @@ class EmbeddingsWorker:
         """Add the files of a source to `draft`."""
         try:
             local = fetching.result()
-            draft.digests[source.uri] = commits.file_sha256(local)
+            draft.digests[source.key] = source_sha256(source, local)
             for item in items(source, local, scratch, draft.skipped):
                 try:
                     draft.vectors[item.name] = self._embedded(item.local)

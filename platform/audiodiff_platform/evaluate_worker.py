@@ -120,12 +120,12 @@ class EvaluateWorker:
         inputs = Inputs(portion.uri)
         with scratch_folder() as scratch:
             for source, fetching in fetched(inputs, portion.sources, scratch):
-                if attempts.gives_up(source.uri):
+                if attempts.gives_up(source.key):
                     result.unusable.append(f"{source.uri}: {attempts.reason}")
                     continue
                 try:
                     local = fetching.result()
-                    attempts.start(source.uri)
+                    attempts.start(source.key)
                     for file in items(source, local, scratch, result.skipped):
                         self._add(file.name, self._items(file), portion, result)
                     attempts.start()

@@ -12,7 +12,7 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened
+from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.padding import Padding
 from audiodiff_platform.slicer import Slicer
@@ -42,16 +42,16 @@ class PrepareWorker:
         with self.output.scratch() as scratch:
             draft = Draft(scratch, duplicates=len(planned) - len(wanted))
             for source, fetching in fetched(self.inputs, wanted, scratch):
-                if attempts.gives_up(source.uri):
-                    draft.failed(source.uri, attempts.reason, source.size)
+                if attempts.gives_up(source.key):
+                    draft.failed(source.uri, attempts.reason, source.bytes)
                     continue
                 try:
                     local = fetching.result()
-                    attempts.start(source.uri)
+                    attempts.start(source.key)
                     self._add_source(source, wanted[source], local, draft)
                     attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-                    draft.failed(source.uri, error.reason, source.size)
+                    draft.failed(source.uri, error.reason, source.bytes)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
@@ -61,7 +61,7 @@ class PrepareWorker:
             return {**record, "parts": parts, "sizes": sizes}
 
     def _add_source(self, source: Source, left_out: Collection[str], local: Path, draft: "Draft") -> None:
-        draft.sources[source.uri] = sha256 = commits.file_sha256(local)
+        draft.sources[source.key] = sha256 = source_sha256(source, local)
         for item in items(source, local, draft.scratch, draft.skipped):
             if item.name in left_out:
                 draft.duplicates += 1

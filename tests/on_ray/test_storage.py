@@ -140,11 +140,11 @@ def test_listings_survive(action: Action, store: Store, uri: str) -> None:
 
 def test_many_folders_are_listed_at_a_time_in_the_order_of_their_names(store: Store, uri: str) -> None:
     folder = Folder(uri)
-    names = [f"music/album {number:02d}/{track}.wav" for number in range(12) for track in "ab"]
+    names = [f"music/album-{number:02d}/{track}.wav" for number in range(12) for track in "ab"]
     names += ["music/album.txt", "music/b.txt", "music/Z/deep/er/x.wav", "other/\U0001f3b5.wav", "other.txt", *(f"music/Z/{c}" for c in "abc")]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: folder.write(name, name.encode()), names))
-    gathered = store.proxy.inject("gather", "GET", f"{uri.rpartition('/')[2]}/music/album ", times=12)
+    gathered = store.proxy.inject("gather", "GET", f"{uri.rpartition('/')[2]}/music/album-", times=12)
     entries = list(folder.walk())
     assert [entry.name for entry in entries] == sorted(names)
     assert [entry.size for entry in entries] == [len(name.encode()) for name in sorted(names)]
@@ -170,7 +170,7 @@ def test_a_listing_of_many_folders_that_fails_is_named(store: Store, uri: str) -
     for number in range(PAGE + 1):
         folder.write(f"{number:02d}/x", b"x")
     store.proxy.inject("throttle", "GET", "some/folder/05/", times=100)
-    with pytest.raises(OSError, match="SlowDown|reduce your request rate"):
+    with pytest.raises(OSError, match="reduce your request rate"):
         list(folder.walk())
 
 

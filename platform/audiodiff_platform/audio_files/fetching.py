@@ -25,14 +25,14 @@ def fetched(inputs: Inputs, sources: Iterable[Source], scratch: Path) -> Iterato
     pool = ThreadPoolExecutor(1)
     try:
         while following is not None or ahead:
-            while following and len(ahead) <= FETCHED_AHEAD and (not held or held + following.size <= SCRATCH_BYTES):
+            while following and len(ahead) <= FETCHED_AHEAD and (not held or held + following.bytes <= SCRATCH_BYTES):
                 ahead.append((following, pool.submit(inputs.fetch, following, scratch)))
-                held += following.size
+                held += following.bytes
                 following = next(remaining, None)
             source, fetching = ahead.popleft()
             yield source, fetching
             if fetching.exception() is None and fetching.result().parent == scratch:
                 fetching.result().unlink()
-            held -= source.size
+            held -= source.bytes
     finally:
         pool.shutdown(cancel_futures=True)

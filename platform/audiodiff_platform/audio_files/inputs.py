@@ -1,6 +1,7 @@
 """Audio files in a folder or on a list, and containers of them, which prepare reads."""
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -24,10 +25,10 @@ from audiodiff_platform.audio_files.parquet_rows import (
     not_embedded,
     rows_without_audio,
 )
+from audiodiff_platform.audio_files.ranges import StoredFile, fetched_part, source_sha256
 from audiodiff_platform.audio_files.skipped import described, kind_of, refusal
-from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, passed_over, utf8
+from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, changed, passed_over, utf8
 from audiodiff_platform.cluster import holds_secret, say
-from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Entry, Folder, PassedOver
 from audiodiff_platform.storage.scratch import scratch_folder
@@ -239,15 +240,20 @@ class Inputs:
         except FileNotFoundError as error:
             raise JobError(f"{source.uri} was planned and has vanished: put it back, or prepare into another folder") from error
         if entry.size != source.size:
-            raise JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
+            raise changed(source)
         if not folder.is_local:
             _require_room(source, scratch)
         try:
-            local = folder.fetch(name, scratch)
+            local = folder.fetch(name, scratch) if source.part is None else fetched_part(folder, name, source, source.part, scratch)
             with local.open("rb"):
                 return local
         except PermissionError as error:  # of this file: its folder has just been read
             raise AudioDecodeError(source.uri, f"cannot be opened ({error.strerror or error})") from error
+
+    def opened(self, source: Source) -> io.RawIOBase:
+        """A source's file as it is now, of which few bytes are to be read."""
+        folder, name = self._place(source.uri)
+        return io.FileIO(folder.path(name)) if folder.is_local else StoredFile(folder, name, source.size)
 
     def _unreadable(self, error: PermissionError) -> ValueError:
         return ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another")
@@ -256,7 +262,7 @@ class Inputs:
         """The digest of a source's bytes in hexadecimal; None where they cannot be read."""
         with scratch_folder() as scratch:
             try:
-                return file_sha256(self.fetch(source, scratch))
+                return source_sha256(source, self.fetch(source, scratch))
             except AudioDecodeError:
                 return None
 
@@ -268,9 +274,9 @@ def _is_elsewhere(uri: str) -> bool:
 
 def _require_room(source: Source, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
-    if free < source.size:
+    if free < source.bytes:
         raise OSError(
-            f"{source.uri}: {source.size / 1e6:,.0f} MB do not fit on the disk of {scratch}, where {free / 1e6:,.0f} MB are free: "
+            f"{source.uri}: {source.bytes / 1e6:,.0f} MB do not fit on the disk of {scratch}, where {free / 1e6:,.0f} MB are free: "
             "make room there, or let TMPDIR name a larger disk"
         )
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +28,8 @@ from audiodiff_platform.storage.listing import (
 )
 from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_from_s3
 from audiodiff_platform.storage.scratch import scratch_folder
+
+RANGE_BYTES = 16 << 20  # of a file that is fetched in part, in a request
 
 
 class Folder:
@@ -122,6 +124,25 @@ class Folder:
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
         with self.reached(name):
             self.filesystem.get_file(self.path(name), str(local))
+        return local
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`."""
+        with self.reached(name):
+            content = bytes(self.filesystem.cat_file(self.path(name), start=start, end=stop))
+        if len(content) != stop - start:
+            raise OSError(f"{self.uri}/{name}: {len(content):,} bytes from byte {start:,} on, {stop - start:,} were asked for")
+        return content
+
+    def fetch_ranges(self, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
+        """A copy in `scratch` of a file of `size` bytes that has these ranges, and holes for the rest."""
+        local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
+        with local.open("wb") as file:
+            file.truncate(size)
+            for start, stop in ranges:
+                for first in range(start, stop, RANGE_BYTES):
+                    file.seek(first)
+                    file.write(self.read_range(name, first, min(first + RANGE_BYTES, stop)))
         return local
 
     def write(self, name: str, content: bytes) -> None:
