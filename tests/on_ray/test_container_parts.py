@@ -5,7 +5,7 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from audiodiff_platform.prepare import PrepareOptions, prepare
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard
-from tests.servers.stores import Store
+from tests.servers.stores import Store, Stores
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "num_workers": 1}
 Found = list[tuple[str, str]]
@@ -74,9 +74,12 @@ def read(inputs: Inputs, sources: Sequence[Source], scratch: Path) -> tuple[Foun
 
 
 @pytest.fixture(params=["disk", "store"])
-def music(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | Store]:
+def music(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Store:
     """Where the containers of a test lie: a folder, or an S3."""
-    yield tmp_path / "music" if request.param == "disk" else request.getfixturevalue("stores").s3
+    if request.param == "disk":
+        return tmp_path / "music"
+    stores: Stores = request.getfixturevalue("stores")
+    return stores.s3
 
 
 @pytest.mark.parametrize("kind", ["ustar", "gnu", "pax", "joined", "parquet"])
@@ -103,7 +106,7 @@ def test_the_parts_of_a_container_have_its_items_each_once(music: Path | Store, 
     assert len(divided) >= 4
     assert [source.uri for source in divided] == [whole.uri] * len(divided)
     assert sum(source.bytes for source in divided) == whole.size
-    assert max(source.bytes for source in divided) < 45_000
+    assert max(source.bytes for source in divided[:-1]) < 30_000
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     expected = read(inputs, [whole], scratch)
@@ -112,7 +115,7 @@ def test_the_parts_of_a_container_have_its_items_each_once(music: Path | Store, 
 
 
 @pytest.mark.parametrize("make", [packed, rows])
-def test_a_worker_fetches_the_bytes_of_its_part(make: Any, stores: Any, tmp_path: Path) -> None:
+def test_a_worker_fetches_the_bytes_of_its_part(make: Any, stores: Stores, tmp_path: Path) -> None:
     made = make(tmp_path / f"a{'.tar' if make is packed else '.parquet'}")
     folder = Folder(f"{stores.s3.make_bucket()}/music")
     folder.write(made.name, made.read_bytes())
@@ -120,8 +123,6 @@ def test_a_worker_fetches_the_bytes_of_its_part(make: Any, stores: Any, tmp_path
     (whole,) = inputs.sources()
     source = in_parts([whole], inputs)[1]
     assert source.part is not None
-    whole_reads = stores.s3.fail_read("drop", f"{folder.uri}/{made.name}", times=1)
-    whole_reads.times = 0  # the object may be read, in ranges
     local = inputs.fetch(source, tmp_path)
     fetched, original = local.read_bytes(), made.read_bytes()
     start, stop = source.part.start, source.part.stop
@@ -224,7 +225,7 @@ def test_a_part_that_is_none_any_more_is_named(make: Any, tmp_path: Path) -> Non
     (whole,) = inputs.sources()
     before = in_parts([whole], inputs)[1]
     assert before.part is not None
-    moved = Source(before.uri, before.size, before.version, Part(before.part.start + 512, before.part.stop - 512))
+    moved = Source(before.uri, before.size, before.version, Part(before.part.start, before.part.stop - 512))
     with pytest.raises(JobError, match=rf"{made.name} has changed since it was planned: restore it"):
         read(inputs, [moved], tmp_path)
 

@@ -164,16 +164,6 @@ def test_a_level_of_very_many_folders_is_listed_page_by_page_behind_the_first(
     assert count.seen < 3 * PAGE
 
 
-@pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_listing_of_many_folders_that_fails_is_named(store: Store, uri: str) -> None:
-    folder = Folder(uri)
-    for number in range(PAGE + 1):
-        folder.write(f"{number:02d}/x", b"x")
-    store.proxy.inject("throttle", "GET", "some/folder/05/", times=100)
-    with pytest.raises(OSError, match="reduce your request rate"):
-        list(folder.walk())
-
-
 def test_removal_survives(store: Store, uri: str) -> None:
     folder = Folder(uri)
     for name in ("data/a", "data/b"):
