@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items, source_sha256
 from audiodiff_platform.source_digests import DUPLICATES, record_digests
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
@@ -26,6 +28,9 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 SETTINGS = "digests.json"
 SHARD_SECONDS_AT_LEAST = 1_800
 SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
+Starts = npt.NDArray[np.uint64]
+_DIGEST = np.dtype([("start", np.uint64), ("rest", "V24")])
+_NO_STARTS: Starts = np.empty(0, np.uint64)
 
 
 def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], running: Engine) -> dict[str, list[str]]:
@@ -46,20 +51,47 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
         job.run(running)
         job.records()
         job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
-    seen = {row["sha256"] for earlier in range(generation) for row in _digests(Folder(f"{output.uri}/{DUPLICATES}/{earlier:04d}"))}
+    return repeated([Folder(f"{output.uri}/{DUPLICATES}/{earlier:04d}") for earlier in range(generation)], folder)
+
+
+def repeated(earlier: Sequence[Folder], folder: Folder) -> dict[str, list[str]]:
+    """The items of `folder`, by source, whose digest an item of `earlier` folders has, or an item of a smaller name.
+
+    Two passes over the digests: the first keeps eight bytes of each, the second the rows of those that occur twice.
+    """
+    folders = [*earlier, folder]
+    starts = np.concatenate([_NO_STARTS, *(_starts(batch) for place in folders for batch in _digests(place))])
+    starts.sort()
+    twice = np.unique(starts[1:][starts[1:] == starts[:-1]])
+    del starts
+    if not len(twice):
+        return {}
+    seen = {row["sha256"] for place in earlier for row in _rows_of(place, twice)}
     left_out: dict[str, list[str]] = {}
-    for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _digests(folder)):
+    for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _rows_of(folder, twice)):
         if sha256 in seen:
             left_out.setdefault(source, []).append(item)
         seen.add(sha256)
     return left_out
 
 
-def _digests(folder: Folder) -> Iterator[dict[str, Any]]:
+def _rows_of(folder: Folder, starts: Starts) -> Iterator[dict[str, Any]]:
+    """The rows of a folder whose digests begin with one of `starts`."""
+    for batch in _digests(folder):
+        yield from batch.filter(pa.array(np.isin(_starts(batch), starts))).to_pylist()
+
+
+def _starts(batch: pa.RecordBatch) -> Starts:
+    """The first eight bytes of each digest."""
+    digests = batch.column("sha256")
+    rows = np.frombuffer(digests.buffers()[1], _DIGEST, len(digests), digests.offset * _DIGEST.itemsize)
+    return rows["start"].copy()
+
+
+def _digests(folder: Folder) -> Iterator[pa.RecordBatch]:
     for shard in commits.committed(folder):
         with pq.ParquetFile(io.BytesIO(folder.read(_name(shard)))) as table:
-            for batch in table.iter_batches():
-                yield from batch.to_pylist()
+            yield from table.iter_batches()
 
 
 def _name(shard: int) -> str:
@@ -80,19 +112,18 @@ class DigestWorker:
         rows = []
         digests: dict[str, str] = {}
         with self.folder.scratch() as scratch:
-            for source, _ in read_shard(self.folder, shard):
-                if attempts.gives_up(source.uri):
+            sources = [source for source, _ in read_shard(self.folder, shard)]
+            for source, fetching in fetched(self.inputs, sources, scratch):
+                if attempts.gives_up(source.key):
                     continue
                 with suppress(AudioDecodeError):
-                    local = self.inputs.fetch(source, scratch)
-                    attempts.start(source.uri)
-                    digests[source.uri] = commits.file_sha256(local)
+                    local = fetching.result()
+                    attempts.start(source.key)
+                    digests[source.key] = source_sha256(source, local)
                     for item in items(source, local, scratch):
                         with suppress(AudioDecodeError):
-                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.uri]
-                            rows.append({"source": source.uri, "item": item.name, "sha256": bytes.fromhex(sha256)})
-                for copy in scratch.iterdir():
-                    copy.unlink()
+                            sha256 = commits.file_sha256(item.local) if source.is_container else digests[source.key]
+                            rows.append({"source": source.key, "item": item.name, "sha256": bytes.fromhex(sha256)})
                 attempts.start()
         attempts.require_ownership()
         buffer = io.BytesIO()

@@ -1,7 +1,7 @@
 """The worker of encode for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
 
-import tempfile
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.encoder import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
+from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.decoder import Decoder
 from audiodiff_platform.encodings import encoded_table
 from audiodiff_platform.source_digests import record_digests
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
@@ -38,13 +39,14 @@ class EmbeddingsWorker:
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the embeddings of a shard."""
         draft = _Draft()
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
-            for source, _ in read_shard(self.output, shard):
-                if attempts.gives_up(source.uri):
+        with scratch_folder() as scratch:
+            sources = [source for source, _ in read_shard(self.output, shard)]
+            for source, fetching in fetched(self.inputs, sources, scratch):
+                if attempts.gives_up(source.key):
                     draft.failed(source.uri, attempts.reason)
                     continue
-                attempts.start(source.uri)
-                self._embed(source, Path(scratch), draft)
+                attempts.start(source.key)
+                self._embed(source, fetching, scratch, draft)
                 attempts.start()
         attempts.require_ownership()
         parts, sizes = {}, {}
@@ -56,18 +58,16 @@ class EmbeddingsWorker:
         counts = {"rows": len(draft.vectors), "failures": draft.failures, "skipped": shortened(draft.skipped)}
         return {**counts, "parts": parts, "sizes": sizes, **record_digests(self.output, shard, draft.digests)}
 
-    def _embed(self, source: Source, scratch: Path, draft: "_Draft") -> None:
+    def _embed(self, source: Source, fetching: "Future[Path]", scratch: Path, draft: "_Draft") -> None:
         """Add the files of a source to `draft`."""
         try:
-            local = self.inputs.fetch(source, scratch)
-            draft.digests[source.uri] = commits.file_sha256(local)
+            local = fetching.result()
+            draft.digests[source.key] = source_sha256(source, local)
             for item in items(source, local, scratch, draft.skipped):
                 try:
                     draft.vectors[item.name] = self._embedded(item, scratch)
                 except AudioDecodeError as error:
                     draft.failed(item.name, error.reason)
-            if local.parent == scratch:
-                local.unlink()
         except AudioDecodeError as error:  # it cannot be fetched, or not be read on
             draft.failed(source.uri, error.reason)
 

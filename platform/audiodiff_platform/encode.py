@@ -95,7 +95,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
         job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("data",), "embeddings")
         if job.pending:
             seconds = sum(source.seconds for source in new)
-            say(f"{len(new):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
+            say(f"{len({source.uri for source in new}):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 if new:
                     require_shared("input_dir", str(inputs.folder.uri), new[0].uri)

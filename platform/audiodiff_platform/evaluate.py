@@ -23,7 +23,7 @@ from audiodiff_core.evaluation import ITEMS_AT_LEAST, SAMPLED_AT_MOST, Gathered,
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.metrics import EMBEDDER, Features, FeatureStatistics, frechet_distance, kernel_distance
 from audiodiff_platform import commits, generate
-from audiodiff_platform.audio_files import Inputs, Source, described, shortened
+from audiodiff_platform.audio_files import Inputs, Source, described, in_parts, shortened
 from audiodiff_platform.cluster import encoder_source, require_shared, say, usable_encoder, usable_path
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
@@ -180,7 +180,7 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
         uri = f"{folder.uri}/audio"
     inputs = Inputs(uri)
     try:
-        sources = list(inputs.sources())
+        sources = in_parts(list(inputs.sources()), inputs)
     except ValueError as error:
         raise ValueError(str(error).replace("input_dir", name, 1)) from error
     if not sources:

@@ -1,7 +1,6 @@
 """The worker of evaluate: a few audio files, or a shard of a mel dataset -> features of their slices."""
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,11 +17,12 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files import Inputs, Source, fetched, items
 from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.evaluate_result import Embedded, Result
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 
@@ -94,18 +94,16 @@ class EvaluateWorker:
     def _of_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
         inputs = Inputs(portion.uri)
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
-            for source in portion.sources:
-                if attempts.gives_up(source.uri):
+        with scratch_folder() as scratch:
+            for source, fetching in fetched(inputs, portion.sources, scratch):
+                if attempts.gives_up(source.key):
                     result.unusable.append(f"{source.uri}: {attempts.reason}")
                     continue
                 try:
-                    local = inputs.fetch(source, Path(scratch))
-                    attempts.start(source.uri)
-                    for file in items(source, local, Path(scratch), result.skipped):
-                        self._add(file.name, self._items(file, Path(scratch)), portion, result)
-                    if local.parent == Path(scratch):
-                        local.unlink()
+                    local = fetching.result()
+                    attempts.start(source.key)
+                    for file in items(source, local, scratch, result.skipped):
+                        self._add(file.name, self._items(file, scratch), portion, result)
                     attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
                     result.unusable.append(str(error))

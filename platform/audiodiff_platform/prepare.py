@@ -149,7 +149,7 @@ def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len(new):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
+    say(f"{len({source.uri for source in new}):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
     for finding in lint(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)

@@ -1,9 +1,7 @@
 """The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Item, Source, items, shortened
+from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.dataset import SCHEMA, TRAIN, VALIDATION, data_file
 from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.padding import Padding
@@ -26,7 +24,6 @@ from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
 
 ROW_GROUP_ROWS = 128
-FETCHED_AHEAD = 2
 QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
 
 
@@ -41,20 +38,20 @@ class PrepareWorker:
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Put the files of a shard in place: its part of each split, and its quarantine."""
         planned = read_shard(self.output, shard)
-        wanted = [(source, left_out) for source, left_out in planned if source.uri not in left_out]
+        wanted = {source: frozenset(left_out) for source, left_out in planned if source.uri not in left_out}
         with self.output.scratch() as scratch:
             draft = Draft(scratch, duplicates=len(planned) - len(wanted))
-            for source, left_out, fetching in self._fetched(wanted, scratch):
-                if attempts.gives_up(source.uri):
-                    draft.failed(source.uri, attempts.reason, source.size)
+            for source, fetching in fetched(self.inputs, wanted, scratch):
+                if attempts.gives_up(source.key):
+                    draft.failed(source.uri, attempts.reason, source.bytes)
                     continue
                 try:
                     local = fetching.result()
-                    attempts.start(source.uri)
-                    self._add_source(source, left_out, local, draft)
+                    attempts.start(source.key)
+                    self._add_source(source, wanted[source], local, draft)
                     attempts.start()
                 except AudioDecodeError as error:  # it cannot be fetched, or not be read on
-                    draft.failed(source.uri, error.reason, source.size)
+                    draft.failed(source.uri, error.reason, source.bytes)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
@@ -63,32 +60,16 @@ class PrepareWorker:
             parts, sizes = self._put(shard, draft, splits)
             return {**record, "parts": parts, "sizes": sizes}
 
-    def _fetched(self, wanted: Iterable[tuple[Source, list[str]]], scratch: Path) -> Iterator[tuple[Source, list[str], "Future[Path]"]]:
-        """The sources as local files, the next ones on their way while one is sliced."""
-        remaining = iter(wanted)
-        ahead: deque[tuple[Source, list[str], Future[Path]]] = deque()
-        with ThreadPoolExecutor(1) as pool:
-            while True:
-                for source, left_out in islice(remaining, FETCHED_AHEAD + 1 - len(ahead)):
-                    ahead.append((source, left_out, pool.submit(self.inputs.fetch, source, scratch)))
-                if not ahead:
-                    return
-                yield ahead.popleft()
-
-    def _add_source(self, source: Source, left_out: list[str], local: Path, draft: "Draft") -> None:
-        draft.sources[source.uri] = sha256 = commits.file_sha256(local)
-        try:
-            for item in items(source, local, draft.scratch, draft.skipped):
-                if item.name in left_out:
-                    draft.duplicates += 1
-                    continue
-                try:
-                    self._add(item, commits.file_sha256(item.local) if source.is_container else sha256, draft)
-                except AudioDecodeError as error:
-                    draft.failed(item.name, error.reason, item.size)
-        finally:
-            if local.parent == draft.scratch:
-                local.unlink()
+    def _add_source(self, source: Source, left_out: Collection[str], local: Path, draft: "Draft") -> None:
+        draft.sources[source.key] = sha256 = source_sha256(source, local)
+        for item in items(source, local, draft.scratch, draft.skipped):
+            if item.name in left_out:
+                draft.duplicates += 1
+                continue
+            try:
+                self._add(item, commits.file_sha256(item.local) if source.is_container else sha256, draft)
+            except AudioDecodeError as error:
+                draft.failed(item.name, error.reason, item.size)
 
     def _add(self, item: Item, sha256: str, draft: "Draft") -> None:
         """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""

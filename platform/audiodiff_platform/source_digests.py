@@ -1,6 +1,7 @@
 """Digests of the sources of shards, by which a source that was only touched or copied is told from a changed one.
 
-    _plan/digests/NNNNNN.parquet  URI and SHA-256 of each source that was read for a shard; the commit names its digest
+    _plan/digests/NNNNNN.parquet  URI (with the range of a part) and SHA-256 of each source that was read for a shard; the
+                                  commit names its digest
     _plan/versions/NNNN.parquet   URI and later version of planned sources with the same content, append-only
 """
 
@@ -51,13 +52,14 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
     earlier = _recorded_for_duplicates(folder)
     comparable: list[tuple[Source, str]] = []
     for shard, source in touched:
-        if sha256 := known.get(source.uri) or earlier.get(source.uri):
+        if sha256 := known.get(source.key) or earlier.get(source.key):
             comparable.append((source, sha256))
         elif shard in done:
             return source
     if comparable:
-        megabytes = sum(source.size for source, _ in comparable) / 1e6
-        say(f"{len(comparable):,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
+        megabytes = sum(source.bytes for source, _ in comparable) / 1e6
+        files = len({source.uri for source, _ in comparable})
+        say(f"{files:,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
     said_at = time.monotonic()
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         digests = pool.map(inputs.sha256, [source for source, _ in comparable])
@@ -67,8 +69,9 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
                 return source
             if time.monotonic() - said_at > SAID_EVERY_S:
                 said_at = time.monotonic()
-                say(f"{number:,} of {len(comparable):,} files compared")
-    rows = [{"uri": source.uri, "version": source.version} for _, source in touched]
+                say(f"{number:,} of {len(comparable):,} files and parts compared")
+    versions = {source.uri: source.version for _, source in touched}  # of a container once, not for each part
+    rows = [{"uri": uri, "version": version} for uri, version in versions.items()]
     number = len(folder.names("_plan/versions/*.parquet"))
     folder.write(f"_plan/versions/{number:04d}.parquet", _parquet(rows, _VERSIONS))
     return None

@@ -7,6 +7,7 @@ import pytest
 from audiodiff_platform.audio_files import Source
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
+from tests.servers.stores import Store
 
 
 def sources(count: int, size: int = 24_000 * 60, prefix: str = "") -> list[Source]:
@@ -69,3 +70,19 @@ def test_what_was_planned_must_be_there_unchanged(tmp_path: Path) -> None:
         new_sources(folder, [source for source in sources(3) if "00001" not in source.uri])
     with pytest.raises(ValueError, match=r"00002\.mp3 has changed since it was planned"):
         new_sources(folder, [*sources(2), Source(sources(3)[2].uri, 24_000 * 60, "2")])
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_worker_opens_few_of_many_plan_files(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/mel")
+    additions = 40
+    for day in range(additions):
+        added = sources(3, prefix=f"{day} ")
+        append_plan(folder, [(2 * day, added[0]), (2 * day, added[1]), (2 * day + 1, added[2])], {}, day)
+    read = store.proxy.inject("drop", "GET", f"{folder.root}/_plan/", times=1, every=1 << 30)  # counts, and drops none
+    for day in (additions - 1, 0, 17, 38):
+        before = read.seen
+        uris = [[source.uri for source, _ in read_shard(folder, shard)] for shard in (2 * day, 2 * day + 1)]
+        assert uris == [[source.uri for source in some] for some in (sources(3, prefix=f"{day} ")[:2], sources(3, prefix=f"{day} ")[2:])]
+        assert 0 < read.seen - before <= 2 * (1 if day == additions - 1 else 1 + additions.bit_length())
+    assert read_shard(folder, 2 * additions) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage import Folder, objects
 from tests.servers.faults import Action
 from tests.servers.stores import PAGE, SECRETS, Store
 
@@ -136,6 +136,32 @@ def test_listings_survive(action: Action, store: Store, uri: str) -> None:
     fault = store.fail_listing(action, uri)
     assert sorted(entry.name for entry in folder.walk()) == written
     assert fault.fired == 1
+
+
+def test_many_folders_are_listed_at_a_time_in_the_order_of_their_names(store: Store, uri: str) -> None:
+    folder = Folder(uri)
+    names = [f"music/album-{number:02d}/{track}.wav" for number in range(12) for track in "ab"]
+    names += ["music/album.txt", "music/b.txt", "music/Z/deep/er/x.wav", "other/\U0001f3b5.wav", "other.txt", *(f"music/Z/{c}" for c in "abc")]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: folder.write(name, name.encode()), names))
+    gathered = store.proxy.inject("gather", "GET", f"{uri.rpartition('/')[2]}/music/album-", times=12)
+    entries = list(folder.walk())
+    assert [entry.name for entry in entries] == sorted(names)
+    assert [entry.size for entry in entries] == [len(name.encode()) for name in sorted(names)]
+    assert gathered.fired == 12
+
+
+def test_a_level_of_very_many_folders_is_listed_page_by_page_behind_the_first(
+    store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "FOLDERS_AT_MOST", PAGE)
+    folder = Folder(uri)
+    names = sorted([f"{number:02d}/{track}" for number in range(2 * PAGE) for track in "ab"] + ["05", "14 1", "99"])
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda name: folder.write(name, b"x"), names))
+    count = store.proxy.inject("drop", "GET", "/", times=1, every=1 << 30)
+    assert [entry.name for entry in folder.walk()] == names
+    assert count.seen < 3 * PAGE
 
 
 def test_removal_survives(store: Store, uri: str) -> None:

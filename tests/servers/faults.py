@@ -12,7 +12,8 @@ from urllib.parse import unquote
 OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "te", "trailer", "upgrade"}
 NAMED_IN_BODY = 1000  # bytes of a body that are searched: GCS's multipart uploads name the object there and not in the URL
 
-Action = Literal["throttle", "unavailable", "cut", "drop", "lose"]
+Action = Literal["throttle", "unavailable", "cut", "drop", "lose", "gather"]
+GATHERED_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Fault:
 
     `throttle` and `unavailable` answer as the store does when it is asked too often or has an error of its own, `drop` closes the connection without
     an answer (in these three the server never sees the request), `cut` sends half of the answer's body and closes, and `lose` lets the server do the
-    work, then closes without an answer.
+    work, then closes without an answer. `gather` is none: the requests wait until all `times` of them are there, and are dropped if they never are.
     """
 
     action: Action
@@ -42,6 +43,18 @@ class Fault:
     every: int = 1
     fired: int = 0
     seen: int = 0
+
+    def __post_init__(self) -> None:
+        self._gathering = threading.Barrier(self.times, timeout=GATHERED_WITHIN_S) if self.action == "gather" else None
+
+    def gathered(self) -> bool:
+        """Wait for the other requests of a `gather`; False if they do not come."""
+        assert self._gathering is not None
+        try:
+            self._gathering.wait()
+        except threading.BrokenBarrierError:
+            return False
+        return True
 
     def meets(self, method: str, text: str) -> bool:
         if self.fired >= self.times or self.method not in {method, "*"} or self.where not in text:
@@ -94,13 +107,13 @@ class FaultyProxy:
         self._listener.shutdown()
         self._listener.server_close()
 
-    def fault_for(self, method: str, path: str, body: bytes) -> Action | None:
+    def fault_for(self, method: str, path: str, body: bytes) -> Fault | None:
         text = unquote(path) + "\n" + body[:NAMED_IN_BODY].decode("utf-8", errors="replace")
         with self._lock:
             for fault in self._faults:
                 if fault.meets(method, text):
                     fault.fired += 1
-                    return fault.action
+                    return fault
         return None
 
 
@@ -125,11 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
     def relay(self) -> None:
         proxy = self.server.proxy
         body = read_body(self)
-        action = proxy.fault_for(self.command, self.path, body)
+        fault = proxy.fault_for(self.command, self.path, body)
+        action = fault.action if fault else None
         if action == "throttle" or action == "unavailable":
             answer = proxy.answers[action]
             self.reply(answer.status, [("Content-Type", answer.content_type)], answer.content)
-        elif action == "drop":
+        elif action == "drop" or (fault and action == "gather" and not fault.gathered()):
             self.hang_up()
         else:
             status, headers, content = self.ask_server(proxy.server_port(), body)

@@ -169,6 +169,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         files, prefixes = self.storage.get_file_list(listed[1], query.get("prefix"), query.get("delimiter"))
         found: list[tuple[str, Any]] = sorted([(prefix, None) for prefix in prefixes] + [(file["name"], file) for file in files])
+        found = [(name, file) for name, file in found if name >= query.get("startOffset", "")]
         start = int(query.get("pageToken", 0))
         end = start + min(PAGE, int(query.get("maxResults", PAGE)))
         page = found[start:end]

@@ -1,9 +1,12 @@
 """Audio files that a job reads: a folder, a list, or containers of many files."""
 
 from audiodiff_platform.audio_files.containers import items
+from audiodiff_platform.audio_files.fetching import fetched
 from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.parts import in_parts
+from audiodiff_platform.audio_files.ranges import source_sha256
 from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
-from audiodiff_platform.audio_files.source import Source
+from audiodiff_platform.audio_files.source import Part, Source
 
-__all__ = ["Inputs", "Item", "Source", "described", "items", "shortened", "skipped_in"]
+__all__ = ["Inputs", "Item", "Part", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]

@@ -1,9 +1,10 @@
 """Audio files in a folder or on a list, and containers of them, which prepare reads."""
 
 import errno
+import io
 import os
+import shutil
 import stat
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,13 @@ from audiodiff_platform.audio_files.parquet_rows import (
     not_embedded,
     rows_without_audio,
 )
+from audiodiff_platform.audio_files.ranges import StoredFile, fetched_part, source_sha256
 from audiodiff_platform.audio_files.skipped import described, kind_of, refusal
-from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, passed_over, utf8
+from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, changed, passed_over, utf8
 from audiodiff_platform.cluster import holds_secret, say
-from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Entry, Folder, PassedOver
+from audiodiff_platform.storage.scratch import scratch_folder
 
 CONCURRENT_REQUESTS = 32
 # Versions of files that are planned though they can never be read.
@@ -227,7 +229,8 @@ class Inputs:
         """A source as a local file.
 
         A file of the same size that was touched or copied since is taken: nothing was made of it before. Raises
-        AudioDecodeError where it can never be read, JobError where it has vanished or has another size.
+        AudioDecodeError where it can never be read, JobError where it has vanished or has another size, OSError where the
+        disk of `scratch` has no room for a copy.
         """
         if source.version in _UNREADABLE:
             raise AudioDecodeError(source.uri, _UNREADABLE[source.version])
@@ -237,22 +240,29 @@ class Inputs:
         except FileNotFoundError as error:
             raise JobError(f"{source.uri} was planned and has vanished: put it back, or prepare into another folder") from error
         if entry.size != source.size:
-            raise JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
+            raise changed(source)
+        if not folder.is_local:
+            _require_room(source, scratch)
         try:
-            local = folder.fetch(name, scratch)
+            local = folder.fetch(name, scratch) if source.part is None else fetched_part(folder, name, source, source.part, scratch)
             with local.open("rb"):
                 return local
         except PermissionError as error:  # of this file: its folder has just been read
             raise AudioDecodeError(source.uri, f"cannot be opened ({error.strerror or error})") from error
+
+    def opened(self, source: Source) -> io.RawIOBase:
+        """A source's file as it is now, of which few bytes are to be read."""
+        folder, name = self._place(source.uri)
+        return io.FileIO(folder.path(name)) if folder.is_local else StoredFile(folder, name, source.size)
 
     def _unreadable(self, error: PermissionError) -> ValueError:
         return ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another")
 
     def sha256(self, source: Source) -> str | None:
         """The digest of a source's bytes in hexadecimal; None where they cannot be read."""
-        with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
+        with scratch_folder() as scratch:
             try:
-                return file_sha256(self.fetch(source, Path(scratch)))
+                return source_sha256(source, self.fetch(source, scratch))
             except AudioDecodeError:
                 return None
 
@@ -260,6 +270,15 @@ class Inputs:
 def _is_elsewhere(uri: str) -> bool:
     """True for a URI or an absolute path, as opposed to a name in the input folder."""
     return "://" in uri or uri.startswith("/")
+
+
+def _require_room(source: Source, scratch: Path) -> None:
+    free = shutil.disk_usage(scratch).free
+    if free < source.bytes:
+        raise OSError(
+            f"{source.uri}: {source.bytes / 1e6:,.0f} MB do not fit on the disk of {scratch}, where {free / 1e6:,.0f} MB are free: "
+            "make room there, or let TMPDIR name a larger disk"
+        )
 
 
 def _batches(uris: Iterable[str]) -> Iterator[list[str]]:

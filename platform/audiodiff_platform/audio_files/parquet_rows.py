@@ -4,10 +4,12 @@ A row holds a file's bytes, alone or in a struct beside its path, or decoded sam
 `sampling_rate`.
 """
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +19,7 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.arrays import write_wav
 from audiodiff_platform.audio_files.item import Item
-from audiodiff_platform.audio_files.source import Source, passed_over
+from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over
 
 FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
 ROWS_CHECKED, EMPTY_ROWS_CHECKED, BYTES_CHECKED = 1_000, 100_000, 1 << 20
@@ -44,7 +46,7 @@ class RowsWithoutAudio:
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
     """The audio files of a Parquet file, each in a file that the next one replaces; names hold the row's number."""
-    for number, cell in enumerate(_all_cells(source, local)):
+    for number, cell in _all_cells(source, local):
         path = _path(cell)
         if kind := passed_over(PurePosixPath(path)):
             skipped[kind] += 1
@@ -122,26 +124,62 @@ def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> Item:
     return Item(name, None, NOT_EMBEDDED if path else "a row without audio")
 
 
-def _all_cells(source: Source, local: Path) -> Iterator[pa.Scalar]:
-    """The audio of all rows. Raises AudioDecodeError where the file cannot be read."""
+def row_group_starts(file: io.RawIOBase) -> Iterator[int]:
+    """The places at which a Parquet file can be divided: where row groups begin.
+
+    Raises IndivisibleError if row groups do not lie one after the other, or if the file is damaged.
+    """
+    try:
+        size = file.seek(0, io.SEEK_END)
+        with pq.ParquetFile(io.BufferedReader(file)) as table:
+            spans = [_span(table, group) for group in range(table.num_row_groups)]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if not is_damage(error):
+            raise
+        raise IndivisibleError(str(error)) from error
+    if any(start < stop for (_, stop), (start, _) in pairwise([(0, 0), *spans, (size, size)])):
+        raise IndivisibleError("row groups that lie in another order")
+    yield from (start for start, _ in spans)
+
+
+def _span(table: pq.ParquetFile, group: int) -> tuple[int, int]:
+    """Where the bytes of a row group begin and end."""
+    row_group = table.metadata.row_group(group)
+    chunks = [row_group.column(place) for place in range(row_group.num_columns)]
+    starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
+    return min(starts), max(start + chunk.total_compressed_size for start, chunk in zip(starts, chunks, strict=True))
+
+
+def _all_cells(source: Source, local: Path) -> Iterator[tuple[int, pa.Scalar]]:
+    """The audio of all rows of a source, with the numbers of the rows in their file. Raises AudioDecodeError where the file cannot be read."""
     try:
         with pq.ParquetFile(local, buffer_size=READ_BUFFER_BYTES) as table:
             column = audio_column(table.schema_arrow)
             if column is None:
                 raise AudioDecodeError(source.uri, "Parquet without an audio column")
-            yield from _cells(table, column)
+            yield from _cells(table, column, source)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = f"Parquet that cannot be read on ({' '.join(str(error).split())})"
         raise AudioDecodeError(source.uri, reason) from error
 
 
-def _cells(table: pq.ParquetFile, column: str) -> Iterator[pa.Scalar]:
+def _cells(table: pq.ParquetFile, column: str, source: Source) -> Iterator[tuple[int, pa.Scalar]]:
     """A column's cells, one in memory at a time. Raises ArrowInvalid for samples that would fill the memory."""
+    number = 0
     for group in range(table.num_row_groups):
+        if source.part is not None:
+            start, stop = _span(table, group)
+            if not source.part.start <= start < source.part.stop:
+                number += table.metadata.row_group(group).num_rows
+                continue
+            if stop > source.part.stop:
+                raise changed(source)
         if "array" in _fields(table.schema_arrow.field(column).type):
             _check_samples(table, column, group)
         for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=_leaves(table, column)):
-            yield from batch.column(0)
+            for cell in batch.column(0):
+                yield number, cell
+                number += 1
 
 
 def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:

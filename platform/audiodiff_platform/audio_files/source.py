@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from audiodiff_platform.audio_files.hidden import is_hidden, is_hidden_folder
+from audiodiff_platform.job import JobError
 
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
 HIDDEN = "hidden files"
@@ -15,12 +16,38 @@ _COMPRESSED_BYTES_PER_SECOND = 24_000
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a container: the members or row groups that begin in a range of its bytes."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A file of the input: its URI (relative to the input folder where it lies in it), its size in bytes, and what changes when it does."""
+    """A file of the input, or a part of a container.
+
+    Args:
+        uri: The URI of the file, relative to the input folder if it lies in it.
+        size: The bytes of the file.
+        version: What changes when the file does.
+        part: The part of the file, or None for the whole.
+    """
 
     uri: str
     size: int
     version: str
+    part: Part | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the source in a plan: the URI, for a part with its range."""
+        return self.uri if self.part is None else f"{self.uri}[{self.part.start}:{self.part.stop}]"
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the source, of a part those of the part."""
+        return self.size if self.part is None else self.part.stop - self.part.start
 
     @property
     def extension(self) -> str:
@@ -33,7 +60,16 @@ class Source:
     @property
     def seconds(self) -> float:
         """The audio that it may hold, guessed from its size."""
-        return self.size / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)
+        return self.bytes / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)
+
+
+class IndivisibleError(Exception):
+    """A container that cannot be read in parts."""
+
+
+def changed(source: Source) -> JobError:
+    """The error for a source that is no longer the planned one."""
+    return JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
 
 
 def utf8(name: str) -> str:

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.ranges import PartFile
 from audiodiff_platform.audio_files.skipped import kind_of
-from audiodiff_platform.audio_files.source import Source, passed_over, utf8
+from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over, utf8
 
 BLOCK_BYTES = 512
 MAX_READ_BYTES = 1 << 20
@@ -31,7 +32,7 @@ _UNREADABLE = (tarfile.TarError, ValueError, IndexError, OverflowError, Recursio
 def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
     """The audio files of an archive, each in a file that the next one replaces; other members count in `skipped`."""
     try:
-        with _TarFile(io.FileIO(local)) as file:
+        with _TarFile(io.FileIO(local) if source.part is None else PartFile(local, source.part)) as file:
             contents = _Contents.of(file)
             for archive, member in _headers(file):
                 names = [*_own_name(member, contents, skipped), *contents.links.get(member.offset, ())]
@@ -42,8 +43,30 @@ def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -
                 yield Item(_item_name(source, name), None, reason)
             skipped.update(contents.skipped)
     except _UNREADABLE as error:
+        if source.part is not None:  # an archive is divided only if all its headers can be read
+            raise changed(source) from error
         reason = f"archive that cannot be read on ({' '.join(str(error).split())})"
         raise AudioDecodeError(source.uri, reason) from error
+
+
+def member_starts(file: io.RawIOBase) -> Iterator[int]:
+    """The places at which an archive can be divided: where members with their extended headers begin.
+
+    Raises IndivisibleError, also after some places, for an archive whose members depend on each other, or that is damaged.
+    """
+    names: set[int] = set()
+    try:
+        for archive, member in _headers(_TarFile(file)):
+            name = _normal(member.name)
+            if archive.pax_headers:
+                raise IndivisibleError("headers of the whole archive")
+            if not member.isdir() and _is_audio(name):
+                if member.issym() or member.islnk() or hash(name) in names:
+                    raise IndivisibleError(f"{name} is a link or occurs twice")
+                names.add(hash(name))
+            yield member.offset
+    except _UNREADABLE as error:
+        raise IndivisibleError(str(error)) from error
 
 
 class _Archive(tarfile.TarFile):

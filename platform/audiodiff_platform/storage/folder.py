@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,12 +24,12 @@ from audiodiff_platform.storage.listing import (
     entry_on_store,
     fixed_folder,
     matches,
-    objects,
-    remove_from_s3,
     without_hidden,
 )
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_from_s3
+from audiodiff_platform.storage.scratch import scratch_folder
 
-CONCURRENT_REQUESTS = 32
+RANGE_BYTES = 16 << 20  # of a file that is fetched in part, in a request
 
 
 class Folder:
@@ -38,7 +38,9 @@ class Folder:
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
         # One stream an object: s3fs does not take up a broken one where it reads several.
-        options = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+        options: dict[str, Any] = {"max_concurrency": 1} if uri.startswith("s3://") else {}
+        if uri.startswith(("s3://", "s3a://")):  # of ten connections, which are botocore's default, others would wait
+            options["config_kwargs"] = {"max_pool_connections": CONCURRENT_REQUESTS}
         self.filesystem, self.root = filesystem_of(self.uri, use_listings_cache=False, **options)
 
     @property
@@ -122,6 +124,25 @@ class Folder:
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
         with self.reached(name):
             self.filesystem.get_file(self.path(name), str(local))
+        return local
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`."""
+        with self.reached(name):
+            content = bytes(self.filesystem.cat_file(self.path(name), start=start, end=stop))
+        if len(content) != stop - start:
+            raise OSError(f"{self.uri}/{name}: {len(content):,} bytes from byte {start:,} on, {stop - start:,} were asked for")
+        return content
+
+    def fetch_ranges(self, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
+        """A copy in `scratch` of a file of `size` bytes that has these ranges, and holes for the rest."""
+        local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
+        with local.open("wb") as file:
+            file.truncate(size)
+            for start, stop in ranges:
+                for first in range(start, stop, RANGE_BYTES):
+                    file.seek(first)
+                    file.write(self.read_range(name, first, min(first + RANGE_BYTES, stop)))
         return local
 
     def write(self, name: str, content: bytes) -> None:
@@ -249,11 +270,14 @@ class Folder:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A local folder for unfinished files, gone at the end: inside `_tmp` of a local folder, in the system's place for an object store."""
-        parent = Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="audiodiff-", dir=parent, ignore_cleanup_errors=True) as folder:
-            yield Path(folder)
+        """A local folder for unfinished files, gone at the end."""
+        with scratch_folder(self.scratch_parent) as folder:
+            yield folder
+
+    @property
+    def scratch_parent(self) -> Path:
+        """The place of scratch folders: `_tmp` in a local folder, the system's place for one on an object store."""
+        return Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
 
     def require_free_space(self, needed_bytes: int, what: str) -> None:
         """Raises ValueError where a local disk has less than `needed_bytes` free; object stores have no such bound."""

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from threadpoolctl import threadpool_limits
@@ -23,6 +24,7 @@ from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.job import JobError, one_line
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import LeaseLostError
+from audiodiff_platform.storage.scratch import remove_abandoned
 from audiodiff_platform.work.attempts import Attempts, CommittedError
 
 ROUNDS = 4  # the first attempt at a shard, and three retries
@@ -164,6 +166,8 @@ class ShardRunner:
     def __init__(self, work: ShardWork) -> None:
         self.work = work
         self.output = None if work.output is None else Folder(work.output)
+        for place in {Path(tempfile.gettempdir()), *([self.output.scratch_parent] if self.output else [])}:
+            remove_abandoned(place)
         self.process = uuid.uuid4().hex
         self.worker: ShardWorker | None = None
         self.failure: Exception | None = None

@@ -1,0 +1,67 @@
+"""Which items are left out as duplicates: by the digests of all items, of which the driver holds a few bytes each."""
+
+import io
+import random
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_platform import commits
+from audiodiff_platform.duplicates import SCHEMA, repeated
+from audiodiff_platform.storage import Folder
+
+Row = tuple[str, str, bytes]
+
+
+def digested(place: Path, shards: Sequence[Sequence[Row]]) -> Folder:
+    """A folder of finished shards of (item, source, digest)."""
+    folder = Folder(str(place))
+    for shard, rows in enumerate(shards):
+        buffer = io.BytesIO()
+        items, sources, digests = zip(*rows, strict=True) if rows else ((), (), ())
+        pq.write_table(pa.table([sources, items, digests], schema=SCHEMA), buffer)
+        folder.write(f"parts/{shard:06d}.parquet", buffer.getvalue())
+        commits.commit(folder, shard, {"rows": len(rows)})
+    return folder
+
+
+def expected(earlier: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[str]]:
+    """The same by all rows in memory."""
+    seen = {digest for _, _, digest in earlier}
+    left_out: dict[str, list[str]] = {}
+    for item, source, digest in sorted(rows):
+        if digest in seen:
+            left_out.setdefault(source, []).append(item)
+        seen.add(digest)
+    return left_out
+
+
+def test_of_equal_items_the_first_by_name_is_kept(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    contents = [bytes(8) + chance.randbytes(24) for _ in range(40)]  # some differ only behind their first eight bytes
+    contents += [chance.randbytes(32) for _ in range(300)]
+    rows = [(f"{chance.randrange(200)}.tar/{number}", f"{chance.randrange(9)}.tar", chance.choice(contents)) for number in range(500)]
+    earlier = [digested(tmp_path / "0000", [rows[:50], []]), digested(tmp_path / "0001", [rows[50:100]])]
+    latest = digested(tmp_path / "0002", [rows[100:300], rows[300:]])
+    assert repeated(earlier, latest) == expected(rows[:100], rows[100:])
+    assert repeated([], latest) == expected([], rows[100:])
+    assert repeated([], digested(tmp_path / "none", [])) == {}
+
+
+def test_items_that_repeat_none_take_a_few_bytes_each(tmp_path: Path) -> None:
+    chance = random.Random(0)
+    count = 100_000
+    rows = [(f"archive.tar/album/{number:07d}.flac", "archive.tar", chance.randbytes(32)) for number in range(count)]
+    rows.append(("archive.tar/again.flac", "archive.tar", rows[7][2]))
+    folder = digested(tmp_path, [rows[first : first + 5_000] for first in range(0, len(rows), 5_000)])
+    del rows
+    repeated([], folder)  # what is imported at the first use is not counted
+    tracemalloc.start()
+    left_out = repeated([], folder)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left_out == {"archive.tar": ["archive.tar/album/0000007.flac"]}
+    assert peak < 40 * count, peak
