@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -98,11 +99,11 @@ def test_a_file_without_sound_says_why(decoder: Decoder, loops: Path, tmp_path: 
     assert list(decoder.items("silent.wav", tmp_path / "silent.wav", tmp_path / "spool", MEL, with_samples=False)) == []
 
 
-def _end_what_opens(spool: Path) -> None:
-    """A FIFO as spool holds the process until somebody reads: here it is killed instead, as by a decoder's fault."""
+def _end_what_opens(spool: Path, end: signal.Signals = signal.SIGKILL) -> None:
+    """A FIFO as spool holds the process until somebody reads: here it is ended instead, as by a decoder's fault."""
     with spool.open("rb"):  # returns when the other side has opened it
         child = _child(os.getpid())
-        child.kill()
+        child.send_signal(end)
         with contextlib.suppress(ChildProcessError):  # or the decoder was first to hear of it
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
@@ -155,6 +156,15 @@ def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, tmp_path: Path) -
         _sliced(hasty, file, tmp_path / "spool")
     assert not child.is_running()
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
+
+
+def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(decoder: Decoder, noise: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "held")
+    killer = threading.Thread(target=_end_what_opens, args=(tmp_path / "held", signal.SIGXCPU))  # as the kernel does
+    killer.start()
+    with pytest.raises(AudioDecodeError, match=r"^noise\.wav: took more than \d+ s of processor time to decode, the limit for"):
+        _sliced(decoder, noise, tmp_path / "held")
+    killer.join()
 
 
 def test_the_limit_of_time_follows_from_the_stated_length(hasty: Decoder, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What an audio file may take of the process that decodes it: memory, time, and the audio that it expands to.
 
-No limit is met by an audio file of use, on a slow and loaded machine either. Of the usual formats, Opus at 6 kbit/s expands most, 128 times.
+No limit is met by an audio file of use, on a slow and loaded machine either. Of the usual formats, Opus at 6 kbit/s expands most, 128 times;
+digital silence in FLAC may expand a thousand times, and is of no use.
 """
 
 from dataclasses import dataclass
