@@ -40,6 +40,7 @@ from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 FORMAT_VERSION = 2
 SETTINGS = "generate.json"
 BATCHES_PER_SHARD = 4
+LOOPS_AT_MOST = 10_000_000  # of a folder: the driver lists their shards
 DEATHS_OF_A_BATCH = 2
 LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
 """Errors of a loop, as opposed to those of storage (OSError), of the request (ValueError) and of the machine."""
@@ -79,7 +80,7 @@ class GenerateOptions(SamplingParameters, OutputOptions):
 
     model: str = pydantic.Field(description="model folder (train writes OUTPUT_DIR/model), s3:// or gs:// URI, or Hugging Face id")
     output_dir: str = pydantic.Field(description="folder for audio and manifest: a path, s3:// or gs://")
-    count: int = pydantic.Field(ge=1, description="how many loops")
+    count: int = pydantic.Field(ge=1, le=LOOPS_AT_MOST, description="how many loops")
     seed: int = pydantic.Field(0, ge=SEEDS[0], le=SEEDS[-1], description="seed of the first loop; each next one has the next seed")
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
     batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
@@ -122,7 +123,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     commits.require_same(output, SETTINGS, settings)
     seconds = geometry.width(options) * model.mel.hop_length / model.mel.sample_rate
     made = sum(record["rows"] for record in commits.committed(output).values())
-    if made < options.count:  # before the shards are listed, of which an absurd count has more than memory holds
+    if made < options.count:
         output.require_free_space(int((options.count - made) * seconds * model.mel.sample_rate) * 2, "the audio")
     shards = dict(enumerate(options.shard_seeds()))
     plan = FixedPlan({shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()})
