@@ -3,6 +3,7 @@
 from audiodiff_core.audio.blocks import PeakMeter, Watch
 from audiodiff_core.audio.formats import (
     AUDIO_EXTENSIONS,
+    MACHINE_ERRORS,
     MAX_CHANNELS,
     MEDIA_TYPES,
     SAMPLE_RATES_HZ,
@@ -18,6 +19,7 @@ from audiodiff_core.audio.writing import encode
 __all__ = [
     "AUDIO_EXTENSIONS",
     "LONGEST_DECODED_S",
+    "MACHINE_ERRORS",
     "MAX_CHANNELS",
     "MEDIA_TYPES",
     "SAMPLE_RATES_HZ",

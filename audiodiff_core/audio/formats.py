@@ -1,5 +1,6 @@
 """Audio file formats, the error for unusable files, and the bounds of what is read."""
 
+import errno
 from typing import Literal
 
 import av.error
@@ -23,6 +24,9 @@ MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac",
 MAX_CHANNELS = 1_024  # as in libsndfile
 MAX_LEVEL = 1e10  # above 32-bit whole numbers stored as floats; from 1e16 on, a mel spectrogram overflows
 SAMPLE_RATES_HZ = range(1_000, 768_001)
+
+MACHINE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE})
+"""Numbers of system errors that are no fault of a file: its storage cannot be reached, or too many files are open."""
 
 
 class AudioDecodeError(ValueError):

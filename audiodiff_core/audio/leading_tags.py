@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from audiodiff_core.audio.blocks import AudioFile, opened
 from audiodiff_core.audio.chunks import FILE_STARTS
 from audiodiff_core.audio.file_parts import FileParts
-from audiodiff_core.audio.formats import UnusableError
+from audiodiff_core.audio.formats import MACHINE_ERRORS, UnusableError
 from audiodiff_core.audio.matroska import EBML_HEADER
 from audiodiff_core.audio.tags import leading_tags_size
 
@@ -41,6 +41,8 @@ def _audio_start(file: str | io.BytesIO) -> int:
             magic, kind = content.read(4), content.read(4)
             content.seek(0)  # the place where decoders begin
     except OSError as error:
+        if error.errno in MACHINE_ERRORS:
+            raise
         raise UnusableError(f"cannot be opened ({error.strerror})") from error
     is_box = kind.isalpha() and kind.islower()
     return start if magic in FILE_STARTS or magic == EBML_HEADER or is_box else 0

@@ -7,8 +7,10 @@
 4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
 """
 
+import errno
 import io
 import math
+import os
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -22,7 +24,7 @@ import soxr
 from audiodiff_core.audio.blocks import AudioFile, PeakMeter, Watch, check_level, mono, opened, watched
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
-from audiodiff_core.audio.formats import AudioDecodeError, Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.formats import MACHINE_ERRORS, AudioDecodeError, Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.leading_tags import without_leading_tags
 from audiodiff_core.audio.mp3 import mp3_blocks
 from audiodiff_core.audio.mp4 import check_sample_tables
@@ -51,7 +53,8 @@ def decode(
     `meter` is given the peaks of the file before resampling.
     The numbers are those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file. Of a chain of Ogg streams, librosa loads
     only the first.
-    Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples.
+    Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples;
+    OSError where the storage that holds the source fails.
     """
     if not math.isfinite(start_s) or not math.isfinite(duration_s or 0.0):
         raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio has a finite start and duration")
@@ -100,6 +103,7 @@ def stream(
                 total += len(block)
                 yield block
     except (soundfile.LibsndfileError, av.error.FFmpegError) as error:
+        _require_fault_of_file(error)
         raise AudioDecodeError(name, f"corrupt or truncated ({one_line(error)})") from error
     except UnusableError as error:
         raise AudioDecodeError(name, str(error)) from error
@@ -159,7 +163,17 @@ def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Sample
     try:
         return ffmpeg_blocks(file)
     except (UnusableError, av.error.FFmpegError) as error:
+        _require_fault_of_file(error)
         raise UnusableError(f"not audio that can be read (libsndfile: {refusal}; FFmpeg: {one_line(error)})") from error
+
+
+def _require_fault_of_file(error: Exception) -> None:
+    """Raise MemoryError or OSError if a decoder's error is due to the machine or to the storage of the file."""
+    number = getattr(error, "errno", None)
+    if number == errno.ENOMEM:
+        raise MemoryError from error
+    if number in MACHINE_ERRORS:
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Samples]:

@@ -85,8 +85,7 @@ def committed(folder: Folder) -> dict[int, dict[str, Any]]:
         if name.endswith(".json"):
             loose[int(name.rsplit("/", 1)[-1].removesuffix(".json"))] = json.loads(content)
         elif name.endswith(".parquet"):
-            packed = pq.read_table(io.BytesIO(content), schema=PACK_SCHEMA).to_pydict()
-            records |= zip(packed["shard"], map(json.loads, packed["record"]), strict=True)
+            records |= _unpacked(content)
     return {**loose, **records}
 
 
@@ -170,6 +169,17 @@ def pack_name(shard: int) -> str:
 
 
 def record_places(folder: Folder, shards: Iterable[int]) -> list[str]:
-    """Return the names of the files that hold the commit records of `shards`: without these files, the shards are made anew."""
-    loose = set(folder.names("_commits/*.json"))
-    return sorted({commit_name(shard) if commit_name(shard) in loose else pack_name(shard) for shard in shards})
+    """Return the names of the files that hold the commit records of `shards`: without these files, the shards are made anew.
+
+    A record that was packed just before a kill is in two files.
+    """
+    wanted = set(shards)
+    loose = {commit_name(shard) for shard in wanted}.intersection(folder.names("_commits/*.json"))
+    packs = folder.read_all("_commits/*.parquet")
+    return sorted(loose.union(name for name, content in packs.items() if wanted.intersection(_unpacked(content))))
+
+
+def _unpacked(content: bytes) -> dict[int, dict[str, Any]]:
+    """Return the records in a pack, by shard."""
+    packed = pq.read_table(io.BytesIO(content), schema=PACK_SCHEMA).to_pydict()
+    return dict(zip(packed["shard"], map(json.loads, packed["record"]), strict=True))

@@ -27,7 +27,7 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.index import INDEX, Part, digest_of, from_parquet, with_digest
+from audiodiff_platform.storage.index import INDEX, Part, digest_of, from_parquet, parts_of, with_digest
 
 FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
@@ -175,7 +175,7 @@ class MelDataset:
         """Return the digest, the parts and the content of the version that a run began with."""
         digest, parts = digest_of(version), from_parquet(version)
         content = _read(self.folder, INDEX)
-        present = [] if content is None else from_parquet(content)
+        present = list(parts_of(commits.committed(self.folder))) if content is None else from_parquet(content)
         digests = {part.path: part.sha256 for part in present}
         if lacking := next((part.path for part in parts if digests.get(part.path) != part.sha256), None):
             raise ValueError(

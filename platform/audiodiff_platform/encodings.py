@@ -88,7 +88,10 @@ def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
     folder = Folder(uri)
     if folder.is_folder():
         version = _version(folder, run)
-        encodings = _read_parquet(uri, [(folder, part.path) for part in from_parquet(version)])
+        try:
+            encodings = _read_parquet(uri, [(folder, part.path) for part in from_parquet(version)])
+        except FileNotFoundError as error:
+            raise ValueError(f"encodings {uri}: a part is missing ({error}): restore it, or encode into another folder") from error
         encodings.version = version
         return encodings
     parent, _, name = uri.rpartition("/")

@@ -122,15 +122,14 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     settings = options.settings(model)
     commits.require_same(output, SETTINGS, settings)
     seconds = geometry.width(options) * model.mel.hop_length / model.mel.sample_rate
-    made = sum(record["rows"] for record in commits.committed(output).values())
-    if made < options.count:
-        output.require_free_space(int((options.count - made) * seconds * model.mel.sample_rate) * 2, "the audio")
     shards = dict(enumerate(options.shard_seeds()))
     plan = FixedPlan({shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()})
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, generated)
     with owned(output, options.take_over) as lease:
         job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("audio", "manifest"), "loops")
         if job.pending:
+            left_s = sum(size.seconds for size in job.pending.values())
+            output.require_free_space(int(left_s * model.mel.sample_rate) * 2, "the audio")
             say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("model", options.model, MODEL_INDEX)

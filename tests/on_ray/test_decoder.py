@@ -20,6 +20,7 @@ from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.png import encode_png
 from audiodiff_core.slices import Slicing, mel_slices
 from audiodiff_platform.decoder import Decoder, Limits, SlicedFile
+from audiodiff_platform.decoder import decoder as decoder_module
 from tests.poison import expanding_flac
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1024)
@@ -146,7 +147,8 @@ def test_a_file_whose_process_ends_once_is_used(decoder: Decoder, noise: Path, t
     killer.join()
 
 
-def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, tmp_path: Path) -> None:
+def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(decoder_module, "WORKED_SHARE", -1.0)  # a stopped process then counts as one at work
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
@@ -156,6 +158,51 @@ def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, tmp_path: Path) -
         _sliced(hasty, file, tmp_path / "spool")
     assert not child.is_running()
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
+
+
+def test_a_process_that_waits_for_storage_is_replaced_once(hasty: Decoder, tmp_path: Path) -> None:
+    file = tmp_path / "second.flac"
+    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
+    assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
+    child = _child(os.getpid())
+    child.suspend()
+    assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
+    assert not child.is_running()
+
+
+def test_a_process_is_replaced_after_many_files(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(decoder_module, "FILES_OF_A_PROCESS", 2)
+    processes = []
+    for _ in range(5):
+        assert len(_sliced(decoder, loops / "bass_hit_c.flac", tmp_path / "spool").slices) > 0
+        processes.append(_child(os.getpid()).pid)
+    assert processes[0] == processes[1] != processes[2] == processes[3] != processes[4]
+
+
+def test_memory_that_a_file_does_not_need_twice_is_no_fault_of_it(loops: Path, tmp_path: Path) -> None:
+    """A file that needs more memory than a fresh process may take is unusable; the process is replaced."""
+    small = Decoder(Limits(memory_bytes=200 << 20))
+    child = _child(os.getpid())
+    large = tmp_path / "large.wav"
+    soundfile.write(large, np.random.default_rng(0).normal(0, 0.1, 22_050), 22_050)
+    mel = MelConfig(x_res=8_192, y_res=512, hop_length=1_024, n_fft=8_192)
+    with pytest.raises(AudioDecodeError, match="needs more memory than a file may take"):
+        small.slices("large.wav", large, tmp_path / "spool", mel, Slicing())
+    assert not child.is_running()
+    small.close()
+
+
+def test_a_spool_that_cannot_be_opened_blames_no_file(decoder: Decoder, loops: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="spool"):
+        _sliced(decoder, loops / "loop_mika.flac", tmp_path / "absent" / "spool")
+
+
+def test_modules_of_the_working_directory_are_not_loaded(monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('the module of the working directory')")
+    monkeypatch.chdir(tmp_path)
+    made = Decoder()
+    assert len(_sliced(made, loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
+    made.close()
 
 
 def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(decoder: Decoder, noise: Path, tmp_path: Path) -> None:

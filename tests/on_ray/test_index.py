@@ -88,7 +88,10 @@ def test_a_folder_without_an_index_is_read_by_its_commits(dataset: Path, tmp_pat
     folder.remove(INDEX)
     summary = folder.read_json(commits.SUCCESS)
     folder.write_json(commits.SUCCESS, {name: value for name, value in summary.items() if name != "index_sha256"})
-    assert (MelDataset(folder.uri).groups, MelDataset(folder.uri).digest) == (whole.groups, whole.digest)
+    run = Folder(str(tmp_path / "run"))
+    run.write(DATASET_VERSION, MelDataset(folder.uri).version)
+    for opened in (MelDataset(folder.uri), MelDataset(folder.uri, run=run)):
+        assert (opened.groups, opened.digest, opened.added) == (whole.groups, whole.digest, 0)
 
 
 def _prepare(folder: Path, out: Path, **options: Any) -> None:

@@ -10,14 +10,15 @@ import pytest
 
 from audiodiff_platform.decoder.sandbox import OPEN_FILES
 
-MEMORY_BYTES = 512 << 20
+MEMORY_BYTES, MEMORY_BYTES_AT_MOST = 512 << 20, 640 << 20
 RAW_CALL = "import ctypes; ctypes.CDLL(None, use_errno=True).syscall({}, 1, None); raise OSError(ctypes.get_errno(), '')"
 IO_URING_SETUP = 425
 X32_GETPID = {"x86_64": [RAW_CALL.format(0x40000000 + 39)]}  # where there is no such ABI, the kernel says so by another error
 
 
 def _confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    confined = f"import os, resource, socket\nfrom audiodiff_platform.decoder.sandbox import allow, confine\nconfine({MEMORY_BYTES})\n{code}"
+    imports = "import os, resource, socket\nfrom audiodiff_platform.decoder.sandbox import allow, confine"
+    confined = f"{imports}\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
     return subprocess.run([sys.executable, "-c", confined], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
 
 
@@ -30,6 +31,8 @@ def _confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
         "socket.create_connection(('127.0.0.1', 9))",
         "os.execv('/bin/true', ['true'])",
         "os.posix_spawn('/bin/true', ['true'], {})",
+        "os.fork()",
+        "os.kill(os.getppid(), 0)",
         RAW_CALL.format(IO_URING_SETUP),
         *X32_GETPID.get(platform.machine(), []),
     ],
@@ -56,18 +59,29 @@ def test_files_and_threads_are_not_refused(tmp_path: Path) -> None:
 
 def test_resources_are_bounded(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])"
-    assert _confined(code, tmp_path).stdout == f"{[(MEMORY_BYTES, MEMORY_BYTES), (OPEN_FILES, OPEN_FILES), (0, 0)]}\n"
+    assert _confined(code, tmp_path).stdout == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (OPEN_FILES, OPEN_FILES), (0, 0)]}\n"
     assert "MemoryError" in _confined(f"bytearray({MEMORY_BYTES})", tmp_path).stderr
+    assert _confined(f"allow(60, 100, 1 << 40)\nprint(len(bytearray({MEMORY_BYTES})))", tmp_path).stdout == f"{MEMORY_BYTES}\n"
+    assert "MemoryError" in _confined(f"allow(60, 100, 1 << 40)\nbytearray({MEMORY_BYTES_AT_MOST})", tmp_path).stderr
+
+
+def test_lower_limits_of_the_worker_hold(tmp_path: Path) -> None:
+    code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)])"
+    lower = f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES // 2},) * 2)\nresource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))"
+    confined = f"{lower}\nfrom audiodiff_platform.decoder.sandbox import confine\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
+    tried = subprocess.run([sys.executable, "-c", confined], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert tried.stdout == f"{[(MEMORY_BYTES // 2,) * 2, (32, 32)]}\n"
 
 
 def test_processor_time_is_renewed_and_ends_the_process(tmp_path: Path) -> None:
-    code = "import time\nfor _ in range(2):\n    allow(1, 100)\n    end = time.process_time() + {}\n    while time.process_time() < end: pass\nprint('done')"
+    code = "import time\nfor _ in range(2):\n    allow(1, 100, 1 << 30)\n"
+    code += "    end = time.process_time() + {}\n    while time.process_time() < end: pass\nprint('done')"
     assert _confined(code.format(0.7), tmp_path).stdout == "done\n"
     assert _confined(code.format(60), tmp_path).returncode == -signal.SIGXCPU
 
 
 def test_files_are_bounded(tmp_path: Path) -> None:
-    tried = _confined("allow(60, 1_000)\nwith open('large', 'wb') as file: file.write(bytes(1_001))", tmp_path)
+    tried = _confined("allow(60, 1_000, 1 << 30)\nwith open('large', 'wb') as file: file.write(bytes(1_001))", tmp_path)
     assert "OSError: [Errno 27] File too large" in tried.stderr
     assert (tmp_path / "large").stat().st_size == 1_000
-    assert _confined("allow(1 << 70, 1 << 70)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0] > 1 << 62)", tmp_path).stdout == "True\n"
+    assert _confined("allow(1 << 70, 1 << 70, 1 << 70)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0] > 1 << 62)", tmp_path).stdout == "True\n"

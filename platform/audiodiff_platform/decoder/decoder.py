@@ -22,6 +22,11 @@ from audiodiff_core.slices import Slicing
 from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, Limits, TimeLimit, spool_of_items, spool_of_slices
 
 PROCESSES_LOST_AT_MOST = 2
+FILES_OF_A_PROCESS = 1_000
+"""A process is replaced then, so that what the libraries leak does not count against files."""
+ANSWER_BYTES_AT_MOST = 1 << 28
+WORKED_SHARE = 0.1
+"""A process that reaches its time limit was at work if it used this share of it. Else it waited, for storage or for nothing."""
 LOOK_S = 0.25
 """The clock is looked at so often while a process decodes."""
 ENDING_S = 10.0
@@ -51,16 +56,18 @@ class Decoder:
     """Decodes files in a process that is replaced when a file ends it, and that ends with its worker.
 
     Results go through a spool file, so that no file's slices need fit in memory, and none are used of a file that turns out bad at its
-    end. Every method raises AudioDecodeError (with `name`) where a file cannot be used, also where it goes beyond `limits`: at once where it
-    takes too long, and where it ends two processes in turn. A worker that is killed takes its process along, which blames no file.
+    end. Every method raises AudioDecodeError (with `name`) where a file cannot be used, also where it goes beyond `limits`: at once where
+    a process works on it for too long, and where two processes in turn end, need too much memory or wait for too long. A worker that is
+    killed takes its process along, which blames no file.
 
     Raises:
-        OSError: The disk that holds the spool file is full, or processes end before they are given a file.
+        OSError: The storage of the file or of the spool file fails, or processes end before they are given a file.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
         self._limits = limits or Limits()
         self._process = _Process(self._limits.memory_bytes)
+        self._files = 0
 
     def close(self) -> None:
         """End the process."""
@@ -94,30 +101,54 @@ class Decoder:
 
     def _result(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> Any:
         """The result of a request about the file `name`, whose limits are added to it."""
-        request = {**request, "audio_bytes": self._limits.largest_audio(limit.size), "time": asdict(limit)}
+        memory_bytes = self._limits.memory_of(limit.size)
+        request = {**request, "audio_bytes": self._limits.largest_audio(limit.size), "memory_bytes": memory_bytes, "time": asdict(limit)}
+        if self._files >= FILES_OF_A_PROCESS:
+            self._replace()
+        self._files += 1
+        outcome: dict[str, Any] | Exception = {}
         for _ in range(PROCESSES_LOST_AT_MOST):
-            try:
-                answer = self._process.answer(request, limit)
-            except TimeoutError as error:
-                self._replace()
-                raise AudioDecodeError(name, str(error)) from error
-            if answer is not None:
+            outcome = self._outcome(name, limit, request)
+            if not isinstance(outcome, Exception):
                 break
+        if isinstance(outcome, Exception):
+            raise outcome
+        if "unusable" in outcome:
+            raise AudioDecodeError(name, outcome["unusable"])
+        if "machine" in outcome:
+            number, file = outcome["machine"]
+            raise OSError(number, os.strerror(number), file)
+        return outcome["result"]
+
+    def _outcome(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> dict[str, Any] | Exception:
+        """The answer to a request, or the error to raise if a second process does no better.
+
+        Raises:
+            AudioDecodeError: The file takes too long by its own fault: the process was at work meanwhile.
+        """
+        try:
+            answer = self._process.answer(request, limit)
+        except TimeoutError as error:
+            was_at_work = self._process.was_at_work
+            self._replace()
+            if was_at_work:
+                raise AudioDecodeError(name, str(error)) from error
+            return AudioDecodeError(name, str(error))
+        if answer is None:
             was_ready, ended = self._process.is_ready, self._replace()
-        else:
-            if not was_ready:
-                raise ChildProcessError(f"{PROCESSES_LOST_AT_MOST} processes that decode audio ended at their start ({ended})")
-            raise AudioDecodeError(name, f"ended {PROCESSES_LOST_AT_MOST} processes that decoded it ({ended})")
-        if "unusable" in answer:
-            raise AudioDecodeError(name, answer["unusable"])
-        if "disk" in answer:
-            raise OSError(answer["disk"], os.strerror(answer["disk"]), request["spool"])
-        return answer["result"]
+            if was_ready:
+                return AudioDecodeError(name, f"ended {PROCESSES_LOST_AT_MOST} processes that decoded it ({ended})")
+            return ChildProcessError(f"{PROCESSES_LOST_AT_MOST} processes that decode audio ended at their start ({ended})")
+        if "memory" in answer:
+            self._replace()
+            return AudioDecodeError(name, "needs more memory than a file may take")
+        return answer
 
     def _replace(self) -> str:
         """Start a new process; return how the old one ended."""
         ending = self._process.end()
         self._process = _Process(self._limits.memory_bytes)
+        self._files = 0
         return ending
 
 
@@ -125,19 +156,25 @@ class _Process:
     """A process that decodes, and its pipes."""
 
     def __init__(self, memory_bytes: int) -> None:
-        command = [sys.executable, "-m", "audiodiff_platform.decoder.process", str(memory_bytes)]
-        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
+        command = [sys.executable, "-P", "-m", "audiodiff_platform.decoder.process", str(memory_bytes)]
+        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True)
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._requests, self._answers = self._popen.stdin, self._popen.stdout.fileno()
         self._received = b""
         self.is_ready = False
+        self.was_at_work = True
+        """Whether a process that took too long spent the time on the file, and did not wait."""
 
     def end(self) -> str:
         """End the process unless it has ended; return how it did."""
-        self._popen.kill()
-        self._popen.communicate()
-        status = self._popen.returncode
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        status = self._popen.wait()
+        for pipe in (self._popen.stdin, self._popen.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def answer(self, request: dict[str, Any], limit: TimeLimit) -> dict[str, Any] | None:
@@ -150,6 +187,7 @@ class _Process:
             self._reap()
             return None
         self.is_ready = True
+        earlier_s = _cpu_s(self._popen.pid)
         clock, reason = _Clock(limit.before_header), limit.described(None)
         try:
             self._requests.write(json.dumps(request).encode() + b"\n")
@@ -159,6 +197,7 @@ class _Process:
         except BrokenPipeError:
             answer = None
         except TimeoutError as error:
+            self.was_at_work = _cpu_s(self._popen.pid) - earlier_s > WORKED_SHARE * clock.limit_s
             raise TimeoutError(f"took longer than {clock.limit_s:.0f} s to decode, the limit for {reason}") from error
         if answer is None and self._reap() == -signal.SIGXCPU:
             limit_s = CPU_SECONDS_PER_SECOND * clock.limit_s
@@ -180,11 +219,14 @@ class _Process:
             clock.check()
             if is_readable:
                 part = os.read(self._answers, READ_BYTES)
-                if not part:
+                if not part or len(self._received) > ANSWER_BYTES_AT_MOST:
                     return None
                 self._received += part
         line, self._received = self._received.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError:
+            return None
         return answer
 
 
@@ -203,6 +245,16 @@ class _Clock:
         self._looked = now
         if self._waited_s >= self.limit_s:
             raise TimeoutError
+
+
+def _cpu_s(process: int) -> float:
+    """Seconds of processor time of a process, where the system states them in /proc; 0 elsewhere."""
+    try:
+        stated = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    user, system = 11, 12  # places after the name
+    return (int(stated[user]) + int(stated[system])) / os.sysconf("SC_CLK_TCK")
 
 
 def _files(local: Path, spool: Path, spool_bytes: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.slices import Slicing
 
 MEMORY_BYTES_PER_SAMPLE = 64  # of a slice: spectra, power and image of large slices
+FILTERBANK_BYTES_PER_VALUE = 24  # while it is made
+TABLE_BYTES_AT_MOST = 768 << 20  # 70 hours of AAC
 DECODED_SAMPLE_BYTES = 2
 """Decoded audio is counted as 16-bit samples."""
 
@@ -46,7 +48,12 @@ class Limits:
     @classmethod
     def of(cls, mel: MelConfig) -> Self:
         """Return the limits of a process that makes slices by `mel`."""
-        return cls(memory_bytes=cls.memory_bytes + MEMORY_BYTES_PER_SAMPLE * mel.slice_size)
+        filterbank = FILTERBANK_BYTES_PER_VALUE * mel.y_res * (mel.n_fft // 2 + 1)
+        return cls(memory_bytes=cls.memory_bytes + MEMORY_BYTES_PER_SAMPLE * mel.slice_size + filterbank)
+
+    def memory_of(self, size: int) -> int:
+        """Return the bytes of memory that the process may take for a file of `size` bytes: FFmpeg holds the sample table of an MP4 file."""
+        return self.memory_bytes + min(size // 2, TABLE_BYTES_AT_MOST)
 
     def largest_audio(self, size: int) -> int:
         """Return the bytes of decoded audio that a file of `size` bytes may expand to."""

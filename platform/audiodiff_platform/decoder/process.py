@@ -1,7 +1,8 @@
 """The process that decodes. It answers each line of standard input, a request as JSON, on what was standard output.
 
 The first answer says that it is ready. A request is answered by a line for each header that is read, `stated_s`, then by one of
-`result`, `unusable` (the reason) and `disk` (the number of an error of the disk that holds the spool file).
+`result`, `unusable` (the reason), `machine` (the number and the file of an error that is no fault of the audio file) and `memory`
+(the process needed more memory than it may take).
 """
 
 import errno
@@ -19,14 +20,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from audiodiff_core.audio import AudioDecodeError, PeakMeter, Samples, UnusableError, stream, too_long
+from audiodiff_core.audio import MACHINE_ERRORS, AudioDecodeError, PeakMeter, Samples, UnusableError, stream, too_long
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.png import encode_png
 from audiodiff_core.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence
-from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, DECODED_SAMPLE_BYTES, TimeLimit
+from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, DECODED_SAMPLE_BYTES, TABLE_BYTES_AT_MOST, TimeLimit
 from audiodiff_platform.decoder.sandbox import allow, confine
 
-DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FAULTS_OF_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Of the disk that holds the spool file."""
 
 Request = dict[str, Any]
 Answer = Callable[[dict[str, Any]], None]
@@ -37,7 +39,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes: the job ends this one
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # a decoder's own prints are no answers
-        confine(int(sys.argv[1]))
+        confine(int(sys.argv[1]), int(sys.argv[1]) + TABLE_BYTES_AT_MOST)
         requests: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
 
@@ -63,7 +65,7 @@ class Allowance:
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self._time, self._answer = TimeLimit(**request["time"]), answer
-        self._spool_bytes, self._audio_bytes = request["spool_bytes"], request["audio_bytes"]
+        self._spool_bytes, self._audio_bytes, self._memory_bytes = request["spool_bytes"], request["audio_bytes"], request["memory_bytes"]
         self._decoded = 0
         self._allow(self._time.before_header)
 
@@ -81,7 +83,7 @@ class Allowance:
             raise UnusableError(f"expands to more than {limit:,.1f} MB of audio, the limit for a file of {size:,.3f} MB")
 
     def _allow(self, seconds: float) -> None:
-        allow(math.ceil(CPU_SECONDS_PER_SECOND * seconds), self._spool_bytes)
+        allow(math.ceil(CPU_SECONDS_PER_SECOND * seconds), self._spool_bytes, self._memory_bytes)
 
 
 def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
@@ -90,11 +92,13 @@ def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
     except AudioDecodeError as error:
         return {"unusable": error.reason}
     except MemoryError:
-        return {"unusable": "needs more memory than a file may take"}
+        return {"memory": True}
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
-            raise
-        return {"disk": error.errno}
+        if error.errno in FAULTS_OF_DISK or error.filename == request["spool"]:
+            return {"machine": [error.errno, request["spool"]]}
+        if error.errno in MACHINE_ERRORS:
+            return {"machine": [error.errno, request["file"]]}
+        raise
 
 
 def _slices(request: Request, allowance: Allowance) -> list[dict[str, Any]]:
