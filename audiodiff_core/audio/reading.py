@@ -7,7 +7,6 @@
 4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
 """
 
-import errno
 import io
 import math
 import os
@@ -168,10 +167,8 @@ def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Sample
 
 
 def _require_fault_of_file(error: Exception) -> None:
-    """Raise MemoryError or OSError if a decoder's error is due to the machine or to the storage of the file."""
+    """Raise OSError if a decoder's error is due to the machine or to the storage of the file."""
     number = getattr(error, "errno", None)
-    if number == errno.ENOMEM:
-        raise MemoryError from error
     if number in MACHINE_ERRORS:
         raise OSError(number, os.strerror(number)) from error
 

@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import re
+import resource
 import struct
 import subprocess
 import sys
@@ -362,6 +363,21 @@ def test_any_file_name_can_be_read(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioDecodeError, match=r"absent\.wav: cannot be opened \(No such file or directory\)"):
         decode(tmp_path / "absent.wav", RATE)
+
+
+def test_a_fault_of_the_machine_is_no_fault_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "good.wav").write_bytes(wav(hum(4_000)))
+    assert len(decode(tmp_path / "good.wav", RATE)) == 4_000
+    next_descriptor = os.dup(0)
+    os.close(next_descriptor)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as raised:
+            decode(tmp_path / "good.wav", RATE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not isinstance(raised.value, AudioDecodeError)
 
 
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
     try:
         return {"result": _KINDS[request["kind"]](request, allowance)}
     except AudioDecodeError as error:
-        return {"unusable": error.reason}
+        return {"memory": True} if _is_for_lack_of_memory(error) else {"unusable": error.reason}
     except MemoryError:
         return {"memory": True}
     except OSError as error:
@@ -99,6 +99,11 @@ def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
         if error.errno in MACHINE_ERRORS:
             return {"machine": [error.errno, request["file"]]}
         raise
+
+
+def _is_for_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether a decoder could not have memory, by its fault or by the file's, which may state absurd sizes."""
+    return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__))
 
 
 def _slices(request: Request, allowance: Allowance) -> list[dict[str, Any]]:
