@@ -12,7 +12,7 @@ from audiodiff_platform.tables import table
 from audiodiff_platform.work import plan
 
 PLANNED = [
-    {"shard": 0, "uri": "a.wav", "size": 1 << 40, "version": "1", "left_out": [], "start": None, "stop": None},
+    {"shard": 0, "uri": "a.wav", "size": 1 << 40, "version": "1", "left_out": [], "start": 0, "stop": 0},
     {"shard": 7, "uri": "ä/ö 音.ogg", "size": 0, "version": "", "left_out": ["x/1.wav", "", "x/ß.wav"], "start": 0, "stop": 1 << 40},
 ]
 SLICES = [
