@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
 READY_S = 120
 STOP_S = 60
+PORTS = range(20_000, 32_000)  # below the ephemeral ports of Linux
 JOB_S = 300
 
 
@@ -73,12 +75,14 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports that nothing listens on, all different, and none that an outgoing connection may take before Ray listens there."""
+    ports: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    pytest.fail(f"no {count} free ports in {PORTS}")
 
 
 def node_environment(folder: Path) -> tuple[Path, dict[str, str]]:
