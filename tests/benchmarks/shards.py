@@ -45,9 +45,8 @@ def sources(shards: int, each: int) -> list[Source]:
 
 
 def opened(part: str, uri: str, shards: int, each: int) -> None:
-    """Do one part, and print its seconds and the memory that it took."""
+    """Do one part, and print its seconds and the largest memory of its process."""
     planned = sources(shards, each) if part == "plan" else []
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     folder = Folder(uri)
     match part:
@@ -63,7 +62,7 @@ def opened(part: str, uri: str, shards: int, each: int) -> None:
         case "dataset":
             assert len(MelDataset(uri).shards) == shards
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+    print(json.dumps({"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
 def measured(what: str, stores: Stores, work: Callable[[], dict[str, float]]) -> None:
