@@ -73,7 +73,7 @@ class Piece:
 
 
 def silence(start: int, end: int, peak: float, rate: int, meter: audio.PeakMeter) -> tuple[bool, bool]:
-    """Whether samples `start` to `end` of a stream at `rate` Hz, of that `peak`, are silent and are cancelled, as a Piece states it.
+    """Return `is_silent` and `is_cancelled` of Piece for samples `start` to `end` of a stream at `rate` Hz, whose peak is `peak`.
 
     Calls for one meter must have ascending starts.
     """

@@ -62,7 +62,7 @@ def check_level(samples: Samples) -> None:
 
 
 class Watch(Protocol):
-    """What is told about a file while it is decoded. Both methods may raise UnusableError, which ends the decoding."""
+    """An observer of the decoding of a file. Both methods may raise UnusableError, which ends the decoding."""
 
     def opened(self, stated_s: float | None) -> None:
         """The header was read: it states so many seconds, or None where it states no length of the whole file."""

@@ -1,4 +1,4 @@
-"""What is kept of a side of any number of items: statistics of all of them, and the rows of a sample.
+"""Statistics of all items of a side, of any number, and the rows of a sample.
 
 1. A worker embeds the items of a part of a side and keeps those that can be in the sample (`Part.of`).
 2. A `Gathering` takes the parts in any order, joins their statistics, and keeps the rows that can still be in the sample.

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.index import INDEX, Part, from_parquet, parts_of, to_parquet
+from audiodiff_platform.storage.index import INDEX, CommittedPart, from_parquet, parts_of, to_parquet
 from audiodiff_platform.storage.lease import require_token
 
 SUCCESS = "_SUCCESS"
@@ -139,7 +139,7 @@ def succeed(folder: Folder, summary: Mapping[str, Any], records: Mapping[int, Ma
     pack(folder, records)
 
 
-def finished(folder: Folder) -> tuple[dict[str, Any], list[Part], bytes]:
+def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes]:
     """Read a finished folder -> the summary in `_SUCCESS`, the parts, and the content of the index.
 
     Folders of earlier versions have no index: their commit records are read.

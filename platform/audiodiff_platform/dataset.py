@@ -27,7 +27,7 @@ from audiodiff_core.png import decode_png
 from audiodiff_core.slices import Slicing
 from audiodiff_platform import commits
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.index import INDEX, Part, digest_of, from_parquet, parts_of, with_digest
+from audiodiff_platform.storage.index import INDEX, CommittedPart, digest_of, from_parquet, parts_of, with_digest
 
 FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
@@ -67,7 +67,7 @@ def data_file(shard: int, split: str = TRAIN) -> str:
     return f"data/{split}-{shard:06d}.parquet"
 
 
-def groups_of(parts: Iterable[Part], split: str) -> list[tuple[int, int, int]]:
+def groups_of(parts: Iterable[CommittedPart], split: str) -> list[tuple[int, int, int]]:
     """Return the row groups of a split in their order: the shard, the row group in its part, and the number of rows."""
     return [
         (part.shard, group, rows) for part in parts if part.path == data_file(part.shard, split) for group, rows in enumerate(part.row_groups or [])
@@ -118,7 +118,7 @@ class TrainingImages(Protocol):
 
     @property
     def version(self) -> bytes | None:
-        """What a run keeps, to go on with the same rows when rows are added; None for a dataset that is never added to."""
+        """The file that a run keeps, to go on with the same rows when rows are added; None for a dataset that is never added to."""
 
     def image(self, group: int, row: int) -> Images:
         """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
@@ -149,7 +149,7 @@ class MelDataset:
         self.folder, self.split, self.run = Folder(uri), split, run
         self.added = 0
         kept = None if run is None else _read(run, DATASET_VERSION)
-        self.digest, parts, self.version = self._finished() if kept is None else self._kept(kept)
+        self.digest, parts, self._index = self._finished() if kept is None else self._kept(kept)
         self.mel = MelConfig.from_json(self.folder.read(MEL_CONFIG).decode())
         self.groups = groups_of(parts, split)
         self.shards = list(dict.fromkeys(shard for shard, _, _ in self.groups))
@@ -157,8 +157,8 @@ class MelDataset:
         self._open = lru_cache(maxsize=64)(self._opened)
         self._held: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
 
-    def _finished(self) -> tuple[str, list[Part], bytes]:
-        """Return the digest of the dataset as it is now, its parts, and the content of its version file."""
+    def _finished(self) -> tuple[str, list[CommittedPart], bytes]:
+        """Return the digest of the dataset as it is now, its parts, and its index."""
         try:
             summary, parts, index = commits.finished(self.folder)
         except FileNotFoundError:
@@ -169,10 +169,10 @@ class MelDataset:
             stated = summary.get("format_version")
             raise ValueError(f"dataset_name {self.folder.uri}: format version {stated}, this version reads {FORMAT_VERSION}")
         digest = str(summary["digest"])
-        return digest, parts, with_digest(index, digest)
+        return digest, parts, index
 
-    def _kept(self, version: bytes) -> tuple[str, list[Part], bytes]:
-        """Return the digest, the parts and the content of the version that a run began with."""
+    def _kept(self, version: bytes) -> tuple[str, list[CommittedPart], bytes]:
+        """Return the digest, the parts and the index of the version that a run began with."""
         digest, parts = digest_of(version), from_parquet(version)
         content = _read(self.folder, INDEX)
         present = list(parts_of(commits.committed(self.folder))) if content is None else from_parquet(content)
@@ -184,6 +184,11 @@ class MelDataset:
         kept = {part.path for part in parts}
         self.added = sum(sum(part.row_groups or []) for part in present if part.path not in kept)
         return digest, parts, version
+
+    @property
+    def version(self) -> bytes:
+        """The file that a run keeps, to go on with the same rows when rows are added."""
+        return with_digest(self._index, self.digest)
 
     def all_images(self) -> Images:
         """Every image in the order of the files (rows, y_res, x_res): for datasets that fit in memory."""

@@ -89,8 +89,8 @@ def _starts(batch: pa.RecordBatch) -> Starts:
 
 
 def _digests(folder: Folder) -> Iterator[pa.RecordBatch]:
-    for shard in commits.committed(folder):
-        with pq.ParquetFile(io.BytesIO(folder.read(_name(shard)))) as table:
+    for part in commits.finished(folder)[1]:
+        with pq.ParquetFile(io.BytesIO(folder.read(part.path))) as table:
             yield from table.iter_batches()
 
 

@@ -41,7 +41,7 @@ class Encodings:
         assert len(self._rows) == len(vectors), "each file has one vector"
         self.vectors, self.name, self.digest = vectors, name, digest
         self.version: bytes | None = None
-        """What a run keeps, to go on with the same encodings when some are added: the index of their folder, if encode wrote it."""
+        """The file that a run keeps, to go on with the same encodings when some are added: the index of their folder, if encode wrote it."""
 
     def __len__(self) -> int:
         return len(self._rows)

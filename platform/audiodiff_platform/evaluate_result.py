@@ -49,7 +49,7 @@ class Embedded:
 
 @dataclass(frozen=True)
 class Result:
-    """What is kept of a portion: its part of the side, features of the first items and of their round trips, and what is left out."""
+    """The result of a portion: its part of the side, features of the first items and of their round trips, and the files left out."""
 
     side: str
     part: Part

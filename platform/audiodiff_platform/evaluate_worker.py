@@ -43,7 +43,7 @@ class Portion:
 
 @dataclass(frozen=True)
 class Method:
-    """How the items of all portions become features, and how many items of a side are sampled."""
+    """The method of an evaluation: the embedder, the mel configuration, and the number of items of a side that are sampled."""
 
     embedder: str
     embedder_digest: str

@@ -89,7 +89,7 @@ def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[
 def _recorded_for_duplicates(folder: Folder) -> dict[str, str]:
     """The digests, by URI, of what was read to find duplicates, which may be left out of all shards."""
     digests: dict[str, str] = {}
-    for generation in sorted({name.split("/")[1] for name in folder.names(f"{DUPLICATES}/*/_commits/*.json")}):
+    for generation in sorted({name.split("/")[1] for name in folder.names(f"{DUPLICATES}/*/_commits/*")}):
         earlier = Folder(f"{folder.uri}/{DUPLICATES}/{generation}")
         digests |= _recorded(earlier, commits.committed(earlier))
     return digests

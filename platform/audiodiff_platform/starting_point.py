@@ -53,7 +53,7 @@ class StartingPoint:
 
     @property
     def versions(self) -> dict[str, bytes | None]:
-        """What the run folder keeps of the data, by file name."""
+        """The files by which the run folder keeps the versions of the data, by name."""
         return {DATASET_VERSION: self.dataset.version, ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version}
 
     def order(self, seed: int) -> DataOrder:

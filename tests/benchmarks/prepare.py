@@ -43,6 +43,10 @@ def fresh(out: Path) -> Path:
 
 
 LIBSNDFILE = "import sys, soundfile\nfor file in sys.argv[1:]:\n    for block in soundfile.blocks(file, 65536, dtype='float32'):\n        pass\n"
+FFMPEG = (
+    "import sys, av\nfor file in sys.argv[1:]:\n    with av.open(file) as container:\n"
+    "        for frame in container.decode(audio=0):\n            frame.to_ndarray()\n"
+)
 DECODE = f"import sys\nfrom audiodiff_core.audio import stream\nfor file in sys.argv[1:]:\n    for block in stream(file, {SAMPLE_RATE}):\n        pass\n"
 BY_HAND = (
     "import sys\nfrom audiodiff_core.mel import Mel, MelConfig\nfrom audiodiff_core.png import encode_png\nfrom audiodiff_core.slices import mel_slices\n"
@@ -73,6 +77,7 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
         "by hand, 2 processes": lambda: run(python(BY_HAND, names[::2]), python(BY_HAND, names[1::2])),
         "decoding alone, 1 process": lambda: run(python(DECODE, names)),
         "decoding alone by libsndfile": lambda: run(python(LIBSNDFILE, names)),
+        "decoding alone by FFmpeg": lambda: run(python(FFMPEG, names)),
     }
     steady: dict[str, list[float]] = {name: [] for name in [*pairs, *alone]}
     one: dict[str, list[float]] = {name: [] for name in pairs}

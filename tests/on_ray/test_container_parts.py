@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_platform import commits
-from audiodiff_platform.audio_files import Inputs, Part, Source, in_parts, items, parts, source_sha256
+from audiodiff_platform.audio_files import ByteRange, Inputs, Source, in_parts, items, parts, source_sha256
 from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.job import JobError
 from audiodiff_platform.prepare import PrepareOptions, prepare
@@ -225,7 +225,7 @@ def test_a_part_that_is_none_any_more_is_named(make: Any, tmp_path: Path) -> Non
     (whole,) = inputs.sources()
     before = in_parts([whole], inputs)[1]
     assert before.part is not None
-    moved = Source(before.uri, before.size, before.version, Part(before.part.start, before.part.stop - 512))
+    moved = Source(before.uri, before.size, before.version, ByteRange(before.part.start, before.part.stop - 512))
     with pytest.raises(JobError, match=rf"{made.name} has changed since it was planned: restore it"):
         read(inputs, [moved], tmp_path)
 

@@ -179,8 +179,7 @@ def test_a_process_is_replaced_after_many_files(decoder: Decoder, monkeypatch: p
     assert processes[0] == processes[1] != processes[2] == processes[3] != processes[4]
 
 
-def test_memory_that_a_file_does_not_need_twice_is_no_fault_of_it(loops: Path, tmp_path: Path) -> None:
-    """A file that needs more memory than a fresh process may take is unusable; the process is replaced."""
+def test_a_file_that_needs_too_much_memory_is_unusable_and_its_process_replaced(tmp_path: Path) -> None:
     small = Decoder(Limits(memory_bytes=200 << 20))
     child = _child(os.getpid())
     large = tmp_path / "large.wav"

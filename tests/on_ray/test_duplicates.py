@@ -17,14 +17,16 @@ Row = tuple[str, str, bytes]
 
 
 def digested(place: Path, shards: Sequence[Sequence[Row]]) -> Folder:
-    """A folder of finished shards of (item, source, digest)."""
-    folder = Folder(str(place))
+    """A finished folder of shards of (item, source, digest)."""
+    folder, records = Folder(str(place)), {}
     for shard, rows in enumerate(shards):
         buffer = io.BytesIO()
         items, sources, digests = zip(*rows, strict=True) if rows else ((), (), ())
         pq.write_table(pa.table([sources, items, digests], schema=SCHEMA), buffer)
-        folder.write(f"parts/{shard:06d}.parquet", buffer.getvalue())
-        commits.commit(folder, shard, {"rows": len(rows)})
+        name = f"parts/{shard:06d}.parquet"
+        folder.write(name, buffer.getvalue())
+        records[shard] = {"rows": len(rows), "parts": {name: commits.sha256(buffer.getvalue())}}
+    commits.succeed(folder, {}, records)
     return folder
 
 

@@ -140,8 +140,12 @@ def test_digests_of_a_worker_that_did_not_commit_are_not_taken(planned: Planned)
         planned.run_again()
 
 
-def test_prepare_goes_on_with_a_restored_corpus(local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("loose_at_most", [commits.LOOSE_AT_MOST, 0], ids=["records", "packs"])
+def test_prepare_goes_on_with_a_restored_corpus(
+    local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loose_at_most: int
+) -> None:
     """Among the files are a container, a duplicate, one without a slice, and one that is no audio."""
+    monkeypatch.setattr(commits, "LOOSE_AT_MOST", loose_at_most)
     music, mel = tmp_path / "in", tmp_path / "mel"
     shutil.copytree(few_loops, music)
     shutil.copy(few_loops / "loop_mika.flac", music / "mika, again.flac")

@@ -7,6 +7,6 @@ from audiodiff_platform.audio_files.item import Item
 from audiodiff_platform.audio_files.parts import in_parts
 from audiodiff_platform.audio_files.ranges import source_sha256
 from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
-from audiodiff_platform.audio_files.source import Part, Source
+from audiodiff_platform.audio_files.source import ByteRange, Source
 
-__all__ = ["Inputs", "Item", "Part", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]
+__all__ = ["ByteRange", "Inputs", "Item", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from audiodiff_platform.audio_files import parquet_rows, tar_shards
 from audiodiff_platform.audio_files.inputs import Inputs
-from audiodiff_platform.audio_files.source import IndivisibleError, Part, Source
+from audiodiff_platform.audio_files.source import ByteRange, IndivisibleError, Source
 from audiodiff_platform.cluster import say
 
 WHOLE_BYTES = 1 << 30
@@ -46,4 +46,4 @@ def _parts(inputs: Inputs, source: Source) -> list[Source]:
         return [source]  # the worker that reads it names what is wrong
     if len(bounds) == 1:
         return [source]
-    return [Source(source.uri, source.size, source.version, Part(*ends)) for ends in pairwise([*bounds, source.size])]
+    return [Source(source.uri, source.size, source.version, ByteRange(*ends)) for ends in pairwise([*bounds, source.size])]

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-from audiodiff_platform.audio_files.source import Part, Source
+from audiodiff_platform.audio_files.source import ByteRange, Source
 from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.storage import Folder
 
@@ -15,7 +16,7 @@ DIGESTED_BYTES = 1 << 20
 
 
 class _Positioned(io.RawIOBase):
-    """A file of `size` bytes with a position, of which `_read` gives some."""
+    """A file of `size` bytes with a position; a subclass reads the bytes."""
 
     def __init__(self, size: int) -> None:
         self._size, self._position = size, 0
@@ -40,15 +41,15 @@ class _Positioned(io.RawIOBase):
         self._position += len(content)
         return len(content)
 
+    @abstractmethod
     def _read(self, start: int, count: int) -> bytes:
-        """At least one byte from `start`, at most `count`."""
-        raise NotImplementedError
+        """Return at least one byte from `start`, at most `count`."""
 
 
 class PartFile(_Positioned):
     """The bytes of a part of a local file, as a file."""
 
-    def __init__(self, local: Path, part: Part) -> None:
+    def __init__(self, local: Path, part: ByteRange) -> None:
         super().__init__(part.stop - part.start)
         self._file, self._start = io.FileIO(local), part.start
 
@@ -81,7 +82,7 @@ class StoredFile(_Positioned):
         return self._content[start - self._start : start - self._start + count]
 
 
-def fetched_part(folder: Folder, name: str, source: Source, part: Part, scratch: Path) -> Path:
+def fetched_part(folder: Folder, name: str, source: Source, part: ByteRange, scratch: Path) -> Path:
     """A local file that has the bytes of a part at their place: the file itself, or a copy with holes."""
     if folder.is_local:
         return Path(folder.path(name))

@@ -16,8 +16,8 @@ _COMPRESSED_BYTES_PER_SECOND = 24_000
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A part of a container: the members or row groups that begin in a range of its bytes."""
+class ByteRange:
+    """The bytes of a part of a container: its members or row groups are those that begin in the range."""
 
     start: int
     stop: int
@@ -37,7 +37,7 @@ class Source:
     uri: str
     size: int
     version: str
-    part: Part | None = None
+    part: ByteRange | None = None
 
     @property
     def key(self) -> str:

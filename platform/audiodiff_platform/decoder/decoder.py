@@ -28,19 +28,19 @@ ANSWER_BYTES_AT_MOST = 1 << 28
 WORKED_SHARE = 0.1
 """A process that reaches its time limit was at work if it used this share of it. Else it waited, for storage or for nothing."""
 LOOK_S = 0.25
-"""The clock is looked at so often while a process decodes."""
+"""Seconds between two looks at the clock while a process decodes."""
 ENDING_S = 10.0
 """A process that has closed its pipes is waited for."""
 READ_BYTES = 1 << 16
 COUNTED_S_AT_MOST = 4 * LOOK_S
-"""Of the time between two looks: a worker that was stopped, by Ctrl-Z or with its machine, did not wait for a file meanwhile."""
+"""The most that the time between two looks counts: a worker that was stopped, by Ctrl-Z or with its machine, did not wait for a file meanwhile."""
 ENVIRONMENT = frozenset({"PATH", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8"})
 """Variables that the process gets from its worker, besides those of the locale (LC_*). All others, such as credentials, it does not."""
 
 
 @dataclass(frozen=True)
 class SlicedFile:
-    """What a file gave: its slices, and their PNGs, which lie in a spool file."""
+    """The slices of a file, and their PNGs, which lie in a spool file."""
 
     spool: Path
     slices: list[dict[str, Any]]
@@ -106,11 +106,10 @@ class Decoder:
         if self._files >= FILES_OF_A_PROCESS:
             self._replace()
         self._files += 1
-        outcome: dict[str, Any] | Exception = {}
-        for _ in range(PROCESSES_LOST_AT_MOST):
-            outcome = self._outcome(name, limit, request)
-            if not isinstance(outcome, Exception):
-                break
+        outcome = self._outcome(name, limit, request)
+        for _ in range(PROCESSES_LOST_AT_MOST - 1):
+            if isinstance(outcome, Exception):
+                outcome = self._outcome(name, limit, request)
         if isinstance(outcome, Exception):
             raise outcome
         if "unusable" in outcome:
@@ -164,7 +163,7 @@ class _Process:
         self._received = b""
         self.is_ready = False
         self.was_at_work = True
-        """Whether a process that took too long spent the time on the file, and did not wait."""
+        """False if a process that took too long waited, and did not spend the time on the file."""
 
     def end(self) -> str:
         """End the process unless it has ended; return how it did."""

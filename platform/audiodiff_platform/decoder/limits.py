@@ -1,4 +1,4 @@
-"""What an audio file may take of the process that decodes it: memory, time, and the audio that it expands to.
+"""Limits of the decoding of an audio file: memory, time, and the audio that the file expands to.
 
 No limit is met by an audio file of use, on a slow and loaded machine either. Of the usual formats, Opus at 6 kbit/s expands most, 128 times;
 digital silence in FLAC may expand a thousand times, and is of no use.
@@ -24,11 +24,11 @@ UNSTATED_BYTES_PER_SECOND = 8_000
 LEAST_BYTES_PER_SECOND = 500
 
 CPU_SECONDS_PER_SECOND = 2
-"""Of the time limit: the clock ends a file first, the processor's time one whose worker does not look at the clock."""
+"""Processor time for each second of the time limit. The clock ends a file first, the processor's time a file whose worker does not look at the clock."""
 
 SECONDS_PER_STATED_SECOND = 2.0
 SECONDS_PER_VALUE = 1e-6
-"""Of the windows and bands of a spectrogram: a hundred times what one takes."""
+"""Seconds for each value of the windows and bands of a spectrogram: a hundred times what a value takes."""
 PNG_BYTES_AT_MOST = 1_024
 """Beyond those of the pixels, of which a hundredth is added: zlib may lengthen what it cannot compress."""
 
@@ -38,7 +38,7 @@ class Limits:
     """Limits of each file that a process decodes."""
 
     memory_bytes: int = 384 << 20
-    """Of the process."""
+    """Memory of the process."""
     least_s: float = 60.0
     """Seconds for a file of no length. The stated length adds to them."""
     audio_bytes: int = 64 << 20

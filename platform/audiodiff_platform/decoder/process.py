@@ -9,7 +9,6 @@ import errno
 import json
 import math
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -36,7 +35,6 @@ Answer = Callable[[dict[str, Any]], None]
 
 def main() -> None:
     """Answer requests until the worker is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes: the job ends this one
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # a decoder's own prints are no answers
         confine(int(sys.argv[1]), int(sys.argv[1]) + TABLE_BYTES_AT_MOST)
@@ -61,7 +59,7 @@ def _read(lines: IO[str], requests: "SimpleQueue[str]") -> None:
 
 
 class Allowance:
-    """What a request allows a file, as its decoding is watched: processor time by the length that it states, and decoded audio."""
+    """The limits of a request, applied as the file is decoded: processor time by the length that the file states, and decoded audio."""
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self._time, self._answer = TimeLimit(**request["time"]), answer
@@ -102,7 +100,7 @@ def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
 
 
 def _is_for_lack_of_memory(error: BaseException | None) -> bool:
-    """Whether a decoder could not have memory, by its fault or by the file's, which may state absurd sizes."""
+    """Return True if a decoder was refused memory, by a leak of its own or because the file states absurd sizes."""
     return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__))
 
 

@@ -28,7 +28,7 @@ FIRST_X32_CALL = 0x40000000
 
 @dataclass(frozen=True)
 class Abi:
-    """What a filter needs to know of a machine: the audit number of its ABI, and the numbers of system calls."""
+    """The ABI of a machine as a filter sees it: its audit number, and the numbers of system calls."""
 
     number: int
     clone: int

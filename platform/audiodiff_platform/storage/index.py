@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CommittedPart:
     """A committed part."""
 
     shard: int
@@ -37,12 +37,12 @@ class Part:
     sha256: str
 
 
-def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[Part]:
+def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[CommittedPart]:
     """Yield the parts that commit records name, in the order of shards and names."""
     for shard, record in sorted(records.items()):
         sizes = record.get("sizes", {})
         for path, sha256 in sorted(record["parts"].items()):
-            yield Part(shard, path, _row_groups(record, path), sizes.get(path), sha256)
+            yield CommittedPart(shard, path, _row_groups(record, path), sizes.get(path), sha256)
 
 
 def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
@@ -51,7 +51,7 @@ def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
     return record.get(name.rpartition("-")[0], record).get("row_groups") if folder == "data" else None
 
 
-def to_parquet(parts: Sequence[Part]) -> bytes:
+def to_parquet(parts: Sequence[CommittedPart]) -> bytes:
     """Return the content of an index file."""
     columns = {name: [getattr(part, name) for part in parts] for name in SCHEMA.names}
     buffer = io.BytesIO()
@@ -59,10 +59,10 @@ def to_parquet(parts: Sequence[Part]) -> bytes:
     return buffer.getvalue()
 
 
-def from_parquet(content: bytes) -> list[Part]:
+def from_parquet(content: bytes) -> list[CommittedPart]:
     """Return the parts that the content of an index file lists."""
     columns = pq.read_table(io.BytesIO(content), schema=SCHEMA).to_pydict()
-    return [Part(*row) for row in zip(*(columns[name] for name in SCHEMA.names), strict=True)]
+    return [CommittedPart(*row) for row in zip(*(columns[name] for name in SCHEMA.names), strict=True)]
 
 
 def with_digest(content: bytes, digest: str) -> bytes:

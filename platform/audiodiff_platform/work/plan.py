@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform.audio_files import Inputs, Part, Source, in_parts
+from audiodiff_platform.audio_files import ByteRange, Inputs, Source, in_parts
 from audiodiff_platform.job import JobError
 from audiodiff_platform.source_digests import first_changed, later_versions
 from audiodiff_platform.storage import Folder
@@ -178,12 +178,12 @@ def append_plan(
 
 def _row(shard: int, source: Source, left_out: Mapping[str, list[str]]) -> dict[str, Any]:
     row = {"shard": shard, "uri": source.uri, "size": source.size, "version": source.version}
-    part = source.part or Part(0, 0)
+    part = source.part or ByteRange(0, 0)
     return {**row, "left_out": left_out.get(source.key, []), "start": part.start, "stop": part.stop}
 
 
 def _source(row: Mapping[str, Any]) -> Source:
-    part = Part(row["start"], row["stop"]) if row.get("stop") else None
+    part = ByteRange(row["start"], row["stop"]) if row.get("stop") else None
     return Source(row["uri"], row["size"], row["version"], part)
 
 

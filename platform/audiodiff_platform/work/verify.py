@@ -6,7 +6,7 @@ from audiodiff_platform import commits
 from audiodiff_platform.cluster import say
 from audiodiff_platform.job import JobError
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.index import Part
+from audiodiff_platform.storage.index import CommittedPart
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Engine, Record, ShardWork
 
@@ -31,7 +31,7 @@ class VerifyWorker:
 
     def __init__(self, output: str) -> None:
         self.output = Folder(output)
-        self.parts: dict[int, list[Part]] = {}
+        self.parts: dict[int, list[CommittedPart]] = {}
         for part in commits.finished(self.output)[1]:
             self.parts.setdefault(part.shard, []).append(part)
 
@@ -41,5 +41,5 @@ class VerifyWorker:
         with self.output.scratch() as scratch:
             return {"wrong": sum(self._differs(part, scratch) for part in self.parts[shard])}
 
-    def _differs(self, part: Part, scratch: Path) -> bool:
+    def _differs(self, part: CommittedPart, scratch: Path) -> bool:
         return not self.output.exists(part.path) or commits.file_sha256(self.output.fetch(part.path, scratch)) != part.sha256
