@@ -39,8 +39,9 @@ def test_time_grows_with_the_work_of_slicing() -> None:
     assert Limits().time(0, MelConfig(x_res=16_384, n_fft=32_768, hop_length=16_384)).least_s > 500, "one slice of 3 hours"
 
 
-def test_memory_grows_with_the_slice() -> None:
-    assert Limits.of(DEFAULT).memory_bytes == Limits().memory_bytes + 64 * DEFAULT.slice_size
+def test_memory_grows_with_the_slice_and_the_filterbank() -> None:
+    filterbank = 24 * 256 * 1_025
+    assert Limits.of(DEFAULT).memory_bytes == Limits().memory_bytes + 64 * DEFAULT.slice_size + filterbank
 
 
 def test_spools_hold_what_the_decoded_audio_may_give() -> None:
