@@ -5,8 +5,8 @@
 
 import sys
 
-from audiodiff_platform.demo import DemoOptions, demo
-from audiodiff_platform.job import run
+from audiodiff_platform.demo.job import DemoOptions, demo
+from audiodiff_platform.entry.run_verb import run
 
 if __name__ == "__main__":
     sys.exit(run("demo", DemoOptions, demo, __doc__ or ""))

@@ -8,8 +8,8 @@ Run again, it goes on from the finished shards.
 
 import sys
 
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.job import run
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.entry.run_verb import run
 
 if __name__ == "__main__":
     sys.exit(run("encode", EncodeOptions, encode, __doc__ or ""))

@@ -7,8 +7,9 @@ Run again, it goes on from the finished shards.
 
 import sys
 
-from audiodiff_platform.generate import GenerateOptions, generate
-from audiodiff_platform.job import run
+from audiodiff_platform.entry.run_verb import run
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
 
 if __name__ == "__main__":
     sys.exit(run("generate", GenerateOptions, generate, __doc__ or ""))

@@ -7,8 +7,8 @@ Run again, it goes on from the finished shards; files added to the input become 
 
 import sys
 
-from audiodiff_platform.job import run
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.entry.run_verb import run
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
 if __name__ == "__main__":
     sys.exit(run("prepare", PrepareOptions, prepare, __doc__ or ""))

@@ -7,9 +7,9 @@ Run again, it goes on from the last checkpoint; with a later stopping point, a f
 
 import sys
 
-from audiodiff_platform.job import run
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.entry.run_verb import run
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 
 if __name__ == "__main__":
     sys.exit(run("train", TrainOptions, train, __doc__ or ""))

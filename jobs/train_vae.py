@@ -7,9 +7,9 @@ Run again, it goes on from the last checkpoint; with a later stopping point, a f
 
 import sys
 
-from audiodiff_platform.job import run
-from audiodiff_platform.train_options import TrainVaeOptions
-from audiodiff_platform.train_vae import train_vae
+from audiodiff_platform.entry.run_verb import run
+from audiodiff_platform.train.autoencoder import train_vae
+from audiodiff_platform.train.options import TrainVaeOptions
 
 if __name__ == "__main__":
     sys.exit(run("train_vae", TrainVaeOptions, train_vae, __doc__ or ""))

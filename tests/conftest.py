@@ -62,7 +62,7 @@ def few_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dataset of 32x32 images in several shards."""
-    from audiodiff_platform.prepare import PrepareOptions, prepare
+    from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("dataset") / "mel"
     prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.001, resolution="32", hop_length=1024, num_workers=2))
@@ -72,7 +72,7 @@ def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dataset of 32x32 images, a file in each shard, with tracks held out: their shards have no other part."""
-    from audiodiff_platform.prepare import PrepareOptions, prepare
+    from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("held-out") / "mel"
     options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
@@ -128,7 +128,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from audiodiff_core.encoder import AudioEncoder
+    from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")

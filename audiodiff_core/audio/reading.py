@@ -23,14 +23,21 @@ import soxr
 from audiodiff_core.audio.blocks import AudioFile, PeakMeter, Watch, check_level, mono, opened, watched
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 from audiodiff_core.audio.ffmpeg import ffmpeg_blocks
-from audiodiff_core.audio.formats import MACHINE_ERRORS, AudioDecodeError, Samples, UnusableError, check_header, one_line
+from audiodiff_core.audio.formats import (
+    MACHINE_ERRORS,
+    AudioDecodeError,
+    Samples,
+    UnusableError,
+    check_header,
+    one_line,
+)
 from audiodiff_core.audio.leading_tags import without_leading_tags
 from audiodiff_core.audio.mp3 import mp3_blocks
 from audiodiff_core.audio.mp4 import check_sample_tables
 from audiodiff_core.audio.ogg import is_ogg, ogg_blocks
 from audiodiff_core.audio.riff import is_unfinished
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sndfile_blocks
-from audiodiff_core.filesystems import filesystem_of
+from audiodiff_core.files.filesystems import filesystem_of
 
 LONGEST_DECODED_S = 4 * 3_600.0
 """Default bound of `decode` in seconds: 1.3 GB at 22,050 Hz."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from audiodiff_core.mel import MelConfig
 
 if TYPE_CHECKING:
-    from audiodiff_core.checkpoint.save import ModelRecord
+    from audiodiff_core.checkpoint.record import ModelRecord
 
 PIPELINE_TAG = "audio-to-audio"
 """The nearest of the Hub's tasks: variations, in-painting and extension of audio; none of them is generation from nothing."""

@@ -4,10 +4,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiodiff_core.checkpoint.layout import RECORD
 from audiodiff_core.checkpoint.load import is_autoencoder, opened, read_model, read_vae
-from audiodiff_core.checkpoint.save import ModelRecord, save_model, save_vae, upload_model
-from audiodiff_core.filesystems import filesystem_of
+from audiodiff_core.checkpoint.record import ModelRecord
+from audiodiff_core.checkpoint.save import save_model, save_vae, upload_model
+from audiodiff_core.files.filesystems import filesystem_of
+from audiodiff_core.files.model_files import RECORD
 
 
 @dataclass(frozen=True)

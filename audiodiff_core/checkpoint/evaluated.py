@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from audiodiff_core.checkpoint import card
-from audiodiff_core.checkpoint.layout import RECORD, CheckpointError
 from audiodiff_core.checkpoint.load import load_model
-from audiodiff_core.filesystems import filesystem_of
+from audiodiff_core.files.filesystems import filesystem_of
+from audiodiff_core.files.model_files import RECORD, CheckpointError
 
 CARD = "README.md"
 

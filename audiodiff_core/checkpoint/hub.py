@@ -4,9 +4,9 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from audiodiff_core.checkpoint.layout import MODEL_INDEX, CheckpointError
-from audiodiff_core.checkpoint.source import DESCRIPTIONS, NETWORK_FOLDERS
-from audiodiff_core.checkpoint.weight_files import DIFFUSERS
+from audiodiff_core.files.model_files import MODEL_INDEX, CheckpointError
+from audiodiff_core.files.source import DESCRIPTIONS, NETWORK_FOLDERS
+from audiodiff_core.files.weight_files import DIFFUSERS
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:

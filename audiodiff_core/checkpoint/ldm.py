@@ -15,8 +15,8 @@
 import re
 from typing import Any
 
-from audiodiff_core.checkpoint.layout import CheckpointError
-from audiodiff_core.checkpoint.weights import Weights
+from audiodiff_core.files.model_files import CheckpointError
+from audiodiff_core.files.weights import Weights
 
 LDM_NORM_GROUPS = 32
 """LDM's group norms, whose number of groups shows in no weight."""

@@ -11,12 +11,22 @@ from typing import Any
 from diffusers import AutoencoderKL
 
 from audiodiff_core.checkpoint import ldm
-from audiodiff_core.checkpoint.layout import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD, SCHEDULER_CONFIG, CheckpointError, Layout, read_json
+from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load_autoencoder, load_scheduler, load_unet
-from audiodiff_core.checkpoint.save import FORMAT_VERSION, ModelRecord
-from audiodiff_core.checkpoint.source import local_copy
-from audiodiff_core.checkpoint.weight_files import weight_files
-from audiodiff_core.checkpoint.weights import read_weights
+from audiodiff_core.checkpoint.record import FORMAT_VERSION, ModelRecord
+from audiodiff_core.files.model_files import (
+    AUTOENCODER_KEYS,
+    CONFIG,
+    MEL_CONFIG,
+    MODEL_INDEX,
+    RECORD,
+    SCHEDULER_CONFIG,
+    CheckpointError,
+    read_json,
+)
+from audiodiff_core.files.source import local_copy
+from audiodiff_core.files.weight_files import weight_files
+from audiodiff_core.files.weights import read_weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import AudioDiffusionPipeline

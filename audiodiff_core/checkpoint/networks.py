@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
-from audiodiff_core.checkpoint.layout import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, Layout, read_json
-from audiodiff_core.checkpoint.weight_files import weight_files
-from audiodiff_core.checkpoint.weights import Weights, fill, read_weight_files
+from audiodiff_core.checkpoint.layout import Layout
+from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
+from audiodiff_core.files.weight_files import weight_files
+from audiodiff_core.files.weights import Weights, fill, read_weight_files
 
 UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
 SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}

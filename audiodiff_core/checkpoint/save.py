@@ -18,27 +18,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pydantic
 from fsspec.implementations.local import LocalFileSystem
 
 from audiodiff_core.checkpoint import card
-from audiodiff_core.checkpoint.layout import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, PIPELINE_CLASS, RECORD
-from audiodiff_core.filesystems import filesystem_of
+from audiodiff_core.checkpoint.layout import PIPELINE_CLASS
+from audiodiff_core.checkpoint.record import ModelRecord
+from audiodiff_core.files.filesystems import filesystem_of
+from audiodiff_core.files.model_files import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD
 from audiodiff_core.mel import MelConfig
-
-FORMAT_VERSION = 1
-
-
-class ModelRecord(pydantic.BaseModel):
-    """`audiodiff.json`: where a model comes from. Models of the original have none."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    audiodiff_version: str = pydantic.Field(default_factory=lambda: version("audiodiff"))
-    recipe: dict[str, Any] = pydantic.Field(description="the options that it was trained with")
-    data_digest: str = pydantic.Field(description="names the dataset and its mel configuration")
-    metrics: dict[str, float] = pydantic.Field(description="steps, samples, seconds and the last loss")
 
 
 def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None) -> None:

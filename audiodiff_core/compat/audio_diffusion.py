@@ -85,7 +85,7 @@ class AudioDiffusion:
     def loop_it(audio: npt.NDArray[Any], sample_rate: int, loops: int = 12) -> npt.NDArray[Any] | None:
         """`loops` times the whole bars of four beats between the first and the last beat that librosa hears; None where there is no bar.
 
-        `audiodiff_core.loops` makes loops that are exact in length and have no seam.
+        `audiodiff_core.loops.cut` makes loops that are exact in length and have no seam.
         """
         _, beats = beat_track(y=audio, sr=sample_rate, units="samples")
         whole = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR

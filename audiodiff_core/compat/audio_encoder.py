@@ -7,18 +7,18 @@ from typing import Literal, Self
 import numpy as np
 import torch
 
-from audiodiff_core import encoder
 from audiodiff_core.compat.mel import Mel
+from audiodiff_core.embeddings import audio_encoder
 from audiodiff_core.embeddings.encoder_folder import local_folder
 from audiodiff_core.mel import IMAGE_MAX
 
 
-class AudioEncoder(encoder.AudioEncoder):
-    """The network of `audiodiff_core.encoder.AudioEncoder`, on whatever device it was moved to, with the original's way of asking."""
+class AudioEncoder(audio_encoder.AudioEncoder):
+    """The network of `audiodiff_core.embeddings.audio_encoder.AudioEncoder`, on whatever device it was moved to, with the original's way of asking."""
 
     def __init__(self, name: str = "audio-encoder") -> None:
         super().__init__(name)
-        self.images = Mel.of(encoder.AudioEncoder.mel)
+        self.images = Mel.of(audio_encoder.AudioEncoder.mel)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
@@ -32,7 +32,7 @@ class AudioEncoder(encoder.AudioEncoder):
     ) -> torch.Tensor:
         """Embeddings (files, 100), averaged or maximised over each file's slices of 5.015 s, or with `pool` None (files, slices, 100).
 
-        Raises ValueError for an unknown `pool`, and with None for files of different lengths: `audiodiff_core.encoder` gives those as a list.
+        Raises ValueError for an unknown `pool`, and with None for files of different lengths: `audiodiff_core.embeddings.encoder` gives those as a list.
         """
         if pool not in ("average", "max", None):
             raise ValueError(f"pool {pool!r}: average, max and None are known")

@@ -1,4 +1,4 @@
-"""The original's `Mel`, one object that holds the audio of the moment: for code written for it. New code uses `audiodiff_core.mel.Mel`."""
+"""The original's `Mel`, one object that holds the audio of the moment: for code written for it. New code uses `audiodiff_core.mel.analysis.Mel`."""
 
 from collections.abc import Callable
 from pathlib import Path

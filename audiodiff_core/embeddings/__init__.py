@@ -1,1 +1,10 @@
-"""Loading of the networks that turn audio into vectors."""
+"""Embeddings of audio and text: the original's AudioEncoder and CLAP."""
+
+from audiodiff_core.embeddings.encoder import Encoder, load_encoder
+from audiodiff_core.embeddings.inputs import Embeddings
+
+__all__ = [
+    "Embeddings",
+    "Encoder",
+    "load_encoder",
+]

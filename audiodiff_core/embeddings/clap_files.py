@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from audiodiff_core.audio.formats import SAMPLE_RATES_HZ
-from audiodiff_core.checkpoint.layout import CONFIG, CheckpointError, read_json
-from audiodiff_core.checkpoint.weight_files import TRANSFORMERS, few, weight_files
-from audiodiff_core.checkpoint.weights import float32_copy, read_weight_files, require_match
+from audiodiff_core.files.model_files import CONFIG, CheckpointError, read_json
+from audiodiff_core.files.weight_files import TRANSFORMERS, few, weight_files
+from audiodiff_core.files.weights import float32_copy, read_weight_files, require_match
 
 LARGEST_CLAP = 4 << 30
 """Bytes of weights; the published models have up to 0.8 GB."""

@@ -11,7 +11,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from audiodiff_core.hub_names import repository_name
+from audiodiff_core.files.hub_names import repository_name
 
 
 def local_folder(source: str) -> Path:
@@ -19,8 +19,8 @@ def local_folder(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    from audiodiff_core.checkpoint.source import download_weights  # their import takes a while
-    from audiodiff_core.checkpoint.weight_files import DIFFUSERS, TRANSFORMERS
+    from audiodiff_core.files.source import download_weights
+    from audiodiff_core.files.weight_files import DIFFUSERS, TRANSFORMERS
 
     name = encoder_repository(source)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -46,7 +46,7 @@ def encoder_repository(source: str) -> str:
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
     """Read config.json in an encoder's folder. Raises ValueError for a missing, damaged or too large file."""
-    from audiodiff_core.checkpoint.layout import CONFIG, read_json  # its import takes a while
+    from audiodiff_core.files.model_files import CONFIG, read_json
 
     try:
         return read_json(folder, CONFIG)

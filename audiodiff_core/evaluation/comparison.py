@@ -12,22 +12,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
+from audiodiff_core.evaluation.copies import nearer_share, nearest_distances, nearest_other_distances
+from audiodiff_core.evaluation.coverage import density_coverage, density_coverages
+from audiodiff_core.evaluation.features import Features, Weights, logmel_stats
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.gathering import Gathered, Items
+from audiodiff_core.evaluation.kernel import kernel_distance, kernel_distances
 from audiodiff_core.mel import Images
-from audiodiff_core.metrics import (
-    Features,
-    FeatureStatistics,
-    Weights,
-    density_coverage,
-    density_coverages,
-    frechet_distance,
-    kernel_distance,
-    kernel_distances,
-    logmel_stats,
-    nearer_share,
-    nearest_distances,
-    nearest_other_distances,
-)
 
 ITEMS_AT_LEAST = 128  # of generated items, for a Fréchet distance that is worth stating
 RESAMPLES = 100

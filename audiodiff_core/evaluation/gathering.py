@@ -17,7 +17,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from audiodiff_core.metrics import Features, FeatureStatistics
+from audiodiff_core.evaluation.features import Features
+from audiodiff_core.evaluation.frechet import FeatureStatistics
 
 SAMPLED_AT_MOST = 10_000  # items of a side: metrics of pairs take time that grows with the square of it
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from audiodiff_core.diffusion.schedulers import scheduler_for
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import side_multiple
 from audiodiff_core.sampling import SamplingParameters, image_sides
-from audiodiff_core.sampling.network import side_multiple
-from audiodiff_core.schedulers import scheduler_for
 
 P = TypeVar("P", bound=SamplingParameters)
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from audiodiff_core.circular import circular_time
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Images, MelConfig, to_image, to_model
+from audiodiff_core.models.circular import circular_time
 from audiodiff_core.pipeline.geometry import Geometry, P
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
 from audiodiff_core.pipeline.interpolation import Noise, chain

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode
 from audiodiff_core.mel import Images, Mel, MelConfig
+from audiodiff_core.mel.slices import Slicing, pieces
 from audiodiff_core.pipeline.geometry import NARROWEST
-from audiodiff_core.slices import Slicing, pieces
 
 Span = tuple[float, float]
 Mask = npt.NDArray[np.bool_]

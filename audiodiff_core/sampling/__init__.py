@@ -7,12 +7,12 @@
     sampler.py    the walks of many items, gathered into the network's calls
 """
 
-from audiodiff_core.sampling.network import image_sides
+from audiodiff_core.diffusion.schedulers import MAX_STEPS, scheduler_for
+from audiodiff_core.models import image_sides
+from audiodiff_core.sampling.denoising import Item, initial_noise
 from audiodiff_core.sampling.profile import DEFAULT_BATCH_SIZES, ExecutionProfile, Precision
 from audiodiff_core.sampling.requests import GenerateRequest, SamplingParameters
 from audiodiff_core.sampling.sampler import Sampler
-from audiodiff_core.sampling.walks import Item, initial_noise
-from audiodiff_core.schedulers import MAX_STEPS, scheduler_for
 
 __all__ = [
     "DEFAULT_BATCH_SIZES",

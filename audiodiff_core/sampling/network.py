@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.circular import circular_time
+from audiodiff_core.models.circular import circular_time
 from audiodiff_core.sampling.profile import ExecutionProfile
 
 SHAPES = 256
@@ -64,15 +64,3 @@ class Network:
         with circular_time(self._module) if circular else nullcontext():
             predictions = self._call(*given, return_dict=False)[0].float()
         return [predictions[place : place + 1] for place in range(len(queries))]
-
-
-def image_sides(unet: Any) -> tuple[int, int]:
-    """(height, width) that a network works on; diffusers' `sample_size` is one side of a square or (height, width)."""
-    size: int | list[int] | tuple[int, int] = unet.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def side_multiple(unet: Any) -> int:
-    """The sides of what a network works on must divide by this: every level but the last halves them."""
-    multiple: int = 1 << (len(unet.config.block_out_channels) - 1)
-    return multiple

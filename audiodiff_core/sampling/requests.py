@@ -4,7 +4,7 @@ from typing import Any, Self
 
 import pydantic
 
-from audiodiff_core.schedulers import MAX_STEPS, METHODS, SchedulerName, resolved
+from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, SchedulerName, resolved
 from audiodiff_core.seeds import SEEDS
 
 MAX_WIDTH = 16_384

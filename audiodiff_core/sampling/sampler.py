@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.sampling.network import Network, Query, image_sides
+from audiodiff_core.models import image_sides
+from audiodiff_core.sampling.denoising import Denoising, Item, Walk
+from audiodiff_core.sampling.inversion import Inverting
+from audiodiff_core.sampling.network import Network, Query
 from audiodiff_core.sampling.profile import ExecutionProfile
-from audiodiff_core.sampling.walks import Denoising, Inverting, Item, Walk
 
 
 class Sampler:

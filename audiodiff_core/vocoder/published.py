@@ -18,7 +18,7 @@ import torch
 import yaml
 from huggingface_hub import hf_hub_download
 
-from audiodiff_core.hub_names import repository_name
+from audiodiff_core.files.hub_names import repository_name
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.vocoder.neural import LogMagnitude, NeuralVocoder
 
@@ -124,7 +124,7 @@ def _settings(source: str | Path, name: str, parse: Callable[[str], Any]) -> dic
 
 def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[str, torch.Tensor]:
     """The tensors in a file, or in a table `inside` it."""
-    from audiodiff_core.checkpoint.weights import read_weights  # checkpoints are made into pipelines, which have vocoders
+    from audiodiff_core.files.weights import read_weights
 
     return {key: weight.clone() for key, weight in read_weights(_file(source, name), inside).items()}
 

@@ -21,10 +21,10 @@ from audiodiff_core.audio import Samples, decode
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.loops import cut_loop, seam_score
 from audiodiff_core.mel import Mel, MelConfig, to_model
+from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import AudioDiffusionPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.slices import mel_slices
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ROOT / "tests" / "data" / "loops"

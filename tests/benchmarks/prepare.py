@@ -49,7 +49,7 @@ FFMPEG = (
 )
 DECODE = f"import sys\nfrom audiodiff_core.audio import stream\nfor file in sys.argv[1:]:\n    for block in stream(file, {SAMPLE_RATE}):\n        pass\n"
 BY_HAND = (
-    "import sys\nfrom audiodiff_core.mel import Mel, MelConfig\nfrom audiodiff_core.png import encode_png\nfrom audiodiff_core.slices import mel_slices\n"
+    "import sys\nfrom audiodiff_core.mel.analysis import Mel, MelConfig\nfrom audiodiff_core.mel.png import encode_png\nfrom audiodiff_core.mel.slices import mel_slices\n"
     "for file in sys.argv[1:]:\n    for piece in mel_slices(file, Mel(MelConfig())):\n        encode_png(piece.image)\n"
 )
 

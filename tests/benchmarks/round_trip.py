@@ -1,4 +1,4 @@
-"""How well images survive the vocoder, and sound the image, over many settings: the table behind `audiodiff_core.lint`, and its fit.
+"""How well images survive the vocoder, and sound the image, over many settings: the table behind `audiodiff_core.mel.checks`, and its fit.
 
 `python -m tests.benchmarks.round_trip` takes about fifteen minutes on one core.
 """
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from audiodiff_core.audio import decode
-from audiodiff_core.lint import expected_round_trip, round_trip_features
 from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.mel.checks import expected_round_trip, round_trip_features
 from audiodiff_core.vocoder import GriffinLim
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig, to_image
 from audiodiff_core.models import build_network
-from audiodiff_core.objectives import Objective
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Precision, Sampler
 
 ROOT = Path(__file__).parents[2]

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform import commits
 from audiodiff_platform.audio_files import Source
-from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, VALIDATION, MelDataset, data_file
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.mel_data.mel_dataset import FORMAT_VERSION, MEL_CONFIG, VALIDATION, MelDataset, data_file
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import append_plan, new_sources, read_shard
 from tests.benchmarks.processes import ROOT
 from tests.servers.stores import Stores

@@ -23,12 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.png import encode_png
-from audiodiff_platform import commits
-from audiodiff_platform.data_order import DataOrder
-from audiodiff_platform.dataset import FORMAT_VERSION, MEL_CONFIG, SCHEMA, VALIDATION, MelDataset, data_file
-from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_loop import Share, read_ahead
+from audiodiff_core.mel.png import encode_png
+from audiodiff_platform.mel_data.mel_dataset import (
+    FORMAT_VERSION,
+    MEL_CONFIG,
+    SCHEMA,
+    VALIDATION,
+    MelDataset,
+    data_file,
+)
+from audiodiff_platform.mel_data.sample_order import DataOrder
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.train.batches import Share, read_ahead
 
 SHARD_ROWS, GROUP_ROWS = 1_000, 125
 BATCH_SIZE = 16

@@ -21,16 +21,17 @@ import ray
 import torch
 from accelerate import Accelerator
 
+from audiodiff_core.diffusion.objectives import losses
 from audiodiff_core.mel import to_model
-from audiodiff_core.objectives import losses
 from audiodiff_core.training import TrainBatch, TrainState
-from audiodiff_core.weight_average import WeightAverage
+from audiodiff_core.training.weight_average import WeightAverage
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
-from audiodiff_platform.ray_training import Group, run_workers
-from audiodiff_platform.starting_point import StartingPoint, starting_point
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.train_worker import DiffusionLearner, join_workers
-from audiodiff_platform.training_loop import learn
+from audiodiff_platform.train.diffusion_worker import DiffusionLearner
+from audiodiff_platform.train.inputs import StartingPoint, starting_point
+from audiodiff_platform.train.loop import learn
+from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.worker_group import Group, run_workers
+from audiodiff_platform.train.worker_process import join_workers
 from tests.benchmarks.train_data import simulate
 
 WARM_UP = 5

@@ -16,9 +16,9 @@ from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.models import PresetName, build_network
-from audiodiff_core.objectives import Objective
 from audiodiff_core.training import TrainBatch, TrainState, train_step
 
 PAIRS = 7

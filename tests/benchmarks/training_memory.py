@@ -1,6 +1,6 @@
 """Peak memory of one optimizer step of the original's network, each case in a process of its own: `python -m tests.benchmarks.training_memory`.
 
-Beside it what `audiodiff_core.accounting` estimates beforehand. Gradients are accumulated over two micro-batches, of which the first is
+Beside it what `audiodiff_core.training.cost` estimates beforehand. Gradients are accumulated over two micro-batches, of which the first is
 one small image: what it leaves behind, gradients, is what any leaves behind, and the peak is that of the second. It is the process's
 largest resident set on a CPU, float32, less what it held before the network was built (interpreter and libraries).
 """
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from audiodiff_core.accounting import training_cost
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, PresetName, build_network
 from audiodiff_core.training import TrainBatch, TrainState, train_step
+from audiodiff_core.training.cost import training_cost
 
 CASES: list[tuple[PresetName, int, int, bool]] = [  # preset, side, batch, gradient checkpointing
     ("ddpm-64", 64, 2, False),

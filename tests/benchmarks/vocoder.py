@@ -19,7 +19,7 @@ from PIL import Image
 
 from audiodiff_core.loops import seam_score
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.slices import mel_slices
+from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.vocoder import QUALITIES, GriffinLim, Quality
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"

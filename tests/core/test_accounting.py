@@ -6,9 +6,17 @@ from typing import Any
 import pytest
 import torch
 
-from audiodiff_core.accounting import BF16_PEAKS, FP16_PEAKS, TrainingCost, peak_flops, seconds_needed, share_of_peak, training_cost
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
+from audiodiff_core.training.cost import (
+    BF16_PEAKS,
+    FP16_PEAKS,
+    TrainingCost,
+    peak_flops,
+    seconds_needed,
+    share_of_peak,
+    training_cost,
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from audiodiff_core.audio.formats import UnusableError
 from audiodiff_core.audio.mp4 import MAX_BOXES, MAX_PACKETS, check_sample_tables
 from audiodiff_core.compat.mel import Mel as CompatMel
 from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.mel.slices import Slicing, pieces
 from audiodiff_core.pipeline.sources import LONGEST_TRACK, Audio, source_image, track_image
-from audiodiff_core.slices import Slicing, pieces
 from tests.malformed import aac
 
 RATE = 22_050

@@ -14,8 +14,8 @@ import torch
 from diffusers import AudioDiffusionPipeline as OraclePipeline
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, card, load_model, save_model, upload_model
+from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective, SavedScheduler
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.seeds import derived, initial_noise
 

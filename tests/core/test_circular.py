@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from audiodiff_core.circular import circular_time
+from audiodiff_core.models.circular import circular_time
 
 Network = tuple[Any, Callable[[torch.Tensor], torch.Tensor], tuple[int, ...], int, int]
 WIDTHS = {"norm_num_groups": 4, "layers_per_block": 1, "in_channels": 1, "out_channels": 1}

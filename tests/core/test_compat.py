@@ -14,7 +14,7 @@ from diffusers import Mel as ReferenceMel
 
 from audiodiff_core.audio import decode
 from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, AudioEncoder, Mel
-from audiodiff_core.encoder import AudioEncoder as CoreEncoder
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder as CoreEncoder
 
 CROSS_ATTENTION_DIM = 10
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audiodiff_core.encoder import ClapEncoder, load_encoder
+from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.embeddings.clap import ClapEncoder
 from tests import tiny_clap
 
 SAFE = "model.safetensors"

@@ -14,7 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from audiodiff_core.audio import decode
-from audiodiff_core.encoder import BATCH_SIZE, AudioEncoder, ClapEncoder, load_encoder
+from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder
+from audiodiff_core.embeddings.clap import ClapEncoder
+from audiodiff_core.embeddings.inputs import BATCH_SIZE
 from tests import tiny_clap
 
 Audio = npt.NDArray[np.float32]

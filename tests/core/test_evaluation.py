@@ -6,7 +6,8 @@ import pytest
 
 from audiodiff_core.evaluation import Gathered, Items, compare, evaluate_images, real_to_real, statistics_of
 from audiodiff_core.evaluation.comparison import RESAMPLES, resampled
-from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
+from audiodiff_core.evaluation.features import logmel_stats
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 
 
 def _tracks(count: int, each: int) -> list[str]:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from audiodiff_core.evaluation import Gathered, Gathering, Items, Part, closest, compare, rank, real_to_real
-from audiodiff_core.metrics import FeatureStatistics, frechet_distance
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 
 TRACKS = [f"track {number}" for number in range(25) for _ in range(4 + number % 3)]
 NUMBERS = [TRACKS[:place].count(track) for place, track in enumerate(TRACKS)]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from audiodiff_core.checkpoint import CheckpointError, load_model
-from audiodiff_core.encoder import load_encoder
-from audiodiff_core.hub_names import repository_name
+from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.files.hub_names import repository_name
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from diffusers import AudioDiffusionPipeline as OraclePipeline
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, load_pipeline, load_vae, save_model
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.seeds import derived, initial_noise
 

@@ -9,11 +9,19 @@ import numpy as np
 import pytest
 
 from audiodiff_core.audio import decode
-from audiodiff_core.lint import SIDE_MULTIPLES, Finding, expected_bytes, expected_round_trip, expected_slices, filterbank_rank, lint
 from audiodiff_core.mel import Mel, MelConfig, filterbank
+from audiodiff_core.mel.checks import (
+    SIDE_MULTIPLES,
+    Finding,
+    expected_bytes,
+    expected_round_trip,
+    expected_slices,
+    filterbank_rank,
+    lint,
+)
+from audiodiff_core.mel.png import encode_png
+from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_core.models import PRESETS
-from audiodiff_core.png import encode_png
-from audiodiff_core.slices import Slicing, mel_slices
 from audiodiff_core.vocoder import GriffinLim
 
 
@@ -200,6 +208,6 @@ def test_count_of_slices_is_as_expected(loop_files: list[Path], width: int, over
 
 
 def test_lint_loads_nothing_slow() -> None:
-    program = "import sys; from audiodiff_core.lint import lint; from audiodiff_core.mel import MelConfig; lint(MelConfig(), 9); print(*sys.modules)"
+    program = "import sys; from audiodiff_core.mel.checks import lint; from audiodiff_core.mel.analysis import MelConfig; lint(MelConfig(), 9); print(*sys.modules)"
     completed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
     assert set(completed.stdout.split()) & {"torch", "librosa", "numba", "scipy", "pandas", "diffusers"} == set()

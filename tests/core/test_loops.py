@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from audiodiff_core.audio import decode
-from audiodiff_core.beats import track_beats
 from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, whole_beats
+from audiodiff_core.loops.beats import track_beats
 
 RATE = 22_050
 Audio = npt.NDArray[np.float32]

@@ -17,7 +17,7 @@ from librosa.filters import mel as librosa_filterbank
 from PIL import Image
 
 from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, filterbank, to_image, to_model
-from audiodiff_core.slices import mel_slices
+from audiodiff_core.mel.slices import mel_slices
 
 GEOMETRIES = [
     MelConfig(x_res=64, y_res=64, hop_length=1_024),
@@ -99,8 +99,8 @@ def test_bands_without_a_bin_are_as_in_the_oracle(hum: Callable[..., npt.NDArray
 ANALYSIS = """
 import sys
 import numpy as np
-import audiodiff_core.slices
-from audiodiff_core.mel import Mel, MelConfig
+import audiodiff_core.mel.slices
+from audiodiff_core.mel.analysis import Mel, MelConfig
 Mel(MelConfig()).images(np.ones((1, 9), np.float32))
 print(*sys.modules)
 """

@@ -7,20 +7,12 @@ import numpy.typing as npt
 import pytest
 import scipy.linalg
 
-from audiodiff_core import metrics
-from audiodiff_core.metrics import (
-    FeatureStatistics,
-    density_coverage,
-    density_coverages,
-    frechet_distance,
-    kernel_distance,
-    kernel_distances,
-    logmel_stats,
-    nearer_share,
-    nearest_distances,
-    nearest_other_distances,
-    spread,
-)
+from audiodiff_core.evaluation import pairs
+from audiodiff_core.evaluation.copies import nearer_share, nearest_distances, nearest_other_distances
+from audiodiff_core.evaluation.coverage import density_coverage, density_coverages
+from audiodiff_core.evaluation.features import logmel_stats, spread
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
+from audiodiff_core.evaluation.kernel import kernel_distance, kernel_distances
 
 
 def gaussian(mean: list[float], covariance: npt.ArrayLike, count: int = 100) -> FeatureStatistics:
@@ -115,7 +107,7 @@ def test_logmel_stats_needs_whole_groups() -> None:
 @pytest.fixture(params=[4_000_000, 7])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairs all at once, and in blocks of a row or two."""
-    monkeypatch.setattr(metrics, "BLOCK_VALUES", request.param)
+    monkeypatch.setattr(pairs, "BLOCK_VALUES", request.param)
 
 
 def test_weighted_statistics_are_those_of_repeated_items() -> None:

@@ -5,6 +5,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import (
@@ -17,7 +18,6 @@ from audiodiff_core.models import (
     objective_for,
     parameter_count,
 )
-from audiodiff_core.objectives import Objective
 
 # unet/config.json of teticio/audio-diffusion-256.
 PUBLISHED = {

@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DModel
 
 from audiodiff_core.audio import AudioFormat, decode
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
-from audiodiff_core.objectives import Objective
 from audiodiff_core.pipeline import Audio, AudioDiffusionPipeline, Loop
 from audiodiff_core.pipeline.windows import Windows
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest

@@ -11,8 +11,8 @@ from diffusers import AudioDiffusionPipeline as Oracle
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
+from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.objectives import Objective, SavedScheduler
 from audiodiff_core.pipeline import PEAK, Audio, AudioDiffusionPipeline, Loop, normalise
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.seeds import derived, initial_noise

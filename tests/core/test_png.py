@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.png import LARGEST_SHAPE, SIGNATURE, decode_png, encode_png, png_shape
-from audiodiff_core.slices import mel_slices
+from audiodiff_core.mel.png import LARGEST_SHAPE, SIGNATURE, decode_png, encode_png, png_shape
+from audiodiff_core.mel.slices import mel_slices
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
 

@@ -16,11 +16,11 @@ import torch
 from diffusers import AudioDiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
+from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
+from audiodiff_core.diffusion.schedulers import METHODS, Schedule, SchedulerName
 from audiodiff_core.mel import MelConfig, to_image
-from audiodiff_core.objectives import Objective, SavedScheduler
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
 from audiodiff_core.sampling.network import Network, Query
-from audiodiff_core.schedulers import METHODS, Schedule, SchedulerName
 from audiodiff_core.seeds import derived
 from audiodiff_core.seeds import initial_noise as noise_stream
 

@@ -9,8 +9,17 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from audiodiff_core.diffusion.schedulers import (
+    METHODS,
+    SCHEDULERS,
+    PredictionType,
+    Schedule,
+    SchedulerName,
+    prediction_type,
+    resolved,
+    scheduler_for,
+)
 from audiodiff_core.sampling import GenerateRequest
-from audiodiff_core.schedulers import METHODS, SCHEDULERS, PredictionType, Schedule, SchedulerName, prediction_type, resolved, scheduler_for
 
 MEAN, DEVIATION = 0.1, 0.3
 SPACINGS = ("leading", "linspace", "trailing")

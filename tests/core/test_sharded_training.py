@@ -13,12 +13,12 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae
-from audiodiff_core.objectives import Objective
 from audiodiff_core.training import TrainBatch, TrainState, sharding, train_step
-from audiodiff_core.vae_objectives import VaeObjective
-from audiodiff_core.vae_training import VaeTrainState, train_vae_step
+from audiodiff_core.training.vae_losses import VaeObjective
+from audiodiff_core.training.vae_step import VaeTrainState, train_vae_step
 
 WORLD = 2
 STEPS = 2

@@ -10,9 +10,9 @@ import pytest
 import soundfile
 
 from audiodiff_core import audio
-from audiodiff_core.embedders import items_of
+from audiodiff_core.evaluation.embedders import items_of
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.slices import SILENT_BELOW, SILENT_BELOW_DBFS, Slicing, mel_slices
+from audiodiff_core.mel.slices import SILENT_BELOW, SILENT_BELOW_DBFS, Slicing, mel_slices
 
 Samples = npt.NDArray[np.float32]
 Hum = Callable[..., Samples]

@@ -9,7 +9,7 @@ import pytest
 from audiodiff_core import audio
 from audiodiff_core.audio import blocks
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.slices import MelSlice, Slicing, mel_slices
+from audiodiff_core.mel.slices import MelSlice, Slicing, mel_slices
 
 Hum = Callable[..., npt.NDArray[np.float32]]
 Wav = Callable[..., bytes]

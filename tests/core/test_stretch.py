@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from audiodiff_core.loops import level_db, seam_score
-from audiodiff_core.stretch import stretch_circular
+from audiodiff_core.loops.stretch import stretch_circular
 
 RATE = 22_050
 

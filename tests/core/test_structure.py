@@ -32,7 +32,7 @@ def test_the_core_imports_without_ray_and_http(core_alone: subprocess.Popen[str]
 def test_every_recipe_loads() -> None:
     recipes = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
     assert "demo.yaml" in [file.name for file in recipes]
-    load_recipe = import_module("audiodiff_platform.recipe").load_recipe  # its options live in modules that load Ray
+    load_recipe = import_module("audiodiff_platform.entry.options").load_recipe  # its options live in modules that load Ray
     for file in recipes:
         assert load_recipe(file), f"{file.name} holds no section"
 

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import scipy.signal
 
-from audiodiff_core.tempo import measure_tempo
+from audiodiff_core.loops.tempo import measure_tempo
 
 Audio = npt.NDArray[np.float32]
 Sound = npt.NDArray[np.float64]

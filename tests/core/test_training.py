@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from audiodiff_core.diffusion.objectives import Objective, losses, weights
+from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import MelConfig, to_model
 from audiodiff_core.models import build_network, build_vae, objective_for
-from audiodiff_core.objectives import Objective, losses, weights
-from audiodiff_core.posteriors import posterior_moments
 from audiodiff_core.training import TrainBatch, TrainState, draws, learning_rate, on_device, train_step, with_draws
-from audiodiff_core.weight_average import WeightAverage
+from audiodiff_core.training.weight_average import WeightAverage
 
 Weights = dict[str, torch.Tensor]
 MakeState = Callable[..., TrainState]

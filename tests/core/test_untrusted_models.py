@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, load_vae, save_model
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective
 
 SAFE = "unet/diffusion_pytorch_model.safetensors"
 PICKLED = "unet/diffusion_pytorch_model.bin"

@@ -10,12 +10,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from audiodiff_core.latents.posteriors import (
+    drawn_latents,
+    measure_scaling_factor,
+    posterior_moments,
+    set_scaling_factor,
+)
 from audiodiff_core.mel import Images, Mel, MelConfig, to_model
+from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.models import build_vae
-from audiodiff_core.posteriors import drawn_latents, measure_scaling_factor, posterior_moments, set_scaling_factor
-from audiodiff_core.slices import mel_slices
 from audiodiff_core.training import TrainBatch
-from audiodiff_core.vae_objectives import (
+from audiodiff_core.training.vae_losses import (
     PatchDiscriminator,
     VaeObjective,
     deceiving_losses,
@@ -24,7 +29,7 @@ from audiodiff_core.vae_objectives import (
     reconstruction_losses,
     spectral_losses,
 )
-from audiodiff_core.vae_training import VaeTrainState, check_sides, train_vae_step
+from audiodiff_core.training.vae_step import VaeTrainState, check_sides, train_vae_step
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1_024)
 WITHOUT = VaeObjective(adversarial_weight=0)

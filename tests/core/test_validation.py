@@ -9,10 +9,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from audiodiff_core.diffusion.objectives import Objective, losses
 from audiodiff_core.mel import to_model
-from audiodiff_core.objectives import Objective, losses
 from audiodiff_core.training import TrainBatch, TrainState, draws
-from audiodiff_core.validation import band_means, noise_fractions, validation_losses
+from audiodiff_core.training.validation import band_means, noise_fractions, validation_losses
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from audiodiff_core.loops import seam_score
 from audiodiff_core.mel import Mel, MelConfig, filterbank
-from audiodiff_core.slices import mel_slices
+from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.vocoder import QUALITIES, GriffinLim, require_mel
 from audiodiff_core.vocoder.bands import Bands
 from audiodiff_core.vocoder.frames import Frames

@@ -9,7 +9,7 @@ import soundfile
 
 from audiodiff_core.audio import AudioDecodeError, Samples, UnusableError, decode, stream
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.slices import Slicing, mel_slices
+from audiodiff_core.mel.slices import Slicing, mel_slices
 from tests.malformed import aac
 
 RATE = 44_100

@@ -13,9 +13,9 @@ import torch
 from diffusers import UNet2DModel
 
 from audiodiff_core.checkpoint import CheckpointError, Model, ModelRecord, load_model, load_vae, save_model, save_vae
-from audiodiff_core.checkpoint.weight_files import DIFFUSERS, MOST_SHARDS, TRANSFORMERS
+from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.files.weight_files import DIFFUSERS, MOST_SHARDS, TRANSFORMERS
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.objectives import Objective
 
 BASE = "diffusion_pytorch_model"
 Weights = dict[str, torch.Tensor]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from audiodiff_platform.demo import DemoOptions, demo
-from audiodiff_platform.recipe import load_recipe
+from audiodiff_platform.demo.job import DemoOptions, demo
+from audiodiff_platform.entry.options import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
 

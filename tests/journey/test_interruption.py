@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from audiodiff_platform.generate import GenerateOptions, generate
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 

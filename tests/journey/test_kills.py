@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.generate import GenerateOptions, generate
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
 from tests.simulated import DEADLINE_S, Driver, SimulatedCluster

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from audiodiff_platform import commits
-from audiodiff_platform.job import DONE, FAILED, MISTAKE, JobError
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.entry.errors import JobError, LeaseLostError
+from audiodiff_platform.entry.run_verb import DONE, FAILED, MISTAKE
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX
-from audiodiff_platform.storage.lease import LEASE, LOCK, LeaseLostError, owned
+from audiodiff_platform.storage.lease import LEASE, LOCK, owned
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import InProcess, Record, ShardWork
 from audiodiff_platform.work.plan import ShardSize

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_state import newest_checkpoint
+from audiodiff_platform.train.checkpoints import newest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 300

@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions
-from audiodiff_platform.training_state import in_validation, newest_checkpoint, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.train.checkpoints import newest_checkpoint, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions
+from audiodiff_platform.train.validation_marks import in_validation
 from tests.simulated import Driver, SimulatedCluster
 
 DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine

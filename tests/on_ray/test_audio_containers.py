@@ -19,7 +19,7 @@ from datasets.table import embed_table_storage
 
 from audiodiff_core.audio import AudioDecodeError, decode
 from audiodiff_platform.audio_files import Inputs, Item, items, parquet_rows
-from audiodiff_platform.commits import file_sha256
+from audiodiff_platform.storage.commits import file_sha256
 
 Member = tuple[str, bytes | str, bytes]
 RATE = 22_050

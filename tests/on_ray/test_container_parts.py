@@ -13,14 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from audiodiff_platform import commits
 from audiodiff_platform.audio_files import ByteRange, Inputs, Source, in_parts, items, parts, source_sha256
-from audiodiff_platform.commits import file_sha256
-from audiodiff_platform.job import JobError
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.source_digests import record_digests
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage.commits import file_sha256
 from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard
+from audiodiff_platform.work.source_digests import record_digests
 from tests.servers.stores import Store, Stores
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "num_workers": 1}

@@ -8,8 +8,8 @@ import pytest
 
 from audiodiff_core.mel import Images
 from audiodiff_core.training import TrainBatch
-from audiodiff_platform.data_order import STREAMS, DataOrder, Epoch
-from audiodiff_platform.dataset import MelDataset
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.mel_data.sample_order import STREAMS, DataOrder, Epoch
 
 SMALL = (7, 200, 64, 1, 256, 300)
 LARGE = (200,) * 40 + (64,) * 60 + (255,) * 7

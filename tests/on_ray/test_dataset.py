@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from audiodiff_core.png import decode_png
-from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_core.mel.png import decode_png
+from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform import commits
-from audiodiff_platform.duplicates import SCHEMA, repeated
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.prepare.duplicates import SCHEMA, repeated
+from audiodiff_platform.storage import Folder, commits
 
 Row = tuple[str, str, bytes]
 

@@ -16,20 +16,20 @@ from ray import cloudpickle
 
 from audiodiff_core.audio import Samples, decode
 from audiodiff_core.checkpoint import load_vae, save_vae
-from audiodiff_core.encoder import load_encoder
+from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.latents.posteriors import moments_in_batches
 from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
-from audiodiff_core.posteriors import moments_in_batches
-from audiodiff_platform import encode as encode_module
 from audiodiff_platform.audio_files import Item
-from audiodiff_platform.dataset import VALIDATION, MelDataset
-from audiodiff_platform.embeddings_worker import EmbeddingsWorker
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.encodings import read_encodings
-from audiodiff_platform.job import JobError
-from audiodiff_platform.latents_dataset import LatentsDataset
-from audiodiff_platform.latents_worker import LatentsWorker
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.encode import job as encode_module
+from audiodiff_platform.encode.embeddings import EmbeddingsWorker
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.encode.latents import LatentsWorker
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.mel_data.encodings import read_encodings
+from audiodiff_platform.mel_data.latents import LatentsDataset
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Record

@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from audiodiff_platform import commits
-from audiodiff_platform.encodings import Encodings, encoded_table, read_encodings, schema
-from audiodiff_platform.pickled_tensors import read_pickled
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.mel_data.encodings import Encodings, encoded_table, read_encodings, schema
+from audiodiff_platform.mel_data.pickled_tensors import read_pickled
+from audiodiff_platform.storage import Folder, commits
 
 FILES = ["a.flac", "sub/b c.mp3", "é.wav"]
 

@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from audiodiff_platform.job import JobError
+from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.work import engine as engine_module
 from audiodiff_platform.work.attempts import DEATHS_OF_A_SHARD, Attempts
 from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, Record, ShardWork, engine

@@ -13,16 +13,18 @@ from safetensors.torch import save_file
 
 from audiodiff_core.audio import Samples, encode
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
-from audiodiff_core.embedders import Item, items_of
-from audiodiff_core.encoder import AudioEncoder
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.evaluation import SAMPLED_AT_MOST, Gathered, Items, compare, rank
+from audiodiff_core.evaluation.embedders import Item, items_of
+from audiodiff_core.evaluation.features import logmel_stats
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.metrics import FeatureStatistics, frechet_distance, logmel_stats
 from audiodiff_core.vocoder import GriffinLim
-from audiodiff_platform import evaluate as evaluate_module
-from audiodiff_platform.dataset import VALIDATION, MelDataset
-from audiodiff_platform.evaluate import EvaluateOptions, evaluate
-from audiodiff_platform.generate import GenerateOptions, generate
+from audiodiff_platform.evaluate import job as evaluate_module
+from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
 from tests.poison import expanding_flac
 
 

@@ -13,17 +13,18 @@ from safetensors.torch import save_file
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics
 from audiodiff_core.checkpoint.convert import convert
 from audiodiff_core.checkpoint.save import upload_model
-from audiodiff_core.encoder import AudioEncoder
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_platform.audio_files import Inputs
 from audiodiff_platform.cluster import usable_path
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.evaluate import EvaluateOptions, evaluate
-from audiodiff_platform.generate import GenerateOptions, generate
-from audiodiff_platform.imported import given_mel, open_dataset
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.mel_data.original_datasets import given_mel, open_dataset
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 from tests.servers.stores import Stores
 
 NAMES = [

@@ -14,7 +14,7 @@ import pytest
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform.audio_files import Inputs
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from tests.servers.stores import Store
 

@@ -12,11 +12,12 @@ import soundfile
 
 from audiodiff_core.audio import encode
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
+from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.tempo import measure_tempo
-from audiodiff_platform.generate import GenerateOptions, generate
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
 
 
 def _audio(folder: Path) -> dict[str, bytes]:

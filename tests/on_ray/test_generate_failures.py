@@ -13,9 +13,11 @@ from ray import cloudpickle
 
 from audiodiff_core.pipeline import Loop
 from audiodiff_core.sampling import GenerateRequest
-from audiodiff_platform import generate as generate_module
-from audiodiff_platform.generate import GenerateOptions, GenerateWorker, generate
-from audiodiff_platform.job import JobError
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.generate import job as generate_module
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.worker import GenerateWorker
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 

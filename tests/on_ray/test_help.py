@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import pytest
 
-from audiodiff_platform.demo import DemoOptions
-from audiodiff_platform.recipe import SECTIONS, Options
+from audiodiff_platform.demo.job import DemoOptions
+from audiodiff_platform.entry.options import SECTIONS, Options
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BOUND = re.compile(r"at least|at most|more than|less than")

@@ -18,13 +18,13 @@ from PIL import Image as Pillow
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.png import SIGNATURE, encode_png
-from audiodiff_core.slices import Slicing, mel_slices
-from audiodiff_platform.data_order import DataOrder
-from audiodiff_platform.dataset import MelDataset
-from audiodiff_platform.imported import GROUP_ROWS, ImportedDataset, open_dataset
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_core.mel.png import SIGNATURE, encode_png
+from audiodiff_core.mel.slices import Slicing, mel_slices
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.mel_data.original_datasets import GROUP_ROWS, ImportedDataset, open_dataset
+from audiodiff_platform.mel_data.sample_order import DataOrder
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 
 FEATURES = Features({"image": Image(), "audio_file": Value("string"), "slice": Value("int16")})
 MEL = MelConfig(x_res=32, y_res=32)

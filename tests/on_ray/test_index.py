@@ -6,14 +6,20 @@ from typing import Any
 
 import pytest
 
-from audiodiff_platform import commits
-from audiodiff_platform.dataset import DATASET_VERSION, FORMAT_VERSION, MEL_CONFIG, VALIDATION, MelDataset, data_file
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_VERSION,
+    FORMAT_VERSION,
+    MEL_CONFIG,
+    VALIDATION,
+    MelDataset,
+    data_file,
+)
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX, from_parquet
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 from tests.servers.stores import Stores
 
 MEL = {"x_res": 32, "y_res": 32, "sample_rate": 22050, "n_fft": 2048, "hop_length": 1024, "top_db": 80, "n_iter": 32}

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, Samples
-from audiodiff_core.embedders import load_embedder
+from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform import embeddings_worker
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
-from audiodiff_platform.evaluate import REFERENCE
-from audiodiff_platform.evaluate_result import Result
-from audiodiff_platform.evaluate_worker import EvaluateWorker, Method, Portion
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.encode import embeddings as embeddings_worker
+from audiodiff_platform.evaluate.job import REFERENCE
+from audiodiff_platform.evaluate.result import Result
+from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, Portion
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 

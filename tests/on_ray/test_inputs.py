@@ -12,7 +12,7 @@ from datasets import Audio, Dataset
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform.audio_files import Inputs, Source, items
-from audiodiff_platform.job import JobError
+from audiodiff_platform.entry.errors import JobError
 
 
 @pytest.fixture

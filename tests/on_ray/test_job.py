@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from audiodiff_platform import job
-from audiodiff_platform.recipe import Options
+from audiodiff_platform.entry import run_verb as job
+from audiodiff_platform.entry.options import Options
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import RayDataEngine, ShardWork
 

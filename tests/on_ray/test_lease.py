@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from audiodiff_platform import commits
-from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.lease import LEASE, LOCK, LeaseLostError, owned, require_token
+from audiodiff_platform.entry.errors import LeaseLostError
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage.lease import LEASE, LOCK, owned, require_token
 from audiodiff_platform.work.attempts import Attempts, CommittedError
 from tests.servers.stores import Store
 

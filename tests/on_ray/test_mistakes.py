@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 
 from audiodiff_core.checkpoint import ModelRecord, save_model
+from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
-from audiodiff_core.objectives import Objective
-from audiodiff_platform import job
-from audiodiff_platform.demo import DemoOptions, demo
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.evaluate import EvaluateOptions, evaluate
-from audiodiff_platform.generate import GenerateOptions, generate
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.recipe import Options
-from audiodiff_platform.serve import ServeOptions, serve
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.demo.job import DemoOptions, demo
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.entry import run_verb as job
+from audiodiff_platform.entry.options import Options
+from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.serve.job import ServeOptions, serve
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 
 ROOT = Path(__file__).parents[2]
 VERBS: dict[str, tuple[type[Options], Callable[[Any], Mapping[str, Any]]]] = {

@@ -106,7 +106,7 @@ import torch
 from huggingface_hub import HfApi
 
 from audiodiff_core.checkpoint import CheckpointError, load_model, load_vae, push_to_hub
-from audiodiff_core.encoder import load_encoder
+from audiodiff_core.embeddings.encoder import load_encoder
 from audiodiff_platform.cluster import usable_encoder, usable_path
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform.padding import Padding
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.prepare.padding import Padding
 
 RATE = 22_050
 

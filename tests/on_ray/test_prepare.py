@@ -16,9 +16,9 @@ from datasets import load_dataset
 from diffusers import Mel as Oracle
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform.dataset import MelDataset
-from audiodiff_platform.job import JobError
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from tests.malformed import healthy_files, malformed_files
 from tests.poison import expanding_flac
 

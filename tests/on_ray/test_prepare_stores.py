@@ -11,7 +11,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from audiodiff_platform.prepare import PrepareOptions, prepare
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from tests.servers.hub import HUB_TOKEN, Hub
 from tests.servers.stores import SECRETS, Store

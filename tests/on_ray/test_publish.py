@@ -10,7 +10,7 @@ from tests.servers.hub import Hub
 PUBLISH_TWICE = """
 import sys
 
-from audiodiff_platform.publish import claim_repository, publish
+from audiodiff_platform.mel_data.hub import claim_repository, publish
 from audiodiff_platform.storage import Folder
 
 first, second = (Folder(uri) for uri in sys.argv[1:])

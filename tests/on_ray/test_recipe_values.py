@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from audiodiff_platform.generate import GenerateOptions
-from audiodiff_platform.prepare import PrepareOptions
-from audiodiff_platform.recipe import SECTIONS, Options, from_command_line, load_recipe, read_recipe
-from audiodiff_platform.serve import ServeOptions
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.entry.options import SECTIONS, Options, from_command_line, load_recipe, read_recipe
+from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.prepare.job import PrepareOptions
+from audiodiff_platform.serve.job import ServeOptions
+from audiodiff_platform.train.options import TrainOptions
 
 Value = str | Sequence[str]
 Stated = Mapping[str, Value]

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from accelerate.tracking import GeneralTracker
 
-from audiodiff_platform import run_log
-from audiodiff_platform.run_log import METRICS, RunLog, TrackerName, _tracker, tell_last_validations
+from audiodiff_platform.mel_data.run_folder import METRICS, VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_state import VALIDATION, checkpoint_name, put_checkpoint
+from audiodiff_platform.train import run_log, trackers
+from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
+from audiodiff_platform.train.options import TrackerName, TrainOptions
+from audiodiff_platform.train.run_log import RunLog
+from audiodiff_platform.train.trackers import tell_last_validations
 
 
 class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
@@ -62,8 +64,8 @@ def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
     log = _log(tmp_path, tracker, told={"orderly": [5]})
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
-    output.write_json(f"{VALIDATION}/5.json", {"validation_loss": 0.5})
-    output.write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.25})
+    output.write_json(f"{VALIDATION_RESULTS}/5.json", {"validation_loss": 0.5})
+    output.write_json(f"{VALIDATION_RESULTS}/10.json", {"validation_loss": 0.25})
     log.tell_validations()
     log.tell_validations()
     assert [step for step, _ in tracker.taken] == [10, 20, 21]
@@ -75,9 +77,10 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
     """To the same run of the tracker, after all that the workers told it."""
     tracker, output = Orderly(), Folder(str(tmp_path))
     for step in (90, 100, 110):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step})
+        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": 1 / step})
     put_checkpoint(output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {"wandb": [90]}})
-    monkeypatch.setattr(run_log, "_tracker", lambda name, options: tracker)
+    for module in (run_log, trackers):
+        monkeypatch.setattr(module, "start_tracker", lambda name, options: tracker)
     tell_last_validations(_options(tmp_path, "tensorboard"))
     assert not tracker.taken
     tracker.taken.append((110, {"loss": 0.5}))
@@ -90,8 +93,8 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(tmp_path: Path,
     """It is asked again at the next checkpoint, and then told of each validation that it does not know."""
     tracker, output = Orderly(), Folder(str(tmp_path))
     log = _log(tmp_path, tracker)
-    output.write_json(f"{VALIDATION}/10.json", {"validation_loss": 0.5})
-    output.write_json(f"{VALIDATION}/20.json", {"validation_loss": 0.25})
+    output.write_json(f"{VALIDATION_RESULTS}/10.json", {"validation_loss": 0.5})
+    output.write_json(f"{VALIDATION_RESULTS}/20.json", {"validation_loss": 0.25})
     tracker.reachable = False
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
@@ -117,7 +120,7 @@ def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> No
     log = _log(tmp_path, lost, sound)
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": 1 / step})
+        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": 1 / step})
         log.tell_validations()
     assert [values.get("validated_step") for _, values in sound.taken] == [None, 10, None, 20]
     assert log.told == {"lost": set(), "orderly": {10, 20}}
@@ -131,7 +134,8 @@ def test_a_tracker_out_of_reach_at_the_end_costs_no_model(tmp_path: Path, monkey
         raise ConnectionError(f"{name}.example refused")
 
     put_checkpoint(Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {}})
-    monkeypatch.setattr(run_log, "_tracker", unreached)
+    for module in (run_log, trackers):
+        monkeypatch.setattr(module, "start_tracker", unreached)
     tell_last_validations(_options(tmp_path, "wandb"))
     assert "wandb cannot be told of the last validations (wandb.example refused)" in capsys.readouterr().err
 
@@ -150,7 +154,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     ids = []
     for steps in (10, 20):
-        tracker = _tracker("mlflow", _options(tmp_path, "mlflow").model_copy(update={"max_train_steps": steps}))
+        tracker = trackers.start_tracker("mlflow", _options(tmp_path, "mlflow").model_copy(update={"max_train_steps": steps}))
         tracker.log({"loss": 0.5}, step=steps)
         ids.append(tracker.tracker.info.run_id)
         tracker.finish()

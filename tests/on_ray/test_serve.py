@@ -12,7 +12,7 @@ from ray import serve as ray_serve
 from audiodiff_core.audio import encode
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.serve import MAX_BODY_BYTES, ServeOptions, serve, start
+from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
 
 KEY = "a key for this test"
 

@@ -6,9 +6,9 @@ import sys
 import pyarrow as pa
 import pytest
 
-from audiodiff_platform import dataset
-from audiodiff_platform.prepare_worker import QUARANTINE_SCHEMA
-from audiodiff_platform.tables import table
+from audiodiff_platform.mel_data import mel_dataset as dataset
+from audiodiff_platform.prepare.worker import QUARANTINE_SCHEMA
+from audiodiff_platform.storage.arrow_tables import table
 from audiodiff_platform.work import plan
 
 PLANNED = [
@@ -48,7 +48,7 @@ def test_a_table_is_pyarrows(rows: list[dict[str, object]], schema: pa.Schema) -
 
 def test_pandas_is_not_imported() -> None:
     code = (
-        "import sys\nfrom audiodiff_platform.prepare_worker import QUARANTINE_SCHEMA\nfrom audiodiff_platform.tables import table\n"
+        "import sys\nfrom audiodiff_platform.prepare.worker import QUARANTINE_SCHEMA\nfrom audiodiff_platform.storage.arrow_tables import table\n"
         "table([{'audio_file': 'a', 'reason': 'b', 'size': 3}], QUARANTINE_SCHEMA)\nprint('pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from audiodiff_core.encoder import AudioEncoder
-from audiodiff_platform import commits
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_platform.audio_files import Inputs
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.source_digests import record_digests
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import append_plan, cut, new_sources
+from audiodiff_platform.work.source_digests import record_digests
 from tests.servers.stores import Store
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "num_workers": 1}

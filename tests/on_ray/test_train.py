@@ -20,15 +20,17 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform import train as train_module
-from audiodiff_platform import training_loop, training_state
-from audiodiff_platform.job import JobError
-from audiodiff_platform.starting_point import starting_point
+from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.train_worker import join_workers, train_worker, trained
-from audiodiff_platform.training_state import newest_checkpoint
+from audiodiff_platform.train import checkpoints as training_state
+from audiodiff_platform.train import diffusion as train_module
+from audiodiff_platform.train import loop as training_loop
+from audiodiff_platform.train.checkpoints import newest_checkpoint
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.diffusion_worker import train_worker, trained
+from audiodiff_platform.train.inputs import starting_point
+from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.worker_process import join_workers
 from tests.servers.hub import Hub
 
 ROOT = Path(__file__).parents[2]

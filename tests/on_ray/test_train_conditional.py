@@ -10,14 +10,15 @@ from safetensors.torch import save_file
 
 from audiodiff_core.audio import Samples
 from audiodiff_core.checkpoint import load_model
-from audiodiff_core.encoder import AudioEncoder, load_encoder
+from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.mel import Mel
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.encodings import read_encodings
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.mel_data.encodings import read_encodings
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions
 
 RATE, SECONDS, EACH = 22_050, 1.5, 12
 

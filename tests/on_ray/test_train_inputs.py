@@ -14,16 +14,17 @@ import torch
 from audiodiff_core.checkpoint import ModelRecord, save_model, save_vae
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae, objective_for
-from audiodiff_platform.dataset import TRAIN, VALIDATION, MelDataset
-from audiodiff_platform.encodings import encoded_table
-from audiodiff_platform.recipe import from_command_line, validated
-from audiodiff_platform.starting_point import starting_point
+from audiodiff_platform.entry.options import from_command_line, validated
+from audiodiff_platform.mel_data.encodings import encoded_table
+from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset
+from audiodiff_platform.mel_data.run_folder import PROGRESS
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
-from audiodiff_platform.train_vae import train_vae
-from audiodiff_platform.training_job import BYTES_PER_PARAMETER, require_space
-from audiodiff_platform.training_state import PROGRESS, checkpoint_name, put_checkpoint
+from audiodiff_platform.train.autoencoder import train_vae
+from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.inputs import starting_point
+from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train.shared_steps import BYTES_PER_PARAMETER, require_space
 
 DIM = 8
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.models import network_digest
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.dataset import MelDataset
-from audiodiff_platform.encode import EncodeOptions, encode
-from audiodiff_platform.encodings import encoded_table
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import TrainOptions, TrainVaeOptions
-from audiodiff_platform.train_vae import train_vae
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.mel_data.encodings import encoded_table
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.train.autoencoder import train_vae
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 
 COMMON: dict[str, Any] = {"train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "report_to": (), "preview_count": 0}
 

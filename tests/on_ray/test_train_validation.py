@@ -18,29 +18,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from audiodiff_core.audio import decode
 from audiodiff_core.checkpoint import load_model, load_vae
+from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import to_image
-from audiodiff_core.posteriors import posterior_moments
-from audiodiff_platform import train as train_module
-from audiodiff_platform import training_loop, training_state
-from audiodiff_platform.dataset import VALIDATION, MelDataset
-from audiodiff_platform.prepare import PrepareOptions, prepare
-from audiodiff_platform.ray_training import Group
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
+from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import train
-from audiodiff_platform.train_options import FRECHET_FROM, TrainOptions, TrainVaeOptions
-from audiodiff_platform.train_vae import train_vae
-from audiodiff_platform.train_worker import train_worker
-from audiodiff_platform.training_state import (
-    begin_validation,
-    best_checkpoint,
-    hand_to_validation,
-    in_validation,
-    step_of,
-    validation_results,
-    whole_checkpoints,
-)
-from audiodiff_platform.validation import validate
-from audiodiff_platform.validation_task import TASKS_AT_MOST, validation_beside
+from audiodiff_platform.train import checkpoints as training_state
+from audiodiff_platform.train import diffusion as train_module
+from audiodiff_platform.train import loop as training_loop
+from audiodiff_platform.train.autoencoder import train_vae
+from audiodiff_platform.train.checkpoints import best_checkpoint, step_of, validation_results, whole_checkpoints
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions, TrainVaeOptions
+from audiodiff_platform.train.validation.beside_training import TASKS_AT_MOST, validation_beside
+from audiodiff_platform.train.validation.diffusion import validate
+from audiodiff_platform.train.validation_marks import begin_validation, hand_to_validation, in_validation
+from audiodiff_platform.train.worker_group import Group
 from tests.servers.stores import Store, Stores
 
 
@@ -146,7 +140,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
         """Writes its second checkpoint when the first is validated, so that it is validated too."""
 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
-            while training_state.in_validation(output):
+            while in_validation(output):
                 time.sleep(0.1)
             training_state.put_checkpoint(output, name, *arguments)
 
@@ -184,7 +178,7 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
         """Waits before its second and third checkpoint for the death of the validation of the one before."""
 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
-            while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1 or training_state.in_validation(output):
+            while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1 or in_validation(output):
                 time.sleep(0.1)
             training_state.put_checkpoint(output, name, *arguments)
 
@@ -306,7 +300,7 @@ def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
             step = training_state.step_of(name)
             if step == 20 and not seen.exists():
-                while 1 not in training_state.in_validation(output).values():
+                while 1 not in in_validation(output).values():
                     time.sleep(0.1)
                 seen.touch()
                 os.kill(os.getpid(), signal.SIGKILL)

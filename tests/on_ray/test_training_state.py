@@ -9,24 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from audiodiff_platform.mel_data.run_folder import PROGRESS, VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.training_state import (
-    PROGRESS,
-    VALIDATION,
-    begin_validation,
+from audiodiff_platform.train.checkpoints import (
     best_checkpoint,
     checkpoint_name,
-    end_validation,
-    hand_to_validation,
-    in_validation,
     local_checkpoint,
     newest_checkpoint,
     put_checkpoint,
     remove_superseded,
-    renew_validation,
     soundest_checkpoint,
-    unheard_validations,
     whole_checkpoints,
+)
+from audiodiff_platform.train.validation_marks import (
+    begin_validation,
+    end_validation,
+    hand_to_validation,
+    in_validation,
+    renew_validation,
+    unheard_validations,
 )
 from tests.servers.stores import Stores
 
@@ -78,7 +79,7 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
     names = {step: _put(output, step) for step in (10, 20, 30, 40)}
     twin = _put(output, 20, "bbbb")
     for step, loss in ((10, 0.2), (20, 0.1), (30, 0.3)):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
+        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": loss})
     output.write(f"{checkpoint_name(15, 'cccc')}/weights", b"cut off by a kill")
     output.write(f"{checkpoint_name(50, 'dddd')}/weights", b"just being written")
     assert best_checkpoint(output, "validation_loss") in {names[20], twin}
@@ -94,7 +95,7 @@ def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folde
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[1:]
     assert [begin_validation(output, names[1]) for _ in range(2)] == [1, 2]
-    output.write_json(f"{VALIDATION}/20.json", {"frechet": 0.5})
+    output.write_json(f"{VALIDATION_RESULTS}/20.json", {"frechet": 0.5})
     end_validation(output, names[1])
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[2:]
@@ -116,7 +117,7 @@ def test_what_a_killed_job_had_in_validation_is_handed_over_again(output: Folder
 def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     for step, loss in ((10, math.nan), (20, 0.2), (30, math.inf)):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss})
+        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": loss})
     assert best_checkpoint(output, "validation_loss") == names[1]
     output.remove(names[1])
     assert best_checkpoint(output, "validation_loss") is None
@@ -125,19 +126,19 @@ def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
 def test_the_best_is_told_by_the_figure_that_is_asked_for(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     for step, loss, distance in ((10, 0.3, 0.5), (20, 0.1, 0.9)):
-        output.write_json(f"{VALIDATION}/{step}.json", {"validation_loss": loss, "frechet": distance, "n_candidate": 64})
+        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": loss, "frechet": distance, "n_candidate": 64})
     assert [best_checkpoint(output, figure) for figure in ("validation_loss", "frechet", "kernel")] == [names[1], names[0], None]
-    output.write_json(f"{VALIDATION}/30.json", {"frechet": 0.7, "n_candidate": 64})
-    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5, "n_candidate": 128})
+    output.write_json(f"{VALIDATION_RESULTS}/30.json", {"frechet": 0.7, "n_candidate": 64})
+    output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5, "n_candidate": 128})
     assert best_checkpoint(output, "frechet") == names[2], "distances of other numbers of previews were compared"
-    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5, "n_candidate": 64})
+    output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5, "n_candidate": 64})
     remove_superseded(output, kept=1, figure="frechet")
     assert whole_checkpoints(output) == [names[0], names[2]]
 
 
 def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20)]
-    output.write_json(f"{VALIDATION}/10.json", {"frechet": 0.5})
+    output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5})
     assert best_checkpoint(output, "validation_loss") is None
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[1:]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from audiodiff_platform.cluster import usable_encoder, usable_path
-from audiodiff_platform.train_options import TrainOptions
-from audiodiff_platform.training_job import with_usable_paths
+from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.shared_steps import with_usable_paths
 
 
 @pytest.fixture

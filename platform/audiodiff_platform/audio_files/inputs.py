@@ -28,8 +28,9 @@ from audiodiff_platform.audio_files.parquet_rows import (
 from audiodiff_platform.audio_files.ranges import StoredFile, fetched_part, source_sha256
 from audiodiff_platform.audio_files.skipped import described, kind_of, refusal
 from audiodiff_platform.audio_files.source import CONTAINER_EXTENSIONS, Source, changed, passed_over, utf8
-from audiodiff_platform.cluster import holds_secret, say
-from audiodiff_platform.job import JobError
+from audiodiff_platform.cluster import holds_secret
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Entry, Folder, PassedOver
 from audiodiff_platform.storage.scratch import scratch_folder
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 from audiodiff_platform.audio_files import parquet_rows, tar_shards
 from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.source import ByteRange, IndivisibleError, Source
-from audiodiff_platform.cluster import say
+from audiodiff_platform.entry.terminal import say
 
 WHOLE_BYTES = 1 << 30
 """Containers up to this size stay whole: a core reads them in five minutes, and to divide a tar all its headers are read.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from audiodiff_platform.audio_files.source import ByteRange, Source
-from audiodiff_platform.commits import file_sha256
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.commits import file_sha256
 
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 8 << 20
 READ_ON_BYTES = 2 << 20  # to read on so far takes no longer than another request

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from audiodiff_platform.audio_files.hidden import is_hidden, is_hidden_folder
-from audiodiff_platform.job import JobError
+from audiodiff_platform.entry.errors import JobError
 
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
 HIDDEN = "hidden files"

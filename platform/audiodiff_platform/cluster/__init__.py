@@ -10,7 +10,6 @@ from audiodiff_platform.cluster.shared_paths import (
     usable_encoder,
     usable_path,
 )
-from audiodiff_platform.cluster.terminal import say
 
 __all__ = [
     "WORKER_ENVIRONMENT",
@@ -24,7 +23,6 @@ __all__ = [
     "require_resources",
     "require_shared",
     "runs_locally",
-    "say",
     "usable_encoder",
     "usable_path",
     "workers_for",

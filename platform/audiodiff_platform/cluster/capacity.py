@@ -5,7 +5,7 @@ from typing import Literal
 import ray
 
 from audiodiff_platform.cluster.private_ray import largest_cluster, started_here
-from audiodiff_platform.cluster.terminal import say
+from audiodiff_platform.entry.terminal import say
 
 Device = Literal["auto", "cpu", "gpu"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from audiodiff_core.filesystems import OBJECT_STORES
-from audiodiff_core.hub_names import repository_name
+from audiodiff_core.files.filesystems import OBJECT_STORES
+from audiodiff_core.files.hub_names import repository_name
 from audiodiff_platform.cluster.capacity import grows
 from audiodiff_platform.cluster.connection import inside_submitted_job
 

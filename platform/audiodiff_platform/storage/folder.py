@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from audiodiff_core.filesystems import filesystem_of
+from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_platform.storage.disk import DiskListing
 from audiodiff_platform.storage.listing import (
     Entry,

@@ -21,16 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from audiodiff_platform.entry.errors import LeaseLostError
 from audiodiff_platform.storage import conditional
 from audiodiff_platform.storage.folder import Folder
 
 LEASE, LOCK = "_lease.json", "_lease.lock"
 TERM_S = 60.0
 RENEWALS_PER_TERM = 4
-
-
-class LeaseLostError(Exception):
-    """The lease of an output folder has another owner by now."""
 
 
 @dataclass
@@ -173,7 +170,7 @@ def _next_local(folder: Folder, term_s: float) -> Lease:
 
 def _acquired(folder: Folder, take_over: bool, term_s: float) -> Lease:
     """Create the lease, or take over an expired lease of an object store."""
-    from audiodiff_platform.cluster import say
+    from audiodiff_platform.entry.terminal import say
 
     current = conditional.read_version(folder, LEASE)
     while True:

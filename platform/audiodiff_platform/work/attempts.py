@@ -12,8 +12,7 @@ from typing import Any
 
 import ray
 
-from audiodiff_platform import commits
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import require_token
 
 FOLDER = "_attempts"

@@ -18,12 +18,11 @@ from typing import Any, Literal, Protocol
 
 from threadpoolctl import threadpool_limits
 
-from audiodiff_platform import commits
-from audiodiff_platform.cluster import connected, runs_locally, say, workers_for
+from audiodiff_platform.cluster import connected, runs_locally, workers_for
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.job import JobError, one_line
-from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.lease import LeaseLostError
+from audiodiff_platform.entry.errors import JobError, LeaseLostError, one_line
+from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.scratch import remove_abandoned
 from audiodiff_platform.work.attempts import Attempts, CommittedError
 

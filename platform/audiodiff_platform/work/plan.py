@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_platform.audio_files import ByteRange, Inputs, Source, in_parts
-from audiodiff_platform.job import JobError
-from audiodiff_platform.source_digests import first_changed, later_versions
+from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.tables import table
+from audiodiff_platform.storage.arrow_tables import table
+from audiodiff_platform.work.source_digests import first_changed, later_versions
 
 SCHEMA = pa.schema(
     [

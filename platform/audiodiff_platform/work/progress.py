@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
-from audiodiff_platform.cluster import say
+from audiodiff_platform.entry.terminal import duration, say
 from audiodiff_platform.work.plan import ShardSize
 
 SECONDS_BETWEEN_LINES = 2.0
@@ -35,10 +35,3 @@ class Progress:
         counts = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
         rate = self._counts["files"] / elapsed
         return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {rate:,.1f} files/s, {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """A stretch of time for a person: its two largest units."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from audiodiff_platform import commits
 from audiodiff_platform.cluster import require_shared
-from audiodiff_platform.job import JobError
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.work import attempts
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork

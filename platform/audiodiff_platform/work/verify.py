@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from audiodiff_platform import commits
-from audiodiff_platform.cluster import say
-from audiodiff_platform.job import JobError
-from audiodiff_platform.storage import Folder
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import CommittedPart
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Engine, Record, ShardWork

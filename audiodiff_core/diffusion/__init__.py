@@ -1,0 +1,1 @@
+"""Diffusion: training objectives and noise schedules."""

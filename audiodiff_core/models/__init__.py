@@ -1,0 +1,32 @@
+"""Networks: presets, construction, shapes, circular padding, digests."""
+
+from audiodiff_core.models.digest import network_digest
+from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count
+from audiodiff_core.models.presets import (
+    PRESETS,
+    VAE_PRESETS,
+    Preset,
+    PresetName,
+    VaePreset,
+    VaePresetName,
+    objective_for,
+)
+from audiodiff_core.models.shapes import image_sides, side_multiple
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "PresetName",
+    "VAE_PRESETS",
+    "VaePreset",
+    "VaePresetName",
+    "build_network",
+    "build_vae",
+    "check_encoding",
+    "check_resolution",
+    "image_sides",
+    "network_digest",
+    "objective_for",
+    "parameter_count",
+    "side_multiple",
+]

@@ -1,0 +1,29 @@
+"""Training on one device: state, optimizer step, draws, autoencoder losses, validation, cost.
+
+Accelerate carries a step to many devices; the platform places it. Noise, timesteps, dropout and latent draws are functions of
+(seed, sample number): they do not depend on the worker or on restarts. The gradient is that of the mean loss over all samples of a
+step, for any number of workers and micro-batches.
+"""
+
+from audiodiff_core.training.draws import Draws, TrainBatch, draws
+from audiodiff_core.training.optimizer import OptimizerName, RateSchedule, learning_rate, make_optimizer
+from audiodiff_core.training.state import MAX_GRADIENT_NORM, TrainState, Weights, memory_format, sharding
+from audiodiff_core.training.step import on_device, train_step, with_draws
+
+__all__ = [
+    "Draws",
+    "MAX_GRADIENT_NORM",
+    "OptimizerName",
+    "RateSchedule",
+    "TrainBatch",
+    "TrainState",
+    "Weights",
+    "draws",
+    "learning_rate",
+    "make_optimizer",
+    "memory_format",
+    "on_device",
+    "sharding",
+    "train_step",
+    "with_draws",
+]

@@ -1,0 +1,163 @@
+"""The process that decodes. It answers each line of standard input, a request as JSON, on what was standard output.
+
+The first answer says that it is ready. A request is answered by a line for each header that is read, `stated_s`, then by one of
+`result`, `unusable` (the reason), `machine` (the number and the file of an error that is no fault of the audio file) and `memory`
+(the process needed more memory than it may take).
+"""
+
+import errno
+import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+import numpy as np
+
+from audiodiff_core.audio import MACHINE_ERRORS, AudioDecodeError, PeakMeter, Samples, UnusableError, stream, too_long
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.mel.png import encode_png
+from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence
+from audiodiff_platform.audio_files.decoder.limits import (
+    CPU_SECONDS_PER_SECOND,
+    DECODED_SAMPLE_BYTES,
+    TABLE_BYTES_AT_MOST,
+    TimeLimit,
+)
+from audiodiff_platform.audio_files.decoder.sandbox import allow, confine
+
+FAULTS_OF_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Of the disk that holds the spool file."""
+
+Request = dict[str, Any]
+Answer = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Answer requests until the worker is gone."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # a decoder's own prints are no answers
+        confine(int(sys.argv[1]), int(sys.argv[1]) + TABLE_BYTES_AT_MOST)
+        requests: SimpleQueue[str] = SimpleQueue()
+        threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
+
+        def answer(line: dict[str, Any]) -> None:
+            answers.write(json.dumps(line) + "\n")
+            answers.flush()
+
+        answer({"ready": True})
+        while True:
+            request = json.loads(requests.get())
+            answer(_answered(request, Allowance(request, answer)))
+
+
+def _read(lines: IO[str], requests: "SimpleQueue[str]") -> None:
+    """Hands requests on; when there can be no more, the worker is gone, and so is the use of this process."""
+    for line in lines:
+        requests.put(line)
+    os._exit(0)
+
+
+class Allowance:
+    """The limits of a request, applied as the file is decoded: processor time by the length that the file states, and decoded audio."""
+
+    def __init__(self, request: Request, answer: Answer) -> None:
+        self._time, self._answer = TimeLimit(**request["time"]), answer
+        self._spool_bytes, self._audio_bytes, self._memory_bytes = request["spool_bytes"], request["audio_bytes"], request["memory_bytes"]
+        self._decoded = 0
+        self._allow(self._time.before_header)
+
+    def opened(self, stated_s: float | None) -> None:
+        """See `Watch.opened`."""
+        self._decoded = 0
+        self._allow(self._time.seconds(stated_s))
+        self._answer({"stated_s": stated_s})
+
+    def decoded(self, block: Samples) -> None:
+        """See `Watch.decoded`."""
+        self._decoded += DECODED_SAMPLE_BYTES * block.size
+        if self._decoded > self._audio_bytes:
+            limit, size = self._audio_bytes / 1e6, self._time.size / 1e6
+            raise UnusableError(f"expands to more than {limit:,.1f} MB of audio, the limit for a file of {size:,.3f} MB")
+
+    def _allow(self, seconds: float) -> None:
+        allow(math.ceil(CPU_SECONDS_PER_SECOND * seconds), self._spool_bytes, self._memory_bytes)
+
+
+def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
+    try:
+        return {"result": _KINDS[request["kind"]](request, allowance)}
+    except AudioDecodeError as error:
+        return {"memory": True} if _is_for_lack_of_memory(error) else {"unusable": error.reason}
+    except MemoryError:
+        return {"memory": True}
+    except OSError as error:
+        if error.errno in FAULTS_OF_DISK or error.filename == request["spool"]:
+            return {"machine": [error.errno, request["spool"]]}
+        if error.errno in MACHINE_ERRORS:
+            return {"machine": [error.errno, request["file"]]}
+        raise
+
+
+def _is_for_lack_of_memory(error: BaseException | None) -> bool:
+    """Return True if a decoder was refused memory, by a leak of its own or because the file states absurd sizes."""
+    return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__))
+
+
+def _slices(request: Request, allowance: Allowance) -> list[dict[str, Any]]:
+    """Write the PNG of each slice; return what is known of each, and its size."""
+    mel, slicing = _mel(json.dumps(request["mel"])), Slicing.model_validate(request["slicing"])
+    with Path(request["spool"]).open("wb") as file:
+        pieces = [{**_facts(piece), "bytes": file.write(encode_png(piece.image))} for piece in mel_slices(request["file"], mel, slicing, allowance)]
+    if not pieces:
+        raise AudioDecodeError(request["file"], SILENT)
+    return pieces
+
+
+def _facts(piece: MelSlice) -> dict[str, Any]:
+    return {"index": piece.index, "start_s": piece.start_s, "duration_s": piece.duration_s, "reference_db": piece.reference_db}
+
+
+def _items(request: Request, allowance: Allowance) -> list[int]:
+    """Write the image of each slice, and its samples where they are asked for; return the number of samples of each."""
+    mel, counts = _mel(json.dumps(request["mel"])), []
+    with Path(request["spool"]).open("wb") as file:
+        for piece in mel_slices(request["file"], mel, watch=allowance):
+            file.write(piece.image.tobytes())
+            if request["with_samples"]:
+                file.write(piece.samples.tobytes())
+            counts.append(len(piece.samples) if request["with_samples"] else 0)
+    return counts
+
+
+def _samples(request: Request, allowance: Allowance) -> int:
+    """Write the whole file as mono float32 samples; return their number."""
+    name, rate, longest_s = request["file"], request["sample_rate"], request["longest_s"]
+    meter, count, peak = PeakMeter(), 0, 0.0
+    with Path(request["spool"]).open("wb") as file:
+        for block in stream(name, rate, meter, allowance):
+            count += len(block)
+            if count > longest_s * rate:
+                raise too_long(name, count / rate, longest_s)
+            file.write(block.tobytes())
+            peak = max(peak, float(np.abs(block).max(initial=0)))
+    is_silent, is_cancelled = silence(0, count, peak, rate, meter)
+    if is_silent:
+        raise AudioDecodeError(name, CANCELLED if is_cancelled else SILENT)
+    return count
+
+
+@lru_cache(maxsize=8)
+def _mel(config: str) -> Mel:
+    return Mel(MelConfig.model_validate_json(config))
+
+
+_KINDS: dict[str, Callable[[Request, Allowance], Any]] = {"slices": _slices, "items": _items, "samples": _samples}
+
+if __name__ == "__main__":
+    main()

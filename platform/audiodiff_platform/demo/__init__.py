@@ -1,0 +1,1 @@
+"""demo: the whole journey by one recipe."""

@@ -1,0 +1,1 @@
+"""encode: audio files to embeddings, or a mel data set to latents."""

@@ -1,0 +1,74 @@
+"""What each worker of `encode --latents` does: a shard of a mel dataset -> its latents (`latents_dataset.py`), then its commit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.checkpoint import load_vae
+from audiodiff_core.latents import latent_shape
+from audiodiff_core.latents.posteriors import Moments, moments_in_batches
+from audiodiff_core.mel.png import decode_png
+from audiodiff_core.models import network_digest
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_platform.mel_data.latents import schema
+from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset, data_file
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts, Record
+
+
+class LatentsWorker:
+    """A worker that encodes shards with one loaded autoencoder."""
+
+    def __init__(self, dataset_name: str, output_dir: str, vae: str, vae_digest: str, batch_size: int) -> None:
+        self.dataset, self.output, self.batch_size = MelDataset(dataset_name), Folder(output_dir), batch_size
+        profile = ExecutionProfile.here()
+        profile.prepare_process()
+        self.vae = load_vae(vae).to(profile.device).eval()
+        if (found := network_digest(self.vae)) != vae_digest:
+            raise ValueError(f"vae {vae} has changed since the job began: digest {found}, it was {vae_digest}")
+        self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
+        self.schema = schema(self.shape, vae_digest)
+
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Write the latents of a shard, by split."""
+        record: dict[str, Any] = {}
+        parts: dict[str, str] = {}
+        sizes: dict[str, int] = {}
+        with self.output.scratch() as scratch:
+            for split in (TRAIN, VALIDATION):
+                name = data_file(shard, split)
+                row_groups = self._encoded(name, scratch / "part.parquet", attempts) if self.dataset.folder.exists(name) else []
+                record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
+                if row_groups:
+                    attempts.require_ownership()
+                    parts[name] = commits.file_sha256(scratch / "part.parquet")
+                    sizes[name] = (scratch / "part.parquet").stat().st_size
+                    self.output.move_in(scratch / "part.parquet", name)
+        rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
+        return {**record, "rows": rows, "parts": parts, "sizes": sizes}
+
+    def _encoded(self, name: str, target: Path, attempts: Attempts) -> list[int]:
+        """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
+        rows = []
+        folder, shape = self.dataset.folder, (self.dataset.mel.y_res, self.dataset.mel.x_res)
+        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as part, pq.ParquetWriter(target, self.schema) as writer:
+            for group in range(part.num_row_groups):
+                attempts.require_running()
+                table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
+                images = np.stack([decode_png(cell["bytes"], shape) for cell in table["image"].to_pylist()])
+                writer.write_table(self._table(table, moments_in_batches(self.vae, images, self.batch_size)))
+                rows.append(len(images))
+        return rows
+
+    def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
+        columns = [pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size) for index in (0, 1)]
+        return pa.table([slices["audio_file"], slices["slice"], *columns], schema=self.schema)
+
+
+def encoded(record: Record) -> Counts:
+    """Count the slices of a shard."""
+    return {"slices": record["rows"]}

@@ -1,0 +1,1 @@
+"""evaluate: distances of generated from real audio."""

@@ -1,0 +1,1 @@
+"""generate: a model and seeds to loops."""

@@ -1,0 +1,35 @@
+"""Format of a folder of generated loops, as generate writes it and evaluate, reports and servers read it."""
+
+import pyarrow as pa
+
+FORMAT_VERSION = 2
+SETTINGS = "generate.json"
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", pa.string()),
+        ("seed", pa.int64()),
+        ("steps", pa.int32()),
+        ("scheduler", pa.string()),
+        ("eta", pa.float64()),
+        ("guidance_scale", pa.float64()),
+        ("width", pa.int32()),
+        ("seamless", pa.bool_()),
+        ("batch_size", pa.int32()),
+        ("precision", pa.string()),
+        ("device", pa.string()),
+        ("compiled", pa.bool_()),
+        ("threads", pa.int32()),
+        ("model_digest", pa.string()),
+        ("mel_digest", pa.string()),
+        ("sha256", pa.string()),
+        ("duration_s", pa.float64()),
+        ("tempo_bpm", pa.float64()),  # null where there is no tempo
+        ("tempo_confidence", pa.float64()),
+        ("seam_score", pa.float64()),
+        ("level_db", pa.float64()),
+        ("reason", pa.string()),  # of a loop that could not be made, which has no file
+    ],
+    metadata={"audiodiff_format_version": str(FORMAT_VERSION)},
+)

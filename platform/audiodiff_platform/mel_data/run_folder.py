@@ -1,0 +1,16 @@
+"""Names of files and folders in the folder of a training run."""
+
+
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+STATE = "state"
+VALIDATION_RESULTS = "validation"
+IN_VALIDATION = "_in_validation"
+PROGRESS = "progress.json"
+EMA_WEIGHTS = "ema.safetensors"
+
+MODEL = "model"
+
+STARTS = "_starts.json"

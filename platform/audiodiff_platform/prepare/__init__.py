@@ -1,0 +1,1 @@
+"""prepare: audio files to a mel data set."""

@@ -1,0 +1,216 @@
+"""Audio files -> a mel dataset, by shards, each of them whole or absent.
+
+1. The settings are claimed and the sources planned into shards (`work/sharded_job.py`, `work/plan.py`).
+2. Workers on Ray Data make shards (`prepare_worker.py`): file by file, slice by slice, into `data/train-NNNNNN.parquet`;
+   files that cannot be used go to `quarantine/`.
+3. When every planned shard is committed: mel configuration, dataset card, `_SUCCESS`.
+"""
+
+import time
+from contextlib import nullcontext
+from typing import Any, Self
+
+import pydantic
+
+from audiodiff_core.audio import AUDIO_EXTENSIONS
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.mel.checks import expected_bytes, expected_slices, lint
+from audiodiff_core.mel.slices import Slicing
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
+from audiodiff_platform.cluster import require_shared, usable_path
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.entry.options import OutputOptions
+from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.mel_data.hub import claim_repository, publish
+from audiodiff_platform.mel_data.mel_dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
+from audiodiff_platform.prepare.duplicates import find_duplicates
+from audiodiff_platform.prepare.padding import Padding
+from audiodiff_platform.prepare.worker import PrepareWorker, prepared
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage.lease import Lease, owned
+from audiodiff_platform.work.engine import Counts, Engine, ShardWork, engine
+from audiodiff_platform.work.plan import SourcePlan, new_sources, shard_seconds
+from audiodiff_platform.work.sharded_job import ShardedJob
+from audiodiff_platform.work.verify import verify
+
+REASONS_SHOWN = 10
+SHARD_SECONDS_AT_LEAST = 300
+SHARD_SLICES_AT_LEAST = 96
+
+
+class PrepareOptions(Slicing, OutputOptions):
+    """What to cut into which images. The mel parameters are stated here and nowhere else."""
+
+    input_dir: str = pydantic.Field(
+        description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
+        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a "
+        "column of them)"
+    )
+    output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
+    resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
+    sample_rate: int = pydantic.Field(MelConfig().sample_rate, description="sample rate in Hz")
+    hop_length: int = pydantic.Field(MelConfig().hop_length, description="samples between frames")
+    n_fft: int = pydantic.Field(MelConfig().n_fft, description="STFT window in samples")
+    validation_fraction: float = pydantic.Field(0.0, ge=0, lt=1, description="share of tracks held out as split validation, by a hash of their content, 0 to 1")
+    drop_duplicates: bool = pydantic.Field(False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)")
+    max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1")
+    shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus")
+    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all that nothing else has reserved")
+    verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
+    push_to_hub: str | None = pydantic.Field(None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published")
+
+    @pydantic.field_validator("resolution", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) else value
+
+    @pydantic.model_validator(mode="after")
+    def _mel_is_possible(self) -> Self:
+        self.mel()
+        return self
+
+    def mel(self) -> MelConfig:
+        """The mel configuration asked for; raises ValueError that names the value out of range."""
+        sides = self.resolution.split(",")
+        if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
+            raise ValueError(f"resolution is {self.resolution!r}: one whole number, or two as width,height")
+        values = {"x_res": sides[0], "y_res": sides[-1], "sample_rate": self.sample_rate, "hop_length": self.hop_length, "n_fft": self.n_fft}
+        try:
+            return MelConfig.model_validate(values)
+        except pydantic.ValidationError as error:
+            raise ValueError("; ".join(f"{problem['loc'][0]} is {problem['input']}: {problem['msg']}" for problem in error.errors())) from None
+
+    def slicing(self) -> Slicing:
+        return Slicing.model_validate(self.model_dump(include=set(Slicing.model_fields)))
+
+    def shard_seconds(self, sources: list[Source]) -> float:
+        """The audio for a shard: by default enough slices for a row group, so that small corpora use all workers too."""
+        if self.shard_minutes is not None:
+            return self.shard_minutes * 60
+        step_s = self.mel().slice_duration_s * (1 - self.overlap)
+        return shard_seconds(sources, max(SHARD_SECONDS_AT_LEAST, SHARD_SLICES_AT_LEAST * step_s))
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the dataset holds."""
+        chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
+        return {"format_version": FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen}
+
+
+def prepare(options: PrepareOptions) -> dict[str, Any]:
+    """Run the job -> numbers of files, slices and shards."""
+    began = time.monotonic()
+    places = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
+    options = options.model_copy(update=places)
+    inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
+    commits.require_same(output, SETTINGS, options.settings())
+    if options.push_to_hub:
+        claim_repository(options.push_to_hub)
+    with owned(output, options.take_over) as lease:
+        summary = _prepare(options, inputs, lease)
+    if options.push_to_hub:
+        publish(output, options.push_to_hub)
+    return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+
+
+def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
+    """Make what is missing of the dataset whose folder this process owns -> the summary."""
+    planned, new = new_sources(lease.folder, inputs.sources(), inputs)
+    for line in inputs.describe():
+        say(line)
+    if not planned and not new:
+        readable = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
+    plan = SourcePlan(lease.folder, planned, new, options.shard_seconds(new))
+    job = _job(options, lease, plan)
+    if job.pending:
+        _check(options, lease.folder, new)
+    shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
+    with engine(shards, options.num_workers, isolated=job.needs_isolation) if shards else nullcontext() as running:
+        if job.pending:
+            assert running is not None
+            if new:
+                require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
+            _make(options, job, plan, running)
+        summary = _finish(options, job, inputs)
+        if options.verify:
+            assert running is not None
+            verify(lease.folder, running)
+    return summary
+
+
+def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
+    arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
+    work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
+    return ShardedJob(work, lease, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
+
+
+def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
+    """Says what is about to be made; raises ValueError where it cannot be."""
+    mel = options.mel()
+    seconds = sum(source.seconds for source in new)
+    slices = expected_slices(mel, seconds, len(new), options.overlap)
+    say(f"{len({source.uri for source in new}):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
+    for finding in lint(mel, slices):
+        if finding.severity == "error":
+            raise ValueError(finding.message)
+        say(finding.message if finding.severity == "info" else f"{finding.severity}: {finding.message}")
+    output.require_free_space(expected_bytes(mel, slices), "the dataset")
+
+
+def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: Engine) -> None:
+    """Make the pending shards; raise JobError as soon as more files are unusable than may be in the end."""
+    unusable = sum(len(record["failures"]) for record in job.done.values())
+    files = sum(size.sources for size in plan.shards.values())
+    known = not any(size.containers for size in plan.shards.values())  # containers hold a number of files that only workers learn
+
+    def leave_out_duplicates() -> None:
+        if options.drop_duplicates:
+            plan.left_out = find_duplicates(options.input_dir, job.output, plan.new, running)
+
+    def count(counts: Counts) -> None:
+        nonlocal unusable
+        unusable += counts["unusable"]
+        if known and unusable > options.max_bad_fraction * files:
+            raise JobError(
+                f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {job.output.uri}/quarantine"
+            )
+
+    job.run(running, before_plan=leave_out_duplicates, on_shard=count)
+
+
+def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
+    """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
+    output, records = job.output, job.records()
+    files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
+    validation = sum(record[VALIDATION]["rows"] for record in records.values())
+    failures = [failure for record in records.values() for failure in record["failures"]]
+    in_containers = skipped_in(records.values())
+    for failure in failures[:REASONS_SHOWN]:
+        say(f"quarantined: {failure['audio_file']}: {failure['reason']}")
+    if len(failures) > REASONS_SHOWN:
+        say(f"quarantined: {len(failures) - REASONS_SHOWN:,} more, see {output.uri}/quarantine")
+    if len(failures) > options.max_bad_fraction * files or train == 0:
+        raise JobError(
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
+            f"(passed over: {described(inputs.skipped + in_containers)})"
+        )
+    padding = Padding.of(records.values())
+    if advice := padding.advice(options.mel()):
+        say(f"warning: {advice}")
+    parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
+    summary: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "files": files,
+        "quarantined": len(failures),
+        "duplicates": duplicates,
+        "slices": train + validation,
+        "validation_slices": validation,
+        "mostly_padding": round(padding.share, 4),
+        "shards": len(records),
+        "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
+    }
+    output.write(MEL_CONFIG, options.mel().to_json().encode())
+    splits = [TRAIN, VALIDATION] if validation else [TRAIN]
+    output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
+    job.succeed(summary)
+    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}

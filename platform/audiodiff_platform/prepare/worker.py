@@ -1,0 +1,160 @@
+"""The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_core.audio import AudioDecodeError
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.mel.slices import Slicing
+from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
+from audiodiff_platform.audio_files.decoder import Decoder, Limits
+from audiodiff_platform.mel_data.mel_dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.prepare.padding import Padding
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage.arrow_tables import table
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.engine import Counts, Record
+from audiodiff_platform.work.plan import read_shard
+from audiodiff_platform.work.source_digests import record_digests
+
+ROW_GROUP_ROWS = 128
+QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string()), ("size", pa.int64())])
+
+
+class PrepareWorker:
+    """A worker that makes shards of a dataset; its decoder runs in a process of its own."""
+
+    def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
+        self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
+        self.decoder, self.mel, self.slicing = Decoder(Limits.of(mel)), mel, slicing
+        self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
+
+    def shard(self, shard: int, attempts: Attempts) -> Record:
+        """Put the files of a shard in place: its part of each split, and its quarantine."""
+        planned = read_shard(self.output, shard)
+        wanted = {source: frozenset(left_out) for source, left_out in planned if source.uri not in left_out}
+        with self.output.scratch() as scratch:
+            draft = Draft(scratch, duplicates=len(planned) - len(wanted))
+            for source, fetching in fetched(self.inputs, wanted, scratch):
+                if attempts.gives_up(source.key):
+                    draft.failed(source.uri, attempts.reason, source.bytes)
+                    continue
+                try:
+                    local = fetching.result()
+                    attempts.start(source.key)
+                    self._add_source(source, wanted[source], local, draft)
+                    attempts.start()
+                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+                    draft.failed(source.uri, error.reason, source.bytes)
+            splits = {split: part.closed() for split, part in draft.parts.items()}
+            sources = record_digests(self.output, shard, draft.sources)
+            counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
+            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources, "padding": draft.padding.record()}
+            attempts.require_ownership()
+            parts, sizes = self._put(shard, draft, splits)
+            return {**record, "parts": parts, "sizes": sizes}
+
+    def _add_source(self, source: Source, left_out: Collection[str], local: Path, draft: "Draft") -> None:
+        draft.sources[source.key] = sha256 = source_sha256(source, local)
+        for item in items(source, local, draft.scratch, draft.skipped):
+            if item.name in left_out:
+                draft.duplicates += 1
+                continue
+            try:
+                self._add(item, commits.file_sha256(item.local) if source.is_container else sha256, draft)
+            except AudioDecodeError as error:
+                draft.failed(item.name, error.reason, item.size)
+
+    def _add(self, item: Item, sha256: str, draft: "Draft") -> None:
+        """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""
+        sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
+        part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
+        for piece, png in sliced:
+            draft.padding.add(piece, self.slice_s)
+            part.add(
+                {
+                    "image": {"bytes": png, "path": None},
+                    "audio_file": item.name,
+                    "slice": piece["index"],
+                    "source_sha256": sha256,
+                    "start_s": piece["start_s"],
+                    "duration_s": piece["duration_s"],
+                    "reference_db": piece["reference_db"],
+                }
+            )
+        draft.used += 1
+
+    def _put(self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
+        """Move the finished files of a shard in -> their digests and their sizes by name."""
+        parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
+        if draft.failures:
+            parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
+            pq.write_table(table(draft.failures, QUARANTINE_SCHEMA), draft.scratch / "quarantine.parquet")
+        digests = {name: commits.file_sha256(local) for name, local in parts.items()}
+        sizes = {name: local.stat().st_size for name, local in parts.items()}
+        for name, local in parts.items():
+            self.output.move_in(local, name)
+        return digests, sizes
+
+
+def prepared(record: Record) -> Counts:
+    """Count the files, slices and unusable files of a shard."""
+    slices = record["rows"] + record[VALIDATION]["rows"]
+    return {"files": record["files"], "slices": slices, "unusable": len(record["failures"])}
+
+
+class Draft:
+    """A shard in the making: its parts by split, and what became of its files."""
+
+    def __init__(self, scratch: Path, duplicates: int) -> None:
+        self.scratch, self.duplicates = scratch, duplicates
+        self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
+        self.used, self.padding = 0, Padding()
+        self.skipped: Counter[str] = Counter()
+        self.failures: list[dict[str, Any]] = []
+        self.sources: dict[str, str] = {}  # the digest of each source that was read
+
+    @property
+    def files(self) -> int:
+        return self.used + len(self.failures)
+
+    def failed(self, name: str, reason: str, size: int) -> None:
+        self.failures.append({"audio_file": name, "reason": reason, "size": size})
+
+
+class Part:
+    """A shard's rows of one split, on their way into a Parquet file: a row group is in memory, no more."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        plain = [name for name in SCHEMA.names if name != "image"] + ["image.path"]
+        self._writer = pq.ParquetWriter(file, SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")})
+        self._waiting: list[dict[str, Any]] = []
+        self._row_groups: list[int] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == ROW_GROUP_ROWS:
+            self._write()
+
+    def closed(self) -> dict[str, Any]:
+        """Ends the file; says what it holds."""
+        if self._waiting:
+            self._write()
+        self._writer.close()
+        return {
+            "rows": sum(self._row_groups),
+            "row_groups": self._row_groups,
+            "bytes": self.file.stat().st_size,
+            "sha256": commits.file_sha256(self.file),
+        }
+
+    def _write(self) -> None:
+        self._writer.write_table(table(self._waiting, SCHEMA))
+        self._row_groups.append(len(self._waiting))
+        self._waiting = []

@@ -1,0 +1,1 @@
+"""serve: models behind HTTP on Ray Serve."""

@@ -1,0 +1,174 @@
+"""A mel dataset -> an autoencoder of mel images, by the loop that trains diffusion models too.
+
+    OUTPUT_DIR/train_vae.json   settings and their digest
+    OUTPUT_DIR/state/           checkpoints; metrics.jsonl and tensorboard/ as train's
+    OUTPUT_DIR/model/           the finished autoencoder, with the averaged weights and the scaling factor measured on its latents:
+                                diffusers' AutoencoderKL, mel_config.json, audiodiff.json last
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from audiodiff_core.checkpoint import RECORD, ModelRecord, save_vae
+from audiodiff_core.latents.posteriors import set_scaling_factor
+from audiodiff_core.mel import Images
+from audiodiff_core.models import build_vae, parameter_count
+from audiodiff_core.training import TrainBatch, learning_rate
+from audiodiff_core.training.vae_step import VaeTrainState, check_sides, train_vae_step
+from audiodiff_platform.cluster import connected
+from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.mel_data.mel_dataset import DATASET_VERSION, MEL_CONFIG, TrainingImages
+from audiodiff_platform.mel_data.original_datasets import open_dataset
+from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS, MODEL
+from audiodiff_platform.mel_data.sample_order import DataOrder, spread_places
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.storage.lease import owned, require_token
+from audiodiff_platform.train.diffusion_worker import save_weights
+from audiodiff_platform.train.loop import learn
+from audiodiff_platform.train.options import TrainVaeOptions
+from audiodiff_platform.train.shared_steps import (
+    described,
+    group_for,
+    model_folder,
+    require_own_folder,
+    require_space,
+    run_training,
+    with_usable_paths,
+)
+from audiodiff_platform.train.trackers import require_trackers
+from audiodiff_platform.train.validation.autoencoder import validate_vae, validates_vae
+from audiodiff_platform.train.validation.beside_training import validation_beside
+from audiodiff_platform.train.worker_process import run_worker
+
+SETTINGS = "train_vae.json"
+MEASURED_IMAGES = 1_024  # at most, for the scaling factor
+BATCH_SIZE = 16
+
+
+def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
+    """Runs the job; says how far training came and where the autoencoder is."""
+    began = time.monotonic()
+    options = with_usable_paths(options)
+    require_trackers(options.report_to)
+    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
+    with torch.device("meta"):
+        vae = build_vae(options.preset, dataset.mel)
+    check_sides(options.objective(), vae)
+    parameters = parameter_count(vae)
+    output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
+    require_own_folder(options, output, SETTINGS, settings)
+    with owned(output, options.take_over) as lease:
+        metrics = _finished(options, dataset, output)
+        if metrics is None:
+            require_space(options, output, parameters)
+            say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
+            with connected(dashboard=True):
+                group = group_for(options)
+                validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+                versions = {DATASET_VERSION: dataset.version}
+                run_training(
+                    train_vae_worker, options, dataset, claimed=(SETTINGS, settings), versions=versions, lease=lease, group=group, validation=validation
+                )
+            metrics = _finished(options, dataset, output)
+            assert metrics is not None, "training ended without a model"
+    return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
+
+
+def train_vae_worker(config: dict[str, Any]) -> str | None:
+    """Train from the last checkpoint (or the start) to the stopping point; rank 0 then writes the autoencoder.
+
+    Returns:
+        The reason for which training cannot continue, or None.
+    """
+    options = TrainVaeOptions.model_validate(config["options"])
+    return run_worker(options, partial(_train, options, config["token"]))
+
+
+def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator) -> None:
+    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
+    torch.manual_seed(options.seed)
+    state = VaeTrainState(
+        accelerator,
+        build_vae(options.preset, dataset.mel),
+        options.objective(),
+        options.learning_rate,
+        options.seed,
+        ema_decay=options.ema_decay,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+    order, validated = DataOrder(dataset, options.seed), validates_vae(options, dataset)
+    last = learn(options, accelerator, VaeLearner(options, accelerator, state), order, validates=validated, token=token)
+    if accelerator.is_main_process:
+        if token is not None:
+            require_token(Folder(options.output_dir), token)
+        _write_model(options, state, dataset, last)
+
+
+class VaeLearner:
+    """An autoencoder and its discriminator as the loop's learner; saves what a diffusion network's learner does."""
+
+    def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
+        self.options, self.accelerator, self.state = options, accelerator, state
+        objective = options.objective()
+        self.weights = {"reconstruction": 1.0, "kl": objective.kl_weight, "spectral": objective.spectral_weight, "adversarial": objective.adversarial_weight}
+
+    @property
+    def counts(self) -> VaeTrainState:
+        return self.state
+
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        return batch
+
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+        options = self.options
+        rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
+        parts, norm = train_vae_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
+        loss = sum(weight * parts.get(name, 0.0) for name, weight in self.weights.items())
+        return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate}
+
+    def snapshot(self) -> Callable[[Path], None]:
+        return partial(save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+
+    def progress(self) -> dict[str, Any]:
+        return self.state.progress()
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        self.state.load_state_dict(load_file(folder / "network.safetensors"))
+        self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
+        self.state.load_optimizer_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.state.load_progress(dict(progress))
+
+
+def _write_model(options: TrainVaeOptions, state: VaeTrainState, dataset: TrainingImages, last: Mapping[str, float]) -> None:
+    vae = state.bare
+    vae.load_state_dict(state.ema_state_dict())
+    factor = set_scaling_factor(vae.eval(), _spread_images(dataset))
+    counts = {"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 1)}
+    record = ModelRecord(recipe=options.recipe(), data_digest=dataset.digest, metrics={**counts, **last, "scaling_factor": factor})
+    output = Folder(options.output_dir)
+    with model_folder(output) as folder:
+        save_vae(folder, vae)
+    output.write(f"{MODEL}/{MEL_CONFIG}", dataset.mel.to_json().encode())
+    output.write(f"{MODEL}/{RECORD}", record.model_dump_json(indent=2).encode())
+
+
+def _spread_images(dataset: TrainingImages) -> Iterator[Images]:
+    places = spread_places(dataset, MEASURED_IMAGES)
+    for first in range(0, len(places), BATCH_SIZE):
+        yield np.stack([dataset.image(*place) for place in places[first : first + BATCH_SIZE]])
+
+
+def _finished(options: TrainVaeOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
+    """The metrics of the autoencoder that is there, where it was trained just so."""
+    if not output.exists(f"{MODEL}/{RECORD}"):
+        return None
+    record = ModelRecord.model_validate(output.read_json(f"{MODEL}/{RECORD}"))
+    return record.metrics if record.recipe == options.recipe() and record.data_digest == dataset.digest else None

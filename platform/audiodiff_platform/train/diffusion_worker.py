@@ -1,0 +1,98 @@
+"""What each process of a diffusion training does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
+from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
+from audiodiff_platform.train.inputs import StartingPoint, starting_point
+from audiodiff_platform.train.loop import learn
+from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.validation.diffusion import validates
+from audiodiff_platform.train.worker_process import run_worker
+
+
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Train from the last checkpoint (or the start) to the stopping point, and leave a checkpoint of it.
+
+    Returns:
+        The reason for which training cannot continue, or None.
+    """
+    options = TrainOptions.model_validate(config["options"])
+
+    def train(accelerator: Accelerator) -> None:
+        trained(options, accelerator, starting_point(options), config["token"])
+
+    return run_worker(options, train, options.fsdp)
+
+
+def trained(options: TrainOptions, accelerator: Accelerator, start: StartingPoint, token: str | None = None) -> TrainState:
+    """The state at the stopping point."""
+    state = TrainState(
+        accelerator,
+        start.network,
+        start.objective,
+        options.learning_rate,
+        options.seed,
+        vae=start.vae,
+        optimizer=options.optimizer,
+        ema_decay=options.ema_decay,
+        max_gradient_norm=options.max_gradient_norm,
+        gradient_checkpointing=options.gradient_checkpointing,
+        compiled=options.torch_compile,
+    )
+    validated = validates(options, start.dataset)
+    learn(options, accelerator, DiffusionLearner(options, accelerator, state), start.order(options.seed), validates=validated, token=token)
+    return state
+
+
+class DiffusionLearner:
+    """A diffusion network as the loop's learner.
+
+    Saves network.safetensors (live weights), ema.safetensors (averaged weights) and optimizer.pt (the optimizer's moments).
+    """
+
+    def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
+        self.options, self.accelerator, self.state = options, accelerator, state
+
+    @property
+    def counts(self) -> TrainState:
+        return self.state
+
+    def ready(self, batch: TrainBatch) -> TrainBatch:
+        return with_draws(self.state, batch)
+
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+        options = self.options
+        rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
+        loss, norm = train_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
+        return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def snapshot(self) -> Callable[[Path], None]:
+        return partial(save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+
+    def progress(self) -> dict[str, Any]:
+        return self.state.progress()
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        self.state.load_state_dict(load_file(folder / "network.safetensors"))
+        self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
+        self.state.load_optimizer_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        self.state.load_progress(dict(progress))
+
+
+def save_weights(network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path) -> None:
+    """Writes a learner's files."""
+    save_file(_contiguous(network), folder / "network.safetensors")
+    save_file(_contiguous(average), folder / EMA_WEIGHTS)
+    torch.save(optimizer, folder / "optimizer.pt")
+
+
+def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in weights.items()}
