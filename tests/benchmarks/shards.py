@@ -9,7 +9,7 @@ take longer (tens of milliseconds, many at a time), so the counts are what carri
 import argparse
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,7 +61,14 @@ def opened(part: str, uri: str, shards: int, each: int) -> None:
         case "dataset":
             assert len(MelDataset(uri).shards) == shards
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    print(json.dumps({"seconds": seconds, "mb": peak_mb()}))
+
+
+def peak_mb() -> float:
+    """Return the peak resident memory of this process. (`ru_maxrss` would include the parent's, from which the process was forked.)"""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak is not None
+    return int(peak[1]) / 1024
 
 
 def measured(what: str, stores: Stores, work: Callable[[], dict[str, float]]) -> None:
