@@ -3,10 +3,10 @@ from .audio import (
     AudioDecodeError as AudioDecodeError,
 )
 from .audio import (
-    decode as decode,
+    decode_audio as decode_audio,
 )
 from .audio import (
-    encode as encode,
+    encode_audio as encode_audio,
 )
 from .checkpoint import (
     CheckpointError as CheckpointError,

@@ -12,9 +12,9 @@ from audiodiff_core.audio.formats import (
     Samples,
     UnusableError,
 )
-from audiodiff_core.audio.reading import LONGEST_DECODED_S, decode, open_local, stream, too_long
+from audiodiff_core.audio.reading import LONGEST_DECODED_S, decode_audio, open_local, stream, too_long
 from audiodiff_core.audio.wav_chunks import LoopInfo
-from audiodiff_core.audio.writing import encode
+from audiodiff_core.audio.writing import encode_audio
 
 __all__ = [
     "AUDIO_EXTENSIONS",
@@ -30,8 +30,8 @@ __all__ = [
     "Samples",
     "UnusableError",
     "Watch",
-    "decode",
-    "encode",
+    "decode_audio",
+    "encode_audio",
     "open_local",
     "stream",
     "too_long",

@@ -40,10 +40,10 @@ from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sn
 from audiodiff_core.files.filesystems import filesystem_of
 
 LONGEST_DECODED_S = 4 * 3_600.0
-"""Default bound of `decode` in seconds: 1.3 GB at 22,050 Hz."""
+"""Default bound of `decode_audio` in seconds: 1.3 GB at 22,050 Hz."""
 
 
-def decode(
+def decode_audio(
     source: str | Path | bytes,
     sample_rate: int,
     *,

@@ -10,12 +10,12 @@ from audiodiff_core.checkpoint.convert import convert
 from audiodiff_core.checkpoint.evaluated import record_metrics
 from audiodiff_core.checkpoint.hub import push_to_hub
 from audiodiff_core.checkpoint.load import Model, load_model, load_pipeline, load_vae
-from audiodiff_core.checkpoint.record import FORMAT_VERSION, ModelRecord
+from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, ModelRecord
 from audiodiff_core.checkpoint.save import save_model, save_vae, upload_model
 from audiodiff_core.files.model_files import MODEL_INDEX, RECORD, CheckpointError
 
 __all__ = [
-    "FORMAT_VERSION",
+    "MODEL_FORMAT_VERSION",
     "MODEL_INDEX",
     "RECORD",
     "CheckpointError",

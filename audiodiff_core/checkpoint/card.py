@@ -1,18 +1,16 @@
 """The model card: what the Hub shows of a model, and how it is loaded."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
-
-if TYPE_CHECKING:
-    from audiodiff_core.checkpoint.record import ModelRecord
 
 PIPELINE_TAG = "audio-to-audio"
 """The nearest of the Hub's tasks: variations, in-painting and extension of audio; none of them is generation from nothing."""
 
 
-def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: "ModelRecord") -> str:
+def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:
     """Markdown with the Hub's metadata before it."""
     encoding_dim = unet.config.get("cross_attention_dim")
     tags = ["audiodiff", "audio", "mel-spectrogram", "audio-generation"]

@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from audiodiff_core.files.model_files import CheckpointError
-from audiodiff_core.files.weights import Weights
+from audiodiff_core.files.weights import StateDict
 
 LDM_NORM_GROUPS = 32
 """LDM's group norms, whose number of groups shows in no weight."""
@@ -39,7 +39,7 @@ _UP_BLOCK = re.compile(r"decoder\.up_blocks\.(\d+)\.")
 _LEVEL = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight")
 
 
-def to_diffusers(weights: Weights, changes: list[str]) -> tuple[dict[str, Any], Weights]:
+def to_diffusers(weights: StateDict, changes: list[str]) -> tuple[dict[str, Any], StateDict]:
     """The configuration that the shapes of LDM's weights imply, and the weights by AutoencoderKL's names.
 
     A Lightning checkpoint's weights of the loss are dropped. Raises CheckpointError where the shapes are of no such network;
@@ -74,7 +74,7 @@ def _renamed(name: str, levels: int) -> str:
     return name
 
 
-def _config(weights: Weights) -> dict[str, Any]:
+def _config(weights: StateDict) -> dict[str, Any]:
     blocks: dict[int, list[int]] = {}  # output channels of each block of each level
     for name, weight in weights.items():
         if found := _LEVEL.fullmatch(name):

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from audiodiff_core.checkpoint import ldm
 from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load_autoencoder, load_scheduler, load_unet
-from audiodiff_core.checkpoint.record import FORMAT_VERSION, ModelRecord
+from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, ModelRecord
 from audiodiff_core.files.model_files import (
     AUTOENCODER_KEYS,
     CONFIG,
@@ -120,8 +120,8 @@ def _record(root: Path) -> ModelRecord | None:
     if not (root / RECORD).exists():
         return None
     content = read_json(root, RECORD)
-    if (found := content.get("format_version")) != FORMAT_VERSION:
-        raise CheckpointError(f"format version {found}, this version of audiodiff reads {FORMAT_VERSION}")
+    if (found := content.get("format_version")) != MODEL_FORMAT_VERSION:
+        raise CheckpointError(f"format version {found}, this version of audiodiff reads {MODEL_FORMAT_VERSION}")
     try:
         return ModelRecord.model_validate(content)
     except ValueError as error:

@@ -17,10 +17,10 @@ from diffusers import (
 from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
 from audiodiff_core.files.weight_files import weight_files
-from audiodiff_core.files.weights import Weights, fill, read_weight_files
+from audiodiff_core.files.weights import StateDict, fill, read_weight_files
 
 UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
-SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
+SAVED_SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
 """The schedulers that a model is stored with; which ones can sample from it is another matter."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -75,8 +75,8 @@ def check_autoencoder(vae: Any) -> None:
 
 def load_scheduler(layout: Layout, changes: list[str]) -> Any:
     """The noise schedule that the model was trained with, and what the network predicts."""
-    if layout.scheduler_class not in SCHEDULERS:
-        raise CheckpointError(f"scheduler {layout.scheduler_class} is not one that can be loaded: {', '.join(SCHEDULERS)} of diffusers are")
+    if layout.scheduler_class not in SAVED_SCHEDULERS:
+        raise CheckpointError(f"scheduler {layout.scheduler_class} is not one that can be loaded: {', '.join(SAVED_SCHEDULERS)} of diffusers are")
     config = read_json(layout.root, SCHEDULER_CONFIG)
     _check_bounds(config, "scheduler")
     stated = config.get("_class_name", layout.scheduler_class)
@@ -86,7 +86,7 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
         changes.append(f"scheduler: configuration of a {stated} read as {layout.scheduler_class}")
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        scheduler = _with_all_stated(SCHEDULERS[layout.scheduler_class], config)
+        scheduler = _with_all_stated(SAVED_SCHEDULERS[layout.scheduler_class], config)
     except Exception as error:  # whatever diffusers raises for a configuration that is none
         raise CheckpointError(f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})") from error
     levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
@@ -130,7 +130,7 @@ def _note_settings(config: Any, stated: dict[str, Any], part: str, changes: list
         changes.append(f"{part}: {len(defaults)} settings stated that were diffusers' defaults: {decided or 'none of them in use'}")
 
 
-def assemble(kind: Any, config: dict[str, Any], weights: Weights, changes: list[str], part: str) -> Any:
+def assemble(kind: Any, config: dict[str, Any], weights: StateDict, changes: list[str], part: str) -> Any:
     """The network of a configuration with these weights. It is built without memory first, so that nothing is allotted for what does not fit."""
     _check_bounds(config, part)
     try:

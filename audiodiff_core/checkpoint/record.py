@@ -5,7 +5,7 @@ from typing import Any
 
 import pydantic
 
-FORMAT_VERSION = 1
+MODEL_FORMAT_VERSION = 1
 
 
 class ModelRecord(pydantic.BaseModel):
@@ -13,7 +13,7 @@ class ModelRecord(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = MODEL_FORMAT_VERSION
     audiodiff_version: str = pydantic.Field(default_factory=lambda: version("audiodiff"))
     recipe: dict[str, Any] = pydantic.Field(description="the options that it was trained with")
     data_digest: str = pydantic.Field(description="names the dataset and its mel configuration")

@@ -24,7 +24,7 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.compat.mel import Mel
 from audiodiff_core.mel import IMAGE_MAX
 
-Images = list[Image.Image]
+OutputImages = list[Image.Image]
 Audios = list[npt.NDArray[np.float32]]
 
 DDIM_STEPS, OTHER_STEPS = 50, 1_000
@@ -71,7 +71,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         noise: torch.Tensor | None = None,
         encoding: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> BaseOutput | tuple[Images, tuple[int, Audios]]:
+    ) -> BaseOutput | tuple[OutputImages, tuple[int, Audios]]:
         """Generates `batch_size` images and their audio.
 
         audio_file, raw_audio (n,): audio whose slice number `slice` is varied from `start_step` on; its first `mask_start_secs` and last
@@ -150,7 +150,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         prediction: torch.Tensor = self.unet(*inputs)["sample"]
         return prediction
 
-    def _pictures(self, images: torch.Tensor) -> Images:
+    def _pictures(self, images: torch.Tensor) -> OutputImages:
         """The network's values (or latents) as greyscale pictures."""
         if self.vqvae is not None:
             images = self.vqvae.decode(1 / self.vqvae.config.scaling_factor * images)["sample"]

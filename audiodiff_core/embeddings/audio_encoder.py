@@ -13,7 +13,7 @@ from audiodiff_core.embeddings.inputs import Embeddings, batches, check_audios, 
 from audiodiff_core.mel import IMAGE_MAX, Images, Mel, MelConfig
 
 Pooling = Literal["average", "max"]
-LARGEST_WEIGHTS = 1 << 30
+LARGEST_ENCODER_WEIGHTS = 1 << 30
 """Bytes; the published AudioEncoder has 170 million."""
 
 
@@ -48,7 +48,7 @@ class AudioEncoder(nn.Module):
             encoder = cls(name)
         files: list[Path] = []
         try:
-            tensors = weight_files(folder, DIFFUSERS, LARGEST_WEIGHTS)
+            tensors = weight_files(folder, DIFFUSERS, LARGEST_ENCODER_WEIGHTS)
             files = list(tensors)
             encoder.load_state_dict({key: weight.clone() for key, weight in read_weight_files(tensors).items()}, assign=True)
         except Exception as error:  # what weights that do not fit make torch raise is its own

@@ -14,14 +14,14 @@ from audiodiff_core.audio import Samples
 
 Embeddings = npt.NDArray[np.float32]
 
-BATCH_SIZE = 16
+ENCODER_BATCH_SIZE = 16
 
 
 def batches(items: Iterable[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:
     """The items in lists of BATCH_SIZE, the last filled up with zeros: the shape of a batch moves the last bits of all in it."""
     waiting = iter(items)
-    while batch := list(islice(waiting, BATCH_SIZE)):
-        yield batch + [np.zeros_like(batch[0])] * (BATCH_SIZE - len(batch))
+    while batch := list(islice(waiting, ENCODER_BATCH_SIZE)):
+        yield batch + [np.zeros_like(batch[0])] * (ENCODER_BATCH_SIZE - len(batch))
 
 
 def check_audios(audios: Sequence[Samples], sample_rate: int, expected: int, name: str) -> None:

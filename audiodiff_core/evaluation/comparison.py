@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from audiodiff_core.evaluation.copies import nearer_share, nearest_distances, nearest_other_distances
 from audiodiff_core.evaluation.coverage import density_coverage, density_coverages
-from audiodiff_core.evaluation.features import Features, Weights, logmel_stats
+from audiodiff_core.evaluation.features import Features, ItemWeights, logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.gathering import Gathered, Items
 from audiodiff_core.evaluation.kernel import kernel_distance, kernel_distances
@@ -124,11 +124,11 @@ def _standard_errors(reference: Items, candidate: Items, generator: np.random.Ge
     return {name: float(np.std(resamples, ddof=1)) for name, resamples in finite.items() if len(resamples) > RESAMPLES // 2}
 
 
-def resampled(tracks: npt.NDArray[np.int64], generator: np.random.Generator) -> Weights:
+def resampled(tracks: npt.NDArray[np.int64], generator: np.random.Generator) -> ItemWeights:
     """How often each item counts (n, RESAMPLES) where as many tracks as there are are drawn with replacement; `tracks` (n,) counted from 0."""
     count = int(tracks.max()) + 1
     draws = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    weights: Weights = draws.T[tracks].astype(np.float64)
+    weights: ItemWeights = draws.T[tracks].astype(np.float64)
     return weights
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from audiodiff_core.evaluation.features import Features, Weights
+from audiodiff_core.evaluation.features import Features, ItemWeights
 from audiodiff_core.evaluation.pairs import blocks, distances
 
 NEIGHBOURS = 5  # k of density and coverage, as in their paper
@@ -19,7 +19,7 @@ def density_coverage(reference: Features, candidate: Features, neighbours: int =
     return float(density[0]), float(coverage[0])
 
 
-def density_coverages(reference: Features, candidate: Features, weights: Weights, neighbours: int = NEIGHBOURS) -> tuple[Weights, Weights]:
+def density_coverages(reference: Features, candidate: Features, weights: ItemWeights, neighbours: int = NEIGHBOURS) -> tuple[ItemWeights, ItemWeights]:
     """As `density_coverage`, for each column of the candidates' weights (m, b)."""
     if len(reference) <= neighbours or not len(candidate):
         raise ValueError(f"{len(reference)} reference and {len(candidate)} candidate items: density and coverage need more than {neighbours} and 1")

@@ -22,7 +22,7 @@ from audiodiff_core.mel.slices import mel_slices
 
 
 @dataclass(frozen=True)
-class Item:
+class EmbedderItem:
     """A slice: its image (y_res, x_res) and, where there is audio, its samples (n,) at the mel configuration's rate."""
 
     image: Images
@@ -36,7 +36,7 @@ class Embedder(Protocol):
     digest: str  # names the weights
     listens: bool  # needs the items' samples
 
-    def __call__(self, items: Sequence[Item]) -> Features:
+    def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         """(n, d) for n items, at least one."""
         ...
 
@@ -50,7 +50,7 @@ class EncoderEmbedder:
         self._encoder, self._sample_rate = encoder, sample_rate
         self.name, self.digest = encoder.name, encoder.digest
 
-    def __call__(self, items: Sequence[Item]) -> Features:
+    def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         audios = []
         for item in items:
             assert item.samples is not None, "who listens is given audio"
@@ -64,20 +64,20 @@ class LogmelStats:
     name = digest = EMBEDDER
     listens = False
 
-    def __call__(self, items: Sequence[Item]) -> Features:
+    def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         return logmel_stats(np.stack([item.image for item in items]))
 
 
-def items_of(source: str | Path | bytes, mel: Mel) -> Iterator[Item]:
+def items_of(source: str | Path | bytes, mel: Mel) -> Iterator[EmbedderItem]:
     """The slices of an audio file that prepare takes by default; raises AudioDecodeError as `mel_slices` does."""
     for piece in mel_slices(source, mel):
-        yield Item(piece.image, piece.samples)
+        yield EmbedderItem(piece.image, piece.samples)
 
 
-def heard(samples: Samples, mel: Mel) -> tuple[Item, float]:
+def heard(samples: Samples, mel: Mel) -> tuple[EmbedderItem, float]:
     """An item of at most a slice's samples (n,), and the level in dB of power that its image is relative to."""
     images, references_db = mel.images(samples[np.newaxis])
-    return Item(images[0], samples), float(references_db[0])
+    return EmbedderItem(images[0], samples), float(references_db[0])
 
 
 def load_embedder(name: str, sample_rate: int, device: str = "cpu") -> Embedder:

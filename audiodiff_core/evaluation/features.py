@@ -6,7 +6,7 @@ import numpy.typing as npt
 from audiodiff_core.mel import IMAGE_MAX, Images
 
 Features = npt.NDArray[np.float64]
-Weights = npt.NDArray[np.float64]
+ItemWeights = npt.NDArray[np.float64]
 
 BANDS = 16
 EMBEDDER = "logmel-stats"

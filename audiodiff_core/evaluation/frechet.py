@@ -5,7 +5,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from audiodiff_core.evaluation.features import Features, Weights
+from audiodiff_core.evaluation.features import Features, ItemWeights
 
 
 class FeatureStatistics:
@@ -15,7 +15,7 @@ class FeatureStatistics:
         self.count, self.mean, self.moments = count, mean, moments
 
     @classmethod
-    def of(cls, features: npt.NDArray[np.floating], weights: Weights | None = None) -> Self:
+    def of(cls, features: npt.NDArray[np.floating], weights: ItemWeights | None = None) -> Self:
         """Of features (n, d), each counted once or, in whole numbers, by `weights` (n,)."""
         counts = np.ones(len(features)) if weights is None else weights
         count = int(counts.sum())

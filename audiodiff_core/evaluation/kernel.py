@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from audiodiff_core.evaluation.features import Features, Weights
+from audiodiff_core.evaluation.features import Features, ItemWeights
 from audiodiff_core.evaluation.pairs import blocks
 
 
@@ -14,7 +14,7 @@ def kernel_distance(one: Features, other: Features) -> float:
     return float(kernel_distances(one, other, np.ones((len(one), 1)), np.ones((len(other), 1)))[0])
 
 
-def kernel_distances(one: Features, other: Features, one_weights: Weights, other_weights: Weights) -> Weights:
+def kernel_distances(one: Features, other: Features, one_weights: ItemWeights, other_weights: ItemWeights) -> ItemWeights:
     """As `kernel_distance`, for each column of the weights (n, b) and (m, b); no item is paired with itself, though it may count several times.
 
     NaN where all the weight of a side is one item's.
@@ -22,19 +22,19 @@ def kernel_distances(one: Features, other: Features, one_weights: Weights, other
     if min(len(one), len(other)) < 2:
         raise ValueError(f"{len(one)} and {len(other)} items: a kernel distance needs at least 2 on each side")
     cross = _kernel_sums(one, other, one_weights, other_weights) / (one_weights.sum(axis=0) * other_weights.sum(axis=0))
-    distances: Weights = _mean_within(one, one_weights) + _mean_within(other, other_weights) - 2 * cross
+    distances: ItemWeights = _mean_within(one, one_weights) + _mean_within(other, other_weights) - 2 * cross
     return distances
 
 
-def _mean_within(features: Features, weights: Weights) -> Weights:
+def _mean_within(features: Features, weights: ItemWeights) -> ItemWeights:
     own = np.square(weights).T @ _kernel(np.square(features).sum(axis=1), features.shape[1])
     pairs = weights.sum(axis=0) ** 2 - np.square(weights).sum(axis=0)
-    mean: Weights = np.full(len(pairs), np.nan)
+    mean: ItemWeights = np.full(len(pairs), np.nan)
     np.divide(_kernel_sums(features, features, weights, weights) - own, pairs, out=mean, where=pairs > 0)
     return mean
 
 
-def _kernel_sums(one: Features, other: Features, one_weights: Weights, other_weights: Weights) -> Weights:
+def _kernel_sums(one: Features, other: Features, one_weights: ItemWeights, other_weights: ItemWeights) -> ItemWeights:
     total = np.zeros(one_weights.shape[1])
     for rows in blocks(len(one), len(other)):
         total += (one_weights[rows] * (_kernel(one[rows] @ other.T, one.shape[1]) @ other_weights)).sum(axis=0)

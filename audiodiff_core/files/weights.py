@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from audiodiff_core.files.model_files import CheckpointError
 from audiodiff_core.files.weight_files import LARGEST_WEIGHTS, few
 
-Weights = dict[str, torch.Tensor]
+StateDict = dict[str, torch.Tensor]
 
 # diffusers' AttentionBlock until 0.14: its linear layers had other names.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -22,7 +22,7 @@ _OLD_NAME = re.compile(rf"(.+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)")
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function) `?([\w.]+)")
 
 
-def read_weights(file: Path, inside: str = "state_dict") -> Weights:
+def read_weights(file: Path, inside: str = "state_dict") -> StateDict:
     """The tensors of a file, whose memory may still be the file's: safetensors, or torch's zip format with tensors alone.
 
     Where the file is a table with a table `inside`, as a Lightning checkpoint's `state_dict`, that one is given. Raises CheckpointError for anything else.
@@ -45,9 +45,9 @@ def read_weights(file: Path, inside: str = "state_dict") -> Weights:
     return {name: value.detach() for name, value in content.items()}
 
 
-def read_weight_files(files: Mapping[Path, set[str] | None]) -> Weights:
+def read_weight_files(files: Mapping[Path, set[str] | None]) -> StateDict:
     """Read the tensors of a network's files (`weight_files`). Raises CheckpointError if a shard does not hold what its index states."""
-    weights: Weights = {}
+    weights: StateDict = {}
     for file, indexed in files.items():
         tensors = read_weights(file)
         if indexed is not None and tensors.keys() != indexed:
@@ -79,13 +79,13 @@ def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
     return own
 
 
-def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
+def fill(network: Any, weights: StateDict, changes: list[str], part: str) -> None:
     """Give a network on the meta device exactly these weights, as float32; old names of attention layers are translated.
 
     Raises CheckpointError for weights that are missing, unknown, of another shape or not finite, before memory is allotted.
     """
     expected: dict[str, torch.Tensor] = network.state_dict()
-    named: Weights = {}
+    named: StateDict = {}
     for name, weight in weights.items():
         present = _present_name(name, expected)
         if present in named:
@@ -102,9 +102,9 @@ def fill(network: Any, weights: Weights, changes: list[str], part: str) -> None:
     network.load_state_dict({name: float32_copy(name, weight, part) for name, weight in named.items()}, assign=True)
 
 
-def _read_safetensors(file: Path) -> Weights:
+def _read_safetensors(file: Path) -> StateDict:
     try:
-        weights: Weights = safetensors.torch.load_file(file)
+        weights: StateDict = safetensors.torch.load_file(file)
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{file.name} cannot be read ({error})") from error
     return weights

@@ -37,7 +37,7 @@ class Finding:
     message: str
 
 
-def lint(config: MelConfig, slices: int | None = None) -> list[Finding]:
+def check_mel(config: MelConfig, slices: int | None = None) -> list[Finding]:
     """All findings about a configuration, errors first; `slices`, where known, is how many images it will make."""
     found = [*_sides(config), *_bands(config), *_hop(config), *_duration(config), *_detail(config), *_round_trip(config), *_size(config, slices)]
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.severity))

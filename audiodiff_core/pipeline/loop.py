@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audiodiff_core.audio import AudioFormat, Samples, encode
+from audiodiff_core.audio import AudioFormat, Samples, encode_audio
 from audiodiff_core.loops import whole_beats
 from audiodiff_core.mel import Images
 from audiodiff_core.sampling import GenerateRequest
@@ -26,7 +26,7 @@ class Loop:
     def file(self, sample_rate: int, file_format: AudioFormat) -> bytes:
         """The loop as a file of audio at `sample_rate` Hz. A WAV file of a seamless one says that it repeats as a whole, and its tempo."""
         repeats = self.request.seamless and file_format == "wav"
-        return encode(self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None)
+        return encode_audio(self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None)
 
 
 def normalise(audio: Samples) -> Samples:

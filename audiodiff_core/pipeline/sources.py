@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode
+from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode_audio
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, pieces
 from audiodiff_core.pipeline.geometry import NARROWEST
@@ -93,10 +93,10 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
 def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
     """Return the samples (n,) of a source at the rate of `mel`; a file may last `longest_s` seconds.
 
-    Raises ValueError for samples that are not mono, finite and at that rate, and AudioDecodeError as `decode` does.
+    Raises ValueError for samples that are not mono, finite and at that rate, and AudioDecodeError as `decode_audio` does.
     """
     if isinstance(source.samples, str | Path):
-        return decode(str(source.samples), mel.sample_rate, longest_s=longest_s)
+        return decode_audio(str(source.samples), mel.sample_rate, longest_s=longest_s)
     samples = np.asarray(source.samples)
     if source.sample_rate != mel.sample_rate:
         raise ValueError(f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample it")

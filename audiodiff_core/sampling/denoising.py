@@ -11,7 +11,7 @@ import torch
 
 from audiodiff_core import seeds as streams
 from audiodiff_core.diffusion.schedulers import Schedule
-from audiodiff_core.sampling.network import Query
+from audiodiff_core.sampling.network import ModelInput
 from audiodiff_core.sampling.requests import GenerateRequest
 
 
@@ -55,7 +55,7 @@ def initial_noise(seed: int, shape: tuple[int, ...], window: int = 0) -> torch.T
     return torch.randn(shape, generator=generator)
 
 
-class Walk(Protocol):
+class Trajectory(Protocol):
     """What the sampler needs to know of an item under way."""
 
     item: Item
@@ -63,12 +63,12 @@ class Walk(Protocol):
 
     @property
     def finished(self) -> bool: ...
-    def queries(self) -> list[Query]: ...
+    def queries(self) -> list[ModelInput]: ...
     def advance(self, answers: list[torch.Tensor]) -> None: ...
 
 
-def queries_of(item: Item, sample: torch.Tensor, timestep: float) -> list[Query]:
-    told = Query(sample, timestep, item.encoding)
+def model_inputs_of(item: Item, sample: torch.Tensor, timestep: float) -> list[ModelInput]:
+    told = ModelInput(sample, timestep, item.encoding)
     return [told] if item.places == 1 else [told, replace(told, encoding=None)]
 
 
@@ -102,8 +102,8 @@ class Denoising:
     def finished(self) -> bool:
         return self._call == self._schedule.calls
 
-    def queries(self) -> list[Query]:
-        return queries_of(self.item, self._schedule.network_input(self.sample, self._call), self._schedule.timesteps[self._call])
+    def queries(self) -> list[ModelInput]:
+        return model_inputs_of(self.item, self._schedule.network_input(self.sample, self._call), self._schedule.timesteps[self._call])
 
     def advance(self, answers: list[torch.Tensor]) -> None:
         self.sample = self._schedule.step(guided_prediction(self.item, answers), self.sample, self._call, self._step_noise)

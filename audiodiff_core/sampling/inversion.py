@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from audiodiff_core.diffusion.schedulers import Schedule, prediction_type
-from audiodiff_core.sampling.denoising import Item, guided_prediction, queries_of
-from audiodiff_core.sampling.network import Query
+from audiodiff_core.sampling.denoising import Item, guided_prediction, model_inputs_of
+from audiodiff_core.sampling.network import ModelInput
 
 INVERTIBLE = ("ddim", "flow_euler")
 
@@ -42,8 +42,8 @@ class Inverting:
     def finished(self) -> bool:
         return self._level < 0
 
-    def queries(self) -> list[Query]:
-        return queries_of(self.item, self.sample, self._schedule.timesteps[self._level])
+    def queries(self) -> list[ModelInput]:
+        return model_inputs_of(self.item, self.sample, self._schedule.timesteps[self._level])
 
     def advance(self, answers: list[torch.Tensor]) -> None:
         signal, share = self._schedule.levels[self._level]

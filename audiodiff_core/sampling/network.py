@@ -21,7 +21,7 @@ SHAPES = 256
 
 
 @dataclass(frozen=True)
-class Query:
+class ModelInput:
     """What the network is asked of one sample: (1, channels, height, width), its timestep, and an encoding (dim,) where it is conditional."""
 
     sample: torch.Tensor
@@ -47,7 +47,7 @@ class Network:
             self._call = torch.compile(self._module, dynamic=False, recompile_limit=SHAPES)  # type: ignore[call-overload]  # the overloads lack it
 
     @torch.inference_mode()
-    def __call__(self, queries: Sequence[Query], circular: bool = False) -> list[torch.Tensor]:
+    def __call__(self, queries: Sequence[ModelInput], circular: bool = False) -> list[torch.Tensor]:
         """The predictions (1, channels, height, width), float32 on the device, of up to a batch of queries of the same sides."""
         places, device, dtype = self.profile.batch_size, self.profile.device, self.profile.dtype
         assert 0 < len(queries) <= places

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from audiodiff_core.models import image_sides
-from audiodiff_core.sampling.denoising import Denoising, Item, Walk
+from audiodiff_core.sampling.denoising import Denoising, Item, Trajectory
 from audiodiff_core.sampling.inversion import Inverting
-from audiodiff_core.sampling.network import Network, Query
+from audiodiff_core.sampling.network import ModelInput, Network
 from audiodiff_core.sampling.profile import ExecutionProfile
 
 
@@ -53,9 +53,9 @@ class Sampler:
         return item
 
     @torch.inference_mode()
-    def _walked(self, items: Iterable[Item], begin: Callable[[Item], Walk]) -> Iterator[tuple[Item, torch.Tensor]]:
+    def _walked(self, items: Iterable[Item], begin: Callable[[Item], Trajectory]) -> Iterator[tuple[Item, torch.Tensor]]:
         waiting = iter(items)
-        pools: dict[tuple[int, bool], list[Walk]] = {}
+        pools: dict[tuple[int, bool], list[Trajectory]] = {}
         held: Item | None = None
         while True:
             while held is not None or not pools or any(self._free(pool) for pool in pools.values()):
@@ -73,21 +73,21 @@ class Sampler:
                 yield from ((walk.item, _finite(walk)) for walk in pool if walk.finished)
             pools = {key: left for key, pool in pools.items() if (left := [walk for walk in pool if not walk.finished])}
 
-    def _free(self, pool: list[Walk]) -> int:
+    def _free(self, pool: list[Trajectory]) -> int:
         return self.profile.batch_size - sum(walk.item.places for walk in pool)
 
-    def _step(self, pool: list[Walk]) -> None:
+    def _step(self, pool: list[Trajectory]) -> None:
         """One call of the network for each sample of the pool; more calls than one only where a guided item alone outgrows the batch."""
         places, circular = self.profile.batch_size, pool[0].item.request.seamless
         queries = [walk.queries() for walk in pool]
-        flat: list[Query] = [query for asked in queries for query in asked]
+        flat: list[ModelInput] = [query for asked in queries for query in asked]
         answers = [answer for start in range(0, len(flat), places) for answer in self.network(flat[start : start + places], circular)]
         for walk, asked in zip(pool, queries, strict=True):
             walk.advance(answers[: len(asked)])
             del answers[: len(asked)]
 
 
-def _finite(walk: Walk) -> torch.Tensor:
+def _finite(walk: Trajectory) -> torch.Tensor:
     """A finished walk's sample on the CPU. Raises FloatingPointError where it is not finite: an image cannot show that."""
     sample: torch.Tensor = walk.sample[0].cpu()
     if not bool(torch.isfinite(sample).all()):

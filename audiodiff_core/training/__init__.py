@@ -7,7 +7,7 @@ step, for any number of workers and micro-batches.
 
 from audiodiff_core.training.draws import Draws, TrainBatch, draws
 from audiodiff_core.training.optimizer import OptimizerName, RateSchedule, learning_rate, make_optimizer
-from audiodiff_core.training.state import MAX_GRADIENT_NORM, TrainState, Weights, memory_format, sharding
+from audiodiff_core.training.state import MAX_GRADIENT_NORM, TrainState, memory_format, sharding
 from audiodiff_core.training.step import on_device, train_step, with_draws
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "RateSchedule",
     "TrainBatch",
     "TrainState",
-    "Weights",
     "draws",
     "learning_rate",
     "make_optimizer",

@@ -8,12 +8,12 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.files.weights import StateDict
 from audiodiff_core.training.optimizer import OptimizerName, load_moments, make_optimizer, moments_of
 from audiodiff_core.training.weight_average import EMA_DECAY, WeightAverage
 
 MAX_GRADIENT_NORM = 1.0
 
-Weights = dict[str, torch.Tensor]
 
 
 def memory_format(accelerator: Accelerator) -> torch.memory_format:
@@ -76,24 +76,24 @@ class TrainState:
         if self.optimizer.scaler is not None:
             self.optimizer.scaler.load_state_dict(progress["scaler"])
 
-    def state_dict(self) -> Weights:
+    def state_dict(self) -> StateDict:
         """The live weights under the network's own names."""
         return {name: whole_tensor(tensor) for name, tensor in self.bare.state_dict().items()}
 
-    def load_state_dict(self, weights: Weights) -> None:
+    def load_state_dict(self, weights: StateDict) -> None:
         held = self.bare.state_dict()
         assert weights.keys() == held.keys(), "weights of another network"
         with torch.no_grad():
             for name, tensor in held.items():
                 tensor.copy_(_like(weights[name], tensor))
 
-    def ema_state_dict(self) -> Weights:
+    def ema_state_dict(self) -> StateDict:
         """The averaged weights under the network's own names."""
         averaged = {name: whole_tensor(average) for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)}
         buffers = {name: tensor for name, tensor in self.bare.state_dict().items() if name not in averaged}
         return {**buffers, **averaged}
 
-    def load_ema_state_dict(self, weights: Weights) -> None:
+    def load_ema_state_dict(self, weights: StateDict) -> None:
         for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True):
             average.copy_(_like(weights[name], average))
 

@@ -15,12 +15,13 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from audiodiff_core import seeds as streams
+from audiodiff_core.files.weights import StateDict
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
 from audiodiff_core.sampling import image_sides
 from audiodiff_core.training.draws import TrainBatch
 from audiodiff_core.training.optimizer import load_moments, make_optimizer, moments_of
-from audiodiff_core.training.state import MAX_GRADIENT_NORM, Weights, memory_format
+from audiodiff_core.training.state import MAX_GRADIENT_NORM, memory_format
 from audiodiff_core.training.vae_losses import (
     PatchDiscriminator,
     VaeObjective,
@@ -92,21 +93,21 @@ class VaeTrainState:
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
         self.ema.steps = progress["ema_step"]
 
-    def state_dict(self) -> Weights:
+    def state_dict(self) -> StateDict:
         """The live weights of VAE (`vae.`) and discriminator (`discriminator.`)."""
         parts = (("vae", self.bare), ("discriminator", self.bare_discriminator))
         return {f"{part}.{name}": tensor for part, module in parts for name, tensor in module.state_dict().items()}
 
-    def load_state_dict(self, weights: Weights) -> None:
+    def load_state_dict(self, weights: StateDict) -> None:
         for part, module in (("vae.", self.bare), ("discriminator.", self.bare_discriminator)):
             module.load_state_dict({name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)})
 
-    def ema_state_dict(self) -> Weights:
+    def ema_state_dict(self) -> StateDict:
         """The averaged weights of the VAE under its own names."""
         averaged = {name: average for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)}
         return {**self.bare.state_dict(), **averaged}
 
-    def load_ema_state_dict(self, weights: Weights) -> None:
+    def load_ema_state_dict(self, weights: StateDict) -> None:
         for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True):
             average.copy_(weights[name])
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import Mel as Reference
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.mel import Mel, MelConfig
 from tests.benchmarks import vocoder
 
@@ -32,7 +32,7 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[fl
 def analysis(config: MelConfig) -> None:
     """Samples -> images, all loops."""
     mel, reference = Mel(config), Reference(x_res=config.x_res, y_res=config.y_res, hop_length=config.hop_length)
-    audios = [decode(file, config.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
+    audios = [decode_audio(file, config.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
 
     def ours() -> None:
         for audio in audios:

@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from audiodiff_core.audio import Samples, decode
+from audiodiff_core.audio import Samples, decode_audio
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 SAMPLE_RATE = 44_100
@@ -46,7 +46,7 @@ def _make_file(path: Path, number: int, seconds: float, form: str) -> None:
 
 @cache
 def _loops() -> list[Samples]:
-    return [decode(file, SAMPLE_RATE) for file in sorted(LOOPS.glob("*.flac"))]
+    return [decode_audio(file, SAMPLE_RATE) for file in sorted(LOOPS.glob("*.flac"))]
 
 
 def _chain(loops: Sequence[Samples], length: int, number: int) -> Samples:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audiodiff_core.audio import Samples, decode
+from audiodiff_core.audio import Samples, decode_audio
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.loops import cut_loop, seam_score
 from audiodiff_core.mel import Mel, MelConfig, to_model
@@ -104,7 +104,7 @@ def main() -> None:
     unet, scheduler = trained(given.training_steps)
     pipeline = Model(unet, scheduler, MEL, digest="").pipeline(ExecutionProfile(batch_size=BATCH))
     circular, ordinary = (generated(pipeline, given.count, seamless) for seamless in (True, False))
-    corpus = [decode(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
+    corpus = [decode_audio(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
     print(f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:")
     report("generated in circular time", circular, given.count)
     report("the same, looped by the original", looped_by_the_original(circular), given.count)

@@ -148,14 +148,14 @@ def plan_all(folder: str, out: str) -> None:
     """Plans a folder, twice; prints by how much the memory's peak grew."""
     from audiodiff_platform.audio_files import Inputs, Source
     from audiodiff_platform.storage import Folder
-    from audiodiff_platform.work.plan import append_plan, cut, new_sources
+    from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources
 
     warm, output = Folder(f"{out}-warm"), Folder(out)
-    append_plan(warm, cut([Source("a.mp3", 1, "1")], 600, first=0), {})  # loads the libraries
+    append_plan(warm, assign_shards([Source("a.mp3", 1, "1")], 600, first=0), {})  # loads the libraries
     new_sources(warm, [Source("a.mp3", 1, "1")])
     before = _peak_bytes()
     _, new = new_sources(output, Inputs(folder).sources())
-    append_plan(output, cut(new, 600, first=0), {})
+    append_plan(output, assign_shards(new, 600, first=0), {})
     count = len(new)
     del new
     new_sources(output, Inputs(folder).sources())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.checks import expected_round_trip, round_trip_features
 from audiodiff_core.vocoder import GriffinLim
@@ -61,7 +61,7 @@ SOUND = [
 def measure(config: MelConfig) -> tuple[float, float]:
     """Of the loops, each repeated to fill a slice, and their images' audio by GriffinLim: mean difference of images in levels, of spectra in dB."""
     mel, vocoder = Mel(config), GriffinLim(config)
-    slices = np.stack([np.resize(decode(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))])
+    slices = np.stack([np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))])
     images, _ = mel.images(slices)
     audio = vocoder(images, range(len(images)))
     again, _ = mel.images(audio)

@@ -21,7 +21,13 @@ from typing import Any
 
 from audiodiff_core.mel import MelConfig
 from audiodiff_platform.audio_files import Source
-from audiodiff_platform.mel_data.mel_dataset import FORMAT_VERSION, MEL_CONFIG, VALIDATION, MelDataset, data_file
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_FORMAT_VERSION,
+    MEL_CONFIG,
+    VALIDATION_SPLIT,
+    MelDataset,
+    data_file,
+)
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import append_plan, new_sources, read_shard
 from tests.benchmarks.processes import ROOT
@@ -34,7 +40,7 @@ def record(shard: int) -> dict[str, Any]:
     """A commit record of the size of a real one: ten files, two of them unusable."""
     parts = {data_file(shard): f"{shard:064x}", f"quarantine/{shard:06d}.parquet": f"{shard:064x}"}
     failures = [{"audio_file": f"album {shard}/track {number}.mp3", "reason": "not audio that can be read"} for number in range(2)]
-    splits = {"rows": 300, "row_groups": [256, 44], VALIDATION: {"rows": 0, "row_groups": []}}
+    splits = {"rows": 300, "row_groups": [256, 44], VALIDATION_SPLIT: {"rows": 0, "row_groups": []}}
     return {**splits, "files": 10, "duplicates": 0, "failures": failures, "skipped": {}, "parts": parts, "sizes": dict.fromkeys(parts, 10_000), "generation": 1}
 
 
@@ -57,7 +63,7 @@ def opened(part: str, uri: str, shards: int, each: int) -> None:
         case "records" | "packed records":
             assert len(commits.committed(folder)) == shards
         case "finish":
-            commits.succeed(folder, {"format_version": FORMAT_VERSION, "digest": "simulated"}, commits.committed(folder))
+            commits.succeed(folder, {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"}, commits.committed(folder))
         case "dataset":
             assert len(MelDataset(uri).shards) == shards
     seconds = time.perf_counter() - began

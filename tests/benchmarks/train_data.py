@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_platform.mel_data.mel_dataset import (
-    FORMAT_VERSION,
+    DATASET_FORMAT_VERSION,
+    DATASET_SCHEMA,
     MEL_CONFIG,
-    SCHEMA,
-    VALIDATION,
+    VALIDATION_SPLIT,
     MelDataset,
     data_file,
 )
@@ -60,16 +60,16 @@ def simulate(folder: Path, rows: int) -> None:
     ]
     (folder / "data").mkdir(parents=True)
     first = folder / data_file(0)
-    pq.write_table(pa.Table.from_pylist(table, SCHEMA), first, row_group_size=GROUP_ROWS)
+    pq.write_table(pa.Table.from_pylist(table, DATASET_SCHEMA), first, row_group_size=GROUP_ROWS)
     groups = [GROUP_ROWS] * (SHARD_ROWS // GROUP_ROWS)
     records: dict[int, dict[str, Any]] = {}
     for shard in range(rows // SHARD_ROWS):
         if shard:
             os.link(first, folder / data_file(shard))
         parts = {data_file(shard): "simulated"}
-        records[shard] = {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION: {"rows": 0, "row_groups": []}, "parts": parts}
+        records[shard] = {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION_SPLIT: {"rows": 0, "row_groups": []}, "parts": parts}
     output.write(MEL_CONFIG, mel.to_json().encode())
-    commits.succeed(output, {"format_version": FORMAT_VERSION, "digest": f"simulated {rows}"}, records)
+    commits.succeed(output, {"format_version": DATASET_FORMAT_VERSION, "digest": f"simulated {rows}"}, records)
 
 
 def read(folder: Path, batches: int) -> dict[str, float]:

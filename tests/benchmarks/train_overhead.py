@@ -27,7 +27,7 @@ from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.training.weight_average import WeightAverage
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 from audiodiff_platform.train.diffusion_worker import DiffusionLearner
-from audiodiff_platform.train.inputs import StartingPoint, starting_point
+from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.worker_group import Group, run_workers
@@ -41,7 +41,7 @@ SECONDS = "seconds.json"
 class Bare:
     """The loop that a person would write: a copy of the network, one batch of images."""
 
-    def __init__(self, options: TrainOptions, start: StartingPoint) -> None:
+    def __init__(self, options: TrainOptions, start: TrainingInputs) -> None:
         self.options, self.objective = options, start.objective
         self.network = copy.deepcopy(start.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, fused=True)
@@ -80,7 +80,7 @@ def worker(config: dict[str, Any]) -> None:
     """Trains for the options' steps, each followed by one of the bare loop; writes seconds (wall clock, processor) of each."""
     options = TrainOptions.model_validate(config["options"])
     accelerator = join_workers(options)
-    start = starting_point(options)
+    start = load_training_inputs(options)
     bare = Bare(options, start)
     state = TrainState(accelerator, start.network, start.objective, options.learning_rate, options.seed)
     learner = Paired(options, accelerator, state, bare)

@@ -21,7 +21,7 @@ import pytest
 import soundfile
 from av.stream import Disposition
 
-from audiodiff_core.audio import AudioDecodeError, AudioFormat, blocks, decode, encode, stream
+from audiodiff_core.audio import AudioDecodeError, AudioFormat, blocks, decode_audio, encode_audio, stream
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 
 RATE = 22_050
@@ -79,7 +79,7 @@ def pitch_hz(samples: npt.NDArray[np.float32]) -> int:
 def test_decode_is_librosa_bit_for_bit(loops: Path, name: str) -> None:
     assert soundfile.info(loops / name).channels == 2
     expected, _ = librosa.load(loops / name, sr=RATE, mono=True)
-    decoded = decode(loops / name, RATE)
+    decoded = decode_audio(loops / name, RATE)
     assert decoded.dtype == np.float32
     np.testing.assert_array_equal(decoded, expected)
 
@@ -95,7 +95,7 @@ def test_files_of_many_blocks_are_librosas(tmp_path: Path, loops: Path, monkeypa
             sound.write(samples[start : start + 10_000])
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 10_000)
     expected, _ = librosa.load(file, sr=RATE, mono=True)
-    np.testing.assert_array_equal(decode(file, RATE), expected)
+    np.testing.assert_array_equal(decode_audio(file, RATE), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -105,7 +105,7 @@ def test_vorbis_is_libsndfiles_to_the_sample(channels: int, length: int) -> None
     content = vorbis(samples)
     expected, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     assert len(expected) == length
-    np.testing.assert_allclose(decode(content, RATE), expected.mean(axis=1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(decode_audio(content, RATE), expected.mean(axis=1), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, RATE, 48_000, 96_000])
@@ -114,15 +114,15 @@ def test_other_rates_and_channel_counts(wav: Callable[..., bytes], rate: int, ch
     samples = np.random.default_rng(rate).uniform(-0.5, 0.5, (20_001 if channels < 64 else 1_001, channels)).astype(np.float32)
     content = wav(samples, rate)
     expected, _ = librosa.load(io.BytesIO(content), sr=RATE, mono=True)
-    np.testing.assert_array_equal(decode(content, RATE), expected)
+    np.testing.assert_array_equal(decode_audio(content, RATE), expected)
 
 
 @pytest.mark.parametrize("frames", [1_000, 44_099, 1 << 24])
 def test_block_size_does_not_change_the_samples(loops: Path, monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
     file = loops / "ambi_choir.flac"
-    expected = decode(file, RATE)
+    expected = decode_audio(file, RATE)
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", frames)
-    np.testing.assert_array_equal(decode(file, RATE), expected)
+    np.testing.assert_array_equal(decode_audio(file, RATE), expected)
     if frames == 1_000:
         assert max(len(block) for block in stream(file, RATE)) < 5_000
 
@@ -157,35 +157,35 @@ def test_a_file_of_hours_takes_the_memory_of_ten_minutes(tmp_path: Path, hours: 
 
 def test_bytes_path_and_uri_are_the_same(loops: Path) -> None:
     file = loops / "ambi_choir.flac"
-    expected = decode(str(file), RATE)
+    expected = decode_audio(str(file), RATE)
     with fsspec.open("memory://decode/choir.flac", "wb") as remote:
         remote.write(file.read_bytes())
-    np.testing.assert_array_equal(decode(file.read_bytes(), RATE), expected)
-    np.testing.assert_array_equal(decode("memory://decode/choir.flac", RATE), expected)
-    np.testing.assert_array_equal(decode(f"file://{file}", RATE), expected)
+    np.testing.assert_array_equal(decode_audio(file.read_bytes(), RATE), expected)
+    np.testing.assert_array_equal(decode_audio("memory://decode/choir.flac", RATE), expected)
+    np.testing.assert_array_equal(decode_audio(f"file://{file}", RATE), expected)
 
 
 @pytest.mark.parametrize("name", ["tone.m4a", "tone.aac"])
 def test_aac_through_ffmpeg(tmp_path: Path, name: str) -> None:
     write_aac(tmp_path / name, tone(441))
-    decoded = decode(tmp_path / name, RATE)
+    decoded = decode_audio(tmp_path / name, RATE)
     assert abs(len(decoded) - 2 * RATE) < 0.1 * RATE
     assert abs(pitch_hz(decoded) - 441) <= 1
     assert float(np.abs(decoded[RATE // 2 : -RATE // 2]).max()) == pytest.approx(0.4, rel=0.05)
-    np.testing.assert_array_equal(decode((tmp_path / name).read_bytes(), RATE), decoded)
+    np.testing.assert_array_equal(decode_audio((tmp_path / name).read_bytes(), RATE), decoded)
 
 
 @pytest.mark.parametrize("picture", ["", "cover", "libx264"])
 def test_the_first_audio_track_is_read_whatever_is_beside_it(tmp_path: Path, picture: str) -> None:
     write_aac(tmp_path / "song.m4a", tone(441), tone(1_000), picture=picture)
-    assert abs(pitch_hz(decode(tmp_path / "song.m4a", RATE)) - 441) <= 1
+    assert abs(pitch_hz(decode_audio(tmp_path / "song.m4a", RATE)) - 441) <= 1
 
 
 def test_tags_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
     write_aac(tmp_path / "song.m4a", tone(441))
     content = (tmp_path / "song.m4a").read_bytes()
     assert b"Lavf" in content
-    np.testing.assert_array_equal(decode(content.replace(b"Lavf", b"\xe9t\xe9f"), RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(content.replace(b"Lavf", b"\xe9t\xe9f"), RATE), decode_audio(content, RATE))
 
 
 @pytest.mark.parametrize(
@@ -194,15 +194,15 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
     ids=["ffmpeg", "sox", "2-gib", "no-data", "header-alone", "libsndfile", "zeros"],
 )
 def test_a_wav_written_to_a_pipe_is_read_to_its_end(hum: Callable[..., npt.NDArray[np.float32]], riff: int, data: int) -> None:
-    content = encode(hum(20_000), RATE)
-    np.testing.assert_array_equal(decode(wav_sizes(content, riff, data), RATE), decode(content, RATE))
+    content = encode_audio(hum(20_000), RATE)
+    np.testing.assert_array_equal(decode_audio(wav_sizes(content, riff, data), RATE), decode_audio(content, RATE))
 
 
 def test_an_empty_wav_holds_no_samples_whatever_follows() -> None:
     tags = b"LIST\x1a\0\0\0INFOISFT\x0e\0\0\0Lavf60.16.100\0"
-    content = encode(np.zeros(0, np.float32), RATE) + tags
+    content = encode_audio(np.zeros(0, np.float32), RATE) + tags
     with pytest.raises(AudioDecodeError, match="no samples"):
-        decode(wav_sizes(content, len(content) - 8, 0), RATE)
+        decode_audio(wav_sizes(content, len(content) - 8, 0), RATE)
 
 
 def vorbis(samples: npt.NDArray[np.float32]) -> bytes:
@@ -248,49 +248,49 @@ def test_what_states_its_length_and_is_cut_is_truncated(
         write_aac(tmp_path / "song.m4a", hum(4_000), movflags="faststart")
         content = (tmp_path / "song.m4a").read_bytes()
     else:
-        content = encode(hum(4 * RATE), RATE, file_format)
-    assert len(decode(content, RATE))
+        content = encode_audio(hum(4 * RATE), RATE, file_format)
+    assert len(decode_audio(content, RATE))
     with pytest.raises(AudioDecodeError, match="truncated"):
-        decode(content[: end(content)], RATE)
+        decode_audio(content[: end(content)], RATE)
 
 
 @pytest.mark.parametrize("file_format", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(30_000)], ids=["id3v1", "zeros"])
 def test_what_follows_the_audio_does_no_harm(hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat, tail: bytes) -> None:
-    content = encode(hum(4 * RATE), RATE, file_format)
-    np.testing.assert_array_equal(decode(content + tail, RATE), decode(content, RATE))
+    content = encode_audio(hum(4 * RATE), RATE, file_format)
+    np.testing.assert_array_equal(decode_audio(content + tail, RATE), decode_audio(content, RATE))
 
 
 def test_flac_of_no_stated_length_is_read_to_its_end(loops: Path) -> None:
     content = (loops / "ambi_choir.flac").read_bytes()
     streamed = content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:]
     assert soundfile.info(io.BytesIO(streamed)).frames == UNKNOWN_FRAMES
-    np.testing.assert_array_equal(decode(streamed, RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(streamed, RATE), decode_audio(content, RATE))
 
 
 def test_mp3_of_no_stated_length_gives_what_it_holds(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
     quiet_start = np.concatenate([np.zeros(RATE, np.float32), hum(2 * RATE)])
-    tagged = encode(quiet_start, RATE, "mp3")
+    tagged = encode_audio(quiet_start, RATE, "mp3")
     content = tagged[second_mp3_frame(tagged) :]
     assert soundfile.info(io.BytesIO(content)).frames > 2 * len(quiet_start), "from the low bit rate of its first frame"
-    assert abs(len(decode(content, RATE)) - len(quiet_start)) < 0.1 * RATE
+    assert abs(len(decode_audio(content, RATE)) - len(quiet_start)) < 0.1 * RATE
     with_picture = b"ID3\x03\0\0" + bytes([0, 0, 78, 16]) + bytes(10_000) + tagged
-    np.testing.assert_array_equal(decode(with_picture, RATE), decode(tagged, RATE))
+    np.testing.assert_array_equal(decode_audio(with_picture, RATE), decode_audio(tagged, RATE))
     with pytest.raises(AudioDecodeError, match="truncated"):
-        decode(with_picture[: len(with_picture) - len(tagged) // 2], RATE)
+        decode_audio(with_picture[: len(with_picture) - len(tagged) // 2], RATE)
 
 
 def test_an_ogg_stream_that_misses_a_page_is_corrupt(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
-    content = encode(hum(8 * RATE), RATE, "ogg")
+    content = encode_audio(hum(8 * RATE), RATE, "ogg")
     *_, before, missing, after = ogg_pages(content)[:5]
     assert before < missing < after
     with pytest.raises(AudioDecodeError, match="corrupt"):
-        decode(content[:missing] + content[after:], RATE)
+        decode_audio(content[:missing] + content[after:], RATE)
     with pytest.raises(AudioDecodeError, match="corrupt"):
-        decode(content[: missing + 100] + bytes([content[missing + 100] ^ 1]) + content[missing + 101 :], RATE)
+        decode_audio(content[: missing + 100] + bytes([content[missing + 100] ^ 1]) + content[missing + 101 :], RATE)
     last = ogg_pages(content)[-1]
     with pytest.raises(AudioDecodeError, match="corrupt"):
-        decode(content[: last + 100] + b"\0" + content[last + 101 :], RATE)
+        decode_audio(content[: last + 100] + b"\0" + content[last + 101 :], RATE)
 
 
 def test_a_file_that_names_other_files_is_not_audio(tmp_path: Path, wav: Callable[..., bytes], hum: Callable[..., npt.NDArray[np.float32]]) -> None:
@@ -298,7 +298,7 @@ def test_a_file_that_names_other_files_is_not_audio(tmp_path: Path, wav: Callabl
     for content in (f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/song.wav\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile 'song.wav'\n"):
         (tmp_path / "list.mp3").write_text(content)
         with pytest.raises(AudioDecodeError, match="not audio"):
-            decode(tmp_path / "list.mp3", RATE)
+            decode_audio(tmp_path / "list.mp3", RATE)
 
 
 def _not_finite(wav: Callable[..., bytes], value: float) -> bytes:
@@ -329,13 +329,13 @@ def test_unusable_audio_is_named(tmp_path: Path, loops: Path, wav: Callable[...,
     file = tmp_path / "song.wav"
     file.write_bytes(content(wav, loops))
     with pytest.raises(AudioDecodeError) as raised:
-        decode(file, RATE)
+        decode_audio(file, RATE)
     assert raised.value.source == str(file)
     assert reason in raised.value.reason
     assert str(raised.value).startswith(f"{file}: ")
     assert "\n" not in str(raised.value)
     with pytest.raises(AudioDecodeError) as raised:
-        decode(file.read_bytes(), RATE)
+        decode_audio(file.read_bytes(), RATE)
     assert raised.value.source == "<bytes>"
     assert " at 0x" not in str(raised.value), "the same bytes have the same reason in every process"
 
@@ -343,7 +343,7 @@ def test_unusable_audio_is_named(tmp_path: Path, loops: Path, wav: Callable[...,
 def test_a_headerless_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "samples.raw").write_bytes(bytes(4_000))
     with pytest.raises(AudioDecodeError, match=r"samples\.raw"):
-        decode(tmp_path / "samples.raw", RATE)
+        decode_audio(tmp_path / "samples.raw", RATE)
 
 
 @pytest.mark.parametrize("name", ["été #1 50%20 [live]?.wav", "Artist::Song.wav", "12:30.wav"])
@@ -356,25 +356,25 @@ def test_any_file_name_can_be_read(
     (tmp_path / "song.m4a").rename(tmp_path / f"{name}.m4a")
     monkeypatch.chdir(tmp_path)
     for file in (tmp_path / name, str(tmp_path / name), name):
-        np.testing.assert_array_equal(decode(file, RATE), samples)
-    np.testing.assert_array_equal(decode(f"{name}.m4a", RATE), decode(tmp_path / f"{name}.m4a", RATE))
+        np.testing.assert_array_equal(decode_audio(file, RATE), samples)
+    np.testing.assert_array_equal(decode_audio(f"{name}.m4a", RATE), decode_audio(tmp_path / f"{name}.m4a", RATE))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioDecodeError, match=r"absent\.wav: cannot be opened \(No such file or directory\)"):
-        decode(tmp_path / "absent.wav", RATE)
+        decode_audio(tmp_path / "absent.wav", RATE)
 
 
 def test_a_fault_of_the_machine_is_no_fault_of_the_file(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "good.wav", np.full(4_000, 0.1), RATE)
-    assert len(decode(tmp_path / "good.wav", RATE)) == 4_000
+    assert len(decode_audio(tmp_path / "good.wav", RATE)) == 4_000
     next_descriptor = os.dup(0)
     os.close(next_descriptor)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next_descriptor, hard))
     try:
         with pytest.raises(OSError, match="Too many open files") as raised:
-            decode(tmp_path / "good.wav", RATE)
+            decode_audio(tmp_path / "good.wav", RATE)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not isinstance(raised.value, AudioDecodeError)
@@ -383,7 +383,7 @@ def test_a_fault_of_the_machine_is_no_fault_of_the_file(tmp_path: Path) -> None:
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioDecodeError, match=r"pipe\.wav: not a regular file"):
-        decode(tmp_path / "pipe.wav", 22_050)
+        decode_audio(tmp_path / "pipe.wav", 22_050)
 
 
 def test_decode_error_survives_pickling() -> None:
@@ -396,24 +396,24 @@ def test_decode_error_survives_pickling() -> None:
 @pytest.mark.parametrize("file_format", ["wav", "flac"])
 def test_encode_is_repeatable_and_exact_to_16_bits(file_format: AudioFormat) -> None:
     samples = np.concatenate([np.linspace(-1, 1, 10_001), np.random.default_rng(0).uniform(-1, 1, 10_000)]).astype(np.float32)
-    content = encode(samples, RATE, file_format)
-    assert encode(samples.copy(), RATE, file_format) == content
+    content = encode_audio(samples, RATE, file_format)
+    assert encode_audio(samples.copy(), RATE, file_format) == content
     info = soundfile.info(io.BytesIO(content))
     assert (info.format, info.subtype, info.samplerate, info.channels) == (file_format.upper(), "PCM_16", RATE, 1)
-    decoded = decode(content, RATE)
+    decoded = decode_audio(content, RATE)
     assert len(decoded) == len(samples)
     assert np.abs(decoded - samples).max() <= 1 / 32_767
 
 
 def test_a_long_ogg_can_be_encoded(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
     samples = np.tile(hum(RATE), 240)
-    assert len(decode(encode(samples, RATE, "ogg"), RATE)) == len(samples)
+    assert len(decode_audio(encode_audio(samples, RATE, "ogg"), RATE)) == len(samples)
 
 
 @pytest.mark.parametrize("file_format", ["wav", "flac"])
 def test_encode_clips_instead_of_wrapping(file_format: AudioFormat) -> None:
     loud = np.array([1.5, -1.5, 1.0, -1.0, 40.0, -40.0], np.float32).repeat(100)
-    decoded = decode(encode(loud, RATE, file_format), RATE)
+    decoded = decode_audio(encode_audio(loud, RATE, file_format), RATE)
     np.testing.assert_allclose(decoded, np.sign(loud), atol=1 / 32_767)
 
 
@@ -421,25 +421,25 @@ def test_encode_clips_instead_of_wrapping(file_format: AudioFormat) -> None:
 @pytest.mark.parametrize("file_format", ["wav", "flac", "ogg", "mp3"])
 def test_encode_refuses_what_is_not_finite(file_format: AudioFormat, value: float) -> None:
     with pytest.raises(ValueError, match="NaN or infinite"):
-        encode(np.array([0, value, 0], np.float32), RATE, file_format)
+        encode_audio(np.array([0, value, 0], np.float32), RATE, file_format)
 
 
 @pytest.mark.parametrize(("file_format", "rate"), [("mp3", 96_000), ("mp3", 20_000), ("flac", 700_000), ("ogg", 200_001), ("ogg", 768_000)])
 def test_a_rate_that_a_format_does_not_know_is_named(file_format: AudioFormat, rate: int) -> None:
     with pytest.raises(ValueError, match=rf"^format {file_format} at {rate} Hz: .+ use wav$") as raised:
-        encode(np.zeros(2_000, np.float32), rate, file_format)
+        encode_audio(np.zeros(2_000, np.float32), rate, file_format)
     assert "BytesIO" not in str(raised.value)
-    assert len(encode(np.zeros(2_000, np.float32), rate)) > 4_000
+    assert len(encode_audio(np.zeros(2_000, np.float32), rate)) > 4_000
 
 
 def test_an_ogg_of_the_highest_rate() -> None:
-    assert soundfile.info(io.BytesIO(encode(np.zeros(2_000, np.float32), 200_000, "ogg"))).samplerate == 200_000
+    assert soundfile.info(io.BytesIO(encode_audio(np.zeros(2_000, np.float32), 200_000, "ogg"))).samplerate == 200_000
 
 
 @pytest.mark.parametrize("file_format", ["ogg", "mp3"])
 def test_lossy_formats_are_decodable(hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat) -> None:
     samples = hum(RATE)
-    decoded = decode(encode(samples, RATE, file_format), RATE)
+    decoded = decode_audio(encode_audio(samples, RATE, file_format), RATE)
     assert abs(len(decoded) - len(samples)) < 0.1 * RATE
     spectrum = np.abs(np.fft.rfft(decoded[:RATE], RATE))
     assert abs(int(spectrum.argmax()) - 330) <= 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError, decode
+from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError, decode_audio
 
 RATE = 48_000
 TIME_S = np.arange(RATE) / RATE
@@ -91,7 +91,7 @@ def test_a_file_of_the_extension_is_decoded(tmp_path: Path, extension: str, uppe
         soundfile.write(file, np.stack([SAMPLES, SAMPLES], 1), RATE, format=file_format, subtype=subtype)
     else:
         write(file, *FFMPEG[extension])
-    decoded = decode(file, RATE)
+    decoded = decode_audio(file, RATE)
     assert len(SAMPLES) <= len(decoded) <= len(SAMPLES) + 4_096  # encoders of packets fill up the last
     lag = int(np.correlate(decoded[:8_000], SAMPLES[2_000:5_000], "valid").argmax()) - 2_000  # ADTS and MP2 state no delay
     assert 0 <= lag <= 2_200
@@ -114,7 +114,7 @@ def test_of_a_video_the_first_of_its_audio_streams_is_read(tmp_path: Path) -> No
             frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
             output.mux(sound.encode(frame))
             output.mux(sound.encode(None))
-    np.testing.assert_allclose(decode(file, RATE), SAMPLES, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(decode_audio(file, RATE), SAMPLES, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.webm"])
@@ -122,4 +122,4 @@ def test_a_video_without_audio_says_so(tmp_path: Path, name: str) -> None:
     container = {"a.mkv": "matroska"}.get(name, name.removeprefix("a."))
     write(tmp_path / name, container, None, "libvpx" if name == "a.webm" else "mpeg4")
     with pytest.raises(AudioDecodeError, match="no audio stream"):
-        decode(tmp_path / name, RATE)
+        decode_audio(tmp_path / name, RATE)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, decode
+from audiodiff_core.audio import AudioDecodeError, decode_audio
 from audiodiff_core.audio.bitstreams import check_pcm
 
 RATE = 48_000
@@ -77,7 +77,7 @@ def wav(words: Words, channels: int = 2, file_format: str = "WAV", subtype: str 
 
 def refused(content: bytes, name: str) -> None:
     with pytest.raises(AudioDecodeError, match=f"contains {name}, not PCM samples"):
-        decode(content, 22_050)
+        decode_audio(content, 22_050)
 
 
 def test_the_frames_of_these_tests_are_dts() -> None:
@@ -217,4 +217,4 @@ def test_16_bit_samples_are_librosas_numbers() -> None:
     for file_format in ("WAV", "AIFF", "FLAC"):
         content = wav(samples.reshape(-1), 2, file_format)
         expected, _ = soundfile.read(io.BytesIO(content), dtype="float32")
-        np.testing.assert_array_equal(decode(content, RATE), (expected[:, 0] + expected[:, 1]) * np.float32(0.5))
+        np.testing.assert_array_equal(decode_audio(content, RATE), (expected[:, 0] + expected[:, 1]) * np.float32(0.5))

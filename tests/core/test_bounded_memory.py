@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from audiodiff_core.audio import LONGEST_DECODED_S, AudioDecodeError, decode, stream
+from audiodiff_core.audio import LONGEST_DECODED_S, AudioDecodeError, decode_audio, stream
 from audiodiff_core.audio.formats import UnusableError
 from audiodiff_core.audio.mp4 import MAX_BOXES, MAX_PACKETS, check_sample_tables
 from audiodiff_core.compat.mel import Mel as CompatMel
@@ -35,7 +35,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = file.read_bytes()
     file.write_bytes(content[: -len(content) // 10] + bytes(len(content) // 10))
     with pytest.raises(AudioDecodeError, match="corrupt"):
-        decode(file, RATE)
+        decode_audio(file, RATE)
     return file
 
 
@@ -44,31 +44,31 @@ class TestDecode:
     @pytest.mark.parametrize(("start_s", "duration_s"), [(0, 1.25), (3.1, 0.5), (6.0, None), (0, None), (7.9, 5.0), (9.0, 1.0), (2.0, 0.0)])
     def test_a_part_is_that_of_the_whole(self, start_s: float, duration_s: float | None, rate: int, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", np.tile(noise(8)[:, np.newaxis], (1, 2)), RATE)
-        whole = decode(tmp_path / "song.wav", rate)
+        whole = decode_audio(tmp_path / "song.wav", rate)
         end_s = 8 if duration_s is None else start_s + duration_s
-        part = decode((tmp_path / "song.wav").read_bytes(), rate, start_s=start_s, duration_s=duration_s)
+        part = decode_audio((tmp_path / "song.wav").read_bytes(), rate, start_s=start_s, duration_s=duration_s)
         assert part.dtype == np.float32
         assert np.array_equal(part, whole[round(start_s * rate) : round(end_s * rate)])
 
     def test_the_whole_is_what_stream_gives(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", noise(8), RATE)
-        assert np.array_equal(decode(tmp_path / "song.wav", 48_000), np.concatenate(list(stream(tmp_path / "song.wav", 48_000))))
+        assert np.array_equal(decode_audio(tmp_path / "song.wav", 48_000), np.concatenate(list(stream(tmp_path / "song.wav", 48_000))))
 
     def test_a_part_is_decoded_no_further_than_its_end(self, damaged: Path) -> None:
-        assert len(decode(damaged, RATE, start_s=10, duration_s=10)) == 10 * RATE
+        assert len(decode_audio(damaged, RATE, start_s=10, duration_s=10)) == 10 * RATE
 
     @pytest.mark.parametrize("as_bytes", [False, True])
     def test_what_exceeds_the_bound_is_decoded_no_further(self, damaged: Path, as_bytes: bool) -> None:
         with pytest.raises(AudioDecodeError, match=r"lasts \d+ s or more, at most 20 s are decoded at once: use") as raised:
-            decode(damaged.read_bytes() if as_bytes else damaged, RATE, longest_s=20)
+            decode_audio(damaged.read_bytes() if as_bytes else damaged, RATE, longest_s=20)
         assert "\n" not in str(raised.value)
 
     def test_the_bound_counts_what_is_kept(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", noise(8), RATE)
-        assert len(decode(tmp_path / "song.wav", RATE, longest_s=8)) == 8 * RATE
-        assert len(decode(tmp_path / "song.wav", RATE, start_s=4, longest_s=4)) == 4 * RATE
+        assert len(decode_audio(tmp_path / "song.wav", RATE, longest_s=8)) == 8 * RATE
+        assert len(decode_audio(tmp_path / "song.wav", RATE, start_s=4, longest_s=4)) == 4 * RATE
         with pytest.raises(AudioDecodeError, match="at most 7 s"):
-            decode(tmp_path / "song.wav", RATE, longest_s=7)
+            decode_audio(tmp_path / "song.wav", RATE, longest_s=7)
 
     def test_there_is_a_bound_by_default(self, tmp_path: Path) -> None:
         with soundfile.SoundFile(tmp_path / "long.flac", "w", 1_000, 1) as file:
@@ -76,8 +76,8 @@ class TestDecode:
                 file.write(np.zeros(600_000, np.float32))
         assert (tmp_path / "long.flac").stat().st_size < 1 << 20
         with pytest.raises(AudioDecodeError, match=f"at most {LONGEST_DECODED_S:.0f} s are decoded at once"):
-            decode(tmp_path / "long.flac", 1_000)
-        assert len(decode(tmp_path / "long.flac", 48_000, start_s=100, duration_s=1)) == 48_000
+            decode_audio(tmp_path / "long.flac", 1_000)
+        assert len(decode_audio(tmp_path / "long.flac", 48_000, start_s=100, duration_s=1)) == 48_000
         assert sum(len(block) for block in stream(tmp_path / "long.flac", 1_000)) > LONGEST_DECODED_S * 1_000
         with pytest.raises(ValueError, match=f"long.flac: lasts more than {LONGEST_DECODED_S:.0f} s"):
             CompatMel(sample_rate=1_000, hop_length=16).load_audio(tmp_path / "long.flac")
@@ -85,7 +85,7 @@ class TestDecode:
     @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, None), (1, -1), (0, math.inf), (math.inf, None), (0, math.nan)])
     def test_a_part_that_is_none_is_refused(self, start_s: float, duration_s: float | None, damaged: Path) -> None:
         with pytest.raises(ValueError, match=rf"start_s {start_s}, duration_s {duration_s}"):
-            decode(damaged, RATE, start_s=start_s, duration_s=duration_s)
+            decode_audio(damaged, RATE, start_s=start_s, duration_s=duration_s)
 
 
 class TestSources:
@@ -154,30 +154,30 @@ def table(kind: bytes, *numbers: int) -> bytes:
 
 class TestMp4:
     def test_ordinary_files_are_read(self, m4a: bytes) -> None:
-        assert len(decode(m4a, RATE)) > 0.4 * RATE
-        assert np.array_equal(decode(resized(m4a, b"moov", 0), RATE), decode(m4a, RATE))
+        assert len(decode_audio(m4a, RATE)) > 0.4 * RATE
+        assert np.array_equal(decode_audio(resized(m4a, b"moov", 0), RATE), decode_audio(m4a, RATE))
         check_sample_tables(io.BytesIO(m4a))
 
     @pytest.mark.parametrize("box", [b"moov", b"trak", b"stbl"])
     def test_a_box_of_size_0_hides_no_table(self, m4a: bytes, box: bytes) -> None:
         with pytest.raises(AudioDecodeError, match="states packets of 20000000 bytes or more"):
-            decode(resized(stating(m4a, 20_000_000), box, 0), RATE)
+            decode_audio(resized(stating(m4a, 20_000_000), box, 0), RATE)
 
     def test_a_box_with_a_64_bit_size_hides_no_table(self, m4a: bytes) -> None:
         content = stating(m4a, 20_000_000)
         at = content.index(b"moov") - 4
         body = content[at + 8 :]
         with pytest.raises(AudioDecodeError, match="states packets of 20000000 bytes or more"):
-            decode(content[:at] + struct.pack(">I4sQ", 1, b"moov", len(body) + 16) + body, RATE)
+            decode_audio(content[:at] + struct.pack(">I4sQ", 1, b"moov", len(body) + 16) + body, RATE)
 
     @pytest.mark.parametrize("name", [b"free", b"hoov"])
     def test_a_disguised_header_hides_no_table(self, m4a: bytes, name: bytes) -> None:
         with pytest.raises(AudioDecodeError, match="states packets of 20000000 bytes or more"):
-            decode(stating(m4a, 20_000_000).replace(b"moov", name), RATE)
+            decode_audio(stating(m4a, 20_000_000).replace(b"moov", name), RATE)
 
     def test_a_padded_file_states_no_more_packets_than_are_read(self, m4a: bytes) -> None:
         with pytest.raises(AudioDecodeError, match=f"states {MAX_PACKETS + 1} packets, at most {MAX_PACKETS}"):
-            decode(stating(m4a, MAX_PACKETS + 1) + bytes(MAX_PACKETS), RATE)
+            decode_audio(stating(m4a, MAX_PACKETS + 1) + bytes(MAX_PACKETS), RATE)
 
     def test_a_compact_table_has_room_in_the_file(self, m4a: bytes) -> None:
         for bits, count in ((4, 200_000), (8, 100_000), (16, 50_000)):
@@ -218,4 +218,4 @@ class TestMp4:
 
     def test_boxes_are_bounded(self, m4a: bytes) -> None:
         with pytest.raises(AudioDecodeError, match=f"more than {MAX_BOXES} MP4 boxes"):
-            decode(m4a + struct.pack(">I4s", 8, b"skip") * MAX_BOXES, RATE)
+            decode_audio(m4a + struct.pack(">I4s", 8, b"skip") * MAX_BOXES, RATE)

@@ -12,7 +12,7 @@ from diffusers import AudioDiffusionPipeline as ReferencePipeline
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from diffusers import Mel as ReferenceMel
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, AudioEncoder, Mel
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder as CoreEncoder
 
@@ -134,7 +134,7 @@ def test_mel_images_are_the_references(settings: dict[str, int], loop_files: lis
     ours, reference = Mel(**settings), ReferenceMel(**settings)
     assert dict(ours.config) == dict(reference.config)
     for file in loop_files[:4]:
-        audio = decode(file, 22_050)
+        audio = decode_audio(file, 22_050)
         for mel in (ours, reference):
             mel.load_audio(raw_audio=audio)
         assert ours.get_number_of_slices() == reference.get_number_of_slices() > 0
@@ -211,9 +211,9 @@ def test_audio_encoder(loop_files: list[Path], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder", "_diffusers_version": "0.16.1"}')
     torch.save(core.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     encoder = AudioEncoder.from_pretrained(tmp_path)
-    by_length = sorted(loop_files, key=lambda file: len(decode(file, core.sample_rate)))
+    by_length = sorted(loop_files, key=lambda file: len(decode_audio(file, core.sample_rate)))
     files = by_length[-2:]
-    audios = [decode(file, core.sample_rate) for file in files]
+    audios = [decode_audio(file, core.sample_rate) for file in files]
     average, most = encoder.encode(files), encoder.encode([str(file) for file in files], pool="max")
     assert average.shape == most.shape == (2, 100)
     assert torch.allclose(average, torch.from_numpy(core.encode(audios, core.sample_rate)), atol=1e-3), "images may differ by a level"

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.embeddings.clap import ClapEncoder
-from audiodiff_core.embeddings.inputs import BATCH_SIZE
+from audiodiff_core.embeddings.inputs import ENCODER_BATCH_SIZE
 from tests import tiny_clap
 
 Audio = npt.NDArray[np.float32]
@@ -70,12 +70,12 @@ def encoder(folder: Path) -> AudioEncoder:
 
 @pytest.fixture(scope="module")
 def tabla(loops: Path) -> Audio:
-    return decode(loops / "loop_tabla.flac", RATE)
+    return decode_audio(loops / "loop_tabla.flac", RATE)
 
 
 @pytest.fixture(scope="module")
 def industrial(loops: Path) -> Audio:
-    return decode(loops / "loop_industrial.flac", RATE)
+    return decode_audio(loops / "loop_industrial.flac", RATE)
 
 
 def test_the_originals_numbers(encoder: AudioEncoder, tabla: Audio, industrial: Audio) -> None:
@@ -93,10 +93,10 @@ def test_the_originals_numbers(encoder: AudioEncoder, tabla: Audio, industrial: 
 
 def test_neighbours_do_not_matter(encoder: AudioEncoder, tabla: Audio, industrial: Audio) -> None:
     alone = encoder.encode([industrial], RATE)[0]
-    in_company = encoder.encode([tabla[: len(industrial)]] * BATCH_SIZE + [industrial, tabla, industrial], RATE)
-    assert np.array_equal(in_company[BATCH_SIZE], alone), "first of the second batch"
+    in_company = encoder.encode([tabla[: len(industrial)]] * ENCODER_BATCH_SIZE + [industrial, tabla, industrial], RATE)
+    assert np.array_equal(in_company[ENCODER_BATCH_SIZE], alone), "first of the second batch"
     assert np.array_equal(in_company[-1], alone), "after others"
-    assert all(np.array_equal(row, in_company[0]) for row in in_company[:BATCH_SIZE])
+    assert all(np.array_equal(row, in_company[0]) for row in in_company[:ENCODER_BATCH_SIZE])
 
 
 def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.mel import Mel, MelConfig, filterbank
 from audiodiff_core.mel.checks import (
     SIDE_MULTIPLES,
     Finding,
+    check_mel,
     expected_bytes,
     expected_round_trip,
     expected_slices,
     filterbank_rank,
-    lint,
 )
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import Slicing, mel_slices
@@ -26,7 +26,7 @@ from audiodiff_core.vocoder import GriffinLim
 
 
 def flaws(config: MelConfig) -> list[Finding]:
-    return [finding for finding in lint(config) if finding.severity != "info"]
+    return [finding for finding in check_mel(config) if finding.severity != "info"]
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,16 @@ def test_good_configurations_have_no_flaw(config: MelConfig) -> None:
 
 
 def test_what_to_expect_is_told() -> None:
-    duration, round_trip, size = (finding.message for finding in lint(MelConfig(), slices=1_000))
+    duration, round_trip, size = (finding.message for finding in check_mel(MelConfig(), slices=1_000))
     assert "5.94 s" in duration
     assert f"{expected_round_trip(MelConfig()):.1f} of 255" in round_trip
     assert "1,000 slices" in size
     assert f"{expected_bytes(MelConfig(), 1_000) / 1e6:.1f} MB" in size
-    assert len(lint(MelConfig())) == 2
+    assert len(check_mel(MelConfig())) == 2
 
 
 def test_errors_come_first() -> None:
-    severities = [finding.severity for finding in lint(MelConfig(x_res=100, hop_length=1_025))]
+    severities = [finding.severity for finding in check_mel(MelConfig(x_res=100, hop_length=1_025))]
     assert severities == ["error", "warning", "info", "info"]
 
 
@@ -95,7 +95,7 @@ def test_deficient_rank_is_found_and_either_mend_mends_it(bands: int, n_fft: int
     mend = re.search(r"use n_fft (\d+) or (\d+) bands", finding.message)
     assert mend
     for change in ({"n_fft": int(mend[1])}, {"y_res": int(mend[2])}):
-        assert not any("rank" in finding.message for finding in lint(config.model_copy(update=change)))
+        assert not any("rank" in finding.message for finding in check_mel(config.model_copy(update=change)))
     assert filterbank_rank(config.model_copy(update={"n_fft": int(mend[1]) // 2})) < bands
 
 
@@ -168,7 +168,7 @@ def test_images_that_tell_little_of_their_sound(config: MelConfig, mend: str) ->
 def test_no_expectation_without_a_measurement(change: dict[str, int]) -> None:
     config = MelConfig(**change)
     assert expected_round_trip(config) is None
-    assert not any("round-trip" in finding.message for finding in lint(config))
+    assert not any("round-trip" in finding.message for finding in check_mel(config))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_no_expectation_without_a_measurement(change: dict[str, int]) -> None:
 )
 def test_round_trip_error_is_as_expected(loop_files: list[Path], config: MelConfig) -> None:
     mel, vocoder = Mel(config), GriffinLim(config)
-    slices = np.stack([np.resize(decode(file, config.sample_rate), config.slice_size) for file in loop_files])
+    slices = np.stack([np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in loop_files])
     images, _ = mel.images(slices)
     again, _ = mel.images(vocoder(images, range(len(images))))
     assert expected_round_trip(config) == pytest.approx(np.abs(again.astype(int) - images).mean(), rel=0.35)
@@ -193,7 +193,7 @@ def test_round_trip_error_is_as_expected(loop_files: list[Path], config: MelConf
 @pytest.mark.parametrize("config", [MelConfig(), MelConfig(x_res=64, y_res=64, hop_length=1_024), MelConfig(x_res=64, y_res=32, hop_length=256)])
 def test_size_on_disk_is_as_expected(loop_files: list[Path], config: MelConfig) -> None:
     mel = Mel(config)
-    slices = np.stack([np.resize(decode(file, config.sample_rate), config.slice_size) for file in loop_files])
+    slices = np.stack([np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in loop_files])
     images, _ = mel.images(slices)
     assert expected_bytes(config, len(images)) == pytest.approx(sum(len(encode_png(image)) for image in images), rel=0.25)
 
@@ -202,7 +202,7 @@ def test_size_on_disk_is_as_expected(loop_files: list[Path], config: MelConfig) 
 @pytest.mark.parametrize("width", [32, 64, 1_024], ids=["short", "long", "padded"])
 def test_count_of_slices_is_as_expected(loop_files: list[Path], width: int, overlap: float) -> None:
     config = MelConfig(x_res=width, y_res=32)
-    seconds = sum(len(decode(file, config.sample_rate)) for file in loop_files) / config.sample_rate
+    seconds = sum(len(decode_audio(file, config.sample_rate)) for file in loop_files) / config.sample_rate
     made = sum(len(list(mel_slices(file, Mel(config), Slicing(overlap=overlap)))) for file in loop_files)
     assert expected_slices(config, seconds, len(loop_files), overlap) == pytest.approx(made, rel=0.15)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.loops import cut_loop, level_db, loop_length, seam_score, tempo_bpm, whole_beats
 from audiodiff_core.loops.beats import track_beats
 
@@ -156,7 +156,7 @@ def test_a_loop_without_beats_is_the_beginning_of_the_audio() -> None:
 
 def test_real_loops_are_cut_at_their_length(loops: Path) -> None:
     for name, beats in (("loop_mika", 16), ("loop_compus", 16)):
-        audio = decode(loops / f"{name}.flac", RATE)
+        audio = decode_audio(loops / f"{name}.flac", RATE)
         loop, info = cut_loop(audio, RATE)
         assert (info.beats, len(loop)) == (beats, len(audio)), name
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, decode
+from audiodiff_core.audio import AudioDecodeError, decode_audio
 from audiodiff_core.audio.mpeg_frames import mpeg_streams
 
 RATE = 44_100
@@ -85,14 +85,14 @@ BETWEEN = {
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
 def test_tagged_streams_are_each_as_alone(between: bytes) -> None:
     parts = [lame(music(2)), lavf(music(1, channels=2, frequency_hz=600)), lame(music(0.1, frequency_hz=500)), lame(music(1))]
-    np.testing.assert_array_equal(decode(between.join(parts), RATE), np.concatenate([alone(part) for part in parts]))
+    np.testing.assert_array_equal(decode_audio(between.join(parts), RATE), np.concatenate([alone(part) for part in parts]))
 
 
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
 @pytest.mark.parametrize("first", ["tagged", "untagged"])
 def test_streams_without_a_tag_are_read_to_their_end(first: str, between: bytes) -> None:
     parts = [lavf(music(2), tagged=first == "tagged"), lavf(music(1), tagged=False), lavf(music(1), tagged=False)]
-    whole = decode(between.join(parts), RATE)
+    whole = decode_audio(between.join(parts), RATE)
     expected = sum(len(alone(part)) for part in parts)
     assert abs(len(whole) - expected) <= 1_105, "the delay or the padding of one stream"
     end = alone(parts[-1])[-RATE // 2 :]
@@ -106,7 +106,7 @@ def test_a_stream_of_varying_bit_rate_without_a_tag_is_read_to_its_end() -> None
     content = lavf(music(3)[::-1], tagged=False, variable=True) if len(alone(content)) > len(samples) else content
     assert len(alone(content)) < len(samples) - RATE, "the estimate of libsndfile, from the first frame"
     (stream,) = mpeg_streams(io.BytesIO(content))
-    assert len(decode(content, RATE)) == stream.samples - DECODER_DELAY > len(samples)
+    assert len(decode_audio(content, RATE)) == stream.samples - DECODER_DELAY > len(samples)
 
 
 def test_a_tag_that_counts_too_few_frames_does_not_end_the_stream() -> None:
@@ -114,7 +114,7 @@ def test_a_tag_that_counts_too_few_frames_does_not_end_the_stream() -> None:
     count = content.index(b"Xing") + 8
     wrong = content[:count] + struct.pack(">I", 40) + content[count + 4 :]
     assert len(alone(wrong)) < RATE + 2_000
-    decoded = decode(wrong, RATE)
+    decoded = decode_audio(wrong, RATE)
     expected = alone(content)
     assert len(decoded) >= len(expected)
     np.testing.assert_array_equal(decoded[: len(expected)], expected)
@@ -123,14 +123,14 @@ def test_a_tag_that_counts_too_few_frames_does_not_end_the_stream() -> None:
 @pytest.mark.parametrize("leading", [b"", bytes(1_000)], ids=["libsndfile", "ffmpeg"])
 def test_streams_of_other_rates_are_named(leading: bytes) -> None:
     with pytest.raises(AudioDecodeError, match=r"streams of 44100 and 48000 Hz|changes its channels or its rate midway"):
-        decode(leading + lame(music(1)) + lame(music(1, 48_000), 48_000), RATE)
+        decode_audio(leading + lame(music(1)) + lame(music(1, 48_000), 48_000), RATE)
 
 
 def test_a_stream_of_another_layer_is_named() -> None:
     layer_2 = lavf(music(1), codec="mp2")
-    assert len(decode(layer_2, RATE)) == len(alone(layer_2))
+    assert len(decode_audio(layer_2, RATE)) == len(alone(layer_2))
     with pytest.raises(AudioDecodeError, match="layer 2"):
-        decode(lame(music(1)) + layer_2, RATE)
+        decode_audio(lame(music(1)) + layer_2, RATE)
 
 
 @pytest.mark.parametrize("cut", [0.3, 0.5, 0.9])
@@ -143,28 +143,28 @@ def test_a_cut_stream_is_truncated_wherever_it_stands(cut: float) -> None:
         first + second[: int(len(second) * 0.6 * cut)] + first,
     ):
         with pytest.raises(AudioDecodeError, match="truncated"):
-            decode(content, RATE)
+            decode_audio(content, RATE)
 
 
 @pytest.mark.parametrize("tail", [*BETWEEN.values(), np.random.default_rng(0).bytes(3_000_000)], ids=[*BETWEEN, "noise"])
 @pytest.mark.parametrize("kind", ["lame", "lavf", "untagged"])
 def test_what_follows_the_frames_is_no_stream(kind: str, tail: bytes) -> None:
     content = {"lame": lame, "lavf": lavf, "untagged": lambda samples: lavf(samples, tagged=False)}[kind](music(2))
-    np.testing.assert_array_equal(decode(content + tail, RATE), alone(content))
+    np.testing.assert_array_equal(decode_audio(content + tail, RATE), alone(content))
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_every_sample_rate_is_known(rate: int, channels: int) -> None:
     content = lame(music(0.5, rate, channels), rate)
-    np.testing.assert_allclose(decode(content, rate), alone(content), rtol=0, atol=1e-6)
-    np.testing.assert_array_equal(decode(content * 2, rate), np.tile(decode(content, rate), 2))
+    np.testing.assert_allclose(decode_audio(content, rate), alone(content), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(decode_audio(content * 2, rate), np.tile(decode_audio(content, rate), 2))
 
 
 def test_frames_alone_are_read_as_by_libsndfile_wherever_they_are_cut() -> None:
     content = lavf(music(1), tagged=False)
     for end in [*range(len(content) // 2, len(content) // 2 + 500, 50), len(content) - 1]:
-        np.testing.assert_array_equal(decode(content[:end], RATE), alone(content[:end]))
+        np.testing.assert_array_equal(decode_audio(content[:end], RATE), alone(content[:end]))
 
 
 def test_a_fraunhofer_tag_is_no_end() -> None:
@@ -173,11 +173,11 @@ def test_a_fraunhofer_tag_is_no_end() -> None:
     header = frames[:2] + bytes([0x90]) + frames[3:4]
     for count in (10, 78):
         tag = (header.ljust(36, b"\0") + b"VBRI" + struct.pack(">3H2I", 1, 0, 0, len(frames), count)).ljust(417, b"\0")
-        assert len(decode(tag + frames, RATE)) == len(alone(frames)) + 1_152
-        assert len(decode((tag + frames) * 2, RATE)) == 2 * (len(alone(frames)) - DECODER_DELAY)
+        assert len(decode_audio(tag + frames, RATE)) == len(alone(frames)) + 1_152
+        assert len(decode_audio((tag + frames) * 2, RATE)) == 2 * (len(alone(frames)) - DECODER_DELAY)
 
 
 def test_bytes_that_look_like_headers_end_the_search() -> None:
     content = lame(music(1)) + b"\xff\xfb\x90\xc4" * 110_000
     with pytest.raises(AudioDecodeError, match="broken in more than 100000 places"):
-        decode(content, RATE)
+        decode_audio(content, RATE)

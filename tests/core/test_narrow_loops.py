@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from audiodiff_core.audio import AudioFormat, decode
+from audiodiff_core.audio import AudioFormat, decode_audio
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.mel import MelConfig
@@ -48,7 +48,7 @@ def check(loop: Loop, length: int) -> None:
     assert 0 <= seam_score(loop.audio, RATE) < np.inf
     assert -200 <= level_db(loop.audio) < 0
     for file_format in FORMATS:
-        assert len(decode(loop.file(RATE, file_format), RATE)) == length
+        assert len(decode_audio(loop.file(RATE, file_format), RATE)) == length
 
 
 @pytest.mark.parametrize(("hop_length", "n_fft"), [(128, 2_048), (16, 2_048), (16, 64)])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, decode
+from audiodiff_core.audio import AudioDecodeError, decode_audio
 from tests.conftest import LOOPS
 from tests.ogg_streams import (
     FIRST,
@@ -60,7 +60,7 @@ def rate_of(content: bytes) -> int:
 
 def decoded(content: bytes) -> Samples:
     """The channel mean at the file's own rate."""
-    return decode(content, rate_of(content))
+    return decode_audio(content, rate_of(content))
 
 
 def by_libsndfile(content: bytes) -> Samples:
@@ -198,7 +198,7 @@ def test_the_end_may_be_marked_by_a_page_of_its_own(encoder: str, granule: int) 
     pages = without_end(pages_of(encoded(encoder)))
     last = pages[-1]
     end = Page(LAST, -1 if granule else last.granule, last.serial, last.number + 1, b"", b"")
-    assert_same(decode(joined([*pages, end]), rate_of(encoded(encoder))), decoded(encoded(encoder)))
+    assert_same(decode_audio(joined([*pages, end]), rate_of(encoded(encoder))), decoded(encoded(encoder)))
 
 
 @pytest.mark.parametrize("frames", [1, 100, 1_000, 5_000, 30_000])
@@ -214,8 +214,8 @@ def test_short_streams_are_libsndfiles(encoder: str, frames: int) -> None:
 def test_a_resampled_file_is_librosas(tmp_path: Path) -> None:
     (tmp_path / "song.ogg").write_bytes(EDITS["first-packet-on-header-page"](encoded("vorbis-libsndfile")))
     expected, _ = librosa.load(tmp_path / "song.ogg", sr=22_050, mono=True)
-    np.testing.assert_array_equal(decode(tmp_path / "song.ogg", 22_050), expected)
-    np.testing.assert_array_equal(decode((tmp_path / "song.ogg").read_bytes(), 22_050), expected)
+    np.testing.assert_array_equal(decode_audio(tmp_path / "song.ogg", 22_050), expected)
+    np.testing.assert_array_equal(decode_audio((tmp_path / "song.ogg").read_bytes(), 22_050), expected)
 
 
 def test_flac_is_what_was_encoded() -> None:
@@ -229,7 +229,7 @@ def test_flac_is_what_was_encoded() -> None:
 def test_an_unmarked_last_page_is_read_as_a_marked_one(encoder: str, frames: int) -> None:
     content = encoded(encoder, 0, frames)
     unmarked = joined(without_end(pages_of(content)))
-    np.testing.assert_array_equal(decode(unmarked, rate_of(content)), decoded(content))
+    np.testing.assert_array_equal(decode_audio(unmarked, rate_of(content)), decoded(content))
 
 
 def test_opus_of_a_single_page_may_begin_after_0() -> None:
@@ -260,7 +260,7 @@ def test_a_file_that_ends_inside_a_page_is_truncated(encoder: str, missing: int 
     size = missing if isinstance(missing, int) else page - left[missing]
     for chain in (content, content + content):
         with pytest.raises(AudioDecodeError, match="truncated: ends inside an Ogg page"):
-            decode(chain[:-size], rate_of(content))
+            decode_audio(chain[:-size], rate_of(content))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -268,7 +268,7 @@ def test_a_file_that_ends_inside_a_page_is_truncated(encoder: str, missing: int 
 def test_a_file_that_ends_before_its_audio_is_truncated(encoder: str, pages: int) -> None:
     content = joined(pages_of(encoded(encoder))[:pages])
     with pytest.raises(AudioDecodeError, match="truncated"):
-        decode(content, 44_100)
+        decode_audio(content, 44_100)
 
 
 def with_serial(content: bytes, serial: int) -> bytes:
@@ -314,7 +314,7 @@ def test_links_may_have_other_channels() -> None:
 def test_a_chain_of_two_rates_names_both() -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (20_000, 2)).astype(np.float32)
     with pytest.raises(AudioDecodeError, match="44100 and 22050 Hz"):
-        decode(sndfile_ogg(noise, 44_100) + sndfile_ogg(noise, 22_050), 44_100)
+        decode_audio(sndfile_ogg(noise, 44_100) + sndfile_ogg(noise, 22_050), 44_100)
 
 
 def test_a_link_of_a_header_alone_holds_nothing() -> None:
@@ -322,16 +322,16 @@ def test_a_link_of_a_header_alone_holds_nothing() -> None:
     pages = pages_of(content)
     header = pages[: header_pages(pages)]
     header[-1] = dataclasses.replace(header[-1], flags=header[-1].flags | LAST)
-    np.testing.assert_array_equal(decode(joined(header) + content + joined(header), 44_100), decoded(content))
+    np.testing.assert_array_equal(decode_audio(joined(header) + content + joined(header), 44_100), decoded(content))
     with pytest.raises(AudioDecodeError, match="no samples"):
-        decode(joined(header), 44_100)
+        decode_audio(joined(header), 44_100)
 
 
 def test_audio_that_shares_the_header_page_is_named() -> None:
     packets = with_granules(packets_of(pages_of(encoded("vorbis-libsndfile"))))[:8]
     content = joined(paged([packets[:1], packets[1:]]))
     with pytest.raises(AudioDecodeError, match="on a page of the header"):
-        decode(content, 44_100)
+        decode_audio(content, 44_100)
 
 
 def other_stream(head: bytes, pages: int, serial: int = 77) -> list[Page]:
@@ -359,36 +359,36 @@ def test_other_streams_beside_the_audio_do_no_harm(encoder: str, head: bytes, pa
     streams[place] = audio
     streams[1 - place] = other_stream(head, pages)
     content = multiplexed(*streams)
-    assert_same(decode(content, rate_of(encoded(encoder))), by_libsndfile(joined(audio)))
+    assert_same(decode_audio(content, rate_of(encoded(encoder))), by_libsndfile(joined(audio)))
     unmarked = multiplexed(*map(without_end, streams))
-    assert_same(decode(unmarked, rate_of(joined(audio))), decoded(joined(audio)))
+    assert_same(decode_audio(unmarked, rate_of(joined(audio))), decoded(joined(audio)))
 
 
 def test_the_first_of_two_audio_streams_is_read() -> None:
     first, second = encoded("vorbis-libsndfile"), with_serial(encoded("vorbis-ffmpeg"), 5)
-    assert_same(decode(multiplexed(pages_of(first), pages_of(second)), 44_100), by_libsndfile(first))
+    assert_same(decode_audio(multiplexed(pages_of(first), pages_of(second)), 44_100), by_libsndfile(first))
 
 
 def test_a_chain_of_multiplexed_links_is_read_whole() -> None:
     audio = pages_of(encoded("vorbis-libsndfile"))
     link = multiplexed(other_stream(b"fishead\0" + bytes(56), 40), audio)
-    assert_same(decode(link + link, 44_100), np.tile(by_libsndfile(joined(audio)), 2))
+    assert_same(decode_audio(link + link, 44_100), np.tile(by_libsndfile(joined(audio)), 2))
 
 
 def test_streams_without_audio_are_named() -> None:
     content = multiplexed(other_stream(b"\x80theora\x03\x02\x01" + bytes(32), 10))
     for chain in (content, encoded("vorbis-libsndfile") + content):
         with pytest.raises(AudioDecodeError, match="no Vorbis, Opus, FLAC or Speex"):
-            decode(chain, 44_100)
+            decode_audio(chain, 44_100)
     with pytest.raises(AudioDecodeError, match="more than 64 Ogg streams"):
-        decode(joined(Page(FIRST, 0, serial, 0, b"\x08", b"fishead\0") for serial in range(100)), 44_100)
+        decode_audio(joined(Page(FIRST, 0, serial, 0, b"\x08", b"fishead\0") for serial in range(100)), 44_100)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_tag_in_front_does_no_harm(encoder: str) -> None:
     content = encoded(encoder)
     for front in (ID3, ID3 + ID3, b"ID3\x04\0\x10" + ID3[6:] + b"3DI\x04\0\x10" + ID3[6:10]):
-        np.testing.assert_array_equal(decode(front + content, rate_of(content)), decoded(content))
+        np.testing.assert_array_equal(decode_audio(front + content, rate_of(content)), decoded(content))
 
 
 def damaged(content: bytes, at: int) -> bytes:
@@ -404,7 +404,7 @@ def test_a_damaged_page_is_corrupt(encoder: str) -> None:
         for at in (start + 5, start + len(pages[count]) - 1):
             for chain in (content, content + content):
                 with pytest.raises(AudioDecodeError, match=r"corrupt|truncated"):
-                    decode(damaged(chain, len(chain) - len(content) + at), rate_of(content))
+                    decode_audio(damaged(chain, len(chain) - len(content) + at), rate_of(content))
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -416,7 +416,7 @@ def test_a_missing_page_is_corrupt(encoder: str) -> None:
         kept = joined(page for number, page in enumerate(pages) if number != missing)
         for chain in (kept, content + kept):
             with pytest.raises(AudioDecodeError, match="corrupt"):
-                decode(chain, rate_of(content))
+                decode_audio(chain, rate_of(content))
 
 
 def test_what_may_be_lost_pages_is_corrupt() -> None:
@@ -424,15 +424,15 @@ def test_what_may_be_lost_pages_is_corrupt() -> None:
     unmarked = cut(content, last=1, ended=False)
     for garbage in (bytes(range(1, 200)) * 50, bytes(5_000) + b"garbage"):
         with pytest.raises(AudioDecodeError, match="no end, and bytes that are not Ogg"):
-            decode(unmarked + garbage, 44_100)
+            decode_audio(unmarked + garbage, 44_100)
         with pytest.raises(AudioDecodeError, match="no end, and bytes that are not Ogg"):
-            decode(unmarked + garbage + with_serial(content, 9), 44_100)
+            decode_audio(unmarked + garbage + with_serial(content, 9), 44_100)
     pages = pages_of(content)
     early = [*pages[:4], dataclasses.replace(pages[4], flags=LAST), *pages[5:]]
     with pytest.raises(AudioDecodeError, match="pages follow the end"):
-        decode(joined(early), 44_100)
+        decode_audio(joined(early), 44_100)
     with pytest.raises(AudioDecodeError, match="no granule position"):
-        decode(joined([*pages[:-1], dataclasses.replace(pages[-1], granule=-1)]), 44_100)
+        decode_audio(joined([*pages[:-1], dataclasses.replace(pages[-1], granule=-1)]), 44_100)
 
 
 def test_flac_that_holds_less_than_it_states_is_truncated() -> None:

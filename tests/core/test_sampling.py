@@ -20,7 +20,7 @@ from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.diffusion.schedulers import METHODS, Schedule, SchedulerName
 from audiodiff_core.mel import MelConfig, to_image
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
-from audiodiff_core.sampling.network import Network, Query
+from audiodiff_core.sampling.network import ModelInput, Network
 from audiodiff_core.seeds import derived
 from audiodiff_core.seeds import initial_noise as noise_stream
 
@@ -176,7 +176,7 @@ def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler
     noise = initial_noise(4, (1, 16, 16))
     sample = scheduler.add_noise(picture(9)[None], noise[None], scheduler.timesteps[start : start + 1])
     for timestep in scheduler.timesteps[start:]:
-        (answer,) = sampler.network([Query(sample, float(timestep))])
+        (answer,) = sampler.network([ModelInput(sample, float(timestep))])
         sample = scheduler.step(answer, timestep, sample, return_dict=False)[0]
     ((_, made),) = sampler.sample([varied])
     torch.testing.assert_close(made, sample[0], atol=1e-6, rtol=0)
@@ -328,7 +328,7 @@ def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(make_unet: Calla
 
 def test_a_network_answers_in_the_order_of_the_queries(sampler: Sampler, make_unet: Callable[[int], Any]) -> None:
     samples = [picture(seed)[None] for seed in range(3)]
-    answers = Network(make_unet(0), PROFILE)([Query(sample, 100.0 * place) for place, sample in enumerate(samples)])
+    answers = Network(make_unet(0), PROFILE)([ModelInput(sample, 100.0 * place) for place, sample in enumerate(samples)])
     for place, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
         with torch.inference_mode():
             expected = make_unet(0)(sample, 100 * place, return_dict=False)[0]
@@ -375,5 +375,5 @@ def test_a_compiled_network_takes_many_widths(monkeypatch: pytest.MonkeyPatch) -
     network = Network(Doubling(), ExecutionProfile(batch_size=1, compiled=True))
     torch._dynamo.utils.counters.clear()
     for width in range(8, 8 * 15, 8):
-        network([Query(torch.zeros(1, 1, 16, width), 1)])
+        network([ModelInput(torch.zeros(1, 1, 16, width), 1)])
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 14

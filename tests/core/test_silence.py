@@ -75,7 +75,7 @@ def test_only_the_slices_of_dither_are_left_out(tiny_mel: MelConfig, hum: Hum) -
     music[size : 4 * size] = np.random.default_rng(0).integers(-1, 2, 3 * size)
     kept = list(mel_slices(file(music, rate), Mel(tiny_mel)))
     assert [piece.index for piece in kept] == [0, 1, 3, 4], "the music rings in its neighbours when it is resampled"
-    decoded = audio.decode(file(music, rate), tiny_mel.sample_rate)
+    decoded = audio.decode_audio(file(music, rate), tiny_mel.sample_rate)
     for piece in kept:
         start = piece.index * tiny_mel.slice_size
         np.testing.assert_array_equal(piece.image, Mel(tiny_mel).images(decoded[np.newaxis, start : start + tiny_mel.slice_size])[0][0])
@@ -118,7 +118,7 @@ def test_a_residual_above_the_band_does_not_hide_the_reason(tiny_mel: MelConfig,
     tone = 0.3 * np.sin(2 * np.pi * pitch_hz * np.arange(96_000) / 48_000)
     left = (np.random.default_rng(0).normal(0, 0.1, 96_000) + tone).astype(np.float32)
     source = webm(np.stack([left, -left], axis=1))
-    assert np.abs(audio.decode(source, 48_000)).max() > 0.05, "there is no residual"
+    assert np.abs(audio.decode_audio(source, 48_000)).max() > 0.05, "there is no residual"
     with pytest.raises(audio.AudioDecodeError, match=CANCEL):
         list(mel_slices(source, Mel(tiny_mel)))
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, decode
+from audiodiff_core.audio import AudioDecodeError, decode_audio
 
 RATE = 44_100
 SECONDS = 4
@@ -93,10 +93,10 @@ CONTAINERS = [
 @pytest.mark.parametrize(("file_format", "subtype"), CONTAINERS)
 def test_samples_after_the_stated_data_are_noticed(music: Samples, file_format: str, subtype: str, share: float) -> None:
     content = written(music, file_format, subtype)
-    assert len(decode(content, RATE)) >= len(music)
+    assert len(decode_audio(content, RATE)) >= len(music)
     short = stated(content, file_format, int(data_bytes(content, file_format) * share) // 256 * 256)
     with pytest.raises(AudioDecodeError, match=r"holds \d\.\d\d seconds, its header states \d\.\d\d") as raised:
-        decode(short, RATE)
+        decode_audio(short, RATE)
     words = raised.value.reason.replace(",", "").split()
     held, states = float(words[1]), float(words[-1])
     assert held == pytest.approx(SECONDS, rel=0.05)
@@ -106,7 +106,7 @@ def test_samples_after_the_stated_data_are_noticed(music: Samples, file_format: 
 @pytest.mark.parametrize("file_format", ["WAV", "AIFF", "CAF", "AU"])
 def test_a_header_that_states_no_samples_names_what_follows(music: Samples, file_format: str) -> None:
     with pytest.raises(AudioDecodeError, match=r"holds 4\.00 seconds, its header states 0\.00"):
-        decode(stated(written(music, file_format, "PCM_16"), file_format, 0), RATE)
+        decode_audio(stated(written(music, file_format, "PCM_16"), file_format, 0), RATE)
 
 
 @pytest.mark.parametrize("file_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC"])
@@ -114,7 +114,7 @@ def test_a_second_file_is_noticed(music: Samples, file_format: str) -> None:
     content = written(music, file_format)
     for other in (content, written(music[:10_000], file_format), written(music[: len(music) // 2], file_format)):
         with pytest.raises(AudioDecodeError, match="holds"):
-            decode(content + other, RATE)
+            decode_audio(content + other, RATE)
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -146,16 +146,16 @@ TRAILERS = {
 @pytest.mark.parametrize(("subtype", "count"), [("PCM_16", 50_000), ("PCM_24", 50_001), ("PCM_U8", 50_001)])
 def test_what_follows_the_data_is_no_sample(music: Samples, subtype: str, count: int, tail: bytes) -> None:
     content = written(music[:count], "WAV", subtype)
-    np.testing.assert_array_equal(decode(content + tail, RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(content + tail, RATE), decode_audio(content, RATE))
     unpadded = content[: 44 + data_bytes(content, "WAV")]
-    np.testing.assert_array_equal(decode(unpadded + tail, RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(unpadded + tail, RATE), decode_audio(content, RATE))
 
 
 @pytest.mark.parametrize("file_format", ["AIFF", "CAF", "AU", "RF64", "W64", "FLAC"])
 @pytest.mark.parametrize("tail", ["zeros", "id3v1", "id3v2"])
 def test_tags_after_other_formats_are_no_samples(music: Samples, file_format: str, tail: str) -> None:
     content = written(music[:50_000], file_format)
-    assert abs(len(decode(content + TRAILERS[tail], RATE)) - 50_000) <= (0 if file_format != "W64" else 50_000)
+    assert abs(len(decode_audio(content + TRAILERS[tail], RATE)) - 50_000) <= (0 if file_format != "W64" else 50_000)
 
 
 def flac_states(content: bytes, samples: int) -> bytes:
@@ -167,22 +167,22 @@ def flac_states(content: bytes, samples: int) -> bytes:
 def test_a_flac_stream_that_is_longer_than_its_header_states(music: Samples, channels: int, missing: int) -> None:
     content = written(np.stack([music] * channels, axis=1), "FLAC")
     with pytest.raises(AudioDecodeError, match=r"holds 4\.00 seconds, its header states \d\.\d\d"):
-        decode(flac_states(content, len(music) - missing), RATE)
+        decode_audio(flac_states(content, len(music) - missing), RATE)
 
 
 def test_a_flac_stream_of_one_frame_that_is_longer_than_its_header_states(music: Samples) -> None:
     content = written(music[:3_000], "FLAC")
-    assert len(decode(content, RATE)) == 3_000
+    assert len(decode_audio(content, RATE)) == 3_000
     with pytest.raises(AudioDecodeError, match=r"holds 0\.07 seconds, its header states 0\.02"):
-        decode(flac_states(content, 1_000), RATE)
+        decode_audio(flac_states(content, 1_000), RATE)
 
 
 def test_flac_files_are_whole(loop_files: list[Path]) -> None:
     for file in loop_files:
         content = file.read_bytes()
-        assert len(decode(content, RATE)) == pytest.approx(soundfile.info(file).duration * RATE, abs=1)
+        assert len(decode_audio(content, RATE)) == pytest.approx(soundfile.info(file).duration * RATE, abs=1)
         with pytest.raises(AudioDecodeError, match="holds"):
-            decode(flac_states(content, soundfile.info(file).frames - 1), RATE)
+            decode_audio(flac_states(content, soundfile.info(file).frames - 1), RATE)
 
 
 def m4a(file: Path, samples: Samples, **options: str) -> bytes:
@@ -203,9 +203,9 @@ LAYOUTS = {"plain": {}, "faststart": {"movflags": "faststart"}, "fragments": {"m
 @pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_second_mp4_file_is_noticed(tmp_path: Path, music: Samples, options: dict[str, str]) -> None:
     content = m4a(tmp_path / "song.m4a", music, **options)
-    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
+    assert len(decode_audio(content, RATE)) == pytest.approx(len(music), abs=2_048)
     with pytest.raises(AudioDecodeError, match="holds 2 MP4 files"):
-        decode(content * 2, RATE)
+        decode_audio(content * 2, RATE)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
@@ -216,12 +216,12 @@ def test_packets_that_no_sample_table_names_are_noticed(tmp_path: Path, music: S
     kept = int(packets * share)
     short = field(field(content, b"stsz", 12, ">I", kept), b"stts", 12, ">I", kept - 1)
     with pytest.raises(AudioDecodeError, match=r"holds about \d\.\d\d seconds, its sample tables state \d\.\d\d"):
-        decode(short, RATE)
+        decode_audio(short, RATE)
 
 
 def test_streams_without_a_stated_length_are_read_to_their_end(tmp_path: Path, music: Samples) -> None:
     content = m4a(tmp_path / "song.aac", music)
-    assert len(decode(content * 2, RATE)) == pytest.approx(2 * len(decode(content, RATE)), abs=2_048)
+    assert len(decode_audio(content * 2, RATE)) == pytest.approx(2 * len(decode_audio(content, RATE)), abs=2_048)
 
 
 def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
@@ -232,14 +232,14 @@ def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
         file.write(content + content[44:])
         file.truncate(44 + (1 << 32) + wrapped)  # zeros that take no room on the disk
     with pytest.raises(AudioDecodeError, match=r"holds 48699\.\d\d seconds, its header states 4\.00"):
-        decode(tmp_path / "long.wav", RATE)
+        decode_audio(tmp_path / "long.wav", RATE)
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_f32le"])
 def test_a_size_of_one_for_pcm_samples_in_quicktime_files_is_ignored(tmp_path: Path, music: Samples, codec: str) -> None:
     content = muxed(tmp_path / "song.mov", music, codec)
     changed = field(content, b"stsz", 8, ">I", 1)
-    np.testing.assert_array_equal(decode(changed, RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(changed, RATE), decode_audio(content, RATE))
 
 
 def leading_id3(size: int) -> bytes:
@@ -261,23 +261,23 @@ def test_a_tag_before_the_file_changes_nothing(tmp_path: Path, music: Samples, f
     content = written(music, file_format)
     (tmp_path / "song.bin").write_bytes(tag + content)
     for source in (tag + content, tmp_path / "song.bin"):
-        np.testing.assert_array_equal(decode(source, RATE), decode(content, RATE))
+        np.testing.assert_array_equal(decode_audio(source, RATE), decode_audio(content, RATE))
 
 
 @pytest.mark.parametrize("file_format", ["WAV", "RF64", "W64", "AIFF", "CAF", "AU", "FLAC"])
 def test_a_tag_before_the_file_hides_nothing(music: Samples, file_format: str) -> None:
     content = written(music, file_format)
     with pytest.raises(AudioDecodeError, match="holds"):
-        decode(TAGS["id3"] + content * 2, RATE)
+        decode_audio(TAGS["id3"] + content * 2, RATE)
     with pytest.raises(AudioDecodeError, match="truncated"):
-        decode(TAGS["large"] + content[: len(content) // 2], RATE)
+        decode_audio(TAGS["large"] + content[: len(content) // 2], RATE)
 
 
 def test_a_tag_before_an_mp4_file_hides_nothing(tmp_path: Path, music: Samples) -> None:
     content = m4a(tmp_path / "song.m4a", music)
-    np.testing.assert_array_equal(decode(TAGS["id3"] + content, RATE), decode(content, RATE))
+    np.testing.assert_array_equal(decode_audio(TAGS["id3"] + content, RATE), decode_audio(content, RATE))
     with pytest.raises(AudioDecodeError, match="holds 2 MP4 files"):
-        decode(TAGS["id3"] + content * 2, RATE)
+        decode_audio(TAGS["id3"] + content * 2, RATE)
 
 
 def muxed(file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False) -> bytes:
@@ -308,23 +308,23 @@ CODECS_IN_MATROSKA = [("song.mka", "pcm_s16le"), ("song.mka", "flac"), ("song.mk
 @pytest.mark.parametrize("tag", [b"", TAGS["id3"]], ids=["plain", "tag"])
 def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(tmp_path: Path, music: Samples, name: str, codec: str, tag: bytes) -> None:
     content = muxed(tmp_path / name, music, codec)
-    assert len(decode(tag + content, RATE)) == pytest.approx(len(music), abs=2_048)
+    assert len(decode_audio(tag + content, RATE)) == pytest.approx(len(music), abs=2_048)
     for share in (0.3, 0.5, 0.8):
         with pytest.raises(AudioDecodeError, match=r"truncated: holds \d\.\d\d of the 4\.\d\d seconds"):
-            decode(tag + content[: int(len(content) * share)], RATE)
+            decode_audio(tag + content[: int(len(content) * share)], RATE)
     with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files; split the file"):
-        decode(tag + content * 2, RATE)
+        decode_audio(tag + content * 2, RATE)
 
 
 @pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
 def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samples, name: str, codec: str) -> None:
     content = muxed(tmp_path / name, music, codec, options={"live": "1"})
     assert content.count(b"\x44\x89\x88") == 0, "a live recording states a duration"
-    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
-    half = decode(content[: len(content) // 2], RATE)
+    assert len(decode_audio(content, RATE)) == pytest.approx(len(music), abs=2_048)
+    half = decode_audio(content[: len(content) // 2], RATE)
     assert len(half) == pytest.approx(len(music) / 2, rel=0.2)
     with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
-        decode(content * 2, RATE)
+        decode_audio(content * 2, RATE)
 
 
 @pytest.mark.parametrize("files", [1, 2])
@@ -336,19 +336,19 @@ def test_clusters_of_matroska_may_be_of_unknown_size(tmp_path: Path, music: Samp
     unsized = [bytes([(1 << 8 - more) - 1]) + b"\xff" * more + piece[1 + more :] for more, piece in zip(heads, pieces[1:], strict=True)]
     content = b"\x1f\x43\xb6\x75".join([pieces[0], *unsized])
     if files == 1:
-        np.testing.assert_allclose(decode(content, RATE), music, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(decode_audio(content, RATE), music, rtol=0, atol=1e-4)
         return
     with pytest.raises(AudioDecodeError, match="holds several Matroska or WebM files"):
-        decode(content * 2, RATE)
+        decode_audio(content * 2, RATE)
 
 
 @pytest.mark.parametrize("options", [{"start": 2 * RATE}, {"video": True}], ids=["late", "video"])
 def test_the_duration_of_matroska_is_not_that_of_the_audio_alone(tmp_path: Path, music: Samples, options: dict[str, Any]) -> None:
     content = muxed(tmp_path / "song.mkv", music, "pcm_s16le", **options)
-    assert len(decode(content, RATE)) == pytest.approx(len(music), abs=2_048)
+    assert len(decode_audio(content, RATE)) == pytest.approx(len(music), abs=2_048)
 
 
 @pytest.mark.parametrize("duration", [float("nan"), float("inf"), -1.0, 0.0, 1e300])
 def test_a_duration_of_matroska_that_is_no_number_is_ignored(tmp_path: Path, music: Samples, duration: float) -> None:
     content = field(muxed(tmp_path / "song.mka", music, "pcm_s16le"), b"\x44\x89\x88", 3, ">d", duration)
-    assert len(decode(content, RATE)) == len(music)
+    assert len(decode_audio(content, RATE)) == len(music)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, Samples, UnusableError, decode, stream
+from audiodiff_core.audio import AudioDecodeError, Samples, UnusableError, decode_audio, stream
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, mel_slices
 from tests.malformed import aac
@@ -47,7 +47,7 @@ def _content(sound: Samples, kind: str) -> bytes:
 def test_headers_state_a_length_or_none(sound: Samples, kind: str, stated_s: float | None) -> None:
     seen, content = Seen(), _content(sound, kind)
     samples = np.concatenate(list(stream(content, 22_050, watch=seen)))
-    np.testing.assert_array_equal(samples, decode(content, 22_050))
+    np.testing.assert_array_equal(samples, decode_audio(content, 22_050))
     assert seen.stated == [stated_s if stated_s is None else pytest.approx(stated_s, abs=0.1)]
     assert seen.decoded_samples == pytest.approx(2 * len(sound), rel=0.05)
 

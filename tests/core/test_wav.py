@@ -11,7 +11,7 @@ import pytest
 import scipy.io.wavfile
 import soundfile
 
-from audiodiff_core.audio import decode, encode
+from audiodiff_core.audio import decode_audio, encode_audio
 from audiodiff_core.audio.wav_chunks import LoopInfo
 
 RATE = 44_100
@@ -35,7 +35,7 @@ def chunks(content: bytes) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("length", [2 * RATE, 2 * RATE - 1])
 def test_the_chunks_hold_loop_points_and_tempo(length: int) -> None:
-    found = chunks(encode(AUDIO[:length], RATE, loop=LoopInfo(beats=4, beats_per_bar=4)))
+    found = chunks(encode_audio(AUDIO[:length], RATE, loop=LoopInfo(beats=4, beats_per_bar=4)))
     assert list(found) == [b"fmt ", b"data", b"smpl", b"acid"]
     assert len(found[b"data"]) == 2 * length
     sampler = struct.unpack("<9I6I", found[b"smpl"])
@@ -46,14 +46,14 @@ def test_the_chunks_hold_loop_points_and_tempo(length: int) -> None:
 
 
 def test_a_root_note_and_another_metre() -> None:
-    found = chunks(encode(AUDIO, RATE, loop=LoopInfo(beats=6, beats_per_bar=3, root_note=45)))
+    found = chunks(encode_audio(AUDIO, RATE, loop=LoopInfo(beats=6, beats_per_bar=3, root_note=45)))
     assert struct.unpack_from("<9I", found[b"smpl"])[3] == 45
     flags, note, _, _, beats, denominator, numerator, bpm = struct.unpack("<IHHfIHHf", found[b"acid"])
     assert (flags, note, beats, denominator, numerator, bpm) == (6, 45, 6, 4, 3, 180)
 
 
 def test_other_readers_read_the_same_samples() -> None:
-    plain, looped = encode(AUDIO, RATE), encode(AUDIO, RATE, loop=LoopInfo(beats=4))
+    plain, looped = encode_audio(AUDIO, RATE), encode_audio(AUDIO, RATE, loop=LoopInfo(beats=4))
     expected, rate = soundfile.read(io.BytesIO(plain), dtype="int16")
     samples, found_rate = soundfile.read(io.BytesIO(looped), dtype="int16")
     assert (found_rate, rate) == (RATE, RATE)
@@ -67,19 +67,19 @@ def test_other_readers_read_the_same_samples() -> None:
     with container:
         samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
     assert np.array_equal(samples, expected)
-    assert np.array_equal(decode(looped, RATE), decode(plain, RATE))
+    assert np.array_equal(decode_audio(looped, RATE), decode_audio(plain, RATE))
 
 
 def test_libsndfile_knows_the_chunks() -> None:
-    with soundfile.SoundFile(io.BytesIO(encode(AUDIO, RATE, loop=LoopInfo(beats=4, root_note=45)))) as sound:
+    with soundfile.SoundFile(io.BytesIO(encode_audio(AUDIO, RATE, loop=LoopInfo(beats=4, root_note=45)))) as sound:
         log = sound.extra_info
     for line in ("Loop Count", "Tempo", "Beats"):
         assert line in log, log
 
 
 def test_the_same_samples_give_the_same_bytes() -> None:
-    plain, looped = encode(AUDIO, RATE), encode(AUDIO, RATE, loop=LoopInfo(beats=4))
-    assert looped == encode(AUDIO.copy(), RATE, loop=LoopInfo(beats=4))
+    plain, looped = encode_audio(AUDIO, RATE), encode_audio(AUDIO, RATE, loop=LoopInfo(beats=4))
+    assert looped == encode_audio(AUDIO.copy(), RATE, loop=LoopInfo(beats=4))
     assert looped[8 : len(plain)] == plain[8:], "what follows the stated size is the plain file, then the chunks"
 
 
@@ -94,12 +94,12 @@ def test_a_wrong_metre_is_named(given: dict[str, int], message: str) -> None:
 
 def test_what_cannot_be_a_loop_is_refused() -> None:
     with pytest.raises(ValueError, match="audio of 0 samples"):
-        encode(AUDIO[:0], RATE, loop=LoopInfo(beats=4))
+        encode_audio(AUDIO[:0], RATE, loop=LoopInfo(beats=4))
     with pytest.raises(ValueError, match="format flac with loop points"):
-        encode(AUDIO, RATE, "flac", loop=LoopInfo(beats=4))
+        encode_audio(AUDIO, RATE, "flac", loop=LoopInfo(beats=4))
 
 
 def test_a_loop_without_a_tempo_has_loop_points_alone() -> None:
-    assert list(chunks(encode(AUDIO, RATE, loop=LoopInfo(beats=None)))) == [b"fmt ", b"data", b"smpl"]
+    assert list(chunks(encode_audio(AUDIO, RATE, loop=LoopInfo(beats=None)))) == [b"fmt ", b"data", b"smpl"]
     with pytest.raises(ValueError, match="beats None: the loop has no tempo"):
         LoopInfo(beats=None).bpm(RATE, RATE)

@@ -156,7 +156,8 @@ def test_ctrl_c_ends_work_on_a_ray_that_goes_on(dataset: Path, loops: Path, mode
         "generate": {"options": "GenerateOptions", "committed": mark, "values": sampling},
         "train": {"options": "TrainOptions", "committed": "state/step-*/progress.json", "values": training},
     }
-    script = BORROWED.format(verb=verb, module=verb, **parts[verb])
+    module = "train.diffusion" if verb == "train" else f"{verb}.job"
+    script = BORROWED.format(verb=verb, module=module, **parts[verb])
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert ended.stdout.split() == ["interrupted", "free"], ended.stderr
     assert not (tmp_path / "out" / "_SUCCESS").exists()

@@ -17,8 +17,8 @@ import soundfile
 from datasets import Audio, Dataset
 from datasets.table import embed_table_storage
 
-from audiodiff_core.audio import AudioDecodeError, decode
-from audiodiff_platform.audio_files import Inputs, Item, items, parquet_rows
+from audiodiff_core.audio import AudioDecodeError, decode_audio
+from audiodiff_platform.audio_files import AudioItem, Inputs, items, parquet_rows
 from audiodiff_platform.storage.commits import file_sha256
 
 Member = tuple[str, bytes | str, bytes]
@@ -302,7 +302,7 @@ def parquet(file: Path, column: Any, kind: pa.DataType | None = None, **options:
     return file
 
 
-def rows(file: Path, scratch: Path) -> list[Item]:
+def rows(file: Path, scratch: Path) -> list[AudioItem]:
     inputs = Inputs(str(file))
     (source,) = inputs.sources()
     return list(items(source, inputs.fetch(source, scratch), scratch))
@@ -409,7 +409,7 @@ def test_rows_of_samples_are_audio(tmp_path: Path, array: Any, kind: pa.DataType
     expected = STEREO.mean(axis=0) if array.ndim == 2 else SAMPLES
     digests = set()
     for item in rows(file, tmp_path):
-        np.testing.assert_allclose(decode(item.local, RATE), expected, rtol=0, atol=1e-3 if array.dtype == np.float16 else 4e-5)
+        np.testing.assert_allclose(decode_audio(item.local, RATE), expected, rtol=0, atol=1e-3 if array.dtype == np.float16 else 4e-5)
         digests.add(file_sha256(item.local))
     assert len(digests) == 1
 

@@ -18,7 +18,7 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.commits import file_sha256
-from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard
+from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources, read_shard
 from audiodiff_platform.work.source_digests import record_digests
 from tests.servers.stores import Store, Stores
 
@@ -175,7 +175,7 @@ def planned(music: Path, output: Folder) -> list[tuple[int, Source]]:
     """Plan what is in `music`, a source in each shard."""
     inputs = Inputs(str(music))
     first, new = new_sources(output, inputs.sources(), inputs)
-    assigned = cut(new, 0.001, first=len(first))
+    assigned = assign_shards(new, 0.001, first=len(first))
     append_plan(output, assigned, {})
     return assigned
 

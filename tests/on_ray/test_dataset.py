@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_core.mel.png import decode_png
-from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset
+from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
 
@@ -24,9 +24,9 @@ def mixed(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("kind", ["held_out", "mixed"])
 def test_each_split_reads_its_own_files(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
-    shards = {split: [file.stem.split("-")[1] for file in sorted((folder / "data").glob(f"{split}-*"))] for split in (TRAIN, VALIDATION)}
-    assert bool(set(shards[TRAIN]) & set(shards[VALIDATION])) == (kind == "mixed")
-    for split in (TRAIN, VALIDATION):
+    shards = {split: [file.stem.split("-")[1] for file in sorted((folder / "data").glob(f"{split}-*"))] for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
+    assert bool(set(shards[TRAIN_SPLIT]) & set(shards[VALIDATION_SPLIT])) == (kind == "mixed")
+    for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
         content = pa.concat_tables([pq.read_table(folder / "data" / f"{split}-{shard}.parquet") for shard in shards[split]]).to_pylist()
         data = MelDataset(str(folder), split)
         names = [row["audio_file"] for row in content]

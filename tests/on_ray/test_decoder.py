@@ -14,7 +14,7 @@ import psutil
 import pytest
 import soundfile
 
-from audiodiff_core.audio import AudioDecodeError, decode
+from audiodiff_core.audio import AudioDecodeError, decode_audio
 from audiodiff_core.evaluation.embedders import items_of
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
@@ -71,7 +71,7 @@ def test_items_and_samples_are_those_of_the_core(decoder: Decoder, loops: Path, 
         images = list(decoder.items(file.name, file, tmp_path / "spool", MEL, with_samples=False))
         assert [(image.tobytes(), samples) for image, samples in images] == [(item.image.tobytes(), None) for item in expected]
         whole = decoder.samples(file.name, file, tmp_path / "samples", 48_000, 60)
-        np.testing.assert_array_equal(whole, decode(file, 48_000))
+        np.testing.assert_array_equal(whole, decode_audio(file, 48_000))
     with pytest.raises(AudioDecodeError, match=r"^loop_mika\.flac: lasts \d s or more, at most 1 s are decoded at once"):
         decoder.samples("loop_mika.flac", loops / "loop_mika.flac", tmp_path / "samples", 22_050, 1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform.prepare.duplicates import SCHEMA, repeated
+from audiodiff_platform.prepare.duplicates import DIGESTS_SCHEMA, repeated
 from audiodiff_platform.storage import Folder, commits
 
 Row = tuple[str, str, bytes]
@@ -21,7 +21,7 @@ def digested(place: Path, shards: Sequence[Sequence[Row]]) -> Folder:
     for shard, rows in enumerate(shards):
         buffer = io.BytesIO()
         items, sources, digests = zip(*rows, strict=True) if rows else ((), (), ())
-        pq.write_table(pa.table([sources, items, digests], schema=SCHEMA), buffer)
+        pq.write_table(pa.table([sources, items, digests], schema=DIGESTS_SCHEMA), buffer)
         name = f"parts/{shard:06d}.parquet"
         folder.write(name, buffer.getvalue())
         records[shard] = {"rows": len(rows), "parts": {name: commits.sha256(buffer.getvalue())}}

@@ -14,13 +14,13 @@ import soundfile
 import torch
 from ray import cloudpickle
 
-from audiodiff_core.audio import Samples, decode
+from audiodiff_core.audio import Samples, decode_audio
 from audiodiff_core.checkpoint import load_vae, save_vae
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.latents.posteriors import moments_in_batches
 from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
-from audiodiff_platform.audio_files import Item
+from audiodiff_platform.audio_files import AudioItem
 from audiodiff_platform.encode import job as encode_module
 from audiodiff_platform.encode.embeddings import EmbeddingsWorker
 from audiodiff_platform.encode.job import EncodeOptions, encode
@@ -28,7 +28,7 @@ from audiodiff_platform.encode.latents import LatentsWorker
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.mel_data.encodings import read_encodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
-from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
@@ -76,7 +76,7 @@ def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: 
 
 
 def test_held_out_tracks_stay_apart(latents: Path, held_out: Path) -> None:
-    found = LatentsDataset(str(latents), VALIDATION)
+    found = LatentsDataset(str(latents), VALIDATION_SPLIT)
     files = {name for file in (held_out / "data").glob("validation-*") for name in pq.read_table(file)["audio_file"].to_pylist()}
     assert {found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)} == files
     assert found.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
@@ -94,9 +94,9 @@ class Mortal(LatentsWorker):
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         record = super().shard(shard, attempts)
-        witness = Path(self.output.path("died"))
-        if not witness.exists():
-            witness.touch()
+        probe_file = Path(self.output.path("died"))
+        if not probe_file.exists():
+            probe_file.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return record
 
@@ -123,7 +123,7 @@ def test_a_rerun_makes_only_what_is_missing(latents: Path, held_out: Path, vae: 
     summary = encode(_asked(held_out, vae, out))
     assert _data(out) == _data(latents)
     assert {file.name: file.stat().st_mtime_ns for file in others} == times
-    assert summary["latents"] == LatentsDataset(str(out)).rows + LatentsDataset(str(out), VALIDATION).rows
+    assert summary["latents"] == LatentsDataset(str(out)).rows + LatentsDataset(str(out), VALIDATION_SPLIT).rows
 
 
 def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(embe
     names = MelDataset(str(dataset)).column("audio_file")
     vectors = found.vectors_for(names)
     for name in set(names):
-        expected = network.encode([decode(few_loops / name, network.sample_rate)], network.sample_rate)[0]
+        expected = network.encode([decode_audio(few_loops / name, network.sample_rate)], network.sample_rate)[0]
         np.testing.assert_allclose(vectors[names.index(name)], expected, atol=1e-6)
     assert len(np.unique(vectors, axis=0)) == 4
 
@@ -240,7 +240,7 @@ def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops
 class Deadly(EmbeddingsWorker):
     """Ends itself, as by a fault of a decoder, at a certain file."""
 
-    def _embedded(self, item: Item, scratch: Path) -> Samples:
+    def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
         if item.name == "loop_mika.flac":
             with (Path(self.output.path("deaths"))).open("a") as deaths:
                 deaths.write(".")
@@ -273,7 +273,7 @@ def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops:
 class Erring(EmbeddingsWorker):
     """Fails, but lives, at each file."""
 
-    def _embedded(self, item: Item, scratch: Path) -> Samples:
+    def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
         raise OSError(f"no space left for {item.name}")
 
 

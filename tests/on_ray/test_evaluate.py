@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audiodiff_core.audio import Samples, encode
+from audiodiff_core.audio import Samples, encode_audio
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.evaluation import SAMPLED_AT_MOST, Gathered, Items, compare, rank
-from audiodiff_core.evaluation.embedders import Item, items_of
+from audiodiff_core.evaluation.embedders import EmbedderItem, items_of
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.mel import Mel, MelConfig
@@ -24,7 +24,7 @@ from audiodiff_platform.evaluate import job as evaluate_module
 from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from tests.poison import expanding_flac
 
 
@@ -36,12 +36,12 @@ def found(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFacto
     return {**evaluate(EvaluateOptions(**options)), "report": json.loads((report / "report.json").read_text())}
 
 
-def _samples(item: Item) -> Samples:
+def _samples(item: EmbedderItem) -> Samples:
     assert item.samples is not None
     return item.samples
 
 
-def _heard(folder: Path, mel: Mel) -> dict[str, list[Item]]:
+def _heard(folder: Path, mel: Mel) -> dict[str, list[EmbedderItem]]:
     return {file.relative_to(folder).as_posix(): list(items_of(file, mel)) for file in folder.rglob("*.flac")}
 
 
@@ -145,7 +145,7 @@ def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_l
     before = load_model(tmp_path / "model")
     loops = tmp_path / "loops"
     generate(GenerateOptions(model=str(model), output_dir=str(loops), count=5, steps=1, num_workers=1))
-    (loops / "audio" / "silence.wav").write_bytes(encode(np.zeros(31 * 1024, np.float32), 22_050))
+    (loops / "audio" / "silence.wav").write_bytes(encode_audio(np.zeros(31 * 1024, np.float32), 22_050))
     (loops / "audio" / "broken.wav").write_bytes(b"not audio")
     expanding_flac(loops / "audio" / "poison.flac")
     options = {"reference": str(few_loops), "candidate": str(loops), "model": str(tmp_path / "model"), "round_trips": 0, "num_workers": 2}
@@ -176,7 +176,7 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
 
 def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_loops: Path, dataset: Path) -> None:
     options = {"candidate": str(few_loops), "round_trips": 0, "num_workers": 2}
-    rows = MelDataset(str(held_out), VALIDATION).rows
+    rows = MelDataset(str(held_out), VALIDATION_SPLIT).rows
     assert evaluate(EvaluateOptions(reference=str(dataset), held_out=str(held_out), **options))["n_held_out"] == rows
     assert evaluate(EvaluateOptions(reference=str(few_loops), held_out=str(dataset), **options))["n_held_out"] == MelDataset(str(dataset)).rows
     with pytest.raises(ValueError, match=f"^held_out {dataset}: is the reference, and has no held-out tracks"):
@@ -228,7 +228,7 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
     (tmp_path / "model" / "audiodiff.json").unlink()
     refused("has no record to write figures into", model=str(tmp_path / "model"))
     (tmp_path / "silent").mkdir()
-    (tmp_path / "silent" / "a.wav").write_bytes(encode(np.zeros(9_000, np.float32), 22_050))
+    (tmp_path / "silent" / "a.wav").write_bytes(encode_audio(np.zeros(9_000, np.float32), 22_050))
     refused("holds no slice that could be used .0 unusable files, 1 silent ones", candidate=str(tmp_path / "silent"), reference=str(dataset))
 
 

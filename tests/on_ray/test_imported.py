@@ -21,7 +21,7 @@ from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.png import SIGNATURE, encode_png
 from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
-from audiodiff_platform.mel_data.original_datasets import GROUP_ROWS, ImportedDataset, open_dataset
+from audiodiff_platform.mel_data.original_datasets import GROUP_ROWS, OriginalDataset, open_dataset
 from audiodiff_platform.mel_data.sample_order import DataOrder
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions
@@ -80,7 +80,7 @@ def parquet(original: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def _all(dataset: ImportedDataset) -> list[Images]:
+def _all(dataset: OriginalDataset) -> list[Images]:
     return [dataset.image(group, row) for group, (_, _, rows) in enumerate(dataset.groups) for row in range(rows)]
 
 
@@ -88,7 +88,7 @@ def test_all_kinds_give_the_same_images_groups_and_digest(original: Dataset, sav
     DatasetDict({"train": original, "test": original.select(range(3))}).save_to_disk(tmp_path / "splits")
     opened = [open_dataset(str(folder)) for folder in (saved, parquet, tmp_path / "splits")]
     for dataset in opened:
-        assert isinstance(dataset, ImportedDataset)
+        assert isinstance(dataset, OriginalDataset)
         assert dataset.mel == MEL
         assert [rows for _, _, rows in dataset.groups] == [GROUP_ROWS, GROUP_ROWS, len(images) - 2 * GROUP_ROWS]
         assert dataset.rows == len(images)
@@ -172,7 +172,7 @@ def test_what_prepare_made_and_the_hub_gave_back_is_the_same(dataset: Path, tmp_
         shutil.copy(dataset / name, tmp_path)
     shutil.copytree(dataset / "data", tmp_path / "data")
     published, own = open_dataset(str(tmp_path)), MelDataset(str(dataset))
-    assert isinstance(published, ImportedDataset)
+    assert isinstance(published, OriginalDataset)
     assert (published.mel, published.mel_origin) == (own.mel, "its mel_config.json")
     assert np.array_equal(_all(published), own.all_images())
 

@@ -8,10 +8,10 @@ import pytest
 
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_FORMAT_VERSION,
     DATASET_VERSION,
-    FORMAT_VERSION,
     MEL_CONFIG,
-    VALIDATION,
+    VALIDATION_SPLIT,
     MelDataset,
     data_file,
 )
@@ -27,14 +27,14 @@ MEL = {"x_res": 32, "y_res": 32, "sample_rate": 22050, "n_fft": 2048, "hop_lengt
 
 def _record(shard: int) -> dict[str, Any]:
     parts = {data_file(shard): f"{shard:064x}", f"quarantine/{shard:06d}.parquet": f"{shard:064x}"}
-    splits = {"rows": 300, "row_groups": [256, 44], VALIDATION: {"rows": 0, "row_groups": []}}
+    splits = {"rows": 300, "row_groups": [256, 44], VALIDATION_SPLIT: {"rows": 0, "row_groups": []}}
     return {**splits, "parts": parts, "sizes": dict.fromkeys(parts, 1_000)}
 
 
 def _simulated(folder: Folder, shards: int) -> None:
     """Finish a folder of so many shards, without their parts and commits."""
     folder.write(MEL_CONFIG, json.dumps(MEL).encode())
-    commits.succeed(folder, {"format_version": FORMAT_VERSION, "digest": "simulated"}, {shard: _record(shard) for shard in range(shards)})
+    commits.succeed(folder, {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"}, {shard: _record(shard) for shard in range(shards)})
 
 
 def test_a_dataset_of_40000_shards_opens_with_few_requests(stores: Stores) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from audiodiff_platform.audio_files import Source
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.work.plan import append_plan, cut, new_sources, read_shard, shard_seconds, sizes
+from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources, read_shard, shard_seconds, sizes
 from tests.servers.stores import Store
 
 
@@ -17,23 +17,23 @@ def sources(count: int, size: int = 24_000 * 60, prefix: str = "") -> list[Sourc
 
 def test_shards_are_balanced_and_neighbours_apart() -> None:
     given = sources(1_000)
-    shards = sizes(cut(given, shard_seconds(given, 300), first=0))
+    shards = sizes(assign_shards(given, shard_seconds(given, 300), first=0))
     assert 190 <= len(shards) <= 210
     assert {size.sources for size in shards.values()} <= {4, 5, 6}
     assert sum(size.sources for size in shards.values()) == 1_000
-    albums = [uri.uri.split("/")[0] for shard, uri in cut(given, 600, first=0) if shard == 0]
+    albums = [uri.uri.split("/")[0] for shard, uri in assign_shards(given, 600, first=0) if shard == 0]
     assert len(set(albums)) > len(albums) / 2
 
 
 def test_the_cut_depends_on_the_sources_alone() -> None:
-    assert cut(sources(100), 600, first=7) == cut(sources(100)[::-1], 600, first=7)
-    assert min(shard for shard, _ in cut(sources(100), 600, first=7)) == 7
+    assert assign_shards(sources(100), 600, first=7) == assign_shards(sources(100)[::-1], 600, first=7)
+    assert min(shard for shard, _ in assign_shards(sources(100), 600, first=7)) == 7
 
 
 def test_a_file_larger_than_a_shard_is_one() -> None:
     long = Source("long.wav", 176_000 * 36_000, "1")
     shards: dict[int, list[str]] = {}
-    for shard, source in cut([long, *sources(50)], 600, first=0):
+    for shard, source in assign_shards([long, *sources(50)], 600, first=0):
         shards.setdefault(shard, []).append(source.uri)
     (with_long,) = (uris for uris in shards.values() if "long.wav" in uris)
     assert len(with_long) <= 2
@@ -48,14 +48,14 @@ def test_the_size_of_a_shard_grows_with_the_corpus_within_bounds() -> None:
 
 def test_a_plan_is_read_back_by_shard_and_only_appended_to(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    first = cut(sources(5_000, size=2_400_000), 600, first=0)
+    first = assign_shards(sources(5_000, size=2_400_000), 600, first=0)
     append_plan(folder, first, {first[0][1].uri: ["member"]})
     file = (tmp_path / "_plan" / "0000.parquet").read_bytes()
     planned, new = new_sources(folder, sources(5_000, size=2_400_000) + sources(10, prefix="new "))
     assert planned == sizes(first)
     assert {source.uri[:4] for source in new} == {"new "}
     assert len(new) == 10
-    append_plan(folder, cut(new, 600, first=len(planned)), {})
+    append_plan(folder, assign_shards(new, 600, first=len(planned)), {})
     assert (tmp_path / "_plan" / "0000.parquet").read_bytes() == file
     for shard in (0, len(planned) // 2, len(planned) - 1):
         expected = [(source, ["member"] if source == first[0][1] else []) for number, source in first if number == shard]
@@ -65,7 +65,7 @@ def test_a_plan_is_read_back_by_shard_and_only_appended_to(tmp_path: Path) -> No
 
 def test_what_was_planned_must_be_there_unchanged(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path))
-    append_plan(folder, cut(sources(3), 600, first=0), {})
+    append_plan(folder, assign_shards(sources(3), 600, first=0), {})
     with pytest.raises(ValueError, match=r"00001\.mp3 was planned for .* and has vanished"):
         new_sources(folder, [source for source in sources(3) if "00001" not in source.uri])
     with pytest.raises(ValueError, match=r"00002\.mp3 has changed since it was planned"):

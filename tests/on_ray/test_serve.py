@@ -9,7 +9,7 @@ import httpx
 import pytest
 from ray import serve as ray_serve
 
-from audiodiff_core.audio import encode
+from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
@@ -33,7 +33,7 @@ def _expected(model: Path, request: GenerateRequest) -> bytes:
     profile = ExecutionProfile.here()
     profile.prepare_process()
     (loop,) = load_model(model).pipeline(profile).generate([request])
-    return encode(loop.audio, 22_050)
+    return encode_audio(loop.audio, 22_050)
 
 
 def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, model: Path) -> None:

@@ -32,10 +32,10 @@ SLICES = [
 @pytest.mark.parametrize(
     ("rows", "schema"),
     [
-        (PLANNED, plan.SCHEMA),
-        (SLICES, dataset.SCHEMA),
+        (PLANNED, plan.PLAN_SCHEMA),
+        (SLICES, dataset.DATASET_SCHEMA),
         ([{"audio_file": "a", "reason": "b", "size": 3}], QUARANTINE_SCHEMA),
-        ([], plan.SCHEMA),
+        ([], plan.PLAN_SCHEMA),
         ([{"a": None}, {"a": "b"}], pa.schema([("a", pa.string())])),
     ],
     ids=["plan", "slices", "quarantine", "nothing", "none"],

@@ -14,7 +14,7 @@ from audiodiff_platform.audio_files import Inputs
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.work.plan import append_plan, cut, new_sources
+from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources
 from audiodiff_platform.work.source_digests import record_digests
 from tests.servers.stores import Store
 
@@ -48,7 +48,7 @@ class Planned:
             (self.music / name).parent.mkdir(parents=True, exist_ok=True)
             (self.music / name).write_bytes(content)
         self.inputs = Inputs(str(self.music))
-        append_plan(self.output, cut(new_sources(self.output, self.inputs.sources())[1], 1e9, first=0), {})
+        append_plan(self.output, assign_shards(new_sources(self.output, self.inputs.sources())[1], 1e9, first=0), {})
 
     def commit(self) -> None:
         digests = {source.uri: sha256 for source in self.inputs.sources() if (sha256 := self.inputs.sha256(source))}
@@ -188,7 +188,7 @@ def test_an_object_that_was_copied_in_parts_is_the_same(store: Store) -> None:
     _, new = new_sources(output, inputs.sources())
     # What a store reports of an object that was uploaded in parts is another digest than that of its bytes.
     in_parts = [type(source)(source.uri, source.size, "0123456789abcdef-2") for source in new]
-    append_plan(output, cut(in_parts, 1e9, first=0), {})
+    append_plan(output, assign_shards(in_parts, 1e9, first=0), {})
     commits.commit(output, 0, record_digests(output, 0, {source.uri: str(inputs.sha256(source)) for source in new}))
     assert new_sources(output, inputs.sources(), inputs)[1] == []
     music.write("a.wav", b"b" * 100)

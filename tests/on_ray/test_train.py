@@ -28,7 +28,7 @@ from audiodiff_platform.train import loop as training_loop
 from audiodiff_platform.train.checkpoints import newest_checkpoint
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.diffusion_worker import train_worker, trained
-from audiodiff_platform.train.inputs import starting_point
+from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.worker_process import join_workers
 from tests.servers.hub import Hub
@@ -95,7 +95,7 @@ def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, d
 
     def worker(config: dict[str, Any]) -> None:
         accelerator = join_workers(options)
-        state = trained(options, accelerator, starting_point(options))
+        state = trained(options, accelerator, load_training_inputs(options))
         flat = torch.cat([parameter.detach().flatten() for parameter in state.bare.parameters()])
         torch.save(flat, tmp_path / f"rank{accelerator.process_index}.pt")
 
@@ -124,9 +124,9 @@ def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFact
 
         def put_checkpoint(output: Folder, *arguments: Any) -> None:
             training_state.put_checkpoint(output, *arguments)
-            witness = Path(output.path("died"))
-            if not witness.exists():
-                shutil.copy(output.path("metrics.jsonl"), witness)
+            probe_file = Path(output.path("died"))
+            if not probe_file.exists():
+                shutil.copy(output.path("metrics.jsonl"), probe_file)
                 os.kill(os.getpid(), signal.SIGKILL)
 
         vars(training_loop)["put_checkpoint"] = put_checkpoint

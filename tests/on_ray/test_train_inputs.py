@@ -16,13 +16,13 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae, objective_for
 from audiodiff_platform.entry.options import from_command_line, validated
 from audiodiff_platform.mel_data.encodings import encoded_table
-from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset
+from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.mel_data.run_folder import PROGRESS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
 from audiodiff_platform.train.diffusion import train
-from audiodiff_platform.train.inputs import starting_point
+from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train.shared_steps import BYTES_PER_PARAMETER, require_space
 
@@ -61,7 +61,7 @@ def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> N
 
 
 def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: Path) -> None:
-    trained, apart = (sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN, VALIDATION))
+    trained, apart = (sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
     some = _encodings(tmp_path / "some.parquet", trained + apart[1:])
     _refused(held_out, tmp_path / "run", rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
 
@@ -69,7 +69,7 @@ def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: 
 def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path: Path) -> None:
     data = MelDataset(str(dataset))
     names = sorted(data.audio_files())
-    start = starting_point(_options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names)))
+    start = load_training_inputs(_options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names)))
     batch = start.order(seed=0).batch(range(data.rows))
     assert start.encodings is not None
     assert batch.encodings is not None
@@ -102,12 +102,12 @@ def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path
 def test_a_model_is_gone_on_from_with_its_weights_and_objective(dataset: Path, tmp_path: Path) -> None:
     mel = MelDataset(str(dataset)).mel
     model = _model(tmp_path / "model", mel)
-    start = starting_point(_options(dataset, tmp_path, from_pretrained=model))
+    start = load_training_inputs(_options(dataset, tmp_path, from_pretrained=model))
     torch.manual_seed(1)
     expected = build_network("tiny", mel).state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in start.network.state_dict().items())
     assert (start.objective.prediction_type, start.objective.zero_terminal_snr) == ("epsilon", False)
-    changed = starting_point(_options(dataset, tmp_path, from_pretrained=model, prediction_type="flow")).objective
+    changed = load_training_inputs(_options(dataset, tmp_path, from_pretrained=model, prediction_type="flow")).objective
     assert (changed.prediction_type, changed.clip_sample) == ("flow", False)
     _refused(dataset, tmp_path / "run", "leave preset out", from_pretrained=model, preset="tiny")
 
@@ -122,9 +122,9 @@ def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Pa
 def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_path: Path) -> None:
     names = sorted(MelDataset(str(dataset)).audio_files())
     options = _options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names))
-    before = options.settings(**starting_point(options).digests)
+    before = options.settings(**load_training_inputs(options).digests)
     (tmp_path / "all.parquet").write_bytes(encoded_table(names, np.ones((len(names), DIM), np.float32), "test", "0"))
-    after = options.settings(**starting_point(options).digests)
+    after = options.settings(**load_training_inputs(options).digests)
     assert {name for name in before if before[name] != after[name]} == {"encodings_digest"}
 
 
@@ -182,12 +182,12 @@ def test_what_is_learned_from_a_model_is_stated_too(dataset: Path, tmp_path: Pat
     model = _model(tmp_path / "model", MelDataset(str(dataset)).mel, "tiny-conditional", encoding_dim=DIM)
     given = {"from_pretrained": model, "encodings": _encodings(tmp_path / "all.parquet", names)}
     options = _options(dataset, tmp_path, **given)
-    start = starting_point(options)
+    start = load_training_inputs(options)
     resolved = options.resolved(start.objective)
     assert (resolved.preset, resolved.prediction_type, resolved.conditioning_dropout) == (None, "epsilon", 0.1)
-    assert starting_point(TrainOptions.model_validate(resolved.model_dump(mode="json"))).objective == start.objective
+    assert load_training_inputs(TrainOptions.model_validate(resolved.model_dump(mode="json"))).objective == start.objective
     spelled = _options(dataset, tmp_path, **given, prediction_type="epsilon", conditioning_dropout=0.1)
-    assert spelled.resolved(starting_point(spelled).objective) == resolved
+    assert spelled.resolved(load_training_inputs(spelled).objective) == resolved
 
 
 def test_another_scheduler_is_another_model_of_the_same_training(dataset: Path, tmp_path: Path) -> None:

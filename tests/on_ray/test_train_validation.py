@@ -16,11 +16,11 @@ from ray.train import ValidationConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from audiodiff_core.audio import decode
+from audiodiff_core.audio import decode_audio
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import to_image
-from audiodiff_platform.mel_data.mel_dataset import VALIDATION, MelDataset
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import checkpoints as training_state
@@ -33,7 +33,7 @@ from audiodiff_platform.train.diffusion_worker import train_worker
 from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions, TrainVaeOptions
 from audiodiff_platform.train.validation.beside_training import TASKS_AT_MOST, validation_beside
 from audiodiff_platform.train.validation.diffusion import validate
-from audiodiff_platform.train.validation_marks import begin_validation, hand_to_validation, in_validation
+from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 from tests.servers.stores import Store, Stores
 
@@ -105,7 +105,7 @@ def test_tensorboard_shows_figures_pictures_and_sounds(run: Path) -> None:
     shown = _board(run / "tensorboard" / "validation")
     assert shown.Tags()["images"] == shown.Tags()["audio"] == ["seed 0", "seed 1"]
     (last,) = [event for event in shown.Audio("seed 1") if event.step == 20]
-    assert np.abs(decode(last.encoded_audio_string, int(last.sample_rate))).max() > 0.5
+    assert np.abs(decode_audio(last.encoded_audio_string, int(last.sample_rate))).max() > 0.5
     assert shown.Scalars("validation_loss")[-1].step == 20
 
 
@@ -122,7 +122,7 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
     output = Folder(str(tmp_path / "run"))
     name = whole_checkpoints(output)[-1]
     expected = validation_results(output)[step_of(name)]
-    output.remove(VALIDATION)
+    output.remove(VALIDATION_SPLIT)
     options = _options(split, str(tmp_path / "run"), scheduler="flow_euler", preview_count=1)
     with pytest.raises(ValueError, match="flow_euler"):
         validate(name, options.model_dump(mode="json"))
@@ -133,7 +133,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
     def found(name: str, options: dict[str, Any]) -> dict[str, Any]:
         step = step_of(name)
         values = {"validation_loss": 1 / step, "frechet": float(step), "n_candidate": options["preview_count"]}
-        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step}.json", values)
+        Folder(options["output_dir"]).write_json(f"{VALIDATION_SPLIT}/{step}.json", values)
         return {}
 
     def patient_worker(config: dict[str, Any]) -> str | None:
@@ -209,7 +209,7 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: P
                 time.sleep(0.1)
             assert len(in_validation(output)) == 2
             os.kill(os.getpid(), signal.SIGKILL)
-        output.write_json(f"{VALIDATION}/{step_of(name)}.json", {"validation_loss": 0.5})
+        output.write_json(f"{VALIDATION_SPLIT}/{step_of(name)}.json", {"validation_loss": 0.5})
         return {}
 
     def told_worker(config: dict[str, Any]) -> str | None:
@@ -238,9 +238,9 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
     found = []
     for begun in (0, TASKS_AT_MOST):
-        hand_to_validation(output, name)
+        queue_for_validation(output, name)
         for _ in range(begun):
-            begin_validation(output, name)
+            start_validation(output, name)
         found.append(ray.get(task.remote()))
         assert in_validation(output) == {}
     assert found == [{"begun": {name: 1}}, {}]
@@ -259,7 +259,7 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
 
     config = validation_beside(ended, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
-    hand_to_validation(output, name)
+    queue_for_validation(output, name)
     assert ray.get(task.remote()) == {"begun": 2}
     assert in_validation(output) == {}
 
@@ -269,7 +269,7 @@ def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_pat
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
     config = validation_beside(lambda name, options: {}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
-    hand_to_validation(output, name)
+    queue_for_validation(output, name)
     (mark,) = output.names("_in_validation/*")
     output.write(mark, b"{")
     with pytest.raises(ValueError, match="Expecting property name"):
@@ -281,7 +281,7 @@ def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: 
     name = "state/step-000000010-aaaa"
     config = validation_beside(lambda name, options: {"found": 1}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
-    hand_to_validation(Folder(str(tmp_path)), name)
+    queue_for_validation(Folder(str(tmp_path)), name)
     assert [ray.get(task.remote()) for _ in range(2)] == [{"found": 1}, {}]
 
 
@@ -293,7 +293,7 @@ def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: 
         while step_of(name) == 10 and not result_due.exists():
             time.sleep(0.1)
         found = {"validation_loss": float(step_of(name))}
-        Folder(options["output_dir"]).write_json(f"{VALIDATION}/{step_of(name)}.json", found)
+        Folder(options["output_dir"]).write_json(f"{VALIDATION_SPLIT}/{step_of(name)}.json", found)
         return found
 
     def mortal_worker(config: dict[str, Any]) -> str | None:
@@ -342,7 +342,7 @@ def test_a_run_on_an_object_store_survives_its_faults(split: Path, stores: Store
 def test_an_autoencoder_is_validated_by_its_reconstructions(split: Path, tmp_path: Path) -> None:
     common = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
     train_vae(TrainVaeOptions(dataset_name=str(split), output_dir=str(tmp_path), preset="vae-tiny", **common))
-    images = MelDataset(str(split), VALIDATION).all_images()
+    images = MelDataset(str(split), VALIDATION_SPLIT).all_images()
     vae = load_vae(tmp_path / "model")
     with torch.no_grad():
         made = vae.decode(posterior_moments(vae, images)[:, 0]).sample[:, 0].numpy()

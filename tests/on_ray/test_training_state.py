@@ -22,12 +22,12 @@ from audiodiff_platform.train.checkpoints import (
     whole_checkpoints,
 )
 from audiodiff_platform.train.validation_marks import (
-    begin_validation,
-    end_validation,
-    hand_to_validation,
+    finish_validation,
     in_validation,
-    renew_validation,
-    unheard_validations,
+    queue_for_validation,
+    requeue_validations,
+    start_validation,
+    validations_not_started,
 )
 from tests.servers.stores import Stores
 
@@ -91,12 +91,12 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
 
 def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
-    hand_to_validation(output, names[1])
+    queue_for_validation(output, names[1])
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[1:]
-    assert [begin_validation(output, names[1]) for _ in range(2)] == [1, 2]
+    assert [start_validation(output, names[1]) for _ in range(2)] == [1, 2]
     output.write_json(f"{VALIDATION_RESULTS}/20.json", {"frechet": 0.5})
-    end_validation(output, names[1])
+    finish_validation(output, names[1])
     remove_superseded(output, kept=1, figure="validation_loss")
     assert whole_checkpoints(output) == names[2:]
 
@@ -104,14 +104,14 @@ def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folde
 def test_what_a_killed_job_had_in_validation_is_handed_over_again(output: Folder) -> None:
     names = [checkpoint_name(step, "aaaa") for step in (10, 20, 30)]
     for begun, name in zip((0, 1, 3), names, strict=True):
-        hand_to_validation(output, name)
+        queue_for_validation(output, name)
         for _ in range(begun):
-            begin_validation(output, name)
-    assert unheard_validations(output) == names[:1]
-    renew_validation(output)
-    assert unheard_validations(output) == names
+            start_validation(output, name)
+    assert validations_not_started(output) == names[:1]
+    requeue_validations(output)
+    assert validations_not_started(output) == names
     assert in_validation(output) == dict(zip(names, (0, 1, 3), strict=True))
-    assert begin_validation(output, names[2]) == 4
+    assert start_validation(output, names[2]) == 4
 
 
 def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:

@@ -3,10 +3,10 @@
 from audiodiff_platform.audio_files.containers import items
 from audiodiff_platform.audio_files.fetching import fetched
 from audiodiff_platform.audio_files.inputs import Inputs
-from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.item import AudioItem
 from audiodiff_platform.audio_files.parts import in_parts
 from audiodiff_platform.audio_files.ranges import source_sha256
 from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
 from audiodiff_platform.audio_files.source import ByteRange, Source
 
-__all__ = ["ByteRange", "Inputs", "Item", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]
+__all__ = ["ByteRange", "Inputs", "AudioItem", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]

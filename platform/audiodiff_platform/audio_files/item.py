@@ -7,7 +7,7 @@ from audiodiff_core.audio import AudioDecodeError
 
 
 @dataclass(frozen=True)
-class Item:
+class AudioItem:
     """An audio file: its name in the dataset, and the local file that holds it now or the reason why there is none."""
 
     name: str

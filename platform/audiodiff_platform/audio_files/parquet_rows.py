@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.arrays import write_wav
-from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.item import AudioItem
 from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over
 
 FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
@@ -44,7 +44,7 @@ class RowsWithoutAudio:
         return self.missing == self.checked
 
 
-def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
+def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
     """The audio files of a Parquet file, each in a file that the next one replaces; names hold the row's number."""
     for number, cell in _all_cells(source, local):
         path = _path(cell)
@@ -109,19 +109,19 @@ def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
     )
 
 
-def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> Item:
+def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> AudioItem:
     if (content := _value(cell, "bytes")) is not None:
         extension = PurePosixPath(path).suffix.lower()
         target = scratch / f"item{extension if extension in AUDIO_EXTENSIONS else ''}"
         target.write_bytes(content)
-        return Item(name, target)
+        return AudioItem(name, target)
     if (array := _part(cell, "array")) is not None and array.is_valid:
         try:
             write_wav(scratch / "item.wav", name, array, _value(cell, "sampling_rate"))
         except AudioDecodeError as error:
-            return Item(name, None, error.reason)
-        return Item(name, scratch / "item.wav")
-    return Item(name, None, NOT_EMBEDDED if path else "a row without audio")
+            return AudioItem(name, None, error.reason)
+        return AudioItem(name, scratch / "item.wav")
+    return AudioItem(name, None, NOT_EMBEDDED if path else "a row without audio")
 
 
 def row_group_starts(file: io.RawIOBase) -> Iterator[int]:

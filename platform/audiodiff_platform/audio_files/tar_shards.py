@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
-from audiodiff_platform.audio_files.item import Item
+from audiodiff_platform.audio_files.item import AudioItem
 from audiodiff_platform.audio_files.ranges import PartFile
 from audiodiff_platform.audio_files.skipped import kind_of
 from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over, utf8
@@ -29,7 +29,7 @@ DANGLING, REPLACED, SPECIAL = "dangling link", "replaced in its archive", "speci
 _UNREADABLE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
 
 
-def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[Item]:
+def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
     """The audio files of an archive, each in a file that the next one replaces; other members count in `skipped`."""
     try:
         with _TarFile(io.FileIO(local) if source.part is None else PartFile(local, source.part)) as file:
@@ -40,7 +40,7 @@ def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -
                     yield _item(source, name, archive, member, scratch)
             for name, target in contents.lost:
                 reason = f"a hard link to {utf8(target)}, which its archive does not hold"
-                yield Item(_item_name(source, name), None, reason)
+                yield AudioItem(_item_name(source, name), None, reason)
             skipped.update(contents.skipped)
     except _UNREADABLE as error:
         if source.part is not None:  # an archive is divided only if all its headers can be read
@@ -229,15 +229,15 @@ def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str
     return []
 
 
-def _item(source: Source, name: str, archive: "_Archive", member: tarfile.TarInfo, scratch: Path) -> Item:
+def _item(source: Source, name: str, archive: "_Archive", member: tarfile.TarInfo, scratch: Path) -> AudioItem:
     if member.issparse():
-        return Item(_item_name(source, name), None, "stored with holes (a sparse member): pack it without --sparse")
+        return AudioItem(_item_name(source, name), None, "stored with holes (a sparse member): pack it without --sparse")
     content = archive.extractfile(member)
     assert content is not None, "a regular member has content"
     target = scratch / f"item{PurePosixPath(name).suffix.lower()}"
     with target.open("wb") as file:
         shutil.copyfileobj(content, file)
-    return Item(_item_name(source, name), target)
+    return AudioItem(_item_name(source, name), target)
 
 
 def _item_name(source: Source, name: str) -> str:

@@ -63,11 +63,11 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
-def require_shared(option: str, uri: str, witness: str) -> None:
+def require_shared(option: str, uri: str, probe_file: str) -> None:
     """Raise ValueError if a local folder of this node is not on another node of a cluster; `witness` is a file in it."""
     if not ray.is_initialized():
         return
-    file = Path(uri.removeprefix("file://")).absolute() / witness
+    file = Path(uri.removeprefix("file://")).absolute() / probe_file
     if ("://" in uri and not uri.startswith("file://")) or not file.exists():
         return
     if grows():

@@ -10,7 +10,7 @@ import numpy as np
 from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
-from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
+from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.audio_files.decoder import Decoder
 from audiodiff_platform.mel_data.encodings import encoded_table
 from audiodiff_platform.storage import Folder, commits
@@ -70,7 +70,7 @@ class EmbeddingsWorker:
         except AudioDecodeError as error:  # it cannot be fetched, or not be read on
             draft.failed(source.uri, error.reason)
 
-    def _embedded(self, item: Item, scratch: Path) -> Samples:
+    def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
         """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than LONGEST_EMBEDDED_S."""
         rate = self.encoder.sample_rate
         samples = self.decoder.samples(item.name, item.local, scratch / "samples", rate, LONGEST_EMBEDDED_S)

@@ -27,8 +27,8 @@ from audiodiff_platform.encode.latents import LatentsWorker, encoded
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.entry.terminal import say
-from audiodiff_platform.mel_data.latents import FORMAT_VERSION, SETTINGS
-from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, VALIDATION, MelDataset
+from audiodiff_platform.mel_data.latents import LATENTS_FORMAT_VERSION, LATENTS_SETTINGS
+from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
@@ -79,8 +79,8 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     assert options.encoder is not None
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
-    settings = {"format_version": FORMAT_VERSION, "encoder": encoder.name, "encoder_digest": encoder.digest, "dim": encoder.dim}
-    commits.require_same(output, SETTINGS, settings)
+    settings = {"format_version": LATENTS_FORMAT_VERSION, "encoder": encoder.name, "encoder_digest": encoder.digest, "dim": encoder.dim}
+    commits.require_same(output, LATENTS_SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
     with owned(output, options.take_over) as lease:
@@ -92,7 +92,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
         plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
         arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
         work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
-        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("data",), "embeddings")
+        job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "embeddings")
         if job.pending:
             seconds = sum(source.seconds for source in new)
             say(f"{len({source.uri for source in new}):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
@@ -106,7 +106,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
 
 def _tracks(dataset_name: str) -> set[str]:
     """The names of the files that a mel dataset was made of, held-out ones too."""
-    return MelDataset(dataset_name).audio_files() | MelDataset(dataset_name, VALIDATION).audio_files()
+    return MelDataset(dataset_name).audio_files() | MelDataset(dataset_name, VALIDATION_SPLIT).audio_files()
 
 
 def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
@@ -163,29 +163,29 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"vae {options.vae} cannot encode dataset_name {options.dataset_name}: {error}") from error
     settings = {
-        "format_version": FORMAT_VERSION,
+        "format_version": LATENTS_FORMAT_VERSION,
         "dataset_digest": dataset.digest,
         "vae_digest": network_digest(vae),
         "latent_shape": list(shape),
         "batch_size": LATENT_BATCH_SIZE,
     }
-    commits.require_same(output, SETTINGS, settings)
+    commits.require_same(output, LATENTS_SETTINGS, settings)
     rows: dict[int, int] = {}
-    for shard, _, count in (*dataset.groups, *MelDataset(options.dataset_name, VALIDATION).groups):
+    for shard, _, count in (*dataset.groups, *MelDataset(options.dataset_name, VALIDATION_SPLIT).groups):
         rows[shard] = rows.get(shard, 0) + count
     plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in sorted(rows.items())})
     arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
     work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
     with owned(output, options.take_over) as lease:
-        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("data",), "latents")
+        job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "latents")
         if job.pending:
             pending = sum(rows[shard] for shard in job.pending)
             values = shape[0] * shape[1] * shape[2]
             output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
             say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
-                require_shared("dataset_name", options.dataset_name, MelDataset.witness)
-                require_shared("vae", options.vae, witness="")
+                require_shared("dataset_name", options.dataset_name, MelDataset.probe_file)
+                require_shared("vae", options.vae, probe_file="")
                 job.run(running)
         records = job.records()
         output.write(MEL_CONFIG, dataset.mel.to_json().encode())

@@ -14,7 +14,7 @@ from audiodiff_core.mel.png import decode_png
 from audiodiff_core.models import network_digest
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.mel_data.latents import schema
-from audiodiff_platform.mel_data.mel_dataset import TRAIN, VALIDATION, MelDataset, data_file
+from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, MelDataset, data_file
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
@@ -39,7 +39,7 @@ class LatentsWorker:
         parts: dict[str, str] = {}
         sizes: dict[str, int] = {}
         with self.output.scratch() as scratch:
-            for split in (TRAIN, VALIDATION):
+            for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
                 name = data_file(shard, split)
                 row_groups = self._encoded(name, scratch / "part.parquet", attempts) if self.dataset.folder.exists(name) else []
                 record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
@@ -48,7 +48,7 @@ class LatentsWorker:
                     parts[name] = commits.file_sha256(scratch / "part.parquet")
                     sizes[name] = (scratch / "part.parquet").stat().st_size
                     self.output.move_in(scratch / "part.parquet", name)
-        rows = sum(record[split]["rows"] for split in (TRAIN, VALIDATION))
+        rows = sum(record[split]["rows"] for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
         return {**record, "rows": rows, "parts": parts, "sizes": sizes}
 
     def _encoded(self, name: str, target: Path, attempts: Attempts) -> list[int]:

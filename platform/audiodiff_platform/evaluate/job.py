@@ -32,12 +32,18 @@ from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.evaluate.result import Result
 from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, Portion, embedded_slices, result_of
 from audiodiff_platform.mel_data import loops_folder
-from audiodiff_platform.mel_data.mel_dataset import SETTINGS, TRAIN, VALIDATION, MelDataset, data_file
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_SETTINGS,
+    TRAIN_SPLIT,
+    VALIDATION_SPLIT,
+    MelDataset,
+    data_file,
+)
 from audiodiff_platform.mel_data.original_datasets import given_mel
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
-from audiodiff_platform.work.plan import ShardSize, cut
+from audiodiff_platform.work.plan import ShardSize, assign_shards
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 REPORT = "report.json"
@@ -153,7 +159,7 @@ def _sides(options: EvaluateOptions) -> dict[str, Side]:
     sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE) if (uri := getattr(options, name))}
     if options.held_out:
         sides[HELD_OUT] = _held_out(options.held_out, options.reference)
-    elif sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION)).portions:
+    elif sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION_SPLIT)).portions:
         sides[HELD_OUT] = replace(held_out, portions=[replace(portion, side=HELD_OUT) for portion in held_out.portions])
     portions = sides[REFERENCE].portions
     each, more = divmod(options.round_trips, len(portions))
@@ -163,7 +169,7 @@ def _sides(options: EvaluateOptions) -> dict[str, Side]:
 
 def _held_out(uri: str, reference: str) -> Side:
     """The held-out tracks of a mel dataset that has such, or all that lies at a URI; raises ValueError where that is the reference."""
-    side = _side(HELD_OUT, uri, VALIDATION)
+    side = _side(HELD_OUT, uri, VALIDATION_SPLIT)
     if side.portions:
         return side
     if Folder(uri).root == Folder(reference).root:
@@ -171,13 +177,13 @@ def _held_out(uri: str, reference: str) -> Side:
     return _side(HELD_OUT, uri)
 
 
-def _side(name: str, uri: str, split: str = TRAIN) -> Side:
+def _side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
     """What lies at a URI; raises ValueError where it is nothing that can be compared."""
     folder = Folder(uri)
-    if folder.exists(SETTINGS):
+    if folder.exists(DATASET_SETTINGS):
         dataset = _dataset(name, uri, split)
         return Side([Portion(name, uri, part=data_file(shard, split)) for shard in dataset.shards], dataset.mel)
-    if folder.exists(loops_folder.SETTINGS):
+    if folder.exists(loops_folder.LOOPS_SETTINGS):
         if not folder.exists(commits.SUCCESS):
             raise ValueError(f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end")
         uri = f"{folder.uri}/audio"
@@ -191,7 +197,7 @@ def _side(name: str, uri: str, split: str = TRAIN) -> Side:
     for line in inputs.describe():
         say(f"{name}: {line}")
     by_shard: dict[int, list[Source]] = {}
-    for shard, source in cut(sources, PORTION_SECONDS, first=0):
+    for shard, source in assign_shards(sources, PORTION_SECONDS, first=0):
         by_shard.setdefault(shard, []).append(source)
     portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
     return Side(portions, skipped=inputs.skipped)
@@ -202,7 +208,7 @@ def _dataset(name: str, uri: str, split: str) -> MelDataset:
         dataset = MelDataset(uri, split)
     except ValueError as error:
         raise ValueError(str(error).replace("dataset_name", name, 1)) from error
-    if dataset.folder.read_json(SETTINGS).get("reference") == "track":
+    if dataset.folder.read_json(DATASET_SETTINGS).get("reference") == "track":
         say(f"warning: {name} {uri} has images relative to their tracks' maxima; audio is analysed here relative to each slice's own, which is another thing")
     return dataset
 

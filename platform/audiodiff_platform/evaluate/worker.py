@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
-from audiodiff_core.evaluation.embedders import Item, heard, load_embedder
+from audiodiff_core.evaluation.embedders import EmbedderItem, heard, load_embedder
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
+from audiodiff_platform.audio_files import AudioItem as AudioFile
 from audiodiff_platform.audio_files import Inputs, Source, fetched, items
-from audiodiff_platform.audio_files import Item as AudioFile
 from audiodiff_platform.audio_files.decoder import Decoder, Limits
 from audiodiff_platform.evaluate.result import Embedded, Result
 from audiodiff_platform.storage import Folder, commits
@@ -87,7 +87,7 @@ class EvaluateWorker:
         result = Embedded(portion.side)
         for track, image in _rows(Folder(portion.uri), portion.part, (self.mel.config.y_res, self.mel.config.x_res)):
             attempts.require_running()
-            self._add(track, iter([Item(image, None)]), portion, result)
+            self._add(track, iter([EmbedderItem(image, None)]), portion, result)
         return result
 
     def _of_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
@@ -108,13 +108,13 @@ class EvaluateWorker:
                     result.unusable.append(str(error))
         return result
 
-    def _items(self, file: AudioFile, scratch: Path) -> Iterator[Item]:
+    def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
         """The slices of an audio file. Raises AudioDecodeError before the first one."""
         listens = self.embedder.listens
         for image, samples in self._decoder.items(file.name, file.local, scratch / "items", self.mel.config, with_samples=listens):
-            yield Item(image, samples)
+            yield EmbedderItem(image, samples)
 
-    def _add(self, track: str, track_items: Iterator[Item], portion: Portion, result: Embedded) -> None:
+    def _add(self, track: str, track_items: Iterator[EmbedderItem], portion: Portion, result: Embedded) -> None:
         """Adds all items of a track or, where it cannot be read, none."""
         features, round_trips, count = [], [], 0
         try:
@@ -130,7 +130,7 @@ class EvaluateWorker:
         result.add(track, features, round_trips)
         result.silent += count == 0
 
-    def _round_trip(self, item: Item, seed: int) -> Item:
+    def _round_trip(self, item: EmbedderItem, seed: int) -> EmbedderItem:
         return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from audiodiff_core.audio import encode
+from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.pipeline import Geometry
 from audiodiff_platform.cluster import require_shared, usable_path
@@ -19,7 +19,7 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.worker import GenerateWorker, generated
-from audiodiff_platform.mel_data.loops_folder import FORMAT_VERSION, SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
@@ -37,16 +37,16 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     if geometry.encoding_dim is not None:
         raise ValueError(f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given")
     options = geometry.resolved(options, model.scheduler)
-    encode(np.zeros(1, np.float32), model.mel.sample_rate, options.format)  # raises if the format cannot hold the rate
+    encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)  # raises if the format cannot hold the rate
     output = Folder(options.output_dir)
     settings = options.settings(model)
-    commits.require_same(output, SETTINGS, settings)
+    commits.require_same(output, LOOPS_SETTINGS, settings)
     seconds = geometry.width(options) * model.mel.hop_length / model.mel.sample_rate
     shards = dict(enumerate(options.shard_seeds()))
     plan = FixedPlan({shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()})
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, generated)
     with owned(output, options.take_over) as lease:
-        job = ShardedJob(work, lease, (SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
         if job.pending:
             left_s = sum(size.seconds for size in job.pending.values())
             output.require_free_space(int(left_s * model.mel.sample_rate) * 2, "the audio")
@@ -60,6 +60,6 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             raise JobError(f"none of the {failed} loops could be made: see the column reason of {output.uri}/manifest")
         if failed:
             say(f"warning: {failed} of {options.count} loops could not be made: see the column reason of {output.uri}/manifest")
-        summary = {"format_version": FORMAT_VERSION, "loops": made - failed, "failed": failed, "model_digest": model.digest}
+        summary = {"format_version": LOOPS_FORMAT_VERSION, "loops": made - failed, "failed": failed, "model_digest": model.digest}
         job.succeed(summary)
     return {"verb": "generate", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}

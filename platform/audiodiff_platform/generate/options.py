@@ -10,7 +10,7 @@ from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, Precision, SamplingPara
 from audiodiff_core.seeds import SEEDS
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import OutputOptions
-from audiodiff_platform.mel_data.loops_folder import FORMAT_VERSION
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
 
 BATCHES_PER_SHARD = 4
 LOOPS_AT_MOST = 10_000_000  # of a folder: the driver lists their shards
@@ -39,7 +39,7 @@ class GenerateOptions(SamplingParameters, OutputOptions):
     def settings(self, model: Model) -> dict[str, Any]:
         """All that decides what the folder holds, but for the device, which the manifest states."""
         free = {"model", "output_dir", "num_workers", "device", "take_over"}
-        return {"format_version": FORMAT_VERSION, "model_digest": model.digest, **self.model_dump(exclude=free)}
+        return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **self.model_dump(exclude=free)}
 
     def shard_seeds(self) -> list[range]:
         """The seeds of each shard: a few batches, whatever the number of workers."""

@@ -19,7 +19,7 @@ from audiodiff_core.sampling import (
     SamplingParameters,
 )
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.mel_data.loops_folder import SCHEMA
+from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
@@ -56,7 +56,7 @@ class GenerateWorker:
             rows = self._one_by_one(requests, attempts)
         attempts.require_ownership()
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), SCHEMA), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), MANIFEST_SCHEMA), buffer, compression="zstd")
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
         made = [row for row in rows if row["path"]]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from audiodiff_platform.entry.terminal import say
-from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, SETTINGS
+from audiodiff_platform.mel_data.mel_dataset import DATASET_SETTINGS, MEL_CONFIG
 from audiodiff_platform.storage import Folder
 
 FILES_PER_COMMIT = 32
@@ -22,7 +22,7 @@ def publish(output: Folder, name: str) -> None:
     """Uploads the data, then configuration and card, to a repository that is claimed; with these go the shards of an earlier dataset."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    files = [*output.names("data/*"), MEL_CONFIG, SETTINGS, "README.md"]
+    files = [*output.names("data/*"), MEL_CONFIG, DATASET_SETTINGS, "README.md"]
     for first in range(0, len(files), FILES_PER_COMMIT):
         batch = files[first : first + FILES_PER_COMMIT]
         with output.scratch() as scratch:

@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 
 from audiodiff_core.latents.posteriors import Moments
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, TRAIN, data_file, groups_of
+from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, TRAIN_SPLIT, data_file, groups_of
 from audiodiff_platform.storage import Folder, commits
 
-FORMAT_VERSION = 1
-SETTINGS = "encode.json"
+LATENTS_FORMAT_VERSION = 1
+LATENTS_SETTINGS = "encode.json"
 LATENT_SHAPE, VAE_DIGEST = b"audiodiff_latent_shape", b"audiodiff_vae_digest"
 HELD_ROW_GROUPS = 72
 
@@ -45,17 +45,17 @@ class LatentsDataset:
     """One split of finished latents, read in row groups, of which few are held."""
 
     mel_origin = f"its {MEL_CONFIG}"
-    witness = commits.SUCCESS
+    probe_file = commits.SUCCESS
 
-    def __init__(self, uri: str, split: str = TRAIN) -> None:
+    def __init__(self, uri: str, split: str = TRAIN_SPLIT) -> None:
         self.folder = Folder(uri)
         self._split = split
         try:
             summary, parts, _ = commits.finished(self.folder)
         except FileNotFoundError:
             raise ValueError(f"latents {uri}: not finished latents (no {commits.SUCCESS}); make them with jobs/encode.py --latents") from None
-        if summary.get("format_version") != FORMAT_VERSION or "latent_shape" not in summary:
-            raise ValueError(f"latents {uri}: not latents of format version {FORMAT_VERSION}, which this version reads")
+        if summary.get("format_version") != LATENTS_FORMAT_VERSION or "latent_shape" not in summary:
+            raise ValueError(f"latents {uri}: not latents of format version {LATENTS_FORMAT_VERSION}, which this version reads")
         self.digest: str = summary["digest"]
         self.dataset_digest: str = summary["dataset_digest"]
         self.vae_digest: str = summary["vae_digest"]

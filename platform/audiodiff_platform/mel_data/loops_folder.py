@@ -2,10 +2,10 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 2
-SETTINGS = "generate.json"
+LOOPS_FORMAT_VERSION = 2
+LOOPS_SETTINGS = "generate.json"
 
-SCHEMA = pa.schema(
+MANIFEST_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("path", pa.string()),
@@ -31,5 +31,5 @@ SCHEMA = pa.schema(
         ("level_db", pa.float64()),
         ("reason", pa.string()),  # of a loop that could not be made, which has no file
     ],
-    metadata={"audiodiff_format_version": str(FORMAT_VERSION)},
+    metadata={"audiodiff_format_version": str(LOOPS_FORMAT_VERSION)},
 )

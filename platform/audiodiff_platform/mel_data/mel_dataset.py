@@ -3,7 +3,7 @@
     DIR/mel_config.json            diffusers' seven mel parameters
     DIR/prepare.json               format version, all other settings, digest
     DIR/README.md                  dataset card, by which `datasets.load_dataset(DIR)` finds the data
-    DIR/data/train-NNNNNN.parquet  the slices (`SCHEMA`); validation-NNNNNN.parquet where tracks are held out
+    DIR/data/train-NNNNNN.parquet  the slices (`DATASET_SCHEMA`); validation-NNNNNN.parquet where tracks are held out
     DIR/quarantine/*.parquet       files that could not be used, with the reason
     DIR/_plan, DIR/_commits        the commit protocol
     DIR/_index.parquet             the parts, by which the dataset is opened; then DIR/_SUCCESS, last
@@ -28,9 +28,9 @@ from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX, CommittedPart, digest_of, from_parquet, parts_of, with_digest
 
-FORMAT_VERSION = 1
+DATASET_FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
-SETTINGS = "prepare.json"
+DATASET_SETTINGS = "prepare.json"
 
 DATASET_VERSION = "dataset.parquet"
 
@@ -45,7 +45,7 @@ _FEATURES = {
     "duration_s": {"dtype": "float64", "_type": "Value"},
     "reference_db": {"dtype": "float32", "_type": "Value"},
 }
-SCHEMA = pa.schema(
+DATASET_SCHEMA = pa.schema(
     [
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
         ("audio_file", pa.string()),
@@ -59,10 +59,10 @@ SCHEMA = pa.schema(
 )
 
 
-TRAIN, VALIDATION = "train", "validation"
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
-def data_file(shard: int, split: str = TRAIN) -> str:
+def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
     return f"data/{split}-{shard:06d}.parquet"
 
 
@@ -108,7 +108,7 @@ class TrainingImages(Protocol):
     mel_origin: str  # where `mel` was stated, in words
     rows: int
     groups: list[tuple[int, int, int]]  # (shard, row group in it, rows): what is read together
-    witness: str  # a file of the dataset, which each node must see
+    probe_file: str  # a file of the dataset, which each node must see
     added: int  # rows that were added since the run began, which are not read
 
     @property
@@ -142,9 +142,9 @@ class MelDataset:
     """
 
     mel_origin = f"its {MEL_CONFIG}"
-    witness = MEL_CONFIG
+    probe_file = MEL_CONFIG
 
-    def __init__(self, uri: str, split: str = TRAIN, run: Folder | None = None) -> None:
+    def __init__(self, uri: str, split: str = TRAIN_SPLIT, run: Folder | None = None) -> None:
         self.folder, self.split, self.run = Folder(uri), split, run
         self.added = 0
         kept = None if run is None else _read(run, DATASET_VERSION)
@@ -164,9 +164,9 @@ class MelDataset:
             raise ValueError(
                 f"dataset_name {self.folder.uri}: not a finished mel dataset (no {commits.SUCCESS}); make one with jobs/prepare.py"
             ) from None
-        if summary.get("format_version") != FORMAT_VERSION:
+        if summary.get("format_version") != DATASET_FORMAT_VERSION:
             stated = summary.get("format_version")
-            raise ValueError(f"dataset_name {self.folder.uri}: format version {stated}, this version reads {FORMAT_VERSION}")
+            raise ValueError(f"dataset_name {self.folder.uri}: format version {stated}, this version reads {DATASET_FORMAT_VERSION}")
         digest = str(summary["digest"])
         return digest, parts, index
 

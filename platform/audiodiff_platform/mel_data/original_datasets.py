@@ -23,7 +23,13 @@ from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import decode_png, png_shape
 from audiodiff_platform.cluster import is_hub_id
-from audiodiff_platform.mel_data.mel_dataset import DATASET_VERSION, MEL_CONFIG, SETTINGS, MelDataset, TrainingImages
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_SETTINGS,
+    DATASET_VERSION,
+    MEL_CONFIG,
+    MelDataset,
+    TrainingImages,
+)
 from audiodiff_platform.mel_data.plain_names import plainly_named
 from audiodiff_platform.storage import Folder, commits
 
@@ -43,7 +49,7 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
     """
     given = None if mel_config is None else given_mel(mel_config)
     if is_hub_id(name):
-        return ImportedDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
+        return OriginalDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
     folder = Folder(name)
     if folder.exists(commits.SUCCESS) or (run is not None and run.exists(DATASET_VERSION)):
         finished = MelDataset(name, run=run)
@@ -51,24 +57,24 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
         return finished
     if not folder.exists():
         raise ValueError(f"dataset_name {name}: no such folder")
-    witness = _witness(folder) if folder.is_local and not folder.exists(SETTINGS) else None
-    if witness is None:
+    probe_file = _witness(folder) if folder.is_local and not folder.exists(DATASET_SETTINGS) else None
+    if probe_file is None:
         raise ValueError(
             f"dataset_name {name}: not a finished mel dataset (no {commits.SUCCESS}: run jobs/prepare.py to its end), "
             "nor one of the original's kinds (a local folder of save_to_disk or of Parquet files)"
         )
-    rows = _saved(name, plainly_named(folder)) if witness in SAVED else _loaded(name, plainly_named(folder))
+    rows = _saved(name, plainly_named(folder)) if probe_file in SAVED else _loaded(name, plainly_named(folder))
     carried = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
-    return ImportedDataset(name, witness, rows, carried, given)
+    return OriginalDataset(name, probe_file, rows, carried, given)
 
 
-class ImportedDataset:
+class OriginalDataset:
     """A dataset of the original's kind, read in groups of GROUP_ROWS rows; `carried` is the mel configuration found with it."""
 
     added, version = 0, None
 
-    def __init__(self, name: str, witness: str, rows: Any, carried: MelConfig | None, given: MelConfig | None) -> None:
-        self.name, self.witness = name, witness
+    def __init__(self, name: str, probe_file: str, rows: Any, carried: MelConfig | None, given: MelConfig | None) -> None:
+        self.name, self.probe_file = name, probe_file
         if not isinstance(rows.features.get("image"), datasets.Image):
             raise ValueError(f"dataset_name {name}: has no column image of images, its columns are {', '.join(rows.column_names)}")
         _require_same(name, carried, given)

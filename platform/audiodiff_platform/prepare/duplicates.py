@@ -24,9 +24,9 @@ from audiodiff_platform.work.plan import SourcePlan, new_sources, read_shard, sh
 from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.source_digests import DUPLICATES, record_digests
 
-SETTINGS = "digests.json"
+DIGESTS_SETTINGS = "digests.json"
 SHARD_SECONDS_AT_LEAST = 1_800
-SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
+DIGESTS_SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
 Starts = npt.NDArray[np.uint64]
 _DIGEST = np.dtype([("start", np.uint64), ("rest", "V24")])
 _NO_STARTS: Starts = np.empty(0, np.uint64)
@@ -46,7 +46,7 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
         planned, new = new_sources(folder, sources, Inputs(input_dir))
         plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
         work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
-        job = ShardedJob(work, lease, (SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
+        job = ShardedJob(work, lease, (DIGESTS_SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
         job.run(running)
         job.records()
         job.succeed({"sources": sum(size.sources for size in plan.shards.values())})
@@ -126,7 +126,7 @@ class DigestWorker:
                 attempts.start()
         attempts.require_ownership()
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, SCHEMA), buffer, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(rows, DIGESTS_SCHEMA), buffer, compression="zstd")
         self.folder.write(_name(shard), buffer.getvalue())
         parts = {_name(shard): commits.sha256(buffer.getvalue())}
         sizes = {_name(shard): len(buffer.getvalue())}

@@ -14,7 +14,7 @@ import pydantic
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.mel.checks import expected_bytes, expected_slices, lint
+from audiodiff_core.mel.checks import check_mel, expected_bytes, expected_slices
 from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import require_shared, usable_path
@@ -22,7 +22,14 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.hub import claim_repository, publish
-from audiodiff_platform.mel_data.mel_dataset import FORMAT_VERSION, MEL_CONFIG, SETTINGS, TRAIN, VALIDATION, card
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_FORMAT_VERSION,
+    DATASET_SETTINGS,
+    MEL_CONFIG,
+    TRAIN_SPLIT,
+    VALIDATION_SPLIT,
+    card,
+)
 from audiodiff_platform.prepare.duplicates import find_duplicates
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.prepare.worker import PrepareWorker, prepared
@@ -93,7 +100,7 @@ class PrepareOptions(Slicing, OutputOptions):
     def settings(self) -> dict[str, Any]:
         """All that decides what the dataset holds."""
         chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
-        return {"format_version": FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen}
+        return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen}
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     places = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
     options = options.model_copy(update=places)
     inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
-    commits.require_same(output, SETTINGS, options.settings())
+    commits.require_same(output, DATASET_SETTINGS, options.settings())
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
     with owned(output, options.take_over) as lease:
@@ -141,7 +148,7 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
 def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
     arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
-    return ShardedJob(work, lease, (SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
+    return ShardedJob(work, lease, (DATASET_SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
@@ -150,7 +157,7 @@ def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
     say(f"{len({source.uri for source in new}):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
-    for finding in lint(mel, slices):
+    for finding in check_mel(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
         say(finding.message if finding.severity == "info" else f"{finding.severity}: {finding.message}")
@@ -182,7 +189,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
     """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
     output, records = job.output, job.records()
     files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
-    validation = sum(record[VALIDATION]["rows"] for record in records.values())
+    validation = sum(record[VALIDATION_SPLIT]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
     in_containers = skipped_in(records.values())
     for failure in failures[:REASONS_SHOWN]:
@@ -199,7 +206,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         say(f"warning: {advice}")
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
+        "format_version": DATASET_FORMAT_VERSION,
         "files": files,
         "quarantined": len(failures),
         "duplicates": duplicates,
@@ -210,7 +217,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
     }
     output.write(MEL_CONFIG, options.mel().to_json().encode())
-    splits = [TRAIN, VALIDATION] if validation else [TRAIN]
+    splits = [TRAIN_SPLIT, VALIDATION_SPLIT] if validation else [TRAIN_SPLIT]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     job.succeed(summary)
     return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.slices import Slicing
-from audiodiff_platform.audio_files import Inputs, Item, Source, fetched, items, shortened, source_sha256
+from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.audio_files.decoder import Decoder, Limits
-from audiodiff_platform.mel_data.mel_dataset import SCHEMA, TRAIN, VALIDATION, data_file
+from audiodiff_platform.mel_data.mel_dataset import DATASET_SCHEMA, TRAIN_SPLIT, VALIDATION_SPLIT, data_file
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.arrow_tables import table
@@ -54,7 +54,7 @@ class PrepareWorker:
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
             counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
-            record = {**splits[TRAIN], VALIDATION: splits[VALIDATION], **counts, **sources, "padding": draft.padding.record()}
+            record = {**splits[TRAIN_SPLIT], VALIDATION_SPLIT: splits[VALIDATION_SPLIT], **counts, **sources, "padding": draft.padding.record()}
             attempts.require_ownership()
             parts, sizes = self._put(shard, draft, splits)
             return {**record, "parts": parts, "sizes": sizes}
@@ -70,10 +70,10 @@ class PrepareWorker:
             except AudioDecodeError as error:
                 draft.failed(item.name, error.reason, item.size)
 
-    def _add(self, item: Item, sha256: str, draft: "Draft") -> None:
+    def _add(self, item: AudioItem, sha256: str, draft: "Draft") -> None:
         """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""
         sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
-        part = draft.parts[VALIDATION if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN]
+        part = draft.parts[VALIDATION_SPLIT if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN_SPLIT]
         for piece, png in sliced:
             draft.padding.add(piece, self.slice_s)
             part.add(
@@ -104,7 +104,7 @@ class PrepareWorker:
 
 def prepared(record: Record) -> Counts:
     """Count the files, slices and unusable files of a shard."""
-    slices = record["rows"] + record[VALIDATION]["rows"]
+    slices = record["rows"] + record[VALIDATION_SPLIT]["rows"]
     return {"files": record["files"], "slices": slices, "unusable": len(record["failures"])}
 
 
@@ -113,7 +113,7 @@ class Draft:
 
     def __init__(self, scratch: Path, duplicates: int) -> None:
         self.scratch, self.duplicates = scratch, duplicates
-        self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN, VALIDATION)}
+        self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
         self.used, self.padding = 0, Padding()
         self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
@@ -132,8 +132,8 @@ class Part:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        plain = [name for name in SCHEMA.names if name != "image"] + ["image.path"]
-        self._writer = pq.ParquetWriter(file, SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")})
+        plain = [name for name in DATASET_SCHEMA.names if name != "image"] + ["image.path"]
+        self._writer = pq.ParquetWriter(file, DATASET_SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")})
         self._waiting: list[dict[str, Any]] = []
         self._row_groups: list[int] = []
 
@@ -155,6 +155,6 @@ class Part:
         }
 
     def _write(self) -> None:
-        self._writer.write_table(table(self._waiting, SCHEMA))
+        self._writer.write_table(table(self._waiting, DATASET_SCHEMA))
         self._row_groups.append(len(self._waiting))
         self._waiting = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from audiodiff_core.audio import decode, encode
+from audiodiff_core.audio import decode_audio, encode_audio
 from audiodiff_core.evaluation.features import EMBEDDER, logmel_stats, spread
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.mel import Images, Mel
@@ -82,7 +82,7 @@ def _clips(folder: Path, mel: Mel) -> Iterable[Clip]:
     """What generate wrote, in the order of the seeds."""
     for row in sorted(pq.read_table(folder / "manifest").to_pylist(), key=lambda row: int(row["seed"])):
         wav = (folder / row["path"]).read_bytes()
-        yield Clip(f"seed {row['seed']}", mel.images(decode(wav, mel.config.sample_rate)[np.newaxis])[0][0], wav)
+        yield Clip(f"seed {row['seed']}", mel.images(decode_audio(wav, mel.config.sample_rate)[np.newaxis])[0][0], wav)
 
 
 def _real_clips(input_dir: str, dataset: MelDataset, mel: Mel, images: Images) -> Iterable[Clip]:
@@ -91,8 +91,8 @@ def _real_clips(input_dir: str, dataset: MelDataset, mel: Mel, images: Images) -
     first_rows = {name: row for row, name in reversed(list(enumerate(names)))}
     for name, row in sorted(first_rows.items())[:REAL_SHOWN]:
         file = f"{input_dir.rstrip('/')}/{name}"
-        piece = decode(file, mel.config.sample_rate, start_s=starts[row], duration_s=mel.config.slice_duration_s)
-        yield Clip(name, images[row], encode(piece, mel.config.sample_rate))
+        piece = decode_audio(file, mel.config.sample_rate, start_s=starts[row], duration_s=mel.config.slice_duration_s)
+        yield Clip(name, images[row], encode_audio(piece, mel.config.sample_rate))
 
 
 def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], shown: Shown, tracks: int) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 INDEX = "_index.parquet"
 _DIGEST = b"audiodiff_dataset_digest"
-SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [("shard", pa.int32()), ("path", pa.string()), ("row_groups", pa.list_(pa.int32())), ("bytes", pa.int64()), ("sha256", pa.string())]
 )
 
@@ -53,16 +53,16 @@ def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
 
 def to_parquet(parts: Sequence[CommittedPart]) -> bytes:
     """Return the content of an index file."""
-    columns = {name: [getattr(part, name) for part in parts] for name in SCHEMA.names}
+    columns = {name: [getattr(part, name) for part in parts] for name in INDEX_SCHEMA.names}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def from_parquet(content: bytes) -> list[CommittedPart]:
     """Return the parts that the content of an index file lists."""
-    columns = pq.read_table(io.BytesIO(content), schema=SCHEMA).to_pydict()
-    return [CommittedPart(*row) for row in zip(*(columns[name] for name in SCHEMA.names), strict=True)]
+    columns = pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA).to_pydict()
+    return [CommittedPart(*row) for row in zip(*(columns[name] for name in INDEX_SCHEMA.names), strict=True)]
 
 
 def with_digest(content: bytes, digest: str) -> bytes:

@@ -48,7 +48,7 @@ from audiodiff_platform.train.validation.autoencoder import validate_vae, valida
 from audiodiff_platform.train.validation.beside_training import validation_beside
 from audiodiff_platform.train.worker_process import run_worker
 
-SETTINGS = "train_vae.json"
+TRAIN_VAE_SETTINGS = "train_vae.json"
 MEASURED_IMAGES = 1_024  # at most, for the scaling factor
 BATCH_SIZE = 16
 
@@ -64,7 +64,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     check_sides(options.objective(), vae)
     parameters = parameter_count(vae)
     output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
-    require_own_folder(options, output, SETTINGS, settings)
+    require_own_folder(options, output, TRAIN_VAE_SETTINGS, settings)
     with owned(output, options.take_over) as lease:
         metrics = _finished(options, dataset, output)
         if metrics is None:
@@ -75,7 +75,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
                 validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
                 versions = {DATASET_VERSION: dataset.version}
                 run_training(
-                    train_vae_worker, options, dataset, claimed=(SETTINGS, settings), versions=versions, lease=lease, group=group, validation=validation
+                    train_vae_worker, options, dataset, claimed=(TRAIN_VAE_SETTINGS, settings), versions=versions, lease=lease, group=group, validation=validation
                 )
             metrics = _finished(options, dataset, output)
             assert metrics is not None, "training ended without a model"

@@ -25,7 +25,7 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.commits import file_sha256
 from audiodiff_platform.train.validation_marks import in_validation
 
-FORMAT_VERSION = 4
+CHECKPOINT_FORMAT_VERSION = 4
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
@@ -45,7 +45,7 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
         (folder := scratch / "checkpoint").mkdir()
         save(folder)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
-        mark = json.dumps({"format_version": FORMAT_VERSION, **progress, "files": files})
+        mark = json.dumps({"format_version": CHECKPOINT_FORMAT_VERSION, **progress, "files": files})
         if output.is_local:
             (folder / PROGRESS).write_text(mark)
             output.remove(name)
@@ -61,7 +61,7 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
 def checkpoint_progress(output: Folder, name: str) -> dict[str, Any]:
     """What a checkpoint says of itself."""
     progress = output.read_json(f"{name}/{PROGRESS}")
-    if progress.get("format_version") != FORMAT_VERSION:
+    if progress.get("format_version") != CHECKPOINT_FORMAT_VERSION:
         raise ValueError(f"checkpoint {output.uri}/{name} was written by another version of audiodiff")
     return progress
 

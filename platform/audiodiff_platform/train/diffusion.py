@@ -35,7 +35,7 @@ from audiodiff_platform.train.checkpoints import (
     validation_results,
 )
 from audiodiff_platform.train.diffusion_worker import train_worker
-from audiodiff_platform.train.inputs import StartingPoint, held_out, require_encodings, starting_point
+from audiodiff_platform.train.inputs import TrainingInputs, held_out, load_training_inputs, require_encodings
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.shared_steps import (
     described,
@@ -51,7 +51,7 @@ from audiodiff_platform.train.validation.beside_training import validation_besid
 from audiodiff_platform.train.validation.diffusion import require_previews, validate, validates
 from audiodiff_platform.train.worker_group import Group
 
-SETTINGS = "train.json"
+TRAIN_SETTINGS = "train.json"
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     began = time.monotonic()
     options = with_usable_paths(options)
     require_trackers(options.report_to)
-    start = starting_point(options, device="meta")
+    start = load_training_inputs(options, device="meta")
     options = options.resolved(start.objective)
     start.objective.scheduler(options.scheduler)  # which the model is written with at the end
     require_encodings(options, start)
@@ -71,7 +71,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
     if options.push_to_hub:
         claim_repository(options.push_to_hub, "model")
     output, settings = Folder(options.output_dir), options.settings(**start.digests)
-    require_own_folder(options, output, SETTINGS, settings)
+    require_own_folder(options, output, TRAIN_SETTINGS, settings)
     with owned(output, options.take_over) as lease:
         metrics = _finished(options, start, output)
         if metrics is None:
@@ -83,7 +83,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
                 cost = _cost(options, start, group.least)
                 say(f"{cost.describe()}; {_length(options, start)}")
                 validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
-                claimed = SETTINGS, settings
+                claimed = TRAIN_SETTINGS, settings
                 run_training(
                     train_worker, options, start.dataset, claimed=claimed, versions=start.versions, lease=lease, group=group, validation=validation
                 )
@@ -103,7 +103,7 @@ def _require_optimizer(options: TrainOptions, group: Group) -> None:
         raise ValueError(f"optimizer {options.optimizer} needs the package bitsandbytes: pip install 'audiodiff[bitsandbytes]', or use adamw")
 
 
-def _cost(options: TrainOptions, start: StartingPoint, workers: int) -> TrainingCost:
+def _cost(options: TrainOptions, start: TrainingInputs, workers: int) -> TrainingCost:
     return training_cost(
         start.network,
         options.train_batch_size // workers,
@@ -113,7 +113,7 @@ def _cost(options: TrainOptions, start: StartingPoint, workers: int) -> Training
     )
 
 
-def _length(options: TrainOptions, start: StartingPoint) -> str:
+def _length(options: TrainOptions, start: TrainingInputs) -> str:
     """How long training will be, as far as that is told; the time of the rest is shown once the rate is known."""
     each = options.train_batch_size * options.gradient_accumulation_steps
     steps = options.steps_at_most(start.dataset.rows)
@@ -132,7 +132,7 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
         name = best
     elif options.keep == "best":
         say(f"warning: keep best: no checkpoint that is left has a {options.best_by}, the model is the last one's ({name})")
-    start = starting_point(options)
+    start = load_training_inputs(options)
     with local_checkpoint(output, name) as (folder, progress):
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
     validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
@@ -152,7 +152,7 @@ def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, A
     return {"samples_per_second": round(rate, 2), **share}
 
 
-def _finished(options: TrainOptions, start: StartingPoint, output: Folder) -> dict[str, float] | None:
+def _finished(options: TrainOptions, start: TrainingInputs, output: Folder) -> dict[str, float] | None:
     """The metrics of the model that is there, where it was trained just so."""
     if not output.exists(f"{MODEL}/{RECORD}"):
         return None

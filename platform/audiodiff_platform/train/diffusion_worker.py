@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
 from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
-from audiodiff_platform.train.inputs import StartingPoint, starting_point
+from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.validation.diffusion import validates
@@ -27,12 +27,12 @@ def train_worker(config: dict[str, Any]) -> str | None:
     options = TrainOptions.model_validate(config["options"])
 
     def train(accelerator: Accelerator) -> None:
-        trained(options, accelerator, starting_point(options), config["token"])
+        trained(options, accelerator, load_training_inputs(options), config["token"])
 
     return run_worker(options, train, options.fsdp)
 
 
-def trained(options: TrainOptions, accelerator: Accelerator, start: StartingPoint, token: str | None = None) -> TrainState:
+def trained(options: TrainOptions, accelerator: Accelerator, start: TrainingInputs, token: str | None = None) -> TrainState:
     """The state at the stopping point."""
     state = TrainState(
         accelerator,

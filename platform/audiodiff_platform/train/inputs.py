@@ -17,7 +17,13 @@ from audiodiff_core.models import build_network, check_resolution, network_diges
 from audiodiff_platform.cluster import is_hub_id
 from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, read_encodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
-from audiodiff_platform.mel_data.mel_dataset import DATASET_VERSION, MEL_CONFIG, VALIDATION, MelDataset, TrainingImages
+from audiodiff_platform.mel_data.mel_dataset import (
+    DATASET_VERSION,
+    MEL_CONFIG,
+    VALIDATION_SPLIT,
+    MelDataset,
+    TrainingImages,
+)
 from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.mel_data.sample_order import DataOrder
 from audiodiff_platform.storage import Folder
@@ -25,7 +31,7 @@ from audiodiff_platform.train.options import TrainOptions
 
 
 @dataclass(frozen=True)
-class StartingPoint:
+class TrainingInputs:
     """`vae` where the network works on latents, `latents` where they were made before, `encodings` where it is conditional."""
 
     network: Any
@@ -60,7 +66,7 @@ class StartingPoint:
         return DataOrder(self.dataset, seed, latents=self.latents, encodings=self.encodings)
 
 
-def starting_point(options: TrainOptions, device: str = "cpu") -> StartingPoint:
+def load_training_inputs(options: TrainOptions, device: str = "cpu") -> TrainingInputs:
     """Opens and builds it all; a network that starts from nothing is initialised on `device` by the seed.
 
     Raises ValueError where parts do not go together: mel parameters, sizes, latents of other data.
@@ -76,10 +82,10 @@ def starting_point(options: TrainOptions, device: str = "cpu") -> StartingPoint:
     torch.manual_seed(options.seed)
     with torch.device(device):
         network = build_network(options.network_preset(), dataset.mel, vae, None if encodings is None else encodings.dim)
-    return StartingPoint(network, options.objective(), dataset, vae, latents, encodings, None)
+    return TrainingInputs(network, options.objective(), dataset, vae, latents, encodings, None)
 
 
-def require_encodings(options: TrainOptions, start: StartingPoint) -> None:
+def require_encodings(options: TrainOptions, start: TrainingInputs) -> None:
     """Raises ValueError that names files of the dataset that have no encoding; reads the names of all."""
     if start.encodings is None:
         return
@@ -94,11 +100,11 @@ def held_out(dataset: TrainingImages) -> MelDataset | None:
     """The split validation of a dataset made by prepare, where it has rows."""
     if not isinstance(dataset, MelDataset):
         return None
-    split = MelDataset(dataset.folder.uri, VALIDATION, dataset.run)
+    split = MelDataset(dataset.folder.uri, VALIDATION_SPLIT, dataset.run)
     return split if split.rows else None
 
 
-def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None) -> StartingPoint:
+def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None) -> TrainingInputs:
     """The network of a model, with its VAE and, where no other is asked for, its objective."""
     origin = f"from_pretrained {options.from_pretrained}"
     model = load_model(str(options.from_pretrained))
@@ -117,7 +123,7 @@ def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: Latents
     objective = options.objective(learned)
     if dim is None and objective.conditioning_dropout:
         raise ValueError(f"conditioning_dropout {objective.conditioning_dropout} with {origin}: the model takes no encodings, leave it out")
-    return StartingPoint(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
+    return TrainingInputs(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
 
 
 def _vae(source: str, mel: MelConfig) -> Any:

@@ -11,7 +11,7 @@ class TrainingStoppedError(Exception):
     """Training cannot reach its stopping point, and another attempt would not either; the message says why, the same in all workers."""
 
 
-class Counts(Protocol):
+class TrainingProgress(Protocol):
     """How far training has come: optimizer steps (the learner counts them), samples and seconds (the loop does)."""
 
     step: int
@@ -23,7 +23,7 @@ class Learner(Protocol):
     """What is trained: a step, and what it saves."""
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> TrainingProgress:
         """Counted on by the loop."""
 
     def ready(self, batch: TrainBatch) -> TrainBatch:

@@ -38,7 +38,7 @@ from audiodiff_platform.train.checkpoints import (
 from audiodiff_platform.train.learner import Learner, TrainingStoppedError
 from audiodiff_platform.train.options import RunOptions
 from audiodiff_platform.train.run_log import RunLog
-from audiodiff_platform.train.validation_marks import hand_to_validation, in_validation, unheard_validations
+from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, validations_not_started
 
 LOG_STEPS = 10
 PREEMPTION_LOOK_S = 2.0
@@ -110,7 +110,7 @@ class _Loop:
         """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that each tracker knows of."""
         found: list[Any] = [None, []]
         if self.accelerator.is_main_process:
-            found = [soundest_checkpoint(self.output), unheard_validations(self.output) if self.validates else []]
+            found = [soundest_checkpoint(self.output), validations_not_started(self.output) if self.validates else []]
         self.loaded, self.unheard = broadcast_object_list(found)
         if self.loaded is None:
             return {}
@@ -191,7 +191,7 @@ class _Loop:
                 self.log.tell_validations()
                 put_checkpoint(self.output, name, save, {**progress, "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()}})
                 if self.validates and name not in self.unheard and (finished or not in_validation(self.output)):
-                    hand_to_validation(self.output, name)
+                    queue_for_validation(self.output, name)
                     self.handed = name
                 remove_superseded(self.output, self.options.checkpoints_kept, self.options.judged_by)
             except LeaseLostError as error:

@@ -14,7 +14,7 @@ from audiodiff_core.training.weight_average import EMA_DECAY
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import NO_VALUE, OutputOptions
 
-FORMAT_VERSION = 3
+TRAIN_FORMAT_VERSION = 3
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 DEFAULT_EPOCHS = 100
@@ -102,7 +102,7 @@ class RunOptions(OutputOptions):
 
     def settings(self, **digests: str | None) -> dict[str, Any]:
         """All that decides the weights after a given number of steps, but for rounding: the options, and what the inputs hold by their digests."""
-        return {"format_version": FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES | _CHOICES)}
+        return {"format_version": TRAIN_FORMAT_VERSION, **digests, **self.model_dump(mode="json", exclude=_PLACES | _STOPS | _MACHINES | _CHOICES)}
 
     def recipe(self) -> dict[str, Any]:
         """What a model's record says of how it was made: all but the places and machines."""

@@ -16,17 +16,13 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from audiodiff_platform.entry.terminal import duration, say
+from audiodiff_platform.mel_data.run_folder import METRICS, TENSORBOARD
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import validation_results
-
-if TYPE_CHECKING:
-
-    from audiodiff_platform.train.learner import Counts
-    from audiodiff_platform.train.options import RunOptions
-from audiodiff_platform.mel_data.run_folder import METRICS, TENSORBOARD
+from audiodiff_platform.train.learner import TrainingProgress
+from audiodiff_platform.train.options import RunOptions
 from audiodiff_platform.train.trackers import finish_tracker, start_tracker, tell, took
 
 SAID_EVERY_S = 10.0
@@ -61,7 +57,7 @@ class TensorBoardFolder:
 class RunLog:
     """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped. `told`: the validated steps that each tracker knows of."""
 
-    def __init__(self, options: "RunOptions", step: int, told: Mapping[str, Collection[int]], writes: bool) -> None:
+    def __init__(self, options: RunOptions, step: int, told: Mapping[str, Collection[int]], writes: bool) -> None:
         self.writes, self.folder, self.step = writes, Folder(options.output_dir), step
         self.last: dict[str, float] = {}
         if not writes:
@@ -79,7 +75,7 @@ class RunLog:
         self.told = {name: set(steps) for name, steps in told.items()}
         self.unreached: set[str] = set()
 
-    def add(self, counts: "Counts", values: Mapping[str, float], progress: float, left: float | None) -> None:
+    def add(self, counts: TrainingProgress, values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
         step, samples = counts.step, counts.samples
         self.last, self.step = dict(values), step

@@ -19,7 +19,7 @@ from audiodiff_platform.train.checkpoints import newest_checkpoint, remove_super
 from audiodiff_platform.train.options import RunOptions
 from audiodiff_platform.train.trackers import tell_last_validations
 from audiodiff_platform.train.validation.beside_training import validate_left
-from audiodiff_platform.train.validation_marks import renew_validation
+from audiodiff_platform.train.validation_marks import requeue_validations
 from audiodiff_platform.train.worker_group import Group, Worker, run_workers
 
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
@@ -91,10 +91,10 @@ def run_training(
     `versions` are the files by which the run finds the same data when more is added.
     """
     output = Folder(options.output_dir)
-    require_shared("dataset_name", options.dataset_name, dataset.witness)
+    require_shared("dataset_name", options.dataset_name, dataset.probe_file)
     for place in INPUTS:
         if (uri := getattr(options, place, None)) is not None:
-            require_shared(place, uri, witness="")
+            require_shared(place, uri, probe_file="")
     commits.claim(output, *claimed)
     for name, version in versions.items():
         if version is not None:
@@ -108,7 +108,7 @@ def run_training(
     if validation is None:
         output.remove(IN_VALIDATION)
     else:
-        renew_validation(output)
+        requeue_validations(output)
     remove_superseded(output, options.checkpoints_kept, options.judged_by)
     run_workers(worker, options, group, validation, lease.token)
     require_token(output, lease.token)

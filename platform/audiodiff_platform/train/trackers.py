@@ -4,17 +4,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.run_folder import VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import checkpoint_progress, newest_checkpoint, validation_results
-
-if TYPE_CHECKING:
-
-    from audiodiff_platform.train.options import RunOptions
-from audiodiff_platform.train.options import TrackerName
+from audiodiff_platform.train.options import RunOptions, TrackerName
 
 VALIDATED_STEP = "validated_step"
 
@@ -27,7 +23,7 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
         raise ValueError(f"report_to {','.join(names)}: {extras} cannot be imported: pip install 'audiodiff[{extras}]', or report_to none")
 
 
-def tell_last_validations(options: "RunOptions") -> None:
+def tell_last_validations(options: RunOptions) -> None:
     """Hands what validation has found since the last checkpoint to the trackers, when the workers and validation have ended."""
     names = [name for name in options.report_to if name != "tensorboard"]
     output = Folder(options.output_dir)
@@ -75,7 +71,7 @@ def finish_tracker(tracker: Any) -> None:
         say(f"{tracker.name} did not end its run ({' '.join(str(error).split())})")
 
 
-def start_tracker(name: str, options: "RunOptions") -> Any:
+def start_tracker(name: str, options: RunOptions) -> Any:
     """accelerate's tracker, begun, or gone on with where this run folder has one already."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 

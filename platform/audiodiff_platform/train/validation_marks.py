@@ -13,17 +13,17 @@ def in_validation(output: Folder) -> dict[str, int]:
     return {name: mark["begun"] for name, mark in _marks(output).items()}
 
 
-def hand_to_validation(output: Folder, name: str) -> None:
+def queue_for_validation(output: Folder, name: str) -> None:
     """Says that validation will have a checkpoint, before it is told so."""
     output.write_json(_mark(name), {"begun": 0, "heard": False})
 
 
-def unheard_validations(output: Folder) -> list[str]:
+def validations_not_started(output: Folder) -> list[str]:
     """The checkpoints that were handed over and that no task has begun with: what would have told validation of them may have died before it could."""
     return [name for name, mark in _marks(output).items() if not mark["heard"]]
 
 
-def begin_validation(output: Folder, name: str) -> int | None:
+def start_validation(output: Folder, name: str) -> int | None:
     """Says that a task begins with a checkpoint; gives the how manyth that is, or None where validation is through with it already."""
     try:
         begun = int(output.read_json(_mark(name))["begun"]) + 1
@@ -33,12 +33,12 @@ def begin_validation(output: Folder, name: str) -> int | None:
     return begun
 
 
-def end_validation(output: Folder, name: str) -> None:
+def finish_validation(output: Folder, name: str) -> None:
     """Says that validation is through with a checkpoint, whether it has a result or not."""
     output.remove(_mark(name))
 
 
-def renew_validation(output: Folder) -> None:
+def requeue_validations(output: Folder) -> None:
     """Hands over again what a killed job had in validation, whose tasks went with it."""
     for name, mark in _marks(output).items():
         output.write_json(_mark(name), {**mark, "heard": False})

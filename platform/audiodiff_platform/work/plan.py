@@ -24,7 +24,7 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.arrow_tables import table
 from audiodiff_platform.work.source_digests import first_changed, later_versions
 
-SCHEMA = pa.schema(
+PLAN_SCHEMA = pa.schema(
     [
         ("shard", pa.int32()),
         ("uri", pa.string()),
@@ -94,7 +94,7 @@ def shard_seconds(sources: Iterable[Source], at_least: float) -> float:
     return max(at_least, min(total / SHARDS_AIMED_AT, SHARD_SECONDS_AT_MOST))
 
 
-def cut(sources: list[Source], seconds: float, first: int) -> list[tuple[int, Source]]:
+def assign_shards(sources: list[Source], seconds: float, first: int) -> list[tuple[int, Source]]:
     """Sources in the plan's order, each with its shard, counted from `first`: shards of about equal size, of `seconds` or more."""
     total = sum(source.seconds for source in sources)
     target = total / max(1, int(total / seconds))
@@ -113,7 +113,7 @@ def _order(source: Source) -> tuple[bytes, str]:
 
 
 def sizes(assigned: Iterable[tuple[int, Source]]) -> dict[int, ShardSize]:
-    """The shards that `cut` made."""
+    """The shards that `assign_shards` made."""
     shards: dict[int, ShardSize] = {}
     for shard, source in assigned:
         _count(shards, shard, source)
@@ -140,7 +140,7 @@ class SourcePlan:
 
     def __post_init__(self) -> None:
         self._generation = len(self.folder.names("_plan/*.parquet"))
-        self._assigned = cut(self.new, self.seconds, first=len(self.planned))
+        self._assigned = assign_shards(self.new, self.seconds, first=len(self.planned))
         self.shards: Mapping[int, ShardSize] = {**self.planned, **sizes(self._assigned)}
 
     def write(self) -> None:
@@ -165,10 +165,10 @@ def append_plan(
     if not assigned:
         return
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(buffer, PLAN_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(assigned), ROW_GROUP_ROWS):
             some = assigned[start : start + ROW_GROUP_ROWS]
-            writer.write_table(table([_row(shard, source, left_out) for shard, source in some], SCHEMA))
+            writer.write_table(table([_row(shard, source, left_out) for shard, source in some], PLAN_SCHEMA))
     if generation is None:
         generation = len(folder.names("_plan/*.parquet"))
     name = f"_plan/{generation:04d}.parquet"

@@ -17,7 +17,7 @@ from audiodiff_platform.entry.errors import cause_of
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.options import RunOptions
-from audiodiff_platform.train.validation_marks import begin_validation, end_validation, in_validation
+from audiodiff_platform.train.validation_marks import finish_validation, in_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 
 TASKS_AT_MOST = 3  # for one checkpoint: Ray starts those anew that end for lack of memory, without end
@@ -54,7 +54,7 @@ def validate_in_own_task(
         figures: dict[str, Any] = ray.get(task.remote(validate, name, options, all_cores))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as death:
         say(f"validation of {name} died ({cause_of(death)}): training continues without its result")
-        end_validation(Folder(options["output_dir"]), name)
+        finish_validation(Folder(options["output_dir"]), name)
         return {}
     return figures
 
@@ -71,7 +71,7 @@ def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)
     output, found = Folder(options["output_dir"]), {}
     try:
-        begun = begin_validation(output, name)
+        begun = start_validation(output, name)
         if begun is None:
             return {}  # told of twice, since workers died just then, and done already
         if begun > TASKS_AT_MOST:
@@ -79,9 +79,9 @@ def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all
         else:
             found = validate(name, options)
     except Exception:  # a process that is killed does not come here: its task is retried, or given up by its caller
-        end_validation(output, name)
+        finish_validation(output, name)
         raise
-    end_validation(output, name)
+    finish_validation(output, name)
     return found
 
 
@@ -93,4 +93,4 @@ def validate_left(validation: ValidationConfig, output: Folder) -> None:
             validation.fn(None, name=name, **validation.task_config.fn_kwargs)
         except RayError as error:
             say(f"validation of {name} failed ({cause_of(error)}): training ends without it")
-            end_validation(output, name)
+            finish_validation(output, name)

@@ -24,13 +24,13 @@ from audiodiff_core.training import TrainState
 from audiodiff_core.training.validation import band_means, validation_losses
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.latents import LatentsDataset
-from audiodiff_platform.mel_data.mel_dataset import VALIDATION, TrainingImages
+from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, TrainingImages
 from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
 from audiodiff_platform.mel_data.run_folder import VALIDATION_RESULTS as FOLDER
 from audiodiff_platform.mel_data.sample_order import samples, spread_places
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import local_checkpoint, step_of
-from audiodiff_platform.train.inputs import StartingPoint, held_out, starting_point
+from audiodiff_platform.train.inputs import TrainingInputs, held_out, load_training_inputs
 from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions
 from audiodiff_platform.train.run_log import TensorBoardFolder
 
@@ -61,7 +61,7 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     output = Folder(told.output_dir)
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision=told.mixed_precision if on_gpu else "no")
-    start = starting_point(told)
+    start = load_training_inputs(told)
     try:
         with local_checkpoint(output, name) as (folder, _):
             start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
@@ -83,11 +83,11 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: Accelerator) -> dict[str, float]:
+def _held_out_losses(options: TrainOptions, start: TrainingInputs, accelerator: Accelerator) -> dict[str, float]:
     dataset = held_out(start.dataset)
     if dataset is None:
         return {}
-    latents = None if options.latents is None else LatentsDataset(options.latents, VALIDATION)
+    latents = None if options.latents is None else LatentsDataset(options.latents, VALIDATION_SPLIT)
     state = TrainState(accelerator, start.network, start.objective, learning_rate=0.0, seed=options.seed, vae=start.vae)
     state.network.eval()
     places = spread_places(dataset, ROWS_AT_MOST)
@@ -102,7 +102,7 @@ def _held_out_losses(options: TrainOptions, start: StartingPoint, accelerator: A
     return {"validation_loss": float(np.concatenate(losses).mean()), **bands}
 
 
-def _previews(options: TrainOptions, start: StartingPoint) -> list[Loop]:
+def _previews(options: TrainOptions, start: TrainingInputs) -> list[Loop]:
     """Loops of the seeds from 0 on; a conditional model is told of files of the dataset, evenly spread."""
     count = options.preview_count
     if count == 0:
