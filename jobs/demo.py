@@ -1,6 +1,6 @@
 """Makes the whole journey of a recipe, prepare -> train -> generate, and writes a report with pictures, players and figures.
 
-    python jobs/demo.py --recipe jobs/recipes/demo.yaml
+python jobs/demo.py --recipe jobs/recipes/demo.yaml
 """
 
 import sys

@@ -19,7 +19,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported; by default it asks for each bucket's kind over gRPC
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+        "false"  # read when gcsfs is imported; by default it asks for each bucket's kind over gRPC
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,7 +44,13 @@ def local_ray(stores: Stores) -> Iterator[None]:
 
     from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 
-    ray.init(address="local", num_cpus=4, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -65,7 +73,17 @@ def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathF
     from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("dataset") / "mel"
-    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), overlap=0.5, shard_minutes=0.001, resolution="32", hop_length=1024, num_workers=2))
+    prepare(
+        PrepareOptions(
+            input_dir=str(few_loops),
+            output_dir=str(folder),
+            overlap=0.5,
+            shard_minutes=0.001,
+            resolution="32",
+            hop_length=1024,
+            num_workers=2,
+        )
+    )
     return folder
 
 
@@ -76,7 +94,9 @@ def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPath
 
     folder = tmp_path_factory.mktemp("held-out") / "mel"
     options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
-    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options))
+    summary = prepare(
+        PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options)
+    )
     assert 0 < summary["validation_slices"] < summary["slices"]
     return folder
 

@@ -26,7 +26,24 @@ Files = dict[str, bytes]
 RATE = 44_100
 LIES_32 = {"0": 0, "1": 1, "odd": 101, "1e9": 10**9, "2g": 0x7FFFFFFF, "4g": 0xFFFFFFFF}
 LIES_16 = {"0": 0, "1": 1, "1025": 1_025, "max": 0xFFFF}
-MP4_BOXES = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"mp4a", b"esds", b"stts", b"stsc", b"stsz", b"stco", b"mdhd", b"hdlr", b"mdat", b"elst")
+MP4_BOXES = (
+    b"moov",
+    b"trak",
+    b"mdia",
+    b"minf",
+    b"stbl",
+    b"stsd",
+    b"mp4a",
+    b"esds",
+    b"stts",
+    b"stsc",
+    b"stsz",
+    b"stco",
+    b"mdhd",
+    b"hdlr",
+    b"mdat",
+    b"elst",
+)
 
 
 def healthy_files(loops: Path) -> Files:
@@ -58,7 +75,9 @@ def healthy_files(loops: Path) -> Files:
 
 def malformed_files(loops: Path) -> Files:
     """Name -> content of every malformed file."""
-    healthy = {name: content for name, content in healthy_files(loops).items() if not name.startswith(("channels", "rate"))}
+    healthy = {
+        name: content for name, content in healthy_files(loops).items() if not name.startswith(("channels", "rate"))
+    }
     files = {**_not_audio(), **_unusable_samples(), **_header_lies(healthy)}
     for name, content in healthy.items():
         for damage in (_flips, _cuts, _garbage, _wrong_extensions, _splices):
@@ -74,7 +93,9 @@ def aac(samples: Samples, container_format: str, options: dict[str, str] | None 
         with container:
             track = container.add_stream("aac", rate=RATE, layout="stereo")
             for start in range(0, len(samples), 1_024):
-                frame: Any = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[start : start + 1_024].T), format="fltp", layout="stereo")
+                frame: Any = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(samples[start : start + 1_024].T), format="fltp", layout="stereo"
+                )
                 frame.sample_rate, frame.pts = RATE, start
                 container.mux(track.encode(frame))
             container.mux(track.encode(None))
@@ -104,7 +125,10 @@ def _put(content: bytes, at: int, value: bytes) -> bytes:
 def _flips(name: str, content: bytes, rng: np.random.Generator) -> Files:
     """Flipped bits in the first 256 bytes, in the whole file, and nearly everywhere."""
     files = {}
-    for part, end, counts in (("header", min(256, len(content)), (1, 1, 1, 1, 2, 4, 8, 16)), ("body", len(content), (1, 3, 10, 100, len(content) // 4))):
+    for part, end, counts in (
+        ("header", min(256, len(content)), (1, 1, 1, 1, 2, 4, 8, 16)),
+        ("body", len(content), (1, 3, 10, 100, len(content) // 4)),
+    ):
         for turn, count in enumerate(counts):
             damaged = np.frombuffer(content, np.uint8).copy()
             places = rng.integers(0, end, count)
@@ -141,8 +165,15 @@ def _garbage(name: str, content: bytes, rng: np.random.Generator) -> Files:
 
 
 def _wrong_extensions(name: str, content: bytes, rng: np.random.Generator) -> Files:
-    extensions = [extension for extension in ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "aiff", "raw") if not name.endswith(extension)]
-    return {_name("extension", name, "wrong", str(extension)): content for extension in rng.choice(extensions, 3, replace=False)}
+    extensions = [
+        extension
+        for extension in ("wav", "flac", "ogg", "opus", "mp3", "m4a", "aac", "aiff", "raw")
+        if not name.endswith(extension)
+    ]
+    return {
+        _name("extension", name, "wrong", str(extension)): content
+        for extension in rng.choice(extensions, 3, replace=False)
+    }
 
 
 def _splices(name: str, content: bytes, rng: np.random.Generator) -> Files:
@@ -158,7 +189,9 @@ def _splices(name: str, content: bytes, rng: np.random.Generator) -> Files:
 
 
 def _parts(name: str, content: bytes) -> list[bytes]:
-    marks = {"ogg": b"OggS", "opus": b"OggS", "flac": content[:0], "mp3": content[:2], "aac": content[:2]}.get(name.rpartition(".")[2])
+    marks = {"ogg": b"OggS", "opus": b"OggS", "flac": content[:0], "mp3": content[:2], "aac": content[:2]}.get(
+        name.rpartition(".")[2]
+    )
     if name.endswith(".m4a"):
         starts = sorted({at - 4 for box in (b"ftyp", *MP4_BOXES) for at in _places(content, box)})
     elif marks:
@@ -195,7 +228,14 @@ def _header_lies(healthy: Files) -> Files:
     sound = healthy["pcm16.wav"][44:]
     files["lie_au_channels-1e9.wav"] = b".snd" + struct.pack(">5I", 24, len(sound), 3, RATE, 10**9) + sound
     description = struct.pack(">d4s5I", float(RATE), b"lpcm", 0, 4, 1, 10**9, 16)
-    files["lie_caf_channels-1e9.wav"] = b"caff\0\1\0\0desc" + struct.pack(">q", 32) + description + b"data" + struct.pack(">qI", len(sound) + 4, 0) + sound
+    files["lie_caf_channels-1e9.wav"] = (
+        b"caff\0\1\0\0desc"
+        + struct.pack(">q", 32)
+        + description
+        + b"data"
+        + struct.pack(">qI", len(sound) + 4, 0)
+        + sound
+    )
     return files
 
 
@@ -215,16 +255,34 @@ def _aiff_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
     for field, at in (("channels", comm + 8), ("bits", comm + 14)):
         for lie, value in LIES_16.items():
             yield f"{field}-{lie}", _put(content, at, struct.pack(">H", value))
-    for field, at in (("formsize", 4), ("commsize", comm + 4), ("frames", comm + 10), ("datasize", ssnd + 4), ("offset", ssnd + 8), ("blocksize", ssnd + 12)):
+    for field, at in (
+        ("formsize", 4),
+        ("commsize", comm + 4),
+        ("frames", comm + 10),
+        ("datasize", ssnd + 4),
+        ("offset", ssnd + 8),
+        ("blocksize", ssnd + 12),
+    ):
         for lie, value in LIES_32.items():
             yield f"{field}-{lie}", _put(content, at, struct.pack(">I", value))
-    rates = {"0": bytes(10), "nan": b"\x7f\xff" + b"\xff" * 8, "inf": b"\x7f\xff\x80" + bytes(7), "negative": b"\xc0\x0e\xac\x44" + bytes(6)}
+    rates = {
+        "0": bytes(10),
+        "nan": b"\x7f\xff" + b"\xff" * 8,
+        "inf": b"\x7f\xff\x80" + bytes(7),
+        "negative": b"\xc0\x0e\xac\x44" + bytes(6),
+    }
     for lie, extended in rates.items():
         yield f"rate-{lie}", _put(content, comm + 16, extended)
 
 
 def _flac_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
-    for field, at, size in (("minblock", 8, 2), ("maxblock", 10, 2), ("minframe", 12, 3), ("maxframe", 15, 3), ("blocklength", 5, 3)):
+    for field, at, size in (
+        ("minblock", 8, 2),
+        ("maxblock", 10, 2),
+        ("minframe", 12, 3),
+        ("maxframe", 15, 3),
+        ("blocklength", 5, 3),
+    ):
         for lie, value in {"0": 0, "1": 1, "max": (1 << 8 * size) - 1}.items():
             yield f"{field}-{lie}", _put(content, at, value.to_bytes(size, "big"))
     fields = int.from_bytes(content[18:26], "big")
@@ -238,17 +296,30 @@ def _ogg_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
     """Every page's check sum is right again, so that the lie is read."""
     pages = _places(content, b"OggS")
     last = pages[-1]
-    values = {"0": bytes(8), "minus1": b"\xff" * 8, "max": b"\xff" * 7 + b"\x7f", "2to40": (1 << 40).to_bytes(8, "little")}
+    values = {
+        "0": bytes(8),
+        "minus1": b"\xff" * 8,
+        "max": b"\xff" * 7 + b"\x7f",
+        "2to40": (1 << 40).to_bytes(8, "little"),
+    }
     for lie, value in values.items():
         yield f"granule-{lie}", _ogg(_put(content, last + 6, value))
         yield f"granule-middle-{lie}", _ogg(_put(content, pages[-2] + 6, value))
-    for field, at, size in (("version", last + 4, 1), ("flags", last + 5, 1), ("sequence", last + 18, 4), ("segments", last + 26, 1), ("lacing", last + 27, 1)):
+    for field, at, size in (
+        ("version", last + 4, 1),
+        ("flags", last + 5, 1),
+        ("sequence", last + 18, 4),
+        ("segments", last + 26, 1),
+        ("lacing", last + 27, 1),
+    ):
         for lie, byte in {"0": 0, "max": 0xFF}.items():
             yield f"{field}-{lie}", _ogg(_put(content, at, bytes([byte]) * size))
     yield "no-end", _ogg(_put(content, last + 5, b"\0"))
     yield "other-serial", _ogg(content, serials={last: 7})
     packet = 28  # the first packet: the identification header
-    for offset in range(7, 19):  # OpusHead: version, channels, pre-skip, rate, gain, family; Vorbis: version, channels, rate
+    for offset in range(
+        7, 19
+    ):  # OpusHead: version, channels, pre-skip, rate, gain, family; Vorbis: version, channels, rate
         for lie, byte in {"0": 0, "max": 0xFF}.items():
             yield f"head{offset}-{lie}", _ogg(_put(content, packet + offset, bytes([byte])))
     yield "blocksizes", _ogg(_put(content, packet + 28, b"\xff"))
@@ -273,10 +344,19 @@ def _mp4_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
             for lie, value in LIES_32.items():
                 yield f"{label}size-{lie}", _put(content, at - 4, struct.pack(">I", value))
             yield f"{label}-renamed", _put(content, at, b"free")
-    for box, offsets in {b"stsz": (12,), b"stts": (8, 12, 16), b"stsc": (8, 16), b"stco": (8, 12), b"mdhd": (16, 20)}.items():
+    for box, offsets in {
+        b"stsz": (12,),
+        b"stts": (8, 12, 16),
+        b"stsc": (8, 16),
+        b"stco": (8, 12),
+        b"mdhd": (16, 20),
+    }.items():
         for offset in offsets:
             for lie, value in LIES_32.items():
-                yield f"{box.decode()}{offset}-{lie}", _put(content, content.index(box) + offset, struct.pack(">I", value))
+                yield (
+                    f"{box.decode()}{offset}-{lie}",
+                    _put(content, content.index(box) + offset, struct.pack(">I", value)),
+                )
     for count in (10**7, 5 * 10**7, 10**9):  # of packets of one byte, in one chunk
         claim = _put(content, content.index(b"stsz") + 8, struct.pack(">2I", 1, count))
         claim = _put(claim, content.index(b"stsc") + 8, struct.pack(">3I", 1, 1, count))
@@ -365,12 +445,25 @@ def _not_audio() -> Files:
         "ones": b"\xff" * 50_000,
     }
     contents |= {f"random{size}": rng.bytes(size) for size in (1, 3, 100, 10_000, 100_000)}
-    magics = b"RIFF", b"RIFF\x24\0\0\0WAVE", b"FORM\0\0\0\x24AIFF", b"fLaC", b"OggS", b"ID3", b"\xff\xfb\x90\0", b"\0\0\0\x20ftypM4A ", b"\xff\xf1\x50\x80"
+    magics = (
+        b"RIFF",
+        b"RIFF\x24\0\0\0WAVE",
+        b"FORM\0\0\0\x24AIFF",
+        b"fLaC",
+        b"OggS",
+        b"ID3",
+        b"\xff\xfb\x90\0",
+        b"\0\0\0\x20ftypM4A ",
+        b"\xff\xf1\x50\x80",
+    )
     for magic in magics:
         contents[f"magic-{magic.hex()}"] = magic
         contents[f"magic-random-{magic.hex()}"] = magic + rng.bytes(3_000)
     extensions = ("wav", "mp3", "m4a", "ogg", "flac", "aac", "aiff", "opus")
-    return {f"notaudio_{label}.{extensions[place % len(extensions)]}": content for place, (label, content) in enumerate(contents.items())}
+    return {
+        f"notaudio_{label}.{extensions[place % len(extensions)]}": content
+        for place, (label, content) in enumerate(contents.items())
+    }
 
 
 def _unusable_samples() -> Files:
@@ -383,9 +476,13 @@ def _unusable_samples() -> Files:
             files[f"notfinite_{label}_at{place}.wav"] = _sndfile(samples, "WAV", "FLOAT")
         files[f"notfinite_{label}_all.wav"] = _sndfile(np.full((20_000, 2), value, np.float32), "WAV", "FLOAT")
         files[f"notfinite_{label}_double.aiff"] = _sndfile(np.full((20_000, 1), value, np.float32), "AIFF", "DOUBLE")
-    files["notfinite_infminusinf_all.wav"] = _sndfile(np.tile(np.array([np.inf, -np.inf], np.float32), (20_000, 1)), "WAV", "FLOAT")
+    files["notfinite_infminusinf_all.wav"] = _sndfile(
+        np.tile(np.array([np.inf, -np.inf], np.float32), (20_000, 1)), "WAV", "FLOAT"
+    )
     for label, value in {"1e11": 1e11, "1e30": -1e30}.items():
-        files[f"toolarge_{label}_one.wav"] = _sndfile(np.full((20_000, 2), value, np.float32) * (np.arange(20_000) == 9_999)[:, None], "WAV", "FLOAT")
+        files[f"toolarge_{label}_one.wav"] = _sndfile(
+            np.full((20_000, 2), value, np.float32) * (np.arange(20_000) == 9_999)[:, None], "WAV", "FLOAT"
+        )
     files["notfinite_sum_overflows.wav"] = _sndfile(np.full((20_000, 2), 3e38, np.float32), "WAV", "FLOAT")
     writers: dict[str, Callable[[Samples], bytes]] = {
         "wav": lambda samples: _sndfile(samples, "WAV", "PCM_16"),

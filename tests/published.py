@@ -38,7 +38,15 @@ class Published:
     @property
     def mel(self) -> dict[str, int]:
         n_fft = 2_048 if self.side == 256 else 2_000
-        return {"hop_length": 512, "n_fft": n_fft, "n_iter": 32, "sample_rate": 22_050, "top_db": 80, "x_res": self.side, "y_res": self.side}
+        return {
+            "hop_length": 512,
+            "n_fft": n_fft,
+            "n_iter": 32,
+            "sample_rate": 22_050,
+            "top_db": 80,
+            "x_res": self.side,
+            "y_res": self.side,
+        }
 
     def unet_config(self, divisor: int) -> dict[str, Any]:
         """Of the network whose widths are divided by `divisor`; beyond 4, its group norms have fewer groups too."""
@@ -91,7 +99,11 @@ class Published:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        own = {"variance_type": "fixed_small"} if self.scheduler == "DDPMScheduler" else {"set_alpha_to_one": True, "steps_offset": 0}
+        own = (
+            {"variance_type": "fixed_small"}
+            if self.scheduler == "DDPMScheduler"
+            else {"set_alpha_to_one": True, "steps_offset": 0}
+        )
         betas = {"beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "trained_betas": None}
         return {**betas, "clip_sample": True, "num_train_timesteps": 1_000, **own}
 
@@ -106,7 +118,12 @@ class Published:
                 return {"_class_name": "LatentAudioDiffusionPipeline", "_diffusers_version": "0.4.1", **parts}
             case _:
                 mel = {"C": "audio_diffusion", "D": "diffusers", "F": "audiodiffusion.mel"}[layout]
-                return {"_class_name": "AudioDiffusionPipeline", "_diffusers_version": self.version, "mel": [mel, "Mel"], **parts}
+                return {
+                    "_class_name": "AudioDiffusionPipeline",
+                    "_diffusers_version": self.version,
+                    "mel": [mel, "Mel"],
+                    **parts,
+                }
 
 
 MODELS = [
@@ -140,13 +157,26 @@ def write(folder: Path, model: Published, layout: str, networks: Networks) -> Pa
     """The model as it lay on the Hub: pickled weights, attention layers by their old names."""
     _json(folder / "model_index.json", model.index(layout))
     version = model.index(layout)["_diffusers_version"]
-    _json(folder / "scheduler" / "scheduler_config.json", {"_class_name": model.scheduler, "_diffusers_version": version, **model.scheduler_config})
+    _json(
+        folder / "scheduler" / "scheduler_config.json",
+        {"_class_name": model.scheduler, "_diffusers_version": version, **model.scheduler_config},
+    )
     if "mel" in model.index(layout):
         _json(folder / "mel" / "mel_config.json", {"_class_name": "Mel", "_diffusers_version": version, **model.mel})
-    _json(folder / "unet" / "config.json", {"_class_name": model.unet_class.__name__, "_diffusers_version": version, **model.unet_config(networks.divisor)})
+    _json(
+        folder / "unet" / "config.json",
+        {
+            "_class_name": model.unet_class.__name__,
+            "_diffusers_version": version,
+            **model.unet_config(networks.divisor),
+        },
+    )
     torch.save(old_names(networks.unet), folder / "unet" / WEIGHTS)
     if networks.vae is not None:
-        _json(folder / "vqvae" / "config.json", {"_class_name": "AutoencoderKL", "_diffusers_version": version, **model.vae_config(networks.divisor)})
+        _json(
+            folder / "vqvae" / "config.json",
+            {"_class_name": "AutoencoderKL", "_diffusers_version": version, **model.vae_config(networks.divisor)},
+        )
         torch.save(old_names(networks.vae), folder / "vqvae" / WEIGHTS)
     return folder
 

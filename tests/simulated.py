@@ -51,8 +51,19 @@ class SimulatedCluster:
     def announce_preemption(self, node: Any, deadline_s: int) -> None:
         """Tells Ray that a node will be taken away, as clouds do of theirs."""
         ray = Path(sys.executable).with_name("ray")
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test", "--deadline-remaining-seconds", str(deadline_s)]
-        subprocess.run([ray, "drain-node", "--address", self.cluster.address, "--node-id", node.node_id, *reason], check=True, capture_output=True)
+        reason = [
+            "--reason",
+            "DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message",
+            "test",
+            "--deadline-remaining-seconds",
+            str(deadline_s),
+        ]
+        subprocess.run(
+            [ray, "drain-node", "--address", self.cluster.address, "--node-id", node.node_id, *reason],
+            check=True,
+            capture_output=True,
+        )
 
 
 class Driver:
@@ -66,7 +77,9 @@ class Driver:
         self.begin()
 
     def begin(self) -> None:
-        self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.process = subprocess.Popen(
+            self.command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
 
     def __enter__(self) -> "Driver":
         return self

@@ -13,20 +13,46 @@ def write(folder: Path, fused: bool) -> None:
     """Write a model for windows of 1 s at RATE, of transformers' kind for longer audio where `fused`."""
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
-    text = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 12}
-    audio = {"num_mel_bins": 32, "spec_size": 128, "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [1, 2], "hidden_size": 16}
+    text = {
+        "vocab_size": 16,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 12,
+    }
+    audio = {
+        "num_mel_bins": 32,
+        "spec_size": 128,
+        "patch_embeds_hidden_size": 8,
+        "depths": [1, 1],
+        "num_attention_heads": [1, 2],
+        "hidden_size": 16,
+    }
     fusion = {"enable_fusion": True, "fusion_type": "aff_2d"} if fused else {}
     torch.manual_seed(0)
     config = transformers.ClapConfig(
-        text_config={**text, "projection_dim": 12}, audio_config={**audio, **fusion, "window_size": 4, "projection_dim": 12}, projection_dim=12
+        text_config={**text, "projection_dim": 12},
+        audio_config={**audio, **fusion, "window_size": 4, "projection_dim": 12},
+        projection_dim=12,
     )
     transformers.ClapModel(config).save_pretrained(folder)
     truncation = "fusion" if fused else "rand_trunc"
     transformers.ClapFeatureExtractor(
-        feature_size=32, sampling_rate=RATE, hop_length=160, max_length_s=1, fft_window_size=512, frequency_max=8_000, truncation=truncation
+        feature_size=32,
+        sampling_rate=RATE,
+        hop_length=160,
+        max_length_s=1,
+        fft_window_size=512,
+        frequency_max=8_000,
+        truncation=truncation,
     ).save_pretrained(folder)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    words.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)

@@ -131,7 +131,9 @@ def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str
         if len(starts) < FRAMES_AT_ONE_DISTANCE:
             continue
         frames = {int(start): words[start:end] for start, end in zip(starts, ends, strict=True)}
-        right = [start for start, frame in frames.items() if _has_right_checksum(frame if swapped else frame.byteswap())]
+        right = [
+            start for start, frame in frames.items() if _has_right_checksum(frame if swapped else frame.byteswap())
+        ]
         if len(right) >= FRAMES_AT_ONE_DISTANCE:
             return right, "AC-3"
     return [], "AC-3"

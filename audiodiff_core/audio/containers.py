@@ -19,7 +19,17 @@ from audiodiff_core.audio.flac import check_flac_end
 from audiodiff_core.audio.formats import UnusableError
 from audiodiff_core.audio.riff import is_placeholder
 
-SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+SAMPLE_BYTES = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
 UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's count for a FLAC stream of no stated length
 
 # Lines of libsndfile's log, which ends after 2 KB: a cut wav with so much text before its samples is not noticed
@@ -46,7 +56,9 @@ def check_data_chunk(content: BinaryIO, read: int, rate: int, frame_bytes: int =
     `frame_bytes`: the size of a frame, 0 if the samples are compressed.
     """
     chunk = data_chunk(content)
-    if chunk is None or not chunk.after or (read and not chunk.stated):  # of no stated size: decoded to the end of the file
+    if (
+        chunk is None or not chunk.after or (read and not chunk.stated)
+    ):  # of no stated size: decoded to the end of the file
         return
     bytes_of_frame = frame_bytes or chunk.stated / max(read, 1) or 1
     stated, held = chunk.stated / bytes_of_frame, (chunk.stated + chunk.after) / bytes_of_frame

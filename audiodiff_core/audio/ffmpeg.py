@@ -15,7 +15,9 @@ from audiodiff_core.audio.matroska import is_matroska, stated_seconds
 from audiodiff_core.audio.movie import check_movie
 
 ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
-FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
+FFMPEG_FORMATS = (
+    "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
+)
 FORMATS_WITHOUT_DURATION = frozenset({"aac", "mp3"})
 """FFmpeg guesses it by the first bit rate."""
 
@@ -24,7 +26,9 @@ TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
-    source = f"file:{file}" if isinstance(file, str) else file  # a name may hold ':', which FFmpeg would take for the end of a protocol
+    source = (
+        f"file:{file}" if isinstance(file, str) else file
+    )  # a name may hold ':', which FFmpeg would take for the end of a protocol
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
@@ -53,7 +57,9 @@ def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Sampl
     is_lossless = track.codec_context.codec.lossless
     kind = None
     read, end_s = 0, 0.0
-    is_alone = all(stream is track or stream.type not in TIMED_STREAMS or _is_cover(stream) for stream in container.streams)
+    is_alone = all(
+        stream is track or stream.type not in TIMED_STREAMS or _is_cover(stream) for stream in container.streams
+    )
     with container:
         for frame in _decoded(container, track):
             kind = kind or (frame.format.name, frame.layout.name, rate)
@@ -83,7 +89,9 @@ def _decoded(container: Any, track: Any) -> Iterator[Any]:
         yield from container.decode(track)
     except av.error.FFmpegError as error:
         if encoding := ENCODINGS_IN_PCM.get(track.codec_context.name):
-            raise UnusableError(f"contains {encoding}, not PCM samples, and cannot be decoded ({one_line(error)})") from error
+            raise UnusableError(
+                f"contains {encoding}, not PCM samples, and cannot be decoded ({one_line(error)})"
+            ) from error
         raise
 
 

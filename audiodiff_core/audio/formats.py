@@ -19,7 +19,12 @@ AUDIO_EXTENSIONS = frozenset(
     }
 )
 """Lower-case extensions of the files that libsndfile or FFmpeg decodes here; of a video, the first audio stream."""
-MEDIA_TYPES: dict[AudioFormat, str] = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
+MEDIA_TYPES: dict[AudioFormat, str] = {
+    "wav": "audio/wav",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "mp3": "audio/mpeg",
+}
 
 MAX_CHANNELS = 1_024  # as in libsndfile
 MAX_LEVEL = 1e10  # above 32-bit whole numbers stored as floats; from 1e16 on, a mel spectrogram overflows

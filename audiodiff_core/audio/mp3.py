@@ -42,7 +42,9 @@ def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]
         if stream.kind.layer != 3:
             seconds = sum(stream.samples for stream in streams) / rates[0]
             layer = f"MPEG audio layer {stream.kind.layer}"
-            raise UnusableError(f"holds {seconds:.2f} seconds of {layer} that cannot be read to the end; convert the file")
+            raise UnusableError(
+                f"holds {seconds:.2f} seconds of {layer} that cannot be read to the end; convert the file"
+            )
         with opened(independent(file)) as content:
             parts = FileParts(content, [_header_tag(stream), *stream.spans])
             yield from _checked(ForwardSoundFile(io.BufferedReader(parts)), stream)

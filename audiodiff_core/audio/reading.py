@@ -67,7 +67,9 @@ def decode_audio(
     first = round(start_s * sample_rate)
     stop = math.inf if duration_s is None else first + round(duration_s * sample_rate)
     if first < 0 or stop < first:
-        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start")
+        raise ValueError(
+            f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start"
+        )
     kept = bytearray()  # grows in place: a list of blocks would need twice the memory when it is joined
     end = 0
     with closing(stream(source, sample_rate, meter)) as blocks:

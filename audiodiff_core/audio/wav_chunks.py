@@ -59,7 +59,9 @@ def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> 
 def _sampler_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:
     """One loop, forward, for ever, over all samples; its end is the last sample that is played."""
     note = NO_ROOT_NOTE if loop.root_note is None else loop.root_note
-    manufacturer = product = fraction = smpte_format = smpte_offset = extra = identifier = forward = first = for_ever = 0
+    manufacturer = product = fraction = smpte_format = smpte_offset = extra = identifier = forward = first = (
+        for_ever
+    ) = 0
     head = (manufacturer, product, round(1e9 / sample_rate), note, fraction, smpte_format, smpte_offset, 1, extra)
     return _chunk(b"smpl", struct.pack("<9I6I", *head, identifier, forward, first, length - 1, fraction, for_ever))
 
@@ -68,7 +70,9 @@ def _acid_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:
     flags = ACID_STRETCH | (0 if loop.root_note is None else ACID_ROOT_NOTE)
     note = NO_ROOT_NOTE if loop.root_note is None else loop.root_note
     bpm = loop.bpm(length, sample_rate)
-    return _chunk(b"acid", struct.pack("<IHHfIHHf", flags, note, 0x8000, 0.0, loop.beats, QUARTER_NOTE, loop.beats_per_bar, bpm))
+    return _chunk(
+        b"acid", struct.pack("<IHHfIHHf", flags, note, 0x8000, 0.0, loop.beats, QUARTER_NOTE, loop.beats_per_bar, bpm)
+    )
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

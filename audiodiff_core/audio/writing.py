@@ -12,7 +12,9 @@ from audiodiff_core.audio.wav_chunks import LoopInfo, with_loop
 VORBIS_RATE_AT_MOST = 200_000  # in Hz; above, libsndfile's encoder ends the process
 
 
-def encode_audio(audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", loop: LoopInfo | None = None) -> bytes:
+def encode_audio(
+    audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", loop: LoopInfo | None = None
+) -> bytes:
     """A file's bytes for mono `audio` (n,) in [-1, 1]; wav and flac hold 16-bit PCM. The same samples give the same bytes in wav and flac.
 
     Of audio that is a loop as a whole, `loop` tells a wav file's readers the loop points and the tempo; the other formats cannot hold them.

@@ -1,9 +1,9 @@
 """Models on disk: every published layout is read, diffusers' pipeline folder is written, safetensors only.
 
-    load_model, load_pipeline, load_vae     from a folder, a URI or the Hub
-    save_model, upload_model, push_to_hub   to a folder, then a URI or the Hub
-    record_metrics                          into the record and the card of a model that is there
-    convert                                 from any layout to the one written here; also `python -m audiodiff_core.checkpoint`
+load_model, load_pipeline, load_vae     from a folder, a URI or the Hub
+save_model, upload_model, push_to_hub   to a folder, then a URI or the Hub
+record_metrics                          into the record and the card of a model that is there
+convert                                 from any layout to the one written here; also `python -m audiodiff_core.checkpoint`
 """
 
 from audiodiff_core.checkpoint.convert import convert

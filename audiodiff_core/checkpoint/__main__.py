@@ -16,7 +16,9 @@ DONE, FAILED, MISTAKE = 0, 1, 2
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m audiodiff_core.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m audiodiff_core.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", metavar="SOURCE", help="what is converted; it stays as it is")
     parser.add_argument("destination", metavar="DESTINATION", help="folder or URI to write, which must not exist yet")
     options = parser.parse_args()
@@ -30,7 +32,17 @@ def main() -> int:
         return FAILED
     for change in conversion.changes:
         print(change)
-    print(json.dumps({"verb": "convert", "kind": conversion.kind, "destination": options.destination, "changes": len(conversion.changes)}, sort_keys=True))
+    print(
+        json.dumps(
+            {
+                "verb": "convert",
+                "kind": conversion.kind,
+                "destination": options.destination,
+                "changes": len(conversion.changes),
+            },
+            sort_keys=True,
+        )
+    )
     return DONE
 
 

@@ -17,12 +17,16 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
     tags += ["unconditional-audio-generation"] if encoding_dim is None else ["conditional-audio-generation"]
     tags += [] if vae is None else ["latent-diffusion"]
     kind = f"{'Unconditional' if encoding_dim is None else 'Conditional'} {'' if vae is None else 'latent '}diffusion of mel spectrograms"
-    networks = f"{_parameters(unet)} parameters" + ("" if vae is None else f" and {_parameters(vae)} in the autoencoder")
+    networks = f"{_parameters(unet)} parameters" + (
+        "" if vae is None else f" and {_parameters(vae)} in the autoencoder"
+    )
     prediction = scheduler.config.get("prediction_type", "flow")
     facts = {
         "network": f"{type(unet).__name__}, {networks}",
         "predicts": f"{prediction} ({type(scheduler).__name__})",
-        "conditioned by": "nothing" if encoding_dim is None else f"one encoding of {encoding_dim} numbers for each loop",
+        "conditioned by": "nothing"
+        if encoding_dim is None
+        else f"one encoding of {encoding_dim} numbers for each loop",
     }
     index = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
     return f"""---

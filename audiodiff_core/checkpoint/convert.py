@@ -49,4 +49,8 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
 def _record(source: str, digest: str, changes: list[str]) -> ModelRecord:
     """Where a model comes from that audiodiff did not train: its name, without the path to it, and digest."""
     changes.append(f"{RECORD}: added, naming the source's digest {digest}")
-    return ModelRecord(recipe={"converted_from": source.rstrip("/").rpartition("/")[2], "source_digest": digest}, data_digest="unknown", metrics={})
+    return ModelRecord(
+        recipe={"converted_from": source.rstrip("/").rpartition("/")[2], "source_digest": digest},
+        data_digest="unknown",
+        metrics={},
+    )

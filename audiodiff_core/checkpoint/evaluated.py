@@ -23,7 +23,9 @@ def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
         raise CheckpointError(f"{folder}: no such folder to write metrics into")
     model = load_model(folder)
     if model.record is None:
-        raise CheckpointError(f"{folder}: has no {RECORD} to write metrics into: `python -m audiodiff_core.checkpoint SOURCE DESTINATION` gives it one")
+        raise CheckpointError(
+            f"{folder}: has no {RECORD} to write metrics into: `python -m audiodiff_core.checkpoint SOURCE DESTINATION` gives it one"
+        )
     found = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
     record = model.record.model_copy(update={"metrics": {**model.record.metrics, **found}})
     _replace(f"{folder}/{RECORD}", record.model_dump_json(indent=2) + "\n")

@@ -41,11 +41,15 @@ class Layout:
         present = {key: _component(index, key) for key in ("unet", "scheduler", "mel", *AUTOENCODER_KEYS)}
         for key in ("unet", "scheduler"):
             if present[key] is None or present[key][0] != "diffusers":
-                raise CheckpointError(f"{'network' if key == 'unet' else key} {index.get(key)} is not one that can be loaded")
+                raise CheckpointError(
+                    f"{'network' if key == 'unet' else key} {index.get(key)} is not one that can be loaded"
+                )
         autoencoders = [key for key in AUTOENCODER_KEYS if present[key] is not None]
         for key in autoencoders[:1]:
             if present[key] != ["diffusers", "AutoencoderKL"]:
-                raise CheckpointError(f"autoencoder {index[key]} is not one that can be loaded: AutoencoderKL of diffusers is")
+                raise CheckpointError(
+                    f"autoencoder {index[key]} is not one that can be loaded: AutoencoderKL of diffusers is"
+                )
             if key != AUTOENCODER_KEYS[0]:
                 changes.append(f"{MODEL_INDEX}: component {key} -> {AUTOENCODER_KEYS[0]}")
         mel = present["mel"]
@@ -53,7 +57,13 @@ class Layout:
             raise CheckpointError(f"mel {mel} is not one that can be loaded: Mel is")
         if mel is not None and mel[0] != "diffusers":
             changes.append(f"{MODEL_INDEX}: mel of {mel[0]} -> of diffusers")
-        return cls(root, present["unet"][1], present["scheduler"][1], autoencoders[0] if autoencoders else None, mel is not None)
+        return cls(
+            root,
+            present["unet"][1],
+            present["scheduler"][1],
+            autoencoders[0] if autoencoders else None,
+            mel is not None,
+        )
 
 
 def _component(index: dict[str, Any], key: str) -> Any:

@@ -1,15 +1,15 @@
 """CompVis latent-diffusion's autoencoder, which the original's train_vae trained, as diffusers' AutoencoderKL.
 
-    LDM                                          AutoencoderKL
-    encoder.down.I.block.J                       encoder.down_blocks.I.resnets.J
-    encoder.down.I.downsample.conv               encoder.down_blocks.I.downsamplers.0.conv
-    decoder.up.I.block.J                         decoder.up_blocks.(levels - 1 - I).resnets.J      LDM counts levels from the finest
-    decoder.up.I.upsample.conv                   decoder.up_blocks.(levels - 1 - I).upsamplers.0.conv
-    .mid.block_1 .mid.block_2                    .mid_block.resnets.0 .mid_block.resnets.1
-    .mid.attn_1 norm q k v proj_out              .mid_block.attentions.0 group_norm to_q to_k to_v to_out.0     1x1 convolutions -> linear
-    nin_shortcut  norm_out                       conv_shortcut  conv_norm_out
-    conv_in conv_out quant_conv post_quant_conv  the same
-    loss.*                                       dropped: discriminator and perceptual network
+LDM                                          AutoencoderKL
+encoder.down.I.block.J                       encoder.down_blocks.I.resnets.J
+encoder.down.I.downsample.conv               encoder.down_blocks.I.downsamplers.0.conv
+decoder.up.I.block.J                         decoder.up_blocks.(levels - 1 - I).resnets.J      LDM counts levels from the finest
+decoder.up.I.upsample.conv                   decoder.up_blocks.(levels - 1 - I).upsamplers.0.conv
+.mid.block_1 .mid.block_2                    .mid_block.resnets.0 .mid_block.resnets.1
+.mid.attn_1 norm q k v proj_out              .mid_block.attentions.0 group_norm to_q to_k to_v to_out.0     1x1 convolutions -> linear
+nin_shortcut  norm_out                       conv_shortcut  conv_norm_out
+conv_in conv_out quant_conv post_quant_conv  the same
+loss.*                                       dropped: discriminator and perceptual network
 """
 
 import re
@@ -56,12 +56,16 @@ def to_diffusers(weights: StateDict, changes: list[str]) -> tuple[dict[str, Any]
             renamed[f"{coder}.mid_block.attentions.0.{_ATTENTION[layer]}.{kind}"] = linear
         else:
             renamed[_renamed(name, levels)] = weight
-    changes.append(f"autoencoder: {len(renamed.keys() - weights.keys())} weights renamed from LDM's names to diffusers'")
+    changes.append(
+        f"autoencoder: {len(renamed.keys() - weights.keys())} weights renamed from LDM's names to diffusers'"
+    )
     if dropped := len(weights) - len(own):
         changes.append(f"autoencoder: {dropped} weights of the training loss dropped")
     shape = f"channels {config['block_out_channels']}, {config['layers_per_block']} layers per block"
     changes.append(f"autoencoder: configuration from the weights' shapes: {shape}")
-    changes.append(f"autoencoder: sample_size {TRAIN_VAE_SAMPLE_SIZE} and diffusers' default scaling_factor assumed, which LDM's checkpoints do not state")
+    changes.append(
+        f"autoencoder: sample_size {TRAIN_VAE_SAMPLE_SIZE} and diffusers' default scaling_factor assumed, which LDM's checkpoints do not state"
+    )
     return config, renamed
 
 
@@ -80,9 +84,17 @@ def _config(weights: StateDict) -> dict[str, Any]:
         if found := _LEVEL.fullmatch(name):
             blocks.setdefault(int(found[1]), []).append(weight.shape[0])
     try:
-        first, last, quant = (weights[f"{name}.weight"] for name in ("encoder.conv_in", "decoder.conv_out", "post_quant_conv"))
-        if not blocks or sorted(blocks) != list(range(len(blocks))) or len({len(level) for level in blocks.values()}) != 1:
-            raise CheckpointError(f"levels {sorted(blocks)} with {[len(blocks[level]) for level in sorted(blocks)]} blocks are of no LDM autoencoder")
+        first, last, quant = (
+            weights[f"{name}.weight"] for name in ("encoder.conv_in", "decoder.conv_out", "post_quant_conv")
+        )
+        if (
+            not blocks
+            or sorted(blocks) != list(range(len(blocks)))
+            or len({len(level) for level in blocks.values()}) != 1
+        ):
+            raise CheckpointError(
+                f"levels {sorted(blocks)} with {[len(blocks[level]) for level in sorted(blocks)]} blocks are of no LDM autoencoder"
+            )
         z_channels, embed_dim = quant.shape[:2]
         in_channels, out_channels = first.shape[1], last.shape[0]
     except (KeyError, IndexError, ValueError) as error:
@@ -90,7 +102,9 @@ def _config(weights: StateDict) -> dict[str, Any]:
             raise
         raise CheckpointError(f"is not an LDM autoencoder: it lacks {error}, or its shape is another") from error
     if z_channels != embed_dim:
-        raise CheckpointError(f"LDM autoencoder with embed_dim {embed_dim} and z_channels {z_channels}: AutoencoderKL has one number for both")
+        raise CheckpointError(
+            f"LDM autoencoder with embed_dim {embed_dim} and z_channels {z_channels}: AutoencoderKL has one number for both"
+        )
     levels = [blocks[level][0] for level in sorted(blocks)]
     return {
         "in_channels": in_channels,

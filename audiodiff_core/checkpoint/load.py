@@ -134,7 +134,9 @@ def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
     height, width = (side * factor for side in image_sides(unet))
     if not layout.has_mel:
         mel = MelConfig(x_res=width, y_res=height)
-        changes.append(f"mel: added, the original's defaults at the network's size: {mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}")
+        changes.append(
+            f"mel: added, the original's defaults at the network's size: {mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}"
+        )
         return mel
     read_json(layout.root, MEL_CONFIG)
     try:
@@ -142,7 +144,9 @@ def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
     except ValueError as error:
         raise CheckpointError(f"{MEL_CONFIG} is not a mel configuration ({error})") from error
     if (mel.x_res, mel.y_res) != (width, height):
-        raise CheckpointError(f"the network makes images of {width}x{height}, {MEL_CONFIG} says {mel.x_res}x{mel.y_res}")
+        raise CheckpointError(
+            f"the network makes images of {width}x{height}, {MEL_CONFIG} says {mel.x_res}x{mel.y_res}"
+        )
     return mel
 
 
@@ -151,7 +155,11 @@ def _digest(layout: Layout) -> str:
     root, networks = layout.root, {"unet": layout.root / "unet"}
     if layout.autoencoder:
         networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
-    files = {f"{part}/{file.name}": file for part, folder in networks.items() for file in (folder / CONFIG, *weight_files(folder))}
+    files = {
+        f"{part}/{file.name}": file
+        for part, folder in networks.items()
+        for file in (folder / CONFIG, *weight_files(folder))
+    }
     files |= {name: root / name for name in (SCHEDULER_CONFIG, *([MEL_CONFIG] if layout.has_mel else []))}
     total = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
     for name, path in files.items():

@@ -20,7 +20,9 @@ from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import StateDict, fill, read_weight_files
 
 UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
-SAVED_SCHEDULERS: dict[str, Any] = {known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)}
+SAVED_SCHEDULERS: dict[str, Any] = {
+    known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)
+}
 """The schedulers that a model is stored with; which ones can sample from it is another matter."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -32,14 +34,23 @@ MOST_LAYERS = 16
 MOST_PARAMETERS = 1 << 32
 
 # Inputs beside image, timestep and encoding, and shifts of the latents, which no model of this kind has.
-_UNUSED_UNET = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim")
+_UNUSED_UNET = (
+    "class_embed_type",
+    "num_class_embeds",
+    "addition_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
 _UNUSED_AUTOENCODER = ("shift_factor", "latents_mean", "latents_std")
 
 
 def load_unet(layout: Layout, changes: list[str]) -> Any:
     """The denoising network on the CPU: of images or latents (batch, channels, height, width), conditional iff it has a cross_attention_dim."""
     if layout.unet_class not in UNETS:
-        raise CheckpointError(f"network {layout.unet_class} is not one that can be loaded: {' and '.join(UNETS)} of diffusers are")
+        raise CheckpointError(
+            f"network {layout.unet_class} is not one that can be loaded: {' and '.join(UNETS)} of diffusers are"
+        )
     unet = _load(UNETS[layout.unet_class], layout.root / "unet", changes)
     config = unet.config
     _refuse(config, _UNUSED_UNET, "unet")
@@ -68,7 +79,9 @@ def check_autoencoder(vae: Any) -> None:
     config = vae.config
     _refuse(config, _UNUSED_AUTOENCODER, "autoencoder")
     if (config.in_channels, config.out_channels) != (1, 1):
-        raise CheckpointError(f"autoencoder for images of {config.in_channels} channels in, {config.out_channels} out: mel images have 1")
+        raise CheckpointError(
+            f"autoencoder for images of {config.in_channels} channels in, {config.out_channels} out: mel images have 1"
+        )
     if not isinstance(config.scaling_factor, int | float) or not 0 < config.scaling_factor < math.inf:
         raise CheckpointError(f"autoencoder: scaling_factor {config.scaling_factor} is not a positive number")
 
@@ -76,24 +89,33 @@ def check_autoencoder(vae: Any) -> None:
 def load_scheduler(layout: Layout, changes: list[str]) -> Any:
     """The noise schedule that the model was trained with, and what the network predicts."""
     if layout.scheduler_class not in SAVED_SCHEDULERS:
-        raise CheckpointError(f"scheduler {layout.scheduler_class} is not one that can be loaded: {', '.join(SAVED_SCHEDULERS)} of diffusers are")
+        raise CheckpointError(
+            f"scheduler {layout.scheduler_class} is not one that can be loaded: {', '.join(SAVED_SCHEDULERS)} of diffusers are"
+        )
     config = read_json(layout.root, SCHEDULER_CONFIG)
     _check_bounds(config, "scheduler")
     stated = config.get("_class_name", layout.scheduler_class)
     if stated != layout.scheduler_class:
-        if {stated, layout.scheduler_class} != {"DDPMScheduler", "DDIMScheduler"}:  # these two share their noise schedule
+        if {stated, layout.scheduler_class} != {
+            "DDPMScheduler",
+            "DDIMScheduler",
+        }:  # these two share their noise schedule
             raise CheckpointError(f"{SCHEDULER_CONFIG} is of a {stated}, {MODEL_INDEX} names {layout.scheduler_class}")
         changes.append(f"scheduler: configuration of a {stated} read as {layout.scheduler_class}")
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}
         scheduler = _with_all_stated(SAVED_SCHEDULERS[layout.scheduler_class], config)
     except Exception as error:  # whatever diffusers raises for a configuration that is none
-        raise CheckpointError(f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})"
+        ) from error
     levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
     if len(levels) < 1 or not bool(torch.isfinite(levels).all()):
         raise CheckpointError("scheduler: its configuration gives levels of noise that are not finite")
     if (prediction := scheduler.config.get("prediction_type", PREDICTION_TYPES[0])) not in PREDICTION_TYPES:
-        raise CheckpointError(f"scheduler: prediction_type {prediction} is not known: {', '.join(PREDICTION_TYPES)} are")
+        raise CheckpointError(
+            f"scheduler: prediction_type {prediction} is not known: {', '.join(PREDICTION_TYPES)} are"
+        )
     _note_settings(scheduler.config, config, "scheduler", changes)
     return scheduler
 
@@ -127,7 +149,9 @@ def _note_settings(config: Any, stated: dict[str, Any], part: str, changes: list
         changes.append(f"{part}: unknown settings dropped: {', '.join(unknown)}")
     if defaults := sorted(key for key in config if not key.startswith("_") and key not in stated):
         decided = ", ".join(f"{key} {config[key]}" for key in defaults if config[key])
-        changes.append(f"{part}: {len(defaults)} settings stated that were diffusers' defaults: {decided or 'none of them in use'}")
+        changes.append(
+            f"{part}: {len(defaults)} settings stated that were diffusers' defaults: {decided or 'none of them in use'}"
+        )
 
 
 def assemble(kind: Any, config: dict[str, Any], weights: StateDict, changes: list[str], part: str) -> Any:

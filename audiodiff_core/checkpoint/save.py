@@ -1,12 +1,12 @@
 """A model -> a diffusers pipeline folder, whole or not at all, with a record of how it came to be.
 
-    FOLDER/model_index.json                    which classes; `mel: ["diffusers", "Mel"]`, so that diffusers' own pipeline loads it
-    FOLDER/unet/        config.json, diffusion_pytorch_model.safetensors     (the averaged weights)
-    FOLDER/vqvae/       the same of the autoencoder, where the network works on latents
-    FOLDER/scheduler/   scheduler_config.json  the noise schedule and prediction type
-    FOLDER/mel/         mel_config.json        the seven numbers that turn audio into images
-    FOLDER/audiodiff.json                      format version, recipe, data digest, metrics
-    FOLDER/README.md                           model card
+FOLDER/model_index.json                    which classes; `mel: ["diffusers", "Mel"]`, so that diffusers' own pipeline loads it
+FOLDER/unet/        config.json, diffusion_pytorch_model.safetensors     (the averaged weights)
+FOLDER/vqvae/       the same of the autoencoder, where the network works on latents
+FOLDER/scheduler/   scheduler_config.json  the noise schedule and prediction type
+FOLDER/mel/         mel_config.json        the seven numbers that turn audio into images
+FOLDER/audiodiff.json                      format version, recipe, data digest, metrics
+FOLDER/README.md                           model card
 """
 
 import json
@@ -28,7 +28,9 @@ from audiodiff_core.files.model_files import AUTOENCODER_KEYS, CONFIG, MEL_CONFI
 from audiodiff_core.mel import MelConfig
 
 
-def save_model(folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None) -> None:
+def save_model(
+    folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None
+) -> None:
     """Writes a whole checkpoint to the local `folder` or, on any failure, nothing; replaces one that is there.
 
     `vae` is the AutoencoderKL of a network that works on latents.

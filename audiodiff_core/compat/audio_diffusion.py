@@ -43,7 +43,9 @@ class AudioDiffusion:
         encoding: torch.Tensor | None = None,
     ) -> SpectrogramAndAudio:
         """A new picture and (sample rate in Hz, audio (n,)). The arguments are those of the pipeline."""
-        return self._first(steps=steps, generator=generator, step_generator=step_generator, eta=eta, noise=noise, encoding=encoding)
+        return self._first(
+            steps=steps, generator=generator, step_generator=step_generator, eta=eta, noise=noise, encoding=encoding
+        )
 
     def generate_spectrogram_and_audio_from_audio(
         self,

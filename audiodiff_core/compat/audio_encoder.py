@@ -44,12 +44,16 @@ class AudioEncoder(audio_encoder.AudioEncoder):
                 return torch.stack([slices.amax(dim=0) for slices in each])
         lengths = {len(slices) for slices in each}
         if len(lengths) > 1:
-            raise ValueError(f"pool None: the files have from {min(lengths)} to {max(lengths)} slices, which make no tensor: use average or max")
+            raise ValueError(
+                f"pool None: the files have from {min(lengths)} to {max(lengths)} slices, which make no tensor: use average or max"
+            )
         return torch.stack(each)
 
     def _slices(self, audio_file: str | Path) -> torch.Tensor:
         """A file's slices as the network takes them: (slices, 1, 96, 216) in [0, 1]."""
         self.images.load_audio(audio_file)
         count = self.images.get_number_of_slices()
-        levels = np.stack([np.asarray(self.images.audio_slice_to_image(index)) for index in range(count)])[:, np.newaxis]
+        levels = np.stack([np.asarray(self.images.audio_slice_to_image(index)) for index in range(count)])[
+            :, np.newaxis
+        ]
         return torch.Tensor(levels / IMAGE_MAX).to(self.embedding.weight.device)

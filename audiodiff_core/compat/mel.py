@@ -49,7 +49,13 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
     def mel_config(self) -> MelConfig:
         """What this object is set to now, which `set_resolution` and assigned attributes may have changed since it was made."""
         return MelConfig(
-            x_res=self.x_res, y_res=self.y_res, sample_rate=self.sr, n_fft=self.n_fft, hop_length=self.hop_length, top_db=self.top_db, n_iter=self.n_iter
+            x_res=self.x_res,
+            y_res=self.y_res,
+            sample_rate=self.sr,
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            top_db=self.top_db,
+            n_iter=self.n_iter,
         )
 
     def set_resolution(self, x_res: int, y_res: int) -> None:
@@ -88,14 +94,18 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
         samples = self.get_audio_slice(slice)
         if len(samples) == 0:
             raise ValueError(f"slice {slice}: the audio has {self.get_number_of_slices()}, counted from 0")
-        power = librosa.feature.melspectrogram(y=samples, sr=self.sr, n_fft=self.n_fft, hop_length=self.hop_length, n_mels=self.n_mels)
+        power = librosa.feature.melspectrogram(
+            y=samples, sr=self.sr, n_fft=self.n_fft, hop_length=self.hop_length, n_mels=self.n_mels
+        )
         decibels = librosa.power_to_db(power, ref=ref, top_db=self.top_db)
         levels = ((decibels + self.top_db) * IMAGE_MAX / self.top_db).clip(0, IMAGE_MAX) + 0.5
         return Image.fromarray(levels.astype(np.uint8))
 
     def image_to_audio(self, image: Image.Image) -> npt.NDArray[np.float32]:
         """A greyscale image -> audio ((width - 1) * hop_length,), its level that of an image whose 255 is power 1."""
-        samples: npt.NDArray[np.float32] = GriffinLim(self.mel_config())(np.asarray(image, np.uint8)[np.newaxis], [0])[0]
+        samples: npt.NDArray[np.float32] = GriffinLim(self.mel_config())(np.asarray(image, np.uint8)[np.newaxis], [0])[
+            0
+        ]
         return samples
 
     def _loaded(self) -> npt.NDArray[Any]:

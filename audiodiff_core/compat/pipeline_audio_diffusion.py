@@ -83,7 +83,9 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         timesteps = self.scheduler.timesteps[start_step:]
         height, width = self._sides()
         if noise is None:
-            noise = randn_tensor((batch_size, self.unet.config.in_channels, height, width), generator=generator, device=self.device)
+            noise = randn_tensor(
+                (batch_size, self.unet.config.in_channels, height, width), generator=generator, device=self.device
+            )
         images = noise
         kept = None
         if audio_file is not None or raw_audio is not None:
@@ -97,7 +99,9 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         options = {"eta": eta} if isinstance(self.scheduler, DDIMScheduler) else {}
         for step, timestep in enumerate(self.progress_bar(timesteps)):
             prediction = self._prediction(images, timestep, encoding)
-            images = self.scheduler.step(prediction, timestep, images, generator=step_generator or generator, **options)["prev_sample"]
+            images = self.scheduler.step(
+                prediction, timestep, images, generator=step_generator or generator, **options
+            )["prev_sample"]
             if kept is not None and first > 0:
                 images[..., :first] = kept[:, step, :, :first]
             if kept is not None and last > 0:
@@ -142,7 +146,10 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         source = torch.tensor((levels / IMAGE_MAX * 2 - 1)[np.newaxis], dtype=torch.float).to(self.device)
         if self.vqvae is None:
             return source
-        latents: torch.Tensor = self.vqvae.config.scaling_factor * self.vqvae.encode(source.unsqueeze(0)).latent_dist.sample(generator=generator)[0]
+        latents: torch.Tensor = (
+            self.vqvae.config.scaling_factor
+            * self.vqvae.encode(source.unsqueeze(0)).latent_dist.sample(generator=generator)[0]
+        )
         return latents
 
     def _prediction(self, images: torch.Tensor, timestep: torch.Tensor, encoding: torch.Tensor | None) -> torch.Tensor:
@@ -156,4 +163,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
             images = self.vqvae.decode(1 / self.vqvae.config.scaling_factor * images)["sample"]
         values = (images / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()
         levels = (values * IMAGE_MAX).round().astype(np.uint8)
-        return [Image.fromarray(item[:, :, 0]) if item.shape[2] == 1 else Image.fromarray(item).convert("L") for item in levels]
+        return [
+            Image.fromarray(item[:, :, 0]) if item.shape[2] == 1 else Image.fromarray(item).convert("L")
+            for item in levels
+        ]

@@ -35,27 +35,45 @@ class Objective(pydantic.BaseModel):
 
     prediction_type: PredictionType = "v_prediction"
     zero_terminal_snr: bool = pydantic.Field(
-        default_factory=lambda data: data.get("prediction_type") != "epsilon", description="whether the last level is pure noise"
+        default_factory=lambda data: data.get("prediction_type") != "epsilon",
+        description="whether the last level is pure noise",
     )
-    num_train_timesteps: int = pydantic.Field(1_000, ge=2, description="levels of noise; for a flow the timestep that means pure noise")
-    beta_schedule: BetaSchedule = pydantic.Field("linear", description="how the noise grows from level to level: linear, scaled_linear or squaredcos_cap_v2")
-    beta_start: float = pydantic.Field(0.0001, gt=0, lt=1, description="noise variance added by the first level (linear, scaled_linear)")
-    beta_end: float = pydantic.Field(0.02, gt=0, lt=1, description="noise variance added by the last level (linear, scaled_linear)")
+    num_train_timesteps: int = pydantic.Field(
+        1_000, ge=2, description="levels of noise; for a flow the timestep that means pure noise"
+    )
+    beta_schedule: BetaSchedule = pydantic.Field(
+        "linear", description="how the noise grows from level to level: linear, scaled_linear or squaredcos_cap_v2"
+    )
+    beta_start: float = pydantic.Field(
+        0.0001, gt=0, lt=1, description="noise variance added by the first level (linear, scaled_linear)"
+    )
+    beta_end: float = pydantic.Field(
+        0.02, gt=0, lt=1, description="noise variance added by the last level (linear, scaled_linear)"
+    )
     clip_sample: bool = pydantic.Field(
-        default_factory=lambda data: data.get("prediction_type") != "flow", description="whether sampling clips predicted images to [-1, 1]; not for latents"
+        default_factory=lambda data: data.get("prediction_type") != "flow",
+        description="whether sampling clips predicted images to [-1, 1]; not for latents",
     )
-    min_snr_gamma: float | None = pydantic.Field(None, gt=0, description="signal-to-noise ratio at which min-SNR weights are cut off; none: even weights")
-    conditioning_dropout: float = pydantic.Field(0.0, ge=0, lt=1, description="share of samples trained without their encoding, which guidance needs")
+    min_snr_gamma: float | None = pydantic.Field(
+        None, gt=0, description="signal-to-noise ratio at which min-SNR weights are cut off; none: even weights"
+    )
+    conditioning_dropout: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="share of samples trained without their encoding, which guidance needs"
+    )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.prediction_type == "epsilon" and self.zero_terminal_snr:
-            raise ValueError("prediction_type epsilon cannot have zero_terminal_snr: pure noise says nothing of the image; use v_prediction")
+            raise ValueError(
+                "prediction_type epsilon cannot have zero_terminal_snr: pure noise says nothing of the image; use v_prediction"
+            )
         if self.prediction_type == "flow":
             fixed = {"zero_terminal_snr": True, "beta_schedule": "linear", "clip_sample": False, "min_snr_gamma": None}
             for name, only in fixed.items():
                 if (value := getattr(self, name)) != only:
-                    raise ValueError(f"prediction_type flow cannot have {name} {value}: leave it out, or use v_prediction")
+                    raise ValueError(
+                        f"prediction_type flow cannot have {name} {value}: leave it out, or use v_prediction"
+                    )
         return self
 
     @classmethod
@@ -67,11 +85,15 @@ class Objective(pydantic.BaseModel):
         config = scheduler.config
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             if config.shift != 1 or config.use_dynamic_shifting:
-                raise ValueError(f"shift {config.shift} of the model's {type(scheduler).__name__} would be lost: only flows without a shift can be trained on")
+                raise ValueError(
+                    f"shift {config.shift} of the model's {type(scheduler).__name__} would be lost: only flows without a shift can be trained on"
+                )
             return cls(prediction_type="flow", num_train_timesteps=config.num_train_timesteps)
         if config.get("trained_betas") is not None or config.get("beta_schedule") not in get_args(BetaSchedule):
             known = ", ".join(get_args(BetaSchedule))
-            raise ValueError(f"beta_schedule {config.get('beta_schedule')} of the model's {type(scheduler).__name__} cannot be trained on: {known} can")
+            raise ValueError(
+                f"beta_schedule {config.get('beta_schedule')} of the model's {type(scheduler).__name__} cannot be trained on: {known} can"
+            )
         return cls(
             prediction_type=config.get("prediction_type", "epsilon"),
             zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
@@ -90,7 +112,9 @@ class Objective(pydantic.BaseModel):
         flow = self.prediction_type == "flow"
         name = name or ("flow_euler" if flow else "ddim")
         if (name == "flow_euler") != flow:
-            raise ValueError(f"scheduler {name} does not go with prediction_type {self.prediction_type}: use {'flow_euler' if flow else 'ddim or ddpm'}")
+            raise ValueError(
+                f"scheduler {name} does not go with prediction_type {self.prediction_type}: use {'flow_euler' if flow else 'ddim or ddpm'}"
+            )
         if name == "flow_euler":
             return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
         return SCHEDULERS[name](
@@ -159,11 +183,19 @@ def weights(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
     snr = (signal / noise_scale).square()
     least = min(1.0, objective.min_snr_gamma) if objective.zero_terminal_snr else 0.0
     of_clean = snr.clamp(least, objective.min_snr_gamma)
-    return {"epsilon": of_clean / snr, "v_prediction": of_clean / (snr + 1), "sample": of_clean}[objective.prediction_type]
+    return {"epsilon": of_clean / snr, "v_prediction": of_clean / (snr + 1), "sample": of_clean}[
+        objective.prediction_type
+    ]
 
 
 def losses(
-    network: Any, objective: Objective, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, *, encodings: torch.Tensor | None = None
+    network: Any,
+    objective: Objective,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    *,
+    encodings: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared error of the network's prediction for each sample (batch,), not weighed.
 

@@ -29,7 +29,9 @@ from diffusers import (
 )
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
-SchedulerName = Literal["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"]
+SchedulerName = Literal[
+    "ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"
+]
 Space = Literal["preserving", "exploding", "flow"]
 
 MAX_STEPS = 1_000
@@ -69,7 +71,9 @@ METHODS: dict[SchedulerName, Method] = {
     "ddim": Method(DDIMScheduler, 50, _ALL, "preserving", takes_eta=True),
     "ddpm": Method(DDPMScheduler, 1_000, _ALL, "preserving"),
     "dpm++": Method(DPMSolverMultistepScheduler, 25, _ALL, "preserving"),
-    "dpm++_sde": Method(DPMSolverMultistepScheduler, 50, _ALL, "preserving", options={"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_sde": Method(
+        DPMSolverMultistepScheduler, 50, _ALL, "preserving", options={"algorithm_type": "sde-dpmsolver++"}
+    ),
     "unipc": Method(UniPCMultistepScheduler, 25, _ALL, "preserving"),
     "euler": Method(EulerDiscreteScheduler, 50, _ALL, "exploding"),
     "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _NOISE, "exploding"),
@@ -99,7 +103,9 @@ def prediction_type(model_scheduler: Any) -> PredictionType:
         return "flow"
     found: PredictionType = model_scheduler.config.prediction_type
     if found not in get_args(PredictionType):
-        raise ValueError(f"prediction_type {found} of the model is not known: {', '.join(get_args(PredictionType))} are")
+        raise ValueError(
+            f"prediction_type {found} of the model is not known: {', '.join(get_args(PredictionType))} are"
+        )
     return found
 
 
@@ -120,8 +126,12 @@ def resolved(model_scheduler: Any, wanted: Wanted) -> tuple[SchedulerName, int]:
         fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions)
         raise ValueError(f"scheduler {name} does not fit a model with prediction_type {predicts}: use one of {fitting}")
     if predicts != "flow" and config.get("rescale_betas_zero_snr") and not method.zero_terminal_snr:
-        fitting = ", ".join(other for other, one in METHODS.items() if predicts in one.predictions and one.zero_terminal_snr)
-        raise ValueError(f"scheduler {name} does not know zero terminal SNR (rescale_betas_zero_snr), which the model has: use one of {fitting}")
+        fitting = ", ".join(
+            other for other, one in METHODS.items() if predicts in one.predictions and one.zero_terminal_snr
+        )
+        raise ValueError(
+            f"scheduler {name} does not know zero terminal SNR (rescale_betas_zero_snr), which the model has: use one of {fitting}"
+        )
     if wanted.eta and not method.takes_eta:
         taking = ", ".join(other for other, one in METHODS.items() if one.takes_eta)
         raise ValueError(f"eta {wanted.eta}: scheduler {name} takes none (0), only {taking} does")
@@ -141,14 +151,20 @@ def scheduler_for(model_scheduler: Any, wanted: Wanted) -> Any:
     entries = inspect.signature(method.scheduler.__init__).parameters
     config = {key: value for key, value in model_scheduler.config.items() if key in entries}
     scheduler = method.scheduler(**(config | method.options))
-    if name == "flow_euler":  # even steps from noise to image; diffusers' own default spends the last one on the last thousandth
+    if (
+        name == "flow_euler"
+    ):  # even steps from noise to image; diffusers' own default spends the last one on the last thousandth
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
     else:
         scheduler.set_timesteps(steps)
     starts = scheduler.timesteps[:: method.calls_per_step]
     if len(starts) != steps or bool((starts.diff() >= 0).any()):
-        raise ValueError(f"steps {steps}: {name} does not find as many different timesteps on this model, use another number")
-    if hasattr(scheduler, "sigmas") and bool((scheduler.sigmas.diff() > 0).any()):  # pure noise, which diffusers caps, below its neighbour
+        raise ValueError(
+            f"steps {steps}: {name} does not find as many different timesteps on this model, use another number"
+        )
+    if hasattr(scheduler, "sigmas") and bool(
+        (scheduler.sigmas.diff() > 0).any()
+    ):  # pure noise, which diffusers caps, below its neighbour
         scheduler.sigmas[0] = 2 * scheduler.sigmas.max()
     return scheduler
 
@@ -199,7 +215,9 @@ class Schedule:
         scaled: torch.Tensor = self._scheduler.scale_model_input(sample, self._scheduler.timesteps[call])
         return scaled
 
-    def step(self, prediction: torch.Tensor, sample: torch.Tensor, call: int, generator: torch.Generator) -> torch.Tensor:
+    def step(
+        self, prediction: torch.Tensor, sample: torch.Tensor, call: int, generator: torch.Generator
+    ) -> torch.Tensor:
         """The sample at level `call` + 1 from that at level `call`; all noise that it takes is drawn from `generator`."""
         options: dict[str, Any] = {"generator": generator} if self._method.takes_generator else {}
         if self._method.takes_eta:
@@ -236,4 +254,7 @@ class Schedule:
         signal, noise = self.levels[0]
         if signal / (signal**2 + noise**2) ** 0.5 > LARGEST_FIRST_SIGNAL:
             first = f"{self.timesteps[0]:.0f} of {levels}"
-            warnings.warn(f"steps {self.steps} with {self.name}: sampling starts from noise at level {first}, which is not pure noise", stacklevel=4)
+            warnings.warn(
+                f"steps {self.steps} with {self.name}: sampling starts from noise at level {first}, which is not pure noise",
+                stacklevel=4,
+            )

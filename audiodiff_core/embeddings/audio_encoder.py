@@ -50,7 +50,9 @@ class AudioEncoder(nn.Module):
         try:
             tensors = weight_files(folder, DIFFUSERS, LARGEST_ENCODER_WEIGHTS)
             files = list(tensors)
-            encoder.load_state_dict({key: weight.clone() for key, weight in read_weight_files(tensors).items()}, assign=True)
+            encoder.load_state_dict(
+                {key: weight.clone() for key, weight in read_weight_files(tensors).items()}, assign=True
+            )
         except Exception as error:  # what weights that do not fit make torch raise is its own
             place = files[0] if len(files) == 1 else folder
             raise ValueError(f"encoder {place}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
@@ -74,7 +76,11 @@ class AudioEncoder(nn.Module):
         assert not self.training
         size, analysis = self.mel.slice_size, Mel(self.mel)
         counts = [max(1, len(audio) // size) for audio in audios]
-        cut = (audio[index * size : (index + 1) * size] for audio, count in zip(audios, counts, strict=True) for index in range(count))
+        cut = (
+            audio[index * size : (index + 1) * size]
+            for audio, count in zip(audios, counts, strict=True)
+            for index in range(count)
+        )
         images = (analysis.images(piece[np.newaxis])[0] for piece in cut)
         parts = [self._embedded(np.stack(batch)) for batch in batches(images)]
         return np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])

@@ -23,7 +23,9 @@ class ClapEncoder:
         try:
             transformers: Any = importlib.import_module("transformers")
         except ModuleNotFoundError as error:
-            raise ValueError(f"encoder {source}: CLAP needs transformers ({error}): pip install 'audiodiff[clap]'") from error
+            raise ValueError(
+                f"encoder {source}: CLAP needs transformers ({error}): pip install 'audiodiff[clap]'"
+            ) from error
         from audiodiff_core.embeddings.clap_files import load_clap  # its import takes a while
 
         self.name = f"clap:{source}"
@@ -55,12 +57,23 @@ class ClapEncoder:
         check_audios(audios, sample_rate, self.sample_rate, self.name)
         size = int(self.features.nb_max_samples)
         counts = [max(1, (len(audio) + size // 2) // size) for audio in audios]
-        cut = (audio[index * size : (index + 1) * size] for audio, count in zip(audios, counts, strict=True) for index in range(count))
+        cut = (
+            audio[index * size : (index + 1) * size]
+            for audio, count in zip(audios, counts, strict=True)
+            for index in range(count)
+        )
         parts = []
-        for batch in batches(self.features(window, sampling_rate=sample_rate, return_tensors="np")["input_features"][0] for window in cut):
+        for batch in batches(
+            self.features(window, sampling_rate=sample_rate, return_tensors="np")["input_features"][0] for window in cut
+        ):
             inputs = torch.from_numpy(np.stack(batch).astype(np.float32)).to(self.model.device)
             whole = torch.zeros((len(batch), 1), dtype=torch.bool, device=self.model.device)
-            parts.append(self.model.get_audio_features(input_features=inputs, is_longer=whole).pooler_output.float().cpu().numpy())
+            parts.append(
+                self.model.get_audio_features(input_features=inputs, is_longer=whole)
+                .pooler_output.float()
+                .cpu()
+                .numpy()
+            )
         windows = np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])
         means: Embeddings = np.stack([each.mean(axis=0) for each in windows])
         means /= np.linalg.norm(means, axis=1, keepdims=True)
@@ -74,7 +87,11 @@ class ClapEncoder:
         longest = int(self.model.config.text_config.max_position_embeddings) - 2  # RoBERTa's positions begin at 2
         rows = []
         for text in texts:
-            tokens = self.tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(self.model.device)
-            output = self.model.get_text_features(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+            tokens = self.tokenizer(text, truncation=True, max_length=longest, return_tensors="pt").to(
+                self.model.device
+            )
+            output = self.model.get_text_features(
+                input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+            )
             rows.append(output.pooler_output[0].float().cpu().numpy())
         return np.stack(rows)

@@ -59,7 +59,9 @@ def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Enco
     config = read_config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
     if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
-        raise ValueError(f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded")
+        raise ValueError(
+            f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded"
+        )
     if kind == "clap":
         return ClapEncoder(name, folder, device)
     return AudioEncoder.of(folder, f"audio-encoder:{name}").to(device)

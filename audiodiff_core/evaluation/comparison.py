@@ -37,7 +37,9 @@ def statistics_of(batches: Iterable[Images], embed: Callable[[Images], Features]
     return total
 
 
-def evaluate_images(images: Images, reference: FeatureStatistics, embed: Callable[[Images], Features] = logmel_stats) -> dict[str, float]:
+def evaluate_images(
+    images: Images, reference: FeatureStatistics, embed: Callable[[Images], Features] = logmel_stats
+) -> dict[str, float]:
     """The Fréchet distance of images (n, y_res, x_res) to statistics of real ones, with both sample sizes: for use beside training.
 
     The images are compared as they leave the network, not as audio that was made of them and analysed again.
@@ -49,7 +51,9 @@ def evaluate_images(images: Images, reference: FeatureStatistics, embed: Callabl
     }
 
 
-def compare(reference: Gathered, candidate: Gathered, held_out: Gathered | None = None, seed: int = 0) -> dict[str, float]:
+def compare(
+    reference: Gathered, candidate: Gathered, held_out: Gathered | None = None, seed: int = 0
+) -> dict[str, float]:
     """Everything that is said of `candidate` items beside `reference` ones, by name.
 
     frechet, kernel, density, coverage   the metrics of `metrics.py`; NAME_low and NAME_high bound the 95 % interval that resampling gives (absent
@@ -82,7 +86,10 @@ def compare(reference: Gathered, candidate: Gathered, held_out: Gathered | None 
 def closest(reference: Items, candidate: Items, count: int) -> list[tuple[str, str, float]]:
     """The `count` candidate items that lie nearest to a reference item: names of both and their distance."""
     found, which = nearest_distances(candidate.features, reference.features)
-    return [(candidate.tracks[row], reference.tracks[which[row]], float(found[row])) for row in np.argsort(found, kind="stable")[:count]]
+    return [
+        (candidate.tracks[row], reference.tracks[which[row]], float(found[row]))
+        for row in np.argsort(found, kind="stable")[:count]
+    ]
 
 
 def real_to_real(real: Items, generator: np.random.Generator) -> dict[str, float]:
@@ -97,7 +104,9 @@ def real_to_real(real: Items, generator: np.random.Generator) -> dict[str, float
         first = np.isin(numbers, generator.permutation(tracks)[: tracks // 2])
         one, other = real.features[first], real.features[~first]
         if min(len(one), len(other)) > 1:
-            found.append((frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other)), kernel_distance(one, other)))
+            found.append(
+                (frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other)), kernel_distance(one, other))
+            )
     if not found:
         return {}
     frechet, kernel = np.mean(found, axis=0)
@@ -113,15 +122,21 @@ def _standard_errors(reference: Items, candidate: Items, generator: np.random.Ge
     of_reference, of_candidate = resampled(numbers, generator), resampled(np.arange(len(candidate)), generator)
     frechet = np.array(
         [
-            frechet_distance(FeatureStatistics.of(candidate.features, mine), FeatureStatistics.of(reference.features, theirs))
+            frechet_distance(
+                FeatureStatistics.of(candidate.features, mine), FeatureStatistics.of(reference.features, theirs)
+            )
             for mine, theirs in zip(of_candidate.T, of_reference.T, strict=True)
         ]
     )
     density, coverage = density_coverages(reference.features, candidate.features, of_candidate)
     kernel = kernel_distances(candidate.features, reference.features, of_candidate, of_reference)
     values = {"frechet": frechet, "kernel": kernel, "density": density, "coverage": coverage}
-    finite = {name: resamples[np.isfinite(resamples)] for name, resamples in values.items()}  # a resample of one item alone has no kernel distance
-    return {name: float(np.std(resamples, ddof=1)) for name, resamples in finite.items() if len(resamples) > RESAMPLES // 2}
+    finite = {
+        name: resamples[np.isfinite(resamples)] for name, resamples in values.items()
+    }  # a resample of one item alone has no kernel distance
+    return {
+        name: float(np.std(resamples, ddof=1)) for name, resamples in finite.items() if len(resamples) > RESAMPLES // 2
+    }
 
 
 def resampled(tracks: npt.NDArray[np.int64], generator: np.random.Generator) -> ItemWeights:

@@ -19,10 +19,14 @@ def density_coverage(reference: Features, candidate: Features, neighbours: int =
     return float(density[0]), float(coverage[0])
 
 
-def density_coverages(reference: Features, candidate: Features, weights: ItemWeights, neighbours: int = NEIGHBOURS) -> tuple[ItemWeights, ItemWeights]:
+def density_coverages(
+    reference: Features, candidate: Features, weights: ItemWeights, neighbours: int = NEIGHBOURS
+) -> tuple[ItemWeights, ItemWeights]:
     """As `density_coverage`, for each column of the candidates' weights (m, b)."""
     if len(reference) <= neighbours or not len(candidate):
-        raise ValueError(f"{len(reference)} reference and {len(candidate)} candidate items: density and coverage need more than {neighbours} and 1")
+        raise ValueError(
+            f"{len(reference)} reference and {len(candidate)} candidate items: density and coverage need more than {neighbours} and 1"
+        )
     radii = _radii(reference, neighbours)
     inside = np.zeros(weights.shape[1])
     reached = np.zeros(weights.shape[1])
@@ -35,5 +39,8 @@ def density_coverages(reference: Features, candidate: Features, weights: ItemWei
 
 def _radii(reference: Features, neighbours: int) -> Features:
     """The distance of each item to its `neighbours`-th nearest other one."""
-    radii = [np.partition(distances(reference[rows], reference), neighbours, axis=1)[:, neighbours] for rows in blocks(len(reference), len(reference))]
+    radii = [
+        np.partition(distances(reference[rows], reference), neighbours, axis=1)[:, neighbours]
+        for rows in blocks(len(reference), len(reference))
+    ]
     return np.concatenate(radii)

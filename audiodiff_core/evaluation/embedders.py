@@ -54,7 +54,11 @@ class EncoderEmbedder:
         audios = []
         for item in items:
             assert item.samples is not None, "who listens is given audio"
-            audios.append(soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ").astype(np.float32, copy=False))
+            audios.append(
+                soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ").astype(
+                    np.float32, copy=False
+                )
+            )
         return self._encoder.encode(audios, self._encoder.sample_rate).astype(np.float64)
 
 

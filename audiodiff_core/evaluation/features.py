@@ -21,7 +21,9 @@ def logmel_stats(images: Images) -> Features:
     if images.shape[1] % BANDS:
         raise ValueError(f"{images.shape[1]} mel bands: {EMBEDDER} needs a multiple of {BANDS}")
     courses = images.reshape(len(images), BANDS, -1, images.shape[2]).mean(axis=2) / IMAGE_MAX
-    return np.concatenate([courses.mean(axis=2), courses.std(axis=2), np.abs(np.diff(courses, axis=2)).mean(axis=2)], axis=1)
+    return np.concatenate(
+        [courses.mean(axis=2), courses.std(axis=2), np.abs(np.diff(courses, axis=2)).mean(axis=2)], axis=1
+    )
 
 
 def spread(images: Images) -> float:

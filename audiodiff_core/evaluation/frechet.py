@@ -44,5 +44,7 @@ def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
     values, vectors = np.linalg.eigh(one.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ other.covariance @ root).clip(0)).sum()
-    distance = np.square(one.mean - other.mean).sum() + np.trace(one.covariance) + np.trace(other.covariance) - 2 * cross
+    distance = (
+        np.square(one.mean - other.mean).sum() + np.trace(one.covariance) + np.trace(other.covariance) - 2 * cross
+    )
     return max(0.0, float(distance))

@@ -14,7 +14,9 @@ def kernel_distance(one: Features, other: Features) -> float:
     return float(kernel_distances(one, other, np.ones((len(one), 1)), np.ones((len(other), 1)))[0])
 
 
-def kernel_distances(one: Features, other: Features, one_weights: ItemWeights, other_weights: ItemWeights) -> ItemWeights:
+def kernel_distances(
+    one: Features, other: Features, one_weights: ItemWeights, other_weights: ItemWeights
+) -> ItemWeights:
     """As `kernel_distance`, for each column of the weights (n, b) and (m, b); no item is paired with itself, though it may count several times.
 
     NaN where all the weight of a side is one item's.

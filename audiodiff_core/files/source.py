@@ -21,7 +21,13 @@ from audiodiff_core.files.model_files import (
 from audiodiff_core.files.weight_files import DIFFUSERS, INDEX_END, LARGEST_WEIGHTS, WeightNames, require_shards, shards
 
 NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")  # the last: an autoencoder alone
-DESCRIPTIONS = [MODEL_INDEX, RECORD, SCHEDULER_CONFIG, MEL_CONFIG, *((Path(folder) / CONFIG).as_posix() for folder in NETWORK_FOLDERS)]
+DESCRIPTIONS = [
+    MODEL_INDEX,
+    RECORD,
+    SCHEDULER_CONFIG,
+    MEL_CONFIG,
+    *((Path(folder) / CONFIG).as_posix() for folder in NETWORK_FOLDERS),
+]
 
 
 def local_copy(source: str, scratch: Path) -> Path:
@@ -48,7 +54,10 @@ def _from_filesystem(source: str, target: Path) -> Path:
         prefix, _, name = prefix.rpartition("/")
         sizes, wanted, place = {name: size}, [name], target / name
     else:
-        sizes = {name.removeprefix(prefix + "/"): entry["size"] for name, entry in filesystem.find(prefix, maxdepth=2, detail=True).items()}
+        sizes = {
+            name.removeprefix(prefix + "/"): entry["size"]
+            for name, entry in filesystem.find(prefix, maxdepth=2, detail=True).items()
+        }
         wanted = [name for name in DESCRIPTIONS if name in sizes]
         for folder in NETWORK_FOLDERS:
             inside = {Path(name).name for name in sizes if Path(name).parent == Path(folder)}
@@ -76,7 +85,15 @@ def _from_hub(name: str) -> Path:
     """Download a snapshot to the Hub's cache, with the weights that loading prefers for each network."""
     folders = [Path(folder) for folder in NETWORK_FOLDERS]
     whole, index = next(DIFFUSERS.stages())
-    root = Path(snapshot_download(name, allow_patterns=[*DESCRIPTIONS, *((folder / file).as_posix() for folder in folders for file in (whole, index))]))
+    root = Path(
+        snapshot_download(
+            name,
+            allow_patterns=[
+                *DESCRIPTIONS,
+                *((folder / file).as_posix() for folder in folders for file in (whole, index)),
+            ],
+        )
+    )
     download_weights(name, root, [folder for folder in folders if (root / folder / CONFIG).exists()], [DIFFUSERS])
     return root
 
@@ -85,13 +102,23 @@ def download_weights(name: str, root: Path, folders: Sequence[Path], libraries: 
     """Add to the snapshot `root` of a repository the preferred weights, named as by any of `libraries`, of each network's folder."""
     for stage in zip(*(library.stages() for library in libraries), strict=True):
         lacking = [folder for folder in folders if not any(_preferred(root / folder, library) for library in libraries)]
-        missing = [(folder / file).as_posix() for folder in lacking for names in stage for file in names if not (root / folder / file).exists()]
+        missing = [
+            (folder / file).as_posix()
+            for folder in lacking
+            for names in stage
+            for file in names
+            if not (root / folder / file).exists()
+        ]
         if missing:
             snapshot_download(name, revision=root.name, allow_patterns=missing)
     for folder in folders:
         for library in libraries:
             if (index := _preferred(root / folder, library)) and index.endswith(INDEX_END):
-                parts = [(folder / shard).as_posix() for shard in shards(root / folder, index) if not (root / folder / shard).exists()]
+                parts = [
+                    (folder / shard).as_posix()
+                    for shard in shards(root / folder, index)
+                    if not (root / folder / shard).exists()
+                ]
                 if parts:
                     snapshot_download(name, revision=root.name, allow_patterns=parts)
 

@@ -32,13 +32,19 @@ def read_weights(file: Path, inside: str = "state_dict") -> StateDict:
         raise CheckpointError(f"{file.name} has {size:,} bytes, {LARGEST_WEIGHTS:,} are read")
     with file.open("rb") as start:
         if start.read(20).startswith(b"version https://git"):
-            raise CheckpointError(f"{file.name} is a pointer of Git LFS, not the weights: run git lfs pull in the folder")
+            raise CheckpointError(
+                f"{file.name} is a pointer of Git LFS, not the weights: run git lfs pull in the folder"
+            )
     content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     if isinstance(content, Mapping) and isinstance(content.get(inside), Mapping):
         content = content[inside]
-    if not isinstance(content, Mapping) or not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
         raise CheckpointError(f"{file.name} is not a table of tensors by name")
-    if any(value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized for value in content.values()):
+    if any(
+        value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized for value in content.values()
+    ):
         raise CheckpointError(f"{file.name} holds tensors that are not plain ones")
     if sum(value.nbytes for value in content.values()) > size:
         raise CheckpointError(f"{file.name} declares more weights than it holds: views of fewer bytes than they show")
@@ -66,7 +72,9 @@ def require_match(weights: Mapping[str, torch.Tensor], expected: Mapping[str, to
     others = [name for name in sorted(weights.keys() & expected.keys()) if weights[name].shape != expected[name].shape]
     for name in others[:1]:
         shapes = f"{tuple(weights[name].shape)}, the configuration makes it {tuple(expected[name].shape)}"
-        reasons.append(f"{part}: weight {name} has the shape {shapes}{f' (of {len(others)} such weights)' if len(others) > 1 else ''}")
+        reasons.append(
+            f"{part}: weight {name} has the shape {shapes}{f' (of {len(others)} such weights)' if len(others) > 1 else ''}"
+        )
     if reasons:
         raise CheckpointError("; ".join(reasons))
 
@@ -92,7 +100,9 @@ def fill(network: Any, weights: StateDict, changes: list[str], part: str) -> Non
             raise CheckpointError(f"{part}: weight {present} is there twice, by old and new name")
         named[present] = weight
     if renamed := len(named.keys() - weights.keys()):
-        changes.append(f"{part}: {renamed} weights of attention layers renamed (query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0)")
+        changes.append(
+            f"{part}: {renamed} weights of attention layers renamed (query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0)"
+        )
     require_match(named, expected, part)
     for name, weight in named.items():
         if not weight.is_floating_point():
@@ -123,7 +133,9 @@ def _read_pickle(file: Path) -> Any:
         return torch.load(str(file), map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError as error:
         found = _FORBIDDEN.search(str(error))
-        raise CheckpointError(f"{file.name} holds {found[1] if found else 'objects'}, more than tensors, and is never run: save it as safetensors") from error
+        raise CheckpointError(
+            f"{file.name} holds {found[1] if found else 'objects'}, more than tensors, and is never run: save it as safetensors"
+        ) from error
     except Exception as error:  # a hostile pickle can raise anything within the reader
         raise CheckpointError(f"{file.name} cannot be read ({type(error).__name__}: {error})") from error
 

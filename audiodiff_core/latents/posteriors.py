@@ -1,7 +1,7 @@
 """What a VAE makes of images, for training: the mean and the standard deviation of each latent value, from which latents are drawn.
 
-    moments  float32 (batch, 2, channels, height, width)   mean and standard deviation, in the VAE's own units: what `encode --latents` stores
-    latents  float32 (batch, channels, height, width)      drawn from them and scaled to unit variance: what a latent network sees
+moments  float32 (batch, 2, channels, height, width)   mean and standard deviation, in the VAE's own units: what `encode --latents` stores
+latents  float32 (batch, channels, height, width)      drawn from them and scaled to unit variance: what a latent network sees
 """
 
 from collections.abc import Iterable

@@ -43,8 +43,14 @@ def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "libros
             if not audio.any():
                 return Beats(np.empty(0))
             level = audio / np.abs(audio).max()  # librosa's onset strength ignores what is below -100 dB
-            found = beat_track(y=level, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time")[1]
-            return Beats(_with_ends(_from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate))
+            found = beat_track(
+                y=level, sr=sample_rate, hop_length=round(BEAT_HOP_S * sample_rate), trim=False, units="time"
+            )[1]
+            return Beats(
+                _with_ends(
+                    _from_first_heard(np.asarray(found, np.float64), audio, sample_rate), len(audio) / sample_rate
+                )
+            )
         case "beat_this":
             times, downbeats = _beat_this()(audio, sample_rate)
             times = np.asarray(times, np.float64)
@@ -77,14 +83,19 @@ def _beat_this() -> Any:
         try:
             hub.download_url_to_file(f"{inference.CHECKPOINT_URL}/final0.ckpt", str(checkpoint), progress=False)
         except OSError as error:
-            raise ValueError(f"tracker beat_this: its weights cannot be fetched ({error}); save final0.ckpt as {checkpoint}") from error
+            raise ValueError(
+                f"tracker beat_this: its weights cannot be fetched ({error}); save final0.ckpt as {checkpoint}"
+            ) from error
     return inference.Audio2Beats(str(checkpoint))
 
 
 def _from_first_heard(times_s: npt.NDArray[np.float64], audio: Samples, sample_rate: int) -> npt.NDArray[np.float64]:
     """The beats without those in the quiet before the first that is heard."""
     reach = round(ATTACK_S * sample_rate)
-    peaks = [float(np.abs(audio[max(0, beat - reach) : beat + reach]).max()) for beat in np.round(times_s * sample_rate).astype(int)]
+    peaks = [
+        float(np.abs(audio[max(0, beat - reach) : beat + reach]).max())
+        for beat in np.round(times_s * sample_rate).astype(int)
+    ]
     heard = [index for index, peak in enumerate(peaks) if peak > FAINT * float(np.median(peaks))]
     return times_s[heard[0] :] if heard else times_s
 

@@ -40,7 +40,13 @@ def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = 4)
 
 
 def cut_loop(
-    audio: Samples, sample_rate: int, *, bars: int | None = None, bpm: float | None = None, beats_per_bar: int = 4, tracker: BeatTracker | None = "librosa"
+    audio: Samples,
+    sample_rate: int,
+    *,
+    bars: int | None = None,
+    bpm: float | None = None,
+    beats_per_bar: int = 4,
+    tracker: BeatTracker | None = "librosa",
 ) -> tuple[Samples, LoopInfo]:
     """A loop (m,) cut from `audio` (n,), with its metre for `encode`.
 
@@ -58,8 +64,12 @@ def cut_loop(
             raise ValueError("tracker None needs bars and bpm: without beats they alone say how long the loop is")
         length = loop_length(bars, bpm, sample_rate, beats_per_bar)
         if length > len(audio):
-            raise ValueError(f"bars {bars} at bpm {bpm:g} are {length} samples, the audio has {len(audio)}: ask for fewer bars")
-        return _crossfaded(audio, 0, length, round(CROSSFADE_S * sample_rate)), LoopInfo(bars * beats_per_bar, beats_per_bar)
+            raise ValueError(
+                f"bars {bars} at bpm {bpm:g} are {length} samples, the audio has {len(audio)}: ask for fewer bars"
+            )
+        return _crossfaded(audio, 0, length, round(CROSSFADE_S * sample_rate)), LoopInfo(
+            bars * beats_per_bar, beats_per_bar
+        )
     beats = track_beats(audio, sample_rate, tracker)
     start_s, end_s, bars = _whole_bars(beats, bars, bpm, beats_per_bar)
     start, end = _at_crossings(audio, round(start_s * sample_rate), round(end_s * sample_rate), sample_rate)
@@ -85,10 +95,19 @@ def _whole_bars(beats: Beats, bars: int | None, bpm: float | None, beats_per_bar
     most = (len(times) - 1) // beats_per_bar
     if most < (1 if bars is None else bars):
         wanted = "a whole bar" if bars is None else f"bars {bars}"
-        raise ValueError(f"{wanted} of {beats_per_bar} beats: the audio has {len(times)} beats, {max(0, most)} bars; ask for less, or give more audio")
+        raise ValueError(
+            f"{wanted} of {beats_per_bar} beats: the audio has {len(times)} beats, {max(0, most)} bars; ask for less, or give more audio"
+        )
     bars = most if bars is None else bars
-    if bpm is not None and not 1 / FURTHEST <= (ratio := (times[bars * beats_per_bar] - times[0]) / (bars * beats_per_bar * 60 / bpm)) <= FURTHEST:
-        raise ValueError(f"bpm {bpm:g}: the audio's tempo would have to change by a factor of {ratio:.2f}, 0.5 to 2 can be done")
+    if (
+        bpm is not None
+        and not 1 / FURTHEST
+        <= (ratio := (times[bars * beats_per_bar] - times[0]) / (bars * beats_per_bar * 60 / bpm))
+        <= FURTHEST
+    ):
+        raise ValueError(
+            f"bpm {bpm:g}: the audio's tempo would have to change by a factor of {ratio:.2f}, 0.5 to 2 can be done"
+        )
     return float(times[0]), float(times[bars * beats_per_bar]), bars
 
 

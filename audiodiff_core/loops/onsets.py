@@ -66,7 +66,9 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     levels = np.sqrt([power[:, low:high].sum(axis=1, dtype=np.float64) for low, high in itertools.pairwise(edges)])
     rises = np.zeros_like(levels)
     rises[:, RISE_FRAMES:] = np.maximum(0, levels[:, RISE_FRAMES:] - levels[:, :-RISE_FRAMES])
-    loudest = rises[:, 2 * size // hop :].max(axis=1, keepdims=True, initial=0)  # without the rise at which the audio begins
+    loudest = rises[:, 2 * size // hop :].max(
+        axis=1, keepdims=True, initial=0
+    )  # without the rise at which the audio begins
     relative = loudest / max(float(loudest.max()), TINY)
     is_used = (loudest > SUDDEN * levels.max(axis=1, keepdims=True)) & (relative > FAINT_BAND)
     scale = np.where(is_used, relative**LOUDNESS_EXPONENT / np.maximum(loudest, TINY), 0)

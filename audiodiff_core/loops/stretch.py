@@ -25,7 +25,9 @@ def stretch_circular(loop: Samples, length: int, sample_rate: int) -> Samples:
     Raises ValueError where the length is not within a factor of 2.
     """
     if not len(loop) / FURTHEST <= length <= len(loop) * FURTHEST:
-        raise ValueError(f"a loop of {len(loop)} samples cannot be stretched to {length}: half to twice the length can be")
+        raise ValueError(
+            f"a loop of {len(loop)} samples cannot be stretched to {length}: half to twice the length can be"
+        )
     if length == len(loop):
         return loop
     size = 1 << round(np.log2(WINDOW_S * sample_rate))
@@ -45,7 +47,9 @@ def stretch_circular(loop: Samples, length: int, sample_rate: int) -> Samples:
     return (out / weight).astype(np.float32)
 
 
-def _spectra(loop: Samples, places: npt.NDArray[np.int64], window: npt.NDArray[np.float64]) -> npt.NDArray[np.complex128]:
+def _spectra(
+    loop: Samples, places: npt.NDArray[np.int64], window: npt.NDArray[np.float64]
+) -> npt.NDArray[np.complex128]:
     """(places, 1 + window // 2) of the frames that begin at `places`, around the loop."""
     return np.fft.rfft(loop[(places[:, np.newaxis] + np.arange(len(window))) % len(loop)] * window)
 

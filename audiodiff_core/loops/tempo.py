@@ -85,7 +85,12 @@ def measure_tempo(audio: Samples, sample_rate: int) -> Tempo:
     shortest = 60 / TEMPOS_BPM[1]
     periods = shortest * np.exp(STEP * np.arange(math.floor(math.log(longest / shortest) / STEP) + 1))
     on_beat, phases = _strength_on_beats(onsets, periods)
-    scores = np.square(on_beat) * periods * (REPETITION_FLOOR + _repetition(onsets, periods)) * np.where(_usual(periods), 1, UNUSUAL)
+    scores = (
+        np.square(on_beat)
+        * periods
+        * (REPETITION_FLOOR + _repetition(onsets, periods))
+        * np.where(_usual(periods), 1, UNUSUAL)
+    )
     best = int(scores.argmax())
     grid = _regressed(onsets, _metrical_level(onsets, _regressed(onsets, Grid(periods[best], phases[best]))))
     confidence = _confidence(onsets, grid.period_s)
@@ -118,7 +123,9 @@ def _at(rows: Values, places: Values) -> Values:
     """Each row at its fractional places."""
     low = np.floor(places).astype(np.int64)
     part = places - low
-    values: Values = (1 - part) * np.take_along_axis(rows, low, axis=1) + part * np.take_along_axis(rows, low + 1, axis=1)
+    values: Values = (1 - part) * np.take_along_axis(rows, low, axis=1) + part * np.take_along_axis(
+        rows, low + 1, axis=1
+    )
     return values
 
 
@@ -136,7 +143,9 @@ def _repetition(onsets: Onsets, periods: Values) -> Values:
     overlapping = np.sqrt(energy[count:0:-1] * (energy[-1] - energy[:count]))
     correlations = np.where(np.arange(count) < count * 2 / 3, products / np.maximum(overlapping, TINY), 0)
     lags = periods / onsets.hop_s
-    repetitions = [factor * np.interp(beats * lags, np.arange(count), correlations, right=0) for beats, factor in REPETITION_BEATS]
+    repetitions = [
+        factor * np.interp(beats * lags, np.arange(count), correlations, right=0) for beats, factor in REPETITION_BEATS
+    ]
     largest: Values = np.clip(np.max(repetitions, axis=0), 0, 1)
     return largest
 
@@ -176,8 +185,14 @@ def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
     from scipy.ndimage import maximum_filter1d
 
     near = maximum_filter1d(onsets.rises, 2 * round(REGRESSION_TOLERANCE_S / onsets.hop_s) + 1, axis=1)
-    pulses = np.arange(math.ceil(-fast.phase_s / fast.period_s), math.floor((onsets.duration_s - fast.phase_s) / fast.period_s) + 1)
-    frames = np.round((fast.phase_s + pulses * fast.period_s + onsets.delay_s) / onsets.hop_s).astype(int).clip(0, near.shape[1] - 1)
+    pulses = np.arange(
+        math.ceil(-fast.phase_s / fast.period_s), math.floor((onsets.duration_s - fast.phase_s) / fast.period_s) + 1
+    )
+    frames = (
+        np.round((fast.phase_s + pulses * fast.period_s + onsets.delay_s) / onsets.hop_s)
+        .astype(int)
+        .clip(0, near.shape[1] - 1)
+    )
     on, between = near[:, frames[pulses % count == 0]], near[:, frames[pulses % count != 0]]
     if on.shape[1] < 2 or not between.size:
         return True
@@ -213,4 +228,8 @@ def _confidence(onsets: Onsets, period_s: float) -> float:
     chance = 2 * sum(TOLERANCES_S) / len(TOLERANCES_S) / period_s
     deviation = math.sqrt(chance * (1 - chance) * float(np.square(onsets.strengths).sum()))
     excess, lift = (strength - chance * total) / deviation, strength / (chance * total)
-    return float(_repetition(onsets, periods)[0] * np.interp(excess, CHANCE_DEVIATIONS, (0, 1)) * np.interp(lift, CHANCE_RATIOS, (0, 1)))
+    return float(
+        _repetition(onsets, periods)[0]
+        * np.interp(excess, CHANCE_DEVIATIONS, (0, 1))
+        * np.interp(lift, CHANCE_RATIOS, (0, 1))
+    )

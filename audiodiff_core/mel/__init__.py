@@ -12,9 +12,9 @@ from audiodiff_core.mel.ranges import IMAGE_MAX, Images, to_image, to_model
 
 __all__ = [
     "IMAGE_MAX",
-    "Images",
     "LARGEST_N_FFT",
     "MIN_POWER",
+    "Images",
     "Mel",
     "MelConfig",
     "band_edges_hz",

@@ -80,7 +80,9 @@ class Mel:
 
         config = self.config
         if samples.ndim != 1 or len(samples) > config.slice_size:
-            raise ValueError(f"a slice of shape {samples.shape}: one dimension of at most {config.slice_size} samples is taken")
+            raise ValueError(
+                f"a slice of shape {samples.shape}: one dimension of at most {config.slice_size} samples is taken"
+            )
         half = config.n_fft // 2
         padded = np.zeros(config.slice_size + 2 * half, np.float32)
         padded[half : half + len(samples)] = samples

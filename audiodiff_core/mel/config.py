@@ -52,12 +52,23 @@ class MelConfig(pydantic.BaseModel):
 
     def to_json(self) -> str:
         """The text of `mel_config.json`, as diffusers' `Mel.from_pretrained` reads it."""
-        return json.dumps({"_class_name": "Mel", "_diffusers_version": version("diffusers"), **self.model_dump()}, indent=2, sort_keys=True) + "\n"
+        return (
+            json.dumps(
+                {"_class_name": "Mel", "_diffusers_version": version("diffusers"), **self.model_dump()},
+                indent=2,
+                sort_keys=True,
+            )
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         content = json.loads(text)
-        return cls.model_validate({key: value for key, value in content.items() if not key.startswith("_")} if isinstance(content, dict) else content)
+        return cls.model_validate(
+            {key: value for key, value in content.items() if not key.startswith("_")}
+            if isinstance(content, dict)
+            else content
+        )
 
     def difference(self, other: "MelConfig") -> str:
         """What differs, both values shown: 'hop_length 512 against 1024'; empty where nothing does."""
@@ -70,7 +81,9 @@ def band_edges_hz(config: MelConfig) -> npt.NDArray[np.float64]:
     linear_mels = LOG_FROM_HZ / LINEAR_HZ_PER_MEL
     top = linear_mels + np.log(config.sample_rate / 2 / LOG_FROM_HZ) / LOG_PER_MEL
     mels = np.linspace(0, top, config.y_res + 2)
-    return np.where(mels < linear_mels, LINEAR_HZ_PER_MEL * mels, LOG_FROM_HZ * np.exp(LOG_PER_MEL * (mels - linear_mels)))
+    return np.where(
+        mels < linear_mels, LINEAR_HZ_PER_MEL * mels, LOG_FROM_HZ * np.exp(LOG_PER_MEL * (mels - linear_mels))
+    )
 
 
 @lru_cache(maxsize=8)
@@ -79,6 +92,8 @@ def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
     edges = band_edges_hz(config)[:, np.newaxis]
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
     bins = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate)
-    triangles: npt.NDArray[np.float32] = np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0).astype(np.float32)
+    triangles: npt.NDArray[np.float32] = (
+        np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0).astype(np.float32)
+    )
     triangles *= 2 / (high - low)
     return triangles

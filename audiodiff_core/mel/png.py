@@ -28,8 +28,15 @@ def encode_png(image: Images) -> bytes:
     rows[0, 1:] = image[0]
     np.subtract(image[1:], image[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # 8 bits, grey, the only compression and filters, not interlaced
-    return SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", deflate.compress(rows.data) + deflate.flush()) + _chunk(b"IEND", b"")
+    header = struct.pack(
+        ">IIBBBBB", width, height, 8, 0, 0, 0, 0
+    )  # 8 bits, grey, the only compression and filters, not interlaced
+    return (
+        SIGNATURE
+        + _chunk(b"IHDR", header)
+        + _chunk(b"IDAT", deflate.compress(rows.data) + deflate.flush())
+        + _chunk(b"IEND", b"")
+    )
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
@@ -60,8 +67,12 @@ def decode_png(content: bytes, shape: tuple[int, int] | None = None) -> Images:
             mode, stated = picture.mode, picture.size
             if mode == "L" and stated == (width, height):  # a second header may state another size
                 return np.asarray(picture)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error and others for damaged files
-        raise ValueError(f"{len(content)} bytes that are no whole PNG ({' '.join(str(error).split())[:200]})") from error
+    except (
+        Exception
+    ) as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error and others for damaged files
+        raise ValueError(
+            f"{len(content)} bytes that are no whole PNG ({' '.join(str(error).split())[:200]})"
+        ) from error
     if mode != "L":
         raise ValueError(f"PNG of mode {mode}: a mel image is of mode L")
     raise ValueError(f"PNG of two sizes: {width}x{height} and {stated[0]}x{stated[1]} pixels")

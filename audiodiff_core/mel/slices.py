@@ -22,9 +22,7 @@ CANCELLED_BEFORE_RESAMPLING_BY = 1.5
 RINGING_SAMPLES = 256
 """Reach of the resampler: sound so close to a slice rings in it."""
 SILENT = "silent throughout"
-CANCELLED = (
-    f"{SILENT}: its channels cancel each other in the mono mix (as where left = -right); export it as mono or invert the phase of one channel"
-)
+CANCELLED = f"{SILENT}: its channels cancel each other in the mono mix (as where left = -right); export it as mono or invert the phase of one channel"
 
 
 class Slicing(pydantic.BaseModel):
@@ -33,12 +31,18 @@ class Slicing(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     overlap: float = pydantic.Field(0.0, ge=0, lt=1, description="share of a slice that the next one repeats, 0 to 1")
-    tail: Literal["drop", "pad"] = pydantic.Field("drop", description="a file's last samples, where they do not fill a slice: drop, or pad with silence")
+    tail: Literal["drop", "pad"] = pydantic.Field(
+        "drop", description="a file's last samples, where they do not fill a slice: drop, or pad with silence"
+    )
     reference: Literal["slice", "track"] = pydantic.Field(
-        "slice", description="what an image's brightest value stands for: its slice's maximum, or its track's (keeps loudness between slices; decodes twice)"
+        "slice",
+        description="what an image's brightest value stands for: its slice's maximum, or its track's (keeps loudness between slices; decodes twice)",
     )
     silence_threshold_db: float | None = pydantic.Field(
-        None, ge=-120, le=0, description="slices of a lower level (RMS, dB of full scale) are left out; none: only those whose peak is below -84 dBFS"
+        None,
+        ge=-120,
+        le=0,
+        description="slices of a lower level (RMS, dB of full scale) are left out; none: only those whose peak is below -84 dBFS",
     )
 
 
@@ -108,7 +112,14 @@ def mel_slices(
         images, references_db = mel.images(piece.samples[np.newaxis], track_db)
         reference_db = float(references_db[0])
         if not mel.is_silent(peaks_db[piece.index] if peaks_db else reference_db):
-            yield MelSlice(piece.index, piece.index * step / rate, len(piece.samples) / rate, images[0], reference_db, piece.samples)
+            yield MelSlice(
+                piece.index,
+                piece.index * step / rate,
+                len(piece.samples) / rate,
+                images[0],
+                reference_db,
+                piece.samples,
+            )
             count += 1
     if cancelled and not count:
         raise audio.AudioDecodeError("<bytes>" if isinstance(source, bytes) else str(source), CANCELLED)

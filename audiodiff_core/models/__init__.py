@@ -15,9 +15,9 @@ from audiodiff_core.models.shapes import image_sides, side_multiple
 
 __all__ = [
     "PRESETS",
+    "VAE_PRESETS",
     "Preset",
     "PresetName",
-    "VAE_PRESETS",
     "VaePreset",
     "VaePresetName",
     "build_network",

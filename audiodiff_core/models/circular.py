@@ -36,7 +36,9 @@ def circular_time(*networks: nn.Module) -> Iterator[None]:
     try:
         for convolution, wrap in convolutions.items():
             if "_conv_forward" in vars(convolution):
-                raise RuntimeError("the network is circular in time already: it was entered before, perhaps by another thread")
+                raise RuntimeError(
+                    "the network is circular in time already: it was entered before, perhaps by another thread"
+                )
             vars(convolution)["_conv_forward"] = wrap
             entered.append(convolution)
         yield
@@ -47,7 +49,11 @@ def circular_time(*networks: nn.Module) -> Iterator[None]:
 
 def _wrapped(network: nn.Module) -> Iterator[tuple[nn.Conv2d, Convolve]]:
     """The convolutions whose result depends on padding in time, each with what takes the place of its `_conv_forward`."""
-    padded_before = {module.conv for module in network.modules() if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0}
+    padded_before = {
+        module.conv
+        for module in network.modules()
+        if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0
+    }
     for name, module in network.named_modules():
         if isinstance(module, UNSUPPORTED):
             raise ValueError(f"layer {name} ({type(module).__name__}) cannot wrap in time")
@@ -61,7 +67,9 @@ def _wrapped(network: nn.Module) -> Iterator[tuple[nn.Conv2d, Convolve]]:
             yield module, partial(_between_ends, module)
 
 
-def _between_ends(convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _between_ends(
+    convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """A convolution that pads by itself: x (batch, channels, height, width), lengthened in time by the padding's width at each end."""
     assert not isinstance(convolution.padding, str)
     high, wide = convolution.padding
@@ -70,13 +78,19 @@ def _between_ends(convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor,
     return F.conv2d(ends_meet, weight, bias, convolution.stride, (high, 0), convolution.dilation, convolution.groups)
 
 
-def _after_zero_column(convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _after_zero_column(
+    convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
     """The convolution of a Downsample2D without padding (the VAE encoder's), which gets x with a column of zeros appended: the first frame belongs there."""
     _check_width(x.shape[-1] - 1, convolution)
     ends_meet = torch.cat([x[..., :-1], x[..., :1]], dim=-1)
-    return F.conv2d(ends_meet, weight, bias, convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+    return F.conv2d(
+        ends_meet, weight, bias, convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    )
 
 
 def _check_width(width: int, convolution: nn.Conv2d) -> None:
     if width % convolution.stride[1]:
-        raise ValueError(f"width {width} at a layer that keeps every {convolution.stride[1]}th frame: a circle needs a multiple of it")
+        raise ValueError(
+            f"width {width} at a layer that keeps every {convolution.stride[1]}th frame: a circle needs a multiple of it"
+        )

@@ -20,7 +20,9 @@ def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> Non
     multiple = shape.side_multiple * (1 if vae is None else latent_factor(vae))
     if mel.x_res % multiple or mel.y_res % multiple:
         through = "" if vae is None else f" with a VAE that divides sides by {latent_factor(vae)}"
-        raise ValueError(f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}{through}: both sides must divide by {multiple}")
+        raise ValueError(
+            f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}{through}: both sides must divide by {multiple}"
+        )
 
 
 def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
@@ -51,8 +53,12 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         out_channels=channels,
         layers_per_block=shape.layers_per_block,
         block_out_channels=shape.block_out_channels,
-        down_block_types=tuple(f"{attention if level in shape.attention_levels else ''}DownBlock2D" for level in levels),
-        up_block_types=tuple(f"{attention if level in shape.attention_levels else ''}UpBlock2D" for level in reversed(levels)),
+        down_block_types=tuple(
+            f"{attention if level in shape.attention_levels else ''}DownBlock2D" for level in levels
+        ),
+        up_block_types=tuple(
+            f"{attention if level in shape.attention_levels else ''}UpBlock2D" for level in reversed(levels)
+        ),
         norm_num_groups=shape.norm_num_groups,
         attention_head_dim=shape.attention_head_dim,
         **condition,
@@ -66,7 +72,9 @@ def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:
     """
     shape = VAE_PRESETS[preset]
     if mel.x_res % shape.factor or mel.y_res % shape.factor:
-        raise ValueError(f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}: both sides must divide by {shape.factor}")
+        raise ValueError(
+            f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}: both sides must divide by {shape.factor}"
+        )
     levels = len(shape.block_out_channels)
     return AutoencoderKL(
         sample_size=(mel.y_res, mel.x_res),

@@ -7,7 +7,14 @@ import pydantic
 from audiodiff_core.diffusion.objectives import Objective
 
 PresetName = Literal[
-    "tiny", "tiny-conditional", "tiny-latent", "tiny-conditional-latent", "ddpm-64", "ddpm-256", "latent-256", "conditional-latent-512"
+    "tiny",
+    "tiny-conditional",
+    "tiny-latent",
+    "tiny-conditional-latent",
+    "ddpm-64",
+    "ddpm-256",
+    "latent-256",
+    "conditional-latent-512",
 ]
 VaePresetName = Literal["vae-tiny", "vae-256"]
 
@@ -21,9 +28,13 @@ class Preset(pydantic.BaseModel):
     attention_levels: tuple[int, ...] = pydantic.Field(description="levels with attention, 0 = full resolution")
     layers_per_block: int
     norm_num_groups: int = 32
-    attention_head_dim: int = pydantic.Field(8, description="size of an attention head; in a conditional network the number of heads (diffusers' naming)")
+    attention_head_dim: int = pydantic.Field(
+        8, description="size of an attention head; in a conditional network the number of heads (diffusers' naming)"
+    )
     latent: bool = pydantic.Field(False, description="whether it works on a VAE's latents rather than on images")
-    conditional: bool = pydantic.Field(False, description="whether an encoding says what is wanted, through cross-attention")
+    conditional: bool = pydantic.Field(
+        False, description="whether an encoding says what is wanted, through cross-attention"
+    )
     objective: Objective
 
     @property
@@ -37,17 +48,30 @@ _IMAGES = Objective(prediction_type="v_prediction", zero_terminal_snr=True)
 _LATENTS = _IMAGES.model_copy(update={"clip_sample": False})
 _GUIDED: dict[str, Any] = {"conditioning_dropout": 0.1}
 
-_TINY = Preset(block_out_channels=(16, 32, 64, 64), attention_levels=(3,), layers_per_block=1, norm_num_groups=8, objective=_IMAGES)
-_TINY_LATENT = Preset(block_out_channels=(32, 64, 64), attention_levels=(2,), layers_per_block=1, norm_num_groups=8, latent=True, objective=_LATENTS)
+_TINY = Preset(
+    block_out_channels=(16, 32, 64, 64), attention_levels=(3,), layers_per_block=1, norm_num_groups=8, objective=_IMAGES
+)
+_TINY_LATENT = Preset(
+    block_out_channels=(32, 64, 64),
+    attention_levels=(2,),
+    layers_per_block=1,
+    norm_num_groups=8,
+    latent=True,
+    objective=_LATENTS,
+)
 
 # The network of teticio/audio-diffusion, the same for each of its resolutions and for latents: 113.7 M parameters.
-_ORIGINAL = Preset(block_out_channels=(128, 128, 256, 256, 512, 512), attention_levels=(4,), layers_per_block=2, objective=_IMAGES)
+_ORIGINAL = Preset(
+    block_out_channels=(128, 128, 256, 256, 512, 512), attention_levels=(4,), layers_per_block=2, objective=_IMAGES
+)
 
 PRESETS: dict[PresetName, Preset] = {
     "tiny": _TINY,
     "tiny-conditional": _TINY.model_copy(update={"conditional": True, "objective": _IMAGES.model_copy(update=_GUIDED)}),
     "tiny-latent": _TINY_LATENT,
-    "tiny-conditional-latent": _TINY_LATENT.model_copy(update={"conditional": True, "objective": _LATENTS.model_copy(update=_GUIDED)}),
+    "tiny-conditional-latent": _TINY_LATENT.model_copy(
+        update={"conditional": True, "objective": _LATENTS.model_copy(update=_GUIDED)}
+    ),
     "ddpm-64": _ORIGINAL,
     "ddpm-256": _ORIGINAL,
     "latent-256": _ORIGINAL.model_copy(update={"latent": True, "objective": _LATENTS}),
@@ -95,7 +119,9 @@ def objective_for(preset: PresetName, learned: Objective | None = None, **asked:
     """
     given = {name: value for name, value in asked.items() if value is not None}
     if learned is None and given.get("conditioning_dropout") and not PRESETS[preset].conditional:
-        raise ValueError(f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out")
+        raise ValueError(
+            f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out"
+        )
     start = learned or PRESETS[preset].objective
     base = start.model_dump()
     if given.get("prediction_type", base["prediction_type"]) != base["prediction_type"]:

@@ -34,10 +34,14 @@ class Geometry:
         height, width = image_sides(unet)
         if (height * factor, width * factor) != (mel.y_res, mel.x_res):
             latent = "" if vae is None else f", {factor} times that in pixels,"
-            raise ValueError(f"network for images of {(height, width)} (height, width){latent} with a mel of {(mel.y_res, mel.x_res)}")
+            raise ValueError(
+                f"network for images of {(height, width)} (height, width){latent} with a mel of {(mel.y_res, mel.x_res)}"
+            )
         inside = 1 if vae is None else vae.config.latent_channels
         if unet.config.in_channels != inside or (vae is not None and vae.config.in_channels != 1):
-            raise ValueError(f"network with {unet.config.in_channels} input channels: it would be given {inside}, and images have 1")
+            raise ValueError(
+                f"network with {unet.config.in_channels} input channels: it would be given {inside}, and images have 1"
+            )
         return cls(mel, factor, factor * side_multiple(unet), inside, getattr(unet.config, "cross_attention_dim", None))
 
     def width(self, parameters: SamplingParameters) -> int:
@@ -50,7 +54,9 @@ class Geometry:
     def columns(self, duration_s: float) -> int:
         """The fewest columns that the network can take and that last at least so long."""
         if not 0 < duration_s <= self.duration_s(WIDEST * self.mel.x_res):
-            raise ValueError(f"duration {duration_s} s: use up to {self.duration_s(WIDEST * self.mel.x_res):.2f} s, or extend")
+            raise ValueError(
+                f"duration {duration_s} s: use up to {self.duration_s(WIDEST * self.mel.x_res):.2f} s, or extend"
+            )
         exact = duration_s * self.mel.sample_rate / self.mel.hop_length
         return -int(-(exact - 1e-9) // self.multiple) * self.multiple
 
@@ -64,6 +70,8 @@ class Geometry:
             largest = WIDEST * self.mel.x_res // self.multiple * self.multiple
             raise ValueError(f"width {width}: the network takes multiples of {self.multiple} columns up to {largest}")
         if filled.guidance_scale != 1 and self.encoding_dim is None:
-            raise ValueError(f"guidance_scale {filled.guidance_scale}: the model is not conditional, nothing guides it (1)")
+            raise ValueError(
+                f"guidance_scale {filled.guidance_scale}: the model is not conditional, nothing guides it (1)"
+            )
         scheduler_for(model_scheduler, filled)
         return filled.model_copy(update={"width": width})

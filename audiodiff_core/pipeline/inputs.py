@@ -36,7 +36,9 @@ class Inputs:
         dim = self.geometry.encoding_dim
         if encoding is None:
             if dim is not None:
-                raise ValueError(f"encodings are missing: the model is conditional, each request needs one of {dim} numbers")
+                raise ValueError(
+                    f"encodings are missing: the model is conditional, each request needs one of {dim} numbers"
+                )
             return Item(filled, self.width(filled))
         if dim is None:
             raise ValueError("encodings: the model is not conditional, it takes none")
@@ -52,12 +54,17 @@ class Inputs:
             raise ValueError(f"{len(encodings)} encodings for {len(requests)} requests: each needs one")
         return [self.item(request, encoding) for request, encoding in zip(requests, encodings, strict=True)]
 
-    def sourced(self, requests: Sequence[GenerateRequest], sources: Sequence[Source], encodings: Encodings | None) -> tuple[list[Item], list[Images]]:
+    def sourced(
+        self, requests: Sequence[GenerateRequest], sources: Sequence[Source], encodings: Encodings | None
+    ) -> tuple[list[Item], list[Images]]:
         """The items and the mel images of their sources."""
         if len(sources) != len(requests):
             raise ValueError(f"{len(sources)} sources for {len(requests)} requests: each needs one")
         items = self.items(requests, encodings)
-        return items, [source_image(source, self.geometry.mel, self.geometry.width(item.request)) for source, item in zip(sources, items, strict=True)]
+        return items, [
+            source_image(source, self.geometry.mel, self.geometry.width(item.request))
+            for source, item in zip(sources, items, strict=True)
+        ]
 
     def width(self, request: GenerateRequest) -> int:
         """Columns of what the network sees."""

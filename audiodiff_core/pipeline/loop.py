@@ -26,7 +26,9 @@ class Loop:
     def file(self, sample_rate: int, file_format: AudioFormat) -> bytes:
         """The loop as a file of audio at `sample_rate` Hz. A WAV file of a seamless one says that it repeats as a whole, and its tempo."""
         repeats = self.request.seamless and file_format == "wav"
-        return encode_audio(self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None)
+        return encode_audio(
+            self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None
+        )
 
 
 def normalise(audio: Samples) -> Samples:

@@ -43,7 +43,16 @@ class AudioDiffusionPipeline:
     every call, another one takes none.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, mel: MelConfig, profile: ExecutionProfile, vocoder: Vocoder | None = None, *, vae: Any = None) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        mel: MelConfig,
+        profile: ExecutionProfile,
+        vocoder: Vocoder | None = None,
+        *,
+        vae: Any = None,
+    ) -> None:
         self.geometry = Geometry.of(unet, vae, mel)
         self._inputs = Inputs(self.geometry, scheduler)
         self.mel = mel
@@ -64,7 +73,9 @@ class AudioDiffusionPipeline:
         """`request` with the scheduler, steps and width that None stands for. Raises ValueError where this model cannot do it."""
         return self.geometry.resolved(request, self.sampler.scheduler)
 
-    def generate(self, requests: Iterable[GenerateRequest], encodings: Encodings | None = None, noises: Noise | None = None) -> Iterator[Loop]:
+    def generate(
+        self, requests: Iterable[GenerateRequest], encodings: Encodings | None = None, noises: Noise | None = None
+    ) -> Iterator[Loop]:
         """Yields a Loop for each request, in the order in which they finish; requests without encodings or noises are taken as places come free.
 
         noises: (n, channels, height, width) of what the network sees, in place of those of the seeds: from `noise`, `invert` or `slerp`.
@@ -75,7 +86,10 @@ class AudioDiffusionPipeline:
         if noises is not None:
             if len(noises) != len(items):
                 raise ValueError(f"{len(noises)} noises for {len(items)} requests: each needs one")
-            items = [replace(item, noise=self._inputs.checked_noise(noise, item)) for item, noise in zip(items, noises, strict=True)]
+            items = [
+                replace(item, noise=self._inputs.checked_noise(noise, item))
+                for item, noise in zip(items, noises, strict=True)
+            ]
         return self._made(_Job(number, item) for number, item in enumerate(items))
 
     def vary(
@@ -94,7 +108,9 @@ class AudioDiffusionPipeline:
         jobs = []
         for number, (item, image) in enumerate(zip(*self._inputs.sourced(requests, sources, encodings), strict=True)):
             start = self._inputs.start_step(item.request, strength, start_step)
-            jobs.append(_Job(number, replace(item, clean=self._encoded(image, item.request.seamless), start_step=start)))
+            jobs.append(
+                _Job(number, replace(item, clean=self._encoded(image, item.request.seamless), start_step=start))
+            )
         return self._made(jobs)
 
     def inpaint(
@@ -113,7 +129,9 @@ class AudioDiffusionPipeline:
         if len(regenerate) != len(requests):
             raise ValueError(f"{len(regenerate)} masks for {len(requests)} requests: each needs one")
         jobs = []
-        for number, (item, image, wanted) in enumerate(zip(*self._inputs.sourced(requests, sources, encodings), regenerate, strict=True)):
+        for number, (item, image, wanted) in enumerate(
+            zip(*self._inputs.sourced(requests, sources, encodings), regenerate, strict=True)
+        ):
             self._inputs.start_step(item.request, None, start_step)
             kept = kept_pixels(wanted, self.mel, self.geometry.width(item.request))
             keep = torch.from_numpy(kept_latents(kept, self.geometry.factor))
@@ -202,9 +220,13 @@ class AudioDiffusionPipeline:
     def noise(self, requests: Sequence[GenerateRequest]) -> Noise:
         """The noises (n, channels, height, width) that the requests' seeds stand for; their widths must be the same."""
         shapes = [self._inputs.shape(self._inputs.width(self.resolved(request))) for request in requests]
-        return np.stack([initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)])
+        return np.stack(
+            [initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)]
+        )
 
-    def interpolate(self, request: GenerateRequest, noises: Noise, between: int, encodings: Encodings | None = None) -> Iterator[Loop]:
+    def interpolate(
+        self, request: GenerateRequest, noises: Noise, between: int, encodings: Encodings | None = None
+    ) -> Iterator[Loop]:
         """Loops along a way through key noises (k, channels, height, width), `between` more on each leg, numbered along it.
 
         All are made by `request`. encodings: (k, dim), interpolated linearly.
@@ -269,7 +291,11 @@ class AudioDiffusionPipeline:
         return Windows.over(columns, widths.pop() if widths else self.mel.x_res, overlap, self.geometry.factor)
 
     def _chained(
-        self, items: Sequence[Item], windows: Windows, made: list[list[torch.Tensor]], contents: list[list[torch.Tensor]] | None = None
+        self,
+        items: Sequence[Item],
+        windows: Windows,
+        made: list[list[torch.Tensor]],
+        contents: list[list[torch.Tensor]] | None = None,
     ) -> list[list[torch.Tensor]]:
         """The samples of each item's windows, in batches over the items.
 
@@ -280,10 +306,16 @@ class AudioDiffusionPipeline:
         for window in range(len(made[0]) if made else 0, windows.count):
             wanted = []
             for number, item in enumerate(items):
-                clean = torch.zeros(self.sampler.shape(windows.width)) if contents is None else contents[number][window].clone()
+                clean = (
+                    torch.zeros(self.sampler.shape(windows.width))
+                    if contents is None
+                    else contents[number][window].clone()
+                )
                 if window:
                     clean[..., : windows.shared] = made[number][-1][..., windows.step :]
-                kept = replace(item, clean=clean if window or contents is not None else None, keep=keep if window else None)
+                kept = replace(
+                    item, clean=clean if window or contents is not None else None, keep=keep if window else None
+                )
                 wanted.append(kept if contents is not None else replace(kept, window=window))
             found = dict(self.sampler.sample(wanted))
             for number, item in enumerate(wanted):

@@ -41,11 +41,15 @@ def source_image(source: Source, mel: MelConfig, width: int) -> Images:
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.shape != (mel.y_res, width):
-            raise ValueError(f"image of shape {source.shape} and type {source.dtype}: uint8 ({mel.y_res}, {width}) is taken")
+            raise ValueError(
+                f"image of shape {source.shape} and type {source.dtype}: uint8 ({mel.y_res}, {width}) is taken"
+            )
         return source
     size = width * mel.hop_length - 1
     if isinstance(source.samples, str | Path):
-        return _image(_slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width}))), mel, width)
+        return _image(
+            _slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width}))), mel, width
+        )
     samples = samples_of(source, mel)
     count = max(1, len(samples) // size)
     if not 0 <= source.slice < count:
@@ -59,7 +63,9 @@ def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
     if index < 0:
         raise ValueError(f"slice {index}: slices are counted from 0")
     if (index + 1) * duration_s > LONGEST_DECODED_S:
-        raise ValueError(f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file")
+        raise ValueError(
+            f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file"
+        )
     count = 0
     with closing(pieces(file, mel, Slicing())) as slices:
         for piece in slices:
@@ -99,11 +105,17 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
         return decode_audio(str(source.samples), mel.sample_rate, longest_s=longest_s)
     samples = np.asarray(source.samples)
     if source.sample_rate != mel.sample_rate:
-        raise ValueError(f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample it")
+        raise ValueError(
+            f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample it"
+        )
     if samples.ndim != 1 or not len(samples) or not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"audio of shape {samples.shape} and type {samples.dtype}: mono floating point samples (n,) are taken, at least one")
+        raise ValueError(
+            f"audio of shape {samples.shape} and type {samples.dtype}: mono floating point samples (n,) are taken, at least one"
+        )
     if not np.isfinite(samples).all():
-        raise ValueError(f"audio holds NaN or infinity, first at sample {int(np.flatnonzero(~np.isfinite(samples))[0])}")
+        raise ValueError(
+            f"audio holds NaN or infinity, first at sample {int(np.flatnonzero(~np.isfinite(samples))[0])}"
+        )
     return samples.astype(np.float32)
 
 
@@ -120,7 +132,9 @@ def kept_pixels(regenerate: Sequence[Span] | Mask, mel: MelConfig, width: int) -
     """
     if isinstance(regenerate, np.ndarray):
         if regenerate.dtype != np.bool_ or regenerate.shape != (mel.y_res, width):
-            raise ValueError(f"mask of shape {regenerate.shape} and type {regenerate.dtype}: bool ({mel.y_res}, {width}) is taken")
+            raise ValueError(
+                f"mask of shape {regenerate.shape} and type {regenerate.dtype}: bool ({mel.y_res}, {width}) is taken"
+            )
         kept = ~regenerate
     else:
         kept = np.ones((mel.y_res, width), np.bool_)

@@ -1,10 +1,10 @@
 """Many requests through one network, each with its own seed, steps and scheduler, in batches of one fixed shape.
 
-    requests.py   what can be asked for
-    profile.py    how it is computed
-    network.py    one call of the network, in a fixed shape
-    walks.py      one item's way from noise to image, or back
-    sampler.py    the walks of many items, gathered into the network's calls
+requests.py   what can be asked for
+profile.py    how it is computed
+network.py    one call of the network, in a fixed shape
+walks.py      one item's way from noise to image, or back
+sampler.py    the walks of many items, gathered into the network's calls
 """
 
 from audiodiff_core.diffusion.schedulers import MAX_STEPS, scheduler_for

@@ -103,14 +103,20 @@ class Denoising:
         return self._call == self._schedule.calls
 
     def queries(self) -> list[ModelInput]:
-        return model_inputs_of(self.item, self._schedule.network_input(self.sample, self._call), self._schedule.timesteps[self._call])
+        return model_inputs_of(
+            self.item, self._schedule.network_input(self.sample, self._call), self._schedule.timesteps[self._call]
+        )
 
     def advance(self, answers: list[torch.Tensor]) -> None:
-        self.sample = self._schedule.step(guided_prediction(self.item, answers), self.sample, self._call, self._step_noise)
+        self.sample = self._schedule.step(
+            guided_prediction(self.item, answers), self.sample, self._call, self._step_noise
+        )
         self._call += 1
         self._hold()
 
     def _hold(self) -> None:
         """Puts back what is kept, at the level of noise that the sample has now: at the end, the clean content itself."""
         if self._keep is not None and self._clean is not None:
-            self.sample = torch.where(self._keep, self._schedule.noised(self._clean, self._noise, self._call), self.sample)
+            self.sample = torch.where(
+                self._keep, self._schedule.noised(self._clean, self._noise, self._call), self.sample
+            )

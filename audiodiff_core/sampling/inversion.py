@@ -28,9 +28,13 @@ class Inverting:
         self.item = item
         self._schedule = Schedule(model_scheduler, item.request)
         if self._schedule.name not in INVERTIBLE or item.request.eta:
-            raise ValueError(f"scheduler {self._schedule.name} with eta {item.request.eta} cannot be inverted: {' and '.join(INVERTIBLE)} with eta 0 can")
+            raise ValueError(
+                f"scheduler {self._schedule.name} with eta {item.request.eta} cannot be inverted: {' and '.join(INVERTIBLE)} with eta 0 can"
+            )
         if self._schedule.calls == 1 and self._schedule.levels[0][0] == 0:
-            raise ValueError("steps 1: one step from pure noise holds no trace of the noise that it began with, use 2 or more to invert")
+            raise ValueError(
+                "steps 1: one step from pure noise holds no trace of the noise that it began with, use 2 or more to invert"
+            )
         assert item.clean is not None
         self._predicts = prediction_type(model_scheduler)
         self._level = self._schedule.calls - 1
@@ -58,7 +62,9 @@ class Inverting:
         if self._tries > self.item.refinements:
             self._source, self._tries, self._level = self.sample, 0, self._level - 1
 
-    def _split(self, answer: torch.Tensor, signal: torch.Tensor, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _split(
+        self, answer: torch.Tensor, signal: torch.Tensor, share: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(clean, eps) of an answer to the present sample; clean is not used, and not finite, where epsilon is predicted of pure noise."""
         match self._predicts:
             case "epsilon":

@@ -40,7 +40,9 @@ class Network:
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels: int = unet.config.in_channels
         if profile.dtype != torch.float32:
-            unet = torch.nn.Module.to(copy.deepcopy(unet), profile.dtype)  # diffusers' own warns of layers to be kept in float32, though of none
+            unet = torch.nn.Module.to(
+                copy.deepcopy(unet), profile.dtype
+            )  # diffusers' own warns of layers to be kept in float32, though of none
         self._module = unet.to(profile.device, memory_format=torch.channels_last).eval()
         self._call: Any = self._module
         if profile.compiled:
@@ -51,9 +53,15 @@ class Network:
         """The predictions (1, channels, height, width), float32 on the device, of up to a batch of queries of the same sides."""
         places, device, dtype = self.profile.batch_size, self.profile.device, self.profile.dtype
         assert 0 < len(queries) <= places
-        samples = torch.zeros((places, *queries[0].sample.shape[1:]), dtype=dtype, device=device).contiguous(memory_format=torch.channels_last)
+        samples = torch.zeros((places, *queries[0].sample.shape[1:]), dtype=dtype, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
         timesteps = torch.zeros(places, dtype=torch.float32)
-        encodings = None if self.encoding_dim is None else torch.zeros((places, 1, self.encoding_dim), dtype=dtype, device=device)
+        encodings = (
+            None
+            if self.encoding_dim is None
+            else torch.zeros((places, 1, self.encoding_dim), dtype=dtype, device=device)
+        )
         for place, query in enumerate(queries):
             samples[place] = query.sample[0]
             timesteps[place] = query.timestep

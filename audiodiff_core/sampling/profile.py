@@ -18,7 +18,9 @@ class ExecutionProfile(pydantic.BaseModel):
     batch_size: int = pydantic.Field(ge=1, le=1_024, description="samples per network call, padded to this shape")
     precision: Precision = pydantic.Field("fp32", description="arithmetic of the network")
     device: Device = pydantic.Field("cpu", description="kind of device")
-    compiled: bool = pydantic.Field(False, description="network compiled by torch.compile: minutes at the start, for many loops of one shape")
+    compiled: bool = pydantic.Field(
+        False, description="network compiled by torch.compile: minutes at the start, for many loops of one shape"
+    )
 
     @pydantic.model_validator(mode="after")
     def _precision_fits(self) -> Self:
@@ -37,7 +39,13 @@ class ExecutionProfile(pydantic.BaseModel):
         if batch_size is None:
             batch_size = DEFAULT_BATCH_SIZES[device]
         if precision is None:
-            precision = "fp32" if device == "cpu" else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+            precision = (
+                "fp32"
+                if device == "cpu"
+                else "bf16"
+                if torch.cuda.is_bf16_supported(including_emulation=False)
+                else "fp16"
+            )
         return cls(batch_size=batch_size, precision=precision, device=device, compiled=compiled)
 
     @property

@@ -38,7 +38,10 @@ class Sampler:
         Items are taken only as places come free. Raises ValueError for an encoding of another shape than the network takes, and FloatingPointError
         for a sample that is not finite.
         """
-        return self._walked(items, lambda item: Denoising(self._checked(item), self.scheduler, self.shape(item.width), self.profile.device))
+        return self._walked(
+            items,
+            lambda item: Denoising(self._checked(item), self.scheduler, self.shape(item.width), self.profile.device),
+        )
 
     def invert(self, items: Iterable[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
         """Yields each item with the noise that `sample` makes its clean content from, as `sample` yields."""
@@ -49,11 +52,15 @@ class Sampler:
         expected = () if self.network.encoding_dim is None else (self.network.encoding_dim,)
         if item.encoding is not None and tuple(item.encoding.shape) != expected:
             taken = f"{expected}" if expected else "none, it is not conditional"
-            raise ValueError(f"encoding of shape {tuple(item.encoding.shape)} for seed {item.request.seed}: the network takes {taken}")
+            raise ValueError(
+                f"encoding of shape {tuple(item.encoding.shape)} for seed {item.request.seed}: the network takes {taken}"
+            )
         return item
 
     @torch.inference_mode()
-    def _walked(self, items: Iterable[Item], begin: Callable[[Item], Trajectory]) -> Iterator[tuple[Item, torch.Tensor]]:
+    def _walked(
+        self, items: Iterable[Item], begin: Callable[[Item], Trajectory]
+    ) -> Iterator[tuple[Item, torch.Tensor]]:
         waiting = iter(items)
         pools: dict[tuple[int, bool], list[Trajectory]] = {}
         held: Item | None = None
@@ -81,7 +88,11 @@ class Sampler:
         places, circular = self.profile.batch_size, pool[0].item.request.seamless
         queries = [walk.queries() for walk in pool]
         flat: list[ModelInput] = [query for asked in queries for query in asked]
-        answers = [answer for start in range(0, len(flat), places) for answer in self.network(flat[start : start + places], circular)]
+        answers = [
+            answer
+            for start in range(0, len(flat), places)
+            for answer in self.network(flat[start : start + places], circular)
+        ]
         for walk, asked in zip(pool, queries, strict=True):
             walk.advance(answers[: len(asked)])
             del answers[: len(asked)]
@@ -91,5 +102,7 @@ def _finite(walk: Trajectory) -> torch.Tensor:
     """A finished walk's sample on the CPU. Raises FloatingPointError where it is not finite: an image cannot show that."""
     sample: torch.Tensor = walk.sample[0].cpu()
     if not bool(torch.isfinite(sample).all()):
-        raise FloatingPointError(f"seed {walk.item.request.seed}: the network's sample is not finite: use precision bf16 or fp32, or another model")
+        raise FloatingPointError(
+            f"seed {walk.item.request.seed}: the network's sample is not finite: use precision bf16 or fp32, or another model"
+        )
     return sample

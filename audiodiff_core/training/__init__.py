@@ -11,8 +11,8 @@ from audiodiff_core.training.state import MAX_GRADIENT_NORM, TrainState, memory_
 from audiodiff_core.training.step import on_device, train_step, with_draws
 
 __all__ = [
-    "Draws",
     "MAX_GRADIENT_NORM",
+    "Draws",
     "OptimizerName",
     "RateSchedule",
     "TrainBatch",

@@ -41,7 +41,9 @@ class Draws:
     latent_noise: torch.Tensor | None
 
 
-def draws(seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latents: bool = False) -> Draws:
+def draws(
+    seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latents: bool = False
+) -> Draws:
     """Each sample's from its own stream: timestep, noise of `shape` (channels, height, width), dropout, noise of the latent's draw."""
     timesteps = np.empty(len(numbers), np.float32 if objective.prediction_type == "flow" else np.int64)
     noise = np.empty((len(numbers), *shape), np.float32)

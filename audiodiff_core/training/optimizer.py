@@ -20,13 +20,17 @@ def moments_of(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]
     """
     if not optimizer.state:
         return {}
-    return distributed.get_optimizer_state_dict(network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return distributed.get_optimizer_state_dict(
+        network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
 
 
 def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[str, Any]) -> None:
     """Gives a new optimizer what `moments_of` gave."""
     if moments:
-        distributed.set_optimizer_state_dict(network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True))
+        distributed.set_optimizer_state_dict(
+            network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True)
+        )
 
 
 def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, device: str) -> torch.optim.Optimizer:
@@ -45,7 +49,9 @@ def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, devi
     return moments_of_8_bits
 
 
-def learning_rate(peak: float, step: int, warmup_steps: int, progress: float, schedule: RateSchedule = "cosine") -> float:
+def learning_rate(
+    peak: float, step: int, warmup_steps: int, progress: float, schedule: RateSchedule = "cosine"
+) -> float:
     """Linear warm-up over `warmup_steps`, then down to a twentieth of `peak` as `progress` goes from 0 to 1: half a cosine or a line; or constant."""
     done = min(progress, 1)
     left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule]

@@ -15,7 +15,6 @@ from audiodiff_core.training.weight_average import EMA_DECAY, WeightAverage
 MAX_GRADIENT_NORM = 1.0
 
 
-
 def memory_format(accelerator: Accelerator) -> torch.memory_format:
     """How a network that learns keeps its values: channels_last where tensor cores want it; on CPUs it makes a step slower."""
     return torch.contiguous_format if accelerator.device.type == "cpu" else torch.channels_last
@@ -47,13 +46,17 @@ class TrainState:
         sharded = accelerator.distributed_type == DistributedType.FSDP
         if sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
-        self.bare = network if sharded else network.to(memory_format=memory_format(accelerator))  # FSDP shards contiguous weights only
+        self.bare = (
+            network if sharded else network.to(memory_format=memory_format(accelerator))
+        )  # FSDP shards contiguous weights only
         self.objective = objective
         self.seed = seed
         self.max_gradient_norm = max_gradient_norm
         self.conditional = "cross_attention_dim" in network.config
         if objective.conditioning_dropout and not self.conditional:
-            raise ValueError(f"conditioning_dropout {objective.conditioning_dropout}: the network takes no encodings, leave it out")
+            raise ValueError(
+                f"conditioning_dropout {objective.conditioning_dropout}: the network takes no encodings, leave it out"
+            )
         self.vae = None if vae is None else vae.to(accelerator.device).requires_grad_(False).eval()
         self.step = 0
         self.samples = 0
@@ -62,13 +65,21 @@ class TrainState:
             network.enable_gradient_checkpointing()
         if compiled:
             network.compile()
-        self.network, self.optimizer = accelerator.prepare(network, make_optimizer(optimizer, network, learning_rate, accelerator.device.type))
+        self.network, self.optimizer = accelerator.prepare(
+            network, make_optimizer(optimizer, network, learning_rate, accelerator.device.type)
+        )
         self.ema = WeightAverage(list(self.network.parameters()), ema_decay)
 
     def progress(self) -> dict[str, Any]:
         """How far training has come: JSON values, given back to `load_progress`."""
         scaler = None if self.optimizer.scaler is None else self.optimizer.scaler.state_dict()
-        return {"step": self.step, "samples": self.samples, "seconds": self.seconds, "ema_step": self.ema.steps, "scaler": scaler}
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "ema_step": self.ema.steps,
+            "scaler": scaler,
+        }
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
@@ -89,7 +100,10 @@ class TrainState:
 
     def ema_state_dict(self) -> StateDict:
         """The averaged weights under the network's own names."""
-        averaged = {name: whole_tensor(average) for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)}
+        averaged = {
+            name: whole_tensor(average)
+            for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)
+        }
         buffers = {name: tensor for name, tensor in self.bare.state_dict().items() if name not in averaged}
         return {**buffers, **averaged}
 
@@ -108,7 +122,10 @@ class TrainState:
 def sharding() -> FullyShardedDataParallelPlugin:
     """How FSDP shards these networks, for `Accelerator(fsdp_plugin=...)`: each residual block by itself, the rest together."""
     return FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["ResnetBlock2D"], cpu_ram_efficient_loading=False
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["ResnetBlock2D"],
+        cpu_ram_efficient_loading=False,
     )
 
 
@@ -119,4 +136,8 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def _like(whole: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
     """What this worker holds of a tensor: all of it, or the shard that `held` is."""
-    return distribute_tensor(whole.to(held.device), held.device_mesh, held.placements) if isinstance(held, DTensor) else whole
+    return (
+        distribute_tensor(whole.to(held.device), held.device_mesh, held.placements)
+        if isinstance(held, DTensor)
+        else whole
+    )

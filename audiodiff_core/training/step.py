@@ -19,7 +19,11 @@ from audiodiff_core.training.state import TrainState, whole_tensor
 
 
 def train_step(
-    accelerator: Accelerator, state: TrainState, micro_batches: Sequence[TrainBatch], rate: float, samples: float | None = None
+    accelerator: Accelerator,
+    state: TrainState,
+    micro_batches: Sequence[TrainBatch],
+    rate: float,
+    samples: float | None = None,
 ) -> tuple[float, float]:
     """Take one optimizer step over the micro-batches of this worker -> (loss, gradient norm before clipping).
 
@@ -51,7 +55,9 @@ def train_step(
         total += value.detach()
     norm = float(whole_tensor(accelerator.clip_grad_norm_(state.network.parameters(), state.max_gradient_norm)))
     loss = float(total)
-    if not math.isfinite(norm) and (accelerator.scaler is None or not math.isfinite(_of_all_workers(accelerator, loss))):
+    if not math.isfinite(norm) and (
+        accelerator.scaler is None or not math.isfinite(_of_all_workers(accelerator, loss))
+    ):
         state.optimizer.zero_grad()
         raise FloatingPointError(f"gradient norm {norm} at step {state.step} (loss {loss}): lower learning_rate")
     for group in state.optimizer.param_groups:
@@ -80,7 +86,9 @@ def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
     return replace(batch, drawn=draws(state.seed, batch.numbers, state.objective, shape, latents=state.vae is not None))
 
 
-def on_device(accelerator: Accelerator, state: TrainState, batch: TrainBatch, dropout: bool = True) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
+def on_device(
+    accelerator: Accelerator, state: TrainState, batch: TrainBatch, dropout: bool = True
+) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
     """What the network is trained on, on its device: clean images or latents (batch, channels, height, width), the draws, and the encodings
     (batch, dim), those dropped at zero; None for an unconditional network. Images travel as uint8.
     """
@@ -91,7 +99,9 @@ def on_device(accelerator: Accelerator, state: TrainState, batch: TrainBatch, dr
         clean = to_model(torch.from_numpy(batch.images).to(device).unsqueeze(1))
     else:
         assert drawn.latent_noise is not None
-        clean = drawn_latents(_moments(accelerator, state.vae, batch), drawn.latent_noise, state.vae.config.scaling_factor)
+        clean = drawn_latents(
+            _moments(accelerator, state.vae, batch), drawn.latent_noise, state.vae.config.scaling_factor
+        )
     encodings = None if batch.encodings is None else torch.from_numpy(batch.encodings).to(device)
     if encodings is not None and dropout:
         encodings = encodings * drawn.kept.unsqueeze(1)

@@ -23,9 +23,15 @@ class VaeObjective(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     kl_weight: float = pydantic.Field(1e-6, ge=0, description="weight of the latents' divergence from N(0, 1)")
-    spectral_weight: float = pydantic.Field(0.5, ge=0, description="weight of the spectral distance of image and reconstruction")
-    adversarial_weight: float = pydantic.Field(0.05, ge=0, description="weight of the discriminator's verdict; 0: no discriminator")
-    adversarial_start: int = pydantic.Field(10_000, ge=0, description="optimizer steps before the discriminator comes in")
+    spectral_weight: float = pydantic.Field(
+        0.5, ge=0, description="weight of the spectral distance of image and reconstruction"
+    )
+    adversarial_weight: float = pydantic.Field(
+        0.05, ge=0, description="weight of the discriminator's verdict; 0: no discriminator"
+    )
+    adversarial_start: int = pydantic.Field(
+        10_000, ge=0, description="optimizer steps before the discriminator comes in"
+    )
 
     def adversarial(self, step: int) -> bool:
         """Whether the discriminator takes part in the step counted `step` (from 0)."""
@@ -58,7 +64,11 @@ def spectral_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch
     for made, wanted in ((reconstruction[:, 0], images[:, 0]), (reconstruction[:, 0].mT, images[:, 0].mT)):
         for window in (window for window in WINDOWS if window <= wanted.shape[-1]):
             one, other = _magnitudes(made, window), _magnitudes(wanted, window)
-            distance = distance + _of_samples((one - other).abs()) + _of_samples(((one + MAGNITUDE_FLOOR).log() - (other + MAGNITUDE_FLOOR).log()).abs())
+            distance = (
+                distance
+                + _of_samples((one - other).abs())
+                + _of_samples(((one + MAGNITUDE_FLOOR).log() - (other + MAGNITUDE_FLOOR).log()).abs())
+            )
             terms += 2
         distance = distance + _of_samples((made.diff() - wanted.diff()).abs())
         terms += 1
@@ -70,7 +80,9 @@ def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
     taper = torch.hann_window(window, device=values.device)
     spectra = torch.stft(values.flatten(0, 1), window, window // 4, window=taper, return_complex=True) / taper.sum()
     # abs() has no gradient at 0
-    magnitudes: torch.Tensor = (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt().unflatten(0, values.shape[:2])
+    magnitudes: torch.Tensor = (
+        (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt().unflatten(0, values.shape[:2])
+    )
     return magnitudes
 
 

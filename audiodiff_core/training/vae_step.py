@@ -79,7 +79,9 @@ class VaeTrainState:
             vae.enable_gradient_checkpointing()
         self.bare_discriminator = PatchDiscriminator(discriminator_channels)
         device = accelerator.device.type
-        self.autoencoder, self.optimizer = accelerator.prepare(Autoencoder(vae), make_optimizer("adamw", vae, learning_rate, device))
+        self.autoencoder, self.optimizer = accelerator.prepare(
+            Autoencoder(vae), make_optimizer("adamw", vae, learning_rate, device)
+        )
         self.discriminator, self.discriminator_optimizer = accelerator.prepare(
             self.bare_discriminator, make_optimizer("adamw", self.bare_discriminator, learning_rate, device)
         )
@@ -100,11 +102,15 @@ class VaeTrainState:
 
     def load_state_dict(self, weights: StateDict) -> None:
         for part, module in (("vae.", self.bare), ("discriminator.", self.bare_discriminator)):
-            module.load_state_dict({name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)})
+            module.load_state_dict(
+                {name.removeprefix(part): tensor for name, tensor in weights.items() if name.startswith(part)}
+            )
 
     def ema_state_dict(self) -> StateDict:
         """The averaged weights of the VAE under its own names."""
-        averaged = {name: average for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)}
+        averaged = {
+            name: average for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)
+        }
         return {**self.bare.state_dict(), **averaged}
 
     def load_ema_state_dict(self, weights: StateDict) -> None:
@@ -131,11 +137,17 @@ def check_sides(objective: VaeObjective, vae: Any) -> None:
     height, width = image_sides(vae)
     smallest = PatchDiscriminator.smallest_side
     if objective.adversarial_weight and min(height, width) < smallest:
-        raise ValueError(f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0")
+        raise ValueError(
+            f"images of {width}x{height} are too small for the discriminator, which needs {smallest}: set adversarial_weight 0"
+        )
 
 
 def train_vae_step(
-    accelerator: Accelerator, state: VaeTrainState, micro_batches: Sequence[TrainBatch], rate: float, samples: float | None = None
+    accelerator: Accelerator,
+    state: VaeTrainState,
+    micro_batches: Sequence[TrainBatch],
+    rate: float,
+    samples: float | None = None,
 ) -> tuple[dict[str, float], float]:
     """Take one optimizer step of the VAE, and from `adversarial_start` on one of the discriminator.
 
@@ -168,7 +180,9 @@ def train_vae_step(
                 "kl": kl_losses(posterior, images[0].numel()).float(),
                 "spectral": spectral_losses(made, images),
             }
-            weighed = each["reconstruction"] + objective.kl_weight * each["kl"] + objective.spectral_weight * each["spectral"]
+            weighed = (
+                each["reconstruction"] + objective.kl_weight * each["kl"] + objective.spectral_weight * each["spectral"]
+            )
             if adversarial:
                 with accelerator.autocast():
                     each["adversarial"] = deceiving_losses(_verdicts_for_the_vae(state, made)).float()
@@ -198,7 +212,11 @@ def _verdicts_for_the_vae(state: VaeTrainState, made: torch.Tensor) -> torch.Ten
 
 
 def _train_discriminator(
-    accelerator: Accelerator, state: VaeTrainState, judged: list[tuple[torch.Tensor, torch.Tensor]], rate: float, samples: float
+    accelerator: Accelerator,
+    state: VaeTrainState,
+    judged: list[tuple[torch.Tensor, torch.Tensor]],
+    rate: float,
+    samples: float,
 ) -> torch.Tensor:
     total = torch.zeros((), device=accelerator.device)
     for index, (images, made) in enumerate(judged):

@@ -26,7 +26,9 @@ def noise_fractions(numbers: Sequence[int]) -> npt.NDArray[np.float64]:
 
 
 @torch.no_grad()
-def validation_losses(accelerator: Accelerator, state: TrainState, network: Any, batch: TrainBatch) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def validation_losses(
+    accelerator: Accelerator, state: TrainState, network: Any, batch: TrainBatch
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Places in [0, 1) and mean squared errors, each (batch,), of `network` (the state's, or another with averaged weights) on its objective.
 
     Conditional networks see every encoding. Numbers are the samples' own in the held-out data, from 0.

@@ -26,7 +26,9 @@ class Bands:
             bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
             self._blocks.append((bands, bins, torch.from_numpy(np.ascontiguousarray(basis[bands, bins].T)).to(device)))
         weight = basis.sum(axis=0)
-        self._inverse_weight = torch.from_numpy(np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)).to(device)
+        self._inverse_weight = torch.from_numpy(np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)).to(
+            device
+        )
 
     def gather(self, power: torch.Tensor) -> torch.Tensor:
         """Linear power (..., bins) -> mel power (..., bands)."""

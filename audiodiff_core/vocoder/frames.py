@@ -25,13 +25,18 @@ class Frames:
 
     def __init__(self, config: MelConfig, count: int, device: torch.device, circular: bool = False) -> None:
         if config.hop_length >= config.n_fft:
-            raise ValueError(f"hop_length {config.hop_length} is not below n_fft {config.n_fft}: no audio can be made from frames that do not overlap")
+            raise ValueError(
+                f"hop_length {config.hop_length} is not below n_fft {config.n_fft}: no audio can be made from frames that do not overlap"
+            )
         self.n_fft, self.hop, self.count, self.circular = config.n_fft, config.hop_length, count, circular
         self.length = (count if circular else count - 1) * self.hop
         self.span = (count - 1) * self.hop + self.n_fft
         self._portion_samples = PORTION_SAMPLES_CPU if device.type == "cpu" else PORTION_SAMPLES
         self._window = torch.hann_window(self.n_fft, device=device)
-        weight = self._gather((self._window.square().expand(1, portion.stop - portion.start, -1), portion) for portion in self._portions(1))
+        weight = self._gather(
+            (self._window.square().expand(1, portion.stop - portion.start, -1), portion)
+            for portion in self._portions(1)
+        )
         self._weight = weight.clamp_(min=LEAST_WEIGHT).reciprocal_()
         if not circular:
             self._weight[:, : self.n_fft // 2] = 0
@@ -44,7 +49,10 @@ class Frames:
 
     def synthesise(self, batch: int, spectra: Callable[[slice], torch.Tensor]) -> torch.Tensor:
         """`spectra`, asked for one portion after another -> the signal (batch, span) whose spectra are nearest to them (Griffin & Lim 1984, eq. 6)."""
-        pieces = ((torch.fft.irfft(spectra(portion), self.n_fft).mul_(self._window), portion) for portion in self._portions(batch))
+        pieces = (
+            (torch.fft.irfft(spectra(portion), self.n_fft).mul_(self._window), portion)
+            for portion in self._portions(batch)
+        )
         return self._gather(pieces).mul_(self._weight)
 
     def audio(self, signal: torch.Tensor) -> torch.Tensor:
@@ -80,5 +88,9 @@ class Frames:
         if not self.circular:
             return signal[:, : self.span]
         periods = -(-signal.shape[1] // self.length)
-        wrapped = torch.nn.functional.pad(signal, (0, periods * self.length - signal.shape[1])).view(len(signal), periods, self.length).sum(1)
+        wrapped = (
+            torch.nn.functional.pad(signal, (0, periods * self.length - signal.shape[1]))
+            .view(len(signal), periods, self.length)
+            .sum(1)
+        )
         return wrapped.repeat(1, periods)[:, : self.span]

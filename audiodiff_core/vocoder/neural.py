@@ -44,18 +44,24 @@ class NeuralVocoder:
         """As `Vocoder` says. Raises ValueError for images of another height, a missing seed, and a network whose audio is too short or not finite."""
         power = mel_power_of(self._mel, images, seeds)
         with torch.inference_mode():
-            return np.concatenate([self._audio(part, circular).cpu().numpy() for part in in_places(power, self.device)])[: len(images)]
+            return np.concatenate(
+                [self._audio(part, circular).cpu().numpy() for part in in_places(power, self.device)]
+            )[: len(images)]
 
     def _audio(self, mel_power: torch.Tensor, circular: bool) -> torch.Tensor:
         frames, hop = mel_power.shape[1], self.config.hop_length
         start, length = self._lead, (frames - 1) * hop
         features = self._features(mel_power)
         if circular:
-            features = features[..., torch.arange(-CONTEXT_FRAMES, frames + CONTEXT_FRAMES, device=features.device) % frames]
+            features = features[
+                ..., torch.arange(-CONTEXT_FRAMES, frames + CONTEXT_FRAMES, device=features.device) % frames
+            ]
             start, length = start + CONTEXT_FRAMES * hop, frames * hop
         audio: torch.Tensor = self._network(features).float().reshape(len(mel_power), -1)
         if audio.shape[1] < start + length:
-            raise ValueError(f"the network made {audio.shape[1]} samples of {features.shape[-1]} frames: hop_length {hop} needs {start + length}")
+            raise ValueError(
+                f"the network made {audio.shape[1]} samples of {features.shape[-1]} frames: hop_length {hop} needs {start + length}"
+            )
         audio = audio[:, start : start + length]
         if not bool(torch.isfinite(audio).all()):
             raise ValueError("the network's audio is not finite: its weights are broken")
@@ -68,10 +74,14 @@ class LogMagnitude:
     `basis` (channels, 1 + n_fft // 2) is the network's own filterbank. Each item is given the level LEVEL_DB first; silence stays silence.
     """
 
-    def __init__(self, config: MelConfig, basis: torch.Tensor, least: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: MelConfig, basis: torch.Tensor, least: float, device: torch.device | str = "cpu"
+    ) -> None:
         device = torch.device(device)
         if basis.shape[1] != 1 + config.n_fft // 2:
-            raise ValueError(f"the network's filterbank has {basis.shape[1]} bins, n_fft {config.n_fft} has {1 + config.n_fft // 2}")
+            raise ValueError(
+                f"the network's filterbank has {basis.shape[1]} bins, n_fft {config.n_fft} has {1 + config.n_fft // 2}"
+            )
         self._bands = Bands(config, device)
         self._basis = basis.to(device)
         self._least = least

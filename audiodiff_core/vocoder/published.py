@@ -69,7 +69,9 @@ def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu"
         with torch.device("meta"):
             network = _Vocos(models.VocosBackbone(**settings["backbone"]["init_args"]), heads.ISTFTHead(**head))
         basis = weights["feature_extractor.mel_spec.mel_scale.fb"].mT
-        network.load_state_dict({key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}, assign=True)
+        network.load_state_dict(
+            {key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}, assign=True
+        )
         return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_LEAST, device), lead, device)
 
 
@@ -85,7 +87,9 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
         _require(mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
         rates, dilations = settings["upsample_rates"], settings["resblock_dilation_sizes"]
         if (each := math.prod(rates)) != settings["hop_size"]:
-            raise ValueError(f"upsample_rates {rates} make {each} samples of a frame, hop_size is {settings['hop_size']}")
+            raise ValueError(
+                f"upsample_rates {rates} make {each} samples of a frame, hop_size is {settings['hop_size']}"
+            )
         if (widest := max(max(block) for block in dilations)) > LARGEST_DILATION:
             raise ValueError(f"resblock_dilation_sizes reach {widest}: at most {LARGEST_DILATION} are taken")
     package = _package("bigvgan.bigvgan", "bigvgan")
@@ -97,8 +101,16 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
         network.load_state_dict(weights, assign=True)
         with contextlib.redirect_stdout(None):  # it prints
             network.remove_weight_norm()
-        basis = filterbank(sr=mel.sample_rate, n_fft=mel.n_fft, n_mels=settings["num_mels"], fmin=settings["fmin"], fmax=settings["fmax"])
-        return NeuralVocoder(network, mel, LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_LEAST, device), mel.hop_length // 2, device)
+        basis = filterbank(
+            sr=mel.sample_rate,
+            n_fft=mel.n_fft,
+            n_mels=settings["num_mels"],
+            fmin=settings["fmin"],
+            fmax=settings["fmax"],
+        )
+        return NeuralVocoder(
+            network, mel, LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_LEAST, device), mel.hop_length // 2, device
+        )
 
 
 def _file(source: str | Path, name: str) -> Path:

@@ -46,7 +46,9 @@ def analysis(config: MelConfig) -> None:
                 reference.audio_slice_to_image(index)
 
     mine, other = paired(ours, theirs)
-    print(f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, {other / mine:.2f} times as fast")
+    print(
+        f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, {other / mine:.2f} times as fast"
+    )
 
 
 if __name__ == "__main__":

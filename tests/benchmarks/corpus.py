@@ -71,7 +71,9 @@ def main() -> None:
     parser.add_argument("--format", choices=FORMATS, default="ogg")
     given = parser.parse_args()
     made = make_corpus(given.folder, given.files, given.seconds, given.format)
-    print(f"{len(made)} files of {given.seconds:g} s, {sum(file.stat().st_size for file in made) / 1e6:.1f} MB: {given.folder}")
+    print(
+        f"{len(made)} files of {given.seconds:g} s, {sum(file.stat().st_size for file in made) / 1e6:.1f} MB: {given.folder}"
+    )
 
 
 if __name__ == "__main__":

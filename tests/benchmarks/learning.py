@@ -23,7 +23,16 @@ WAYS: dict[str, list[str]] = {
     "untrained": [],
     "the tiny recipe": [],
     "the tiny recipe as a flow": ["--prediction_type", "flow"],
-    "the original's way": ["--prediction_type", "epsilon", "--learning_rate", "1e-4", "--lr_warmup_steps", "500", "--train_batch_size", "16"],
+    "the original's way": [
+        "--prediction_type",
+        "epsilon",
+        "--learning_rate",
+        "1e-4",
+        "--lr_warmup_steps",
+        "500",
+        "--train_batch_size",
+        "16",
+    ],
 }
 
 
@@ -53,12 +62,25 @@ def main() -> None:
                 "train", "--recipe", RECIPE, "--dataset_name", dataset, "--output_dir", folder / "train", "--seed", given.seed,
                 "--max_train_minutes", minutes, *length, *WAYS[way],
             )  # fmt: skip
-            print(f"{way}: {trained['steps']:.0f} steps, {trained['samples']:.0f} samples, {trained['seconds']:.0f} s", flush=True)
+            print(
+                f"{way}: {trained['steps']:.0f} steps, {trained['samples']:.0f} samples, {trained['seconds']:.0f} s",
+                flush=True,
+            )
             for steps in (50,) if way == "untrained" else (50, 10):
                 loops = folder / f"loops-{steps}"
                 scheduler = "flow_euler" if "flow" in WAYS[way] else "ddim"
                 job(
-                    "generate", "--model", folder / "train/model", "--output_dir", loops, "--count", COUNT, "--steps", steps, "--scheduler", scheduler
+                    "generate",
+                    "--model",
+                    folder / "train/model",
+                    "--output_dir",
+                    loops,
+                    "--count",
+                    COUNT,
+                    "--steps",
+                    steps,
+                    "--scheduler",
+                    scheduler,
                 )
                 seen = job("evaluate", "--reference", dataset, "--candidate", loops)
                 distances[way, steps] = seen["frechet"]

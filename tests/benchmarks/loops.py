@@ -38,7 +38,9 @@ def trained(steps: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
     unet, scheduler = build_network("tiny", MEL), PRESETS["tiny"].objective.scheduler("ddim")
     mel = Mel(MEL)
-    images = torch.from_numpy(to_model(np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)])))[:, None]
+    images = torch.from_numpy(
+        to_model(np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)]))
+    )[:, None]
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-3)
     for step in range(steps):
         clean = images[torch.randint(len(images), (BATCH,))]
@@ -61,7 +63,9 @@ def generated(pipeline: AudioDiffusionPipeline, count: int, seamless: bool) -> l
 
 def wrap_beside_interior(loop: Samples) -> float:
     """The seam score of `loop` over the median one of its interior points, evenly spread."""
-    interior = [seam_score(np.roll(loop, -len(loop) * place // (PLACES + 1)), MEL.sample_rate) for place in range(1, PLACES + 1)]
+    interior = [
+        seam_score(np.roll(loop, -len(loop) * place // (PLACES + 1)), MEL.sample_rate) for place in range(1, PLACES + 1)
+    ]
     return seam_score(loop, MEL.sample_rate) / float(np.median(interior))
 
 
@@ -70,7 +74,11 @@ def looped_by_the_original(audios: Sequence[Samples]) -> list[Samples]:
     with tempfile.TemporaryDirectory() as folder:
         for index, audio in enumerate(audios):
             np.save(Path(folder) / f"{index:04d}.npy", audio)
-        subprocess.run([ORIGINAL, ROOT / "tests/benchmarks/original/loop_it.py", folder, str(MEL.sample_rate)], check=True, capture_output=True)
+        subprocess.run(
+            [ORIGINAL, ROOT / "tests/benchmarks/original/loop_it.py", folder, str(MEL.sample_rate)],
+            check=True,
+            capture_output=True,
+        )
         return [np.load(file) for file in sorted((Path(folder) / "looped").glob("*.npy"))]
 
 
@@ -92,7 +100,10 @@ def report(name: str, loops: Sequence[Samples], among: int) -> None:
     ratios = [wrap_beside_interior(loop) for loop in long_enough]
     scores = [seam_score(loop, MEL.sample_rate) for loop in long_enough]
     quarters = ", ".join(f"{value:.2f}" for value in np.percentile(ratios, [25, 50, 75]))
-    print(f"{name:44} {len(long_enough):3} of {among:3}   wrap / interior (quartiles) {quarters}   seam score (median) {np.median(scores):.2f}", flush=True)
+    print(
+        f"{name:44} {len(long_enough):3} of {among:3}   wrap / interior (quartiles) {quarters}   seam score (median) {np.median(scores):.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -105,7 +116,9 @@ def main() -> None:
     pipeline = Model(unet, scheduler, MEL, digest="").pipeline(ExecutionProfile(batch_size=BATCH))
     circular, ordinary = (generated(pipeline, given.count, seamless) for seamless in (True, False))
     corpus = [decode_audio(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
-    print(f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:")
+    print(
+        f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:"
+    )
     report("generated in circular time", circular, given.count)
     report("the same, looped by the original", looped_by_the_original(circular), given.count)
     report("generated in the ordinary way", ordinary, given.count)

@@ -29,12 +29,24 @@ from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
 PAIR = "pair"
-PAIR_SHARD_MINUTES = 0.5  # by which each file of the pair is a shard of its own; other runs have shards of the default size
+PAIR_SHARD_MINUTES = (
+    0.5  # by which each file of the pair is a shard of its own; other runs have shards of the default size
+)
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
     shards = ["--shard_minutes", PAIR_SHARD_MINUTES] if folder.name == PAIR else []
-    return [sys.executable, "jobs/prepare.py", "--input_dir", folder, "--output_dir", out, "--num_workers", workers, *shards]
+    return [
+        sys.executable,
+        "jobs/prepare.py",
+        "--input_dir",
+        folder,
+        "--output_dir",
+        out,
+        "--num_workers",
+        workers,
+        *shards,
+    ]
 
 
 def fresh(out: Path) -> Path:
@@ -65,7 +77,9 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
     make_corpus(pair, 2, SECONDS_PER_FILE)
     make_corpus(single, 1, SECONDS_PER_FILE)
     pairs: dict[str, Callable[[Path], Run]] = {
-        "original": lambda folder: run([ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]),
+        "original": lambda folder: run(
+            [ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]
+        ),
         "ours, 1 worker": lambda folder: run(ours(folder, fresh(scratch / "out"), 1)),
         "ours, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2)),
     }
@@ -88,22 +102,31 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
             one[name].append(smallest.seconds)
             two[name].append(small.seconds)
             steady[name].append(large.seconds - small.seconds)
-            print(f"  round {round_ + 1}, {name}: one file {smallest}, two files {small}, {files} files {large}", flush=True)
+            print(
+                f"  round {round_ + 1}, {name}: one file {smallest}, two files {small}, {files} files {large}",
+                flush=True,
+            )
         for name, whole in alone.items():
             took = whole()
             steady[name].append(took.seconds)
             print(f"  round {round_ + 1}, {name}: {took}", flush=True)
-    print(f"prepare 256x256, {files - 2} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds} rounds,")
+    print(
+        f"prepare 256x256, {files - 2} Ogg files of {SECONDS_PER_FILE} s stereo 44.1 kHz, medians of {rounds} rounds,"
+    )
     print("the run on two files subtracted from the original's and ours:")
     for name, seconds in steady.items():
         median = float(np.median(seconds))
         times = f", {ratio(steady['original'], seconds)} times the original" if name in pairs else ""
-        print(f"  {name}: {median:.1f} s, {(files - 2 * (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}")
+        print(
+            f"  {name}: {median:.1f} s, {(files - 2 * (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}"
+        )
     print(f"  1 to 2 workers: {ratio(steady['ours, 1 worker'], steady['ours, 2 workers'])} times", end="; ")
     print(f"1 to 2 plain processes: {ratio(steady['by hand, 1 process'], steady['by hand, 2 processes'])} times")
     for workers in ("1 worker", "2 workers"):
         if before is not None:
-            print(f"  before to now, {workers}: {ratio(steady[f'before, {workers}'], steady[f'ours, {workers}'])} times")
+            print(
+                f"  before to now, {workers}: {ratio(steady[f'before, {workers}'], steady[f'ours, {workers}'])} times"
+            )
     print(f"  a run on one file: {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in one.items())}")
     print(f"  a run on two files: {', '.join(f'{name} {np.median(seconds):.1f} s' for name, seconds in two.items())}")
 
@@ -160,7 +183,9 @@ def plan_all(folder: str, out: str) -> None:
     del new
     new_sources(output, Inputs(folder).sources())
     grown = _peak_bytes() - before
-    print(f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, {grown / count:.0f} bytes a file")
+    print(
+        f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, {grown / count:.0f} bytes a file"
+    )
 
 
 def _peak_bytes() -> int:

@@ -32,7 +32,13 @@ def run(*commands: Sequence[object], checkout: Path = ROOT) -> Run:
     environment = {**ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "platform")])}
     began = time.perf_counter()
     processes = [
-        subprocess.Popen([str(part) for part in command], cwd=checkout, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [str(part) for part in command],
+            cwd=checkout,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         for command in commands
     ]
     seen: dict[tuple[int, float], tuple[str, float]] = {}
@@ -64,7 +70,10 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
                 try:
                     times, command = process.cpu_times(), process.cmdline()
                     if command:  # else it has ended
-                        seen[process.pid, process.create_time()] = "driver" if process.pid == pid else role(command), times.user + times.system
+                        seen[process.pid, process.create_time()] = (
+                            "driver" if process.pid == pid else role(command),
+                            times.user + times.system,
+                        )
                 except psutil.Error:
                     continue
 

@@ -17,7 +17,9 @@ LOOPS = Path(__file__).parents[1] / "data" / "loops"
 
 # 1.5 s, and at least 64 frames, of each
 GRID = [
-    MelConfig(x_res=max(64, 32_768 * (rate // 22_050) // hop), y_res=bands, sample_rate=rate, n_fft=n_fft, hop_length=hop)
+    MelConfig(
+        x_res=max(64, 32_768 * (rate // 22_050) // hop), y_res=bands, sample_rate=rate, n_fft=n_fft, hop_length=hop
+    )
     for rate in (22_050, 44_100)
     for n_fft in (1_024, 2_048, 4_096)
     for hop in (128, 256, 512, 1_024)
@@ -61,7 +63,9 @@ SOUND = [
 def measure(config: MelConfig) -> tuple[float, float]:
     """Of the loops, each repeated to fill a slice, and their images' audio by GriffinLim: mean difference of images in levels, of spectra in dB."""
     mel, vocoder = Mel(config), GriffinLim(config)
-    slices = np.stack([np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))])
+    slices = np.stack(
+        [np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))]
+    )
     images, _ = mel.images(slices)
     audio = vocoder(images, range(len(images)))
     again, _ = mel.images(audio)
@@ -70,7 +74,13 @@ def measure(config: MelConfig) -> tuple[float, float]:
 
 def spectra(audio: np.ndarray, window: int = 2_048) -> torch.Tensor:
     """In dB of each slice's largest, at least -80."""
-    spectrum = torch.stft(torch.from_numpy(audio.astype(np.float32)), window, window // 4, window=torch.hann_window(window), return_complex=True).abs()
+    spectrum = torch.stft(
+        torch.from_numpy(audio.astype(np.float32)),
+        window,
+        window // 4,
+        window=torch.hann_window(window),
+        return_complex=True,
+    ).abs()
     return 20 * torch.log10((spectrum / spectrum.amax((1, 2), keepdim=True)).clamp(min=1e-4))
 
 

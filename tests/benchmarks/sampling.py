@@ -66,7 +66,10 @@ def work(threads: int, precision: Precision, compiled: bool) -> None:
 def measured(commands: Sequence[Sequence[str]]) -> Figures:
     """Seconds per item and step of processes at work together: of the clock for all of them, of the CPU for one item."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"}
-    workers = [subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for command in commands]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for command in commands
+    ]
     for worker in workers:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
@@ -79,11 +82,23 @@ def measured(commands: Sequence[Sequence[str]]) -> Figures:
         lines.append(worker.communicate()[0])
         assert worker.returncode == 0
     figures = [json.loads(line) for line in lines]
-    return {"wall": max(one["wall"] for one in figures) / len(figures), "cpu": float(np.mean([one["cpu"] for one in figures]))}
+    return {
+        "wall": max(one["wall"] for one in figures) / len(figures),
+        "cpu": float(np.mean([one["cpu"] for one in figures])),
+    }
 
 
 def ours_command(threads: int, precision: Precision, compiled: bool = False) -> list[str]:
-    return [sys.executable, "-m", "tests.benchmarks.sampling", "--work", str(threads), "--precision", precision, *(["--compiled"] if compiled else [])]
+    return [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.sampling",
+        "--work",
+        str(threads),
+        "--precision",
+        precision,
+        *(["--compiled"] if compiled else []),
+    ]
 
 
 def original_command(batch: int) -> list[str]:
@@ -127,12 +142,17 @@ def main() -> None:
     if given.bf16:
         contenders["ours bf16, batch 8, 2 processes of 1 thread"] = [ours_command(1, "bf16")] * CORES
     if given.compiled:
-        contenders["ours fp32 compiled, batch 8, 2 processes of 1 thread"] = [ours_command(1, "fp32", compiled=True)] * CORES
+        contenders["ours fp32 compiled, batch 8, 2 processes of 1 thread"] = [
+            ours_command(1, "fp32", compiled=True)
+        ] * CORES
     seen: dict[str, list[Figures]] = {name: [] for name in contenders}
     for _ in range(given.rounds):
         for name, commands in contenders.items():
             seen[name].append(measured(commands))
-    median = {name: {key: float(np.median([one[key] for one in figures])) for key in ("wall", "cpu")} for name, figures in seen.items()}
+    median = {
+        name: {key: float(np.median([one[key] for one in figures])) for key in ("wall", "cpu")}
+        for name, figures in seen.items()
+    }
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     first, second = (median[name] for name in list(contenders)[:2])
     for name, figures in median.items():

@@ -39,13 +39,29 @@ KEYS_A_LISTING = "1000"  # as real stores give
 def record(shard: int) -> dict[str, Any]:
     """A commit record of the size of a real one: ten files, two of them unusable."""
     parts = {data_file(shard): f"{shard:064x}", f"quarantine/{shard:06d}.parquet": f"{shard:064x}"}
-    failures = [{"audio_file": f"album {shard}/track {number}.mp3", "reason": "not audio that can be read"} for number in range(2)]
+    failures = [
+        {"audio_file": f"album {shard}/track {number}.mp3", "reason": "not audio that can be read"}
+        for number in range(2)
+    ]
     splits = {"rows": 300, "row_groups": [256, 44], VALIDATION_SPLIT: {"rows": 0, "row_groups": []}}
-    return {**splits, "files": 10, "duplicates": 0, "failures": failures, "skipped": {}, "parts": parts, "sizes": dict.fromkeys(parts, 10_000), "generation": 1}
+    return {
+        **splits,
+        "files": 10,
+        "duplicates": 0,
+        "failures": failures,
+        "skipped": {},
+        "parts": parts,
+        "sizes": dict.fromkeys(parts, 10_000),
+        "generation": 1,
+    }
 
 
 def sources(shards: int, each: int) -> list[Source]:
-    names = (f"an artist/an album of some name {shard:05d}/{number:02d} a track.mp3" for shard in range(shards) for number in range(each))
+    names = (
+        f"an artist/an album of some name {shard:05d}/{number:02d} a track.mp3"
+        for shard in range(shards)
+        for number in range(each)
+    )
     return [Source(name, 4_000_000, "1") for name in names]
 
 
@@ -63,7 +79,9 @@ def opened(part: str, uri: str, shards: int, each: int) -> None:
         case "records" | "packed records":
             assert len(commits.committed(folder)) == shards
         case "finish":
-            commits.succeed(folder, {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"}, commits.committed(folder))
+            commits.succeed(
+                folder, {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"}, commits.committed(folder)
+            )
         case "dataset":
             assert len(MelDataset(uri).shards) == shards
     seconds = time.perf_counter() - began
@@ -101,14 +119,37 @@ def main() -> None:
         os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = KEYS_A_LISTING
         folder = Folder(uri)
         print(f"{given.shards:,} shards of {given.sources} sources on a local S3 server, {os.cpu_count()} cores")
-        append_plan(folder, [(number // given.sources, source) for number, source in enumerate(sources(given.shards, given.sources))], {})
+        append_plan(
+            folder,
+            [(number // given.sources, source) for number, source in enumerate(sources(given.shards, given.sources))],
+            {},
+        )
         folder.write(MEL_CONFIG, MelConfig(x_res=32, y_res=32).to_json().encode())
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda shard: folder.write_json(commits.commit_name(shard), record(shard)), range(given.shards)))
+            list(
+                pool.map(
+                    lambda shard: folder.write_json(commits.commit_name(shard), record(shard)), range(given.shards)
+                )
+            )
 
         def part(name: str) -> Callable[[], dict[str, float]]:
-            command = [sys.executable, "-m", "tests.benchmarks.shards", "--shards", given.shards, "--sources", given.sources, "--part", name, uri]
-            return lambda: dict(json.loads(subprocess.run([str(word) for word in command], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout))
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.shards",
+                "--shards",
+                given.shards,
+                "--sources",
+                given.sources,
+                "--part",
+                name,
+                uri,
+            ]
+            return lambda: dict(
+                json.loads(
+                    subprocess.run([str(word) for word in command], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+                )
+            )
 
         measured("a driver reads the plan", stores, part("plan"))
         measured("a worker reads its shard of the plan", stores, part("shard"))

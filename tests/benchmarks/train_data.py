@@ -67,7 +67,12 @@ def simulate(folder: Path, rows: int) -> None:
         if shard:
             os.link(first, folder / data_file(shard))
         parts = {data_file(shard): "simulated"}
-        records[shard] = {"rows": SHARD_ROWS, "row_groups": groups, VALIDATION_SPLIT: {"rows": 0, "row_groups": []}, "parts": parts}
+        records[shard] = {
+            "rows": SHARD_ROWS,
+            "row_groups": groups,
+            VALIDATION_SPLIT: {"rows": 0, "row_groups": []},
+            "parts": parts,
+        }
     output.write(MEL_CONFIG, mel.to_json().encode())
     commits.succeed(output, {"format_version": DATASET_FORMAT_VERSION, "digest": f"simulated {rows}"}, records)
 
@@ -86,7 +91,12 @@ def read(folder: Path, batches: int) -> dict[str, float]:
     seconds = time.perf_counter() - began
     stream.close()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"rows": dataset.rows, "opened_s": opened, "samples_per_s": batches * BATCH_SIZE / seconds, "peak_mb": (peak - before) / 1e6}
+    return {
+        "rows": dataset.rows,
+        "opened_s": opened,
+        "samples_per_s": batches * BATCH_SIZE / seconds,
+        "peak_mb": (peak - before) / 1e6,
+    }
 
 
 def main() -> None:
@@ -101,7 +111,15 @@ def main() -> None:
     for rows in (1_000, 10_000, 100_000, 1_000_000):
         with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
             simulate(Path(scratch) / "mel", rows)
-            command = [sys.executable, "-m", "tests.benchmarks.train_data", "--read", str(Path(scratch) / "mel"), "--batches", str(options.batches)]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.benchmarks.train_data",
+                "--read",
+                str(Path(scratch) / "mel"),
+                "--batches",
+                str(options.batches),
+            ]
             found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
             print(
                 f"{found['rows']:>9,} rows: {found['peak_mb']:6.0f} MB more at the peak, first batch after {found['opened_s']:.2f} s, "

@@ -46,7 +46,9 @@ class Bare:
         self.network = copy.deepcopy(start.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, fused=True)
         self.average = WeightAverage(list(self.network.parameters()), options.ema_decay)
-        self.images = np.random.default_rng(0).integers(0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8)
+        self.images = np.random.default_rng(0).integers(
+            0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8
+        )
 
     def step(self) -> None:
         clean = to_model(torch.from_numpy(self.images).unsqueeze(1))
@@ -87,7 +89,9 @@ def worker(config: dict[str, Any]) -> None:
     learn(options, accelerator, learner, start.order(options.seed))
     steps = np.diff(np.array(learner.ended), axis=0)[WARM_UP:]
     theirs = np.array(learner.bare_seconds)[1 + WARM_UP :]
-    (Path(options.output_dir) / SECONDS).write_text(json.dumps({"platform": (steps - theirs).tolist(), "bare": theirs.tolist()}))
+    (Path(options.output_dir) / SECONDS).write_text(
+        json.dumps({"platform": (steps - theirs).tolist(), "bare": theirs.tolist()})
+    )
 
 
 def summary(seconds: Mapping[str, list[list[float]]]) -> str:
@@ -106,11 +110,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     steps = parser.parse_args().steps
-    ray.init(address="local", num_cpus=2, runtime_env={"env_vars": WORKER_ENVIRONMENT}, logging_level="ERROR", include_dashboard=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        runtime_env={"env_vars": WORKER_ENVIRONMENT},
+        logging_level="ERROR",
+        include_dashboard=False,
+    )
     with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
         folder = Path(scratch)
         simulate(folder / "mel", 10_000)
-        told: dict[str, Any] = {"max_train_steps": steps, "train_batch_size": 16, "learning_rate": 1e-3, "preview_count": 0}
+        told: dict[str, Any] = {
+            "max_train_steps": steps,
+            "train_batch_size": 16,
+            "learning_rate": 1e-3,
+            "preview_count": 0,
+        }
         options = TrainOptions(dataset_name=str(folder / "mel"), output_dir=str(folder / "run"), **told)
         run_workers(train_overhead.worker, options, Group(workers=1, gpu=False))
         print(f"tiny, 64x64, batch 16, one thread, {summary(json.loads((folder / 'run' / SECONDS).read_text()))}")

@@ -37,12 +37,16 @@ def originals_step(preset: PresetName, images: Images, accumulation: int) -> Cal
     model = build_network(preset, MelConfig(x_res=images.shape[2], y_res=images.shape[1]))
     scheduler = DDPMScheduler(num_train_timesteps=1_000)
     adam = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
-    model, optimizer, rates = accelerator.prepare(model, adam, get_scheduler("cosine", adam, num_warmup_steps=500, num_training_steps=100_000))
+    model, optimizer, rates = accelerator.prepare(
+        model, adam, get_scheduler("cosine", adam, num_warmup_steps=500, num_training_steps=100_000)
+    )
     ema = EMAModel(model.parameters(), inv_gamma=1.0, power=0.75, decay=0.9999, use_ema_warmup=True)
 
     def step() -> None:
         for _ in range(accumulation):
-            clean = torch.stack([(torch.from_numpy(image).float().div(255).unsqueeze(0) - 0.5) / 0.5 for image in images])
+            clean = torch.stack(
+                [(torch.from_numpy(image).float().div(255).unsqueeze(0) - 0.5) / 0.5 for image in images]
+            )
             noise = torch.randn(clean.shape)
             timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),))
             noisy = scheduler.add_noise(clean, noise, timesteps)
@@ -75,7 +79,9 @@ def our_step(preset: PresetName, images: Images, accumulation: int) -> Callable[
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; the original's step is a reconstruction")
+    print(
+        f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; the original's step is a reconstruction"
+    )
     for preset, side, batch, accumulation in CASES:
         images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
         steps = (our_step(preset, images, accumulation), originals_step(preset, images, accumulation))

@@ -33,8 +33,17 @@ def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> s
         cost = training_cost(build_network(preset, mel), batch, gradient_checkpointing=checkpointing)
     before = _peak_gib()
     accelerator = Accelerator(cpu=True)
-    state = TrainState(accelerator, build_network(preset, mel), PRESETS[preset].objective, 1e-4, seed=0, gradient_checkpointing=checkpointing)
-    train_step(accelerator, state, [TrainBatch([0], SMALL)], 0.0)  # makes the optimizer's moments, as after any first step
+    state = TrainState(
+        accelerator,
+        build_network(preset, mel),
+        PRESETS[preset].objective,
+        1e-4,
+        seed=0,
+        gradient_checkpointing=checkpointing,
+    )
+    train_step(
+        accelerator, state, [TrainBatch([0], SMALL)], 0.0
+    )  # makes the optimizer's moments, as after any first step
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
     began = time.monotonic()
     train_step(accelerator, state, [TrainBatch([0], SMALL), TrainBatch(range(1, batch + 1), images)], 1e-4)

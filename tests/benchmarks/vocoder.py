@@ -28,7 +28,13 @@ LOOPS = Path(__file__).parents[1] / "data" / "loops"
 def compare(config: MelConfig) -> None:
     mel = Mel(config)
     images = np.stack([piece.image for file in sorted(LOOPS.glob("*.flac")) for piece in mel_slices(file, mel)])
-    reference = Reference(x_res=config.x_res, y_res=config.y_res, sample_rate=config.sample_rate, n_fft=config.n_fft, hop_length=config.hop_length)
+    reference = Reference(
+        x_res=config.x_res,
+        y_res=config.y_res,
+        sample_rate=config.sample_rate,
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+    )
     vocoders = {quality: GriffinLim(config, quality=quality) for quality in QUALITIES}
     for vocoder in vocoders.values():
         vocoder(images[:1], [0])
@@ -38,10 +44,17 @@ def compare(config: MelConfig) -> None:
     for row, image in enumerate(images):
         for column, ours in enumerate((None, *vocoders.values())):
             began = time.perf_counter()
-            audio = reference.image_to_audio(Image.fromarray(image))[np.newaxis] if ours is None else ours(image[np.newaxis], [row])
+            audio = (
+                reference.image_to_audio(Image.fromarray(image))[np.newaxis]
+                if ours is None
+                else ours(image[np.newaxis], [row])
+            )
             seconds[row, column] = time.perf_counter() - began
             errors[row, column] = np.abs(mel.images(audio.astype(np.float32))[0].astype(int) - image).mean()
-    print(f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,", end=" ")
+    print(
+        f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,",
+        end=" ",
+    )
     print(f"error {errors[:, 0].mean():.2f}, {peak_bytes(config, None, images[0]) / 1e6:.0f} MB more for an item")
     for column, (quality, vocoder) in enumerate(vocoders.items(), 1):
         faster, error = np.median(seconds[:, 0] / seconds[:, column]), errors[:, column].mean()
@@ -55,7 +68,12 @@ def compare(config: MelConfig) -> None:
 
 def seams(vocoder: GriffinLim, images: Images) -> str:
     scores = [
-        np.median([seam_score(vocoder(image[np.newaxis], [row], circular=circular)[0], vocoder.config.sample_rate) for row, image in enumerate(images)])
+        np.median(
+            [
+                seam_score(vocoder(image[np.newaxis], [row], circular=circular)[0], vocoder.config.sample_rate)
+                for row, image in enumerate(images)
+            ]
+        )
         for circular in (True, False)
     ]
     return f"{scores[0]:.2f}, not circular {scores[1]:.2f}"

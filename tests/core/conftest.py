@@ -47,7 +47,10 @@ def core_alone(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]
     if not any(item.path.name == "test_structure.py" for item in request.session.items):
         yield None
         return
-    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in (ROOT / "audiodiff_core").rglob("*.py")]
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for file in (ROOT / "audiodiff_core").rglob("*.py")
+    ]
     command = [sys.executable, "-c", IMPORT_ALONE, *modules]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         yield process

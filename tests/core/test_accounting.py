@@ -43,9 +43,15 @@ def test_activations_are_what_the_allocator_gives(tiny: Any, gradient_checkpoint
     sample, times = torch.randn(3, 1, 32, 64), torch.tensor([1.0, 2.0, 3.0])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         real(sample, times, return_dict=False)[0].square().mean().backward()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    )
     most = max(itertools.accumulate(nbytes for _, nbytes in changes))
-    assert training_cost(tiny, 3, gradient_checkpointing=gradient_checkpointing).activation_bytes == pytest.approx(most, rel=0.1)
+    assert training_cost(tiny, 3, gradient_checkpointing=gradient_checkpointing).activation_bytes == pytest.approx(
+        most, rel=0.1
+    )
 
 
 def test_options_change_what_they_should(tiny: Any) -> None:
@@ -130,12 +136,49 @@ def test_gpus_without_bf16_have_a_peak_in_fp16_alone(name: str, tera: float) -> 
 @pytest.mark.parametrize(
     "name",
     [
-        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA H100 NVL MIG 3g.47gb", "NVIDIA A30 MIG 2g.12gb"),
-        *("GRID A100-10C", "NVIDIA A100-20C", "NVIDIA A100-1-5C", "NVIDIA A10-24Q", "NVIDIA L40S-8Q", "GRID T4-16Q", "GRID V100D-32Q"),
-        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 5090 Laptop GPU", "NVIDIA GeForce RTX 2080 with Max-Q Design"),
-        *("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 4080 SUPER"),
-        *("NVIDIA RTX 6000 Ada Generation Laptop GPU", "Quadro RTX 6000", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "NVIDIA RTX A600"),
-        *("NVIDIA A100-SXM-64GB", "NVIDIA H100 64GB HBM2", "NVIDIA A1000", "NVIDIA A10M", "NVIDIA A2", "NVIDIA A16", "NVIDIA L4S", "NVIDIA T400", "Tesla P100"),
+        *(
+            "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+            "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+            "NVIDIA H100 NVL MIG 3g.47gb",
+            "NVIDIA A30 MIG 2g.12gb",
+        ),
+        *(
+            "GRID A100-10C",
+            "NVIDIA A100-20C",
+            "NVIDIA A100-1-5C",
+            "NVIDIA A10-24Q",
+            "NVIDIA L40S-8Q",
+            "GRID T4-16Q",
+            "GRID V100D-32Q",
+        ),
+        *(
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 5090 Laptop GPU",
+            "NVIDIA GeForce RTX 2080 with Max-Q Design",
+        ),
+        *(
+            "NVIDIA GeForce RTX 4090 D",
+            "NVIDIA GeForce RTX 5090 D",
+            "NVIDIA GeForce RTX 3090 Ti",
+            "NVIDIA GeForce RTX 4080 SUPER",
+        ),
+        *(
+            "NVIDIA RTX 6000 Ada Generation Laptop GPU",
+            "Quadro RTX 6000",
+            "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition",
+            "NVIDIA RTX A600",
+        ),
+        *(
+            "NVIDIA A100-SXM-64GB",
+            "NVIDIA H100 64GB HBM2",
+            "NVIDIA A1000",
+            "NVIDIA A10M",
+            "NVIDIA A2",
+            "NVIDIA A16",
+            "NVIDIA L4S",
+            "NVIDIA T400",
+            "Tesla P100",
+        ),
         *("AMD Instinct MI300X", "Orin", "cpu", "Some CPU", "NVIDIA", "80GB", ""),
     ],
 )

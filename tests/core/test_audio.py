@@ -31,7 +31,9 @@ def wav_header(channels: int, rate: int = 44_100) -> bytes:
     """A wav file of 4000 zero bytes whose header claims `channels` channels of 16 bits at `rate` Hz."""
     data = bytes(4_000)
     form = struct.pack("<IHHIIHH", 16, 1, channels, rate, 0, channels * 2 & 0xFFFF, 16)
-    return b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + form + b"data" + struct.pack("<I", len(data)) + data
+    return (
+        b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + form + b"data" + struct.pack("<I", len(data)) + data
+    )
 
 
 def tone(frequency_hz: float, rate: int = 44_100) -> npt.NDArray[np.float32]:
@@ -44,7 +46,9 @@ def wav_sizes(content: bytes, riff: int, data: int) -> bytes:
     return content[:4] + struct.pack("<I", riff) + content[8:40] + struct.pack("<I", data) + content[44:]
 
 
-def write_aac(file: Path, *tracks: npt.NDArray[np.float32], rate: int = 44_100, picture: str = "", **options: str) -> None:
+def write_aac(
+    file: Path, *tracks: npt.NDArray[np.float32], rate: int = 44_100, picture: str = "", **options: str
+) -> None:
     """Each of `tracks` (n,) as stereo AAC, in the container that the file's extension names; `picture`: a codec for a video track, or "cover"."""
     container: Any = av.open(str(file), "w", format="mp4" if picture else None, options=options)
     with container:
@@ -62,7 +66,9 @@ def write_aac(file: Path, *tracks: npt.NDArray[np.float32], rate: int = 44_100, 
             container.mux(video.encode(None))
         for start in range(0, len(tracks[0]), 1_024):
             for samples, sound in zip(tracks, sounds, strict=True):
-                frame: Any = av.AudioFrame.from_ndarray(np.stack([samples[start : start + 1_024]] * 2), format="fltp", layout="stereo")
+                frame: Any = av.AudioFrame.from_ndarray(
+                    np.stack([samples[start : start + 1_024]] * 2), format="fltp", layout="stereo"
+                )
                 frame.sample_rate, frame.pts = rate, start
                 container.mux(sound.encode(frame))
         for sound in sounds:
@@ -85,12 +91,23 @@ def test_decode_is_librosa_bit_for_bit(loops: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "subtype"), [("song.mp3", "MPEG_LAYER_III"), ("song.ogg", "VORBIS"), ("song.opus", "OPUS"), ("song.aiff", "PCM_24"), ("song.wav", "ULAW")]
+    ("name", "subtype"),
+    [
+        ("song.mp3", "MPEG_LAYER_III"),
+        ("song.ogg", "VORBIS"),
+        ("song.opus", "OPUS"),
+        ("song.aiff", "PCM_24"),
+        ("song.wav", "ULAW"),
+    ],
 )
-def test_files_of_many_blocks_are_librosas(tmp_path: Path, loops: Path, monkeypatch: pytest.MonkeyPatch, name: str, subtype: str) -> None:
+def test_files_of_many_blocks_are_librosas(
+    tmp_path: Path, loops: Path, monkeypatch: pytest.MonkeyPatch, name: str, subtype: str
+) -> None:
     samples, rate = soundfile.read(loops / "loop_mika.flac", dtype="float32")
     file = tmp_path / name
-    with soundfile.SoundFile(file, "w", 48_000 if subtype == "OPUS" else rate, 2, subtype, format="OGG" if subtype == "OPUS" else None) as sound:
+    with soundfile.SoundFile(
+        file, "w", 48_000 if subtype == "OPUS" else rate, 2, subtype, format="OGG" if subtype == "OPUS" else None
+    ) as sound:
         for start in range(0, len(samples), 10_000):
             sound.write(samples[start : start + 10_000])
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", 10_000)
@@ -111,7 +128,11 @@ def test_vorbis_is_libsndfiles_to_the_sample(channels: int, length: int) -> None
 @pytest.mark.parametrize("rate", [8_000, 16_000, RATE, 48_000, 96_000])
 @pytest.mark.parametrize("channels", [1, 3, 8, 64, 1_024])
 def test_other_rates_and_channel_counts(wav: Callable[..., bytes], rate: int, channels: int) -> None:
-    samples = np.random.default_rng(rate).uniform(-0.5, 0.5, (20_001 if channels < 64 else 1_001, channels)).astype(np.float32)
+    samples = (
+        np.random.default_rng(rate)
+        .uniform(-0.5, 0.5, (20_001 if channels < 64 else 1_001, channels))
+        .astype(np.float32)
+    )
     content = wav(samples, rate)
     expected, _ = librosa.load(io.BytesIO(content), sr=RATE, mono=True)
     np.testing.assert_array_equal(decode_audio(content, RATE), expected)
@@ -148,7 +169,9 @@ def test_a_file_of_hours_takes_the_memory_of_ten_minutes(tmp_path: Path, hours: 
         with files[seconds].open("wb") as content:  # zeros that take no room on the disk
             content.write(wav_sizes(wav_header(1, 8_000), size + 36, size)[:44])
             content.truncate(44 + size)
-    completed = subprocess.run([sys.executable, "-c", READ_TWO, *map(str, files.values())], capture_output=True, text=True, check=True)
+    completed = subprocess.run(
+        [sys.executable, "-c", READ_TWO, *map(str, files.values())], capture_output=True, text=True, check=True
+    )
     short, long = ([int(number) for number in line.split()] for line in completed.stdout.splitlines())
     assert [short[0], long[0]] == [seconds * 22_050 for seconds in files]
     assert long[1] == short[1] < 500_000
@@ -185,15 +208,27 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
     write_aac(tmp_path / "song.m4a", tone(441))
     content = (tmp_path / "song.m4a").read_bytes()
     assert b"Lavf" in content
-    np.testing.assert_array_equal(decode_audio(content.replace(b"Lavf", b"\xe9t\xe9f"), RATE), decode_audio(content, RATE))
+    np.testing.assert_array_equal(
+        decode_audio(content.replace(b"Lavf", b"\xe9t\xe9f"), RATE), decode_audio(content, RATE)
+    )
 
 
 @pytest.mark.parametrize(
     ("riff", "data"),
-    [(0xFFFFFFFF, 0xFFFFFFFF), (0x7FFFF024, 0x7FFFF000), (0x80000024, 0x80000000), (0xFFFFFFFF, 0), (36, 0), (8, 0), (0, 0)],
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF),
+        (0x7FFFF024, 0x7FFFF000),
+        (0x80000024, 0x80000000),
+        (0xFFFFFFFF, 0),
+        (36, 0),
+        (8, 0),
+        (0, 0),
+    ],
     ids=["ffmpeg", "sox", "2-gib", "no-data", "header-alone", "libsndfile", "zeros"],
 )
-def test_a_wav_written_to_a_pipe_is_read_to_its_end(hum: Callable[..., npt.NDArray[np.float32]], riff: int, data: int) -> None:
+def test_a_wav_written_to_a_pipe_is_read_to_its_end(
+    hum: Callable[..., npt.NDArray[np.float32]], riff: int, data: int
+) -> None:
     content = encode_audio(hum(20_000), RATE)
     np.testing.assert_array_equal(decode_audio(wav_sizes(content, riff, data), RATE), decode_audio(content, RATE))
 
@@ -242,7 +277,10 @@ def last_aac_packet(content: bytes) -> int:
     ids=["wav", "flac-whole-frames", "ogg-page-header", "ogg-page", "mp3", "m4a-whole-packets", "m4a"],
 )
 def test_what_states_its_length_and_is_cut_is_truncated(
-    tmp_path: Path, hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat | Literal["m4a"], end: Callable[[bytes], int]
+    tmp_path: Path,
+    hum: Callable[..., npt.NDArray[np.float32]],
+    file_format: AudioFormat | Literal["m4a"],
+    end: Callable[[bytes], int],
 ) -> None:
     if file_format == "m4a":
         write_aac(tmp_path / "song.m4a", hum(4_000), movflags="faststart")
@@ -256,7 +294,9 @@ def test_what_states_its_length_and_is_cut_is_truncated(
 
 @pytest.mark.parametrize("file_format", ["wav", "flac", "ogg", "mp3"])
 @pytest.mark.parametrize("tail", [b"TAG" + bytes(125), bytes(30_000)], ids=["id3v1", "zeros"])
-def test_what_follows_the_audio_does_no_harm(hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat, tail: bytes) -> None:
+def test_what_follows_the_audio_does_no_harm(
+    hum: Callable[..., npt.NDArray[np.float32]], file_format: AudioFormat, tail: bytes
+) -> None:
     content = encode_audio(hum(4 * RATE), RATE, file_format)
     np.testing.assert_array_equal(decode_audio(content + tail, RATE), decode_audio(content, RATE))
 
@@ -293,9 +333,14 @@ def test_an_ogg_stream_that_misses_a_page_is_corrupt(hum: Callable[..., npt.NDAr
         decode_audio(content[: last + 100] + b"\0" + content[last + 101 :], RATE)
 
 
-def test_a_file_that_names_other_files_is_not_audio(tmp_path: Path, wav: Callable[..., bytes], hum: Callable[..., npt.NDArray[np.float32]]) -> None:
+def test_a_file_that_names_other_files_is_not_audio(
+    tmp_path: Path, wav: Callable[..., bytes], hum: Callable[..., npt.NDArray[np.float32]]
+) -> None:
     (tmp_path / "song.wav").write_bytes(wav(hum(4_000)))
-    for content in (f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/song.wav\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile 'song.wav'\n"):
+    for content in (
+        f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/song.wav\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile 'song.wav'\n",
+    ):
         (tmp_path / "list.mp3").write_text(content)
         with pytest.raises(AudioDecodeError, match="not audio"):
             decode_audio(tmp_path / "list.mp3", RATE)
@@ -313,7 +358,10 @@ def _not_finite(wav: Callable[..., bytes], value: float) -> bytes:
         (lambda _wav, _loops: b"these are words, not samples\n" * 100, "not audio"),
         (lambda _wav, _loops: b"", "not audio"),
         (lambda _wav, loops: (loops / "loop_mika.flac").read_bytes()[:100_000], "corrupt or truncated"),
-        (lambda _wav, loops: (loops / "loop_mika.flac").read_bytes()[:9_000] + bytes(range(256)) * 400, "corrupt or truncated"),
+        (
+            lambda _wav, loops: (loops / "loop_mika.flac").read_bytes()[:9_000] + bytes(range(256)) * 400,
+            "corrupt or truncated",
+        ),
         (lambda wav, _loops: _not_finite(wav, np.nan), "NaN"),
         (lambda wav, _loops: _not_finite(wav, np.inf), "infinite"),
         (lambda wav, _loops: _not_finite(wav, -1e30), "samples of up to 1e+30"),
@@ -323,9 +371,24 @@ def _not_finite(wav: Callable[..., bytes], value: float) -> bytes:
         (lambda _wav, _loops: wav_header(60_000), "channels"),
         (lambda _wav, _loops: wav_header(1, rate=900), "claims a rate of 900 Hz"),
     ],
-    ids=["text", "empty", "truncated-flac", "garbage-in-flac", "nan", "inf", "huge", "zero-length", "0-channels", "1025-channels", "60000-channels", "900-hz"],
+    ids=[
+        "text",
+        "empty",
+        "truncated-flac",
+        "garbage-in-flac",
+        "nan",
+        "inf",
+        "huge",
+        "zero-length",
+        "0-channels",
+        "1025-channels",
+        "60000-channels",
+        "900-hz",
+    ],
 )
-def test_unusable_audio_is_named(tmp_path: Path, loops: Path, wav: Callable[..., bytes], content: Callable[..., bytes], reason: str) -> None:
+def test_unusable_audio_is_named(
+    tmp_path: Path, loops: Path, wav: Callable[..., bytes], content: Callable[..., bytes], reason: str
+) -> None:
     file = tmp_path / "song.wav"
     file.write_bytes(content(wav, loops))
     with pytest.raises(AudioDecodeError) as raised:
@@ -348,7 +411,11 @@ def test_a_headerless_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["été #1 50%20 [live]?.wav", "Artist::Song.wav", "12:30.wav"])
 def test_any_file_name_can_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wav: Callable[..., bytes], hum: Callable[..., npt.NDArray[np.float32]], name: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    wav: Callable[..., bytes],
+    hum: Callable[..., npt.NDArray[np.float32]],
+    name: str,
 ) -> None:
     samples = hum(4_000)
     (tmp_path / name).write_bytes(wav(samples))
@@ -395,7 +462,9 @@ def test_decode_error_survives_pickling() -> None:
 
 @pytest.mark.parametrize("file_format", ["wav", "flac"])
 def test_encode_is_repeatable_and_exact_to_16_bits(file_format: AudioFormat) -> None:
-    samples = np.concatenate([np.linspace(-1, 1, 10_001), np.random.default_rng(0).uniform(-1, 1, 10_000)]).astype(np.float32)
+    samples = np.concatenate([np.linspace(-1, 1, 10_001), np.random.default_rng(0).uniform(-1, 1, 10_000)]).astype(
+        np.float32
+    )
     content = encode_audio(samples, RATE, file_format)
     assert encode_audio(samples.copy(), RATE, file_format) == content
     info = soundfile.info(io.BytesIO(content))
@@ -424,7 +493,9 @@ def test_encode_refuses_what_is_not_finite(file_format: AudioFormat, value: floa
         encode_audio(np.array([0, value, 0], np.float32), RATE, file_format)
 
 
-@pytest.mark.parametrize(("file_format", "rate"), [("mp3", 96_000), ("mp3", 20_000), ("flac", 700_000), ("ogg", 200_001), ("ogg", 768_000)])
+@pytest.mark.parametrize(
+    ("file_format", "rate"), [("mp3", 96_000), ("mp3", 20_000), ("flac", 700_000), ("ogg", 200_001), ("ogg", 768_000)]
+)
 def test_a_rate_that_a_format_does_not_know_is_named(file_format: AudioFormat, rate: int) -> None:
     with pytest.raises(ValueError, match=rf"^format {file_format} at {rate} Hz: .+ use wav$") as raised:
         encode_audio(np.zeros(2_000, np.float32), rate, file_format)

@@ -13,7 +13,9 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError, decode_audi
 
 RATE = 48_000
 TIME_S = np.arange(RATE) / RATE
-SAMPLES = (0.4 * np.sin(2 * np.pi * (200 * TIME_S + 1_000 * TIME_S**2))).astype(np.float32)  # a sweep, so that delays show
+SAMPLES = (0.4 * np.sin(2 * np.pi * (200 * TIME_S + 1_000 * TIME_S**2))).astype(
+    np.float32
+)  # a sweep, so that delays show
 
 # (format, subtype) of libsndfile, or (container, audio codec, video codec) of FFmpeg
 SNDFILE = {
@@ -93,7 +95,9 @@ def test_a_file_of_the_extension_is_decoded(tmp_path: Path, extension: str, uppe
         write(file, *FFMPEG[extension])
     decoded = decode_audio(file, RATE)
     assert len(SAMPLES) <= len(decoded) <= len(SAMPLES) + 4_096  # encoders of packets fill up the last
-    lag = int(np.correlate(decoded[:8_000], SAMPLES[2_000:5_000], "valid").argmax()) - 2_000  # ADTS and MP2 state no delay
+    lag = (
+        int(np.correlate(decoded[:8_000], SAMPLES[2_000:5_000], "valid").argmax()) - 2_000
+    )  # ADTS and MP2 state no delay
     assert 0 <= lag <= 2_200
     middle = decoded[5_000 + lag : 45_000 + lag]
     np.testing.assert_allclose(middle, SAMPLES[5_000:45_000], rtol=0, atol=0.05)

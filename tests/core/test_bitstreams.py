@@ -28,7 +28,9 @@ def ac3(muxer: str = "ac3", codec: str = "ac3", rate: int = RATE, bit_rate: int 
         track = container.add_stream(codec, rate=rate, layout="stereo")
         track.bit_rate = bit_rate
         for start in range(0, samples.shape[1] - 1_536, 1_536):
-            frame: Any = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, start : start + 1_536]), format="fltp", layout="stereo")
+            frame: Any = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[:, start : start + 1_536]), format="fltp", layout="stereo"
+            )
             frame.sample_rate, frame.pts = rate, start
             container.mux(track.encode(frame))
         container.mux(track.encode(None))
@@ -58,7 +60,12 @@ def packed_14_bits(content: bytes) -> Words:
     return np.where(values >= 1 << 13, values - (1 << 14), values).astype(np.int16)
 
 
-ORDERS = {"16-big": big, "16-little": little, "14-big": packed_14_bits, "14-little": lambda content: packed_14_bits(content).byteswap()}
+ORDERS = {
+    "16-big": big,
+    "16-little": little,
+    "14-big": packed_14_bits,
+    "14-little": lambda content: packed_14_bits(content).byteswap(),
+}
 
 
 def music(count: int) -> Words:
@@ -120,12 +127,18 @@ def test_bursts_between_zeros(order: Any, codec: str, bit_rate: int) -> None:
 
 def test_bursts_of_dts() -> None:
     frame = dts(1_006, frames=1)
-    bursts = b"".join(struct.pack(">4H", 0xF872, 0x4E1F, 11, 8 * len(frame)) + frame + bytes(2_048 - 8 - len(frame)) for _ in range(60))
+    bursts = b"".join(
+        struct.pack(">4H", 0xF872, 0x4E1F, 11, 8 * len(frame)) + frame + bytes(2_048 - 8 - len(frame))
+        for _ in range(60)
+    )
     for order in (big, little):
         refused(wav(order(bursts)), "DTS")
 
 
-@pytest.mark.parametrize(("file_format", "subtype"), [("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("AIFF", "PCM_16"), ("AIFF", "PCM_24")])
+@pytest.mark.parametrize(
+    ("file_format", "subtype"),
+    [("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("AIFF", "PCM_16"), ("AIFF", "PCM_24")],
+)
 @pytest.mark.parametrize("kind", ["dts", "dts-14", "ac3"])
 def test_other_encodings_of_the_same_words(file_format: str, subtype: str, kind: str) -> None:
     words = {"dts": little(dts()), "dts-14": packed_14_bits(dts()), "ac3": little(ac3())}[kind]
@@ -165,10 +178,27 @@ def test_noise_is_samples() -> None:
         check_pcm(random.integers(-(1 << 15), 1 << 15, (65_536, 2), np.int16))
     for scale in (100, 3_000, 12_000):
         check_pcm((scale * random.standard_normal((65_536, 2))).clip(-32_768, 32_767).astype(np.int16))
-    check_pcm(random.integers(-(1 << 23), 1 << 23, (65_536, 2)).astype(np.float32) / np.float32(1 << 23), has_24_bits=True)
+    check_pcm(
+        random.integers(-(1 << 23), 1 << 23, (65_536, 2)).astype(np.float32) / np.float32(1 << 23), has_24_bits=True
+    )
 
 
-SYNC_WORDS = (0x7FFE, 0x8001, 0xFE7F, 0x0180, 0x1FFF, 0xE800, 0xFF1F, 0x00E8, 0x0B77, 0x770B, 0xF872, 0x4E1F, 0x72F8, 0x1F4E)
+SYNC_WORDS = (
+    0x7FFE,
+    0x8001,
+    0xFE7F,
+    0x0180,
+    0x1FFF,
+    0xE800,
+    0xFF1F,
+    0x00E8,
+    0x0B77,
+    0x770B,
+    0xF872,
+    0x4E1F,
+    0x72F8,
+    0x1F4E,
+)
 
 
 @pytest.mark.parametrize("high", [0x7FFE, 0x7FFF, 0x1FFF, 0x0180])

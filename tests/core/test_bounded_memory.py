@@ -41,8 +41,12 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestDecode:
     @pytest.mark.parametrize("rate", [RATE, 48_000, 8_000])
-    @pytest.mark.parametrize(("start_s", "duration_s"), [(0, 1.25), (3.1, 0.5), (6.0, None), (0, None), (7.9, 5.0), (9.0, 1.0), (2.0, 0.0)])
-    def test_a_part_is_that_of_the_whole(self, start_s: float, duration_s: float | None, rate: int, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("start_s", "duration_s"), [(0, 1.25), (3.1, 0.5), (6.0, None), (0, None), (7.9, 5.0), (9.0, 1.0), (2.0, 0.0)]
+    )
+    def test_a_part_is_that_of_the_whole(
+        self, start_s: float, duration_s: float | None, rate: int, tmp_path: Path
+    ) -> None:
         soundfile.write(tmp_path / "song.wav", np.tile(noise(8)[:, np.newaxis], (1, 2)), RATE)
         whole = decode_audio(tmp_path / "song.wav", rate)
         end_s = 8 if duration_s is None else start_s + duration_s
@@ -52,14 +56,18 @@ class TestDecode:
 
     def test_the_whole_is_what_stream_gives(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", noise(8), RATE)
-        assert np.array_equal(decode_audio(tmp_path / "song.wav", 48_000), np.concatenate(list(stream(tmp_path / "song.wav", 48_000))))
+        assert np.array_equal(
+            decode_audio(tmp_path / "song.wav", 48_000), np.concatenate(list(stream(tmp_path / "song.wav", 48_000)))
+        )
 
     def test_a_part_is_decoded_no_further_than_its_end(self, damaged: Path) -> None:
         assert len(decode_audio(damaged, RATE, start_s=10, duration_s=10)) == 10 * RATE
 
     @pytest.mark.parametrize("as_bytes", [False, True])
     def test_what_exceeds_the_bound_is_decoded_no_further(self, damaged: Path, as_bytes: bool) -> None:
-        with pytest.raises(AudioDecodeError, match=r"lasts \d+ s or more, at most 20 s are decoded at once: use") as raised:
+        with pytest.raises(
+            AudioDecodeError, match=r"lasts \d+ s or more, at most 20 s are decoded at once: use"
+        ) as raised:
             decode_audio(damaged.read_bytes() if as_bytes else damaged, RATE, longest_s=20)
         assert "\n" not in str(raised.value)
 
@@ -82,7 +90,9 @@ class TestDecode:
         with pytest.raises(ValueError, match=f"long.flac: lasts more than {LONGEST_DECODED_S:.0f} s"):
             CompatMel(sample_rate=1_000, hop_length=16).load_audio(tmp_path / "long.flac")
 
-    @pytest.mark.parametrize(("start_s", "duration_s"), [(-1, None), (1, -1), (0, math.inf), (math.inf, None), (0, math.nan)])
+    @pytest.mark.parametrize(
+        ("start_s", "duration_s"), [(-1, None), (1, -1), (0, math.inf), (math.inf, None), (0, math.nan)]
+    )
     def test_a_part_that_is_none_is_refused(self, start_s: float, duration_s: float | None, damaged: Path) -> None:
         with pytest.raises(ValueError, match=rf"start_s {start_s}, duration_s {duration_s}"):
             decode_audio(damaged, RATE, start_s=start_s, duration_s=duration_s)
@@ -97,7 +107,11 @@ class TestSources:
 
     def test_a_slice_that_a_file_does_not_have_is_named(self, tmp_path: Path) -> None:
         soundfile.write(tmp_path / "song.wav", noise(4), RATE)
-        for index, reason in ((2, "slice 2: the audio has 2 of 1.49 s, use 0 to 1"), (-1, "slice -1: slices are counted from 0"), (10**9, "slice .* ends at")):
+        for index, reason in (
+            (2, "slice 2: the audio has 2 of 1.49 s, use 0 to 1"),
+            (-1, "slice -1: slices are counted from 0"),
+            (10**9, "slice .* ends at"),
+        ):
             with pytest.raises(ValueError, match=reason):
                 source_image(Audio(tmp_path / "song.wav", slice=index), MEL, MEL.x_res)
 
@@ -185,19 +199,29 @@ class TestMp4:
                 check_sample_tables(io.BytesIO(put(m4a.replace(b"stsz", b"stz2"), b"stz2", 0, bits, count)))
 
     def test_runs_of_fragments_are_counted_together(self) -> None:
-        content = aac(np.tile(noise(0.5, 44_100)[:, np.newaxis], (1, 2)), "mp4", {"movflags": "frag_keyframe+empty_moov", "frag_duration": "100000"})
+        content = aac(
+            np.tile(noise(0.5, 44_100)[:, np.newaxis], (1, 2)),
+            "mp4",
+            {"movflags": "frag_keyframe+empty_moov", "frag_duration": "100000"},
+        )
         check_sample_tables(io.BytesIO(content))
         runs = table(b"trun", 0, 5_000) * 300
         at, traf, moof = (content.index(kind) - 4 for kind in (b"trun", b"traf", b"moof"))
         content = content[:at] + runs + content[at:]
         for start in (traf, moof):
-            content = content[:start] + struct.pack(">I", int.from_bytes(content[start : start + 4], "big") + len(runs)) + content[start + 4 :]
+            content = (
+                content[:start]
+                + struct.pack(">I", int.from_bytes(content[start : start + 4], "big") + len(runs))
+                + content[start + 4 :]
+            )
         with pytest.raises(UnusableError, match="states packets of"):
             check_sample_tables(io.BytesIO(content))
 
     def test_packets_count_again_in_each_edit(self, m4a: bytes) -> None:
         edits = 500_000
-        content = with_box(m4a, [b"moov", b"trak", b"edts", b"elst"], table(b"elst", 0, edits, *(1_000, 0, 0x1_0000) * edits))
+        content = with_box(
+            m4a, [b"moov", b"trak", b"edts", b"elst"], table(b"elst", 0, edits, *(1_000, 0, 0x1_0000) * edits)
+        )
         with pytest.raises(UnusableError, match=f"packets, at most {MAX_PACKETS}"):
             check_sample_tables(io.BytesIO(content))
 
@@ -205,7 +229,11 @@ class TestMp4:
         frames = 20_000_000  # four minutes of PCM, of which FFmpeg indexes 1,024 at a time
         pcm = put(stating(m4a, frames), b"stts", 0, 1, frames, 1) + bytes(frames)
         check_sample_tables(io.BytesIO(pcm))
-        chunks = with_box(put(pcm[:-frames], b"stsc", 0, 1, 1, (1 << 31) - 1), [b"moov", b"trak", b"stco"], table(b"stco", 0, 40, *range(40, 80)))
+        chunks = with_box(
+            put(pcm[:-frames], b"stsc", 0, 1, 1, (1 << 31) - 1),
+            [b"moov", b"trak", b"stco"],
+            table(b"stco", 0, 40, *range(40, 80)),
+        )
         with pytest.raises(UnusableError, match=f"packets, at most {MAX_PACKETS}"):
             check_sample_tables(io.BytesIO(chunks + bytes(frames)))
         with pytest.raises(UnusableError, match=f"states {frames} packets"):

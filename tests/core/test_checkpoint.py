@@ -58,7 +58,10 @@ def test_a_model_comes_back_whole(save: Save, make_unet: Callable[[int], Any], t
     assert_same_weights(model.unet, make_unet(0))
     assert model.mel == tiny_mel
     assert type(model.scheduler).__name__ == "DDIMScheduler"
-    assert (model.scheduler.config.prediction_type, model.scheduler.config.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert (model.scheduler.config.prediction_type, model.scheduler.config.rescale_betas_zero_snr) == (
+        "v_prediction",
+        True,
+    )
     assert not model.unet.training
 
 
@@ -70,7 +73,10 @@ def test_digest_names_what_decides_the_result(save: Save, tmp_path: Path) -> Non
     (folder / "README.md").write_text("another card")
     assert load_model(folder).digest == digest
     assert load_model(folder.rename(tmp_path / "elsewhere")).digest == digest
-    others = {load_model(save(seed=1)).digest, load_model(save(scheduler=Objective(num_train_timesteps=500).scheduler("ddim"))).digest}
+    others = {
+        load_model(save(seed=1)).digest,
+        load_model(save(scheduler=Objective(num_train_timesteps=500).scheduler("ddim"))).digest,
+    }
     folder = save()
     (folder / "mel" / "mel_config.json").write_text(MelConfig(x_res=16, y_res=16, n_fft=512, hop_length=128).to_json())
     assert len({digest, *others, load_model(folder).digest}) == 4
@@ -83,7 +89,9 @@ def test_diffusers_loads_it_and_makes_the_same_image(save: Save, name: SavedSche
     oracle.set_progress_bar_config(disable=True)
     request = GenerateRequest(seed=11, steps=5, scheduler=name)
     (loop,) = load_model(folder).pipeline(ExecutionProfile(batch_size=4)).generate([request])
-    (expected,), (rate, (audio,)) = oracle(steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), return_dict=False)
+    (expected,), (rate, (audio,)) = oracle(
+        steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), return_dict=False
+    )
     assert np.abs(np.asarray(expected).astype(int) - loop.image).max() <= 1
     assert loop.image.std() > 10
     assert (rate, len(audio)) == (22_050, len(loop.audio))
@@ -122,7 +130,16 @@ def test_folders_that_are_no_models_are_named(tmp_path: Path) -> None:
     assert_refused("nonsense", "no such folder")
 
 
-@pytest.mark.parametrize("file", ["model_index.json", "audiodiff.json", "mel/mel_config.json", "scheduler/scheduler_config.json", "unet/config.json"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model_index.json",
+        "audiodiff.json",
+        "mel/mel_config.json",
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+    ],
+)
 @pytest.mark.parametrize("content", ["{broken", "[1, 2]", ""], ids=["broken", "list", "empty"])
 def test_broken_json_is_named(save: Save, file: str, content: str) -> None:
     folder = save()
@@ -130,7 +147,9 @@ def test_broken_json_is_named(save: Save, file: str, content: str) -> None:
     assert_refused(folder)
 
 
-@pytest.mark.parametrize("file", ["model_index.json", "mel/mel_config.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS])
+@pytest.mark.parametrize(
+    "file", ["model_index.json", "mel/mel_config.json", "scheduler/scheduler_config.json", "unet/config.json", WEIGHTS]
+)
 def test_a_missing_file_is_named(save: Save, file: str) -> None:
     folder = save()
     (folder / file).unlink()

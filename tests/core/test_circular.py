@@ -27,7 +27,11 @@ def unconditional() -> Network:
 
 def down_to_two_frames() -> Network:
     unet = UNet2DModel(
-        sample_size=(16, 16), block_out_channels=(8,) * 4, down_block_types=("DownBlock2D",) * 4, up_block_types=("UpBlock2D",) * 4, **WIDTHS
+        sample_size=(16, 16),
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        **WIDTHS,
     )
     return unet, lambda x: unet(x, 500, return_dict=False)[0], (1, 1, 16, 16), 8, 8
 
@@ -48,7 +52,11 @@ def conditional() -> Network:
 
 def autoencoder() -> Any:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(8, 8, 16), latent_channels=1, **WIDTHS
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
+        latent_channels=1,
+        **WIDTHS,
     )
 
 
@@ -81,8 +89,12 @@ def test_rolled_input_gives_rolled_output(build: Callable[[], Network], channels
         for times in (1, 2, 5):
             rolled = compute(x.roll(times * frames_in, -1))
             assert torch.allclose(rolled, inside.roll(times * frames_out, -1), rtol=0, atol=1e-5)
-        assert not torch.allclose(compute(x.roll(frames_in, -2)), inside.roll(frames_out, -2), atol=1e-3), "frequency has ends"
-    assert not torch.allclose(compute(x.roll(frames_in, -1)), outside.roll(frames_out, -1), atol=1e-3), "outside, time has ends"
+        assert not torch.allclose(compute(x.roll(frames_in, -2)), inside.roll(frames_out, -2), atol=1e-3), (
+            "frequency has ends"
+        )
+    assert not torch.allclose(compute(x.roll(frames_in, -1)), outside.roll(frames_out, -1), atol=1e-3), (
+        "outside, time has ends"
+    )
     assert torch.equal(compute(x), outside)
     assert not any("_conv_forward" in vars(module) for module in network.modules())
 
@@ -142,9 +154,14 @@ def test_a_width_that_a_layer_cannot_halve_is_refused() -> None:
         compute(torch.zeros(1, 1, 16, 30))
 
 
-@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(1, 1, 4, padding=1), nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")])
+@pytest.mark.parametrize(
+    "layer", [nn.ConvTranspose2d(1, 1, 4, padding=1), nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")]
+)
 def test_a_layer_that_cannot_wrap_is_refused(layer: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"layer 1 .* cannot wrap in time"), circular_time(nn.Sequential(nn.Identity(), layer)):
+    with (
+        pytest.raises(ValueError, match=r"layer 1 .* cannot wrap in time"),
+        circular_time(nn.Sequential(nn.Identity(), layer)),
+    ):
         pass
 
 

@@ -56,7 +56,11 @@ def pairs(make_unet: Callable[[int], Any]) -> Callable[[str, Any], Pair]:
     ).eval()
     with torch.no_grad():
         conditional.conv_out.weight.mul_(0.1)
-    networks = {"pixel": (None, make_unet(0), 16), "latent": (vae, make_unet(0), 32), "conditional": (vae, conditional, 32)}
+    networks = {
+        "pixel": (None, make_unet(0), 16),
+        "latent": (vae, make_unet(0), 32),
+        "conditional": (vae, conditional, 32),
+    }
 
     def make(kind: str, scheduler: Any) -> Pair:
         network_vae, unet, side = networks[kind]
@@ -86,15 +90,27 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ["pixel", "latent", "conditional"])
 @pytest.mark.parametrize("case", CASES)
 def test_pictures_are_the_references(
-    case: str, kind: str, scheduler: Any, pairs: Callable[[str, Any], Pair], hum: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    case: str,
+    kind: str,
+    scheduler: Any,
+    pairs: Callable[[str, Any], Pair],
+    hum: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = []
     for pipe in pairs(kind, scheduler):
-        arguments = dict(CASES[case], steps=6, generator=torch.Generator().manual_seed(5), step_generator=torch.Generator().manual_seed(6))
+        arguments = dict(
+            CASES[case],
+            steps=6,
+            generator=torch.Generator().manual_seed(5),
+            step_generator=torch.Generator().manual_seed(6),
+        )
         if case != "generate":
             arguments["raw_audio"] = hum(30_000)
         if kind == "conditional":
-            arguments["encoding"] = torch.rand((arguments.get("batch_size", 1), 1, CROSS_ATTENTION_DIM), generator=torch.Generator().manual_seed(7))
+            arguments["encoding"] = torch.rand(
+                (arguments.get("batch_size", 1), 1, CROSS_ATTENTION_DIM), generator=torch.Generator().manual_seed(7)
+            )
         if scheduler is DDIMScheduler:
             arguments["eta"] = 0.5
         made.append(pictures(pipe, monkeypatch, **arguments))
@@ -187,7 +203,9 @@ def test_a_model_on_disk(pairs: Callable[[str, Any], Pair], tmp_path: Path) -> N
     reference = quiet(ReferencePipeline.from_pretrained(tmp_path / "model"))
     other = reference(steps=3, generator=torch.Generator().manual_seed(8)).images[0]
     assert np.array_equal(np.asarray(image), np.asarray(other))
-    varied, _ = app.generate_spectrogram_and_audio_from_audio(raw_audio=audio, start_step=1, steps=3, generator=torch.Generator().manual_seed(8))
+    varied, _ = app.generate_spectrogram_and_audio_from_audio(
+        raw_audio=audio, start_step=1, steps=3, generator=torch.Generator().manual_seed(8)
+    )
     assert varied.size == (16, 16)
 
 
@@ -216,7 +234,9 @@ def test_audio_encoder(loop_files: list[Path], tmp_path: Path) -> None:
     audios = [decode_audio(file, core.sample_rate) for file in files]
     average, most = encoder.encode(files), encoder.encode([str(file) for file in files], pool="max")
     assert average.shape == most.shape == (2, 100)
-    assert torch.allclose(average, torch.from_numpy(core.encode(audios, core.sample_rate)), atol=1e-3), "images may differ by a level"
+    assert torch.allclose(average, torch.from_numpy(core.encode(audios, core.sample_rate)), atol=1e-3), (
+        "images may differ by a level"
+    )
     assert torch.allclose(most, torch.from_numpy(core.encode(audios, core.sample_rate, pool="max")), atol=1e-3)
     slices = encoder.encode(files[:1], pool=None)
     assert slices.shape == (1, len(audios[0]) // core.mel.slice_size, 100)

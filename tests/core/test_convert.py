@@ -25,7 +25,10 @@ LDM_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, Networks]:
-    return {name: Networks.build(BY_NAME[name], divisor=16) for name in (LATENT, "conditional-latent-audio-diffusion-512", "audio-diffusion-256")}
+    return {
+        name: Networks.build(BY_NAME[name], divisor=16)
+        for name in (LATENT, "conditional-latent-audio-diffusion-512", "audio-diffusion-256")
+    }
 
 
 @pytest.fixture
@@ -40,9 +43,12 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), ("conditional-latent-audio-diffusion-512", "C")]
+    ("name", "layout"),
+    [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), ("conditional-latent-audio-diffusion-512", "C")],
 )
-def test_any_layout_becomes_the_one_that_diffusers_reads(name: str, layout: str, tmp_path: Path, networks: dict[str, Networks]) -> None:
+def test_any_layout_becomes_the_one_that_diffusers_reads(
+    name: str, layout: str, tmp_path: Path, networks: dict[str, Networks]
+) -> None:
     source = published.write(tmp_path / "source", BY_NAME[name], layout, networks[name])
     convert(source, tmp_path / "models" / "converted")
     before, after = load_model(source), load_model(tmp_path / "models" / "converted")
@@ -56,7 +62,10 @@ def test_any_layout_becomes_the_one_that_diffusers_reads(name: str, layout: str,
         assert_same(getattr(before, part), theirs)
         stated = {key: value for key, value in getattr(before, part).config.items() if not key.startswith("_")}
         assert {key: theirs.config[key] for key in stated} == stated
-    assert {**before.scheduler.config, "_diffusers_version": None} == {**after.scheduler.config, "_diffusers_version": None}
+    assert {**before.scheduler.config, "_diffusers_version": None} == {
+        **after.scheduler.config,
+        "_diffusers_version": None,
+    }
     assert before.mel == after.mel == MelConfig(**{key: getattr(oracle.mel, key) for key in MelConfig.model_fields})
     assert after.record is not None
     assert after.record.recipe == {"converted_from": "source", "source_digest": before.digest}
@@ -129,7 +138,10 @@ def ldm_names(vae: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield ".".join([coder, "mid", f"block_{int(number) + 1}", *rest]), weight
             case [coder, "mid_block", "attentions", "0", *layer, kind]:
                 is_matrix = kind == "weight" and layer != ["group_norm"]
-                yield ".".join([coder, "mid", "attn_1", LDM_ATTENTION[".".join(layer)], kind]), weight[:, :, None, None] if is_matrix else weight
+                yield (
+                    ".".join([coder, "mid", "attn_1", LDM_ATTENTION[".".join(layer)], kind]),
+                    weight[:, :, None, None] if is_matrix else weight,
+                )
             case ["encoder", "down_blocks", level, "resnets", *rest]:
                 yield ".".join(["encoder", "down", level, "block", *rest]), weight
             case ["encoder", "down_blocks", level, "downsamplers", "0", *rest]:
@@ -153,8 +165,15 @@ def ldm_vae() -> Any:
 
 def lightning(vae: Any, file: Path, **more: torch.Tensor) -> Path:
     """A file as the original's train_vae leaves it."""
-    state = {**dict(ldm_names(vae)), "loss.logvar": torch.zeros(()), "loss.discriminator.main.3.num_batches_tracked": torch.tensor(7), **more}
-    callbacks = {"ModelCheckpoint{'monitor': 'val/rec_loss'}": {"best_model_score": torch.tensor(0.5), "dirpath": "logs"}}
+    state = {
+        **dict(ldm_names(vae)),
+        "loss.logvar": torch.zeros(()),
+        "loss.discriminator.main.3.num_batches_tracked": torch.tensor(7),
+        **more,
+    }
+    callbacks = {
+        "ModelCheckpoint{'monitor': 'val/rec_loss'}": {"best_model_score": torch.tensor(0.5), "dirpath": "logs"}
+    }
     progress = {"epoch": 3, "global_step": 900, "pytorch-lightning_version": "1.7.7", "optimizer_states": []}
     torch.save({**progress, "callbacks": callbacks, "state_dict": state}, file)
     return file
@@ -169,7 +188,12 @@ def test_the_names_of_an_ldm_autoencoder_are_those_of_compvis(ldm_vae: Any) -> N
     assert shapes["decoder.up.2.upsample.conv.weight"] == (96, 96, 3, 3)
     assert shapes["encoder.mid.attn_1.q.weight"] == shapes["decoder.mid.attn_1.proj_out.weight"] == (96, 96, 1, 1)
     assert shapes["encoder.mid.attn_1.norm.weight"] == shapes["decoder.mid.block_2.norm1.bias"] == (96,)
-    assert {"encoder.norm_out.weight", "decoder.conv_out.bias", "quant_conv.weight", "encoder.down.0.downsample.conv.bias"} <= shapes.keys()
+    assert {
+        "encoder.norm_out.weight",
+        "decoder.conv_out.bias",
+        "quant_conv.weight",
+        "encoder.down.0.downsample.conv.bias",
+    } <= shapes.keys()
     assert "decoder.up.0.upsample.conv.weight" not in shapes
 
 
@@ -188,10 +212,15 @@ def test_an_ldm_checkpoint_becomes_an_autoencoder_of_diffusers(ldm_vae: Any, tmp
             assert latents.shape == (2, 2, 8, 4)
             assert torch.equal(converted.encode(images).latent_dist.mode(), latents)
             assert torch.equal(converted.decode(latents).sample, ldm_vae.decode(latents).sample)
-    assert {file.name for file in (tmp_path / "vae").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    assert {file.name for file in (tmp_path / "vae").iterdir()} == {
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
 
 
-@pytest.mark.parametrize("damage", ["foreign", "missing", "attention at another level", "embed_dim", "not one", "other"])
+@pytest.mark.parametrize(
+    "damage", ["foreign", "missing", "attention at another level", "embed_dim", "not one", "other"]
+)
 def test_an_ldm_checkpoint_that_does_not_fit_is_refused(damage: str, ldm_vae: Any, tmp_path: Path) -> None:
     state = dict(ldm_names(ldm_vae))
     match damage:
@@ -232,17 +261,26 @@ def test_a_model_of_images_has_no_autoencoder(tmp_path: Path, networks: dict[str
 def test_the_command_tells_each_change(
     ldm_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "vae")])
+    monkeypatch.setattr(
+        sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "vae")]
+    )
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(command.__file__), run_name="__main__")
     assert ended.value.code == 0
     *changes, summary = capsys.readouterr().out.splitlines()
-    assert json.loads(summary) == {"verb": "convert", "kind": "autoencoder", "destination": str(tmp_path / "vae"), "changes": len(changes)}
+    assert json.loads(summary) == {
+        "verb": "convert",
+        "kind": "autoencoder",
+        "destination": str(tmp_path / "vae"),
+        "changes": len(changes),
+    }
     assert len(changes) >= 4
     assert_same(load_vae(tmp_path / "vae"), ldm_vae)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["{0}/absent", "{0}/new"], "absent"), (["{0}", "{0}"], "exists"), (["{0}"], "DESTINATION")])
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["{0}/absent", "{0}/new"], "absent"), (["{0}", "{0}"], "exists"), (["{0}"], "DESTINATION")]
+)
 def test_mistakes_end_the_command_with_2(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +297,8 @@ def test_a_destination_that_cannot_be_written_ends_the_command_with_1(
     ldm_vae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "file" / "vae")])
+    monkeypatch.setattr(
+        sys, "argv", ["checkpoint", str(lightning(ldm_vae, tmp_path / "last.ckpt")), str(tmp_path / "file" / "vae")]
+    )
     assert command.main() == 1
     assert "error: " in capsys.readouterr().err

@@ -55,17 +55,33 @@ LAYER = "audio_model.audio_encoder.layers.0.blocks.0."
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without("audio_encoder.layers"), ["lack audio_model.audio_encoder.layers.0.blocks.0.attention.output.dense.bias", "more and hold unknown none"]),
+        (
+            without("audio_encoder.layers"),
+            [
+                "lack audio_model.audio_encoder.layers.0.blocks.0.attention.output.dense.bias",
+                "more and hold unknown none",
+            ],
+        ),
         (without("logit_scale_a"), ["lack logit_scale_a and hold unknown none"]),
         (without("batch_norm.running_mean"), ["lack audio_model.audio_encoder.batch_norm.running_mean and"]),
         (without("num_batches_tracked"), ["lack audio_model.audio_encoder.batch_norm.num_batches_tracked and"]),
         (without("text_model."), ["lack text_model.embeddings"]),
         (without(""), ["lack audio_model"]),
-        (lambda weights: {f"model.{name}": weight for name, weight in weights.items()}, ["lack audio_model", "hold unknown model.audio_model"]),
-        (lambda weights: {**weights, "head.weight": torch.zeros(2)}, ["lack none and hold unknown head.weight"]),
-        (lambda weights: {**weights, "logit_scale_a": torch.zeros(3)}, ["weight logit_scale_a has the shape (3,), the configuration makes it ()"]),
         (
-            lambda weights: {**without("logit_scale_t")(weights), "head.weight": torch.zeros(2), "logit_scale_a": torch.zeros(3)},
+            lambda weights: {f"model.{name}": weight for name, weight in weights.items()},
+            ["lack audio_model", "hold unknown model.audio_model"],
+        ),
+        (lambda weights: {**weights, "head.weight": torch.zeros(2)}, ["lack none and hold unknown head.weight"]),
+        (
+            lambda weights: {**weights, "logit_scale_a": torch.zeros(3)},
+            ["weight logit_scale_a has the shape (3,), the configuration makes it ()"],
+        ),
+        (
+            lambda weights: {
+                **without("logit_scale_t")(weights),
+                "head.weight": torch.zeros(2),
+                "logit_scale_a": torch.zeros(3),
+            },
             ["lack logit_scale_t and hold unknown head.weight", "weight logit_scale_a has the shape (3,)"],
         ),
         (lambda weights: {**weights, "logit_scale_a": torch.tensor(torch.nan)}, ["weight logit_scale_a is not finite"]),
@@ -99,7 +115,14 @@ def pickled(folder: Path, weights: Weights) -> None:
 
 
 def constants_left_out(folder: Path, weights: Weights) -> None:
-    save_file({name: weight for name, weight in weights.items() if not name.endswith(("position_ids", "relative_position_index"))}, folder / SAFE)
+    save_file(
+        {
+            name: weight
+            for name, weight in weights.items()
+            if not name.endswith(("position_ids", "relative_position_index"))
+        },
+        folder / SAFE,
+    )
 
 
 def constants_of_others(folder: Path, weights: Weights) -> None:
@@ -125,7 +148,9 @@ def write_shards(folder: Path, weights: Weights, shard: str, index: str) -> None
 
 
 @pytest.mark.parametrize("write", [pickled, constants_left_out, constants_of_others, in_shards, in_pickled_shards])
-def test_the_same_weights_in_other_files_are_the_same_encoder(folder: Path, digest: str, write: Callable[[Path, Weights], None]) -> None:
+def test_the_same_weights_in_other_files_are_the_same_encoder(
+    folder: Path, digest: str, write: Callable[[Path, Weights], None]
+) -> None:
     weights = load_file(folder / SAFE)
     (folder / SAFE).unlink()
     write(folder, {name: weight.clone() for name, weight in weights.items()})
@@ -151,7 +176,9 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
     (folder / SAFE).unlink()
     in_shards(folder, weights)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert_refused(folder, "model.safetensors.index.json names files that are missing: model-00002-of-00003.safetensors")
+    assert_refused(
+        folder, "model.safetensors.index.json names files that are missing: model-00002-of-00003.safetensors"
+    )
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json", SAFE])
@@ -165,7 +192,12 @@ def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
     [
         ("config.json", ["text_config", "num_hidden_layers"], 10**9, "num_hidden_layers 1000000000 is beyond"),
         ("config.json", ["text_config", "hidden_size"], 10**9, "hidden_size 1000000000 is beyond"),
-        ("config.json", ["text_config", "vocab_size"], 1 << 20, "weight text_model.embeddings.word_embeddings.weight has the shape"),
+        (
+            "config.json",
+            ["text_config", "vocab_size"],
+            1 << 20,
+            "weight text_model.embeddings.word_embeddings.weight has the shape",
+        ),
         ("config.json", ["audio_config", "depths"], [10**6, 1], "depths 1000000 is beyond"),
         ("config.json", ["quantization_config"], {"quant_method": "bitsandbytes"}, "quantization_config"),
         ("preprocessor_config.json", ["max_length_s"], 10**9, "max_length_s 1000000000 is not from 1 to 600"),

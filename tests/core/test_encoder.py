@@ -28,7 +28,14 @@ TABLA = [
     [-3398.25073, -1173.77161, 1357.31421, 3533.6084, 4786.48779, 4788.68506],
     [-4732.20605, -1548.86414, 2039.08374, 5094.11865, 6818.02881, 6760.49023],
 ]
-INDUSTRIAL = [-1977.93359, -807.94739, 573.06799, 1804.18713, 2563.72778, 2653.31519]  # shorter than a slice; a pixel differs by one level
+INDUSTRIAL = [
+    -1977.93359,
+    -807.94739,
+    573.06799,
+    1804.18713,
+    2563.72778,
+    2653.31519,
+]  # shorter than a slice; a pixel differs by one level
 
 
 def by_formula(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -99,7 +106,9 @@ def test_neighbours_do_not_matter(encoder: AudioEncoder, tabla: Audio, industria
     assert all(np.array_equal(row, in_company[0]) for row in in_company[:ENCODER_BATCH_SIZE])
 
 
-def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_safetensors_are_the_same_encoder(
+    encoder: AudioEncoder, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
     save_file(state, tmp_path / "diffusion_pytorch_model.safetensors")
     again = load_encoder(f"audio-encoder:{tmp_path}")
@@ -111,7 +120,9 @@ def test_safetensors_are_the_same_encoder(encoder: AudioEncoder, state: dict[str
     assert again.digest != encoder.digest
 
 
-def test_half_precision_and_shards_are_read(state: dict[str, torch.Tensor], encoder: AudioEncoder, tmp_path: Path) -> None:
+def test_half_precision_and_shards_are_read(
+    state: dict[str, torch.Tensor], encoder: AudioEncoder, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
     values = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     save_file(values, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
@@ -124,7 +135,9 @@ def test_half_precision_and_shards_are_read(state: dict[str, torch.Tensor], enco
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     assert load_encoder(tmp_path).digest == encoder.digest
     (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"names files that are missing: diffusion_pytorch_model-00002-of-00002\.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"names files that are missing: diffusion_pytorch_model-00002-of-00002\.safetensors"
+    ):
         load_encoder(tmp_path)
 
 
@@ -133,7 +146,9 @@ class _Malicious:
         return (Path.touch, (Path("unpickled"),))
 
 
-def test_what_is_no_encoder_is_refused(folder: Path, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_encoder_is_refused(
+    folder: Path, state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="not a Hugging Face id"):
         load_encoder("./nowhere")
@@ -156,10 +171,15 @@ def test_what_is_no_encoder_is_refused(folder: Path, state: dict[str, torch.Tens
         load_encoder(tmp_path)
     assert not (tmp_path / "unpickled").exists()
     torch.save({**state, "zeros": torch.zeros(1 << 22)}, tmp_path / "whole.bin")
-    with zipfile.ZipFile(tmp_path / "whole.bin") as whole, zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "whole.bin") as whole,
+        zipfile.ZipFile(weights, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for record in whole.infolist():
             packed.writestr(record.filename, whole.read(record))
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded \(.* holds compressed records"):
+    with pytest.raises(
+        ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded \(.* holds compressed records"
+    ):
         load_encoder(tmp_path)
 
 
@@ -205,7 +225,11 @@ def test_clap_embeds_a_window_as_transformers_does(clap: ClapEncoder) -> None:
     audio = noise(1, 0)
     inputs = clap.features(audio, sampling_rate=16_000, return_tensors="pt")["input_features"]
     with torch.inference_mode():
-        expected = clap.model.get_audio_features(input_features=inputs, is_longer=torch.zeros(1, 1, dtype=torch.bool)).pooler_output[0].numpy()
+        expected = (
+            clap.model.get_audio_features(input_features=inputs, is_longer=torch.zeros(1, 1, dtype=torch.bool))
+            .pooler_output[0]
+            .numpy()
+        )
     found = clap.encode([audio], 16_000)
     assert found.shape == (1, 12)
     assert found.dtype == np.float32
@@ -249,7 +273,9 @@ def test_clap_names_wrong_arguments(clap: ClapEncoder) -> None:
     check_refusals(clap, 16_000)
 
 
-def test_clap_without_its_packages_or_files_is_refused(clap_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clap_without_its_packages_or_files_is_refused(
+    clap_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.json").write_bytes((clap_folder / "config.json").read_bytes())
     with pytest.raises(ValueError, match=r"encoder .*: cannot be loaded"):
         load_encoder(tmp_path)

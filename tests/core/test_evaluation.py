@@ -44,7 +44,12 @@ def test_sets_of_a_kind_and_of_another() -> None:
             assert figures[f"{name}_low"] <= figures[name] <= figures[f"{name}_high"]
         assert figures["frechet_low"] >= 0
         assert figures["coverage_high"] <= 1
-        assert (figures["n_candidate"], figures["n_reference"], figures["n_reference_tracks"], figures["n_features"]) == (150, 180, 60, 4)
+        assert (
+            figures["n_candidate"],
+            figures["n_reference"],
+            figures["n_reference_tracks"],
+            figures["n_features"],
+        ) == (150, 180, 60, 4)
     assert same["frechet_real_to_real"] > 0
     assert compare(reference, reference)["frechet"] == pytest.approx(0, abs=1e-9)
 
@@ -74,9 +79,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     one_moments = np.array([1.0, 0, 1, 0])
     other_moments = np.array([1.0, shift, shift**2 + 1, shift**3 + 3 * shift])
     binomial = np.diag([1, 3, 3, 1])
-    truth = sum(sign * one @ binomial @ other for sign, one, other in (
-        (1, one_moments, one_moments), (1, other_moments, other_moments), (-2, one_moments, other_moments)
-    ))
+    truth = sum(
+        sign * one @ binomial @ other
+        for sign, one, other in (
+            (1, one_moments, one_moments),
+            (1, other_moments, other_moments),
+            (-2, one_moments, other_moments),
+        )
+    )
     generator = np.random.default_rng(3)
     for _ in range(60):
         one = _whole(Items(generator.normal(size=(60, 1)), _tracks(60, 1)))
@@ -101,13 +111,19 @@ def test_slices_of_a_track_count_as_one_in_intervals() -> None:
     repeated = Items(few_tracks.features.repeat(10, axis=0), [track for track in few_tracks.tracks for _ in range(10)])
     candidate = _side(generator, 200, 1)
     alone = Items(repeated.features, [str(number) for number in range(80)])
-    wide, narrow = (figures["kernel_high"] - figures["kernel"] for figures in (compare(_whole(items), candidate) for items in (repeated, alone)))
+    wide, narrow = (
+        figures["kernel_high"] - figures["kernel"]
+        for figures in (compare(_whole(items), candidate) for items in (repeated, alone))
+    )
     assert wide > 1.5 * narrow
 
 
 def test_one_track_has_no_halves_and_no_other() -> None:
     generator = np.random.default_rng(6)
-    reference, candidate = Items(generator.normal(size=(30, 3)), ["only"] * 30), Items(generator.normal(size=(5, 3)), _tracks(5, 1))
+    reference, candidate = (
+        Items(generator.normal(size=(30, 3)), ["only"] * 30),
+        Items(generator.normal(size=(5, 3)), _tracks(5, 1)),
+    )
     figures = compare(_whole(reference), _whole(candidate))
     assert not {"frechet_real_to_real", "kernel_real_to_real", "nearest_real", "nearer_share"} & figures.keys()
     assert figures["frechet_low"] < figures["frechet_high"]
@@ -120,15 +136,23 @@ def test_frechet_is_of_all_items_and_the_rest_of_samples() -> None:
     items = [_items(generator, 20, 2), _items(generator, 50, 1), _items(generator, 30, 1)]
     samples = [some.at(np.arange(0, len(some), 2)) for some in items]
     reference, candidate, held_out = (
-        Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample) for some, sample in zip(items, samples, strict=True)
+        Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample)
+        for some, sample in zip(items, samples, strict=True)
     )
     figures = compare(reference, candidate, held_out)
     of_samples = compare(_whole(samples[0]), _whole(samples[1]), _whole(samples[2]))
     assert figures["frechet"] == frechet_distance(candidate.statistics, reference.statistics)
-    assert figures["frechet_high"] - figures["frechet"] == pytest.approx(of_samples["frechet_high"] - of_samples["frechet"])
+    assert figures["frechet_high"] - figures["frechet"] == pytest.approx(
+        of_samples["frechet_high"] - of_samples["frechet"]
+    )
     different = {name for name in figures if figures[name] != of_samples[name]}
     assert different - {"frechet_low"} == {"frechet", "frechet_high", "n_reference", "n_candidate", "n_held_out"}
-    assert (figures["n_reference"], figures["n_reference_tracks"], figures["n_candidate"], figures["n_held_out"]) == (40, 20, 50, 30)
+    assert (figures["n_reference"], figures["n_reference_tracks"], figures["n_candidate"], figures["n_held_out"]) == (
+        40,
+        20,
+        50,
+        30,
+    )
     assert (figures["n_paired_reference"], figures["n_paired_reference_tracks"]) == (20, 20)
     assert (figures["n_paired_candidate"], figures["n_paired_held_out"]) == (25, 15)
 
@@ -141,7 +165,9 @@ def images() -> npt.NDArray[np.uint8]:
 def test_images_beside_training(images: npt.NDArray[np.uint8]) -> None:
     statistics = statistics_of([images[:3], images[3:20]])
     figures = evaluate_images(images[20:], statistics)
-    expected = frechet_distance(FeatureStatistics.of(logmel_stats(images[20:])), FeatureStatistics.of(logmel_stats(images[:20])))
+    expected = frechet_distance(
+        FeatureStatistics.of(logmel_stats(images[20:])), FeatureStatistics.of(logmel_stats(images[:20]))
+    )
     assert figures == {"frechet": pytest.approx(expected), "n_candidate": 20, "n_reference": 20}
     with pytest.raises(ValueError, match="no images"):
         statistics_of([])

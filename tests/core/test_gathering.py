@@ -102,9 +102,13 @@ def test_a_sample_that_holds_all_items_gives_the_figures_of_all(at_most: int) ->
     sides = _features(), _features(1) + 0.2, _features(2)
     gathered = [_gathered(_parts(features, PARTITIONS["a track each"], at_most), at_most) for features in sides]
     direct = [Gathered(FeatureStatistics.of(features), 25, Items(features, TRACKS)) for features in sides]
-    figures, expected = (compare(reference, candidate, held_out) for reference, candidate, held_out in (gathered, direct))
+    figures, expected = (
+        compare(reference, candidate, held_out) for reference, candidate, held_out in (gathered, direct)
+    )
     of_statistics = {"frechet", "frechet_low", "frechet_high"}
-    assert {name: figures[name] for name in figures.keys() - of_statistics} == {name: expected[name] for name in expected.keys() - of_statistics}
+    assert {name: figures[name] for name in figures.keys() - of_statistics} == {
+        name: expected[name] for name in expected.keys() - of_statistics
+    }
     assert figures == pytest.approx(expected, rel=1e-9)
     assert closest(gathered[0].sample, gathered[1].sample, 5) == closest(direct[0].sample, direct[1].sample, 5)
 
@@ -114,13 +118,17 @@ def test_all_items_of_a_track_in_the_sample_are_on_one_side_of_a_split() -> None
     features = np.random.default_rng(4).normal(size=(25, 6))[[int(track.split()[1]) for track in TRACKS]]
     sample = _gathered(_parts(features, [], 60), 60).sample
     alone = Items(sample.features, [str(row) for row in range(60)])
-    of_tracks, of_items = (real_to_real(items, np.random.default_rng(0))["kernel_real_to_real"] for items in (sample, alone))
+    of_tracks, of_items = (
+        real_to_real(items, np.random.default_rng(0))["kernel_real_to_real"] for items in (sample, alone)
+    )
     assert of_tracks > of_items + 0.1
 
 
 def test_every_item_is_as_likely_in_a_sample_whatever_its_track() -> None:
     names = ["long", *(f"short {number}" for number in range(1_000))]
-    ranks = np.array([*(rank("long", number) for number in range(1_000)), *(rank(name, 0) for name in names[1:])], np.uint64)
+    ranks = np.array(
+        [*(rank("long", number) for number in range(1_000)), *(rank(name, 0) for name in names[1:])], np.uint64
+    )
     of_long = int((np.argsort(ranks)[:400] < 1_000).sum())
     assert abs(of_long - 200) < 4 * np.sqrt(400 * 0.25 * (1 - 400 / 2_000))
     assert len(set(ranks.tolist())) == 2_000

@@ -45,7 +45,23 @@ def test_datasets_have_addresses_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["", ".", "/", "~", "name", "./name", "../name/", "/owner/name/", "~/name/", "a/b/c", "a/b/c/", "s3://bucket/model/", "hf://owner/name", "C:/x/y"]
+    "source",
+    [
+        "",
+        ".",
+        "/",
+        "~",
+        "name",
+        "./name",
+        "../name/",
+        "/owner/name/",
+        "~/name/",
+        "a/b/c",
+        "a/b/c/",
+        "s3://bucket/model/",
+        "hf://owner/name",
+        "C:/x/y",
+    ],
 )
 def test_other_sources_stay_as_they_are(source: str) -> None:
     assert repository_name(source) == source

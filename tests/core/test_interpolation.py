@@ -22,7 +22,9 @@ def test_ends_and_middle(noises: Noise) -> None:
     for a, b, c in zip(one, middle, other, strict=True):
         angles = [np.arccos((p * q).sum() / np.linalg.norm(p) / np.linalg.norm(q)) for p, q in ((a, b), (b, c), (a, c))]
         assert angles[0] + angles[1] == pytest.approx(angles[2], rel=1e-3)
-        assert np.linalg.norm(b) == pytest.approx(np.linalg.norm([np.linalg.norm(a), np.linalg.norm(c)]) / np.sqrt(2), rel=0.05)
+        assert np.linalg.norm(b) == pytest.approx(
+            np.linalg.norm([np.linalg.norm(a), np.linalg.norm(c)]) / np.sqrt(2), rel=0.05
+        )
 
 
 def test_by_the_formula_for_a_right_angle() -> None:

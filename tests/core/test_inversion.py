@@ -24,7 +24,9 @@ def model(predicts: str, zero_terminal_snr: bool = False, spacing: str = "leadin
     """Without clipping, which no inversion can undo."""
     if predicts == "flow":
         return FlowMatchEulerDiscreteScheduler()
-    return DDIMScheduler(prediction_type=predicts, rescale_betas_zero_snr=zero_terminal_snr, timestep_spacing=spacing, clip_sample=False)
+    return DDIMScheduler(
+        prediction_type=predicts, rescale_betas_zero_snr=zero_terminal_snr, timestep_spacing=spacing, clip_sample=False
+    )
 
 
 MODELS = {
@@ -54,7 +56,9 @@ class AsSample(torch.nn.Module):
         return (signal.sqrt() * sample - (1 - signal).sqrt() * self.unet(sample, timesteps, return_dict=False)[0],)
 
 
-def round_trip(sampler: Sampler, refinements: int, request: GenerateRequest, encoding: torch.Tensor | None = None) -> float:
+def round_trip(
+    sampler: Sampler, refinements: int, request: GenerateRequest, encoding: torch.Tensor | None = None
+) -> float:
     """PSNR of generate -> invert -> generate."""
     noise = initial_noise(3, sampler.shape(8))
     ((_, first),) = sampler.sample([Item(request, 8, noise=noise, encoding=encoding)])
@@ -84,7 +88,9 @@ def test_round_trip_under_guidance(make_conditional: Callable[[int], Any]) -> No
 
 def test_without_refinement_it_is_the_reference_pipelines(make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
-    oracle = Oracle(vqvae=None, unet=make_unet(1).eval(), mel=OracleMel(**tiny_mel.model_dump()), scheduler=MODELS["epsilon"])
+    oracle = Oracle(
+        vqvae=None, unet=make_unet(1).eval(), mel=OracleMel(**tiny_mel.model_dump()), scheduler=MODELS["epsilon"]
+    )
     oracle.set_progress_bar_config(disable=True)
     expected = oracle.encode([Image.fromarray(picture)], steps=20)
     pipeline = AudioDiffusionPipeline(make_unet(1), MODELS["epsilon"], tiny_mel, PROFILE)
@@ -94,20 +100,30 @@ def test_without_refinement_it_is_the_reference_pipelines(make_unet: Callable[[i
 
 @pytest.mark.parametrize("kind", ["pixel", "latent", "conditional"])
 def test_pipelines_make_the_source_again(
-    kind: str, make_unet: Callable[[int], Any], make_conditional: Callable[[int], Any], make_vae: Callable[[int], Any], tiny_mel: MelConfig
+    kind: str,
+    make_unet: Callable[[int], Any],
+    make_conditional: Callable[[int], Any],
+    make_vae: Callable[[int], Any],
+    tiny_mel: MelConfig,
 ) -> None:
     mel = tiny_mel.model_copy(update={"x_res": 32, "y_res": 32}) if kind == "latent" else tiny_mel
     unet = make_conditional(0) if kind == "conditional" else make_unet(0)
-    pipeline = AudioDiffusionPipeline(unet, MODELS["v-zero-snr"], mel, PROFILE, vae=make_vae(0) if kind == "latent" else None)
+    pipeline = AudioDiffusionPipeline(
+        unet, MODELS["v-zero-snr"], mel, PROFILE, vae=make_vae(0) if kind == "latent" else None
+    )
     encodings = np.ones((3, 8), np.float32) if kind == "conditional" else None
     requests = [GenerateRequest(seed=seed, steps=6) for seed in range(3)]
     made = sorted(pipeline.generate(requests, encodings), key=lambda loop: loop.number)
     noises = pipeline.invert(requests, [loop.image for loop in made], encodings, refinements=4)
     assert noises.shape == (3, 1, 16, 16)
     again = sorted(pipeline.generate(requests, encodings, noises), key=lambda loop: loop.number)
-    alone = pipeline.invert(requests[1:2], [made[1].image], None if encodings is None else encodings[1:2], refinements=4)
+    alone = pipeline.invert(
+        requests[1:2], [made[1].image], None if encodings is None else encodings[1:2], refinements=4
+    )
     assert alone.tobytes() == noises[1:2].tobytes()
-    if kind == "latent":  # the autoencoder of random weights does not make its own pictures again; that the latents are is tested above
+    if (
+        kind == "latent"
+    ):  # the autoencoder of random weights does not make its own pictures again; that the latents are is tested above
         return
     for one, other in zip(made, again, strict=True):
         difference: npt.NDArray[np.float64] = one.image.astype(float) - other.image
@@ -122,7 +138,9 @@ def test_pipelines_make_the_source_again(
         ({}, -1, "refinements -1 is not in 0 to 100"),
     ],
 )
-def test_what_cannot_be_inverted_is_refused(make_unet: Callable[[int], Any], tiny_mel: MelConfig, values: dict[str, Any], refinements: int, said: str) -> None:
+def test_what_cannot_be_inverted_is_refused(
+    make_unet: Callable[[int], Any], tiny_mel: MelConfig, values: dict[str, Any], refinements: int, said: str
+) -> None:
     pipeline = AudioDiffusionPipeline(make_unet(0), MODELS["v"], tiny_mel, PROFILE)
     with pytest.raises(ValueError, match=said):
         pipeline.invert([GenerateRequest(steps=2, **values)], [np.zeros((16, 16), np.uint8)], refinements=refinements)

@@ -28,7 +28,16 @@ def vae() -> Any:
     """For images of twice the sides of its latents."""
     torch.manual_seed(2)
     types = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
-    return AutoencoderKL(1, 1, **types, block_out_channels=(8, 16), latent_channels=1, norm_num_groups=4, sample_size=32, scaling_factor=0.5).eval()
+    return AutoencoderKL(
+        1,
+        1,
+        **types,
+        block_out_channels=(8, 16),
+        latent_channels=1,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=0.5,
+    ).eval()
 
 
 @pytest.fixture(scope="session")
@@ -82,20 +91,36 @@ def test_a_conditional_latent_model_comes_back_whole(folder: Path, conditional_u
 
 
 @pytest.mark.parametrize("kind", ["latent", "conditional"])
-def test_diffusers_loads_it_and_makes_the_same_image(kind: str, tmp_path: Path, make_unet: Callable[[int], Any], conditional_unet: Any, vae: Any) -> None:
+def test_diffusers_loads_it_and_makes_the_same_image(
+    kind: str, tmp_path: Path, make_unet: Callable[[int], Any], conditional_unet: Any, vae: Any
+) -> None:
     unet = conditional_unet if kind == "conditional" else make_unet(0)
     save_model(tmp_path / "model", unet, Objective().scheduler("ddim"), MEL, RECORD, vae=vae)
-    encodings = np.random.default_rng(0).standard_normal((1, ENCODING_DIM)).astype(np.float32) if kind == "conditional" else None
-    (loop,) = load_pipeline(tmp_path / "model", ExecutionProfile(batch_size=2)).generate([GenerateRequest(seed=11, steps=5)], encodings)
+    encodings = (
+        np.random.default_rng(0).standard_normal((1, ENCODING_DIM)).astype(np.float32)
+        if kind == "conditional"
+        else None
+    )
+    (loop,) = load_pipeline(tmp_path / "model", ExecutionProfile(batch_size=2)).generate(
+        [GenerateRequest(seed=11, steps=5)], encodings
+    )
     oracle = OraclePipeline.from_pretrained(tmp_path / "model")
     oracle.set_progress_bar_config(disable=True)
     encoding = None if encodings is None else torch.from_numpy(encodings[:, None])
-    (expected,), _ = oracle(steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), encoding=encoding, return_dict=False)
+    (expected,), _ = oracle(
+        steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), encoding=encoding, return_dict=False
+    )
     assert np.abs(np.asarray(expected).astype(int) - loop.image).max() <= 1
     assert loop.image.shape == (32, 32)
     assert loop.image.std() > 5
     if encoding is not None:
-        other = oracle(steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), encoding=-encoding, return_dict=False)[0][0]
+        other = oracle(
+            steps=5,
+            generator=initial_noise(11),
+            step_generator=derived(11, "step"),
+            encoding=-encoding,
+            return_dict=False,
+        )[0][0]
         assert np.abs(np.asarray(other).astype(int) - loop.image).max() > 1
 
 
@@ -189,7 +214,11 @@ def test_the_card_tells_what_the_model_is_and_how_it_is_loaded(folder: Path) -> 
     described = yaml.safe_load(metadata)
     assert {"conditional-audio-generation", "latent-diffusion", "audiodiff"} <= set(described["tags"])
     assert (described["library_name"], described["pipeline_tag"]) == ("diffusers", "audio-to-audio")
-    for line in ("| loss | 0.25 |", "| hop_length | 256 |", f"| conditioned by | one encoding of {ENCODING_DIM} numbers for each loop |"):
+    for line in (
+        "| loss | 0.25 |",
+        "| hop_length | 256 |",
+        f"| conditioned by | one encoding of {ENCODING_DIM} numbers for each loop |",
+    ):
         assert line in text.splitlines()
     for call in ("load_pipeline(SOURCE)", "AudioDiffusionPipeline.from_pretrained(SOURCE)"):
         assert call in text

@@ -86,12 +86,17 @@ def test_rank_is_that_of_the_filterbank(rate: int, n_fft: int) -> None:
         assert filterbank_rank(config) == np.linalg.matrix_rank(filterbank(config).astype(np.float64))
 
 
-@pytest.mark.parametrize(("bands", "n_fft", "rate"), [(512, 2_048, 22_050), (256, 2_048, 44_100), (512, 2_048, 44_100), (32, 64, 22_050)])
+@pytest.mark.parametrize(
+    ("bands", "n_fft", "rate"), [(512, 2_048, 22_050), (256, 2_048, 44_100), (512, 2_048, 44_100), (32, 64, 22_050)]
+)
 def test_deficient_rank_is_found_and_either_mend_mends_it(bands: int, n_fft: int, rate: int) -> None:
     config = MelConfig(y_res=bands, n_fft=n_fft, sample_rate=rate, hop_length=n_fft // 4)
     (finding,) = (finding for finding in flaws(config) if "rank" in finding.message)
     assert finding.severity == "warning"
-    assert all(part in finding.message for part in (f"{bands} bands", f"rank {filterbank_rank(config)} ", f"n_fft {n_fft} ", f"{rate} Hz"))
+    assert all(
+        part in finding.message
+        for part in (f"{bands} bands", f"rank {filterbank_rank(config)} ", f"n_fft {n_fft} ", f"{rate} Hz")
+    )
     mend = re.search(r"use n_fft (\d+) or (\d+) bands", finding.message)
     assert mend
     for change in ({"n_fft": int(mend[1])}, {"y_res": int(mend[2])}):
@@ -110,7 +115,9 @@ def test_more_bands_than_frequencies_are_an_error_with_a_mend() -> None:
 
 
 def test_side_multiples_are_those_of_the_presets() -> None:
-    of_images = {name: preset.side_multiple for name, preset in PRESETS.items() if not (preset.latent or preset.conditional)}
+    of_images = {
+        name: preset.side_multiple for name, preset in PRESETS.items() if not (preset.latent or preset.conditional)
+    }
     assert of_images == SIDE_MULTIPLES
 
 
@@ -133,7 +140,9 @@ def test_sides_that_networks_do_not_take(sides: tuple[int, int], severity: str, 
     assert f"use {' or '.join(mends)}" in finding.message
 
 
-@pytest.mark.parametrize(("hop", "severity"), [(1_025, "warning"), (2_047, "warning"), (2_048, "error"), (4_000, "error")])
+@pytest.mark.parametrize(
+    ("hop", "severity"), [(1_025, "warning"), (2_047, "warning"), (2_048, "error"), (4_000, "error")]
+)
 def test_a_hop_that_loses_sound(hop: int, severity: str) -> None:
     (finding,) = flaws(MelConfig(hop_length=hop))
     assert finding.severity == severity
@@ -149,7 +158,10 @@ def test_the_hop_of_an_error_cannot_become_audio() -> None:
         GriffinLim(config)(np.zeros((1, 32, 32), np.uint8), [0])
 
 
-@pytest.mark.parametrize(("config", "words"), [(MelConfig(x_res=32, hop_length=128), "0.186 s is too short"), (MelConfig(x_res=4_096), "95.1 s")])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [(MelConfig(x_res=32, hop_length=128), "0.186 s is too short"), (MelConfig(x_res=4_096), "95.1 s")],
+)
 def test_slices_too_short_and_too_long(config: MelConfig, words: str) -> None:
     (finding,) = (finding for finding in flaws(config) if " s" in finding.message and "slice of" in finding.message)
     assert finding.severity == "warning"
@@ -157,7 +169,11 @@ def test_slices_too_short_and_too_long(config: MelConfig, words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "mend"), [(MelConfig(x_res=64, y_res=16), "use 32 or more"), (MelConfig(x_res=32, y_res=32, hop_length=256), "use a smaller n_fft")]
+    ("config", "mend"),
+    [
+        (MelConfig(x_res=64, y_res=16), "use 32 or more"),
+        (MelConfig(x_res=32, y_res=32, hop_length=256), "use a smaller n_fft"),
+    ],
 )
 def test_images_that_tell_little_of_their_sound(config: MelConfig, mend: str) -> None:
     (finding,) = (finding for finding in flaws(config) if mend in finding.message)
@@ -190,12 +206,17 @@ def test_round_trip_error_is_as_expected(loop_files: list[Path], config: MelConf
     assert expected_round_trip(config) == pytest.approx(np.abs(again.astype(int) - images).mean(), rel=0.35)
 
 
-@pytest.mark.parametrize("config", [MelConfig(), MelConfig(x_res=64, y_res=64, hop_length=1_024), MelConfig(x_res=64, y_res=32, hop_length=256)])
+@pytest.mark.parametrize(
+    "config",
+    [MelConfig(), MelConfig(x_res=64, y_res=64, hop_length=1_024), MelConfig(x_res=64, y_res=32, hop_length=256)],
+)
 def test_size_on_disk_is_as_expected(loop_files: list[Path], config: MelConfig) -> None:
     mel = Mel(config)
     slices = np.stack([np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in loop_files])
     images, _ = mel.images(slices)
-    assert expected_bytes(config, len(images)) == pytest.approx(sum(len(encode_png(image)) for image in images), rel=0.25)
+    assert expected_bytes(config, len(images)) == pytest.approx(
+        sum(len(encode_png(image)) for image in images), rel=0.25
+    )
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.5, 0.9])
@@ -209,5 +230,7 @@ def test_count_of_slices_is_as_expected(loop_files: list[Path], width: int, over
 
 def test_lint_loads_nothing_slow() -> None:
     program = "import sys; from audiodiff_core.mel.checks import lint; from audiodiff_core.mel.analysis import MelConfig; lint(MelConfig(), 9); print(*sys.modules)"
-    completed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    completed = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
     assert set(completed.stdout.split()) & {"torch", "librosa", "numba", "scipy", "pandas", "diffusers"} == set()

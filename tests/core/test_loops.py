@@ -177,7 +177,9 @@ def test_a_loop_is_cut_at_the_same_beats_at_any_level() -> None:
         assert quiet_info == info
         np.testing.assert_allclose(quiet / np.float32(level), loop, atol=1e-5)
     exact = np.float32(2**-13)
-    np.testing.assert_array_equal(cut_loop(audio * exact, RATE, bars=2, bpm=123.4)[0], cut_loop(audio, RATE, bars=2, bpm=123.4)[0] * exact)
+    np.testing.assert_array_equal(
+        cut_loop(audio * exact, RATE, bars=2, bpm=123.4)[0], cut_loop(audio, RATE, bars=2, bpm=123.4)[0] * exact
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,7 +220,9 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
         track_beats(clicks(4, 120), RATE, "beat_this")
 
 
-def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """By a stand-in for the package, which the tests do without, since its weights are fetched."""
     loaded = []
 

@@ -133,7 +133,13 @@ def test_what_cannot_be_used_has_the_right_reason(outcomes: dict[str, dict[str, 
 
 
 @pytest.mark.parametrize(
-    "kind", ["silent_", "extension_", "garbage_[a-z0-9-]*_(tag-after|zeros-after)", "lie_pcm16-wav_(pipe|unfinished|datasize-4g|datasize-2g|riffsize)"]
+    "kind",
+    [
+        "silent_",
+        "extension_",
+        "garbage_[a-z0-9-]*_(tag-after|zeros-after)",
+        "lie_pcm16-wav_(pipe|unfinished|datasize-4g|datasize-2g|riffsize)",
+    ],
 )
 def test_what_can_be_used_is_used(outcomes: dict[str, dict[str, Any]], kind: str) -> None:
     found = {name: outcome for name, outcome in outcomes.items() if re.match(kind, name)}

@@ -68,7 +68,9 @@ def test_every_shipped_loop_gives_the_images_of_the_oracle(loop_files: list[Path
 
 def test_a_batch_is_its_items_one_by_one(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
     mel = Mel(SMALL)
-    slices = np.stack([hum(SMALL.slice_size, frequency) * level for frequency, level in [(100, 1), (1_000, 0.01), (5_000, 0.3)]])
+    slices = np.stack(
+        [hum(SMALL.slice_size, frequency) * level for frequency, level in [(100, 1), (1_000, 0.01), (5_000, 0.3)]]
+    )
     images, levels = mel.images(slices)
     assert (images.shape, str(images.dtype)) == ((3, 64, 64), "uint8")
     for index in range(3):
@@ -107,9 +109,14 @@ print(*sys.modules)
 
 
 def test_analysis_loads_nothing_slow() -> None:
-    completed = subprocess.run([sys.executable, "-c", ANALYSIS], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+    completed = subprocess.run(
+        [sys.executable, "-c", ANALYSIS], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
     assert "scipy.fft" in completed.stdout.split()
-    assert set(completed.stdout.split()) & {"torch", "librosa", "numba", "sklearn", "scipy.signal", "pandas", "diffusers"} == set()
+    assert (
+        set(completed.stdout.split()) & {"torch", "librosa", "numba", "sklearn", "scipy.signal", "pandas", "diffusers"}
+        == set()
+    )
 
 
 def test_reference_level_is_that_of_the_maximum(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
@@ -122,7 +129,10 @@ def test_reference_level_is_that_of_the_maximum(hum: Callable[..., npt.NDArray[n
 
 def test_row_0_is_the_lowest_band() -> None:
     time = np.arange(SMALL.slice_size) / SMALL.sample_rate
-    low, high = (Mel(SMALL).images(np.sin(2 * np.pi * hertz * time).astype(np.float32)[np.newaxis])[0][0] for hertz in (100, 8_000))
+    low, high = (
+        Mel(SMALL).images(np.sin(2 * np.pi * hertz * time).astype(np.float32)[np.newaxis])[0][0]
+        for hertz in (100, 8_000)
+    )
     assert low.mean(axis=1).argmax() < 5
     assert high.mean(axis=1).argmax() > 50
 
@@ -137,7 +147,9 @@ def test_silence_is_all_maximum_as_in_the_oracle() -> None:
 
 @pytest.mark.parametrize("top_db", [40, 80])
 @pytest.mark.parametrize("half_levels", [-20, 0, 0.5, 0.9, 1.1, 2, 90])
-def test_a_slice_is_silent_where_the_oracles_image_is_all_maximum(hum: Callable[..., npt.NDArray[np.float32]], top_db: int, half_levels: float) -> None:
+def test_a_slice_is_silent_where_the_oracles_image_is_all_maximum(
+    hum: Callable[..., npt.NDArray[np.float32]], top_db: int, half_levels: float
+) -> None:
     config = SMALL.model_copy(update={"top_db": top_db})
     mel, samples = Mel(config), hum(SMALL.slice_size)
     target_db = -100 + half_levels * top_db / 255 / 2
@@ -215,7 +227,13 @@ def test_derived_sizes() -> None:
     assert config.slice_duration_s == pytest.approx(5.944, abs=1e-3)
 
 
-@pytest.mark.parametrize("config", [MelConfig(), MelConfig(x_res=216, y_res=96, sample_rate=44_100, n_fft=4_096, hop_length=1_024, top_db=60, n_iter=5)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        MelConfig(),
+        MelConfig(x_res=216, y_res=96, sample_rate=44_100, n_fft=4_096, hop_length=1_024, top_db=60, n_iter=5),
+    ],
+)
 def test_configuration_file_goes_round_through_diffusers(tmp_path: Path, config: MelConfig) -> None:
     (tmp_path / "mel_config.json").write_text(config.to_json())
     oracle = OracleMel.from_pretrained(tmp_path)
@@ -242,7 +260,10 @@ def test_digest_is_stable_and_depends_on_every_field() -> None:
 
 
 def test_difference_shows_both_values() -> None:
-    assert MelConfig().difference(MelConfig(hop_length=1_024, y_res=64)) == "y_res 256 against 64, hop_length 512 against 1024"
+    assert (
+        MelConfig().difference(MelConfig(hop_length=1_024, y_res=64))
+        == "y_res 256 against 64, hop_length 512 against 1024"
+    )
     assert MelConfig().difference(MelConfig()) == ""
 
 

@@ -45,7 +45,9 @@ def test_distance_of_known_gaussians() -> None:
 
 def test_distance_of_gaussians_that_do_not_commute() -> None:
     generator = np.random.default_rng(1)
-    one, other = (FeatureStatistics.of(generator.normal(size=(30, 5)) @ generator.normal(size=(5, 5))) for _ in range(2))
+    one, other = (
+        FeatureStatistics.of(generator.normal(size=(30, 5)) @ generator.normal(size=(5, 5))) for _ in range(2)
+    )
     root = np.real(scipy.linalg.sqrtm(one.covariance @ other.covariance))
     expected = np.sum((one.mean - other.mean) ** 2) + np.trace(one.covariance + other.covariance - 2 * root)
     assert frechet_distance(one, other) == pytest.approx(expected)
@@ -113,7 +115,10 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_weighted_statistics_are_those_of_repeated_items() -> None:
     generator = np.random.default_rng(5)
     features, weights = generator.normal(size=(6, 3)), np.array([2.0, 0, 1, 3, 0, 1])
-    weighted, repeated = FeatureStatistics.of(features, weights), FeatureStatistics.of(features.repeat(weights.astype(int), axis=0))
+    weighted, repeated = (
+        FeatureStatistics.of(features, weights),
+        FeatureStatistics.of(features.repeat(weights.astype(int), axis=0)),
+    )
     assert weighted.count == repeated.count == 7
     np.testing.assert_allclose(weighted.mean, repeated.mean)
     np.testing.assert_allclose(weighted.covariance, repeated.covariance)
@@ -134,7 +139,9 @@ def test_kernel_distance_is_the_unbiased_estimate() -> None:
     assert kernel_distance(other, one) == pytest.approx(kernel_distance(one, other))
     weights = np.array([[2.0, 1], [0, 1], [1, 1], [1, 1], [1, 1]])
     pairs = [(a, b) for a, b in permutations(range(5), 2)]
-    within = np.average([_kernel(one[a], one[b]) for a, b in pairs], weights=[weights[a, 0] * weights[b, 0] for a, b in pairs])
+    within = np.average(
+        [_kernel(one[a], one[b]) for a, b in pairs], weights=[weights[a, 0] * weights[b, 0] for a, b in pairs]
+    )
     weighted_cross = np.average([_kernel(a, b) for a, b in product(one, other)], weights=weights[:, 0].repeat(7))
     assert kernel_distances(one, other, weights, np.ones((7, 2))) == pytest.approx(
         [within + within_other - 2 * weighted_cross, within_one + within_other - 2 * cross]
@@ -154,7 +161,9 @@ def test_kernel_distance_of_sets_of_a_kind_is_zero_on_average() -> None:
     found = [kernel_distance(generator.normal(size=(6, 4)), generator.normal(size=(9, 4))) for _ in range(3_000)]
     assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
     assert min(found) < 0 < max(found)
-    biased = np.mean([frechet_distance(*(FeatureStatistics.of(generator.normal(size=(9, 4))) for _ in range(2))) for _ in range(100)])
+    biased = np.mean(
+        [frechet_distance(*(FeatureStatistics.of(generator.normal(size=(9, 4))) for _ in range(2))) for _ in range(100)]
+    )
     assert biased > 1, "which the Fréchet distance is not"
 
 
@@ -171,9 +180,13 @@ def test_density_and_coverage_by_hand() -> None:
 def test_density_and_coverage_of_sets_of_a_kind() -> None:
     generator = np.random.default_rng(8)
     n, k = 40, 5
-    found = np.array([density_coverage(generator.normal(size=(n, 3)), generator.normal(size=(n, 3)), k) for _ in range(300)])
+    found = np.array(
+        [density_coverage(generator.normal(size=(n, 3)), generator.normal(size=(n, 3)), k) for _ in range(300)]
+    )
     places = np.arange(k)
-    expected = 1 - np.prod((n - 1 - places) / (2 * n - 1 - places))  # the chance that of 2n - 1 others, k of the n - 1 real ones are not nearest
+    expected = 1 - np.prod(
+        (n - 1 - places) / (2 * n - 1 - places)
+    )  # the chance that of 2n - 1 others, k of the n - 1 real ones are not nearest
     error = 4 * found.std(axis=0) / np.sqrt(len(found))
     assert abs(found[:, 0].mean() - 1) < error[0]
     assert abs(found[:, 1].mean() - expected) < error[1]

@@ -127,7 +127,9 @@ def test_defaults_of_the_presets(preset: PresetName) -> None:
 
 
 def test_an_objective_asked_for_is_the_presets_otherwise() -> None:
-    assert objective_for("tiny-conditional-latent", prediction_type="flow") == Objective(prediction_type="flow", conditioning_dropout=0.1)
+    assert objective_for("tiny-conditional-latent", prediction_type="flow") == Objective(
+        prediction_type="flow", conditioning_dropout=0.1
+    )
     epsilon = objective_for("tiny-latent", prediction_type="epsilon", beta_schedule="scaled_linear", min_snr_gamma=None)
     assert epsilon == Objective(prediction_type="epsilon", clip_sample=False, beta_schedule="scaled_linear")
     assert objective_for("tiny", zero_terminal_snr=False) == Objective(zero_terminal_snr=False)
@@ -147,7 +149,10 @@ def test_what_does_not_go_together_is_refused(published_vae: Any) -> None:
         build_network("conditional-latent-512", mel, published_vae)
     with pytest.raises(ValueError, match=r"tiny takes no encodings.*tiny-conditional"):
         build_network("tiny", mel, encoding_dim=10)
-    with pytest.raises(ValueError, match=r"128,256 does not suit preset latent-256 with a VAE that divides sides by 8: .* divide by 256"):
+    with pytest.raises(
+        ValueError,
+        match=r"128,256 does not suit preset latent-256 with a VAE that divides sides by 8: .* divide by 256",
+    ):
         check_resolution("latent-256", MelConfig(x_res=128), published_vae)
     with pytest.raises(ValueError, match="100,64 does not suit preset vae-256: both sides must divide by 8"):
         build_vae("vae-256", MelConfig(x_res=100, y_res=64))
@@ -157,7 +162,9 @@ def test_what_does_not_go_together_is_refused(published_vae: Any) -> None:
 @pytest.mark.parametrize("axis", ["x_res", "y_res"])
 def test_a_side_that_cannot_be_halved_is_refused(preset: PresetName, multiple: int, axis: str) -> None:
     mel = MelConfig(**{"x_res": 64, "y_res": 64, axis: 100})
-    with pytest.raises(ValueError, match=rf"resolution {mel.x_res},{mel.y_res} .*preset {preset}: .* divide by {multiple}"):
+    with pytest.raises(
+        ValueError, match=rf"resolution {mel.x_res},{mel.y_res} .*preset {preset}: .* divide by {multiple}"
+    ):
         check_resolution(preset, mel)
     with pytest.raises(ValueError, match="resolution"):
         build_network(preset, mel)

@@ -34,7 +34,9 @@ def lame(samples: Samples, rate: int = RATE) -> bytes:
     return buffer.getvalue()
 
 
-def lavf(samples: Samples, rate: int = RATE, codec: str = "libmp3lame", tagged: bool = True, variable: bool = False) -> bytes:
+def lavf(
+    samples: Samples, rate: int = RATE, codec: str = "libmp3lame", tagged: bool = True, variable: bool = False
+) -> bytes:
     """FFmpeg's muxer: an ID3v2 tag and an Info tag, or with `tagged` unset frames alone."""
     buffer = io.BytesIO()
     options = {} if tagged or codec != "libmp3lame" else {"write_xing": "0", "id3v2_version": "0"}
@@ -84,8 +86,15 @@ BETWEEN = {
 
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
 def test_tagged_streams_are_each_as_alone(between: bytes) -> None:
-    parts = [lame(music(2)), lavf(music(1, channels=2, frequency_hz=600)), lame(music(0.1, frequency_hz=500)), lame(music(1))]
-    np.testing.assert_array_equal(decode_audio(between.join(parts), RATE), np.concatenate([alone(part) for part in parts]))
+    parts = [
+        lame(music(2)),
+        lavf(music(1, channels=2, frequency_hz=600)),
+        lame(music(0.1, frequency_hz=500)),
+        lame(music(1)),
+    ]
+    np.testing.assert_array_equal(
+        decode_audio(between.join(parts), RATE), np.concatenate([alone(part) for part in parts])
+    )
 
 
 @pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
@@ -122,7 +131,9 @@ def test_a_tag_that_counts_too_few_frames_does_not_end_the_stream() -> None:
 
 @pytest.mark.parametrize("leading", [b"", bytes(1_000)], ids=["libsndfile", "ffmpeg"])
 def test_streams_of_other_rates_are_named(leading: bytes) -> None:
-    with pytest.raises(AudioDecodeError, match=r"streams of 44100 and 48000 Hz|changes its channels or its rate midway"):
+    with pytest.raises(
+        AudioDecodeError, match=r"streams of 44100 and 48000 Hz|changes its channels or its rate midway"
+    ):
         decode_audio(leading + lame(music(1)) + lame(music(1, 48_000), 48_000), RATE)
 
 
@@ -146,7 +157,9 @@ def test_a_cut_stream_is_truncated_wherever_it_stands(cut: float) -> None:
             decode_audio(content, RATE)
 
 
-@pytest.mark.parametrize("tail", [*BETWEEN.values(), np.random.default_rng(0).bytes(3_000_000)], ids=[*BETWEEN, "noise"])
+@pytest.mark.parametrize(
+    "tail", [*BETWEEN.values(), np.random.default_rng(0).bytes(3_000_000)], ids=[*BETWEEN, "noise"]
+)
 @pytest.mark.parametrize("kind", ["lame", "lavf", "untagged"])
 def test_what_follows_the_frames_is_no_stream(kind: str, tail: bytes) -> None:
     content = {"lame": lame, "lavf": lavf, "untagged": lambda samples: lavf(samples, tagged=False)}[kind](music(2))

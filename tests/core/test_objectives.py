@@ -33,7 +33,11 @@ class IdealDenoiser(torch.nn.Module):
         signal = self.scheduler.alphas_cumprod[timesteps].double().reshape(-1, 1, 1, 1)
         clean = self.clean.double().expand_as(noisy)
         noise = (noisy - signal.sqrt() * clean) / (1 - signal).sqrt()
-        answers = {"epsilon": noise, "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * clean, "sample": clean}
+        answers = {
+            "epsilon": noise,
+            "v_prediction": signal.sqrt() * noise - (1 - signal).sqrt() * clean,
+            "sample": clean,
+        }
         return (answers[self.scheduler.config.prediction_type].float(),)
 
 
@@ -55,7 +59,12 @@ def test_scheduler_carries_the_objective(objective: Objective, name: SavedSchedu
     assert config.prediction_type == objective.prediction_type
     assert config.rescale_betas_zero_snr == objective.zero_terminal_snr
     assert config.timestep_spacing == ("trailing" if objective.zero_terminal_snr else "leading")
-    assert (config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end) == (1_000, "linear", 0.0001, 0.02)
+    assert (config.num_train_timesteps, config.beta_schedule, config.beta_start, config.beta_end) == (
+        1_000,
+        "linear",
+        0.0001,
+        0.02,
+    )
     assert config.clip_sample is True
 
 
@@ -76,10 +85,14 @@ def test_target_by_hand(objective: Objective) -> None:
         root = np.sqrt(signal)
         signal = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     level = torch.from_numpy(signal)[timesteps].float().reshape(-1, 1, 1, 1)
-    expected = {"epsilon": noise, "sample": clean, "v_prediction": level.sqrt() * noise - (1 - level).sqrt() * clean}[objective.prediction_type]
+    expected = {"epsilon": noise, "sample": clean, "v_prediction": level.sqrt() * noise - (1 - level).sqrt() * clean}[
+        objective.prediction_type
+    ]
     torch.testing.assert_close(target(objective, clean, noise, timesteps), expected, atol=1e-5, rtol=1e-5)
     of_clean, of_noise = (scale.reshape(-1, 1, 1, 1) for scale in scales(objective, timesteps))
-    torch.testing.assert_close(of_clean * clean + of_noise * noise, scheduler.add_noise(clean, noise, timesteps), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        of_clean * clean + of_noise * noise, scheduler.add_noise(clean, noise, timesteps), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_flow_by_hand() -> None:
@@ -100,16 +113,24 @@ def test_flow_by_hand() -> None:
 
 def test_flow_of_an_ideal_network_arrives_by_euler_steps() -> None:
     flow = Objective(prediction_type="flow")
-    clean, sample = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4), torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    clean, sample = (
+        torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4),
+        torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)),
+    )
     scheduler = flow.scheduler()
     scheduler.set_timesteps(7)
     for timestep in scheduler.timesteps:
         sigma = scales(flow, timestep.reshape(1))[1]
-        sample = scheduler.step((sample - clean) / sigma, timestep, sample, return_dict=False)[0]  # x_t - x0 = sigma * (noise - x0)
+        sample = scheduler.step((sample - clean) / sigma, timestep, sample, return_dict=False)[
+            0
+        ]  # x_t - x0 = sigma * (noise - x0)
     torch.testing.assert_close(sample, clean, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("field", [{"zero_terminal_snr": False}, {"beta_schedule": "scaled_linear"}, {"clip_sample": True}, {"min_snr_gamma": 5.0}])
+@pytest.mark.parametrize(
+    "field",
+    [{"zero_terminal_snr": False}, {"beta_schedule": "scaled_linear"}, {"clip_sample": True}, {"min_snr_gamma": 5.0}],
+)
 def test_what_a_flow_has_not_is_refused(field: dict[str, Any]) -> None:
     (name,) = field
     with pytest.raises(ValueError, match=f"flow cannot have {name}"):
@@ -122,8 +143,12 @@ def test_min_snr_weights_by_hand() -> None:
     snr = signal / (1 - signal)
     assert snr[1] > 5 > snr[2]
     for prediction_type, over in {"epsilon": snr, "v_prediction": snr + 1, "sample": np.ones(5)}.items():
-        objective = Objective.model_validate({"prediction_type": prediction_type, "zero_terminal_snr": False, "min_snr_gamma": 5})
-        assert weights(objective, timesteps).tolist() == pytest.approx((np.minimum(snr, 5) / over).tolist(), rel=2e-3), prediction_type
+        objective = Objective.model_validate(
+            {"prediction_type": prediction_type, "zero_terminal_snr": False, "min_snr_gamma": 5}
+        )
+        assert weights(objective, timesteps).tolist() == pytest.approx(
+            (np.minimum(snr, 5) / over).tolist(), rel=2e-3
+        ), prediction_type
     assert weights(Objective(), timesteps).tolist() == [1] * 5
 
 
@@ -139,7 +164,9 @@ def test_min_snr_weights_do_not_forget_pure_noise(prediction_type: PredictionTyp
 @pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=name_of)
 def test_an_objective_is_found_again_in_its_scheduler(objective: Objective, beta_schedule: str) -> None:
-    objective = Objective.model_validate({**objective.model_dump(), "beta_schedule": beta_schedule, "beta_start": 0.00085, "clip_sample": False})
+    objective = Objective.model_validate(
+        {**objective.model_dump(), "beta_schedule": beta_schedule, "beta_start": 0.00085, "clip_sample": False}
+    )
     for name in ("ddim", "ddpm"):
         assert Objective.of(objective.scheduler(name)) == objective
     assert objective.scheduler("ddim").config.beta_schedule == beta_schedule
@@ -152,7 +179,9 @@ def test_a_flow_is_found_again_and_has_its_own_scheduler() -> None:
     assert type(flow.scheduler()).__name__ == "FlowMatchEulerDiscreteScheduler"
     with pytest.raises(ValueError, match="scheduler ddim does not go with prediction_type flow: use flow_euler"):
         flow.scheduler("ddim")
-    with pytest.raises(ValueError, match="scheduler flow_euler does not go with prediction_type v_prediction: use ddim or ddpm"):
+    with pytest.raises(
+        ValueError, match="scheduler flow_euler does not go with prediction_type v_prediction: use ddim or ddpm"
+    ):
         Objective().scheduler("flow_euler")
 
 
@@ -164,12 +193,21 @@ def test_a_noise_schedule_that_is_not_known_is_named() -> None:
 def test_encodings_reach_the_network_as_a_sequence_of_one() -> None:
     seen: list[torch.Tensor] = []
 
-    def network(noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+    def network(
+        noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor, return_dict: bool
+    ) -> tuple[torch.Tensor]:
         seen.append(encoder_hidden_states)
         return (noisy,)
 
     encodings = torch.randn(3, 10)
-    losses(network, Objective(), torch.zeros(3, 1, 4, 4), torch.zeros(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), encodings=encodings)
+    losses(
+        network,
+        Objective(),
+        torch.zeros(3, 1, 4, 4),
+        torch.zeros(3, 1, 4, 4),
+        torch.zeros(3, dtype=torch.int64),
+        encodings=encodings,
+    )
     assert torch.equal(seen[0], encodings.reshape(3, 1, 10))
 
 

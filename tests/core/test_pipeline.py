@@ -36,7 +36,9 @@ def latent_mel(tiny_mel: MelConfig) -> MelConfig:
 
 
 @pytest.fixture(scope="module")
-def latent(make_unet: Callable[[int], Any], make_vae: Callable[[int], Any], latent_mel: MelConfig) -> AudioDiffusionPipeline:
+def latent(
+    make_unet: Callable[[int], Any], make_vae: Callable[[int], Any], latent_mel: MelConfig
+) -> AudioDiffusionPipeline:
     return AudioDiffusionPipeline(make_unet(0), SCHEDULER, latent_mel, PROFILE, vae=make_vae(3))
 
 
@@ -77,7 +79,9 @@ class TestParts:
         assert "(16, 16)" in str(raised.value)
         assert str((mel.y_res, mel.x_res)) in str(raised.value)
 
-    def test_autoencoder_that_does_not_fit_is_refused(self, unet: Any, make_vae: Callable[[int], Any], tiny_mel: MelConfig) -> None:
+    def test_autoencoder_that_does_not_fit_is_refused(
+        self, unet: Any, make_vae: Callable[[int], Any], tiny_mel: MelConfig
+    ) -> None:
         with pytest.raises(ValueError, match=r"network for images of \(16, 16\).*2 times that in pixels"):
             AudioDiffusionPipeline(unet, SCHEDULER, tiny_mel, PROFILE, vae=make_vae(0))
 
@@ -92,7 +96,9 @@ class TestGenerate:
             assert (loop.audio.shape, str(loop.audio.dtype)) == ((tiny_mel.audio_size,), "float32")
             assert 20 * np.log10(np.abs(loop.audio).max()) == pytest.approx(-1, abs=1e-3)
 
-    def test_same_request_same_bytes_in_any_company(self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> None:
+    def test_same_request_same_bytes_in_any_company(
+        self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
+    ) -> None:
         wanted = GenerateRequest(seed=5, steps=3, scheduler="ddpm")
         (alone,) = pipeline.generate([wanted])
         company = [GenerateRequest(seed=seed, steps=2 + seed % 3, width=32 if seed % 2 else None) for seed in range(5)]
@@ -102,13 +108,19 @@ class TestGenerate:
             assert again.image.tobytes() == alone.image.tobytes()
             assert again.audio.tobytes() == alone.audio.tobytes()
 
-    def test_audio_is_that_of_the_image_and_the_seed(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_audio_is_that_of_the_image_and_the_seed(
+        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+    ) -> None:
         (loop,) = pipeline.generate([GenerateRequest(seed=9, steps=2)])
         expected = GriffinLim(tiny_mel)(loop.image[np.newaxis], [9])[0]
         np.testing.assert_array_equal(loop.audio, normalise(expected))
 
     def test_widths_and_seamless_loops(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
-        wide, round_, both = by_number(pipeline.generate([*requests(1, width=64), *requests(1, seamless=True), *requests(1, width=8, seamless=True)]))
+        wide, round_, both = by_number(
+            pipeline.generate(
+                [*requests(1, width=64), *requests(1, seamless=True), *requests(1, width=8, seamless=True)]
+            )
+        )
         assert (wide.image.shape, wide.audio.shape) == ((16, 64), (63 * tiny_mel.hop_length,))
         assert (round_.image.shape, round_.audio.shape) == ((16, 16), (16 * tiny_mel.hop_length,))
         assert (both.image.shape, both.audio.shape) == ((16, 8), (8 * tiny_mel.hop_length,))
@@ -116,7 +128,9 @@ class TestGenerate:
         assert b"smpl" not in wide.file(tiny_mel.sample_rate, "wav")
         assert round_.file(tiny_mel.sample_rate, "flac").startswith(b"fLaC")
 
-    def test_defaults_are_the_models(self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> None:
+    def test_defaults_are_the_models(
+        self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
+    ) -> None:
         resolved = pipeline.resolved(GenerateRequest())
         assert (resolved.scheduler, resolved.steps, resolved.width) == ("ddim", 50, 16)
         flow = AudioDiffusionPipeline(make_unet(0), FlowMatchEulerDiscreteScheduler(), tiny_mel, PROFILE)
@@ -137,7 +151,9 @@ class TestGenerate:
         latent_mel: MelConfig,
     ) -> None:
         def parts() -> tuple[Any, Any]:
-            return (make_conditional if "conditional" in kind else make_unet)(1).eval(), make_vae(2) if "latent" in kind else None
+            return (make_conditional if "conditional" in kind else make_unet)(1).eval(), make_vae(
+                2
+            ) if "latent" in kind else None
 
         mel = latent_mel if "latent" in kind else tiny_mel
         unet, vae = parts()
@@ -167,20 +183,33 @@ class TestGenerate:
 
 
 class TestVary:
-    def test_less_strength_keeps_more_of_the_source(self, pipeline: AudioDiffusionPipeline, latent: AudioDiffusionPipeline) -> None:
+    def test_less_strength_keeps_more_of_the_source(
+        self, pipeline: AudioDiffusionPipeline, latent: AudioDiffusionPipeline
+    ) -> None:
         sources = pictures(5)
         distances = []
         for strength in (0.1, 0.5, 1.0):
             loops = by_number(pipeline.vary(requests(5, 10), sources, strength))
-            distances.append(np.mean([np.abs(loop.image.astype(int) - source).mean() for loop, source in zip(loops, sources, strict=True)]))
+            distances.append(
+                np.mean(
+                    [
+                        np.abs(loop.image.astype(int) - source).mean()
+                        for loop, source in zip(loops, sources, strict=True)
+                    ]
+                )
+            )
         assert distances[0] < 0.6 * distances[1] < 0.6 * distances[2]
         assert len(list(latent.vary(requests(3, 4), pictures(3, 32)))) == 3
 
     def test_strength_and_start_step_say_the_same(self, pipeline: AudioDiffusionPipeline) -> None:
-        (one,), (other,) = (list(pipeline.vary(requests(1, 10), pictures(1), **said)) for said in ({"strength": 0.3}, {"start_step": 7}))
+        (one,), (other,) = (
+            list(pipeline.vary(requests(1, 10), pictures(1), **said)) for said in ({"strength": 0.3}, {"start_step": 7})
+        )
         np.testing.assert_array_equal(one.image, other.image)
 
-    def test_audio_files_arrays_and_slices(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any, wav: Any, tmp_path: Any) -> None:
+    def test_audio_files_arrays_and_slices(
+        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any, wav: Any, tmp_path: Any
+    ) -> None:
         samples = hum(3 * tiny_mel.slice_size)
         (tmp_path / "hum.wav").write_bytes(wav(samples))
         image = Mel(tiny_mel).images(samples[np.newaxis, tiny_mel.slice_size : 2 * tiny_mel.slice_size])[0][0]
@@ -196,7 +225,13 @@ class TestInpaint:
         sources = pictures(5)
         pixels = np.zeros((16, 16), np.bool_)
         pixels[2:7, 3:9] = True
-        spans: list[Any] = [[(0, 4 / second)], [(12 / second, 16 / second)], [(5 / second, 9.5 / second)], pixels, [(0, 1 / second), (8 / second, 9 / second)]]
+        spans: list[Any] = [
+            [(0, 4 / second)],
+            [(12 / second, 16 / second)],
+            [(5 / second, 9.5 / second)],
+            pixels,
+            [(0, 1 / second), (8 / second, 9 / second)],
+        ]
         anew = [slice(0, 4), slice(12, 16), slice(5, 10), None, None]
         for loop in pipeline.inpaint(requests(5), sources, spans):
             source, columns = sources[loop.number], anew[loop.number]
@@ -237,7 +272,9 @@ class TestLonger:
         np.testing.assert_array_equal(alone.image, loops[3].image)
         assert alone.audio.tobytes() == loops[3].audio.tobytes()
 
-    def test_without_sources_it_begins_as_generate_does_and_does_not_repeat_itself(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_without_sources_it_begins_as_generate_does_and_does_not_repeat_itself(
+        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+    ) -> None:
         (loop,) = pipeline.extend(requests(1, 3), 40 * tiny_mel.hop_length / tiny_mel.sample_rate)
         (first,) = pipeline.generate(requests(1, 3))
         np.testing.assert_array_equal(loop.image[:, :16], first.image)
@@ -245,21 +282,31 @@ class TestLonger:
         assert len({window.tobytes() for window in windows}) == 4
 
     def test_latent_windows_join(self, latent: AudioDiffusionPipeline, latent_mel: MelConfig) -> None:
-        (loop,) = latent.extend(requests(1), 75 * latent_mel.hop_length / latent_mel.sample_rate, pictures(1, 32), overlap=0.25)
+        (loop,) = latent.extend(
+            requests(1), 75 * latent_mel.hop_length / latent_mel.sample_rate, pictures(1, 32), overlap=0.25
+        )
         assert loop.image.shape == (32, 75)
         np.testing.assert_array_equal(loop.image[:, :32], pictures(1, 32)[0])
 
-    def test_remix_lasts_as_long_as_the_track_and_follows_it(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any) -> None:
+    def test_remix_lasts_as_long_as_the_track_and_follows_it(
+        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any
+    ) -> None:
         tracks = [Audio(hum(count), tiny_mel.sample_rate) for count in (9_000, 4_000, 1_000)]
         near, far = (pipeline.remix(requests(3, 10), tracks, strength) for strength in (0.1, 0.9))
         for track, one, other in zip(tracks, near, far, strict=True):
             assert isinstance(track.samples, np.ndarray)
             columns = -(-len(track.samples) // tiny_mel.hop_length)
             assert one.image.shape == other.image.shape == (16, columns)
-            image = Mel(tiny_mel.model_copy(update={"x_res": max(8, columns)})).images(track.samples[np.newaxis])[0][0, :, :columns].astype(int)
+            image = (
+                Mel(tiny_mel.model_copy(update={"x_res": max(8, columns)}))
+                .images(track.samples[np.newaxis])[0][0, :, :columns]
+                .astype(int)
+            )
             assert np.abs(one.image - image).mean() < 0.5 * np.abs(other.image - image).mean()
 
-    def test_a_loop_that_was_made_here_is_remixed_as_a_whole(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_a_loop_that_was_made_here_is_remixed_as_a_whole(
+        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+    ) -> None:
         (loop,) = pipeline.generate([GenerateRequest(seed=0, steps=2, seamless=True)])
         assert len(loop.audio) % tiny_mel.hop_length == 0
         (remixed,) = pipeline.remix(requests(1, 2), [Audio(loop.audio, tiny_mel.sample_rate)], 0.5)
@@ -281,7 +328,11 @@ class TestInterpolate:
         noises = np.repeat(conditional.noise(requests(1)), 2, axis=0)
         given = encodings(2)
         along = by_number(conditional.interpolate(requests(1)[0], noises, 1, given))
-        expected = by_number(conditional.generate(requests(1) * 3, np.stack([given[0], given.mean(axis=0), given[1]]), np.repeat(noises[:1], 3, axis=0)))
+        expected = by_number(
+            conditional.generate(
+                requests(1) * 3, np.stack([given[0], given.mean(axis=0), given[1]]), np.repeat(noises[:1], 3, axis=0)
+            )
+        )
         for one, other in zip(along, expected, strict=True):
             assert np.abs(one.image.astype(int) - other.image).max() <= 1
 

@@ -82,10 +82,18 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def stating(width: int, height: int, *chunks: bytes) -> bytes:
     """A grey PNG of a stated size."""
-    return SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + b"".join(chunks) + chunk(b"IEND", b"")
+    return (
+        SIGNATURE
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+        + b"".join(chunks)
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize(("width", "height"), [(13_000, 13_000), (30_000, 30_000), (16_385, 8), (8, 1_025), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(13_000, 13_000), (30_000, 30_000), (16_385, 8), (8, 1_025), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1)],
+)
 def test_the_stated_size_is_bounded_before_pixels_are_read(width: int, height: int) -> None:
     content = stating(width, height, chunk(b"IDAT", b"no pixels are looked at"))
     assert png_shape(content) == (height, width)
@@ -112,8 +120,14 @@ def test_the_largest_mel_image_comes_back() -> None:
     [
         [chunk(b"IDAT", b"no deflate stream")],
         [chunk(b"IDAT", zlib.compress(bytes(10)))],
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0)), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
-        [chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 13_000, 13_000, 8, 0, 0, 0, 0)),
+            chunk(b"IDAT", zlib.compress(bytes(25 * 40))),
+        ],
+        [
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)),
+            chunk(b"IDAT", zlib.compress(bytes(25 * 40))),
+        ],
         [chunk(b"pHYs", b"\0"), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
         [chunk(b"gAMA", b""), chunk(b"IDAT", zlib.compress(bytes(25 * 40)))],
         [chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(1 << 26))), chunk(b"IDAT", b"")],

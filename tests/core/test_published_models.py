@@ -14,7 +14,9 @@ from audiodiff_core.mel import MelConfig
 from tests import published
 from tests.published import BY_NAME, MODELS, Networks, Published
 
-EVERY_LAYOUT = [pytest.param(model, layout, id=f"{model.name}-{layout}") for model in MODELS for layout in model.layouts]
+EVERY_LAYOUT = [
+    pytest.param(model, layout, id=f"{model.name}-{layout}") for model in MODELS for layout in model.layouts
+]
 ONE_OF_EACH_KIND = ["audio-diffusion-256", "latent-audio-diffusion-256", "conditional-latent-audio-diffusion-512"]
 
 
@@ -33,8 +35,12 @@ def assert_is(loaded: Model, model: Published, built: Networks) -> None:
     """Every weight and every setting of the published model."""
     assert type(loaded.unet) is model.unet_class
     assert_weights(loaded.unet, built.unet)
-    assert {key: json.loads(json.dumps(loaded.unet.config[key])) for key in model.unet_config(built.divisor)} == model.unet_config(built.divisor)
-    assert loaded.unet.config.get("cross_attention_dim") == (published.ENCODING_DIM if model.kind == "conditional" else None)
+    assert {
+        key: json.loads(json.dumps(loaded.unet.config[key])) for key in model.unet_config(built.divisor)
+    } == model.unet_config(built.divisor)
+    assert loaded.unet.config.get("cross_attention_dim") == (
+        published.ENCODING_DIM if model.kind == "conditional" else None
+    )
     assert type(loaded.scheduler).__name__ == model.scheduler
     assert {key: loaded.scheduler.config[key] for key in model.scheduler_config} == model.scheduler_config
     assert (loaded.scheduler.config.prediction_type, loaded.scheduler.config.timestep_spacing) == ("epsilon", "leading")
@@ -61,7 +67,9 @@ def test_the_rebuilt_configurations_have_the_size_of_the_published_ones(tmp_path
     sizes = {}
     for name in ("audio-diffusion-256", "audio-diffusion-ddim-256", "latent-audio-diffusion-512"):
         folder = published.write(tmp_path / name, BY_NAME[name], "D", networks(name))
-        sizes[name] = [(folder / file).stat().st_size for file in ("scheduler/scheduler_config.json", "mel/mel_config.json")]
+        sizes[name] = [
+            (folder / file).stat().st_size for file in ("scheduler/scheduler_config.json", "mel/mel_config.json")
+        ]
     assert sizes["audio-diffusion-256"] == [261, 191]
     assert sizes["audio-diffusion-ddim-256"] == [276, 191]
     assert sizes["latent-audio-diffusion-512"][1] == 187
@@ -102,7 +110,9 @@ def test_layouts_of_the_community_load(name: str, tmp_path: Path) -> None:
         pytest.param("conditional-latent-audio-diffusion-512", "C", 135_559_809, 83_607_691, id="conditional"),
     ],
 )
-def test_a_published_model_of_full_size_loads(name: str, layout: str, unet_parameters: int, vae_parameters: int, tmp_path: Path) -> None:
+def test_a_published_model_of_full_size_loads(
+    name: str, layout: str, unet_parameters: int, vae_parameters: int, tmp_path: Path
+) -> None:
     model, built = BY_NAME[name], Networks.build(BY_NAME[name], divisor=1)
     loaded = load_model(published.write(tmp_path / "model", model, layout, built))
     assert_is(loaded, model, built)

@@ -59,7 +59,9 @@ def bits_of(sampler: Sampler, wanted: Item, company: Iterable[Item]) -> bytes:
     return made.numpy().tobytes()
 
 
-@pytest.mark.parametrize("wanted", [item(3, 3), item(3, 3, "ddpm"), item(3, 3, "dpm++_sde")], ids=["ddim", "ddpm", "dpm++_sde"])
+@pytest.mark.parametrize(
+    "wanted", [item(3, 3), item(3, 3, "ddpm"), item(3, 3, "dpm++_sde")], ids=["ddim", "ddpm", "dpm++_sde"]
+)
 def test_an_image_does_not_depend_on_its_company(sampler: Sampler, wanted: Item) -> None:
     alone = bits_of(sampler, wanted, [wanted])
     companies = {
@@ -67,7 +69,14 @@ def test_an_image_does_not_depend_on_its_company(sampler: Sampler, wanted: Item)
         "last place": [item(10), item(11), item(12), wanted],
         "other steps": [item(10, 2), item(11, 5), wanted, item(12, 4)],
         "other schedulers": [item(10, 5, "ddpm"), wanted, item(11, 4, "unipc"), item(12, 4, "euler")],
-        "takes a freed place": [item(10, 2), item(11, 4, "ddpm"), item(12, 5), item(13, 4), wanted, item(14, 2, "euler")],
+        "takes a freed place": [
+            item(10, 2),
+            item(11, 4, "ddpm"),
+            item(12, 5),
+            item(13, 4),
+            wanted,
+            item(14, 2, "euler"),
+        ],
         "other widths": [item(10, 3, width=32), wanted, item(11, 4, width=8), item(12, width=32)],
     }
     for name, company in companies.items():
@@ -79,9 +88,16 @@ def test_alone_and_at_each_place_of_a_batch_of_eight_with_guidance_masks_and_enc
     encodings = torch.randn(10, 8, generator=torch.Generator().manual_seed(5))
     keep = torch.zeros((16, 16), dtype=torch.bool)
     keep[3:9, :7] = True
-    wanted = item(1, 4, "ddim", eta=0.5, guidance_scale=2.5, encoding=encodings[0], clean=picture(1), keep=keep, start_step=1)
-    others = [item(seed, 2 + seed % 4, "euler" if seed % 2 else "ddpm", encoding=encodings[seed]) for seed in range(2, 6)]
-    others += [item(6, 3, encoding=encodings[6], guidance_scale=4.0), item(7, 3, encoding=encodings[7], clean=picture(7), start_step=2)]
+    wanted = item(
+        1, 4, "ddim", eta=0.5, guidance_scale=2.5, encoding=encodings[0], clean=picture(1), keep=keep, start_step=1
+    )
+    others = [
+        item(seed, 2 + seed % 4, "euler" if seed % 2 else "ddpm", encoding=encodings[seed]) for seed in range(2, 6)
+    ]
+    others += [
+        item(6, 3, encoding=encodings[6], guidance_scale=4.0),
+        item(7, 3, encoding=encodings[7], clean=picture(7), start_step=2),
+    ]
     alone = bits_of(sampler, wanted, [wanted])
     for place in range(len(others) + 1):
         assert bits_of(sampler, wanted, [*others[:place], wanted, *others[place:]]) == alone, place
@@ -103,7 +119,9 @@ def test_encodings_and_guidance_do_what_they_say(conditional_unet: Any) -> None:
     scheduler = Objective().scheduler("ddim")
     scheduler.register_to_config(clip_sample=False)
     sampler = Sampler(conditional_unet, scheduler, PROFILE)
-    torch.testing.assert_close(made(one, 3.0), made(one, 0.0) + 3 * (made(one, 1.0) - made(one, 0.0)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        made(one, 3.0), made(one, 0.0) + 3 * (made(one, 1.0) - made(one, 0.0)), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_guidance_works_in_batches_of_one(conditional_unet: Any) -> None:
@@ -125,8 +143,19 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(sampler: Sampler, co
 
 
 def test_every_part_of_a_request_matters(sampler: Sampler) -> None:
-    different = [item(0), item(1), item(0, 8), *(item(0, scheduler=name) for name in METHODS if not name.startswith("flow") and name not in ("ddim", "heun"))]
-    different += [item(0, eta=0.5), item(0, seamless=True), item(0, width=32), item(0, window=1), item(0, clean=picture(0), start_step=2)]
+    different = [
+        item(0),
+        item(1),
+        item(0, 8),
+        *(item(0, scheduler=name) for name in METHODS if not name.startswith("flow") and name not in ("ddim", "heun")),
+    ]
+    different += [
+        item(0, eta=0.5),
+        item(0, seamless=True),
+        item(0, width=32),
+        item(0, window=1),
+        item(0, clean=picture(0), start_step=2),
+    ]
     samples = {sample.numpy().tobytes() for _, sample in sampler.sample(different)}
     assert len(samples) == len(different)
 
@@ -154,14 +183,20 @@ def test_images_are_those_of_diffusers_pipeline(
     make_unet: Callable[[int], Any], tiny_mel: MelConfig, name: SavedScheduler, objective: Objective
 ) -> None:
     reference = AudioDiffusionPipeline(
-        vqvae=None, unet=make_unet(1).eval(), mel=OracleMel(**tiny_mel.model_dump()), scheduler=objective.scheduler(name)
+        vqvae=None,
+        unet=make_unet(1).eval(),
+        mel=OracleMel(**tiny_mel.model_dump()),
+        scheduler=objective.scheduler(name),
     )
     reference.set_progress_bar_config(disable=True)
     items = [item(seed, steps, name) for seed, steps in [(0, 5), (2**32 - 1, 4)]]
     for one, sample in Sampler(make_unet(1), objective.scheduler("ddpm"), PROFILE).sample(items):
         image = to_image(sample[0].numpy())
         (expected,), _ = reference(
-            steps=one.request.steps, generator=noise_stream(one.request.seed), step_generator=derived(one.request.seed, "step"), return_dict=False
+            steps=one.request.steps,
+            generator=noise_stream(one.request.seed),
+            step_generator=derived(one.request.seed, "step"),
+            return_dict=False,
         )
         assert image.std() > 10
         assert np.abs(np.asarray(expected).astype(int) - image).max() <= 1
@@ -182,9 +217,13 @@ def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler
     torch.testing.assert_close(made, sample[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"])
+@pytest.mark.parametrize(
+    "name", ["ddim", "ddpm", "dpm++", "dpm++_sde", "unipc", "euler", "euler_a", "heun", "flow_euler", "flow_heun"]
+)
 @pytest.mark.parametrize("start", [0, 2])
-def test_what_is_kept_is_the_clean_content_at_the_level_of_each_next_step(make_unet: Callable[[int], Any], name: SchedulerName, start: int) -> None:
+def test_what_is_kept_is_the_clean_content_at_the_level_of_each_next_step(
+    make_unet: Callable[[int], Any], name: SchedulerName, start: int
+) -> None:
     """What the network sees in the kept region, at every call, is the content at that call's own level of noise; the result keeps it exactly."""
     model_scheduler = FlowMatchEulerDiscreteScheduler() if name.startswith("flow") else EPSILON.scheduler("ddim")
     unet = make_unet(2)
@@ -203,7 +242,11 @@ def test_what_is_kept_is_the_clean_content_at_the_level_of_each_next_step(make_u
     schedule = Schedule(model_scheduler, given.request)
     assert len(seen) == schedule.calls - schedule.begin(start)
     for sample, timestep in seen:
-        share = torch.tensor(timestep / 1_000) if name.startswith("flow") else (1 - model_scheduler.alphas_cumprod[int(timestep)]).sqrt()
+        share = (
+            torch.tensor(timestep / 1_000)
+            if name.startswith("flow")
+            else (1 - model_scheduler.alphas_cumprod[int(timestep)]).sqrt()
+        )
         signal = 1 - share if name.startswith("flow") else model_scheduler.alphas_cumprod[int(timestep)].sqrt()
         torch.testing.assert_close(sample[0, 0][keep], (signal * clean + share * noise)[0][keep], atol=2e-4, rtol=1e-4)
 
@@ -285,7 +328,15 @@ def test_a_request_that_cannot_be_is_refused(values: dict[str, Any], named: str)
 
 
 def test_request_defaults_and_limits() -> None:
-    expected = {"steps": None, "scheduler": None, "eta": 0.0, "guidance_scale": 1.0, "width": None, "seamless": False, "seed": 0}
+    expected = {
+        "steps": None,
+        "scheduler": None,
+        "eta": 0.0,
+        "guidance_scale": 1.0,
+        "width": None,
+        "seamless": False,
+        "seed": 0,
+    }
     assert GenerateRequest().model_dump() == expected
     assert GenerateRequest(seed=2**32 - 1, steps=1_000).seed == 2**32 - 1
     request: Any = GenerateRequest()
@@ -311,12 +362,16 @@ def test_profile_sets_one_thread() -> None:
 def test_here_is_fp32_on_a_cpu_and_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert ExecutionProfile.here() == ExecutionProfile(batch_size=4, precision="fp32", device="cpu")
-    assert ExecutionProfile.here("bf16", 9, compiled=True) == ExecutionProfile(batch_size=9, precision="bf16", compiled=True)
+    assert ExecutionProfile.here("bf16", 9, compiled=True) == ExecutionProfile(
+        batch_size=9, precision="bf16", compiled=True
+    )
     with pytest.raises(ValueError, match="precision fp16 is for GPUs"):
         ExecutionProfile.here("fp16")
 
 
-def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(make_unet: Callable[[int], Any], sampler: Sampler) -> None:
+def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(
+    make_unet: Callable[[int], Any], sampler: Sampler
+) -> None:
     unet = make_unet(0)
     profile = ExecutionProfile(batch_size=4, precision="bf16")
     wanted = item(0)
@@ -328,7 +383,9 @@ def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(make_unet: Calla
 
 def test_a_network_answers_in_the_order_of_the_queries(sampler: Sampler, make_unet: Callable[[int], Any]) -> None:
     samples = [picture(seed)[None] for seed in range(3)]
-    answers = Network(make_unet(0), PROFILE)([ModelInput(sample, 100.0 * place) for place, sample in enumerate(samples)])
+    answers = Network(make_unet(0), PROFILE)(
+        [ModelInput(sample, 100.0 * place) for place, sample in enumerate(samples)]
+    )
     for place, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
         with torch.inference_mode():
             expected = make_unet(0)(sample, 100 * place, return_dict=False)[0]
@@ -351,7 +408,9 @@ def test_a_sample_that_is_not_finite_is_an_error(make_unet: Callable[[int], Any]
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (1, 8)])
-def test_an_encoding_of_another_shape_is_refused(conditional_unet: Any, sampler: Sampler, shape: tuple[int, ...]) -> None:
+def test_an_encoding_of_another_shape_is_refused(
+    conditional_unet: Any, sampler: Sampler, shape: tuple[int, ...]
+) -> None:
     conditional = Sampler(conditional_unet, EPSILON.scheduler("ddim"), PROFILE)
     told = re.escape(f"encoding of shape {shape} for seed 0: the network takes")
     for one, taken in ((conditional, re.escape(" (8,)")), (sampler, " none")):

@@ -26,11 +26,15 @@ SPACINGS = ("leading", "linspace", "trailing")
 STOCHASTIC: tuple[SchedulerName, ...] = ("ddpm", "dpm++_sde", "euler_a")
 
 
-def model(predicts: PredictionType, zero_terminal_snr: bool = False, spacing: str = "leading", clip: bool = False) -> Any:
+def model(
+    predicts: PredictionType, zero_terminal_snr: bool = False, spacing: str = "leading", clip: bool = False
+) -> Any:
     """What is saved with a model of this kind."""
     if predicts == "flow":
         return FlowMatchEulerDiscreteScheduler()
-    return DDPMScheduler(prediction_type=predicts, rescale_betas_zero_snr=zero_terminal_snr, timestep_spacing=spacing, clip_sample=clip)
+    return DDPMScheduler(
+        prediction_type=predicts, rescale_betas_zero_snr=zero_terminal_snr, timestep_spacing=spacing, clip_sample=clip
+    )
 
 
 def offered(*names: SchedulerName) -> Iterator[Any]:
@@ -43,7 +47,11 @@ def offered(*names: SchedulerName) -> Iterator[Any]:
                 continue
             for zero, spacing in itertools.product((False, True) if method.zero_terminal_snr else (False,), SPACINGS):
                 if not (zero and predicts == "epsilon"):
-                    yield pytest.param(name, model(predicts, zero, spacing), id=f"{name}-{predicts}-{spacing}{'-zero-snr' if zero else ''}")
+                    yield pytest.param(
+                        name,
+                        model(predicts, zero, spacing),
+                        id=f"{name}-{predicts}-{spacing}{'-zero-snr' if zero else ''}",
+                    )
 
 
 def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation: float) -> torch.Tensor:
@@ -54,11 +62,19 @@ def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation
     else:
         sigmas = ((1 - model_scheduler.alphas_cumprod.double()) / model_scheduler.alphas_cumprod.double()).sqrt()
         low = min(int(timestep), len(sigmas) - 2)  # between two levels, methods interpolate sigma
-        sigma = float(torch.lerp(sigmas[low], sigmas[low + 1], timestep - low)) if timestep != int(timestep) else float(sigmas[int(timestep)])
-        signal, share = (0.0, 1.0) if sigma == float("inf") else (1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5)
+        sigma = (
+            float(torch.lerp(sigmas[low], sigmas[low + 1], timestep - low))
+            if timestep != int(timestep)
+            else float(sigmas[int(timestep)])
+        )
+        signal, share = (
+            (0.0, 1.0) if sigma == float("inf") else (1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5)
+        )
     clean = MEAN + signal * deviation**2 / (signal**2 * deviation**2 + share**2) * (noisy - signal * MEAN)
     noise = (noisy - signal * clean) / share
-    return {"epsilon": noise, "v_prediction": signal * noise - share * clean, "sample": clean, "flow": noise - clean}[predicts]
+    return {"epsilon": noise, "v_prediction": signal * noise - share * clean, "sample": clean, "flow": noise - clean}[
+        predicts
+    ]
 
 
 def sampled(
@@ -75,7 +91,9 @@ def sampled(
     for call, timestep in enumerate(schedule.timesteps):
         noisy = schedule.network_input(sample, call).double()
         if exact is None:
-            signal, share = (float(part) / float(sum(part**2 for part in schedule.levels[0]) ** 0.5) for part in schedule.levels[0])
+            signal, share = (
+                float(part) / float(sum(part**2 for part in schedule.levels[0]) ** 0.5) for part in schedule.levels[0]
+            )
             if prediction_type(model_scheduler) == "flow":
                 signal, share = 0.0, 1.0
             exact = MEAN + DEVIATION * (noisy - signal * MEAN) / (signal**2 * DEVIATION**2 + share**2) ** 0.5
@@ -93,7 +111,8 @@ def test_a_single_picture_is_recovered_exactly(name: SchedulerName, model_schedu
 @pytest.mark.parametrize(("name", "model_scheduler"), offered(*(name for name in METHODS if name not in STOCHASTIC)))
 def test_a_gaussian_is_reached_by_the_exact_way_at_the_methods_order(name: SchedulerName, model_scheduler: Any) -> None:
     coarse, fine = (
-        float((sample - exact).abs().mean()) for sample, exact in (sampled(model_scheduler, name, steps, DEVIATION) for steps in (25, 100))
+        float((sample - exact).abs().mean())
+        for sample, exact in (sampled(model_scheduler, name, steps, DEVIATION) for steps in (25, 100))
     )
     order = 1 if name in ("ddim", "euler", "flow_euler") else 2
     assert fine < (0.012 if order == 1 else 0.0025)
@@ -146,13 +165,29 @@ def test_flow_models_are_known_by_their_scheduler() -> None:
 @pytest.mark.parametrize(
     ("model_scheduler", "values", "said"),
     [
-        (model("flow"), {"scheduler": "ddim"}, r"scheduler ddim does not fit a model with prediction_type flow: use one of flow_euler, flow_heun"),
-        (model("epsilon"), {"scheduler": "flow_euler"}, "scheduler flow_euler does not fit a model with prediction_type epsilon: use one of ddim, ddpm"),
-        (model("sample"), {"scheduler": "euler_a"}, "scheduler euler_a does not fit a model with prediction_type sample"),
+        (
+            model("flow"),
+            {"scheduler": "ddim"},
+            r"scheduler ddim does not fit a model with prediction_type flow: use one of flow_euler, flow_heun",
+        ),
+        (
+            model("epsilon"),
+            {"scheduler": "flow_euler"},
+            "scheduler flow_euler does not fit a model with prediction_type epsilon: use one of ddim, ddpm",
+        ),
+        (
+            model("sample"),
+            {"scheduler": "euler_a"},
+            "scheduler euler_a does not fit a model with prediction_type sample",
+        ),
         (model("v_prediction", True), {"scheduler": "heun"}, "scheduler heun does not know zero terminal SNR"),
         (model("epsilon"), {"scheduler": "euler", "eta": 0.5}, "eta 0.5: scheduler euler takes none"),
         (model("epsilon"), {"scheduler": "dpm++", "steps": 1_000}, "steps 1000: dpm"),
-        (DDPMScheduler(num_train_timesteps=20), {"steps": 21}, "steps 21: the model has 20 levels of noise, use 1 to 20"),
+        (
+            DDPMScheduler(num_train_timesteps=20),
+            {"steps": 21},
+            "steps 21: the model has 20 levels of noise, use 1 to 20",
+        ),
     ],
 )
 def test_what_is_not_exact_is_refused_by_name(model_scheduler: Any, values: dict[str, Any], said: str) -> None:
@@ -167,7 +202,10 @@ def test_every_setting_of_the_model_is_handed_on() -> None:
         if "v_prediction" in method.predictions:
             scheduler = scheduler_for(saved, GenerateRequest(scheduler=name, steps=5))
             assert scheduler.alphas_cumprod.equal(saved.alphas_cumprod), name
-            assert (scheduler.config.timestep_spacing, scheduler.config.prediction_type) == ("trailing", "v_prediction"), name
+            assert (scheduler.config.timestep_spacing, scheduler.config.prediction_type) == (
+                "trailing",
+                "v_prediction",
+            ), name
     assert scheduler_for(saved, GenerateRequest(steps=5)).config.clip_sample is True
 
 
@@ -190,7 +228,9 @@ def test_a_step_count_that_starts_below_noise_warns() -> None:
 
 @pytest.mark.parametrize(("steps", "divisor"), [(30, 25), (60, 50), (300, 250), (400, 250), (700, 500)])
 def test_ddim_is_exact_for_steps_that_do_not_divide_the_levels(steps: int, divisor: int) -> None:
-    more, fewer = (sampled(model("v_prediction", True, "trailing"), "ddim", number, DEVIATION) for number in (steps, divisor))
+    more, fewer = (
+        sampled(model("v_prediction", True, "trailing"), "ddim", number, DEVIATION) for number in (steps, divisor)
+    )
     assert float((more[0] - more[1]).abs().mean()) < float((fewer[0] - fewer[1]).abs().mean())
 
 
@@ -213,7 +253,10 @@ def test_ddim_with_the_largest_eta_starts_from_pure_noise(steps: int) -> None:
     assert 0.15 * DEVIATION < float(sample.std()) < 1.1 * DEVIATION
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.zero_terminal_snr and "v_prediction" in method.predictions])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, method in METHODS.items() if method.zero_terminal_snr and "v_prediction" in method.predictions],
+)
 def test_many_steps_from_pure_noise(name: SchedulerName) -> None:
     """diffusers caps the sigma of pure noise below that of the next of so many levels."""
     sample, _ = sampled(model("v_prediction", True, "trailing"), name, 500, DEVIATION, pixels=20_000)
@@ -225,8 +268,12 @@ def test_the_default_steps_are_at_most_the_models_levels() -> None:
     assert resolved(DDPMScheduler(num_train_timesteps=20), GenerateRequest()) == ("ddim", 20)
 
 
-@pytest.mark.parametrize(("name", "model_scheduler"), [(name, model("flow" if name.startswith("flow") else "epsilon")) for name in METHODS])
-def test_levels_fall_to_the_clean_image_and_steps_are_counted_in_calls(name: SchedulerName, model_scheduler: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "model_scheduler"), [(name, model("flow" if name.startswith("flow") else "epsilon")) for name in METHODS]
+)
+def test_levels_fall_to_the_clean_image_and_steps_are_counted_in_calls(
+    name: SchedulerName, model_scheduler: Any
+) -> None:
     schedule = Schedule(model_scheduler, GenerateRequest(scheduler=name, steps=6))
     doubled = METHODS[name].calls_per_step == 2
     assert schedule.calls == (11 if doubled else 6)

@@ -30,7 +30,9 @@ def trained(accelerator: Accelerator, rank: int, world: int) -> TrainState:
     images = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
     for _ in range(STEPS):
         shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
-        train_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world)
+        train_step(
+            accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world
+        )
     return state
 
 
@@ -39,7 +41,14 @@ def weights_of(state: TrainState) -> dict[str, Any]:
 
 
 def joined(rank: int, port: int) -> Accelerator:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(WORLD),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        ACCELERATE_USE_CPU="true",
+    )
     torch.set_num_threads(1)
     return Accelerator(cpu=True)
 
@@ -63,11 +72,20 @@ def sharded_worker(rank: int, port: int, folder: str) -> None:
 def trained_vae(accelerator: Accelerator, rank: int, world: int) -> VaeTrainState:
     torch.manual_seed(0)
     objective = VaeObjective(adversarial_start=1)
-    state = VaeTrainState(accelerator, build_vae("vae-tiny", MelConfig(x_res=32, y_res=32)), objective, 1e-3, seed=0, discriminator_channels=8)
+    state = VaeTrainState(
+        accelerator,
+        build_vae("vae-tiny", MelConfig(x_res=32, y_res=32)),
+        objective,
+        1e-3,
+        seed=0,
+        discriminator_channels=8,
+    )
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32), dtype=np.uint8)
     for _ in range(STEPS):
         shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
-        train_vae_step(accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world)
+        train_vae_step(
+            accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world
+        )
     return state
 
 
@@ -91,7 +109,9 @@ def test_two_workers_train_one_vae_and_one_discriminator(tmp_path: Path) -> None
     assert first.keys() == second.keys() == alone.keys()
     for name, weight in alone.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], weight, atol=3e-5, rtol=0)  # two steps of Adam move a weight by up to 2e-4
+        torch.testing.assert_close(
+            first[name], weight, atol=3e-5, rtol=0
+        )  # two steps of Adam move a weight by up to 2e-4
 
 
 @pytest.mark.soak
@@ -105,7 +125,9 @@ def test_two_shards_are_one_network(tmp_path: Path) -> None:
             torch.testing.assert_close(sharded[kind][name], weight, atol=5e-5, rtol=0)
     assert sharded["optimizer"]["state"].keys() == alone["optimizer"]["state"].keys()
     for name, moments in alone["optimizer"]["state"].items():
-        torch.testing.assert_close(sharded["optimizer"]["state"][name]["exp_avg"], moments["exp_avg"], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            sharded["optimizer"]["state"][name]["exp_avg"], moments["exp_avg"], atol=1e-6, rtol=1e-4
+        )
         assert float(sharded["optimizer"]["state"][name]["step"]) == STEPS
 
 

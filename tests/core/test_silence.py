@@ -31,7 +31,9 @@ def m4a(samples: Samples, rate: int) -> bytes:
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("alac", rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray((samples.T * 32_767).astype(np.int16)), format="s16p", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray((samples.T * 32_767).astype(np.int16)), format="s16p", layout="stereo"
+        )
         frame.rate = rate
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
@@ -48,14 +50,18 @@ def test_the_threshold_is_two_steps_of_16_bit_audio() -> None:
 
 
 @pytest.mark.parametrize("shape", ["sine", "square", "burst"])
-def test_a_slice_is_silent_below_the_threshold_and_unchanged_from_it_on(tiny_mel: MelConfig, wav: Wav, shape: str) -> None:
+def test_a_slice_is_silent_below_the_threshold_and_unchanged_from_it_on(
+    tiny_mel: MelConfig, wav: Wav, shape: str
+) -> None:
     mel, size = Mel(tiny_mel), tiny_mel.slice_size
     wave = np.sin(2 * np.pi * 441 * np.arange(size) / tiny_mel.sample_rate).astype(np.float32)
     square = np.sign(wave + 0.01)
     burst = np.where(np.arange(size) > 0.9 * size, square, 0)
     wave = {"sine": wave / np.abs(wave).max(), "square": square, "burst": burst}[shape].astype(np.float32)
     assert np.abs(wave).max() == 1
-    samples = np.concatenate([wave * np.nextafter(SILENT_BELOW, np.float32(0)), wave * SILENT_BELOW, -wave * SILENT_BELOW])
+    samples = np.concatenate(
+        [wave * np.nextafter(SILENT_BELOW, np.float32(0)), wave * SILENT_BELOW, -wave * SILENT_BELOW]
+    )
     at_the_threshold, inverted = mel_slices(wav(samples), mel)
     assert (at_the_threshold.index, inverted.index) == (1, 2)
     np.testing.assert_array_equal(at_the_threshold.image, mel.images(samples[np.newaxis, size : 2 * size])[0][0])
@@ -64,7 +70,9 @@ def test_a_slice_is_silent_below_the_threshold_and_unchanged_from_it_on(tiny_mel
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
 @pytest.mark.parametrize("values", [(-1, 1), (-1, 0, 1), (-1, 0, 0, 0, 0, 0, 0, 1)])
-def test_dither_of_16_bit_audio_is_silent_at_any_rate(tiny_mel: MelConfig, rate: int, channels: int, values: tuple[int, ...]) -> None:
+def test_dither_of_16_bit_audio_is_silent_at_any_rate(
+    tiny_mel: MelConfig, rate: int, channels: int, values: tuple[int, ...]
+) -> None:
     dither = np.random.default_rng(0).choice(np.array(values, np.int16), (rate * 4, channels))
     assert indices(file(dither, rate), Mel(tiny_mel)) == []
 
@@ -78,7 +86,9 @@ def test_only_the_slices_of_dither_are_left_out(tiny_mel: MelConfig, hum: Hum) -
     decoded = audio.decode_audio(file(music, rate), tiny_mel.sample_rate)
     for piece in kept:
         start = piece.index * tiny_mel.slice_size
-        np.testing.assert_array_equal(piece.image, Mel(tiny_mel).images(decoded[np.newaxis, start : start + tiny_mel.slice_size])[0][0])
+        np.testing.assert_array_equal(
+            piece.image, Mel(tiny_mel).images(decoded[np.newaxis, start : start + tiny_mel.slice_size])[0][0]
+        )
 
 
 def stereo(hum: Hum, seconds: float, rate: int = 44_100) -> Samples:
@@ -86,13 +96,20 @@ def stereo(hum: Hum, seconds: float, rate: int = 44_100) -> Samples:
     return np.stack([left, -left], axis=1)
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", None), ("AIFF", None), ("CAF", None), ("MP3", None)])
-def test_channels_that_cancel_each_other_are_the_reason(tiny_mel: MelConfig, hum: Hum, kind: str, subtype: str | None) -> None:
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", None), ("AIFF", None), ("CAF", None), ("MP3", None)],
+)
+def test_channels_that_cancel_each_other_are_the_reason(
+    tiny_mel: MelConfig, hum: Hum, kind: str, subtype: str | None
+) -> None:
     with pytest.raises(audio.AudioDecodeError, match=CANCEL):
         list(mel_slices(file(stereo(hum, 3), 44_100, kind, subtype), Mel(tiny_mel)))
 
 
-def test_channels_that_cancel_each_other_are_the_reason_in_a_file_that_ffmpeg_reads(tiny_mel: MelConfig, hum: Hum) -> None:
+def test_channels_that_cancel_each_other_are_the_reason_in_a_file_that_ffmpeg_reads(
+    tiny_mel: MelConfig, hum: Hum
+) -> None:
     with pytest.raises(audio.AudioDecodeError, match=CANCEL):
         list(mel_slices(m4a(stereo(hum, 3), 44_100), Mel(tiny_mel)))
 
@@ -104,7 +121,9 @@ def webm(samples: Samples, rate: int = 48_000) -> bytes:
         stream = container.add_stream("libopus", rate=rate, layout="stereo")
         stream.bit_rate = 128_000
         for start in range(0, len(samples), 960):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[start : start + 960].reshape(1, -1)), format="flt", layout="stereo")
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples[start : start + 960].reshape(1, -1)), format="flt", layout="stereo"
+            )
             frame.rate, frame.pts = rate, start
             for packet in stream.encode(frame):
                 container.mux(packet)
@@ -144,7 +163,9 @@ def test_of_a_file_that_cancels_in_part_the_rest_stays(tiny_mel: MelConfig, hum:
     samples[:size, 1] *= -1
     samples[4 * size :, 1] = 0
     kept = indices(file(samples, rate), Mel(tiny_mel))
-    assert kept == ([0, 4] if rate == tiny_mel.sample_rate else [0, 1, 3, 4]), "the rest rings in its neighbours when it is resampled"
+    assert kept == ([0, 4] if rate == tiny_mel.sample_rate else [0, 1, 3, 4]), (
+        "the rest rings in its neighbours when it is resampled"
+    )
 
 
 def test_a_tail_that_is_dropped_does_not_hide_the_reason(tiny_mel: MelConfig, hum: Hum) -> None:
@@ -154,7 +175,9 @@ def test_a_tail_that_is_dropped_does_not_hide_the_reason(tiny_mel: MelConfig, hu
         list(mel_slices(file(samples, 22_050), Mel(tiny_mel)))
 
 
-@pytest.mark.parametrize("slicing", [Slicing(reference="track"), Slicing(overlap=0.5, tail="pad"), Slicing(silence_threshold_db=-60)])
+@pytest.mark.parametrize(
+    "slicing", [Slicing(reference="track"), Slicing(overlap=0.5, tail="pad"), Slicing(silence_threshold_db=-60)]
+)
 def test_every_slicing_names_the_reason(tiny_mel: MelConfig, hum: Hum, slicing: Slicing) -> None:
     with pytest.raises(audio.AudioDecodeError, match=CANCEL):
         list(mel_slices(file(stereo(hum, 3), 44_100), Mel(tiny_mel), slicing))
@@ -162,7 +185,9 @@ def test_every_slicing_names_the_reason(tiny_mel: MelConfig, hum: Hum, slicing: 
 
 def test_silence_and_inaudible_sound_do_not_cancel(tiny_mel: MelConfig) -> None:
     rate = 44_100
-    above = np.sin(2 * np.pi * 18_000 * np.arange(3 * rate) / rate).astype(np.float32) * np.hanning(3 * rate).astype(np.float32)
+    above = np.sin(2 * np.pi * 18_000 * np.arange(3 * rate) / rate).astype(np.float32) * np.hanning(3 * rate).astype(
+        np.float32
+    )
     pairs: list[Samples] = [np.stack([above, above * np.float32(level)], axis=1) for level in (1, 0, 0.3)]
     for samples in (np.zeros((60_000, 2), np.float32), np.zeros(60_000, np.float32), above, *pairs):
         assert indices(file(samples, rate, subtype="FLOAT"), Mel(tiny_mel)) == []

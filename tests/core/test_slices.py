@@ -22,7 +22,9 @@ def cut(mel: Mel, samples: npt.NDArray[np.float32], start: int) -> npt.NDArray[n
     return image
 
 
-def assert_slices_of(mel: Mel, samples: npt.NDArray[np.float32], slices: list[MelSlice], starts: dict[int, int]) -> None:
+def assert_slices_of(
+    mel: Mel, samples: npt.NDArray[np.float32], slices: list[MelSlice], starts: dict[int, int]
+) -> None:
     """`slices` are exactly those with the indices and starts (in samples) of `starts`."""
     assert [piece.index for piece in slices] == list(starts)
     for piece, start in zip(slices, starts.values(), strict=True):
@@ -79,7 +81,9 @@ def test_overlap(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
 
 @pytest.mark.parametrize("frames", [100, 4_095, 1 << 20])
 @pytest.mark.parametrize("overlap", [0.0, 0.6])
-def test_streaming_is_the_same_as_the_whole_file(tiny_mel: MelConfig, hum: Hum, wav: Wav, monkeypatch: pytest.MonkeyPatch, frames: int, overlap: float) -> None:
+def test_streaming_is_the_same_as_the_whole_file(
+    tiny_mel: MelConfig, hum: Hum, wav: Wav, monkeypatch: pytest.MonkeyPatch, frames: int, overlap: float
+) -> None:
     mel = Mel(tiny_mel)
     content = wav(hum(40_000, sample_rate=32_000), 32_000)
     monkeypatch.setattr(blocks, "BLOCK_FRAMES", frames)
@@ -126,7 +130,11 @@ def test_a_silence_threshold_leaves_quiet_slices_out(tiny_mel: MelConfig, hum: H
     level = 20 * np.log10(np.sqrt(np.mean(samples[:size] ** 2)))
     assert [piece.index for piece in mel_slices(wav(samples), mel)] == [0, 1, 2]
     assert [piece.index for piece in mel_slices(wav(samples), mel, Slicing(silence_threshold_db=level - 39))] == [0, 2]
-    assert [piece.index for piece in mel_slices(wav(samples), mel, Slicing(silence_threshold_db=level - 41))] == [0, 1, 2]
+    assert [piece.index for piece in mel_slices(wav(samples), mel, Slicing(silence_threshold_db=level - 41))] == [
+        0,
+        1,
+        2,
+    ]
 
 
 def test_a_track_reference_keeps_loudness_between_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:

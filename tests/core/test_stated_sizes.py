@@ -91,7 +91,9 @@ CONTAINERS = [
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
 @pytest.mark.parametrize(("file_format", "subtype"), CONTAINERS)
-def test_samples_after_the_stated_data_are_noticed(music: Samples, file_format: str, subtype: str, share: float) -> None:
+def test_samples_after_the_stated_data_are_noticed(
+    music: Samples, file_format: str, subtype: str, share: float
+) -> None:
     content = written(music, file_format, subtype)
     assert len(decode_audio(content, RATE)) >= len(music)
     short = stated(content, file_format, int(data_bytes(content, file_format) * share) // 256 * 256)
@@ -159,7 +161,12 @@ def test_tags_after_other_formats_are_no_samples(music: Samples, file_format: st
 
 
 def flac_states(content: bytes, samples: int) -> bytes:
-    return content[:21] + bytes([content[21] & 0xF0 | samples >> 32]) + struct.pack(">I", samples & 0xFFFFFFFF) + content[26:]
+    return (
+        content[:21]
+        + bytes([content[21] & 0xF0 | samples >> 32])
+        + struct.pack(">I", samples & 0xFFFFFFFF)
+        + content[26:]
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -197,7 +204,11 @@ def m4a(file: Path, samples: Samples, **options: str) -> bytes:
     return file.read_bytes()
 
 
-LAYOUTS = {"plain": {}, "faststart": {"movflags": "faststart"}, "fragments": {"movflags": "frag_keyframe+empty_moov+default_base_moof"}}
+LAYOUTS = {
+    "plain": {},
+    "faststart": {"movflags": "faststart"},
+    "fragments": {"movflags": "frag_keyframe+empty_moov+default_base_moof"},
+}
 
 
 @pytest.mark.parametrize("options", LAYOUTS.values(), ids=LAYOUTS)
@@ -210,7 +221,9 @@ def test_a_second_mp4_file_is_noticed(tmp_path: Path, music: Samples, options: d
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("options", [LAYOUTS["plain"], LAYOUTS["faststart"]], ids=["plain", "faststart"])
-def test_packets_that_no_sample_table_names_are_noticed(tmp_path: Path, music: Samples, options: dict[str, str], share: float) -> None:
+def test_packets_that_no_sample_table_names_are_noticed(
+    tmp_path: Path, music: Samples, options: dict[str, str], share: float
+) -> None:
     content = m4a(tmp_path / "song.m4a", music, **options)
     packets = struct.unpack_from(">I", content, content.index(b"stsz") + 12)[0]
     kept = int(packets * share)
@@ -236,7 +249,9 @@ def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_f32le"])
-def test_a_size_of_one_for_pcm_samples_in_quicktime_files_is_ignored(tmp_path: Path, music: Samples, codec: str) -> None:
+def test_a_size_of_one_for_pcm_samples_in_quicktime_files_is_ignored(
+    tmp_path: Path, music: Samples, codec: str
+) -> None:
     content = muxed(tmp_path / "song.mov", music, codec)
     changed = field(content, b"stsz", 8, ">I", 1)
     np.testing.assert_array_equal(decode_audio(changed, RATE), decode_audio(content, RATE))
@@ -280,7 +295,9 @@ def test_a_tag_before_an_mp4_file_hides_nothing(tmp_path: Path, music: Samples) 
         decode_audio(TAGS["id3"] + content * 2, RATE)
 
 
-def muxed(file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False) -> bytes:
+def muxed(
+    file: Path, samples: Samples, codec: str, start: int = 0, options: dict[str, str] | None = None, video: bool = False
+) -> bytes:
     container: Any = av.open(str(file), "w", options=options or {})
     rate = 48_000 if codec == "libopus" else RATE
     with container:
@@ -306,7 +323,9 @@ CODECS_IN_MATROSKA = [("song.mka", "pcm_s16le"), ("song.mka", "flac"), ("song.mk
 
 @pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
 @pytest.mark.parametrize("tag", [b"", TAGS["id3"]], ids=["plain", "tag"])
-def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(tmp_path: Path, music: Samples, name: str, codec: str, tag: bytes) -> None:
+def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(
+    tmp_path: Path, music: Samples, name: str, codec: str, tag: bytes
+) -> None:
     content = muxed(tmp_path / name, music, codec)
     assert len(decode_audio(tag + content, RATE)) == pytest.approx(len(music), abs=2_048)
     for share in (0.3, 0.5, 0.8):
@@ -333,7 +352,10 @@ def test_clusters_of_matroska_may_be_of_unknown_size(tmp_path: Path, music: Samp
     pieces = content.split(b"\x1f\x43\xb6\x75")
     assert len(pieces) > 1
     heads = [8 - piece[0].bit_length() for piece in pieces[1:]]
-    unsized = [bytes([(1 << 8 - more) - 1]) + b"\xff" * more + piece[1 + more :] for more, piece in zip(heads, pieces[1:], strict=True)]
+    unsized = [
+        bytes([(1 << 8 - more) - 1]) + b"\xff" * more + piece[1 + more :]
+        for more, piece in zip(heads, pieces[1:], strict=True)
+    ]
     content = b"\x1f\x43\xb6\x75".join([pieces[0], *unsized])
     if files == 1:
         np.testing.assert_allclose(decode_audio(content, RATE), music, rtol=0, atol=1e-4)
@@ -343,7 +365,9 @@ def test_clusters_of_matroska_may_be_of_unknown_size(tmp_path: Path, music: Samp
 
 
 @pytest.mark.parametrize("options", [{"start": 2 * RATE}, {"video": True}], ids=["late", "video"])
-def test_the_duration_of_matroska_is_not_that_of_the_audio_alone(tmp_path: Path, music: Samples, options: dict[str, Any]) -> None:
+def test_the_duration_of_matroska_is_not_that_of_the_audio_alone(
+    tmp_path: Path, music: Samples, options: dict[str, Any]
+) -> None:
     content = muxed(tmp_path / "song.mkv", music, "pcm_s16le", **options)
     assert len(decode_audio(content, RATE)) == pytest.approx(len(music), abs=2_048)
 

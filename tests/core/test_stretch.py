@@ -28,7 +28,10 @@ def test_pitch_level_and_periodicity_are_kept(factor: float) -> None:
     assert seam_score(longer, RATE) <= 1.1
     power = np.square(np.abs(np.fft.rfft(longer)))
     resolution = RATE / length
-    near = sum(power[round(hertz / resolution) - 2 : round(hertz / resolution) + 3].sum() for hertz in (110, 441.5, 1_003, 5_000))
+    near = sum(
+        power[round(hertz / resolution) - 2 : round(hertz / resolution) + 3].sum()
+        for hertz in (110, 441.5, 1_003, 5_000)
+    )
     assert near > 0.99 * power.sum()
 
 
@@ -37,7 +40,9 @@ def test_every_place_of_the_circle_is_alike() -> None:
     loop = tones(2 * RATE, 110, 441.5) * (1 + 0.5 * tones(2 * RATE, 3))
     longer = stretch_circular(loop, 3 * RATE, RATE)
     rolled = stretch_circular(np.roll(loop, RATE), 3 * RATE, RATE)
-    envelope, of_rolled = (np.abs(audio).reshape(-1, 1_050).max(axis=1) for audio in (np.roll(longer, round(1.5 * RATE)), rolled))
+    envelope, of_rolled = (
+        np.abs(audio).reshape(-1, 1_050).max(axis=1) for audio in (np.roll(longer, round(1.5 * RATE)), rolled)
+    )
     assert np.abs(envelope - of_rolled).max() < 0.1
 
 

@@ -14,6 +14,7 @@ CORE = sorted((ROOT / "audiodiff_core").rglob("*.py"))
 PLATFORM = sorted((ROOT / "platform" / "audiodiff_platform").rglob("*.py"))
 MAX_LINES = 350
 
+
 def imports_of(file: Path) -> Iterator[tuple[str, str]]:
     """(module, name) of every import in `file`, also those inside functions; name is empty for `import module`."""
     for node in ast.walk(ast.parse(file.read_text())):
@@ -32,16 +33,29 @@ def test_the_core_imports_without_ray_and_http(core_alone: subprocess.Popen[str]
 def test_every_recipe_loads() -> None:
     recipes = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
     assert "demo.yaml" in [file.name for file in recipes]
-    load_recipe = import_module("audiodiff_platform.entry.options").load_recipe  # its options live in modules that load Ray
+    load_recipe = import_module(
+        "audiodiff_platform.entry.options"
+    ).load_recipe  # its options live in modules that load Ray
     for file in recipes:
         assert load_recipe(file), f"{file.name} holds no section"
 
 
 def test_platform_shadows_nothing() -> None:
     assert not (ROOT / "platform" / "__init__.py").exists()
-    completed = subprocess.run([sys.executable, "-c", "import platform; print(platform.system())"], cwd=ROOT, capture_output=True, text=True, check=True)
+    completed = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.system())"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert completed.stdout.strip()
-    folders = [folder for top in ("audiodiff_core", "platform", "jobs", "tests", "cluster") for folder in (ROOT / top).rglob("*") if folder.is_dir()]
+    folders = [
+        folder
+        for top in ("audiodiff_core", "platform", "jobs", "tests", "cluster")
+        for folder in (ROOT / top).rglob("*")
+        if folder.is_dir()
+    ]
     assert [folder for folder in folders if folder.name == "ray"] == []
     assert [folder for folder in folders if folder.name == "platform" and (folder / "__init__.py").exists()] == []
 
@@ -57,7 +71,9 @@ def test_no_product_file_imports_the_deprecated_classes(file: Path) -> None:
     for module, name in imports_of(file):
         assert not (module.startswith("diffusers") and name in {"AudioDiffusionPipeline", "Mel"})
         assert "deprecated" not in f"{module}.{name}"
-        assert module != "diffusers" or name, "names are imported from diffusers one by one, so that this test sees them"
+        assert module != "diffusers" or name, (
+            "names are imported from diffusers one by one, so that this test sees them"
+        )
 
 
 @pytest.mark.parametrize("file", [*CORE, *PLATFORM], ids=lambda file: file.name)

@@ -46,15 +46,31 @@ def mixed(seconds: float, rate: int, events: list[tuple[float, float, Sound]]) -
     return scaled
 
 
-def metronome(bpm: float, seconds: float, rate: int = 22_050, click: str = "impulse", accent: float = 1, metre: int = 4, first_s: float = 0) -> Audio:
+def metronome(
+    bpm: float,
+    seconds: float,
+    rate: int = 22_050,
+    click: str = "impulse",
+    accent: float = 1,
+    metre: int = 4,
+    first_s: float = 0,
+) -> Audio:
     """A click on each beat, the first of each bar louder by the factor `accent`."""
     times = np.arange(first_s, seconds, 60 / bpm)
-    return mixed(seconds, rate, [(time, 1.0 if beat % metre == 0 else 1 / accent, CLICKS[click](rate)) for beat, time in enumerate(times)])
+    return mixed(
+        seconds,
+        rate,
+        [(time, 1.0 if beat % metre == 0 else 1 / accent, CLICKS[click](rate)) for beat, time in enumerate(times)],
+    )
 
 
-def drums(bpm: float, seconds: float, rate: int = 22_050, kicks: tuple[float, ...] = (0, 2), hats: int = 8, swing: float = 0.0) -> Audio:
+def drums(
+    bpm: float, seconds: float, rate: int = 22_050, kicks: tuple[float, ...] = (0, 2), hats: int = 8, swing: float = 0.0
+) -> Audio:
     """Bars of kicks at these beats, snares on the second and fourth, and hats, every other one late by `swing` of their distance."""
-    kick = decaying(np.sin(2 * np.pi * np.cumsum(50 + 120 * np.exp(-np.arange(round(0.3 * rate)) / rate / 0.03)) / rate), rate, 0.1)
+    kick = decaying(
+        np.sin(2 * np.pi * np.cumsum(50 + 120 * np.exp(-np.arange(round(0.3 * rate)) / rate / 0.03)) / rate), rate, 0.1
+    )
     snare = decaying(0.3 * noise(0.2, rate) + 0.5 * sine(190, 0.2, rate), rate, 0.06)
     highpass = scipy.signal.butter(4, min(6_000, 0.35 * rate), "high", fs=rate, output="sos")
     hat = decaying(scipy.signal.sosfilt(highpass, 0.35 * noise(0.06, rate)), rate, 0.015)
@@ -83,7 +99,9 @@ def test_metronomes_at_any_rate_and_length(bpm: float, seconds: float, click: st
 @pytest.mark.parametrize(("accent", "metre"), [(1.5, 4), (3, 4), (2, 3), (1.4, 2)])
 @pytest.mark.parametrize(("bpm", "first_s"), [(62, 0.013), (90, 0), (133.3, 0.3), (179, 0.111)])
 def test_accents_and_an_offset_do_not_change_the_tempo(bpm: float, first_s: float, accent: float, metre: int) -> None:
-    assert measure_tempo(metronome(bpm, 10, click="ping", accent=accent, metre=metre, first_s=first_s), 22_050).bpm == pytest.approx(bpm, rel=EXACT)
+    assert measure_tempo(
+        metronome(bpm, 10, click="ping", accent=accent, metre=metre, first_s=first_s), 22_050
+    ).bpm == pytest.approx(bpm, rel=EXACT)
 
 
 @pytest.mark.parametrize("swing", [0, 0.33])

@@ -46,7 +46,9 @@ def copied(weights: Any) -> Weights:
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(prediction_type="flow")], ids=lambda objective: objective.prediction_type)
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective(prediction_type="flow")], ids=lambda objective: objective.prediction_type
+)
 def test_draws_depend_only_on_seed_and_number(objective: Objective) -> None:
     objective = objective.model_copy(update={"conditioning_dropout": 0.5})
     drawn = draws(5, range(100, 108), objective, (2, 16, 12), latents=True)
@@ -75,7 +77,9 @@ def test_what_is_trained_on_images_does_not_move_with_dropout_or_latents() -> No
 
 
 def test_draws_have_their_distributions() -> None:
-    drawn = draws(0, range(4_000), Objective(num_train_timesteps=10, conditioning_dropout=0.25), (1, 4, 4), latents=True)
+    drawn = draws(
+        0, range(4_000), Objective(num_train_timesteps=10, conditioning_dropout=0.25), (1, 4, 4), latents=True
+    )
     assert drawn.latent_noise is not None
     for noise in (drawn.noise, drawn.latent_noise):
         assert abs(float(noise.mean())) < 0.02
@@ -117,7 +121,11 @@ def test_rate_is_the_one_given(accelerator: Accelerator, make_state: MakeState) 
     train_step(accelerator, state, [batch_of(range(4))], 0.0)
     assert all(torch.equal(weight, before[name]) for name, weight in state.bare.state_dict().items())
     train_step(accelerator, state, [batch_of(range(4))], 1e-3)
-    assert not any(torch.equal(weight, before[name]) for name, weight in state.bare.named_parameters() if "conv" in name and "weight" in name)
+    assert not any(
+        torch.equal(weight, before[name])
+        for name, weight in state.bare.named_parameters()
+        if "conv" in name and "weight" in name
+    )
 
 
 def test_average_is_kept_apart_from_the_live_weights(accelerator: Accelerator, make_state: MakeState) -> None:
@@ -255,7 +263,9 @@ def test_a_loss_that_is_not_finite_raises_with_a_scaler_too(make_unet: Callable[
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
-    assert [learning_rate(1e-3, step, 4, 0.0) for step in (0, 1, 3, 4, 100)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3, 1e-3])
+    assert [learning_rate(1e-3, step, 4, 0.0) for step in (0, 1, 3, 4, 100)] == pytest.approx(
+        [0.25e-3, 0.5e-3, 1e-3, 1e-3, 1e-3]
+    )
     cosine = [learning_rate(1e-3, 1_000, 4, progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0, 1.3)]
     assert cosine == pytest.approx([1e-3, 0.860_87e-3, 0.525e-3, 0.189_13e-3, 0.05e-3, 0.05e-3], rel=1e-4)
     assert learning_rate(1e-3, 0, 0, 0.0) == 1e-3
@@ -283,7 +293,9 @@ def saved_and_loaded(content: Any) -> Any:
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_state_goes_round_and_goes_on_to_the_same_bits(accelerator: Accelerator, make_state: MakeState, steps: int) -> None:
+def test_a_state_goes_round_and_goes_on_to_the_same_bits(
+    accelerator: Accelerator, make_state: MakeState, steps: int
+) -> None:
     state, fresh, unsaved = make_state(), make_state(), make_state()
     for _ in range(steps):
         train_step(accelerator, unsaved, [batch_of(range(4))], 1e-3)
@@ -296,14 +308,18 @@ def test_a_state_goes_round_and_goes_on_to_the_same_bits(accelerator: Accelerato
         for _ in range(2):  # from the second on, Adam's count of steps decides
             train_step(accelerator, each, [batch_of(range(4, 8))], 1e-3)
     assert all(torch.equal(weight, fresh.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
-    assert all(torch.equal(weight, unsaved.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items()), "saving changes nothing"
+    assert all(
+        torch.equal(weight, unsaved.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items()
+    ), "saving changes nothing"
     assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
 
 
 def test_micro_batches_of_any_size_are_one_whole_batch(accelerator: Accelerator, make_state: MakeState) -> None:
     whole, split = make_state(), make_state()
     loss, norm = train_step(accelerator, whole, [batch_of(range(6))], 1e-3)
-    assert train_step(accelerator, split, [batch_of(range(5)), batch_of(range(5, 6))], 1e-3) == pytest.approx((loss, norm), rel=1e-4)
+    assert train_step(accelerator, split, [batch_of(range(5)), batch_of(range(5, 6))], 1e-3) == pytest.approx(
+        (loss, norm), rel=1e-4
+    )
 
 
 def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
@@ -320,15 +336,24 @@ def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[
     assert abs(expected - float(each.mean())) > 0.01
 
 
-def test_gradient_checkpointing_changes_memory_not_results(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+def test_gradient_checkpointing_changes_memory_not_results(
+    accelerator: Accelerator, make_unet: Callable[[int], Any]
+) -> None:
     outcomes = [
-        train_step(accelerator, TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, gradient_checkpointing=on), [batch_of(range(4))], 1e-3)
+        train_step(
+            accelerator,
+            TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, gradient_checkpointing=on),
+            [batch_of(range(4))],
+            1e-3,
+        )
         for on in (False, True)
     ]
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
 
 
-def test_an_optimizer_that_the_device_has_not_is_refused(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
+def test_an_optimizer_that_the_device_has_not_is_refused(
+    accelerator: Accelerator, make_unet: Callable[[int], Any]
+) -> None:
     with pytest.raises(ValueError, match="adamw_8bit needs a CUDA GPU, and this is cpu: use adamw"):
         TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, optimizer="adamw_8bit")
 
@@ -341,14 +366,18 @@ def test_latents_made_before_train_as_those_made_on_the_way(accelerator: Acceler
         torch.manual_seed(0)
         vae = build_vae("vae-tiny", mel)
         vae.register_to_config(scaling_factor=0.5)
-        state = TrainState(accelerator, build_network("tiny-latent", mel, vae), objective_for("tiny-latent"), 1e-3, seed=0, vae=vae)
+        state = TrainState(
+            accelerator, build_network("tiny-latent", mel, vae), objective_for("tiny-latent"), 1e-3, seed=0, vae=vae
+        )
         moments = posterior_moments(vae, images).numpy()
         batch = TrainBatch(range(4), None, latents=moments) if made_before else TrainBatch(range(4), images)
         clean, drawn, encodings = on_device(accelerator, state, batch)
         assert clean.shape == drawn.noise.shape == (4, 4, 8, 8)
         assert encodings is None
         assert drawn.latent_noise is not None
-        torch.testing.assert_close(clean, 0.5 * torch.from_numpy(moments[:, 0] + moments[:, 1] * drawn.latent_noise.numpy()))
+        torch.testing.assert_close(
+            clean, 0.5 * torch.from_numpy(moments[:, 0] + moments[:, 1] * drawn.latent_noise.numpy())
+        )
         outcomes.append(train_step(accelerator, state, [with_draws(state, batch) if made_before else batch], 1e-3))
         assert not any(parameter.requires_grad for parameter in vae.parameters())
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
@@ -369,7 +398,9 @@ def test_a_conditional_network_sees_its_encodings_but_for_those_dropped(accelera
     before = {name: parameter.clone() for name, parameter in state.bare.named_parameters() if "attn2.to_v" in name}
     train_step(accelerator, state, [batch], 1e-3)
     assert before
-    assert not any(torch.equal(parameter, before[name]) for name, parameter in state.bare.named_parameters() if name in before)
+    assert not any(
+        torch.equal(parameter, before[name]) for name, parameter in state.bare.named_parameters() if name in before
+    )
 
 
 def test_dropout_of_what_is_not_there_is_refused(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
@@ -378,14 +409,21 @@ def test_dropout_of_what_is_not_there_is_refused(accelerator: Accelerator, make_
 
 
 def test_a_flow_trains(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
-    state, batch = TrainState(accelerator, make_unet(0), Objective(prediction_type="flow"), 2e-3, seed=0), batch_of(range(8))
+    state, batch = (
+        TrainState(accelerator, make_unet(0), Objective(prediction_type="flow"), 2e-3, seed=0),
+        batch_of(range(8)),
+    )
     losses_seen = [train_step(accelerator, state, [batch], 2e-3)[0] for _ in range(25)]
     assert losses_seen[-1] < 0.7 * losses_seen[0]
 
 
 def test_schedules_end_where_they_say() -> None:
-    assert [learning_rate(1e-3, 100, 4, at, "linear") for at in (0.0, 0.5, 1.0)] == pytest.approx([1e-3, 0.525e-3, 0.05e-3])
-    assert [learning_rate(1e-3, step, 4, 1.0, "constant") for step in (0, 1, 100)] == pytest.approx([0.25e-3, 0.5e-3, 1e-3])
+    assert [learning_rate(1e-3, 100, 4, at, "linear") for at in (0.0, 0.5, 1.0)] == pytest.approx(
+        [1e-3, 0.525e-3, 0.05e-3]
+    )
+    assert [learning_rate(1e-3, step, 4, 1.0, "constant") for step in (0, 1, 100)] == pytest.approx(
+        [0.25e-3, 0.5e-3, 1e-3]
+    )
 
 
 @pytest.mark.soak
@@ -393,6 +431,11 @@ def test_a_compiled_network_trains_the_same(accelerator: Accelerator, make_unet:
     ends = []
     for compiled in (False, True):
         state = TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, compiled=compiled)
-        ends.append((train_step(accelerator, state, [batch_of(range(4)), batch_of(range(4, 8))], 1e-3), state.state_dict().keys()))
+        ends.append(
+            (
+                train_step(accelerator, state, [batch_of(range(4)), batch_of(range(4, 8))], 1e-3),
+                state.state_dict().keys(),
+            )
+        )
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-3)
     assert ends[1][1] == ends[0][1]

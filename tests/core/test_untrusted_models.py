@@ -89,7 +89,11 @@ def test_code_beside_a_model_is_never_imported(folder: Path, monkeypatch: pytest
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "mel": ["my_mel", "Mel"]}))
     assert load_model(folder).mel.x_res == 16
-    for key, value in (("unet", ["my_unet", "UNet2DModel"]), ("_class_name", ["pipeline", "AudioDiffusionPipeline"]), ("mel", ["my_mel", "Other"])):
+    for key, value in (
+        ("unet", ["my_unet", "UNet2DModel"]),
+        ("_class_name", ["pipeline", "AudioDiffusionPipeline"]),
+        ("mel", ["my_mel", "Other"]),
+    ):
         (folder / "model_index.json").write_text(json.dumps({**index, key: value}))
         assert_refused(folder, str(value[1]) if key != "unet" else "my_unet")
     assert not {"pipeline", "my_mel", "my_unet"} & sys.modules.keys()
@@ -170,7 +174,10 @@ def test_more_weights_than_bytes_are_refused(folder: Path, weights: Weights) -> 
 
 def test_compressed_records_are_refused(folder: Path, weights: Weights) -> None:
     torch.save({**weights, "zeros": torch.zeros(1 << 22)}, folder / "whole.bin")
-    with zipfile.ZipFile(folder / "whole.bin") as whole, zipfile.ZipFile(folder / PICKLED, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(folder / "whole.bin") as whole,
+        zipfile.ZipFile(folder / PICKLED, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for record in whole.infolist():
             packed.writestr(record.filename, whole.read(record))
     assert_refused(folder, "compressed")

@@ -40,7 +40,9 @@ JUDGED = VaeObjective(adversarial_start=1)
 def images(loop_files: list[Path]) -> Images:
     """The first slices of the shipped loops, (n, 32, 32)."""
     mel = Mel(MEL)
-    return np.stack([piece.image for file in loop_files for piece, _ in zip(mel_slices(file, mel), range(2), strict=False)])
+    return np.stack(
+        [piece.image for file in loop_files for piece, _ in zip(mel_slices(file, mel), range(2), strict=False)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,10 @@ def error(vae: Any, images: Images) -> float:
 def test_a_tiny_vae_learns_real_images(accelerator: Accelerator, images: Images) -> None:
     state = new_state(accelerator, VaeObjective(adversarial_start=25))
     before = error(state.bare, images)
-    seen = [train_vae_step(accelerator, state, [batch_of(images, list(range(8 * step, 8 * step + 8)))], 3e-3)[0] for step in range(30)]
+    seen = [
+        train_vae_step(accelerator, state, [batch_of(images, list(range(8 * step, 8 * step + 8)))], 3e-3)[0]
+        for step in range(30)
+    ]
     after = error(state.bare, images)
     assert after < 0.6 * before
     assert seen[-1]["spectral"] < 0.7 * seen[0]["spectral"]
@@ -78,7 +83,9 @@ def test_a_tiny_vae_learns_real_images(accelerator: Accelerator, images: Images)
     factor = set_scaling_factor(state.bare, [images[:5], images[5:]])
     assert state.bare.config.scaling_factor == factor
     moments = posterior_moments(state.bare, images)
-    latents = drawn_latents(moments, torch.randn(moments[:, 0].shape, generator=torch.Generator().manual_seed(0)), factor)
+    latents = drawn_latents(
+        moments, torch.randn(moments[:, 0].shape, generator=torch.Generator().manual_seed(0)), factor
+    )
     assert float(latents.std()) == pytest.approx(1, abs=0.03)
 
 
@@ -96,7 +103,9 @@ def test_halves_are_one_whole_batch(accelerator: Accelerator, images: Images) ->
     ends = []
     for split in ([list(range(8))], [list(range(3)), list(range(3, 8))]):
         state = new_state(accelerator, JUDGED)
-        steps = [train_vae_step(accelerator, state, [batch_of(images, numbers) for numbers in split], 1e-4) for _ in range(2)]
+        steps = [
+            train_vae_step(accelerator, state, [batch_of(images, numbers) for numbers in split], 1e-4) for _ in range(2)
+        ]
         ends.append((steps, {name: weight.clone() for name, weight in state.state_dict().items()}))
     (whole, weights), (halves, others) = ends
     for (losses, norm), (other_losses, other_norm) in zip(whole, halves, strict=True):
@@ -104,10 +113,14 @@ def test_halves_are_one_whole_batch(accelerator: Accelerator, images: Images) ->
         assert other_norm == pytest.approx(norm, rel=1e-3)
     assert "discriminator" in whole[1][0]
     for name, weight in weights.items():
-        torch.testing.assert_close(others[name], weight, atol=2.5e-4, rtol=0)  # a step of Adam moves a weight by 1e-4, whatever its gradient
+        torch.testing.assert_close(
+            others[name], weight, atol=2.5e-4, rtol=0
+        )  # a step of Adam moves a weight by 1e-4, whatever its gradient
 
 
-def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(accelerator: Accelerator, images: Images) -> None:
+def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(
+    accelerator: Accelerator, images: Images
+) -> None:
     state = new_state(accelerator, JUDGED)
     before = {name: weight.clone() for name, weight in state.state_dict().items()}
     train_vae_step(accelerator, state, [batch_of(images, [0, 1])], 1e-3)
@@ -138,7 +151,9 @@ def test_a_state_goes_round(accelerator: Accelerator, images: Images, steps: int
             train_vae_step(accelerator, each, [batch_of(images, [3, 4, 5])], 1e-3)
     assert fresh.step == state.step == steps + 2
     assert all(torch.equal(weight, fresh.state_dict()[name]) for name, weight in state.state_dict().items())
-    assert all(torch.equal(weight, unsaved.state_dict()[name]) for name, weight in state.state_dict().items()), "saving changes nothing"
+    assert all(torch.equal(weight, unsaved.state_dict()[name]) for name, weight in state.state_dict().items()), (
+        "saving changes nothing"
+    )
     assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
 
 
@@ -153,21 +168,29 @@ def test_a_gradient_that_is_not_finite_changes_nothing(accelerator: Accelerator,
     assert state.step == state.ema.steps == 0
 
 
-def test_a_discriminators_gradient_that_is_not_finite_does_not_change_it(accelerator: Accelerator, images: Images) -> None:
+def test_a_discriminators_gradient_that_is_not_finite_does_not_change_it(
+    accelerator: Accelerator, images: Images
+) -> None:
     state = new_state(accelerator, VaeObjective(adversarial_start=0))
     next(state.bare_discriminator.parameters()).register_hook(lambda gradient: gradient * float("nan"))
     before = [weight.clone() for weight in state.bare_discriminator.parameters()]
     with pytest.raises(FloatingPointError, match="discriminator's gradient norm nan at step 0"):
         train_vae_step(accelerator, state, [batch_of(images, [0, 1])], 1e-3)
-    assert all(torch.equal(weight, kept) for weight, kept in zip(state.bare_discriminator.parameters(), before, strict=True))
+    assert all(
+        torch.equal(weight, kept) for weight, kept in zip(state.bare_discriminator.parameters(), before, strict=True)
+    )
 
 
 def test_what_blurs_or_shifts_costs_more_than_its_mean_error(images: Images) -> None:
     clean = to_model(torch.from_numpy(images).unsqueeze(1))
     assert float(spectral_losses(clean, clean).max()) == 0
-    blurred = torch.nn.functional.avg_pool2d(torch.nn.functional.pad(clean, (3, 3, 0, 0), mode="replicate"), (1, 7), stride=1)
+    blurred = torch.nn.functional.avg_pool2d(
+        torch.nn.functional.pad(clean, (3, 3, 0, 0), mode="replicate"), (1, 7), stride=1
+    )
     darker = clean + (blurred - clean).abs().mean()
-    assert float(reconstruction_losses(darker, clean).mean()) == pytest.approx(float(reconstruction_losses(blurred, clean).mean()), rel=1e-4)
+    assert float(reconstruction_losses(darker, clean).mean()) == pytest.approx(
+        float(reconstruction_losses(blurred, clean).mean()), rel=1e-4
+    )
     assert float(spectral_losses(blurred, clean).mean()) > 3 * float(spectral_losses(darker, clean).mean())
     value = clean.clone().requires_grad_()
     spectral_losses(value, clean).sum().backward()
@@ -200,7 +223,9 @@ def test_half_precision_is_refused(accelerator: Accelerator, monkeypatch: pytest
 
 def test_images_too_small_for_the_discriminator_are_refused(accelerator: Accelerator) -> None:
     small = build_vae("vae-tiny", MelConfig(x_res=32, y_res=16))
-    with pytest.raises(ValueError, match="32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0"):
+    with pytest.raises(
+        ValueError, match="32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0"
+    ):
         VaeTrainState(accelerator, small, JUDGED, 1e-3, seed=0)
     VaeTrainState(accelerator, small, WITHOUT, 1e-3, seed=0)
     assert PatchDiscriminator(8)(torch.zeros(1, 1, 24, 24)).numel() == 1

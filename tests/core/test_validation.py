@@ -30,14 +30,18 @@ def test_losses_belong_to_the_samples(make_unet: Callable[[int], Any], predictio
     state, network = TrainState(accelerator, make_unet(0), objective, 1e-3, seed=0), make_unet(1)
     fractions, values = validation_losses(accelerator, state, network, TrainBatch(range(6), IMAGES))
     parts = [validation_losses(accelerator, state, network, TrainBatch([at], IMAGES[at : at + 1])) for at in range(6)]
-    assert np.concatenate([part[0] for part in parts]).tolist() == fractions.tolist() == noise_fractions(range(6)).tolist()
+    assert (
+        np.concatenate([part[0] for part in parts]).tolist() == fractions.tolist() == noise_fractions(range(6)).tolist()
+    )
     np.testing.assert_allclose(np.concatenate([part[1] for part in parts]), values, rtol=1e-5)
 
     noise = draws(0, range(6), objective, (1, 16, 16)).noise
     times = torch.from_numpy(fractions * 1_000)
     with torch.no_grad():
         clean = to_model(torch.from_numpy(IMAGES)).unsqueeze(1)
-        expected = losses(network, objective, clean, noise, times.float() if prediction_type == "flow" else times.long())
+        expected = losses(
+            network, objective, clean, noise, times.float() if prediction_type == "flow" else times.long()
+        )
     np.testing.assert_allclose(values, expected.numpy(), rtol=1e-5)
 
 

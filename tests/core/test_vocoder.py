@@ -24,7 +24,9 @@ Bytes = npt.NDArray[np.uint8]
 def images() -> Bytes:
     """Three smooth pictures of 16 bands, 24 frames."""
     band, frame = np.mgrid[0:16, 0:24]
-    return np.stack([(127 + 128 * np.cos(band / width) * np.sin(frame / width)).clip(0, 255) for width in (2, 3, 5)]).astype(np.uint8)
+    return np.stack(
+        [(127 + 128 * np.cos(band / width) * np.sin(frame / width)).clip(0, 255) for width in (2, 3, 5)]
+    ).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,9 @@ def test_a_rolled_loop_is_the_same_loop(vocoder: GriffinLim, images: Bytes) -> N
     noise = torch.randn((3, frames.length), generator=torch.Generator().manual_seed(0))
     audio = vocoder.reconstruct(power, noise, frames)
     rolled = vocoder.reconstruct(power.roll(5, 1), noise.roll(5 * config.hop_length, 1), frames)
-    torch.testing.assert_close(rolled, audio.roll(5 * config.hop_length, 1), rtol=0, atol=1e-3 * float(audio.abs().max()))
+    torch.testing.assert_close(
+        rolled, audio.roll(5 * config.hop_length, 1), rtol=0, atol=1e-3 * float(audio.abs().max())
+    )
 
 
 def test_spectra_across_the_wrap_are_those_of_the_image(vocoder: GriffinLim) -> None:

@@ -20,7 +20,9 @@ def test_spectra_are_torchs(n_fft: int, hop: int) -> None:
     frames = Frames(MelConfig(n_fft=n_fft, hop_length=hop), 20, CPU)
     audio = noise(frames)
     padded = torch.nn.functional.pad(audio, (0, hop))
-    expected = torch.stft(padded, n_fft, hop, window=torch.hann_window(n_fft), pad_mode="constant", return_complex=True).mT[:, :20]
+    expected = torch.stft(
+        padded, n_fft, hop, window=torch.hann_window(n_fft), pad_mode="constant", return_complex=True
+    ).mT[:, :20]
     torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(0, 20)), expected)
     torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(7, 9)), expected[:, 7:9])
 
@@ -32,7 +34,9 @@ def test_spectra_of_a_loop_are_those_of_its_repetition(n_fft: int, hop: int, cou
     audio = noise(frames)
     assert frames.length == count * hop
     before = -(-n_fft // frames.length)
-    long = torch.stft(audio.repeat(1, 2 * before + 2), n_fft, hop, window=torch.hann_window(n_fft), center=True, return_complex=True).mT
+    long = torch.stft(
+        audio.repeat(1, 2 * before + 2), n_fft, hop, window=torch.hann_window(n_fft), center=True, return_complex=True
+    ).mT
     expected = long[:, before * count : (before + 1) * count]
     torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(0, count)), expected, rtol=1e-4, atol=1e-4)
 
@@ -40,7 +44,9 @@ def test_spectra_of_a_loop_are_those_of_its_repetition(n_fft: int, hop: int, cou
 @pytest.mark.parametrize("circular", [False, True])
 @pytest.mark.parametrize("count", [3, 20])
 @pytest.mark.parametrize(("n_fft", "hop"), SETTINGS)
-def test_a_signal_comes_back_from_its_spectra(n_fft: int, hop: int, count: int, circular: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_comes_back_from_its_spectra(
+    n_fft: int, hop: int, count: int, circular: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular)
     audio = noise(frames)
     signal = frames.signal(audio)
@@ -50,7 +56,9 @@ def test_a_signal_comes_back_from_its_spectra(n_fft: int, hop: int, count: int, 
     torch.testing.assert_close(again, signal, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(module, "PORTION_SAMPLES_CPU", 4 * n_fft)
     piecemeal = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular)
-    torch.testing.assert_close(piecemeal.synthesise(2, lambda portion: piecemeal.analyse(signal, portion)), again, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        piecemeal.synthesise(2, lambda portion: piecemeal.analyse(signal, portion)), again, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_frames_that_do_not_overlap_are_refused() -> None:

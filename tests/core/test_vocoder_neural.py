@@ -78,7 +78,9 @@ def test_a_rolled_loop_is_the_same_loop(network: Upsample, images: Bytes) -> Non
     assert audio.shape == (3, 40 * 128)
     rolled = vocoder(np.roll(images, 7, axis=2), range(3), circular=True)
     np.testing.assert_allclose(rolled, np.roll(audio, 7 * 128, axis=1), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(vocoder(images, range(3))[:, 512:-512], audio[:, 512 : 39 * 128 - 512], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        vocoder(images, range(3))[:, 512:-512], audio[:, 512 : 39 * 128 - 512], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_another_mel_is_refused(network: Upsample) -> None:
@@ -100,14 +102,20 @@ def test_too_little_audio_and_broken_weights_are_refused(images: Bytes) -> None:
 def test_features_are_those_of_the_audio_at_the_level_of_training() -> None:
     """Noise of that level, analysed by the network's own bands, against what its image gives."""
     config = MelConfig(x_res=128, y_res=64, n_fft=512, hop_length=128)
-    audio = np.random.default_rng(0).standard_normal((1, config.slice_size)).astype(np.float32) * np.float32(10 ** (LEVEL_DB / 20))
+    audio = np.random.default_rng(0).standard_normal((1, config.slice_size)).astype(np.float32) * np.float32(
+        10 ** (LEVEL_DB / 20)
+    )
     basis = torch.from_numpy(filterbank(MelConfig(y_res=24, n_fft=512)))
-    spectra = torch.stft(torch.from_numpy(audio), 512, 128, window=torch.hann_window(512), pad_mode="constant", return_complex=True)
+    spectra = torch.stft(
+        torch.from_numpy(audio), 512, 128, window=torch.hann_window(512), pad_mode="constant", return_complex=True
+    )
     expected = (basis @ spectra.abs()).log()
     image, _ = Mel(config).images(audio * 7)
     features = LogMagnitude(config, basis, 1e-5)(mel_power_of(Mel(config), image, [0]))
     assert features.shape == (1, 24, 128)
-    assert float((features - expected).abs().mean()) < 0.1  # 0.056 too high in the mean: power that is even within a band has the largest magnitudes
+    assert (
+        float((features - expected).abs().mean()) < 0.1
+    )  # 0.056 too high in the mean: power that is even within a band has the largest magnitudes
 
 
 def test_features_of_silence_are_the_least() -> None:
@@ -122,7 +130,14 @@ def test_a_filterbank_of_another_n_fft_is_refused() -> None:
 
 @pytest.fixture
 def bigvgan_folder(tmp_path: Path) -> Path:
-    settings: dict[str, Any] = {"sampling_rate": 22_050, "n_fft": 512, "hop_size": 128, "num_mels": 20, "fmin": 0, "fmax": None}
+    settings: dict[str, Any] = {
+        "sampling_rate": 22_050,
+        "n_fft": 512,
+        "hop_size": 128,
+        "num_mels": 20,
+        "fmin": 0,
+        "fmax": None,
+    }
     settings |= {"upsample_rates": [16, 8], "resblock_dilation_sizes": [[1]]}
     (tmp_path / "config.json").write_text(json.dumps(settings))
     torch.save({"generator": Upsample(20).state_dict()}, tmp_path / "bigvgan_generator.pt")
@@ -142,7 +157,9 @@ def vocos_folder(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     weights = {f"backbone.{key}": value for key, value in Upsample(20).state_dict().items()}
     basis = torch.from_numpy(filterbank(MelConfig(y_res=20, n_fft=512)))
-    torch.save(weights | {"feature_extractor.mel_spec.mel_scale.fb": basis.T.contiguous()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        weights | {"feature_extractor.mel_spec.mel_scale.fb": basis.T.contiguous()}, tmp_path / "pytorch_model.bin"
+    )
     return tmp_path
 
 
@@ -175,7 +192,11 @@ def vocos_package() -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("load", [bigvgan, vocos])
 def test_published_weights_make_audio(
-    load: Callable[..., NeuralVocoder], bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None], images: Bytes
+    load: Callable[..., NeuralVocoder],
+    bigvgan_folder: Path,
+    vocos_folder: Path,
+    install: Callable[..., None],
+    images: Bytes,
 ) -> None:
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
     install(**vocos_package())
@@ -186,7 +207,9 @@ def test_published_weights_make_audio(
         load(bigvgan_folder, CONFIG.model_copy(update={"hop_length": 256}))
 
 
-def test_an_extra_that_is_not_installed_is_named(bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]) -> None:
+def test_an_extra_that_is_not_installed_is_named(
+    bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]
+) -> None:
     install(bigvgan=None, bigvgan__bigvgan=None, vocos=None, vocos__models=None)
     with pytest.raises(ValueError, match=r"pip install 'audiodiff\[bigvgan\]'"):
         bigvgan(bigvgan_folder, CONFIG)
@@ -230,7 +253,9 @@ def test_settings_of_vocos_take_no_memory(
         ("resblock_dilation_sizes", [[1, 3, 5]] * 1_000, "state 6,000 layers, its weights have 2 tensors"),
     ],
 )
-def test_settings_of_bigvgan_take_no_memory(key: str, value: list[Any], reason: str, bigvgan_folder: Path, install: Callable[..., None]) -> None:
+def test_settings_of_bigvgan_take_no_memory(
+    key: str, value: list[Any], reason: str, bigvgan_folder: Path, install: Callable[..., None]
+) -> None:
     install(bigvgan={}, bigvgan__bigvgan={"BigVGAN": None, "AttrDict": None})
     settings = json.loads((bigvgan_folder / "config.json").read_text())
     (bigvgan_folder / "config.json").write_text(json.dumps(settings | {key: value}))
@@ -243,7 +268,9 @@ class Intruder:
         return Path.touch, (Path("intruded"),)  # type: ignore[return-value]
 
 
-def test_weights_that_are_code_are_refused(bigvgan_folder: Path, install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_code_are_refused(
+    bigvgan_folder: Path, install: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
     monkeypatch.chdir(bigvgan_folder)
     torch.save({"generator": Intruder()}, bigvgan_folder / "bigvgan_generator.pt")
@@ -252,11 +279,16 @@ def test_weights_that_are_code_are_refused(bigvgan_folder: Path, install: Callab
     assert not Path("intruded").exists()
 
 
-def test_compressed_weights_do_not_fill_the_memory(bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]) -> None:
+def test_compressed_weights_do_not_fill_the_memory(
+    bigvgan_folder: Path, vocos_folder: Path, install: Callable[..., None]
+) -> None:
     install(bigvgan={}, bigvgan__bigvgan=bigvgan_package())
     install(**vocos_package())
     for load, file in ((bigvgan, bigvgan_folder / "bigvgan_generator.pt"), (vocos, vocos_folder / "pytorch_model.bin")):
-        with zipfile.ZipFile(io.BytesIO(file.read_bytes())) as whole, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        with (
+            zipfile.ZipFile(io.BytesIO(file.read_bytes())) as whole,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
             for record in whole.infolist():
                 packed.writestr(record.filename, whole.read(record))
         with pytest.raises(ValueError, match=f"^vocoder {file.parent}: {file.name} holds compressed records"):
@@ -264,7 +296,20 @@ def test_compressed_weights_do_not_fill_the_memory(bigvgan_folder: Path, vocos_f
 
 
 @pytest.mark.parametrize("load", [bigvgan, vocos])
-@pytest.mark.parametrize("content", [None, "", "{}", "[]", "{", "\0", '{"feature_extractor": []}', '{"sampling_rate": "many", "n_fft": 512}', "x" * (2 << 20)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "{}",
+        "[]",
+        "{",
+        "\0",
+        '{"feature_extractor": []}',
+        '{"sampling_rate": "many", "n_fft": 512}',
+        "x" * (2 << 20),
+    ],
+)
 def test_what_is_no_vocoder_is_named(load: Callable[..., NeuralVocoder], content: str | None, tmp_path: Path) -> None:
     for name in () if content is None else ("config.yaml", "config.json"):
         (tmp_path / name).write_text(content or "")

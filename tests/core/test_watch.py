@@ -43,7 +43,10 @@ def _content(sound: Samples, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(("kind", "stated_s"), [("WAV", 3), ("FLAC", 3), ("AIFF", 3), ("mp4", 3), ("MP3", None), ("OGG", None), ("adts", None)])
+@pytest.mark.parametrize(
+    ("kind", "stated_s"),
+    [("WAV", 3), ("FLAC", 3), ("AIFF", 3), ("mp4", 3), ("MP3", None), ("OGG", None), ("adts", None)],
+)
 def test_headers_state_a_length_or_none(sound: Samples, kind: str, stated_s: float | None) -> None:
     seen, content = Seen(), _content(sound, kind)
     samples = np.concatenate(list(stream(content, 22_050, watch=seen)))
@@ -55,7 +58,14 @@ def test_headers_state_a_length_or_none(sound: Samples, kind: str, stated_s: flo
 def test_slices_of_a_tracks_level_are_watched_twice(sound: Samples, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "sound.wav", sound, RATE)
     seen = Seen()
-    assert len(list(mel_slices(tmp_path / "sound.wav", Mel(MelConfig(x_res=32, y_res=32)), Slicing(reference="track"), seen))) > 0
+    assert (
+        len(
+            list(
+                mel_slices(tmp_path / "sound.wav", Mel(MelConfig(x_res=32, y_res=32)), Slicing(reference="track"), seen)
+            )
+        )
+        > 0
+    )
     assert (seen.stated, seen.decoded_samples) == ([3, 3], 4 * len(sound))
 
 

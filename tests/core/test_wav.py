@@ -85,7 +85,11 @@ def test_the_same_samples_give_the_same_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [({"beats": 0}, "beats 0"), ({"beats": 4, "beats_per_bar": 65}, "beats_per_bar 65"), ({"beats": 4, "root_note": 128}, "root_note 128")],
+    [
+        ({"beats": 0}, "beats 0"),
+        ({"beats": 4, "beats_per_bar": 65}, "beats_per_bar 65"),
+        ({"beats": 4, "root_note": 128}, "root_note 128"),
+    ],
 )
 def test_a_wrong_metre_is_named(given: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -44,7 +44,9 @@ def write(file: Path, weights: Weights) -> None:
         safetensors.torch.save_file(weights, file)
 
 
-def write_shards(folder: Path, weights: Weights, shard: str = BASE + "-{}.safetensors", index: str = f"{BASE}.safetensors.index.json") -> dict[str, str]:
+def write_shards(
+    folder: Path, weights: Weights, shard: str = BASE + "-{}.safetensors", index: str = f"{BASE}.safetensors.index.json"
+) -> dict[str, str]:
     """Write two shards and their index; returns the map of the index."""
     names = sorted(weights)
     weight_map: dict[str, str] = {}
@@ -59,7 +61,10 @@ def write_shards(folder: Path, weights: Weights, shard: str = BASE + "-{}.safete
 def assert_weights(model: Model, weights: Weights) -> None:
     loaded = model.unet.state_dict()
     assert loaded.keys() == weights.keys()
-    assert all(loaded[name].dtype == torch.float32 and torch.equal(loaded[name], weight.float()) for name, weight in weights.items())
+    assert all(
+        loaded[name].dtype == torch.float32 and torch.equal(loaded[name], weight.float())
+        for name, weight in weights.items()
+    )
 
 
 def assert_refused(source: Path | str, *said: str) -> None:
@@ -84,7 +89,9 @@ HALVES = [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.floa
 
 @pytest.mark.parametrize(("variant", "kind"), HALVES)
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-def test_a_variant_alone_is_loaded_as_float32(folder: Path, weights: Weights, variant: str, kind: torch.dtype, suffix: str) -> None:
+def test_a_variant_alone_is_loaded_as_float32(
+    folder: Path, weights: Weights, variant: str, kind: torch.dtype, suffix: str
+) -> None:
     half = {name: weight.to(kind) for name, weight in weights.items()}
     write(folder / "unet" / f"{BASE}.{variant}.{suffix}", half)
     changes: list[str] = []
@@ -133,7 +140,14 @@ def test_what_diffusers_writes_is_read(folder: Path, make_unet: Callable[[int], 
 
 def test_full_precision_comes_first_then_safetensors(folder: Path, weights: Weights) -> None:
     """Each file that is preferred to those before it is the one that counts."""
-    order = [f"{BASE}.bf16.safetensors", f"{BASE}.fp16.bin", f"{BASE}.fp16.safetensors", f"{BASE}.fp32.safetensors", f"{BASE}.bin", f"{BASE}.safetensors"]
+    order = [
+        f"{BASE}.bf16.safetensors",
+        f"{BASE}.fp16.bin",
+        f"{BASE}.fp16.safetensors",
+        f"{BASE}.fp32.safetensors",
+        f"{BASE}.bin",
+        f"{BASE}.safetensors",
+    ]
     for number, name in enumerate(order):
         written = {key: torch.full_like(weight, float(number)) for key, weight in weights.items()}
         write(folder / "unet" / name, written)
@@ -156,12 +170,29 @@ def test_a_missing_shard_is_named(folder: Path, weights: Weights) -> None:
     write_shards(folder / "unet", weights)
     (folder / "unet" / f"{BASE}-00002-of-00002.safetensors").unlink()
     for source in (folder, uploaded(folder)):
-        assert_refused(source, f"unet/{BASE}.safetensors.index.json names files that are missing: ", f"{BASE}-00002-of-00002.safetensors")
+        assert_refused(
+            source,
+            f"unet/{BASE}.safetensors.index.json names files that are missing: ",
+            f"{BASE}-00002-of-00002.safetensors",
+        )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["../other.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", "x.bin", "x.safetensors\n", "~/x.safetensors", "a\\b.safetensors", 7, None, ["x"]],
+    [
+        "../other.safetensors",
+        "/etc/passwd",
+        "sub/x.safetensors",
+        "..",
+        "",
+        "x.bin",
+        "x.safetensors\n",
+        "~/x.safetensors",
+        "a\\b.safetensors",
+        7,
+        None,
+        ["x"],
+    ],
 )
 def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weights, name: Any) -> None:
     write(folder / "other.safetensors", weights)
@@ -169,7 +200,9 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
     index = {"weight_map": {**weight_map, min(weight_map): name}}
     (folder / "unet" / f"{BASE}.safetensors.index.json").write_text(json.dumps(index))
     for source in (folder, uploaded(folder)):
-        assert_refused(source, f"{BASE}.safetensors.index.json names the file", "a .safetensors file beside the index is expected")
+        assert_refused(
+            source, f"{BASE}.safetensors.index.json names the file", "a .safetensors file beside the index is expected"
+        )
 
 
 @pytest.mark.parametrize(
@@ -182,7 +215,10 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
         ("not JSON", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         (" " * (1 << 21), "bytes, 1,048,576 are read"),
-        (json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(MOST_SHARDS + 1)}}), f"{MOST_SHARDS} are read"),
+        (
+            json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(MOST_SHARDS + 1)}}),
+            f"{MOST_SHARDS} are read",
+        ),
     ],
 )
 def test_an_index_that_is_none_is_refused(folder: Path, weights: Weights, content: str, said: str) -> None:
@@ -225,11 +261,15 @@ def test_weights_of_another_name_are_named(folder: Path, weights: Weights) -> No
     assert_refused(folder, f"unet holds no {BASE}.safetensors or {BASE}.bin", "its weights are none")
     write(folder / "unet" / "model.safetensors", weights)
     write(folder / "unet" / f"{BASE}.non_ema.safetensors", weights)
-    assert_refused(folder, f"unet holds no {BASE}.safetensors", f"its weights are {BASE}.non_ema.safetensors, model.safetensors")
+    assert_refused(
+        folder, f"unet holds no {BASE}.safetensors", f"its weights are {BASE}.non_ema.safetensors, model.safetensors"
+    )
 
 
 def test_names_of_both_libraries() -> None:
     assert TRANSFORMERS.preferred({"pytorch_model.bin", "model.fp16.safetensors"}) == "pytorch_model.bin"
-    assert TRANSFORMERS.preferred({"pytorch_model.bin", "model.safetensors.index.json"}) == "model.safetensors.index.json"
+    assert (
+        TRANSFORMERS.preferred({"pytorch_model.bin", "model.safetensors.index.json"}) == "model.safetensors.index.json"
+    )
     assert TRANSFORMERS.preferred({"model.bin", f"{BASE}.safetensors"}) is None
     assert DIFFUSERS.preferred({f"{BASE}.bin.index.fp16.json"}) == f"{BASE}.bin.index.fp16.json"

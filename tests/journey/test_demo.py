@@ -20,14 +20,32 @@ def _small(loops: Path, root: Path) -> Path:
     for name in ("loop_tabla", "loop_mika", "loop_safari", "ambi_piano"):
         shutil.copy(loops / f"{name}.flac", root / "in")
     recipe = yaml.safe_load(RECIPE.read_text())
-    recipe["prepare"] |= {"input_dir": str(root / "in"), "output_dir": str(root / "dataset"), "resolution": 32, "overlap": 0.5, "num_workers": 1}
-    recipe["train"] |= {"dataset_name": str(root / "dataset"), "output_dir": str(root / "train"), "max_train_steps": 10, "num_workers": 1}
-    recipe["generate"] |= {"model": str(root / "train" / "model"), "output_dir": str(root / "loops"), "count": 16, "steps": 2}
+    recipe["prepare"] |= {
+        "input_dir": str(root / "in"),
+        "output_dir": str(root / "dataset"),
+        "resolution": 32,
+        "overlap": 0.5,
+        "num_workers": 1,
+    }
+    recipe["train"] |= {
+        "dataset_name": str(root / "dataset"),
+        "output_dir": str(root / "train"),
+        "max_train_steps": 10,
+        "num_workers": 1,
+    }
+    recipe["generate"] |= {
+        "model": str(root / "train" / "model"),
+        "output_dir": str(root / "loops"),
+        "count": 16,
+        "steps": 2,
+    }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return root / "recipe.yaml"
 
 
-def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(local_ray: None, loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(
+    local_ray: None, loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "demo"
     summary = demo(DemoOptions(recipe=_small(loops, root)))
     assert len(list((root / "loops" / "audio").glob("*.wav"))) == 16
@@ -42,7 +60,9 @@ def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(local_ray: None, 
     assert str(root / "report.html") in capsys.readouterr().err
 
     again = demo(DemoOptions(recipe=root / "recipe.yaml"))
-    assert {key: again[key] for key in again if key != "seconds"} == {key: summary[key] for key in summary if key != "seconds"}
+    assert {key: again[key] for key in again if key != "seconds"} == {
+        key: summary[key] for key in summary if key != "seconds"
+    }
 
 
 def test_the_shipped_recipe_trains_on_the_shipped_loops() -> None:

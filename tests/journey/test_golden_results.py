@@ -82,7 +82,9 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 def test_golden_pixels() -> None:
-    pipe = quiet(AudioDiffusionPipeline(vqvae=None, unet=golden_unet(), mel=Mel(x_res=64, y_res=32), scheduler=DDPMScheduler()))
+    pipe = quiet(
+        AudioDiffusionPipeline(vqvae=None, unet=golden_unet(), mel=Mel(x_res=64, y_res=32), scheduler=DDPMScheduler())
+    )
     output = pipe(generator=torch.Generator().manual_seed(42), steps=4)
     assert output.audios.shape == (1, 1, 63 * 512)
     assert first_bytes(output.images[0]) == [69, 255, 255, 255, 0, 0, 77, 181, 12, 127]

@@ -26,7 +26,14 @@ def _stop_after_a_commit(
     command: list[str], output: Path, number: signal.Signals, committed: str = "_commits/*.json"
 ) -> subprocess.CompletedProcess[str]:
     """Runs a job in a process group of its own and sends it a signal once the first of its work is committed."""
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 180
     while not any(output.glob(committed)):
         assert process.poll() is None, process.communicate()
@@ -50,11 +57,23 @@ def _data(folder: Path, kind: str) -> dict[str, str]:
 
 
 def _prepare_flags(loops: Path) -> dict[str, Any]:
-    return {"input_dir": str(loops), "resolution": "64", "hop_length": 256, "overlap": 0.8, "shard_minutes": 0.001, "num_workers": 1}
+    return {
+        "input_dir": str(loops),
+        "resolution": "64",
+        "hop_length": 256,
+        "overlap": 0.8,
+        "shard_minutes": 0.001,
+        "num_workers": 1,
+    }
 
 
 def _command(verb: str, values: dict[str, Any], output: Path) -> list[str]:
-    return [f"jobs/{verb}.py", *(part for name, value in values.items() for part in (f"--{name}", str(value))), "--output_dir", str(output)]
+    return [
+        f"jobs/{verb}.py",
+        *(part for name, value in values.items() for part in (f"--{name}", str(value))),
+        "--output_dir",
+        str(output),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +84,9 @@ def undisturbed(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
-def test_a_stopped_prepare_goes_on_as_if_undisturbed(undisturbed: Path, loops: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_prepare_goes_on_as_if_undisturbed(
+    undisturbed: Path, loops: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "out"
     ended = _stop_after_a_commit(_command("prepare", _prepare_flags(loops), out), out, number)
     assert not (out / "_SUCCESS").exists()
@@ -82,7 +103,9 @@ def test_a_stopped_prepare_goes_on_as_if_undisturbed(undisturbed: Path, loops: P
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_generate_goes_on_as_if_undisturbed(
+    local_ray: None, model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     values: dict[str, Any] = {"model": str(model), "count": 48, "steps": 20, "num_workers": 1}
     ended = _stop_after_a_commit(_command("generate", values, out), out, number)
@@ -97,7 +120,13 @@ def test_a_stopped_generate_goes_on_as_if_undisturbed(local_ray: None, model: Pa
 @pytest.mark.soak
 def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: Path, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    values: dict[str, Any] = {"dataset_name": str(dataset), "max_train_steps": 40, "num_workers": 1, "checkpoint_minutes": 0.02, "preview_count": 0}
+    values: dict[str, Any] = {
+        "dataset_name": str(dataset),
+        "max_train_steps": 40,
+        "num_workers": 1,
+        "checkpoint_minutes": 0.02,
+        "preview_count": 0,
+    }
     for number in (signal.SIGINT, signal.SIGKILL):
         ended = _stop_after_a_commit(_command("train", values, out), out, number, "state/step-*/progress.json")
         assert not (out / "model").exists()
@@ -106,7 +135,9 @@ def test_a_stopped_training_goes_on_as_if_undisturbed(local_ray: None, dataset: 
         assert "Reporting training result" not in ended.stderr
     for folder in (out, whole):
         train(TrainOptions(output_dir=str(folder), **values))
-    first, second = (load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (out, whole))
+    first, second = (
+        load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors") for folder in (out, whole)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -141,24 +172,43 @@ print("free")
 
 @pytest.mark.soak
 @pytest.mark.parametrize("verb", ["prepare", "encode", "generate", "train"])
-def test_ctrl_c_ends_work_on_a_ray_that_goes_on(dataset: Path, loops: Path, model: Path, encoder: Path, tmp_path: Path, verb: str) -> None:
+def test_ctrl_c_ends_work_on_a_ray_that_goes_on(
+    dataset: Path, loops: Path, model: Path, encoder: Path, tmp_path: Path, verb: str
+) -> None:
     """The shards in work, of which each takes minutes, are not worked on."""
     (tmp_path / "in").mkdir()
     for copy in range(200):
         for loop in loops.glob("*.flac"):
             (tmp_path / "in" / f"{copy}-{loop.name}").symlink_to(loop)
     sharded = {"input_dir": str(tmp_path / "in"), "num_workers": 2}
-    training = {"dataset_name": str(dataset), "max_train_steps": 10_000, "num_workers": 1, "checkpoint_minutes": 0.01, "preview_count": 0}
+    training = {
+        "dataset_name": str(dataset),
+        "max_train_steps": 10_000,
+        "num_workers": 1,
+        "checkpoint_minutes": 0.01,
+        "preview_count": 0,
+    }
     mark, sampling = "_attempts/*.json", {"model": str(model), "count": 20_000, "steps": 100, "num_workers": 2}
     parts: dict[str, dict[str, Any]] = {
-        "prepare": {"options": "PrepareOptions", "committed": mark, "values": {**sharded, "resolution": "64", "hop_length": 256, "overlap": 0.99}},
+        "prepare": {
+            "options": "PrepareOptions",
+            "committed": mark,
+            "values": {**sharded, "resolution": "64", "hop_length": 256, "overlap": 0.99},
+        },
         "encode": {"options": "EncodeOptions", "committed": mark, "values": {**sharded, "encoder": str(encoder)}},
         "generate": {"options": "GenerateOptions", "committed": mark, "values": sampling},
         "train": {"options": "TrainOptions", "committed": "state/step-*/progress.json", "values": training},
     }
     module = "train.diffusion" if verb == "train" else f"{verb}.job"
     script = BORROWED.format(verb=verb, module=module, **parts[verb])
-    ended = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert ended.stdout.split() == ["interrupted", "free"], ended.stderr
     assert not (tmp_path / "out" / "_SUCCESS").exists()
     assert not (tmp_path / "out" / "model").exists()

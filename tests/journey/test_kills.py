@@ -47,7 +47,11 @@ def _work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
 
 
 def _contents(folder: Folder, verb: str) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for part in PARTS[verb] for name, content in folder.read_all(f"{part}/*").items()}
+    return {
+        name: hashlib.sha256(content).hexdigest()
+        for part in PARTS[verb]
+        for name, content in folder.read_all(f"{part}/*").items()
+    }
 
 
 def _run_with_kills(
@@ -58,7 +62,9 @@ def _run_with_kills(
     with Driver(cluster, verb, flags, log) as driver:
         for kind in kinds:
             assert _work_goes_on(driver, out, than=_commits(out)), log.read_text()[-4_000:]
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # a random moment, which the end of the job would cut short
                 driver.process.wait(chance.uniform(0, 1))
             match kind:
                 case "worker":
@@ -86,7 +92,9 @@ def _music(loops: Path, folder: Path, copies: int) -> Path:
 PREPARE: dict[str, Any] = {"resolution": "64", "hop_length": 256, "overlap": 0.99, "shard_minutes": 0.001}
 
 
-def test_nothing_of_prepare_is_lost_or_doubled(local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+def test_nothing_of_prepare_is_lost_or_doubled(
+    local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster
+) -> None:
     flags = {**PREPARE, "input_dir": str(_music(loops, tmp_path / "in", copies=1)), "num_workers": 2}
     whole, out = tmp_path / "whole", tmp_path / "out"
     prepare(PrepareOptions(output_dir=str(whole), **flags))
@@ -102,7 +110,9 @@ def test_nothing_of_prepare_is_lost_or_doubled(local_ray: None, loops: Path, tmp
 
 
 @pytest.fixture(scope="module")
-def undisturbed(local_ray: None, loops: Path, model: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], Folder]]:
+def undisturbed(
+    local_ray: None, loops: Path, model: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Any], Folder]]:
     """Each verb's flags, and the folder of a run that nothing disturbs."""
     root = tmp_path_factory.mktemp("undisturbed")
     music = _music(loops, root / "in", copies=2)
@@ -138,7 +148,9 @@ def test_nothing_is_lost_doubled_or_left_behind(
     chance = random.Random(f"{verb} {workers} {place}")
     kinds = [chance.choice(["worker", "node"]), "driver"]
     chance.shuffle(kinds)
-    _run_with_kills(cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log")
+    _run_with_kills(
+        cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log"
+    )
     out = Folder(uri)
     assert _contents(out, verb) == _contents(whole, verb)
     assert out.read("_SUCCESS") == whole.read("_SUCCESS")
@@ -146,7 +158,9 @@ def test_nothing_is_lost_doubled_or_left_behind(
     assert not out.exists("_attempts")
 
 
-def test_a_node_that_goes_for_good_costs_its_shard_once_more(local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+def test_a_node_that_goes_for_good_costs_its_shard_once_more(
+    local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster
+) -> None:
     """The shard is done by the worker that is left, when that has done its own."""
     music = _music(loops, tmp_path / "in", copies=1)
     flags = {**PREPARE, "input_dir": str(music), "num_workers": 2}
@@ -180,8 +194,17 @@ def test_a_job_waits_for_a_cluster_that_has_no_cpu_yet(loops: Path, tmp_path: Pa
         cluster.cluster.shutdown()
 
 
-def test_a_store_that_fails_every_twentieth_request_costs_nothing(local_ray: None, few_loops: Path, stores: Stores, tmp_path: Path) -> None:
-    flags = {"input_dir": str(few_loops), "resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
+def test_a_store_that_fails_every_twentieth_request_costs_nothing(
+    local_ray: None, few_loops: Path, stores: Stores, tmp_path: Path
+) -> None:
+    flags = {
+        "input_dir": str(few_loops),
+        "resolution": "32",
+        "hop_length": 1024,
+        "overlap": 0.5,
+        "shard_minutes": 0.001,
+        "num_workers": 2,
+    }
     whole, out = tmp_path / "whole", f"{stores.s3.make_bucket()}/out"
     prepare(PrepareOptions(output_dir=str(whole), **flags))
     fault = stores.s3.proxy.inject("unavailable", "*", "", times=10**9, every=20)

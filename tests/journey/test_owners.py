@@ -46,7 +46,9 @@ def _job(uri: str, setting: int) -> int:
     try:
         commits.require_same(output, "settings.json", settings)
         with owned(output, term_s=6) as lease:
-            work = ShardWork("audiodiff test", PartWorker, (uri, setting), uri, lambda record: {"files": record["rows"]})
+            work = ShardWork(
+                "audiodiff test", PartWorker, (uri, setting), uri, lambda record: {"files": record["rows"]}
+            )
             plan = FixedPlan({shard: ShardSize(1) for shard in range(SHARDS)})
             job = ShardedJob(work, lease, ("settings.json", settings), plan, ("parts",), "parts")
             if job.pending:
@@ -72,7 +74,9 @@ def _contents(folder: Folder) -> dict[str, bytes]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("place", "same"), KINDS)
-def test_of_two_jobs_that_begin_together_one_does_the_work(place: str, same: bool, stores: Stores, tmp_path: Path) -> None:
+def test_of_two_jobs_that_begin_together_one_does_the_work(
+    place: str, same: bool, stores: Stores, tmp_path: Path
+) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     bucket = stores.s3.make_bucket()
@@ -89,7 +93,9 @@ def test_of_two_jobs_that_begin_together_one_does_the_work(place: str, same: boo
         for process in pair:
             process.join(120)
         statuses = [process.exitcode for process in pair]
-        assert sorted(map(str, statuses)) in (["0", "2"], ["0", "0"] if same else ["0", "2"]), f"pair {number}: {statuses}"
+        assert sorted(map(str, statuses)) in (["0", "2"], ["0", "0"] if same else ["0", "2"]), (
+            f"pair {number}: {statuses}"
+        )
         finished += statuses == [0, 0]
         folder = Folder(uri)
         assert _contents(folder) == _contents(single[0 if same else statuses.index(0)])
@@ -100,15 +106,29 @@ def test_of_two_jobs_that_begin_together_one_does_the_work(place: str, same: boo
 
 
 def _command(music: Path, uri: str) -> list[str]:
-    flags = {"input_dir": music, "output_dir": uri, "resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 1}
-    return [sys.executable, "jobs/prepare.py", *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
+    flags = {
+        "input_dir": music,
+        "output_dir": uri,
+        "resolution": "32",
+        "hop_length": 1024,
+        "overlap": 0.5,
+        "shard_minutes": 0.001,
+        "num_workers": 1,
+    }
+    return [
+        sys.executable,
+        "jobs/prepare.py",
+        *(str(part) for name, value in flags.items() for part in (f"--{name}", value)),
+    ]
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_of_two_whole_jobs_one_does_the_work(place: str, few_loops: Path, stores: Stores, tmp_path: Path) -> None:
     def run(uri: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(_command(few_loops, uri), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            _command(few_loops, uri), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def parts(folder: Folder) -> dict[str, bytes]:
         return folder.read_all("data/*") | {commits.SUCCESS: folder.read(commits.SUCCESS)}

@@ -42,7 +42,9 @@ class Head:
 
     def get(self, path: str, token: str | None = None, method: str = "GET") -> int:
         """The status of an HTTP request to the dashboard."""
-        request = urllib.request.Request(f"{self.url}{path}", headers={"Authorization": f"Bearer {token}"} if token else {}, method=method)
+        request = urllib.request.Request(
+            f"{self.url}{path}", headers={"Authorization": f"Bearer {token}"} if token else {}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return int(answer.status)
@@ -66,7 +68,9 @@ class Head:
 
     def run(self, verb: str, **options: object) -> dict[str, Any]:
         """Runs a verb that must succeed; gives its summary."""
-        status, printed = self.submit("python", f"jobs/{verb}.py", *(part for name, value in options.items() for part in (f"--{name}", value)))
+        status, printed = self.submit(
+            "python", f"jobs/{verb}.py", *(part for name, value in options.items() for part in (f"--{name}", value))
+        )
         assert status == 0, printed
         (summary,) = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))
         assert isinstance(summary, dict)
@@ -91,10 +95,16 @@ def node_environment(folder: Path) -> tuple[Path, dict[str, str]]:
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "shared.pth").write_text("".join(f"{sysconfig.get_path(kind)}\n" for kind in ("purelib", "platlib")))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"
+    }
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
-    found = subprocess.run([python, "-c", "import audiodiff_platform"], env=environment, cwd=folder, capture_output=True, check=False)
-    assert b"ModuleNotFoundError" in found.stderr, "install the project as make install does: the nodes of this test must not have it"
+    found = subprocess.run(
+        [python, "-c", "import audiodiff_platform"], env=environment, cwd=folder, capture_output=True, check=False
+    )
+    assert b"ModuleNotFoundError" in found.stderr, (
+        "install the project as make install does: the nodes of this test must not have it"
+    )
     return python, environment
 
 
@@ -118,14 +128,35 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     token.write_text(secrets.token_hex(32))
     python, environment = node_environment(folder / "python")
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # else the head waits half a minute for work that is not there
+    environment |= {
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"
+    }  # else the head waits half a minute for work that is not there
     gcs, dashboard, client, agent = free_ports(4)
-    ports = {"port": gcs, "dashboard-port": dashboard, "ray-client-server-port": client, "dashboard-agent-listen-port": agent}
+    ports = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+        "dashboard-agent-listen-port": agent,
+    }
     ports |= {"min-worker-port": 0, "max-worker-port": 0}
     # Unix sockets need a short path, so not below tmp_path.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as session, (folder / "head.log").open("wb") as log:
-        command = [str(python), "-m", "ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
-        command += ["--num-cpus=2", "--object-store-memory=100000000", f"--temp-dir={session}", *(f"--{name}={port}" for name, port in ports.items())]
+        command = [
+            str(python),
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            "--dashboard-host=127.0.0.1",
+        ]
+        command += [
+            "--num-cpus=2",
+            "--object-store-memory=100000000",
+            f"--temp-dir={session}",
+            *(f"--{name}={port}" for name, port in ports.items()),
+        ]
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
         started = Head(f"http://127.0.0.1:{dashboard}", token.read_text(), environment, Path(session))
         try:
@@ -166,7 +197,15 @@ def test_journey_from_audio_to_loops(head: Head, two_loops: Path, tmp_path: Path
     prepared = head.run("prepare", input_dir=two_loops, output_dir=dataset, resolution=32, hop_length=1024)
     assert prepared["files"] == 2
     assert (dataset / "_SUCCESS").is_file()
-    trained = head.run("train", dataset_name=dataset, output_dir=run, preset="tiny", max_train_steps=2, num_workers=1, train_batch_size=4)
+    trained = head.run(
+        "train",
+        dataset_name=dataset,
+        output_dir=run,
+        preset="tiny",
+        max_train_steps=2,
+        num_workers=1,
+        train_batch_size=4,
+    )
     assert trained["steps"] == 2
     assert (run / "model" / "model_index.json").is_file()
     generated = head.run("generate", model=run / "model", output_dir=out, count=2, steps=2)
@@ -176,11 +215,15 @@ def test_journey_from_audio_to_loops(head: Head, two_loops: Path, tmp_path: Path
 
 
 def test_relative_output_is_refused_before_anything_is_made(head: Head, two_loops: Path) -> None:
-    status, printed = head.submit("python", "jobs/prepare.py", "--input_dir", two_loops, "--output_dir", "not/made", "--resolution", 32)
+    status, printed = head.submit(
+        "python", "jobs/prepare.py", "--input_dir", two_loops, "--output_dir", "not/made", "--resolution", 32
+    )
     assert status == 1, printed
     assert "exit code 2" in printed
     assert "Traceback" not in printed
-    (error,) = {line for line in printed.splitlines() if line.startswith("error: ")}  # the CLI shows the job's log twice
+    (error,) = {
+        line for line in printed.splitlines() if line.startswith("error: ")
+    }  # the CLI shows the job's log twice
     assert error.startswith("error: output_dir not/made is relative")
     assert not list(head.folder.rglob("not/made"))
     assert not (ROOT / "not").exists()

@@ -41,10 +41,23 @@ def _wait_for(happens: str, log: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("room_is_made", [True, False])
 def test_a_full_disk_loses_nothing(dataset: Path, small_disk: Path, tmp_path: Path, room_is_made: bool) -> None:
     run, log, filler = small_disk / "run", tmp_path / "log", small_disk / "filler"
-    told = {"dataset_name": dataset, "output_dir": run, "max_train_steps": 300, "num_workers": 1, "train_batch_size": 4, "checkpoint_minutes": 1e-6}
-    flags = [str(part) for name, value in (told | {"preview_count": 0, "report_to": "none"}).items() for part in (f"--{name}", value)]
+    told = {
+        "dataset_name": dataset,
+        "output_dir": run,
+        "max_train_steps": 300,
+        "num_workers": 1,
+        "train_batch_size": 4,
+        "checkpoint_minutes": 1e-6,
+    }
+    flags = [
+        str(part)
+        for name, value in (told | {"preview_count": 0, "report_to": "none"}).items()
+        for part in (f"--{name}", value)
+    ]
     with log.open("w") as errors:
-        process = subprocess.Popen([sys.executable, "jobs/train.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "jobs/train.py", *flags], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
     deadline = time.monotonic() + DEADLINE_S
     while newest_checkpoint(Folder(str(run))) is None:
         assert process.poll() is None, log.read_text()[-4_000:]

@@ -69,8 +69,12 @@ def _step(out: Path) -> int:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("cluster", "workers", "tolerance"), [(1, 1, 0.0), (2, 2, 0.0), (4, 4, 1e-5)], indirect=["cluster"])
-def test_kills_cost_nothing_but_time(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster, workers: int, tolerance: float) -> None:
+@pytest.mark.parametrize(
+    ("cluster", "workers", "tolerance"), [(1, 1, 0.0), (2, 2, 0.0), (4, 4, 1e-5)], indirect=["cluster"]
+)
+def test_kills_cost_nothing_but_time(
+    local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster, workers: int, tolerance: float
+) -> None:
     out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
     flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 120, "num_workers": workers}
     train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60}))
@@ -81,7 +85,9 @@ def test_kills_cost_nothing_but_time(local_ray: None, dataset: Path, tmp_path: P
         for kind in kinds:
             reached = _step(out)
             _until(lambda reached=reached: _step(out) > reached, driver, log)  # type: ignore[misc]
-            with contextlib.suppress(subprocess.TimeoutExpired):  # a random moment, which the end of the job would cut short
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # a random moment, which the end of the job would cut short
                 driver.process.wait(chance.uniform(0, 0.5))
             match kind:
                 case "worker":
@@ -97,7 +103,9 @@ def test_kills_cost_nothing_but_time(local_ray: None, dataset: Path, tmp_path: P
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [1], indirect=True)
-def test_an_elastic_group_takes_the_workers_that_divide(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+def test_an_elastic_group_takes_the_workers_that_divide(
+    local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster
+) -> None:
     out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
     flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:4"}
     with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
@@ -115,22 +123,36 @@ def test_an_elastic_group_takes_the_workers_that_divide(local_ray: None, dataset
         seen = {json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()}
         assert seen == set(range(10, 301, 10))
         train(TrainOptions(output_dir=str(whole), **{**flags, "checkpoint_minutes": 60, "num_workers": 1}))
-        losses = [[json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:10]] for folder in (out, whole)]
+        losses = [
+            [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()[:10]]
+            for folder in (out, whole)
+        ]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [2], indirect=True)
-def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+def test_a_node_that_is_announced_to_go_costs_no_steps(
+    local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster
+) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    flags = {**FLAGS, "dataset_name": str(dataset), "max_train_steps": 300, "num_workers": "1:2", "checkpoint_minutes": 60, "output_dir": str(out)}
+    flags = {
+        **FLAGS,
+        "dataset_name": str(dataset),
+        "max_train_steps": 300,
+        "num_workers": "1:2",
+        "checkpoint_minutes": 60,
+        "output_dir": str(out),
+    }
     with Driver(cluster, "train", flags, log) as driver:
         _until((out / "metrics.jsonl").exists, driver, log)
         leaving = cluster.nodes[0]
         cluster.announce_preemption(leaving, deadline_s=20)
         _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
         saved = _step(out)
-        _until(lambda: "will be taken away: writing a checkpoint" in log.read_text(), driver, log)  # Ray hands on what workers print when it gets to it
+        _until(
+            lambda: "will be taken away: writing a checkpoint" in log.read_text(), driver, log
+        )  # Ray hands on what workers print when it gets to it
         cluster.remove_node(leaving)
         assert _ended(driver, log)["steps"] == 300
         assert 0 < saved < 300
@@ -138,9 +160,18 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(local_ray: None, dataset:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [1], indirect=True)
-def test_what_is_in_validation_when_the_driver_is_killed_is_validated(held_out: Path, tmp_path: Path, cluster: SimulatedCluster) -> None:
+def test_what_is_in_validation_when_the_driver_is_killed_is_validated(
+    held_out: Path, tmp_path: Path, cluster: SimulatedCluster
+) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    flags = {**FLAGS, "dataset_name": str(held_out), "max_train_steps": 150, "num_workers": 1, "preview_count": FRECHET_FROM, "checkpoints_kept": 1}
+    flags = {
+        **FLAGS,
+        "dataset_name": str(held_out),
+        "max_train_steps": 150,
+        "num_workers": 1,
+        "preview_count": FRECHET_FROM,
+        "checkpoints_kept": 1,
+    }
     with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:
 
         def in_hand() -> set[int]:

@@ -102,7 +102,9 @@ def test_a_corpus_has_the_same_tracks_as_folder_tar_list_and_parquet(corpus: Pat
     assert from_list == expected
     assert list_passed_over == tar_passed_over
     audio = [{"bytes": (corpus / name).read_bytes(), "path": name} for name in files if name.lower().endswith(".flac")]
-    Dataset.from_dict({"audio": audio}).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "corpus.parquet")
+    Dataset.from_dict({"audio": audio}).cast_column("audio", Audio(decode=False)).to_parquet(
+        tmp_path / "corpus.parquet"
+    )
     from_parquet, parquet_passed_over = read(tmp_path / "corpus.parquet", tmp_path)
     assert sorted(from_parquet.values()) == sorted(expected.values())
     assert parquet_passed_over == {"hidden files": 5}
@@ -207,7 +209,12 @@ def test_members_that_hold_no_audio_are_counted_or_named(tmp_path: Path) -> None
 
 
 def test_a_sparse_member_is_named(tmp_path: Path) -> None:
-    header = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "holes.wav", "GNU.sparse.realsize": str(1 << 50)}
+    header = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "holes.wav",
+        "GNU.sparse.realsize": str(1 << 50),
+    }
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         for name, headers in (("GNUSparseFile.0/holes.wav", header), ("b.wav", {})):
             member = tarfile.TarInfo(name)
@@ -231,7 +238,13 @@ def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
         ("e.wav", b"a link once", tarfile.REGTYPE),
     ]
     found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
-    assert found == {"a.wav": b"second", "b.wav": b"first", "c.wav": b"second", "d.wav": b"second", "e.wav": b"a link once"}
+    assert found == {
+        "a.wav": b"second",
+        "b.wav": b"first",
+        "c.wav": b"second",
+        "d.wav": b"second",
+        "e.wav": b"a link once",
+    }
     assert skipped == {"replaced in its archive": 3}
 
 
@@ -286,7 +299,9 @@ def _size(size: int) -> Callable[[bytes], bytes]:
         lambda content: content + b"PK\3\4" * 100,
     ],
 )
-def test_damaged_archives_give_what_precedes_the_damage_and_a_reason(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_archives_give_what_precedes_the_damage_and_a_reason(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     file = pack(tmp_path / "a.tar", [("a.wav", b"a", tarfile.REGTYPE), ("b.wav", b"b", tarfile.REGTYPE)])
     file.write_bytes(damage(file.read_bytes()))
     inputs = Inputs(str(file))
@@ -328,11 +343,16 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
     parquet(folder / "train.parquet", column, kind, row_group_size=2)
     (folder / "list.txt").write_text("train.parquet\n")
     uri = {"file": folder / "train.parquet", "folder": folder, "list": folder / "list.txt"}[place]
-    with pytest.raises(ValueError, match=r"audio is not embedded: 3 of 3 rows checked of train\.parquet have only a path: write .*embed_table_storage"):
+    with pytest.raises(
+        ValueError,
+        match=r"audio is not embedded: 3 of 3 rows checked of train\.parquet have only a path: write .*embed_table_storage",
+    ):
         list(Inputs(str(uri)).sources())
 
 
-def test_parquet_without_audio_is_refused_after_a_bounded_number_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_audio_is_refused_after_a_bounded_number_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_rows, "EMPTY_ROWS_CHECKED", 200)
     parquet(tmp_path / "train.parquet", [{"path": "a.wav"}] * 300)
     with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 rows checked of train\.parquet"):
@@ -350,7 +370,9 @@ def test_the_advice_on_embedding_works(few_loops: Path, tmp_path: Path, capsys: 
     assert first.local.read_bytes() == (few_loops / "loop_mika.flac").read_bytes()
 
 
-def test_rows_without_audio_among_others_are_reported_once_and_have_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_audio_among_others_are_reported_once_and_have_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     column = [{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": None, "path": "b.wav"}, None, {"bytes": b"", "path": None}]
     parquet(tmp_path / "train.parquet", column)
     found = rows(tmp_path / "train.parquet", tmp_path)
@@ -370,19 +392,26 @@ def test_parquet_whose_audio_begins_late_is_a_warning(tmp_path: Path, capsys: py
     assert "3,000 of 3,001 rows checked" in capsys.readouterr().err
 
 
-def test_parquet_with_much_audio_is_checked_at_its_beginning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parquet_with_much_audio_is_checked_at_its_beginning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     column = [{"bytes": None, "path": "a.wav"}, *[{"bytes": bytes(1 << 19), "path": "b.wav"}] * 10]
     parquet(tmp_path / "train.parquet", column)
     assert len(rows(tmp_path / "train.parquet", tmp_path)) == 11
     assert "1 of 4 rows checked" in capsys.readouterr().err
 
 
-def test_parquet_without_audio_beside_other_audio_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parquet_without_audio_beside_other_audio_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     parquet(tmp_path / "a.parquet", [{"bytes": None, "path": "a.wav"}])
     parquet(tmp_path / "b.parquet", [{"bytes": None, "path": "a.wav"}])
     (tmp_path / "c.wav").write_bytes(b"")
     assert {source.uri for source in Inputs(str(tmp_path)).sources()} == {"a.parquet", "b.parquet", "c.wav"}
-    assert "warning: audio is not embedded: 1 of 1 rows checked of a.parquet have only a path (and rows of 1 more files)" in capsys.readouterr().err
+    assert (
+        "warning: audio is not embedded: 1 of 1 rows checked of a.parquet have only a path (and rows of 1 more files)"
+        in capsys.readouterr().err
+    )
 
 
 SAMPLES = (0.25 * np.sin(np.arange(3_000) / 7)).astype(np.float32)
@@ -409,7 +438,9 @@ def test_rows_of_samples_are_audio(tmp_path: Path, array: Any, kind: pa.DataType
     expected = STEREO.mean(axis=0) if array.ndim == 2 else SAMPLES
     digests = set()
     for item in rows(file, tmp_path):
-        np.testing.assert_allclose(decode_audio(item.local, RATE), expected, rtol=0, atol=1e-3 if array.dtype == np.float16 else 4e-5)
+        np.testing.assert_allclose(
+            decode_audio(item.local, RATE), expected, rtol=0, atol=1e-3 if array.dtype == np.float16 else 4e-5
+        )
         digests.add(file_sha256(item.local))
     assert len(digests) == 1
 
@@ -448,7 +479,9 @@ def test_a_dataset_of_decoded_samples_of_datasets_own_making(tmp_path: Path) -> 
         (np.zeros((1_100, 1_100)).tolist(), pa.list_(pa.list_(pa.float32())), RATE, "an array of 1100 channels"),
     ],
 )
-def test_rows_of_samples_that_are_no_audio_have_a_reason(tmp_path: Path, array: Any, kind: pa.DataType, rate: Any, reason: str) -> None:
+def test_rows_of_samples_that_are_no_audio_have_a_reason(
+    tmp_path: Path, array: Any, kind: pa.DataType, rate: Any, reason: str
+) -> None:
     column = [{"array": array, "sampling_rate": rate}, {"array": array, "sampling_rate": rate}]
     file = parquet(tmp_path / "train.parquet", column, pa.struct({"array": kind, "sampling_rate": pa.int64()}))
     for item in rows(file, tmp_path):
@@ -462,7 +495,9 @@ def test_rates_may_be_floats(tmp_path: Path, rate: float) -> None:
     assert item.reason.startswith("" if rate == 8_000 else "claims a rate of")
 
 
-def test_samples_that_a_small_file_states_by_the_million_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_a_small_file_states_by_the_million_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parquet_rows, "ARRAY_BYTES_AT_LEAST", 1 << 20)
     column = [{"array": np.zeros(1_000_000, np.float32), "sampling_rate": RATE}]
     file = parquet(tmp_path / "train.parquet", column)

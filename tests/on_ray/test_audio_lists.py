@@ -83,7 +83,9 @@ def test_what_is_no_list_is_refused_with_its_name_and_line(folder: Path, content
 
 def test_blanks_and_marks_belong_to_a_name_only_if_the_file_has_them(folder: Path) -> None:
     (folder / " blank .wav ").write_text(" blank .wav ")
-    (folder / "list.txt").write_text("\ufefffirst.wav\n \t\n\n  first.wav\t\n blank .wav \n\ufeff#1 hit.wav \n   absent.wav  \n")
+    (folder / "list.txt").write_text(
+        "\ufefffirst.wav\n \t\n\n  first.wav\t\n blank .wav \n\ufeff#1 hit.wav \n   absent.wav  \n"
+    )
     assert uris(folder / "list.txt") == ["first.wav", " blank .wav ", "#1 hit.wav", "absent.wav"]
 
 
@@ -101,12 +103,16 @@ def test_backslashes_separate_if_the_name_exists_only_so(folder: Path, kind: str
 
 
 def test_a_file_is_one_source_however_it_is_written(folder: Path) -> None:
-    (folder / "list.txt").write_text(f"first.wav\n./first.wav\nsub/../first.wav\n{folder}/first.wav\nfile://{folder}/first.wav\nfirst.wav\n")
+    (folder / "list.txt").write_text(
+        f"first.wav\n./first.wav\nsub/../first.wav\n{folder}/first.wav\nfile://{folder}/first.wav\nfirst.wav\n"
+    )
     # `..` is left as it is: of a linked folder it leads elsewhere.
     assert uris(folder / "list.txt") == ["first.wav", "sub/../first.wav"]
 
 
-def test_names_are_relative_to_the_lists_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_names_are_relative_to_the_lists_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     (folder / "sub" / "list.txt").write_text("ü 音.wav\n../first.wav\n")
     assert contents(folder / "sub" / "list.txt", folder) == ["sub/ü 音.wav", "first.wav"]
@@ -144,7 +150,9 @@ def test_what_a_list_names_beside_audio_is_counted_by_its_extension(folder: Path
     (folder / "notes.md").write_text("")
     (folder / ".cache").mkdir()
     (folder / ".cache" / "a.wav").write_text("")
-    (folder / "list.txt").write_text("first.wav\nnotes.md\nABSENT.MD\nnone\n._first.wav\n.cache/a.wav\n__MACOSX/._first.wav\nx.tar.gz\n")
+    (folder / "list.txt").write_text(
+        "first.wav\nnotes.md\nABSENT.MD\nnone\n._first.wav\n.cache/a.wav\n__MACOSX/._first.wav\nx.tar.gz\n"
+    )
     inputs = Inputs(str(folder / "list.txt"))
     assert [source.uri for source in inputs.sources()] == ["first.wav"]
     assert inputs.skipped == {".md": 2, "none": 1, "hidden files": 3, ".tar.gz": 1}
@@ -168,7 +176,9 @@ def test_a_parquet_list_that_is_not_utf8_is_named(folder: Path) -> None:
 
 
 def test_a_parquet_list_that_is_damaged_is_named(folder: Path) -> None:
-    pq.write_table(pa.table({"path": ["first.wav"] * 100}), folder / "list.parquet", compression="none", use_dictionary=False)
+    pq.write_table(
+        pa.table({"path": ["first.wav"] * 100}), folder / "list.parquet", compression="none", use_dictionary=False
+    )
     content = bytearray((folder / "list.parquet").read_bytes())
     content[4:40] = b"\xff" * 36
     (folder / "list.parquet").write_bytes(content)

@@ -28,7 +28,16 @@ PROVIDER_KEYS = {
     "gcp": {"type", "project_id", "region", "availability_zone", "use_internal_ips", "cache_stopped_nodes"},
 }
 GCP_KEYS = {
-    "": {"machineType", "disks", "networkInterfaces", "serviceAccounts", "scheduling", "guestAccelerators", "labels", "metadata"},
+    "": {
+        "machineType",
+        "disks",
+        "networkInterfaces",
+        "serviceAccounts",
+        "scheduling",
+        "guestAccelerators",
+        "labels",
+        "metadata",
+    },
     "disks": {"boot", "autoDelete", "type", "initializeParams"},
     "disks.initializeParams": {"diskSizeGb", "diskType", "sourceImage"},
     "networkInterfaces": {"subnetwork"},
@@ -96,17 +105,27 @@ def test_nodes_get_what_the_install_needs_in_the_pinned_versions(name: str) -> N
     config = read(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     folders = {Path(folder).parts[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
-    needed = {"pyproject.toml", "constraints.txt", project["project"]["readme"], *project["project"]["license-files"], *folders}
+    needed = {
+        "pyproject.toml",
+        "constraints.txt",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        *folders,
+    }
     mounts = {remote: local for remote, local in config["file_mounts"].items() if remote != "~/.ray/auth_token"}
     assert mounts == {f"~/audiodiff/{name}": name for name in needed}
     assert "cd ~/audiodiff && ~/audiodiff-venv/bin/pip install -q -c constraints.txt ." in config["setup_commands"]
-    assert all("-c constraints.txt" in command for command in commands(config, "setup_commands") if "/pip install" in command)
+    assert all(
+        "-c constraints.txt" in command for command in commands(config, "setup_commands") if "/pip install" in command
+    )
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, "runtime-env"])
 def test_no_file_states_another_ray(name: str) -> None:
     (pin,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
-    stated = re.findall(r"\bray(?:\[[^]]*\])?==([\w.]+)|rayproject/ray:(\d+\.\d+\.\d+)", (CLUSTER / f"{name}.yaml").read_text())
+    stated = re.findall(
+        r"\bray(?:\[[^]]*\])?==([\w.]+)|rayproject/ray:(\d+\.\d+\.\d+)", (CLUSTER / f"{name}.yaml").read_text()
+    )
     assert {version for pair in stated for version in pair if version} <= {pin}
 
 
@@ -120,7 +139,9 @@ def test_node_types_grow_as_intended(name: str) -> None:
     assert head["resources"] == {"CPU": 0}
     assert all(node.get("min_workers", 0) == 0 for node in nodes.values())
     assert spot["priority"] > twin["priority"]
-    assert {key: spot[key] for key in ("resources", "max_workers")} == {key: twin[key] for key in ("resources", "max_workers")}
+    assert {key: spot[key] for key in ("resources", "max_workers")} == {
+        key: twin[key] for key in ("resources", "max_workers")
+    }
     market = {"aws": "InstanceMarketOptions", "gcp": "scheduling"}[name]
     assert spot["node_config"] == twin["node_config"] | {market: spot["node_config"][market]}
     assert market not in twin["node_config"]
@@ -133,12 +154,17 @@ def test_node_types_grow_as_intended(name: str) -> None:
 def test_ec2_takes_the_node_types() -> None:
     shape = botocore.session.Session().get_service_model("ec2").operation_model("RunInstances").input_shape
     for kind, node in read("aws")["available_node_types"].items():
-        request = {key: value for key, value in node["node_config"].items() if key != "SubnetIds"}  # Ray makes one SubnetId of it
+        request = {
+            key: value for key, value in node["node_config"].items() if key != "SubnetIds"
+        }  # Ray makes one SubnetId of it
         report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **request}, shape)
         assert not report.has_errors(), f"{kind}: {report.generate_report()}"
         assert request["MetadataOptions"]["HttpTokens"] == "required"
         assert ("HEAD" in request["IamInstanceProfile"]["Name"]) == (kind == "head")
-        assert all((disk["Ebs"]["Encrypted"], disk["Ebs"]["VolumeType"]) == (True, "gp3") for disk in request["BlockDeviceMappings"])
+        assert all(
+            (disk["Ebs"]["Encrypted"], disk["Ebs"]["VolumeType"]) == (True, "gp3")
+            for disk in request["BlockDeviceMappings"]
+        )
 
 
 def test_compute_engine_knows_the_keys_of_the_node_types() -> None:

@@ -55,7 +55,10 @@ def packed(file: Path, tar_format: int = tarfile.PAX_FORMAT, more: Sequence[tarf
 def rows(file: Path) -> Path:
     """Parquet of 40 audio files in row groups of three rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    column = [{"bytes": os.urandom(2_000), "path": f"{number}.wav" if number % 5 else f".{number}.wav"} for number in range(40)]
+    column = [
+        {"bytes": os.urandom(2_000), "path": f"{number}.wav" if number % 5 else f".{number}.wav"}
+        for number in range(40)
+    ]
     pq.write_table(pa.table({"text": ["la"] * 40, "audio": column}), file, row_group_size=3)
     return file
 
@@ -245,7 +248,9 @@ def table(folder: Path) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: (row["audio_file"], row["slice"]))
 
 
-def test_prepare_makes_the_same_of_parts(local_ray: None, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_makes_the_same_of_parts(
+    local_ray: None, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     music = tmp_path / "in"
     music.mkdir()
     loops = sorted(few_loops.rglob("*.flac"))

@@ -33,7 +33,9 @@ def located(group_rows: tuple[int, ...], seed: int, epoch: int) -> list[tuple[in
         (LARGE, 11, 2, [(98, 46), (61, 9), (0, 80), (81, 38)], "bce8ac4eb0136c83"),
     ],
 )
-def test_the_order_is_what_it_always_was(group_rows: tuple[int, ...], seed: int, epoch: int, first: list[tuple[int, int]], digest: str) -> None:
+def test_the_order_is_what_it_always_was(
+    group_rows: tuple[int, ...], seed: int, epoch: int, first: list[tuple[int, int]], digest: str
+) -> None:
     places = located(group_rows, seed, epoch)
     assert places[:4] == first
     assert hashlib.sha256(np.array(places, np.int64).tobytes()).hexdigest()[:16] == digest
@@ -43,7 +45,10 @@ def test_every_row_is_read_once_and_streams_share_row_groups_only_at_their_borde
     assert STREAMS % 2 == STREAMS % 3 == STREAMS % 4 == 0
     places = located(LARGE, 0, 0)
     assert sorted(places) == [(group, row) for group, rows in enumerate(LARGE) for row in range(rows)]
-    readers = [{stream for stream in range(STREAMS) if any(place[0] == group for place in places[stream::STREAMS])} for group in range(len(LARGE))]
+    readers = [
+        {stream for stream in range(STREAMS) if any(place[0] == group for place in places[stream::STREAMS])}
+        for group in range(len(LARGE))
+    ]
     assert max(map(len, readers)) <= 2
     assert sum(len(streams) == 2 for streams in readers) < STREAMS
 

@@ -24,13 +24,22 @@ def mixed(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("kind", ["held_out", "mixed"])
 def test_each_split_reads_its_own_files(kind: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(kind)
-    shards = {split: [file.stem.split("-")[1] for file in sorted((folder / "data").glob(f"{split}-*"))] for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
+    shards = {
+        split: [file.stem.split("-")[1] for file in sorted((folder / "data").glob(f"{split}-*"))]
+        for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+    }
     assert bool(set(shards[TRAIN_SPLIT]) & set(shards[VALIDATION_SPLIT])) == (kind == "mixed")
     for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
-        content = pa.concat_tables([pq.read_table(folder / "data" / f"{split}-{shard}.parquet") for shard in shards[split]]).to_pylist()
+        content = pa.concat_tables(
+            [pq.read_table(folder / "data" / f"{split}-{shard}.parquet") for shard in shards[split]]
+        ).to_pylist()
         data = MelDataset(str(folder), split)
         names = [row["audio_file"] for row in content]
         assert data.rows == len(content)
         assert np.array_equal(data.all_images(), np.stack([decode_png(row["image"]["bytes"]) for row in content]))
-        assert [data.audio_file(group, row) for group, (_, _, rows) in enumerate(data.groups) for row in range(rows)] == data.column("audio_file") == names
+        assert (
+            [data.audio_file(group, row) for group, (_, _, rows) in enumerate(data.groups) for row in range(rows)]
+            == data.column("audio_file")
+            == names
+        )
         assert data.audio_files() == set(names)

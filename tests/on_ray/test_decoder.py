@@ -48,7 +48,11 @@ def _sliced(decoder: Decoder, file: Path, spool: Path) -> SlicedFile:
 
 
 def _child(parent: int) -> psutil.Process:
-    (child,) = (process for process in psutil.Process(parent).children() if "audiodiff_platform.audio_files.decoder.process" in process.cmdline())
+    (child,) = (
+        process
+        for process in psutil.Process(parent).children()
+        if "audiodiff_platform.audio_files.decoder.process" in process.cmdline()
+    )
     return child
 
 
@@ -57,7 +61,9 @@ def test_slices_are_those_of_the_core(decoder: Decoder, loops: Path, tmp_path: P
         expected = list(mel_slices(loops / f"{name}.flac", Mel(MEL), SLICING))
         sliced = list(_sliced(decoder, loops / f"{name}.flac", tmp_path / "spool"))
         assert [png for _, png in sliced] == [encode_png(piece.image) for piece in expected]
-        assert [(facts["index"], facts["start_s"], facts["reference_db"]) for facts, _ in sliced] == [(p.index, p.start_s, p.reference_db) for p in expected]
+        assert [(facts["index"], facts["start_s"], facts["reference_db"]) for facts, _ in sliced] == [
+            (p.index, p.start_s, p.reference_db) for p in expected
+        ]
 
 
 def test_items_and_samples_are_those_of_the_core(decoder: Decoder, loops: Path, tmp_path: Path) -> None:
@@ -69,10 +75,14 @@ def test_items_and_samples_are_those_of_the_core(decoder: Decoder, loops: Path, 
             np.testing.assert_array_equal(image, item.image)
             np.testing.assert_array_equal(samples, item.samples)
         images = list(decoder.items(file.name, file, tmp_path / "spool", MEL, with_samples=False))
-        assert [(image.tobytes(), samples) for image, samples in images] == [(item.image.tobytes(), None) for item in expected]
+        assert [(image.tobytes(), samples) for image, samples in images] == [
+            (item.image.tobytes(), None) for item in expected
+        ]
         whole = decoder.samples(file.name, file, tmp_path / "samples", 48_000, 60)
         np.testing.assert_array_equal(whole, decode_audio(file, 48_000))
-    with pytest.raises(AudioDecodeError, match=r"^loop_mika\.flac: lasts \d s or more, at most 1 s are decoded at once"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^loop_mika\.flac: lasts \d s or more, at most 1 s are decoded at once"
+    ):
         decoder.samples("loop_mika.flac", loops / "loop_mika.flac", tmp_path / "samples", 22_050, 1)
 
 
@@ -89,9 +99,13 @@ def test_a_file_without_sound_says_why(decoder: Decoder, loops: Path, tmp_path: 
     left, rate = soundfile.read(loops / "loop_mika.flac", dtype="float32", always_2d=True)
     soundfile.write(tmp_path / "cancelled.wav", np.stack([left[:, 0], -left[:, 0]], axis=1), rate)
     soundfile.write(tmp_path / "silent.wav", np.zeros((2 * rate, 2)), rate)
-    with pytest.raises(AudioDecodeError, match=r"^cancelled\.wav: silent throughout: its channels cancel each other in the mono mix"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^cancelled\.wav: silent throughout: its channels cancel each other in the mono mix"
+    ):
         _sliced(decoder, tmp_path / "cancelled.wav", tmp_path / "spool")
-    with pytest.raises(AudioDecodeError, match=r"^cancelled\.wav: silent throughout: its channels cancel each other in the mono mix"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^cancelled\.wav: silent throughout: its channels cancel each other in the mono mix"
+    ):
         decoder.samples("cancelled.wav", tmp_path / "cancelled.wav", tmp_path / "spool", rate, 60)
     with pytest.raises(AudioDecodeError, match=r"^silent\.wav: silent throughout$"):
         _sliced(decoder, tmp_path / "silent.wav", tmp_path / "spool")
@@ -154,7 +168,9 @@ def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, monkeypatch: pyte
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
     child = _child(os.getpid())
     child.suspend()
-    with pytest.raises(AudioDecodeError, match=r"^second\.flac: took longer than 2 s to decode, the limit for a file of its size$"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^second\.flac: took longer than 2 s to decode, the limit for a file of its size$"
+    ):
         _sliced(hasty, file, tmp_path / "spool")
     assert not child.is_running()
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
@@ -170,7 +186,9 @@ def test_a_process_that_waits_for_storage_is_replaced_once(hasty: Decoder, tmp_p
     assert not child.is_running()
 
 
-def test_a_process_is_replaced_after_many_files(decoder: Decoder, monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
+def test_a_process_is_replaced_after_many_files(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path
+) -> None:
     monkeypatch.setattr(decoder_module, "FILES_OF_A_PROCESS", 2)
     processes = []
     for _ in range(5):
@@ -196,7 +214,9 @@ def test_a_spool_that_cannot_be_opened_blames_no_file(decoder: Decoder, loops: P
         _sliced(decoder, loops / "loop_mika.flac", tmp_path / "absent" / "spool")
 
 
-def test_modules_of_the_working_directory_are_not_loaded(monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
+def test_modules_of_the_working_directory_are_not_loaded(
+    monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path
+) -> None:
     (tmp_path / "queue.py").write_text("raise SystemExit('the module of the working directory')")
     monkeypatch.chdir(tmp_path)
     made = Decoder()
@@ -204,11 +224,15 @@ def test_modules_of_the_working_directory_are_not_loaded(monkeypatch: pytest.Mon
     made.close()
 
 
-def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(decoder: Decoder, noise: Path, tmp_path: Path) -> None:
+def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(
+    decoder: Decoder, noise: Path, tmp_path: Path
+) -> None:
     os.mkfifo(tmp_path / "held")
     killer = threading.Thread(target=_end_what_opens, args=(tmp_path / "held", signal.SIGXCPU))  # as the kernel does
     killer.start()
-    with pytest.raises(AudioDecodeError, match=r"^noise\.wav: took more than \d+ s of processor time to decode, the limit for"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^noise\.wav: took more than \d+ s of processor time to decode, the limit for"
+    ):
         _sliced(decoder, noise, tmp_path / "held")
     killer.join()
 
@@ -218,7 +242,9 @@ def test_the_limit_of_time_follows_from_the_stated_length(hasty: Decoder, tmp_pa
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
     os.mkfifo(tmp_path / "held")
     reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)  # nobody reads what fills the pipe
-    with pytest.raises(AudioDecodeError, match=r"^second\.flac: took longer than 3 s to decode, the limit for its stated 1 s$"):
+    with pytest.raises(
+        AudioDecodeError, match=r"^second\.flac: took longer than 3 s to decode, the limit for its stated 1 s$"
+    ):
         hasty.samples(file.name, file, tmp_path / "held", 44_100, 60)
     os.close(reader)
 
@@ -257,10 +283,14 @@ def test_a_full_disk_blames_no_file(decoder: Decoder, loops: Path) -> None:
         _sliced(decoder, loops / "loop_mika.flac", Path("/dev/full"))
 
 
-def test_processes_that_cannot_start_blame_no_file(monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
+def test_processes_that_cannot_start_blame_no_file(
+    monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path
+) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     made = Decoder()
-    with pytest.raises(ChildProcessError, match=r"2 processes that decode audio ended at their start \(exit status 1\)"):
+    with pytest.raises(
+        ChildProcessError, match=r"2 processes that decode audio ended at their start \(exit status 1\)"
+    ):
         _sliced(made, loops / "loop_mika.flac", tmp_path / "spool")
     monkeypatch.undo()
     assert len(_sliced(made, loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
@@ -280,7 +310,9 @@ def test_the_process_ends_with_its_worker(tmp_path: Path) -> None:
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n"
         child = _child(worker.pid)

@@ -19,10 +19,15 @@ def test_time_follows_the_stated_length_as_far_as_the_size_bears_it_out() -> Non
     of_many_parts = Limits().time(MINUTE_OF_CD)
     assert (of_many_parts.seconds(1), of_many_parts.described(1)) == (180, "a file of its size")
     assert of_many_parts.before_header == 180
-    assert (of_many_parts.seconds(None), of_many_parts.described(None)) == (60 + 2 * MINUTE_OF_CD / 8_000, "a file of its size")
+    assert (of_many_parts.seconds(None), of_many_parts.described(None)) == (
+        60 + 2 * MINUTE_OF_CD / 8_000,
+        "a file of its size",
+    )
 
 
-@pytest.mark.parametrize("bytes_per_second", [600, 1_000, 12_000, 176_400, 1_152_000], ids=["AMR", "MP3 of 8 kbit/s", "Opus", "CD", "96 kHz"])
+@pytest.mark.parametrize(
+    "bytes_per_second", [600, 1_000, 12_000, 176_400, 1_152_000], ids=["AMR", "MP3 of 8 kbit/s", "Opus", "CD", "96 kHz"]
+)
 def test_an_hour_of_any_format_has_its_time(bytes_per_second: int) -> None:
     assert Limits().time(3_600 * bytes_per_second).seconds(3_600) >= 2 * 3_600
     assert Limits().time(3_600 * max(1_000, bytes_per_second)).seconds(None) >= 3_600 / 4
@@ -36,7 +41,9 @@ def test_time_grows_with_the_work_of_slicing() -> None:
     assert 2 < once < 2.2
     assert per_second(DEFAULT, Slicing(reference="track")) == pytest.approx(2 * once)
     assert per_second(DEFAULT, Slicing(overlap=0.99)) == pytest.approx(2 + 100 * (once - 2), rel=0.01)
-    assert Limits().time(0, MelConfig(x_res=16_384, n_fft=32_768, hop_length=16_384)).least_s > 500, "one slice of 3 hours"
+    assert Limits().time(0, MelConfig(x_res=16_384, n_fft=32_768, hop_length=16_384)).least_s > 500, (
+        "one slice of 3 hours"
+    )
 
 
 def test_memory_grows_with_the_slice_and_the_filterbank() -> None:

@@ -44,7 +44,10 @@ def test_of_equal_items_the_first_by_name_is_kept(tmp_path: Path) -> None:
     chance = random.Random(0)
     contents = [bytes(8) + chance.randbytes(24) for _ in range(40)]  # some differ only behind their first eight bytes
     contents += [chance.randbytes(32) for _ in range(300)]
-    rows = [(f"{chance.randrange(200)}.tar/{number}", f"{chance.randrange(9)}.tar", chance.choice(contents)) for number in range(500)]
+    rows = [
+        (f"{chance.randrange(200)}.tar/{number}", f"{chance.randrange(9)}.tar", chance.choice(contents))
+        for number in range(500)
+    ]
     earlier = [digested(tmp_path / "0000", [rows[:50], []]), digested(tmp_path / "0001", [rows[50:100]])]
     latest = digested(tmp_path / "0002", [rows[100:300], rows[300:]])
     assert repeated(earlier, latest) == expected(rows[:100], rows[100:])

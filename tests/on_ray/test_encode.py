@@ -49,7 +49,9 @@ def latents(held_out: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def _asked(dataset: Path, vae: Path, folder: Path, num_workers: int = 1) -> EncodeOptions:
-    return EncodeOptions(dataset_name=str(dataset), latents=True, vae=str(vae), output_dir=str(folder), num_workers=num_workers)
+    return EncodeOptions(
+        dataset_name=str(dataset), latents=True, vae=str(vae), output_dir=str(folder), num_workers=num_workers
+    )
 
 
 def _data(folder: Path) -> dict[str, bytes]:
@@ -64,7 +66,9 @@ def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: 
     for group, (_, _, rows) in enumerate(dataset.groups):
         for row in range(rows):
             with torch.inference_mode():
-                posterior = network.encode(torch.from_numpy(to_model(dataset.image(group, row)))[None, None]).latent_dist
+                posterior = network.encode(
+                    torch.from_numpy(to_model(dataset.image(group, row)))[None, None]
+                ).latent_dist
             moments = found.moments(group, row)
             assert moments.shape == (2, 2, 8, 8)
             np.testing.assert_allclose(moments[0], posterior.mean[0], atol=1e-5)
@@ -77,8 +81,14 @@ def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: 
 
 def test_held_out_tracks_stay_apart(latents: Path, held_out: Path) -> None:
     found = LatentsDataset(str(latents), VALIDATION_SPLIT)
-    files = {name for file in (held_out / "data").glob("validation-*") for name in pq.read_table(file)["audio_file"].to_pylist()}
-    assert {found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)} == files
+    files = {
+        name
+        for file in (held_out / "data").glob("validation-*")
+        for name in pq.read_table(file)["audio_file"].to_pylist()
+    }
+    assert {
+        found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)
+    } == files
     assert found.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
 
 
@@ -101,7 +111,9 @@ class Mortal(LatentsWorker):
         return record
 
 
-def test_a_worker_that_dies_changes_nothing(latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_changes_nothing(
+    latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "latents"
     monkeypatch.setattr(encode_module, "LatentsWorker", Mortal)
     encode(_asked(held_out, vae, out))
@@ -126,7 +138,9 @@ def test_a_rerun_makes_only_what_is_missing(latents: Path, held_out: Path, vae: 
     assert summary["latents"] == LatentsDataset(str(out)).rows + LatentsDataset(str(out), VALIDATION_SPLIT).rows
 
 
-def test_another_autoencoder_in_the_same_folder_is_refused(latents: Path, held_out: Path, vae: Path, tmp_path: Path) -> None:
+def test_another_autoencoder_in_the_same_folder_is_refused(
+    latents: Path, held_out: Path, vae: Path, tmp_path: Path
+) -> None:
     network = load_vae(vae)
     with torch.no_grad():
         next(network.parameters()).add_(1)
@@ -142,7 +156,9 @@ def embeddings(local_ray: None, few_loops: Path, encoder: Path, tmp_path_factory
     return folder
 
 
-def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(embeddings: Path, dataset: Path, few_loops: Path, encoder: Path) -> None:
+def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(
+    embeddings: Path, dataset: Path, few_loops: Path, encoder: Path
+) -> None:
     found, network = read_encodings(str(embeddings)), load_encoder(encoder)
     assert (found.name, found.digest, found.dim, len(found)) == (network.name, network.digest, 100, 4)
     names = MelDataset(str(dataset)).column("audio_file")
@@ -153,8 +169,15 @@ def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(embe
     assert len(np.unique(vectors, axis=0)) == 4
 
 
-def test_embeddings_of_a_datasets_files(dataset: Path, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path) -> None:
-    options = {"dataset_name": str(dataset), "encoder": str(encoder), "output_dir": str(tmp_path / "out"), "num_workers": 1}
+def test_embeddings_of_a_datasets_files(
+    dataset: Path, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path
+) -> None:
+    options = {
+        "dataset_name": str(dataset),
+        "encoder": str(encoder),
+        "output_dir": str(tmp_path / "out"),
+        "num_workers": 1,
+    }
     with pytest.raises(ValueError, match=r"names it relative to a folder \(bass_hit_c.flac\): name that as input_dir"):
         encode(EncodeOptions(**options))
     with pytest.raises(ValueError, match=r"lacks 1 of the 4 files of dataset_name .* such as sub/ambi_piano.flac"):
@@ -166,13 +189,26 @@ def test_embeddings_of_a_datasets_files(dataset: Path, few_loops: Path, loops: P
     assert encode(EncodeOptions(**options, input_dir=str(more)))["embeddings"] == 4
 
 
-def test_files_named_absolutely_are_found_again(local_ray: None, few_loops: Path, encoder: Path, embeddings: Path, tmp_path: Path) -> None:
+def test_files_named_absolutely_are_found_again(
+    local_ray: None, few_loops: Path, encoder: Path, embeddings: Path, tmp_path: Path
+) -> None:
     listing = tmp_path / "list.txt"
     listing.write_text("".join(f"{few_loops / name}\n" for name in ("loop_mika.flac", "bass_hit_c.flac")))
-    prepare(PrepareOptions(input_dir=str(listing), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1))
-    encode(EncodeOptions(dataset_name=str(tmp_path / "mel"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    prepare(
+        PrepareOptions(
+            input_dir=str(listing), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1
+        )
+    )
+    encode(
+        EncodeOptions(
+            dataset_name=str(tmp_path / "mel"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1
+        )
+    )
     found = read_encodings(str(tmp_path / "out"))
-    np.testing.assert_array_equal(found.vectors_for([str(few_loops / "loop_mika.flac")]), read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]))
+    np.testing.assert_array_equal(
+        found.vectors_for([str(few_loops / "loop_mika.flac")]),
+        read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]),
+    )
 
 
 def test_files_that_cannot_be_embedded(
@@ -183,11 +219,18 @@ def test_files_that_cannot_be_embedded(
     sound = 0.1 * np.random.default_rng(0).standard_normal(60_000)
     expanding_flac(tmp_path / "audio" / "poison.flac")
     soundfile.write(tmp_path / "audio" / "cancelled.wav", np.stack([sound, -sound], axis=1), 22_050)
-    options = {"input_dir": str(tmp_path / "audio"), "encoder": f"audio-encoder:{encoder}", "output_dir": str(tmp_path / "out"), "num_workers": 1}
+    options = {
+        "input_dir": str(tmp_path / "audio"),
+        "encoder": f"audio-encoder:{encoder}",
+        "output_dir": str(tmp_path / "out"),
+        "num_workers": 1,
+    }
     summary = encode(EncodeOptions(**options))
     assert (summary["embeddings"], summary["unusable"]) == (4, 3)
     assert "unusable: poison.flac: expands to more than" in capsys.readouterr().err
-    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    np.testing.assert_array_equal(
+        read_encodings(str(tmp_path / "out")).vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES)
+    )
     assert encode(EncodeOptions(**options))["digest"] == summary["digest"]
     with pytest.raises(JobError, match=r"3 of 7 files cannot be used \(max_bad_fraction 0.1\)"):
         encode(EncodeOptions(**options, max_bad_fraction=0.1))
@@ -213,12 +256,20 @@ def test_latents_on_an_object_store(store: Store, latents: Path, held_out: Path,
 
 
 @pytest.mark.parametrize("store", ["gs"], indirect=True)
-def test_a_local_autoencoder_that_nodes_do_not_share_is_refused(store: Store, held_out: Path, vae: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_autoencoder_that_nodes_do_not_share_is_refused(
+    store: Store, held_out: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = store.make_bucket()
     _upload(held_out, f"{bucket}/mel")
     monkeypatch.setattr("audiodiff_platform.cluster.shared_paths.grows", lambda: True)
-    with pytest.raises(ValueError, match=f"^vae {vae} is local, and this cluster adds and removes nodes: use s3:// or gs://$"):
-        encode(EncodeOptions(dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=f"{bucket}/latents", num_workers=1))
+    with pytest.raises(
+        ValueError, match=f"^vae {vae} is local, and this cluster adds and removes nodes: use s3:// or gs://$"
+    ):
+        encode(
+            EncodeOptions(
+                dataset_name=f"{bucket}/mel", latents=True, vae=str(vae), output_dir=f"{bucket}/latents", num_workers=1
+            )
+        )
     assert not Folder(f"{bucket}/latents").exists("encode.json")
 
 
@@ -249,23 +300,39 @@ class Deadly(EmbeddingsWorker):
 
 
 def test_a_file_that_ends_its_workers_is_given_up(
-    embeddings: Path, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    embeddings: Path,
+    few_loops: Path,
+    encoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(encode_module, "EmbeddingsWorker", Deadly)
-    summary = encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+    summary = encode(
+        EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
+    )
     assert (summary["embeddings"], summary["unusable"]) == (3, 1)
     assert "unusable: loop_mika.flac: ended 2 processes that worked on it" in capsys.readouterr().err
     assert (tmp_path / "out" / "deaths").read_text() == ".."
     rest = [name for name in FILES if name != "loop_mika.flac"]
-    np.testing.assert_array_equal(read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest))
+    np.testing.assert_array_equal(
+        read_encodings(str(tmp_path / "out")).vectors_for(rest), read_encodings(str(embeddings)).vectors_for(rest)
+    )
     assert not (tmp_path / "out" / "_attempts").exists()
 
 
-def test_interrupted_runs_say_nothing_against_a_file(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path) -> None:
-    options = EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
+def test_interrupted_runs_say_nothing_against_a_file(
+    local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path
+) -> None:
+    options = EncodeOptions(
+        input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1
+    )
     output = Folder(options.output_dir)
     for shard in range(len(FILES)):
-        output.write_json(f"_attempts/{shard:06d}.json", {"deaths": [*FILES, *FILES], "process": "", "node": "", "item": "", "token": None})
+        output.write_json(
+            f"_attempts/{shard:06d}.json",
+            {"deaths": [*FILES, *FILES], "process": "", "node": "", "item": "", "token": None},
+        )
         assert Attempts(output, shard, "this process").gives_up(FILES[0])
     assert encode(options)["embeddings"] == len(FILES)
 
@@ -277,10 +344,16 @@ class Erring(EmbeddingsWorker):
         raise OSError(f"no space left for {item.name}")
 
 
-def test_an_error_is_no_death(local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_no_death(
+    local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(encode_module, "EmbeddingsWorker", Erring)
     with pytest.raises(JobError, match=r"storage failed at .* shards, .*no space left for"):
-        encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1))
+        encode(
+            EncodeOptions(
+                input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1
+            )
+        )
     assert not Folder(str(tmp_path / "out")).read_all("_attempts/*.json")
 
 

@@ -75,9 +75,15 @@ def test_a_folder_of_committed_parts(tmp_path: Path, vectors: np.ndarray) -> Non
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_the_originals_pickle_of_tensors(tmp_path: Path, vectors: np.ndarray, protocol: int, dtype: torch.dtype) -> None:
-    content = {name: torch.from_numpy(vector[np.newaxis]).to(dtype) for name, vector in zip(FILES, vectors, strict=True)}
-    if protocol == 2:  # pickles bytes by way of a call, which torch's storages would need: Python 3 wrote the original's with 3 or more
+def test_the_originals_pickle_of_tensors(
+    tmp_path: Path, vectors: np.ndarray, protocol: int, dtype: torch.dtype
+) -> None:
+    content = {
+        name: torch.from_numpy(vector[np.newaxis]).to(dtype) for name, vector in zip(FILES, vectors, strict=True)
+    }
+    if (
+        protocol == 2
+    ):  # pickles bytes by way of a call, which torch's storages would need: Python 3 wrote the original's with 3 or more
         with pytest.raises(ValueError, match=r"asks for _codecs\.encode"):
             read_encodings(_pickled(tmp_path, content, protocol))
         return
@@ -89,7 +95,12 @@ def test_the_originals_pickle_of_tensors(tmp_path: Path, vectors: np.ndarray, pr
 
 def test_tensors_that_are_views_of_one_storage(vectors: np.ndarray) -> None:
     whole = torch.from_numpy(vectors).requires_grad_()
-    content = {"row": whole[1:2], "column": whole[:, 2], "every other": whole.detach()[0, ::2], "repeated": torch.tensor([7.0]).expand(1, 4)}
+    content = {
+        "row": whole[1:2],
+        "column": whole[:, 2],
+        "every other": whole.detach()[0, ::2],
+        "repeated": torch.tensor([7.0]).expand(1, 4),
+    }
     content["again"] = content["row"] = content["row"].detach()
     content["column"] = content["column"].detach()
     found = read_pickled(pickle.dumps(content))
@@ -100,7 +111,13 @@ def test_tensors_that_are_views_of_one_storage(vectors: np.ndarray) -> None:
 class _Storage:
     """Pickles as a storage of old, in a tensor of the first layout."""
 
-    def __init__(self, values: list[float], claimed: int | None = None, size: tuple[int, ...] = (1, 2), kind: str = "FloatStorage") -> None:
+    def __init__(
+        self,
+        values: list[float],
+        claimed: int | None = None,
+        size: tuple[int, ...] = (1, 2),
+        kind: str = "FloatStorage",
+    ) -> None:
         self.claimed = len(values) if claimed is None else claimed
         self.size, self.kind = size, kind
         self.data = struct.pack(f"<q{len(values)}f", self.claimed, *values)
@@ -116,8 +133,13 @@ class _Bytes:
     def __reduce__(self) -> Any:
         # Five parts: before views had a part of their own.
         reference = f"(Vstorage\nctorch\n{self.storage.kind}\nV0\nVcpu\nI{self.storage.claimed}\ntQ.".encode()
-        plain = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})]
-        return torch.storage._load_from_bytes, (b"".join([*plain, reference, pickle.dumps(["0"], 2), self.storage.data]),)
+        plain = [
+            pickle.dumps(part, 2)
+            for part in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+        ]
+        return torch.storage._load_from_bytes, (
+            b"".join([*plain, reference, pickle.dumps(["0"], 2), self.storage.data]),
+        )
 
 
 def test_the_first_layout_of_tensors() -> None:
@@ -227,11 +249,24 @@ def test_claims_of_sizes_take_no_memory() -> None:
     ):
         with pytest.raises(ValueError, match="is no pickle that can be read"):
             read_pickled(content)
-    for content in (b"\x80\x04}r\xff\xff\xff\xff.", b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"}."):  # the last place of the memo; a frame
+    for content in (
+        b"\x80\x04}r\xff\xff\xff\xff.",
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"}.",
+    ):  # the last place of the memo; a frame
         assert read_pickled(content) == {}
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: torch.zeros(1, 2)}, {"a": torch.zeros(1, 2, 3)}, torch.zeros(2), {"a": {"b": torch.zeros(2)}}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1, 2],
+        {"a": 1},
+        {1: torch.zeros(1, 2)},
+        {"a": torch.zeros(1, 2, 3)},
+        torch.zeros(2),
+        {"a": {"b": torch.zeros(2)}},
+    ],
+)
 def test_pickles_of_other_things(content: Any) -> None:
     with pytest.raises(ValueError, match=r"not of a dict|a tensor of shape"):
         read_pickled(pickle.dumps(content))
@@ -246,7 +281,9 @@ def test_damaged_pickles_are_mistakes_in_one_line(vectors: np.ndarray) -> None:
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[generator.integers(len(whole))] = generator.integers(256)
-        with suppress(ValueError):  # damage to a value cannot be known; to anything else it raises this and nothing else
+        with suppress(
+            ValueError
+        ):  # damage to a value cannot be known; to anything else it raises this and nothing else
             read_pickled(bytes(damaged))
 
 
@@ -256,7 +293,11 @@ def test_wrong_files(tmp_path: Path, vectors: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not finished encodings"):
         read_encodings(str(tmp_path))
     sizes = {"a": torch.zeros(1, 2), "b": torch.zeros(1, 3)}
-    for content, words in ((sizes, "of 2 and 3 values"), ({}, "of no values"), ({"a": torch.tensor([[float("nan")]])}, "not finite")):
+    for content, words in (
+        (sizes, "of 2 and 3 values"),
+        ({}, "of no values"),
+        ({"a": torch.tensor([[float("nan")]])}, "not finite"),
+    ):
         with pytest.raises(ValueError, match=words):
             read_encodings(_pickled(tmp_path, content))
     text = tmp_path / "text"
@@ -272,8 +313,14 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (_table([{"audio_file": "a", "encoding": [1.0]}, {"audio_file": "a", "encoding": [2.0]}]), "several encodings of a"),
-        (_table([{"audio_file": "a", "encoding": [1.0]}, {"audio_file": "b", "encoding": [2.0, 3.0]}]), "do not all have as many"),
+        (
+            _table([{"audio_file": "a", "encoding": [1.0]}, {"audio_file": "a", "encoding": [2.0]}]),
+            "several encodings of a",
+        ),
+        (
+            _table([{"audio_file": "a", "encoding": [1.0]}, {"audio_file": "b", "encoding": [2.0, 3.0]}]),
+            "do not all have as many",
+        ),
         (_table([{"audio_file": "a", "encoding": []}]), "do not all have as many"),
         (_table([{"audio_file": "a", "encoding": None}]), "empty cells"),
         (_table([{"audio_file": "a", "encoding": [float("inf")]}]), "not finite"),

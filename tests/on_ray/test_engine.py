@@ -124,7 +124,9 @@ def test_more_workers_than_cpus_use_those_that_are_there(local_ray: None, tmp_pa
     assert shards_done(list(RayDataEngine(64).run(work(Writer, tmp_path), range(12)))) == list(range(12))
 
 
-def test_rows_hold_several_shards_where_there_are_very_many(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_hold_several_shards_where_there_are_very_many(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "MOST_ROWS", 3)
     assert shards_done(list(RayDataEngine(2).run(work(Writer, tmp_path, "death", 1), range(10)))) == list(range(10))
 
@@ -142,21 +144,34 @@ def test_storage_that_fails_costs_a_retry_of_its_shard(
     local_ray: None, tmp_path: Path, make: Callable[[], Engine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert shards_done(list(make().run(work(Writer, tmp_path, "storage", 2), range(4)))) == list(range(4))
-    assert sorted(file.name for file in tmp_path.glob("try-*")) == ["try-0-0", "try-1-0", "try-1-1", "try-1-2", "try-2-0", "try-3-0"]
+    assert sorted(file.name for file in tmp_path.glob("try-*")) == [
+        "try-0-0",
+        "try-1-0",
+        "try-1-1",
+        "try-1-2",
+        "try-2-0",
+        "try-3-0",
+    ]
     assert "storage failed at 1 of 4 shards, such as 1 (the store is out of reach): retrying" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("make", ENGINES, ids=["in process", "Ray Data"])
-def test_storage_that_keeps_failing_ends_the_job_after_all_other_shards(local_ray: None, tmp_path: Path, make: Callable[[], Engine]) -> None:
+def test_storage_that_keeps_failing_ends_the_job_after_all_other_shards(
+    local_ray: None, tmp_path: Path, make: Callable[[], Engine]
+) -> None:
     counts: list[Counts] = []
-    with pytest.raises(JobError, match=r"^storage failed at 1 of 1 shards, such as 1 .*: run the same command again to continue$"):
+    with pytest.raises(
+        JobError, match=r"^storage failed at 1 of 1 shards, such as 1 .*: run the same command again to continue$"
+    ):
         counts.extend(make().run(work(Writer, tmp_path, "storage", 99), range(4)))
     assert len(list(tmp_path.glob("try-1-*"))) == engine_module.ROUNDS
     assert len(list(tmp_path.glob("done-*"))) == 3
 
 
 @pytest.mark.parametrize("make", ENGINES, ids=["in process", "Ray Data"])
-def test_a_mistake_in_a_shard_ends_the_job_in_one_line(local_ray: None, tmp_path: Path, make: Callable[[], Engine]) -> None:
+def test_a_mistake_in_a_shard_ends_the_job_in_one_line(
+    local_ray: None, tmp_path: Path, make: Callable[[], Engine]
+) -> None:
     with pytest.raises(JobError, match=r"^a worker failed: ValueError: shard 1 is no good$"):
         list(make().run(work(Writer, tmp_path, "mistake", 1), [0, 1, 2]))
     assert not list(tmp_path.glob("_attempts/*")), "an error is no death"
@@ -195,7 +210,9 @@ def test_an_item_that_ends_its_process_twice_is_given_up(local_ray: None, tmp_pa
     assert {shard: count["given_up"] for shard, count in counts.items()} == {0: 0, 1: 1, 2: 0}
 
 
-def test_a_shard_may_take_longer_than_ray_data_waits_for_progress(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_may_take_longer_than_ray_data_waits_for_progress(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray.data import DataContext
 
     monkeypatch.setattr(DataContext.get_current(), "execution_no_progress_timeout_s", 1)
@@ -236,5 +253,8 @@ def test_the_number_of_workers_is_printed(local_ray: None, capsys: pytest.Captur
         assert isinstance(running, RayDataEngine)
         assert running.workers == 1
     ray.kill(holder)
-    with pytest.raises(ValueError, match="num_workers 64 needs 64 CPUs, the cluster has 4: use at most 4"), engine(3, 64):
+    with (
+        pytest.raises(ValueError, match="num_workers 64 needs 64 CPUs, the cluster has 4: use at most 4"),
+        engine(3, 64),
+    ):
         pass

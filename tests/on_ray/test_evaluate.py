@@ -32,7 +32,13 @@ from tests.poison import expanding_flac
 def found(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The dataset beside the audio that it was prepared from, by two workers."""
     report = tmp_path_factory.mktemp("report")
-    options = {"reference": str(dataset), "candidate": str(few_loops), "output_dir": str(report), "round_trips": 6, "num_workers": 2}
+    options = {
+        "reference": str(dataset),
+        "candidate": str(few_loops),
+        "output_dir": str(report),
+        "round_trips": 6,
+        "num_workers": 2,
+    }
     return {**evaluate(EvaluateOptions(**options)), "report": json.loads((report / "report.json").read_text())}
 
 
@@ -52,7 +58,9 @@ def sides(dataset: Path, few_loops: Path) -> tuple[Items, Items]:
     heard = _heard(few_loops, Mel(real.mel))
     names = sorted(heard, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
     candidate = logmel_stats(np.stack([item.image for name in names for item in heard[name]]))
-    return Items(logmel_stats(real.all_images()), real.column("audio_file")), Items(candidate, [name for name in names for _ in heard[name]])
+    return Items(logmel_stats(real.all_images()), real.column("audio_file")), Items(
+        candidate, [name for name in names for _ in heard[name]]
+    )
 
 
 def _gathered(items: Items, at_most: int) -> Gathered:
@@ -71,13 +79,24 @@ def _unlike(figures: dict[str, Any], items: tuple[Items, Items], at_most: int) -
     reference, candidate = (_gathered(side, at_most) for side in items)
     expected = compare(reference, candidate)
     error = 48 * 2**-26.5 * max(side.features.var(axis=0).max() for side in items)
-    summed = {name for name in ("frechet", "frechet_low", "frechet_high") if figures[name] == pytest.approx(expected[name], abs=error)}
-    return {name: (figures[name], value) for name, value in expected.items() if figures[name] != value and name not in summed}
+    summed = {
+        name
+        for name in ("frechet", "frechet_low", "frechet_high")
+        if figures[name] == pytest.approx(expected[name], abs=error)
+    }
+    return {
+        name: (figures[name], value)
+        for name, value in expected.items()
+        if figures[name] != value and name not in summed
+    }
 
 
 def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides: tuple[Items, Items]) -> None:
     assert _unlike(found, sides, SAMPLED_AT_MOST) == {}
-    assert (found["n_paired_reference"], found["n_paired_candidate"], found["n_paired_held_out"]) == (*map(len, sides), 0)
+    assert (found["n_paired_reference"], found["n_paired_candidate"], found["n_paired_held_out"]) == (
+        *map(len, sides),
+        0,
+    )
 
 
 def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
@@ -111,9 +130,16 @@ def test_the_figures_are_those_of_the_items(found: dict[str, Any], sides: tuple[
     real, (reference, candidate) = MelDataset(str(dataset)), sides
     statistics = (FeatureStatistics.of(items.features) for items in (candidate, reference))
     assert found["frechet"] == pytest.approx(frechet_distance(*statistics))
-    assert (found["n_reference"], found["n_candidate"], found["n_reference_tracks"], found["n_held_out"]) == (real.rows, len(candidate), 4, 0)
+    assert (found["n_reference"], found["n_candidate"], found["n_reference_tracks"], found["n_held_out"]) == (
+        real.rows,
+        len(candidate),
+        4,
+        0,
+    )
     assert (found["embedder"], found["mel_digest"]) == ("logmel-stats", real.mel.digest)
-    assert found["nearest_candidate"] < 0.01 < found["nearest_real"], "every second slice of the dataset is, but for a sample, one of the candidate's"
+    assert found["nearest_candidate"] < 0.01 < found["nearest_real"], (
+        "every second slice of the dataset is, but for a sample, one of the candidate's"
+    )
     assert found["nearer_share"] > 0.95
 
 
@@ -123,7 +149,10 @@ def test_the_vocoder_sets_a_floor(found: dict[str, Any], dataset: Path) -> None:
     mel = MelDataset(str(dataset)).mel
     image = MelDataset(str(dataset)).image(0, 0)
     audio = GriffinLim(mel)(image[np.newaxis], [0])
-    assert found["frechet_round_trip"] < np.square(logmel_stats(Mel(mel).images(audio)[0]) - logmel_stats(image[np.newaxis])).sum() * 20
+    assert (
+        found["frechet_round_trip"]
+        < np.square(logmel_stats(Mel(mel).images(audio)[0]) - logmel_stats(image[np.newaxis])).sum() * 20
+    )
 
 
 def test_the_report_names_the_closest_pairs(found: dict[str, Any], dataset: Path) -> None:
@@ -137,10 +166,15 @@ def test_the_report_names_the_closest_pairs(found: dict[str, Any], dataset: Path
 
 def test_the_number_of_workers_changes_nothing(found: dict[str, Any], dataset: Path, few_loops: Path) -> None:
     again = evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), round_trips=6, num_workers=1))
-    assert {**again, "seconds": 0} == {**{name: value for name, value in found.items() if name != "report"}, "seconds": 0}
+    assert {**again, "seconds": 0} == {
+        **{name: value for name, value in found.items() if name != "report"},
+        "seconds": 0,
+    }
 
 
-def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_loops_and_the_models_card(
+    local_ray: None, model: Path, few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(model, tmp_path / "model")
     before = load_model(tmp_path / "model")
     loops = tmp_path / "loops"
@@ -148,7 +182,13 @@ def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_l
     (loops / "audio" / "silence.wav").write_bytes(encode_audio(np.zeros(31 * 1024, np.float32), 22_050))
     (loops / "audio" / "broken.wav").write_bytes(b"not audio")
     expanding_flac(loops / "audio" / "poison.flac")
-    options = {"reference": str(few_loops), "candidate": str(loops), "model": str(tmp_path / "model"), "round_trips": 0, "num_workers": 2}
+    options = {
+        "reference": str(few_loops),
+        "candidate": str(loops),
+        "model": str(tmp_path / "model"),
+        "round_trips": 0,
+        "num_workers": 2,
+    }
     figures = evaluate(EvaluateOptions(**options))
     assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 2)
     assert "n_round_trip" not in figures
@@ -168,7 +208,13 @@ def test_generated_loops_and_the_models_card(local_ray: None, model: Path, few_l
 
 
 def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: Path) -> None:
-    options = {"reference": str(dataset), "candidate": str(few_loops), "held_out": str(loops / "loop_compus.flac"), "round_trips": 0, "num_workers": 2}
+    options = {
+        "reference": str(dataset),
+        "candidate": str(few_loops),
+        "held_out": str(loops / "loop_compus.flac"),
+        "round_trips": 0,
+        "num_workers": 2,
+    }
     figures = evaluate(EvaluateOptions(**options))
     assert figures["n_held_out"] > 0
     assert figures["nearer_share"] == 1
@@ -178,19 +224,30 @@ def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_lo
     options = {"candidate": str(few_loops), "round_trips": 0, "num_workers": 2}
     rows = MelDataset(str(held_out), VALIDATION_SPLIT).rows
     assert evaluate(EvaluateOptions(reference=str(dataset), held_out=str(held_out), **options))["n_held_out"] == rows
-    assert evaluate(EvaluateOptions(reference=str(few_loops), held_out=str(dataset), **options))["n_held_out"] == MelDataset(str(dataset)).rows
+    assert (
+        evaluate(EvaluateOptions(reference=str(few_loops), held_out=str(dataset), **options))["n_held_out"]
+        == MelDataset(str(dataset)).rows
+    )
     with pytest.raises(ValueError, match=f"^held_out {dataset}: is the reference, and has no held-out tracks"):
         evaluate(EvaluateOptions(reference=str(dataset), held_out=str(dataset), **options))
 
 
-def test_an_encoder_as_embedder(local_ray: None, dataset: Path, model: Path, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+def test_an_encoder_as_embedder(
+    local_ray: None, dataset: Path, model: Path, few_loops: Path, loops: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     network = AudioEncoder()
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
     save_file(network.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
     name = f"audio-encoder:{tmp_path}"
     shutil.copytree(model, tmp_path / "model")
-    options = {"embedder": name, "model": str(tmp_path / "model"), "mel_config": str(dataset / "mel_config.json"), "round_trips": 2, "num_workers": 2}
+    options = {
+        "embedder": name,
+        "model": str(tmp_path / "model"),
+        "mel_config": str(dataset / "mel_config.json"),
+        "round_trips": 2,
+        "num_workers": 2,
+    }
     figures = evaluate(EvaluateOptions(reference=str(few_loops), candidate=str(loops / "loop_tabla.flac"), **options))
     mel = Mel(MelDataset(str(dataset)).mel)
     real = [_samples(item) for items in _heard(few_loops, mel).values() for item in items]
@@ -205,19 +262,27 @@ def test_an_encoder_as_embedder(local_ray: None, dataset: Path, model: Path, few
     assert record.metrics[f"audio-encoder:{tmp_path.name} frechet"] == figures["frechet"]
     for file in ("audiodiff.json", "README.md"):  # which may be published
         assert str(tmp_path) not in (tmp_path / "model" / file).read_text()
-    with pytest.raises(ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"):
+    with pytest.raises(
+        ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"
+    ):
         evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), embedder=name, num_workers=1))
 
 
 def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, model: Path, tmp_path: Path) -> None:
     def refused(words: str, **options: Any) -> None:
         with pytest.raises(ValueError, match=words):
-            evaluate(EvaluateOptions(**{"reference": str(few_loops), "candidate": str(few_loops), "num_workers": 1, **options}))
+            evaluate(
+                EvaluateOptions(
+                    **{"reference": str(few_loops), "candidate": str(few_loops), "num_workers": 1, **options}
+                )
+            )
 
     (tmp_path / "empty").mkdir()
     refused("neither side is a mel dataset")
     refused(f"candidate {tmp_path}/no: no such folder", candidate=str(tmp_path / "no"), reference=str(dataset))
-    refused(f"candidate {tmp_path}/empty: holds no audio files", candidate=str(tmp_path / "empty"), reference=str(dataset))
+    refused(
+        f"candidate {tmp_path}/empty: holds no audio files", candidate=str(tmp_path / "empty"), reference=str(dataset)
+    )
     config = tmp_path / "mel_config.json"
     config.write_text(MelConfig(x_res=32, y_res=32, hop_length=512).to_json())
     refused("different mel configurations: hop_length 1024 against 512", reference=str(dataset), mel_config=str(config))
@@ -229,7 +294,11 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
     refused("has no record to write figures into", model=str(tmp_path / "model"))
     (tmp_path / "silent").mkdir()
     (tmp_path / "silent" / "a.wav").write_bytes(encode_audio(np.zeros(9_000, np.float32), 22_050))
-    refused("holds no slice that could be used .0 unusable files, 1 silent ones", candidate=str(tmp_path / "silent"), reference=str(dataset))
+    refused(
+        "holds no slice that could be used .0 unusable files, 1 silent ones",
+        candidate=str(tmp_path / "silent"),
+        reference=str(dataset),
+    )
 
 
 def test_metrics_are_added_to_a_record(model: Path, tmp_path: Path) -> None:

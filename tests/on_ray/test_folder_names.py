@@ -28,8 +28,20 @@ from audiodiff_platform.train.options import TrainOptions
 from tests.servers.stores import Stores
 
 NAMES = [
-    "Artist - Album [FLAC]", "a*", "what?", "[!x]", "**", "{a,b}", "one::two",
-    "file::zip", "#1 of 100%25", "~root", "Ænima é 音", "b$(x)&'\"c", "[", "a\\[b]",
+    "Artist - Album [FLAC]",
+    "a*",
+    "what?",
+    "[!x]",
+    "**",
+    "{a,b}",
+    "one::two",
+    "file::zip",
+    "#1 of 100%25",
+    "~root",
+    "Ænima é 音",
+    "b$(x)&'\"c",
+    "[",
+    "a\\[b]",
 ]
 NEIGHBOURS = ["Artist - Album F", "ab", "whats", "y", "x", "a", "b", "one", "file"]
 CHARACTERS = "Artist - Album [FLAC]*?"
@@ -73,7 +85,9 @@ def test_a_folder_of_any_name_is_itself(parent: str, tmp_path_factory: pytest.Te
     for name in NAMES:
         Folder(f"{parent}/{name}").remove("data")
         assert contents(Folder(f"{parent}/{name}")) == {"other/x"}
-    assert {name for name in contents(Folder(parent)) if "neighbour" in name} == {f"{name}/data/neighbour" for name in NEIGHBOURS}
+    assert {name for name in contents(Folder(parent)) if "neighbour" in name} == {
+        f"{name}/data/neighbour" for name in NEIGHBOURS
+    }
 
 
 def test_removal_takes_names_and_not_patterns(parent: str) -> None:
@@ -109,7 +123,10 @@ def test_files_of_any_name_are_read(parent: str, tmp_path_factory: pytest.TempPa
     assert [listed.fetch(source, scratch).read_bytes() for source in listed.sources()] == [b"a*", b"what?"]
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/a?versionId=1", "gs://bucket/a?X-Goog-Signature=1/b", "https://host/a?b", "s3://key:secret@bucket/a"])
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://bucket/a?versionId=1", "gs://bucket/a?X-Goog-Signature=1/b", "https://host/a?b", "s3://key:secret@bucket/a"],
+)
 def test_queries_are_refused(uri: str) -> None:
     with pytest.raises(ValueError, match="holds a query or a password"):
         usable_path("input_dir", uri)
@@ -133,10 +150,16 @@ def test_models_of_any_name_are_loaded_and_written(parent: str, model: Path) -> 
 
 
 @pytest.mark.parametrize("name", [CHARACTERS, "one::two", "plain"])
-def test_the_originals_datasets_are_opened_by_any_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_originals_datasets_are_opened_by_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     features = Features({"image": Image(), "audio_file": Value("string"), "slice": Value("int32")})
-    rows: dict[str, list[Any]] = {"image": [Pictures.new("L", (32, 32), 7 * number) for number in range(3)], "audio_file": ["a"] * 3, "slice": [0, 1, 2]}
+    rows: dict[str, list[Any]] = {
+        "image": [Pictures.new("L", (32, 32), 7 * number) for number in range(3)],
+        "audio_file": ["a"] * 3,
+        "slice": [0, 1, 2],
+    }
     original = Dataset.from_dict(rows, features=features)
     original.save_to_disk(tmp_path / "saved")
     original.to_parquet(tmp_path / "train[0].parquet")
@@ -157,14 +180,31 @@ def test_every_verb_takes_folders_of_any_name(local_ray: None, few_loops: Path, 
     save_file(AudioEncoder().state_dict(), place / "encoder ?" / "diffusion_pytorch_model.safetensors")
     mel = prepare(
         PrepareOptions(
-            input_dir=str(place / "in [1]"), output_dir=str(place / "mel ?"), resolution="32", hop_length=1024, num_workers=1, drop_duplicates=True, verify=True
+            input_dir=str(place / "in [1]"),
+            output_dir=str(place / "mel ?"),
+            resolution="32",
+            hop_length=1024,
+            num_workers=1,
+            drop_duplicates=True,
+            verify=True,
         )
     )
     assert (mel["files"], mel["quarantined"]) == (4, 0)
-    made = generate(GenerateOptions(model=str(place / "model *"), output_dir=str(place / "loops [x]"), count=2, steps=2, num_workers=1))
+    made = generate(
+        GenerateOptions(
+            model=str(place / "model *"), output_dir=str(place / "loops [x]"), count=2, steps=2, num_workers=1
+        )
+    )
     assert made["loops"] == 2
     assert len(list((place / "loops [x]" / "audio").iterdir())) == 2
-    encoded = encode(EncodeOptions(input_dir=str(place / "in [1]"), encoder=str(place / "encoder ?"), output_dir=str(place / "encodings"), num_workers=1))
+    encoded = encode(
+        EncodeOptions(
+            input_dir=str(place / "in [1]"),
+            encoder=str(place / "encoder ?"),
+            output_dir=str(place / "encodings"),
+            num_workers=1,
+        )
+    )
     assert (encoded["embeddings"], encoded["skipped"]) == (4, {".txt": 1})
     figures = evaluate(
         EvaluateOptions(
@@ -182,17 +222,27 @@ def test_every_verb_takes_folders_of_any_name(local_ray: None, few_loops: Path, 
     trained = train(TrainOptions(dataset_name=str(place / "mel ?"), output_dir=str(place / "run [1]"), **steps))
     assert trained["steps"] == 1
     assert load_model(place / "run [1]" / "model").record is not None
-    assert train(TrainOptions(dataset_name=str(place / "mel ?"), output_dir=str(place / "run [1]"), **steps))["steps"] == 1
+    assert (
+        train(TrainOptions(dataset_name=str(place / "mel ?"), output_dir=str(place / "run [1]"), **steps))["steps"] == 1
+    )
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_prepare_and_generate_take_stores_folders_of_any_name(local_ray: None, stores: Stores, few_loops: Path, model: Path, scheme: str) -> None:
+def test_prepare_and_generate_take_stores_folders_of_any_name(
+    local_ray: None, stores: Stores, few_loops: Path, model: Path, scheme: str
+) -> None:
     place = f"{getattr(stores, scheme).make_bucket()}/{CHARACTERS}"
     for file in ("loop_tabla.flac", "bass_hit_c.flac"):
         Folder(f"{place}/in").write(file, (few_loops / file).read_bytes())
-    summary = prepare(PrepareOptions(input_dir=f"{place}/in", output_dir=f"{place}/mel", resolution="32", hop_length=1024, num_workers=1))
+    summary = prepare(
+        PrepareOptions(
+            input_dir=f"{place}/in", output_dir=f"{place}/mel", resolution="32", hop_length=1024, num_workers=1
+        )
+    )
     assert (summary["files"], summary["quarantined"]) == (2, 0)
     upload_model(model, f"{place}/model")
-    made = generate(GenerateOptions(model=f"{place}/model", output_dir=f"{place}/loops", count=2, steps=2, num_workers=1))
+    made = generate(
+        GenerateOptions(model=f"{place}/model", output_dir=f"{place}/loops", count=2, steps=2, num_workers=1)
+    )
     assert made["loops"] == 2
     assert len(Folder(f"{place}/loops").names("audio/*")) == 2

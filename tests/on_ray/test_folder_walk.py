@@ -111,7 +111,14 @@ def test_cycles_through_other_folders_end(tmp_path: Path) -> None:
 
 def test_links_to_nothing_and_to_themselves_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, "x.wav")
-    for link, target in (("gone.wav", "none.wav"), ("gone", "none/"), ("under-a-file.wav", "x.wav/y.wav"), ("self.wav", "self.wav"), ("a", "b"), ("b", "a")):
+    for link, target in (
+        ("gone.wav", "none.wav"),
+        ("gone", "none/"),
+        ("under-a-file.wav", "x.wav/y.wav"),
+        ("self.wav", "self.wav"),
+        ("a", "b"),
+        ("b", "a"),
+    ):
         (tmp_path / link).symlink_to(target)
     os.mkfifo(tmp_path / "pipe.wav")
     assert listed(tmp_path) == ({"x.wav"}, {"dangling links": 3, "link cycles": 3, "special files": 1})
@@ -148,9 +155,15 @@ def test_links_into_an_unreadable_folder_are_named_and_passed_over(public: Path)
 def test_an_input_folder_that_cannot_be_read_is_a_mistake_of_the_user(public: Path, closed: str) -> None:
     touch(public / "in", "x.wav")
     (public / closed).chmod(0o700)
-    with without_privileges(), pytest.raises(ValueError, match=r"input_dir .*/in: cannot be read \(Permission denied\)"):
+    with (
+        without_privileges(),
+        pytest.raises(ValueError, match=r"input_dir .*/in: cannot be read \(Permission denied\)"),
+    ):
         list(Inputs(str(public / "in")).sources())
-    with without_privileges(), pytest.raises(ValueError, match=r"input_dir .*/in/x\.wav: cannot be read \(Permission denied\)"):
+    with (
+        without_privileges(),
+        pytest.raises(ValueError, match=r"input_dir .*/in/x\.wav: cannot be read \(Permission denied\)"),
+    ):
         list(Inputs(str(public / "in" / "x.wav")).sources())
 
 
@@ -216,11 +229,19 @@ def test_hidden_and_system_folders_of_stores_are_passed_over(store: Store) -> No
     assert inputs.skipped == {"hidden folders": 10, "hidden files": 1}
 
 
-def test_prepare_counts_what_it_passes_over(local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_prepare_counts_what_it_passes_over(
+    local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     touch(tmp_path / "in", ".Trash-1000/a.wav")
     (tmp_path / "in" / "linked").symlink_to(few_loops)
     (tmp_path / "in" / "cycle").symlink_to(".")
-    options = PrepareOptions(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1)
+    options = PrepareOptions(
+        input_dir=str(tmp_path / "in"),
+        output_dir=str(tmp_path / "mel"),
+        resolution="32",
+        hop_length=1024,
+        num_workers=1,
+    )
     summary = prepare(options)
     assert (summary["files"], summary["quarantined"], summary["others"]) == (4, 0, 1)
     assert summary["skipped"] == {".txt": 1, "hidden folders": 1, "link cycles": 1, "links followed": 1}

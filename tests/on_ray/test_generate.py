@@ -44,7 +44,12 @@ def test_the_manifest_describes_every_file(eighteen: Path, model: Path) -> None:
     loaded = load_model(model)
     for row in rows:
         assert row["sha256"] == hashlib.sha256((eighteen / row["path"]).read_bytes()).hexdigest()
-        assert (row["steps"], row["scheduler"], row["model_digest"], row["mel_digest"]) == (3, "ddim", loaded.digest, loaded.mel.digest)
+        assert (row["steps"], row["scheduler"], row["model_digest"], row["mel_digest"]) == (
+            3,
+            "ddim",
+            loaded.digest,
+            loaded.mel.digest,
+        )
         assert row["duration_s"] == pytest.approx(31 * 1024 / 22_050)
         assert (row["eta"], row["guidance_scale"], row["width"], row["seamless"]) == (0.0, 1.0, 32, False)
         assert (row["threads"], row["precision"], row["device"], row["compiled"]) == (1, "fp32", "cpu", False)
@@ -57,7 +62,9 @@ def test_the_manifest_describes_every_file(eighteen: Path, model: Path) -> None:
 
 
 def test_one_worker_and_other_counts_give_the_same_bytes(eighteen: Path, model: Path, tmp_path: Path) -> None:
-    generate(GenerateOptions(model=str(model), output_dir=str(tmp_path / "some"), count=3, seed=7, steps=3, num_workers=1))
+    generate(
+        GenerateOptions(model=str(model), output_dir=str(tmp_path / "some"), count=3, seed=7, steps=3, num_workers=1)
+    )
     expected = _audio(eighteen)
     some = _audio(tmp_path / "some")
     assert sorted(some) == ["0000000007.wav", "0000000008.wav", "0000000009.wav"]
@@ -87,7 +94,9 @@ def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_pat
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
 
 
-def test_a_finished_folder_needs_no_space(eighteen: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_folder_needs_no_space(
+    eighteen: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "loops"
     shutil.copytree(eighteen, out)
     options = GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3)
@@ -125,7 +134,9 @@ def test_a_format_that_cannot_hold_the_rate_is_refused(tmp_path: Path) -> None:
     record = ModelRecord(recipe={}, data_digest="none", metrics={})
     save_model(tmp_path / "model", build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, record)
     with pytest.raises(ValueError, match="format mp3 at 96000 Hz"):
-        generate(GenerateOptions(model=str(tmp_path / "model"), output_dir=str(tmp_path / "none"), count=1, format="mp3"))
+        generate(
+            GenerateOptions(model=str(tmp_path / "model"), output_dir=str(tmp_path / "none"), count=1, format="mp3")
+        )
     assert not (tmp_path / "none").exists()
 
 

@@ -32,7 +32,11 @@ OTHER_MEL = MelConfig(x_res=32, y_res=32, hop_length=1024, sample_rate=16_000)
 
 
 def _rows(contents: Sequence[bytes]) -> Dataset:
-    columns = {"image": [{"bytes": content} for content in contents], "audio_file": ["one.wav"] * len(contents), "slice": range(len(contents))}
+    columns = {
+        "image": [{"bytes": content} for content in contents],
+        "audio_file": ["one.wav"] * len(contents),
+        "slice": range(len(contents)),
+    }
     return Dataset.from_dict(columns, features=FEATURES)
 
 
@@ -45,7 +49,14 @@ def _png(shape: tuple[int, ...]) -> bytes:
 def _stating(width: int, height: int) -> bytes:
     """The header of a PNG, and no pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return SIGNATURE + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I4sI", 0, b"IDAT", 0) + b"\0" * 12
+    return (
+        SIGNATURE
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I4sI", 0, b"IDAT", 0)
+        + b"\0" * 12
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +95,9 @@ def _all(dataset: OriginalDataset) -> list[Images]:
     return [dataset.image(group, row) for group, (_, _, rows) in enumerate(dataset.groups) for row in range(rows)]
 
 
-def test_all_kinds_give_the_same_images_groups_and_digest(original: Dataset, saved: Path, parquet: Path, images: list[Images], tmp_path: Path) -> None:
+def test_all_kinds_give_the_same_images_groups_and_digest(
+    original: Dataset, saved: Path, parquet: Path, images: list[Images], tmp_path: Path
+) -> None:
     DatasetDict({"train": original, "test": original.select(range(3))}).save_to_disk(tmp_path / "splits")
     opened = [open_dataset(str(folder)) for folder in (saved, parquet, tmp_path / "splits")]
     for dataset in opened:
@@ -107,7 +120,9 @@ def test_the_digest_names_the_content(original: Dataset, saved: Path, tmp_path: 
         lambda row: {"image": {"bytes": _png((32, 32)), "path": None}},
     ]
     for index, change in enumerate(changes):
-        original.select(range(8)).map(change, load_from_cache_file=False, features=FEATURES).save_to_disk(tmp_path / str(index))
+        original.select(range(8)).map(change, load_from_cache_file=False, features=FEATURES).save_to_disk(
+            tmp_path / str(index)
+        )
         digests.add(open_dataset(str(tmp_path / str(index))).digest)
     original.select(range(8)).save_to_disk(tmp_path / "few")
     digests.add(open_dataset(str(tmp_path / "few")).digest)
@@ -126,13 +141,23 @@ def test_images_stay_on_the_disk(original: Dataset, tmp_path: Path) -> None:
     assert pa.total_allocated_bytes() - before < noise.nbytes / 10
 
 
-def test_training_takes_a_saved_folder_and_says_what_it_assumed(local_ray: None, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = TrainOptions(dataset_name=str(saved), output_dir=str(tmp_path), max_train_steps=2, train_batch_size=4, num_workers=1)
+def test_training_takes_a_saved_folder_and_says_what_it_assumed(
+    local_ray: None, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = TrainOptions(
+        dataset_name=str(saved), output_dir=str(tmp_path), max_train_steps=2, train_batch_size=4, num_workers=1
+    )
     assert train(options)["steps"] == 2
     said = capsys.readouterr().err
-    assert "32x32, 22050 Hz, hop length 512, n_fft 2048 (by the original's defaults, since it carries no mel_config.json" in said
+    assert (
+        "32x32, 22050 Hz, hop length 512, n_fft 2048 (by the original's defaults, since it carries no mel_config.json"
+        in said
+    )
     assert load_model(tmp_path / "model").mel == MEL
-    assert json.loads((tmp_path / "model" / "audiodiff.json").read_text())["data_digest"] == open_dataset(str(saved)).digest
+    assert (
+        json.loads((tmp_path / "model" / "audiodiff.json").read_text())["data_digest"]
+        == open_dataset(str(saved)).digest
+    )
     written = (tmp_path / "model" / "model_index.json").stat().st_mtime_ns
     train(options)
     assert (tmp_path / "model" / "model_index.json").stat().st_mtime_ns == written

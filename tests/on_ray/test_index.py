@@ -34,7 +34,11 @@ def _record(shard: int) -> dict[str, Any]:
 def _simulated(folder: Folder, shards: int) -> None:
     """Finish a folder of so many shards, without their parts and commits."""
     folder.write(MEL_CONFIG, json.dumps(MEL).encode())
-    commits.succeed(folder, {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"}, {shard: _record(shard) for shard in range(shards)})
+    commits.succeed(
+        folder,
+        {"format_version": DATASET_FORMAT_VERSION, "digest": "simulated"},
+        {shard: _record(shard) for shard in range(shards)},
+    )
 
 
 def test_a_dataset_of_40000_shards_opens_with_few_requests(stores: Stores) -> None:
@@ -60,11 +64,17 @@ def test_many_records_are_packed_and_found(place: str, stores: Stores, tmp_path:
     assert commits.committed(folder) == records
     commits.commit(folder, 1_001, _record(1_001))
     commits.pack(folder, commits.committed(folder))
-    assert commits.record_places(folder, [7, 1_000, 1_001]) == ["_commits/0000.parquet", "_commits/0001.parquet", "_commits/001001.json"]
+    assert commits.record_places(folder, [7, 1_000, 1_001]) == [
+        "_commits/0000.parquet",
+        "_commits/0001.parquet",
+        "_commits/001001.json",
+    ]
     assert set(commits.committed(folder)) == set(range(1_002))
 
 
-def test_records_that_are_packed_and_not_yet_removed_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_that_are_packed_and_not_yet_removed_count_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The state after a kill between the two."""
     monkeypatch.setattr(commits, "LOOSE_AT_MOST", 3)
     folder = Folder(str(tmp_path))
@@ -101,13 +111,21 @@ def test_a_folder_without_an_index_is_read_by_its_commits(dataset: Path, tmp_pat
 
 
 def _prepare(folder: Path, out: Path, **options: Any) -> None:
-    flags: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 1}
+    flags: dict[str, Any] = {
+        "resolution": "32",
+        "hop_length": 1024,
+        "overlap": 0.5,
+        "shard_minutes": 0.001,
+        "num_workers": 1,
+    }
     prepare(PrepareOptions(input_dir=str(folder), output_dir=str(out), **{**flags, **options}))
 
 
 def test_the_index_names_what_is_there(dataset: Path) -> None:
     parts = from_parquet((dataset / INDEX).read_bytes())
-    assert {part.path for part in parts} == {str(file.relative_to(dataset)) for kind in ("data", "quarantine") for file in (dataset / kind).glob("*")}
+    assert {part.path for part in parts} == {
+        str(file.relative_to(dataset)) for kind in ("data", "quarantine") for file in (dataset / kind).glob("*")
+    }
     assert all((dataset / part.path).stat().st_size == part.bytes for part in parts)
     assert json.loads((dataset / commits.SUCCESS).read_text())["index_sha256"] == commits.file_sha256(dataset / INDEX)
 
@@ -121,7 +139,13 @@ def test_files_added_while_a_training_runs_do_not_end_it(
     for loop in few_loops.glob("*.flac"):
         (music / loop.name).symlink_to(loop.resolve())
     embedding = EncodeOptions(input_dir=str(music), output_dir=str(vectors), encoder=str(encoder), num_workers=1)
-    options: dict[str, Any] = {"dataset_name": str(out), "encodings": str(vectors), "output_dir": str(run), "preset": "tiny-conditional", "num_workers": 1}
+    options: dict[str, Any] = {
+        "dataset_name": str(out),
+        "encodings": str(vectors),
+        "output_dir": str(run),
+        "preset": "tiny-conditional",
+        "num_workers": 1,
+    }
     options |= {"train_batch_size": 2, "preview_count": 0}
     _prepare(music, out)
     encode(embedding)
@@ -136,7 +160,9 @@ def test_files_added_while_a_training_runs_do_not_end_it(
         (folder / commits.SUCCESS).unlink()
     capfd.readouterr()
     train(TrainOptions(max_train_steps=4, **options))
-    assert f"{grown.rows - began.rows:,} rows were added after this run began and are not used" in capfd.readouterr().err
+    assert (
+        f"{grown.rows - began.rows:,} rows were added after this run began and are not used" in capfd.readouterr().err
+    )
     assert MelDataset(str(out), run=Folder(str(run))).groups == began.groups
     recorded = json.loads((run / "model" / "audiodiff.json").read_text())
     assert recorded["data_digest"] == began.digest != grown.digest

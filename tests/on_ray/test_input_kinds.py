@@ -70,7 +70,9 @@ def test_counts_of_what_is_passed_over_name_the_most_frequent() -> None:
     assert described(Counter()) == "0 others"
 
 
-def test_prepare_counts_what_it_passes_over_in_folders_and_archives(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
+def test_prepare_counts_what_it_passes_over_in_folders_and_archives(
+    local_ray: None, few_loops: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "in"
     source.mkdir()
     for name in ("cover.jpg", "notes.TXT", "LICENSE", "._a.wav"):
@@ -82,13 +84,18 @@ def test_prepare_counts_what_it_passes_over_in_folders_and_archives(local_ray: N
         link = tarfile.TarInfo("lost.flac")
         link.type, link.linkname = tarfile.LNKTYPE, "absent.flac"
         archive.addfile(link)
-    options = PrepareOptions(input_dir=str(source), output_dir=str(tmp_path / "out"), resolution="32", hop_length=1_024, num_workers=1)
+    options = PrepareOptions(
+        input_dir=str(source), output_dir=str(tmp_path / "out"), resolution="32", hop_length=1_024, num_workers=1
+    )
     expected = {".jpg": 1, ".txt": 2, "none": 1, "hidden files": 2}
     for _ in range(2):
         summary = prepare(options)
         assert (summary["files"], summary["quarantined"], summary["others"], summary["skipped"]) == (2, 1, 6, expected)
     (row,) = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
-    assert (row["audio_file"], row["reason"]) == ("a.tar/lost.flac", "a hard link to absent.flac, which its archive does not hold")
+    assert (row["audio_file"], row["reason"]) == (
+        "a.tar/lost.flac",
+        "a hard link to absent.flac, which its archive does not hold",
+    )
     (again,) = [options.model_copy(update={"output_dir": str(tmp_path / "unique"), "drop_duplicates": True})]
     assert prepare(again)["files"] == 2
 
@@ -124,7 +131,9 @@ def test_embeddings_count_what_they_pass_over_in_archives_and_refuse_long_files(
     assert skipped_in([record, record, {}]) == {".txt": 4, "hidden files": 2}
     assert embeddings_worker.LONGEST_EMBEDDED_S == 3_600
     monkeypatch.setattr(embeddings_worker, "LONGEST_EMBEDDED_S", 1.0)
-    reasons = {failure["reason"] for failure in worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))["failures"]}
+    reasons = {
+        failure["reason"] for failure in worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))["failures"]
+    }
     assert all("at most 1 s are decoded at once: use a shorter file" in reason for reason in reasons)
     assert reasons
 
@@ -137,4 +146,7 @@ def test_evaluations_count_what_they_pass_over_in_archives(few_loops: Path, tmp_
     worker = EvaluateWorker([portion], None, Method("logmel-stats", digest, mel, 1_000))
     record = worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     result = Result.of(record["result"])
-    assert (set(result.part.items.tracks), result.skipped) == ({"a.tar/mika.flac", "a.tar/tabla.flac"}, {".txt": 2, "hidden files": 1})
+    assert (set(result.part.items.tracks), result.skipped) == (
+        {"a.tar/mika.flac", "a.tar/tabla.flac"},
+        {".txt": 2, "hidden files": 1},
+    )

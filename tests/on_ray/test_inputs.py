@@ -58,7 +58,10 @@ def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_pa
     assert inputs.others == 3
     mika = (few_loops / "loop_mika.flac").read_bytes()
     assert read(inputs, found["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
-    assert read(inputs, found["000.tar"], tmp_path) == {"000.tar/mika.flac": mika, "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes()}
+    assert read(inputs, found["000.tar"], tmp_path) == {
+        "000.tar/mika.flac": mika,
+        "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes(),
+    }
     assert read(inputs, found["p/train.parquet"], tmp_path) == {
         "p/train.parquet/0-loop_mika.flac": mika,
         "p/train.parquet/1-loop_tabla.flac": (few_loops / "loop_tabla.flac").read_bytes(),
@@ -76,7 +79,13 @@ def test_a_single_file(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["txt", "parquet"])
 def test_a_list(few_loops: Path, tmp_path: Path, kind: str) -> None:
-    uris = ["loop_mika.flac", str(few_loops / "sub" / "ambi_piano.flac"), f"file://{few_loops}/loop_tabla.flac", "not-there.flac", "notes.txt"]
+    uris = [
+        "loop_mika.flac",
+        str(few_loops / "sub" / "ambi_piano.flac"),
+        f"file://{few_loops}/loop_tabla.flac",
+        "not-there.flac",
+        "notes.txt",
+    ]
     if kind == "txt":
         listing = few_loops / f".list-{tmp_path.name}.txt"
         listing.write_text("\n\n" + "\n".join(uris) + "\n")
@@ -146,7 +155,10 @@ def test_a_source_that_changes_after_it_was_planned_ends_the_job(tmp_path: Path)
         inputs.fetch(source, tmp_path)
 
 
-@pytest.mark.parametrize("metadata", ["[", "[]", '{"info": {"features": [1]}}', '{"info": {"features": {"tags": [{"_type": "Value"}], "audio": 3}}}'])
+@pytest.mark.parametrize(
+    "metadata",
+    ["[", "[]", '{"info": {"features": [1]}}', '{"info": {"features": {"tags": [{"_type": "Value"}], "audio": 3}}}'],
+)
 def test_parquet_with_other_metadata_is_taken_by_its_columns(tmp_path: Path, metadata: str) -> None:
     (tmp_path / "in").mkdir()
     table = pa.table({"tags": [["a"]], "audio": [b"RIFF"]})

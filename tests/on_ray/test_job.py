@@ -42,11 +42,26 @@ class FailsWhenMade(Fails):
 task = ray.remote(max_retries=0)
 FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
     "task": (lambda: ray.get(task(raise_of_another).remote()), "ValueError: what it was: red words"),
-    "task in a task": (lambda: ray.get(task(lambda: ray.get(task(raise_of_another).remote())).remote()), "ValueError: what it was: red words"),
-    "process": (lambda: ray.get(task(lambda: os._exit(1)).remote()), "The worker died unexpectedly while executing this task."),
-    "actor": (lambda: ray.get(ray.remote(FailsWhenMade).remote().shard.remote(0, None)), "ValueError: the model has changed"),
-    "shard": (lambda: list(RayDataEngine(1).run(ShardWork("test", Fails, ()), [3])), "ValueError: what it was: red words"),
-    "shard worker": (lambda: list(RayDataEngine(1).run(ShardWork("test", FailsWhenMade, ()), [3])), "ValueError: the model has changed"),
+    "task in a task": (
+        lambda: ray.get(task(lambda: ray.get(task(raise_of_another).remote())).remote()),
+        "ValueError: what it was: red words",
+    ),
+    "process": (
+        lambda: ray.get(task(lambda: os._exit(1)).remote()),
+        "The worker died unexpectedly while executing this task.",
+    ),
+    "actor": (
+        lambda: ray.get(ray.remote(FailsWhenMade).remote().shard.remote(0, None)),
+        "ValueError: the model has changed",
+    ),
+    "shard": (
+        lambda: list(RayDataEngine(1).run(ShardWork("test", Fails, ()), [3])),
+        "ValueError: what it was: red words",
+    ),
+    "shard worker": (
+        lambda: list(RayDataEngine(1).run(ShardWork("test", FailsWhenMade, ()), [3])),
+        "ValueError: the model has changed",
+    ),
 }
 
 

@@ -29,7 +29,9 @@ with owned(Folder(sys.argv[1]), term_s=float(sys.argv[2])) as lease:
 
 def start_owner(uri: str, term_s: float = 2.0) -> subprocess.Popen[str]:
     """A process that owns a folder until its standard input ends."""
-    process = subprocess.Popen([sys.executable, "-c", OWNER, uri, str(term_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", OWNER, uri, str(term_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "owned 1\n"
     return process
@@ -38,7 +40,12 @@ def start_owner(uri: str, term_s: float = 2.0) -> subprocess.Popen[str]:
 def test_a_live_owner_of_a_local_folder_is_named(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "out"))
     with start_owner(folder.uri) as process:
-        with pytest.raises(ValueError, match=rf"is owned by a live job \(process {process.pid} on .*, since .* UTC\): wait for it"), owned(folder):
+        with (
+            pytest.raises(
+                ValueError, match=rf"is owned by a live job \(process {process.pid} on .*, since .* UTC\): wait for it"
+            ),
+            owned(folder),
+        ):
             pass
         process.communicate("")
     with owned(folder) as lease:
@@ -139,7 +146,9 @@ def test_of_many_claims_of_one_folder_one_succeeds(tmp_path: Path, store: Store)
         outcomes: list[object] = []
         barrier = threading.Barrier(4)
 
-        def claim(number: int, uri: str = uri, outcomes: list[object] = outcomes, barrier: threading.Barrier = barrier) -> None:
+        def claim(
+            number: int, uri: str = uri, outcomes: list[object] = outcomes, barrier: threading.Barrier = barrier
+        ) -> None:
             barrier.wait()
             try:
                 commits.claim(Folder(uri), "settings.json", {"number": number})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.servers.hub import HUB_TOKEN, Hub
 
-PUBLISH_AND_READ = '''
+PUBLISH_AND_READ = """
 import io, json, sys
 from pathlib import Path
 
@@ -53,7 +53,7 @@ assert "401" in refused(HfHubHTTPError, api.create_repo, "other", token="hf_wron
 refused(HfHubHTTPError, api.dataset_info, name, token=False)
 refused(RepositoryNotFoundError, snapshot_download, "tester/none")
 refused(EntryNotFoundError, hf_hub_download, model, "none")
-'''
+"""
 
 
 def test_what_is_published_is_read_in_spite_of_faults(hub: Hub, tmp_path: Path) -> None:
@@ -64,7 +64,9 @@ def test_what_is_published_is_read_in_spite_of_faults(hub: Hub, tmp_path: Path) 
     for number in range(2):
         rows = pyarrow.table({"slice": pyarrow.array(range(3 * number, 3 * number + 3), pyarrow.int32())})
         pyarrow.parquet.write_table(rows, tmp_path / "mel" / "data" / f"train-{number}.parquet")
-    (tmp_path / "mel" / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: data/train-*.parquet\n---\n# Mel\n")
+    (tmp_path / "mel" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files: data/train-*.parquet\n---\n# Mel\n"
+    )
     (tmp_path / "mel" / "old.txt").write_text("old")
     faults = [
         hub.proxy.inject("throttle", "PUT", "/lfs/"),
@@ -73,7 +75,9 @@ def test_what_is_published_is_read_in_spite_of_faults(hub: Hub, tmp_path: Path) 
     ]
 
     command = [sys.executable, "-c", PUBLISH_AND_READ, str(tmp_path / "mel")]
-    done = subprocess.run(command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+    )
 
     assert done.returncode == 0, done.stderr
     assert [fault.fired for fault in faults] == [1, 1, 1]

@@ -75,11 +75,20 @@ def test_inputs_that_are_not_there(run: Run, tmp_path: Path) -> None:
 def test_what_is_encoded_or_evaluated_is_not_there(run: Run, tmp_path: Path) -> None:
     missing, out = tmp_path / "missing", tmp_path / "out"
     for arguments, words in (
-        (("encode", "--input_dir", tmp_path, "--encoder", missing, "--output_dir", out), "no such folder, and not a Hugging Face id"),
-        (("encode", "--dataset_name", missing, "--latents", "--vae", missing, "--output_dir", out), "not a finished mel dataset"),
+        (
+            ("encode", "--input_dir", tmp_path, "--encoder", missing, "--output_dir", out),
+            "no such folder, and not a Hugging Face id",
+        ),
+        (
+            ("encode", "--dataset_name", missing, "--latents", "--vae", missing, "--output_dir", out),
+            "not a finished mel dataset",
+        ),
         (("encode", "--dataset_name", missing, "--latents", "--output_dir", out), "latents needs dataset_name and vae"),
         (("evaluate", "--reference", missing, "--candidate", tmp_path), "no such folder"),
-        (("evaluate", "--reference", "s3://key@bucket/a", "--candidate", tmp_path), "reference holds a query or a password"),
+        (
+            ("evaluate", "--reference", "s3://key@bucket/a", "--candidate", tmp_path),
+            "reference holds a query or a password",
+        ),
     ):
         status, line = run(*arguments)
         assert (status, words in line) == (2, True), line
@@ -134,7 +143,9 @@ def test_values_out_of_range(run: Run, few_loops: Path, tmp_path: Path, argument
     assert not (tmp_path / "out").exists()
 
 
-def test_more_workers_than_the_cluster_has(local_ray: None, run: Run, few_loops: Path, dataset: Path, model: Path, tmp_path: Path) -> None:
+def test_more_workers_than_the_cluster_has(
+    local_ray: None, run: Run, few_loops: Path, dataset: Path, model: Path, tmp_path: Path
+) -> None:
     for verb, arguments in (
         ("prepare", ["--input_dir", few_loops, "--num_workers", 5]),
         ("train", ["--dataset_name", dataset, "--num_workers", 6, "--train_batch_size", 6]),
@@ -148,7 +159,17 @@ def test_more_workers_than_the_cluster_has(local_ray: None, run: Run, few_loops:
 
 
 def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: Path) -> None:
-    status, line = run("train", "--dataset_name", dataset, "--output_dir", tmp_path / "run", "--mixed_precision", "fp16", "--num_workers", 1)
+    status, line = run(
+        "train",
+        "--dataset_name",
+        dataset,
+        "--output_dir",
+        tmp_path / "run",
+        "--mixed_precision",
+        "fp16",
+        "--num_workers",
+        1,
+    )
     assert (status, line) == (2, "error: mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
     assert not (tmp_path / "run").exists()
 
@@ -159,20 +180,39 @@ def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, fe
     assert (status, "resolution 36,32: no network takes it, both sides must divide by 8" in line) == (2, True)
     assert not (tmp_path / "mel").exists()
     assert run(*prepare, "--resolution", "40,32")[0] == 0
-    status, line = run("train", "--dataset_name", tmp_path / "mel", "--output_dir", tmp_path / "run", "--num_epochs", 1, "--preset", "ddpm-64")
+    status, line = run(
+        "train",
+        "--dataset_name",
+        tmp_path / "mel",
+        "--output_dir",
+        tmp_path / "run",
+        "--num_epochs",
+        1,
+        "--preset",
+        "ddpm-64",
+    )
     assert status == 2
     assert "resolution 40,32 does not suit preset ddpm-64: both sides must divide by 32" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_folder_that_is_none(run: Run, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}))
+    (tmp_path / "model_index.json").write_text(
+        json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]})
+    )
     status, line = run("generate", "--model", tmp_path, "--output_dir", tmp_path / "out", "--count", 1)
     assert (status, "holds no unet/" in line) == (2, True)
 
 
 def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) -> None:
-    command = [sys.executable, "jobs/prepare.py", "--input_dir", str(tmp_path / "none"), "--output_dir", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "jobs/prepare.py",
+        "--input_dir",
+        str(tmp_path / "none"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 2
     assert ended.stdout == ""
@@ -182,8 +222,16 @@ def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) ->
 def test_more_steps_than_the_model_has_levels(run: Run, tmp_path: Path) -> None:
     mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
     scheduler = Objective(num_train_timesteps=20).scheduler("ddim")
-    save_model(tmp_path / "model", build_network("tiny", mel), scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}))
-    status, line = run("generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21)
+    save_model(
+        tmp_path / "model",
+        build_network("tiny", mel),
+        scheduler,
+        mel,
+        ModelRecord(recipe={}, data_digest="none", metrics={}),
+    )
+    status, line = run(
+        "generate", "--model", tmp_path / "model", "--output_dir", tmp_path / "out", "--count", 1, "--steps", 21
+    )
     assert (status, line) == (2, "error: steps 21: the model has 20 levels of noise, use 1 to 20")
     assert not (tmp_path / "out").exists()
 
@@ -197,8 +245,12 @@ def test_a_disk_that_is_too_small_is_known_before_work_starts(run: Run, model: P
 
 
 @pytest.mark.parametrize("option", ["input_dir", "output_dir"])
-@pytest.mark.parametrize("uri", ["s3://AKIDEXAMPLE:hunter2@bucket/folder", "https://host/list.txt?X-Amz-Signature=hunter2"])
-def test_secrets_in_uris_are_refused_and_not_repeated(run: Run, few_loops: Path, tmp_path: Path, option: str, uri: str) -> None:
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIDEXAMPLE:hunter2@bucket/folder", "https://host/list.txt?X-Amz-Signature=hunter2"]
+)
+def test_secrets_in_uris_are_refused_and_not_repeated(
+    run: Run, few_loops: Path, tmp_path: Path, option: str, uri: str
+) -> None:
     places = {"input_dir": str(few_loops), "output_dir": str(tmp_path / "out"), option: uri}
     status, line = run("prepare", *(part for name, value in places.items() for part in (f"--{name}", value)))
     assert (status, f"{option} holds a query or a password" in line, "hunter2" in line) == (2, True, False)

@@ -79,8 +79,17 @@ def test_models_are_published_and_read(hub: Hub, tmp_path: Path) -> None:
         source = published.write(tmp_path / "published" / kind, model, "D", Networks.build(model, divisor=16))
         convert(source, tmp_path / kind)
         folders[kind] = tmp_path / kind
-    command = [sys.executable, "-c", PUBLISH_AND_READ, str(folders["latent"]), str(folders["pixel"]), str(tmp_path / "published" / "latent")]
-    done = subprocess.run(command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        PUBLISH_AND_READ,
+        str(folders["latent"]),
+        str(folders["pixel"]),
+        str(tmp_path / "published" / "latent"),
+    ]
+    done = subprocess.run(
+        command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert hub.commit_titles("models", "tester/loops")[:3] == ["initial commit", "Model", "Model"]
     assert hub.files("models", "tester/loops").keys() == {
@@ -166,15 +175,23 @@ def test_half_precision_shards_and_addresses_are_read(hub: Hub, tmp_path: Path) 
         weights = {name: weight.clone() for name, weight in load_file(file).items()}
         file.unlink()
         if folder.name == "half":
-            save_file({name: weight.half() for name, weight in weights.items()}, file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+            save_file(
+                {name: weight.half() for name, weight in weights.items()},
+                file.with_name("diffusion_pytorch_model.fp16.safetensors"),
+            )
             continue
         for number in range(2):
             part = {name: weights[name] for name in sorted(weights)[number::2]}
             save_file(part, file.with_name(f"diffusion_pytorch_model-0000{number + 1}-of-00002.safetensors"))
-        parts = {name: f"diffusion_pytorch_model-0000{index % 2 + 1}-of-00002.safetensors" for index, name in enumerate(sorted(weights))}
+        parts = {
+            name: f"diffusion_pytorch_model-0000{index % 2 + 1}-of-00002.safetensors"
+            for index, name in enumerate(sorted(weights))
+        }
         file.with_name(f"{file.name}.index.json").write_text(json.dumps({"weight_map": parts}))
     tiny_clap.write(tmp_path / "clap", fused=False)
     torch.save(load_file(tmp_path / "clap" / "model.safetensors"), tmp_path / "clap" / "pytorch_model.bin")
     command = [sys.executable, "-c", READ_OTHER_WEIGHTS, *map(str, folders), str(tmp_path / "clap")]
-    done = subprocess.run(command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,9 @@ def test_a_small_share_needs_no_advice() -> None:
 
 
 @pytest.mark.parametrize("seconds", [2.5, 1.2, 0.4, 0.11, 0.03])
-@pytest.mark.parametrize("mel", [MelConfig(), MelConfig(x_res=64, y_res=64, hop_length=1_024), MelConfig(sample_rate=44_100)])
+@pytest.mark.parametrize(
+    "mel", [MelConfig(), MelConfig(x_res=64, y_res=64, hop_length=1_024), MelConfig(sample_rate=44_100)]
+)
 def test_the_suggested_settings_fit_the_files(mel: MelConfig, seconds: float) -> None:
     padding = counted([seconds] * 5, mel.slice_duration_s)
     advice = padding.advice(mel)
@@ -55,7 +57,12 @@ def test_the_suggested_settings_fit_the_files(mel: MelConfig, seconds: float) ->
     for option in suggested[:-1]:
         width = re.search(r"--resolution (\d+),(\d+)", option)
         hop = re.search(r"--hop_length (\d+)", option)
-        changed = mel.model_copy(update={"x_res": int(width[1]) if width else mel.x_res, "hop_length": int(hop[1]) if hop else mel.hop_length})
+        changed = mel.model_copy(
+            update={
+                "x_res": int(width[1]) if width else mel.x_res,
+                "hop_length": int(hop[1]) if hop else mel.hop_length,
+            }
+        )
         changed = MelConfig.model_validate(changed.model_dump())
         assert width is None or int(width[2]) == mel.y_res
         assert seconds / 4 < changed.slice_duration_s <= seconds
@@ -69,10 +76,14 @@ def test_files_too_short_for_any_setting_leave_longer_files() -> None:
 
 def test_padded_ends_are_best_dropped() -> None:
     advice = counted([1.0] * 3 + [0.1], 1.0, tails=4).advice(MelConfig())
-    assert advice == "62 % of the slices (5 of 8) are more than half padding, most of them ends of files: use --tail drop"
+    assert (
+        advice == "62 % of the slices (5 of 8) are more than half padding, most of them ends of files: use --tail drop"
+    )
 
 
-def test_prepare_reports_the_share_and_settings_that_end_it(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_reports_the_share_and_settings_that_end_it(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "one-shots"
     source.mkdir()
     generator = np.random.default_rng(0)

@@ -58,7 +58,9 @@ def test_a_plan_is_read_back_by_shard_and_only_appended_to(tmp_path: Path) -> No
     append_plan(folder, assign_shards(new, 600, first=len(planned)), {})
     assert (tmp_path / "_plan" / "0000.parquet").read_bytes() == file
     for shard in (0, len(planned) // 2, len(planned) - 1):
-        expected = [(source, ["member"] if source == first[0][1] else []) for number, source in first if number == shard]
+        expected = [
+            (source, ["member"] if source == first[0][1] else []) for number, source in first if number == shard
+        ]
         assert read_shard(folder, shard) == expected
     assert {source.uri for source, _ in read_shard(folder, len(planned))} <= {source.uri for source in new}
 
@@ -83,6 +85,9 @@ def test_a_worker_opens_few_of_many_plan_files(store: Store) -> None:
     for day in (additions - 1, 0, 17, 38):
         before = read.seen
         uris = [[source.uri for source, _ in read_shard(folder, shard)] for shard in (2 * day, 2 * day + 1)]
-        assert uris == [[source.uri for source in some] for some in (sources(3, prefix=f"{day} ")[:2], sources(3, prefix=f"{day} ")[2:])]
+        assert uris == [
+            [source.uri for source in some]
+            for some in (sources(3, prefix=f"{day} ")[:2], sources(3, prefix=f"{day} ")[2:])
+        ]
         assert 0 < read.seen - before <= 2 * (1 if day == additions - 1 else 1 + additions.bit_length())
     assert read_shard(folder, 2 * additions) == []

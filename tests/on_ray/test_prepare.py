@@ -37,12 +37,28 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
 
 def test_the_dataset_is_what_the_contract_says(dataset: Path, few_loops: Path) -> None:
     names = {str(file.relative_to(dataset)).split("/")[0] for file in dataset.rglob("*")}
-    assert names == {"mel_config.json", "prepare.json", "README.md", "data", "_plan", "_commits", "_index.parquet", "_SUCCESS"}
+    assert names == {
+        "mel_config.json",
+        "prepare.json",
+        "README.md",
+        "data",
+        "_plan",
+        "_commits",
+        "_index.parquet",
+        "_SUCCESS",
+    }
     assert len(list((dataset / "data").glob("train-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"))) == 4
-    assert MelConfig.from_json((dataset / "mel_config.json").read_text()) == MelConfig(x_res=32, y_res=32, hop_length=1024)
+    assert MelConfig.from_json((dataset / "mel_config.json").read_text()) == MelConfig(
+        x_res=32, y_res=32, hop_length=1024
+    )
     assert json.loads((dataset / "prepare.json").read_text())["format_version"] == 1
     rows = _rows(dataset)
-    assert {row["audio_file"] for row in rows} == {"loop_tabla.flac", "loop_mika.flac", "bass_hit_c.flac", "sub/ambi_piano.flac"}
+    assert {row["audio_file"] for row in rows} == {
+        "loop_tabla.flac",
+        "loop_mika.flac",
+        "bass_hit_c.flac",
+        "sub/ambi_piano.flac",
+    }
     tabla = [row for row in rows if row["audio_file"] == "loop_tabla.flac"]
     assert [row["slice"] for row in tabla] == list(range(len(tabla)))
     assert tabla[0]["source_sha256"] == hashlib.sha256((few_loops / "loop_tabla.flac").read_bytes()).hexdigest()
@@ -56,17 +72,29 @@ def test_datasets_loads_it_with_pictures(dataset: Path, tmp_path: Path) -> None:
     assert (picture.mode, picture.size) == ("L", (32, 32))
 
 
-def test_datasets_loads_a_dataset_anew_when_it_has_grown(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+def test_datasets_loads_a_dataset_anew_when_it_has_grown(
+    local_ray: None, few_loops: Path, loops: Path, tmp_path: Path
+) -> None:
     source, out, cache = tmp_path / "in", tmp_path / "out", str(tmp_path / "cache")
     source.mkdir()
     for name in ("loop_mika", "loop_compus"):
         shutil.copy(loops / f"{name}.flac", source)
         prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **{**SMALL, "shard_minutes": None}))
-        assert load_dataset(str(out), cache_dir=cache)["train"]["audio_file"][:] == [row["audio_file"] for row in _rows(out)]
+        assert load_dataset(str(out), cache_dir=cache)["train"]["audio_file"][:] == [
+            row["audio_file"] for row in _rows(out)
+        ]
 
 
 def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
-    summary = prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), resolution="64,32", hop_length=512, num_workers=1))
+    summary = prepare(
+        PrepareOptions(
+            input_dir=str(few_loops),
+            output_dir=str(tmp_path / "out"),
+            resolution="64,32",
+            hop_length=512,
+            num_workers=1,
+        )
+    )
     oracle = Oracle(x_res=64, y_res=32, hop_length=512)
     expected = {}
     for file in sorted(few_loops.rglob("*.flac")):
@@ -84,7 +112,9 @@ def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Pa
         assert (difference == 0).mean() >= 0.999
 
 
-def test_workers_and_shard_order_do_not_change_the_bytes(local_ray: None, dataset: Path, few_loops: Path, tmp_path: Path) -> None:
+def test_workers_and_shard_order_do_not_change_the_bytes(
+    local_ray: None, dataset: Path, few_loops: Path, tmp_path: Path
+) -> None:
     options = PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), overlap=0.5, **SMALL)
     prepare(options)
     assert _contents(tmp_path / "out") == _contents(dataset)
@@ -113,7 +143,9 @@ def test_a_rerun_does_only_what_is_missing(local_ray: None, few_loops: Path, loo
     assert {name: digest for name, digest in after.items() if name.startswith("data/") and name in whole} == {
         name: digest for name, digest in whole.items() if name.startswith("data/")
     }
-    assert [row["audio_file"] for row in pq.read_table(out / "data" / "train-000004.parquet").to_pylist()] == ["loop_compus.flac"] * 4
+    assert [row["audio_file"] for row in pq.read_table(out / "data" / "train-000004.parquet").to_pylist()] == [
+        "loop_compus.flac"
+    ] * 4
 
 
 def test_another_configuration_or_a_changed_input_is_refused(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
@@ -143,9 +175,15 @@ def test_bad_files_are_quarantined_with_the_reason(local_ray: None, few_loops: P
     flac = (source / "loop_tabla.flac").read_bytes()
     (source / "cut.flac").write_bytes(flac[: len(flac) // 2])
     summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), max_bad_fraction=0.6, **SMALL))
-    reasons = {row["audio_file"]: row["reason"] for file in (out / "quarantine").iterdir() for row in pq.read_table(file).to_pylist()}
+    reasons = {
+        row["audio_file"]: row["reason"]
+        for file in (out / "quarantine").iterdir()
+        for row in pq.read_table(file).to_pylist()
+    }
     used = {row["audio_file"] for row in _rows(out)}
-    assert reasons.keys() | used == {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()} - {"notes.txt"}
+    assert reasons.keys() | used == {str(file.relative_to(source)) for file in source.rglob("*") if file.is_file()} - {
+        "notes.txt"
+    }
     assert not reasons.keys() & used
     assert reasons.keys() >= {"broken.wav", "empty.mp3", "silent.wav", "nan.wav"}
     assert "silent" in reasons["silent.wav"]
@@ -168,10 +206,18 @@ def test_tracks_are_held_out_by_their_content(local_ray: None, few_loops: Path, 
     shutil.copytree(few_loops, source)
     shutil.copy(few_loops / "loop_mika.flac", source / "again.flac")  # a copy must not stand on the other side
     files = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in source.rglob("*.flac")}
-    fraction = sorted(int(digest[:16], 16) / 2**64 for digest in set(files.values()))[1] + 1e-9  # two of the four contents
-    summary = prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), validation_fraction=fraction, **{**SMALL, "shard_minutes": None}))
+    fraction = (
+        sorted(int(digest[:16], 16) / 2**64 for digest in set(files.values()))[1] + 1e-9
+    )  # two of the four contents
+    summary = prepare(
+        PrepareOptions(
+            input_dir=str(source), output_dir=str(out), validation_fraction=fraction, **{**SMALL, "shard_minutes": None}
+        )
+    )
     loaded = load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
-    held_out = {str(file.relative_to(source)) for file, digest in files.items() if int(digest[:16], 16) < fraction * 2**64}
+    held_out = {
+        str(file.relative_to(source)) for file, digest in files.items() if int(digest[:16], 16) < fraction * 2**64
+    }
     assert set(loaded["validation"]["audio_file"]) == held_out
     assert set(loaded["train"]["audio_file"]) == {str(file.relative_to(source)) for file in files} - held_out
     assert summary["validation_slices"] == len(loaded["validation"])
@@ -179,7 +225,9 @@ def test_tracks_are_held_out_by_their_content(local_ray: None, few_loops: Path, 
     assert MelDataset(str(out)).rows == len(loaded["train"])
 
 
-def test_duplicates_are_left_out_wherever_they_lie(local_ray: None, few_loops: Path, loops: Path, tmp_path: Path) -> None:
+def test_duplicates_are_left_out_wherever_they_lie(
+    local_ray: None, few_loops: Path, loops: Path, tmp_path: Path
+) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(few_loops, source)
     shutil.copy(few_loops / "loop_mika.flac", source / "a_mika.flac")
@@ -225,7 +273,16 @@ def test_verify_finds_a_byte_that_changed(local_ray: None, few_loops: Path, tmp_
 
 
 def test_level_options_are_kept_with_the_data(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
-    prepare(PrepareOptions(input_dir=str(few_loops), output_dir=str(tmp_path / "out"), reference="track", tail="pad", silence_threshold_db=-60, **SMALL))
+    prepare(
+        PrepareOptions(
+            input_dir=str(few_loops),
+            output_dir=str(tmp_path / "out"),
+            reference="track",
+            tail="pad",
+            silence_threshold_db=-60,
+            **SMALL,
+        )
+    )
     stated = json.loads((tmp_path / "out" / "prepare.json").read_text())
     assert (stated["reference"], stated["tail"], stated["silence_threshold_db"]) == ("track", "pad", -60)
     levels: dict[str, set[float]] = {}
@@ -235,7 +292,9 @@ def test_level_options_are_kept_with_the_data(local_ray: None, few_loops: Path, 
     assert len(set.union(*levels.values())) == len(levels)
 
 
-def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_good_one(local_ray: None, loops: Path, tmp_path: Path) -> None:
+def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_good_one(
+    local_ray: None, loops: Path, tmp_path: Path
+) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     (source / "good").mkdir(parents=True)
     (source / "bad").mkdir()
@@ -249,7 +308,13 @@ def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_goo
     reasons = {row["audio_file"]: row["reason"] for row in pq.read_table(out / "quarantine").to_pylist()}
     used = {row["audio_file"] for row in _rows(out)}
     assert not reasons.keys() & used
-    assert len(reasons) + len(used) + summary["others"] == summary["files"] + summary["others"] == len(healthy) + len(malformed)
+    assert (
+        len(reasons) + len(used) + summary["others"]
+        == summary["files"] + summary["others"]
+        == len(healthy) + len(malformed)
+    )
     assert {name for name in used if name.startswith("good/")} == {f"good/{name}" for name in healthy}
     assert all(reasons.values())
-    assert not [reason for reason in reasons.values() if str(tmp_path) in reason or "processes that decoded it" in reason]
+    assert not [
+        reason for reason in reasons.values() if str(tmp_path) in reason or "processes that decoded it" in reason
+    ]

@@ -29,7 +29,9 @@ def _upload(local: Path, uri: str) -> None:
             Folder(uri).write(str(file.relative_to(local)), file.read_bytes())
 
 
-def test_nothing_is_lost_to_faults(local_ray: None, store: Store, dataset: Path, few_loops: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_lost_to_faults(
+    local_ray: None, store: Store, dataset: Path, few_loops: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     bucket = store.make_bucket()
     source, out = f"{bucket}/music", f"{bucket}/made/mel"
     _upload(few_loops, source)
@@ -43,7 +45,15 @@ def test_nothing_is_lost_to_faults(local_ray: None, store: Store, dataset: Path,
         store.fail_write("unavailable", f"{out}/_SUCCESS"),
     ]
     options = PrepareOptions(
-        input_dir=source, output_dir=out, overlap=0.5, shard_minutes=0.001, resolution="32", hop_length=1024, num_workers=2, drop_duplicates=False, verify=True
+        input_dir=source,
+        output_dir=out,
+        overlap=0.5,
+        shard_minutes=0.001,
+        resolution="32",
+        hop_length=1024,
+        num_workers=2,
+        drop_duplicates=False,
+        verify=True,
     )
     summary = prepare(options)
     assert [fault.fired for fault in faults] == [1] * len(faults)
@@ -57,11 +67,19 @@ def test_nothing_is_lost_to_faults(local_ray: None, store: Store, dataset: Path,
     assert not [secret for secret in SECRETS if secret in said.out + said.err + held]
 
 
-def test_a_changed_object_is_an_error_and_a_new_one_a_new_shard(local_ray: None, store: Store, few_loops: Path, loops: Path) -> None:
+def test_a_changed_object_is_an_error_and_a_new_one_a_new_shard(
+    local_ray: None, store: Store, few_loops: Path, loops: Path
+) -> None:
     bucket = store.make_bucket()
     _upload(few_loops, f"{bucket}/music")
     options = PrepareOptions(
-        input_dir=f"{bucket}/music", output_dir=f"{bucket}/mel", shard_minutes=0.001, resolution="32", hop_length=1024, num_workers=1, drop_duplicates=True
+        input_dir=f"{bucket}/music",
+        output_dir=f"{bucket}/mel",
+        shard_minutes=0.001,
+        resolution="32",
+        hop_length=1024,
+        num_workers=1,
+        drop_duplicates=True,
     )
     prepare(options)
     before = _files(Folder(f"{bucket}/mel"))
@@ -85,17 +103,29 @@ def test_a_list_of_objects_into_a_local_folder(local_ray: None, store: Store, fe
         archive.add(few_loops / "bass_hit_c.flac", "bass.flac")
     Folder(bucket).write("shards/0.tar", (tmp_path / "0.tar").read_bytes())
     (tmp_path / "list.txt").write_text(f"{bucket}/music/loop_mika.flac\n{bucket}/none.flac\n{bucket}/shards/0.tar\n")
-    options = PrepareOptions(input_dir=str(tmp_path / "list.txt"), output_dir=str(tmp_path / "mel"), resolution="32", hop_length=1024, num_workers=1)
+    options = PrepareOptions(
+        input_dir=str(tmp_path / "list.txt"),
+        output_dir=str(tmp_path / "mel"),
+        resolution="32",
+        hop_length=1024,
+        num_workers=1,
+    )
     summary = prepare(options)
     (made,) = (tmp_path / "mel" / "data").iterdir()
-    assert set(pq.read_table(made)["audio_file"].to_pylist()) == {f"{bucket}/music/loop_mika.flac", f"{bucket}/shards/0.tar/bass.flac"}
+    assert set(pq.read_table(made)["audio_file"].to_pylist()) == {
+        f"{bucket}/music/loop_mika.flac",
+        f"{bucket}/shards/0.tar/bass.flac",
+    }
     (quarantined,) = pq.read_table(tmp_path / "mel" / "quarantine").to_pylist()
     assert (quarantined["audio_file"], quarantined["reason"]) == (f"{bucket}/none.flac", "no such file")
     assert summary["files"] == 3
 
 
 def test_from_the_hub_to_the_hub(hub: Hub, few_loops: Path, tmp_path: Path) -> None:
-    songs = [{"bytes": (few_loops / f"{name}.flac").read_bytes(), "path": f"{name}.flac"} for name in ("loop_mika", "loop_tabla")]
+    songs = [
+        {"bytes": (few_loops / f"{name}.flac").read_bytes(), "path": f"{name}.flac"}
+        for name in ("loop_mika", "loop_tabla")
+    ]
     rows = datasets.Dataset.from_dict({"song": songs}).cast_column("song", datasets.Audio(decode=False))
     rows.to_parquet(tmp_path / "songs.parquet")
     publish = (
@@ -103,11 +133,26 @@ def test_from_the_hub_to_the_hub(hub: Hub, few_loops: Path, tmp_path: Path) -> N
         "api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo='data/train.parquet', repo_id=name, repo_type='dataset')\n"
     )
     environment = os.environ | hub.environment(tmp_path / "cache")
-    subprocess.run([sys.executable, "-c", publish, tmp_path / "songs.parquet"], env=environment, check=True, timeout=120)
-    flags = ["--input_dir", "hf://datasets/tester/songs", "--output_dir", str(tmp_path / "mel"), "--push_to_hub", "tester/mel"]
+    subprocess.run(
+        [sys.executable, "-c", publish, tmp_path / "songs.parquet"], env=environment, check=True, timeout=120
+    )
+    flags = [
+        "--input_dir",
+        "hf://datasets/tester/songs",
+        "--output_dir",
+        str(tmp_path / "mel"),
+        "--push_to_hub",
+        "tester/mel",
+    ]
     size = ["--resolution", "32", "--hop_length", "1024", "--num_workers", "1"]
     done = subprocess.run(
-        [sys.executable, "jobs/prepare.py", *flags, *size], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "jobs/prepare.py", *flags, *size],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["files"] == 2
@@ -115,6 +160,8 @@ def test_from_the_hub_to_the_hub(hub: Hub, few_loops: Path, tmp_path: Path) -> N
     assert published["data/train-000000.parquet"] == (tmp_path / "mel" / "data" / "train-000000.parquet").read_bytes()
     assert {"README.md", "mel_config.json", "prepare.json"} <= published.keys()
     read = "import datasets\nrows = datasets.load_dataset('tester/mel', split='train')\nprint(sorted(set(rows['audio_file'])), rows[0]['image'].size)\n"
-    loaded = subprocess.run([sys.executable, "-c", read], env=environment, capture_output=True, text=True, timeout=120, check=True)
+    loaded = subprocess.run(
+        [sys.executable, "-c", read], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
     assert loaded.stdout == "['data/train.parquet/0-loop_mika.flac', 'data/train.parquet/1-loop_tabla.flac'] (32, 32)\n"
     assert HUB_TOKEN not in done.stdout + done.stderr

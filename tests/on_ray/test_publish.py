@@ -29,10 +29,18 @@ publish(second, "tester/mel")
 
 def test_shards_of_an_earlier_dataset_are_removed(hub: Hub, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PUBLISH_TWICE, str(tmp_path / "first"), str(tmp_path / "second")]
-    done = subprocess.run(command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     published = hub.files("datasets", "tester/mel")
-    named = {"mel_config.json", "prepare.json", "README.md", "data/train-000000.parquet", "data/validation-000000.parquet"}
+    named = {
+        "mel_config.json",
+        "prepare.json",
+        "README.md",
+        "data/train-000000.parquet",
+        "data/validation-000000.parquet",
+    }
     assert published.keys() == {".gitattributes", *named}
     assert {published[name] for name in named} == {b"second"}
     assert len(hub.commit_titles("datasets", "tester/mel")) == 4  # with the first; the earlier dataset took two

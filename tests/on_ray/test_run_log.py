@@ -78,18 +78,24 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
     tracker, output = Orderly(), Folder(str(tmp_path))
     for step in (90, 100, 110):
         output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": 1 / step})
-    put_checkpoint(output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {"wandb": [90]}})
+    put_checkpoint(
+        output, checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {"wandb": [90]}}
+    )
     for module in (run_log, trackers):
         monkeypatch.setattr(module, "start_tracker", lambda name, options: tracker)
     tell_last_validations(_options(tmp_path, "tensorboard"))
     assert not tracker.taken
     tracker.taken.append((110, {"loss": 0.5}))
     tell_last_validations(_options(tmp_path, "tensorboard", "wandb"))
-    assert tracker.taken[1:] == [(110 + nth, {"validation_loss": 1 / step, "validated_step": step}) for nth, step in ((1, 100), (2, 110))]
+    assert tracker.taken[1:] == [
+        (110 + nth, {"validation_loss": 1 / step, "validated_step": step}) for nth, step in ((1, 100), (2, 110))
+    ]
     assert tracker.finished
 
 
-def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is asked again at the next checkpoint, and then told of each validation that it does not know."""
     tracker, output = Orderly(), Folder(str(tmp_path))
     log = _log(tmp_path, tracker)
@@ -99,7 +105,10 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(tmp_path: Path,
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
     assert tracker.asked == 1
-    assert "orderly takes nothing at step 10 (tracker.example refused): the run folder has it, and training goes on" in capsys.readouterr().err
+    assert (
+        "orderly takes nothing at step 10 (tracker.example refused): the run folder has it, and training goes on"
+        in capsys.readouterr().err
+    )
     log.tell_validations()
     assert (tracker.asked, log.told) == (2, {"orderly": set()})
     tracker.reachable = True
@@ -129,11 +138,15 @@ def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> No
     assert lost.asked == asked
 
 
-def test_a_tracker_out_of_reach_at_the_end_costs_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tracker_out_of_reach_at_the_end_costs_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def unreached(name: str, options: TrainOptions) -> Orderly:
         raise ConnectionError(f"{name}.example refused")
 
-    put_checkpoint(Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {}})
+    put_checkpoint(
+        Folder(str(tmp_path)), checkpoint_name(110, "aaaa"), lambda folder: None, {"step": 110, "validations_told": {}}
+    )
     for module in (run_log, trackers):
         monkeypatch.setattr(module, "start_tracker", unreached)
     tell_last_validations(_options(tmp_path, "wandb"))
@@ -154,7 +167,9 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     ids = []
     for steps in (10, 20):
-        tracker = trackers.start_tracker("mlflow", _options(tmp_path, "mlflow").model_copy(update={"max_train_steps": steps}))
+        tracker = trackers.start_tracker(
+            "mlflow", _options(tmp_path, "mlflow").model_copy(update={"max_train_steps": steps})
+        )
         tracker.log({"loss": 0.5}, step=steps)
         ids.append(tracker.tracker.info.run_id)
         tracker.finish()

@@ -11,15 +11,21 @@ import pytest
 from audiodiff_platform.audio_files.decoder.sandbox import OPEN_FILES
 
 MEMORY_BYTES, MEMORY_BYTES_AT_MOST = 512 << 20, 640 << 20
-RAW_CALL = "import ctypes; ctypes.CDLL(None, use_errno=True).syscall({}, 1, None); raise OSError(ctypes.get_errno(), '')"
+RAW_CALL = (
+    "import ctypes; ctypes.CDLL(None, use_errno=True).syscall({}, 1, None); raise OSError(ctypes.get_errno(), '')"
+)
 IO_URING_SETUP = 425
-X32_GETPID = {"x86_64": [RAW_CALL.format(0x40000000 + 39)]}  # where there is no such ABI, the kernel says so by another error
+X32_GETPID = {
+    "x86_64": [RAW_CALL.format(0x40000000 + 39)]
+}  # where there is no such ABI, the kernel says so by another error
 
 
 def _confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     imports = "import os, resource, socket\nfrom audiodiff_platform.audio_files.decoder.sandbox import allow, confine"
     confined = f"{imports}\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
-    return subprocess.run([sys.executable, "-c", confined], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", confined], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,9 +65,15 @@ def test_files_and_threads_are_not_refused(tmp_path: Path) -> None:
 
 def test_resources_are_bounded(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])"
-    assert _confined(code, tmp_path).stdout == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (OPEN_FILES, OPEN_FILES), (0, 0)]}\n"
+    assert (
+        _confined(code, tmp_path).stdout
+        == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (OPEN_FILES, OPEN_FILES), (0, 0)]}\n"
+    )
     assert "MemoryError" in _confined(f"bytearray({MEMORY_BYTES})", tmp_path).stderr
-    assert _confined(f"allow(60, 100, 1 << 40)\nprint(len(bytearray({MEMORY_BYTES})))", tmp_path).stdout == f"{MEMORY_BYTES}\n"
+    assert (
+        _confined(f"allow(60, 100, 1 << 40)\nprint(len(bytearray({MEMORY_BYTES})))", tmp_path).stdout
+        == f"{MEMORY_BYTES}\n"
+    )
     assert "MemoryError" in _confined(f"allow(60, 100, 1 << 40)\nbytearray({MEMORY_BYTES_AT_MOST})", tmp_path).stderr
 
 
@@ -69,7 +81,9 @@ def test_lower_limits_of_the_worker_hold(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)])"
     lower = f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES // 2},) * 2)\nresource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))"
     confined = f"{lower}\nfrom audiodiff_platform.audio_files.decoder.sandbox import confine\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
-    tried = subprocess.run([sys.executable, "-c", confined], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    tried = subprocess.run(
+        [sys.executable, "-c", confined], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
     assert tried.stdout == f"{[(MEMORY_BYTES // 2,) * 2, (32, 32)]}\n"
 
 
@@ -84,4 +98,9 @@ def test_files_are_bounded(tmp_path: Path) -> None:
     tried = _confined("allow(60, 1_000, 1 << 30)\nwith open('large', 'wb') as file: file.write(bytes(1_001))", tmp_path)
     assert "OSError: [Errno 27] File too large" in tried.stderr
     assert (tmp_path / "large").stat().st_size == 1_000
-    assert _confined("allow(1 << 70, 1 << 70, 1 << 70)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0] > 1 << 62)", tmp_path).stdout == "True\n"
+    assert (
+        _confined(
+            "allow(1 << 70, 1 << 70, 1 << 70)\nprint(resource.getrlimit(resource.RLIMIT_FSIZE)[0] > 1 << 62)", tmp_path
+        ).stdout
+        == "True\n"
+    )

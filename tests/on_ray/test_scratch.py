@@ -60,10 +60,14 @@ def test_no_more_is_fetched_ahead_than_the_scratch_may_hold(
 
 
 @pytest.mark.parametrize("store", ["s3"], indirect=True)
-def test_a_source_that_the_disk_cannot_hold_is_named(music: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_the_disk_cannot_hold_is_named(
+    music: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = next(source for source in music.sources() if source.uri == "3.wav")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399))
-    with pytest.raises(OSError, match=rf"3\.wav: 0 MB do not fit on the disk of {tmp_path}, where 0 MB are free: make room"):
+    with pytest.raises(
+        OSError, match=rf"3\.wav: 0 MB do not fit on the disk of {tmp_path}, where 0 MB are free: make room"
+    ):
         music.fetch(source, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400))
     assert music.fetch(source, tmp_path).stat().st_size == 400
@@ -77,7 +81,9 @@ class Idle:
 
 
 @pytest.mark.parametrize("place", ["output", "temporary"])
-def test_a_worker_removes_what_killed_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+def test_a_worker_removes_what_killed_processes_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     parent = tmp_path / ("out/_tmp" if place == "output" else "tmp")
     (tmp_path / "tmp").mkdir()
@@ -99,7 +105,10 @@ def test_a_worker_removes_what_killed_processes_left(tmp_path: Path, monkeypatch
         assert own.is_dir()
     assert not own.parent.exists()
     processes[1].communicate(timeout=60)
-    assert sorted(entry.name for entry in parent.iterdir()) == ["audiodiff-attempts-1", "audiodiff-scratch-another.host-abcdefgh"]
+    assert sorted(entry.name for entry in parent.iterdir()) == [
+        "audiodiff-attempts-1",
+        "audiodiff-scratch-another.host-abcdefgh",
+    ]
 
 
 def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def client(local_ray: None, model: Path) -> Iterator[httpx.Client]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     start(ServeOptions(model=(f"tiny={model}",), port=port), replicas=1, api_key=KEY)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as session:
+    with httpx.Client(
+        base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+    ) as session:
         yield session
     ray_serve.shutdown()
 
@@ -41,7 +43,9 @@ def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, mo
     (described,) = client.get("/v1/models").json()["models"]
     assert described["name"] == "tiny"
     assert described["digest"] == load_model(model).digest
-    answer = client.post("/v1/generate", json={"model": "tiny", "seed": 3, "steps": 4, "scheduler": "ddpm", "format": "wav"})
+    answer = client.post(
+        "/v1/generate", json={"model": "tiny", "seed": 3, "steps": 4, "scheduler": "ddpm", "format": "wav"}
+    )
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "audio/wav"
     assert (answer.headers["x-audiodiff-seed"], answer.headers["x-audiodiff-model"]) == ("3", "tiny")
@@ -80,7 +84,9 @@ def test_without_a_seed_a_new_loop_is_drawn_and_told(client: httpx.Client) -> No
         ({"model": "other"}, 404, "other"),
     ],
 )
-def test_a_wrong_body_is_refused_by_name(client: httpx.Client, body: dict[str, object], status: int, named: str) -> None:
+def test_a_wrong_body_is_refused_by_name(
+    client: httpx.Client, body: dict[str, object], status: int, named: str
+) -> None:
     answer = client.post("/v1/generate", json=body)
     assert answer.status_code == status
     assert named in answer.text

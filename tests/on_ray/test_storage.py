@@ -37,7 +37,10 @@ def test_what_is_written_is_read(uri: str) -> None:
 
 def test_names_of_more_objects_than_a_listing_gives_at_once(uri: str) -> None:
     folder = Folder(uri)
-    written = sorted([f"data/train-{number:06d}.parquet" for number in range(2 * PAGE + 3)] + ["data/notes.txt", "data/old/train-000000.parquet"])
+    written = sorted(
+        [f"data/train-{number:06d}.parquet" for number in range(2 * PAGE + 3)]
+        + ["data/notes.txt", "data/old/train-000000.parquet"]
+    )
     for name in written:
         folder.write(name, name.encode())
     assert folder.names("data/train-*.parquet") == [name for name in written if name.startswith("data/train")]
@@ -52,7 +55,13 @@ def test_exists_and_remove(uri: str) -> None:
     assert not folder.exists()
     for name in ("data/a", "data/b", "data/sub/c", "database"):
         folder.write(name, b"x")
-    assert [folder.exists(name) for name in ("", "data", "data/a", "data/sub", "dat")] == [True, True, True, True, False]
+    assert [folder.exists(name) for name in ("", "data", "data/a", "data/sub", "dat")] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]
     folder.remove("data/a")
     assert (folder.exists("data/a"), folder.exists("data/b")) == (False, True)
     folder.remove("data")
@@ -141,7 +150,14 @@ def test_listings_survive(action: Action, store: Store, uri: str) -> None:
 def test_many_folders_are_listed_at_a_time_in_the_order_of_their_names(store: Store, uri: str) -> None:
     folder = Folder(uri)
     names = [f"music/album-{number:02d}/{track}.wav" for number in range(12) for track in "ab"]
-    names += ["music/album.txt", "music/b.txt", "music/Z/deep/er/x.wav", "other/\U0001f3b5.wav", "other.txt", *(f"music/Z/{c}" for c in "abc")]
+    names += [
+        "music/album.txt",
+        "music/b.txt",
+        "music/Z/deep/er/x.wav",
+        "other/\U0001f3b5.wav",
+        "other.txt",
+        *(f"music/Z/{c}" for c in "abc"),
+    ]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda name: folder.write(name, name.encode()), names))
     gathered = store.proxy.inject("gather", "GET", f"{uri.rpartition('/')[2]}/music/album-", times=12)
@@ -168,7 +184,11 @@ def test_removal_survives(store: Store, uri: str) -> None:
     folder = Folder(uri)
     for name in ("data/a", "data/b"):
         folder.write(name, b"x")
-    fault = store.proxy.inject("throttle", "POST", "?delete") if store.scheme == "s3" else store.proxy.inject("throttle", "DELETE", "data/a")
+    fault = (
+        store.proxy.inject("throttle", "POST", "?delete")
+        if store.scheme == "s3"
+        else store.proxy.inject("throttle", "DELETE", "data/a")
+    )
     folder.remove("data")
     assert fault.fired == 1
     assert not folder.exists("data")

@@ -13,7 +13,15 @@ from audiodiff_platform.work import plan
 
 PLANNED = [
     {"shard": 0, "uri": "a.wav", "size": 1 << 40, "version": "1", "left_out": [], "start": 0, "stop": 0},
-    {"shard": 7, "uri": "ä/ö 音.ogg", "size": 0, "version": "", "left_out": ["x/1.wav", "", "x/ß.wav"], "start": 0, "stop": 1 << 40},
+    {
+        "shard": 7,
+        "uri": "ä/ö 音.ogg",
+        "size": 0,
+        "version": "",
+        "left_out": ["x/1.wav", "", "x/ß.wav"],
+        "start": 0,
+        "stop": 1 << 40,
+    },
 ]
 SLICES = [
     {

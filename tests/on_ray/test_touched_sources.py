@@ -36,7 +36,11 @@ def change(file: Path) -> None:
 
 
 def data(folder: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(folder)): file.read_bytes() for part in ("data", "quarantine", "_commits") for file in sorted((folder / part).iterdir())}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for part in ("data", "quarantine", "_commits")
+        for file in sorted((folder / part).iterdir())
+    }
 
 
 class Planned:
@@ -134,14 +138,21 @@ def test_a_source_that_could_not_be_read_is_not_taken_for_the_same(planned: Plan
 def test_digests_of_a_worker_that_did_not_commit_are_not_taken(planned: Planned) -> None:
     planned.commit()
     change(planned.music / "a.wav")
-    record_digests(planned.output, 0, {source.uri: str(planned.inputs.sha256(source)) for source in planned.inputs.sources()})
+    record_digests(
+        planned.output, 0, {source.uri: str(planned.inputs.sha256(source)) for source in planned.inputs.sources()}
+    )
     with pytest.raises(ValueError, match=r"a\.wav has changed since it was planned"):
         planned.run_again()
 
 
 @pytest.mark.parametrize("loose_at_most", [commits.LOOSE_AT_MOST, 0], ids=["records", "packs"])
 def test_prepare_goes_on_with_a_restored_corpus(
-    local_ray: None, few_loops: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loose_at_most: int
+    local_ray: None,
+    few_loops: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    loose_at_most: int,
 ) -> None:
     """Among the files are a container, a duplicate, one without a slice, and one that is no audio."""
     monkeypatch.setattr(commits, "LOOSE_AT_MOST", loose_at_most)
@@ -171,7 +182,9 @@ def test_prepare_goes_on_with_a_restored_corpus(
 
 def test_encode_goes_on_with_a_restored_corpus(local_ray: None, few_loops: Path, tmp_path: Path, encoder: Path) -> None:
     shutil.copytree(few_loops, tmp_path / "in")
-    options = EncodeOptions(input_dir=str(tmp_path / "in"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
+    options = EncodeOptions(
+        input_dir=str(tmp_path / "in"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1
+    )
     first = encode(options)
     touch(tmp_path / "in" / "loop_mika.flac")
     assert {**encode(options), "seconds": 0} == {**first, "seconds": 0}

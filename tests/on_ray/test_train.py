@@ -37,7 +37,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
-    settings: dict[str, Any] = {"max_train_steps": 30, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "preview_count": 0}
+    settings: dict[str, Any] = {
+        "max_train_steps": 30,
+        "train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": 5,
+        "num_workers": 1,
+        "preview_count": 0,
+    }
     return TrainOptions(dataset_name=str(dataset), output_dir=str(output), **(settings | changes))
 
 
@@ -59,10 +66,18 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_finished_model_is_published_without_another_run(run: Path, dataset: Path, hub: Hub, tmp_path: Path) -> None:
-    options = {**_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers"}), "push_to_hub": "tester/trained"}
+    options = {
+        **_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers"}),
+        "push_to_hub": "tester/trained",
+    }
     flags = [f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool)]
     done = subprocess.run(
-        [sys.executable, "jobs/train.py", *flags], cwd=ROOT, env=os.environ | hub.environment(tmp_path / "cache"), capture_output=True, text=True, check=False
+        [sys.executable, "jobs/train.py", *flags],
+        cwd=ROOT,
+        env=os.environ | hub.environment(tmp_path / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 30
@@ -86,7 +101,9 @@ def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run
 def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, dataset: Path, tmp_path: Path) -> None:
     train(_options(dataset, tmp_path / "run", num_workers=4))
     assert _losses(tmp_path / "run") == pytest.approx(_losses(run), rel=1e-4)
-    expected, found = (torch.cat([tensor.flatten() for tensor in _weights(folder).values()]) for folder in (run, tmp_path / "run"))
+    expected, found = (
+        torch.cat([tensor.flatten() for tensor in _weights(folder).values()]) for folder in (run, tmp_path / "run")
+    )
     assert float((expected - found).norm() / expected.norm()) < 1e-5
 
 
@@ -165,18 +182,26 @@ def test_what_a_kill_cuts_off_is_passed_over(run: Path, killed: Path, dataset: P
     assert not unfinished.exists()
 
 
-def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(local_ray: None, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"^training failed: gradient norm nan at step \d+ \(loss nan\): lower learning_rate$") as raised:
+def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(
+    local_ray: None, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        JobError, match=r"^training failed: gradient norm nan at step \d+ \(loss nan\): lower learning_rate$"
+    ) as raised:
         train(_options(dataset, tmp_path / "run", learning_rate=1e30))
     assert raised.value.__cause__ is None, "a worker's error, which Ray Train answers with more attempts"
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_a_finished_run_is_not_trained_again_and_needs_no_space(run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_is_not_trained_again_and_needs_no_space(
+    run: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     before = (run / "model" / "model_index.json").stat().st_mtime_ns
     assert train(_options(dataset, run))["steps"] == 30
-    assert train(_options(dataset, run, preset="tiny", prediction_type="v_prediction"))["steps"] == 30  # as is the default
+    assert (
+        train(_options(dataset, run, preset="tiny", prediction_type="v_prediction"))["steps"] == 30
+    )  # as is the default
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
 
 

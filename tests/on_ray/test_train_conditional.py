@@ -61,7 +61,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(local_ray: None, encoder: Path, tmp_path: Path) -> None:
+def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(
+    local_ray: None, encoder: Path, tmp_path: Path
+) -> None:
     audio, dataset, encodings, run = (str(tmp_path / name) for name in ("audio", "dataset", "encodings", "run"))
     Path(audio).mkdir()
     random = np.random.default_rng(0)
@@ -84,4 +86,6 @@ def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(local_
         loops = pipeline.generate(requests, encodings=own[kind][:4])
         for place, loop in enumerate(loops):
             (heard,) = network.encode([loop.audio], RATE)
-            assert np.linalg.norm(heard - own[kind][place]) < np.linalg.norm(heard - own[other][place]), f"{kind}, seed {place}"
+            assert np.linalg.norm(heard - own[kind][place]) < np.linalg.norm(heard - own[other][place]), (
+                f"{kind}, seed {place}"
+            )

@@ -50,31 +50,57 @@ def _encodings(file: Path, names: list[str]) -> str:
 def _model(folder: Path, mel: MelConfig, preset: Any = "tiny", encoding_dim: int | None = None) -> str:
     torch.manual_seed(1)
     network = build_network(preset, mel, encoding_dim=encoding_dim)
-    save_model(folder, network, objective_for(preset, prediction_type="epsilon").scheduler("ddpm"), mel, ModelRecord(recipe={}, data_digest="", metrics={}))
+    save_model(
+        folder,
+        network,
+        objective_for(preset, prediction_type="epsilon").scheduler("ddpm"),
+        mel,
+        ModelRecord(recipe={}, data_digest="", metrics={}),
+    )
     return str(folder)
 
 
 def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> None:
     names = sorted(MelDataset(str(dataset)).audio_files())
     some = _encodings(tmp_path / "some.parquet", names[1:])
-    _refused(dataset, tmp_path / "run", rf"^encodings {some}: no encoding for {names[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
+    _refused(
+        dataset,
+        tmp_path / "run",
+        rf"^encodings {some}: no encoding for {names[0]}: encode the dataset",
+        preset="tiny-conditional",
+        encodings=some,
+    )
 
 
 def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: Path) -> None:
-    trained, apart = (sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN_SPLIT, VALIDATION_SPLIT))
+    trained, apart = (
+        sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
+    )
     some = _encodings(tmp_path / "some.parquet", trained + apart[1:])
-    _refused(held_out, tmp_path / "run", rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset", preset="tiny-conditional", encodings=some)
+    _refused(
+        held_out,
+        tmp_path / "run",
+        rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset",
+        preset="tiny-conditional",
+        encodings=some,
+    )
 
 
 def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path: Path) -> None:
     data = MelDataset(str(dataset))
     names = sorted(data.audio_files())
-    start = load_training_inputs(_options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names)))
+    start = load_training_inputs(
+        _options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names))
+    )
     batch = start.order(seed=0).batch(range(data.rows))
     assert start.encodings is not None
     assert batch.encodings is not None
     assert batch.images is not None
-    own = {data.image(group, row).tobytes(): data.audio_file(group, row) for group, (_, _, rows) in enumerate(data.groups) for row in range(rows)}
+    own = {
+        data.image(group, row).tobytes(): data.audio_file(group, row)
+        for group, (_, _, rows) in enumerate(data.groups)
+        for row in range(rows)
+    }
     expected = start.encodings.vectors_for([own[image.tobytes()] for image in batch.images])
     assert np.array_equal(batch.encodings, expected)
     assert data.audio_files() == set(data.column("audio_file"))
@@ -83,9 +109,20 @@ def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path:
 def test_conditional_presets_and_encodings_need_each_other(dataset: Path, tmp_path: Path) -> None:
     encodings = _encodings(tmp_path / "all.parquet", sorted(MelDataset(str(dataset)).audio_files()))
     _refused(dataset, tmp_path / "run", "preset tiny takes no encodings", encodings=encodings)
-    _refused(dataset, tmp_path / "run", "preset tiny-conditional is conditional: give it encodings", preset="tiny-conditional")
+    _refused(
+        dataset,
+        tmp_path / "run",
+        "preset tiny-conditional is conditional: give it encodings",
+        preset="tiny-conditional",
+    )
     model = _model(tmp_path / "conditional", MelDataset(str(dataset)).mel, "tiny-conditional", encoding_dim=5)
-    _refused(dataset, tmp_path / "run", rf"the model takes encodings of 5 values, {encodings} holds some of 8$", from_pretrained=model, encodings=encodings)
+    _refused(
+        dataset,
+        tmp_path / "run",
+        rf"the model takes encodings of 5 values, {encodings} holds some of 8$",
+        from_pretrained=model,
+        encodings=encodings,
+    )
     _refused(dataset, tmp_path / "run", "the model takes encodings of 5 values, none are given$", from_pretrained=model)
 
 
@@ -93,10 +130,21 @@ def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path
     mel = MelDataset(str(dataset)).mel
     other = mel.model_copy(update={"hop_length": 512, "n_iter": 1})
     model = _model(tmp_path / "model", other)
-    _refused(dataset, tmp_path / "run", r"other mel parameters \(hop_length 512 there, 1024 in the dataset\)", from_pretrained=model)
+    _refused(
+        dataset,
+        tmp_path / "run",
+        r"other mel parameters \(hop_length 512 there, 1024 in the dataset\)",
+        from_pretrained=model,
+    )
     save_vae(tmp_path / "vae", build_vae("vae-tiny", mel))
     (tmp_path / "vae" / "mel_config.json").write_text(other.to_json())
-    _refused(dataset, tmp_path / "run", r"hop_length 512 there, 1024 in the dataset", preset="tiny-latent", vae=str(tmp_path / "vae"))
+    _refused(
+        dataset,
+        tmp_path / "run",
+        r"hop_length 512 there, 1024 in the dataset",
+        preset="tiny-latent",
+        vae=str(tmp_path / "vae"),
+    )
 
 
 def test_a_model_is_gone_on_from_with_its_weights_and_objective(dataset: Path, tmp_path: Path) -> None:
@@ -121,7 +169,9 @@ def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Pa
 
 def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_path: Path) -> None:
     names = sorted(MelDataset(str(dataset)).audio_files())
-    options = _options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names))
+    options = _options(
+        dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names)
+    )
     before = options.settings(**load_training_inputs(options).digests)
     (tmp_path / "all.parquet").write_bytes(encoded_table(names, np.ones((len(names), DIM), np.float32), "test", "0"))
     after = options.settings(**load_training_inputs(options).digests)
@@ -134,9 +184,16 @@ def test_dropout_without_encodings_is_refused(dataset: Path, tmp_path: Path) -> 
     _refused(dataset, tmp_path / "run", words, from_pretrained=model, conditioning_dropout=0.1)
 
 
-def test_an_optimizer_that_no_worker_can_make_is_refused(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_no_worker_can_make_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = {"optimizer": "adamw_8bit", "num_workers": 1}
-    _refused(dataset, tmp_path / "run", "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$", **asked)
+    _refused(
+        dataset,
+        tmp_path / "run",
+        "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$",
+        **asked,
+    )
     monkeypatch.setattr("audiodiff_platform.training_job.uses_gpus", lambda device: True)
     monkeypatch.setattr("audiodiff_platform.training_job.free", lambda kind: 1)
     monkeypatch.setattr("audiodiff_platform.training_job.require_resources", lambda workers, gpus_each: None)
@@ -148,23 +205,48 @@ def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, t
     mel = json.loads((dataset / "mel_config.json").read_text())
     shutil.copytree(dataset, tmp_path / "small")
     (tmp_path / "small" / "mel_config.json").write_text(json.dumps({**mel, "y_res": 16}))
-    options = {"dataset_name": str(tmp_path / "small"), "output_dir": str(tmp_path / "run"), "preset": "vae-tiny", "num_workers": 1}
-    with pytest.raises(ValueError, match=r"^images of 32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0$"):
+    options = {
+        "dataset_name": str(tmp_path / "small"),
+        "output_dir": str(tmp_path / "run"),
+        "preset": "vae-tiny",
+        "num_workers": 1,
+    }
+    with pytest.raises(
+        ValueError,
+        match=r"^images of 32x16 are too small for the discriminator, which needs 24: set adversarial_weight 0$",
+    ):
         train_vae(validated(TrainVaeOptions, options, "test"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset: Path, tmp_path: Path) -> None:
-    _refused(dataset, tmp_path / "run", "^scheduler ddim does not go with prediction_type flow: use flow_euler", prediction_type="flow", scheduler="ddim")
+    _refused(
+        dataset,
+        tmp_path / "run",
+        "^scheduler ddim does not go with prediction_type flow: use flow_euler",
+        prediction_type="flow",
+        scheduler="ddim",
+    )
     model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
-    _refused(dataset, tmp_path / "run", "^scheduler flow_euler does not go with prediction_type epsilon", from_pretrained=model, scheduler="flow_euler")
+    _refused(
+        dataset,
+        tmp_path / "run",
+        "^scheduler flow_euler does not go with prediction_type epsilon",
+        from_pretrained=model,
+        scheduler="flow_euler",
+    )
 
 
 @pytest.mark.parametrize(
     "stated",
     [
         {"preset": "tiny"},
-        {"prediction_type": "v_prediction", "zero_terminal_snr": True, "beta_schedule": "linear", "conditioning_dropout": 0.0},
+        {
+            "prediction_type": "v_prediction",
+            "zero_terminal_snr": True,
+            "beta_schedule": "linear",
+            "conditioning_dropout": 0.0,
+        },
     ],
 )
 def test_a_default_and_its_statement_are_one_training(dataset: Path, tmp_path: Path, stated: dict[str, Any]) -> None:
@@ -185,7 +267,9 @@ def test_what_is_learned_from_a_model_is_stated_too(dataset: Path, tmp_path: Pat
     start = load_training_inputs(options)
     resolved = options.resolved(start.objective)
     assert (resolved.preset, resolved.prediction_type, resolved.conditioning_dropout) == (None, "epsilon", 0.1)
-    assert load_training_inputs(TrainOptions.model_validate(resolved.model_dump(mode="json"))).objective == start.objective
+    assert (
+        load_training_inputs(TrainOptions.model_validate(resolved.model_dump(mode="json"))).objective == start.objective
+    )
     spelled = _options(dataset, tmp_path, **given, prediction_type="epsilon", conditioning_dropout=0.1)
     assert spelled.resolved(load_training_inputs(spelled).objective) == resolved
 
@@ -201,7 +285,9 @@ def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_the_best_by_distance_needs_previews(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="best_by frechet with preview_count 4: the distance is taken from 64 previews on"):
+    with pytest.raises(
+        ValueError, match="best_by frechet with preview_count 4: the distance is taken from 64 previews on"
+    ):
         _options(dataset, tmp_path, keep="best", best_by="frechet")
 
 
@@ -220,7 +306,9 @@ def test_checkpoints_that_are_there_need_no_more_space(tmp_path: Path, monkeypat
     with pytest.raises(ValueError, match="training needs about"):
         require_space(options, output, parameters=100)
     for step in (10, 20, 30):
-        put_checkpoint(output, checkpoint_name(step, "aaaa"), lambda folder: _fill(folder / "weights", each), {"step": step})
+        put_checkpoint(
+            output, checkpoint_name(step, "aaaa"), lambda folder: _fill(folder / "weights", each), {"step": step}
+        )
     require_space(options, output, parameters=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=each - 1))
     with pytest.raises(ValueError, match="training needs about"):
@@ -235,7 +323,12 @@ def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     _refused(dataset, run, "^resume must: .* holds no whole checkpoint to go on from: use resume auto", resume="must")
     put_checkpoint(Folder(str(run)), checkpoint_name(7, "aaaa"), lambda folder: None, {"step": 7})
-    _refused(dataset, run, "^resume never: .* holds a checkpoint .state/step-000000007-aaaa.: use another folder", resume="never")
+    _refused(
+        dataset,
+        run,
+        "^resume never: .* holds a checkpoint .state/step-000000007-aaaa.: use another folder",
+        resume="never",
+    )
     assert (run / "state" / "step-000000007-aaaa" / PROGRESS).exists()
 
 
@@ -243,7 +336,9 @@ def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:
     ("workers", "batch", "usable"),
     [("2:8", 16, [2, 3, 4, 5, 6, 7, 8]), ("3:5", 4, [3, 4]), ("3:3", 6, [3])],
 )
-def test_an_elastic_range_uses_every_number_up_to_the_batch(tmp_path: Path, workers: str, batch: int, usable: list[int]) -> None:
+def test_an_elastic_range_uses_every_number_up_to_the_batch(
+    tmp_path: Path, workers: str, batch: int, usable: list[int]
+) -> None:
     options = TrainOptions(dataset_name="x", output_dir=str(tmp_path), num_workers=workers, train_batch_size=batch)
     assert isinstance(options.num_workers, tuple)
     assert list(options.usable_workers(*options.num_workers)) == usable
@@ -258,24 +353,40 @@ def test_an_elastic_range_uses_every_number_up_to_the_batch(tmp_path: Path, work
         (["--num_workers", "4:2"], "num_workers 4:2 is not a range"),
         (["--num_workers", "0"], "num_workers 0 is not a number from 1 on"),
         (["--num_workers", "17"], r"num_workers 17 is more than train_batch_size \(16\): each worker needs a sample"),
-        (["--report_to", "wandb"], "report_to wandb: wandb cannot be imported: pip install 'audiodiff\\[wandb\\]', or report_to none"),
+        (
+            ["--report_to", "wandb"],
+            "report_to wandb: wandb cannot be imported: pip install 'audiodiff\\[wandb\\]', or report_to none",
+        ),
         (["--prediction_type", "epsilon", "--zero_terminal_snr", "true"], "epsilon cannot have zero_terminal_snr"),
         (["--prediction_type", "flow", "--min_snr_gamma", "5"], r"prediction_type flow cannot have min_snr_gamma 5\.0"),
     ],
 )
 def test_mistakes_of_the_command_line(dataset: Path, tmp_path: Path, flags: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        train(from_command_line(TrainOptions, "train", ["--dataset_name", str(dataset), "--output_dir", str(tmp_path / "run"), *flags], ""))
+        train(
+            from_command_line(
+                TrainOptions,
+                "train",
+                ["--dataset_name", str(dataset), "--output_dir", str(tmp_path / "run"), *flags],
+                "",
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_names_of_trackers_in_one_or_several_flags(tmp_path: Path) -> None:
     def told(*flags: str) -> tuple[str, ...]:
-        return from_command_line(TrainOptions, "train", ["--dataset_name", "x", "--output_dir", str(tmp_path), *flags], "").report_to
+        return from_command_line(
+            TrainOptions, "train", ["--dataset_name", "x", "--output_dir", str(tmp_path), *flags], ""
+        ).report_to
 
     assert told() == ("tensorboard",)
     assert told("--report_to", "none") == ()
-    assert told("--report_to", "tensorboard,mlflow") == told("--report_to", "tensorboard", "--report_to", "mlflow") == ("tensorboard", "mlflow")
+    assert (
+        told("--report_to", "tensorboard,mlflow")
+        == told("--report_to", "tensorboard", "--report_to", "mlflow")
+        == ("tensorboard", "mlflow")
+    )
 
 
 def test_an_unreachable_bucket_is_named(dataset: Path, stores: Any) -> None:

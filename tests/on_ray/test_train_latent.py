@@ -20,7 +20,14 @@ from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 
-COMMON: dict[str, Any] = {"train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1, "report_to": (), "preview_count": 0}
+COMMON: dict[str, Any] = {
+    "train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 5,
+    "num_workers": 1,
+    "report_to": (),
+    "preview_count": 0,
+}
 
 
 def _lines(run: Path) -> list[dict[str, float]]:
@@ -32,7 +39,14 @@ def vae(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     """A finished training of a small autoencoder, its discriminator from step 10 on."""
     run = tmp_path_factory.mktemp("vae") / "run"
     common = {name: value for name, value in COMMON.items() if name != "preview_count"}
-    options = TrainVaeOptions(dataset_name=str(dataset), output_dir=str(run), preset="vae-tiny", max_train_steps=20, adversarial_start=10, **common)
+    options = TrainVaeOptions(
+        dataset_name=str(dataset),
+        output_dir=str(run),
+        preset="vae-tiny",
+        max_train_steps=20,
+        adversarial_start=10,
+        **common,
+    )
     summary = train_vae(options)
     assert summary["steps"] == 20
     again = train_vae(options)
@@ -48,9 +62,15 @@ def test_the_autoencoder_is_diffusers_with_a_measured_scale(vae: Path, dataset: 
     data = MelDataset(str(dataset))
     images = torch.from_numpy(np.stack([data.all_images()])).permute(1, 0, 2, 3) / 127.5 - 1
     with torch.no_grad():
-        latents = network.encode(images).latent_dist.sample(generator=torch.Generator().manual_seed(0)) * network.config.scaling_factor
+        latents = (
+            network.encode(images).latent_dist.sample(generator=torch.Generator().manual_seed(0))
+            * network.config.scaling_factor
+        )
     assert float(latents.std()) == pytest.approx(1, abs=0.05)
-    assert json.loads((vae / "model" / "audiodiff.json").read_text())["metrics"]["scaling_factor"] == network.config.scaling_factor
+    assert (
+        json.loads((vae / "model" / "audiodiff.json").read_text())["metrics"]["scaling_factor"]
+        == network.config.scaling_factor
+    )
     first, second = _lines(vae)
     assert "discriminator" not in first
     assert second["discriminator"] > 0
@@ -58,7 +78,15 @@ def test_the_autoencoder_is_diffusers_with_a_measured_scale(vae: Path, dataset: 
 
 
 def test_latents_made_before_train_as_those_made_meanwhile(vae: Path, dataset: Path, tmp_path: Path) -> None:
-    encode(EncodeOptions(dataset_name=str(dataset), output_dir=str(tmp_path / "latents"), latents=True, vae=str(vae / "model"), num_workers=1))
+    encode(
+        EncodeOptions(
+            dataset_name=str(dataset),
+            output_dir=str(tmp_path / "latents"),
+            latents=True,
+            vae=str(vae / "model"),
+            num_workers=1,
+        )
+    )
     runs = {name: tmp_path / name for name in ("meanwhile", "before")}
     for name, more in (("meanwhile", {}), ("before", {"latents": str(tmp_path / "latents")})):
         options = {**COMMON, "preset": "tiny-latent", "vae": str(vae / "model"), "max_train_steps": 20, **more}
@@ -75,7 +103,12 @@ def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: P
     names = sorted(MelDataset(str(dataset)).audio_files())
     vectors = np.random.default_rng(0).standard_normal((len(names), 8)).astype(np.float32)
     (tmp_path / "encodings.parquet").write_bytes(encoded_table(names, vectors, "test", "0"))
-    options = {**COMMON, "preset": "tiny-conditional", "encodings": str(tmp_path / "encodings.parquet"), "max_train_steps": 20}
+    options = {
+        **COMMON,
+        "preset": "tiny-conditional",
+        "encodings": str(tmp_path / "encodings.parquet"),
+        "max_train_steps": 20,
+    }
     options |= {"report_to": ("tensorboard",), "preview_count": 1}
     train(TrainOptions(dataset_name=str(dataset), output_dir=str(tmp_path / "run"), **options))
     first, second = _lines(tmp_path / "run")
@@ -85,6 +118,7 @@ def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: P
     assert list((tmp_path / "run" / "tensorboard" / "validation").iterdir())
     requests = [GenerateRequest(seed=0, steps=2, guidance_scale=scale) for scale in (1.0, 3.0)]
     plain, guided = (
-        next(iter(model.pipeline(ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image for request in requests
+        next(iter(model.pipeline(ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image
+        for request in requests
     )
     assert not np.array_equal(plain, guided)

@@ -44,14 +44,26 @@ def split(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("split") / "mel"
     prepare(
         PrepareOptions(
-            input_dir=str(loops), output_dir=str(folder), resolution="32", hop_length=1024, overlap=0.5, validation_fraction=0.3, num_workers=2
+            input_dir=str(loops),
+            output_dir=str(folder),
+            resolution="32",
+            hop_length=1024,
+            overlap=0.5,
+            validation_fraction=0.3,
+            num_workers=2,
         )
     )
     return folder
 
 
 def _options(dataset: Path, output: str, **changes: Any) -> TrainOptions:
-    settings: dict[str, Any] = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
+    settings: dict[str, Any] = {
+        "max_train_steps": 20,
+        "train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": 5,
+        "num_workers": 1,
+    }
     return TrainOptions(dataset_name=str(dataset), output_dir=output, **(settings | changes))
 
 
@@ -101,7 +113,9 @@ def test_tensorboard_shows_figures_pictures_and_sounds(run: Path) -> None:
     figures = _board(run / "tensorboard" / "train")
     assert {"loss", "gradient_norm", "learning_rate", "samples_per_second"} <= set(figures.Tags()["scalars"])
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [(event.step, event.value) for event in figures.Scalars("loss")] == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert [(event.step, event.value) for event in figures.Scalars("loss")] == [
+        (line["step"], pytest.approx(line["loss"])) for line in lines
+    ]
     shown = _board(run / "tensorboard" / "validation")
     assert shown.Tags()["images"] == shown.Tags()["audio"] == ["seed 0", "seed 1"]
     (last,) = [event for event in shown.Audio("seed 1") if event.step == 20]
@@ -114,7 +128,9 @@ def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path
     output = Folder(str(run))
     name = whole_checkpoints(output)[-1]
     before = validation_results(output)[step_of(name)]
-    assert validate(name, _options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(before, rel=1e-6)
+    assert validate(name, _options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(
+        before, rel=1e-6
+    )
 
 
 def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_path: Path) -> None:
@@ -149,7 +165,13 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
 
     for name, function in (("validate", found), ("train_worker", patient_worker)):
         monkeypatch.setattr(train_module, name, function)
-    options = {"checkpoint_minutes": 1e-6, "checkpoints_kept": 1, "preview_count": FRECHET_FROM, "keep": "best", "best_by": "frechet"}
+    options = {
+        "checkpoint_minutes": 1e-6,
+        "checkpoints_kept": 1,
+        "preview_count": FRECHET_FROM,
+        "keep": "best",
+        "best_by": "frechet",
+    }
     summary = train(_options(split, str(tmp_path / "run"), **options))
     assert (summary["steps"], summary["frechet"]) == (10, 10.0)
 
@@ -158,11 +180,15 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
     def seen() -> str | None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
-    resources = validation_beside(validate, _options(split, str(tmp_path)), Group(workers=1, gpu=True)).task_config.fn_kwargs["resources"]
+    resources = validation_beside(
+        validate, _options(split, str(tmp_path)), Group(workers=1, gpu=True)
+    ).task_config.fn_kwargs["resources"]
     assert ray.get(ray.remote(seen).options(**resources).remote()) == ""
 
 
-def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_validation_that_dies_costs_only_itself(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Those of two checkpoints die while training waits for that, that of the last when the workers have finished."""
     begun, died = tmp_path / "begun", tmp_path / "died"
     begun.touch()
@@ -189,15 +215,28 @@ def test_a_validation_that_dies_costs_only_itself(split: Path, tmp_path: Path, m
 
     for name, function in (("validate", mortal), ("train_worker", waiting_worker), ("validation_beside", _beside_once)):
         monkeypatch.setattr(train_module, name, function)
-    options = _options(split, str(tmp_path / "run"), max_train_steps=30, checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
+    options = _options(
+        split,
+        str(tmp_path / "run"),
+        max_train_steps=30,
+        checkpoint_minutes=1e-6,
+        preview_count=0,
+        report_to=(),
+        keep="best",
+    )
     assert train(options)["steps"] == 30
     assert begun.read_text() == "begun\n", "the workers were started again"
     assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
     said = capsys.readouterr().err
-    assert "warning: keep best: no checkpoint that is left has a validation_loss, the model is the last one's (state/step-000000030" in said
+    assert (
+        "warning: keep best: no checkpoint that is left has a validation_loss, the model is the last one's (state/step-000000030"
+        in said
+    )
 
 
-def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The workers have ended by then, and with the dead one Ray Train gives up what waits behind it."""
     workers = tmp_path / "workers"
     workers.touch()
@@ -220,7 +259,9 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(split: P
 
     for name, function in (("validate", mortal), ("train_worker", told_worker), ("validation_beside", _beside_once)):
         monkeypatch.setattr(train_module, name, function)
-    options = _options(split, str(tmp_path / "run"), checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best")
+    options = _options(
+        split, str(tmp_path / "run"), checkpoint_minutes=1e-6, preview_count=0, report_to=(), keep="best"
+    )
     summary = train(options)
     assert (summary["steps"], summary["validation_loss"]) == (20, 0.5)
     assert in_validation(Folder(options.output_dir)) == {}
@@ -235,7 +276,9 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
         return {"begun": in_validation(Folder(options["output_dir"]))}
 
     config = validation_beside(succeeds, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
-    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
+        **config.ray_remote_kwargs
+    )
     found = []
     for begun in (0, TASKS_AT_MOST):
         queue_for_validation(output, name)
@@ -258,7 +301,9 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
         return {"begun": in_validation(Folder(options["output_dir"]))[name]}
 
     config = validation_beside(ended, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
-    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
+        **config.ray_remote_kwargs
+    )
     queue_for_validation(output, name)
     assert ray.get(task.remote()) == {"begun": 2}
     assert in_validation(output) == {}
@@ -268,7 +313,9 @@ def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_pat
     """What it has in hand would hold up those after it."""
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
     config = validation_beside(lambda name, options: {}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
-    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
+        **config.ray_remote_kwargs
+    )
     queue_for_validation(output, name)
     (mark,) = output.names("_in_validation/*")
     output.write(mark, b"{")
@@ -279,13 +326,19 @@ def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_pat
 
 def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: Path, tmp_path: Path) -> None:
     name = "state/step-000000010-aaaa"
-    config = validation_beside(lambda name, options: {"found": 1}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
-    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(**config.ray_remote_kwargs)
+    config = validation_beside(
+        lambda name, options: {"found": 1}, _options(split, str(tmp_path)), Group(workers=1, gpu=False)
+    )
+    task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
+        **config.ray_remote_kwargs
+    )
     queue_for_validation(Folder(str(tmp_path)), name)
     assert [ray.get(task.remote()) for _ in range(2)] == [{"found": 1}, {}]
 
 
-def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_in_validation_outlives_its_workers(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Workers die while the first checkpoint is validated; their successors write more, of which one is kept, before its result makes it the best."""
     seen, result_due = tmp_path / "seen", tmp_path / "result-due"
 
@@ -314,7 +367,13 @@ def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: 
 
     for name, function in (("validate", slow), ("train_worker", mortal_worker)):
         monkeypatch.setattr(train_module, name, function)
-    short = {"max_train_steps": 50, "checkpoint_minutes": 1e-6, "checkpoints_kept": 1, "preview_count": 0, "report_to": ()}
+    short = {
+        "max_train_steps": 50,
+        "checkpoint_minutes": 1e-6,
+        "checkpoints_kept": 1,
+        "preview_count": 0,
+        "report_to": (),
+    }
     options = _options(split, str(tmp_path / "run"), keep="best", **short)
     assert train(options)["steps"] == 10
     assert [step_of(name) for name in seen.read_text().split()] == [10, 40]
@@ -324,7 +383,10 @@ def test_a_checkpoint_in_validation_outlives_its_workers(split: Path, tmp_path: 
 def test_a_run_on_an_object_store_survives_its_faults(split: Path, stores: Stores, run: Path, kind: str) -> None:
     store: Store = getattr(stores, kind)
     uri = f"{store.make_bucket()}/run"
-    faults = [store.fail_write("unavailable", f"{uri}/state/step-000000010", times=2), store.fail_write("drop", f"{uri}/state/step-000000020")]
+    faults = [
+        store.fail_write("unavailable", f"{uri}/state/step-000000010", times=2),
+        store.fail_write("drop", f"{uri}/state/step-000000020"),
+    ]
     train(_options(split, uri, checkpoint_minutes=1e-6, preview_count=1))
     assert [fault.fired for fault in faults] == [2, 1]
     output = Folder(uri)
@@ -340,7 +402,13 @@ def test_a_run_on_an_object_store_survives_its_faults(split: Path, stores: Store
 
 
 def test_an_autoencoder_is_validated_by_its_reconstructions(split: Path, tmp_path: Path) -> None:
-    common = {"max_train_steps": 20, "train_batch_size": 4, "learning_rate": 1e-3, "lr_warmup_steps": 5, "num_workers": 1}
+    common = {
+        "max_train_steps": 20,
+        "train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_warmup_steps": 5,
+        "num_workers": 1,
+    }
     train_vae(TrainVaeOptions(dataset_name=str(split), output_dir=str(tmp_path), preset="vae-tiny", **common))
     images = MelDataset(str(split), VALIDATION_SPLIT).all_images()
     vae = load_vae(tmp_path / "model")

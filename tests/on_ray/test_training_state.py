@@ -43,7 +43,9 @@ def _saves(text: str) -> Callable[[Path], None]:
 @pytest.fixture(params=["local", "s3", "gs"])
 def output(request: pytest.FixtureRequest, stores: Stores, tmp_path: Path) -> Folder:
     """An empty run folder of each kind."""
-    return Folder(str(tmp_path / "run") if request.param == "local" else f"{getattr(stores, request.param).make_bucket()}/run")
+    return Folder(
+        str(tmp_path / "run") if request.param == "local" else f"{getattr(stores, request.param).make_bucket()}/run"
+    )
 
 
 def _put(output: Folder, step: int, attempt: str = "aaaa") -> str:
@@ -126,8 +128,14 @@ def test_numbers_that_are_not_finite_are_not_the_best(output: Folder) -> None:
 def test_the_best_is_told_by_the_figure_that_is_asked_for(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     for step, loss, distance in ((10, 0.3, 0.5), (20, 0.1, 0.9)):
-        output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": loss, "frechet": distance, "n_candidate": 64})
-    assert [best_checkpoint(output, figure) for figure in ("validation_loss", "frechet", "kernel")] == [names[1], names[0], None]
+        output.write_json(
+            f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": loss, "frechet": distance, "n_candidate": 64}
+        )
+    assert [best_checkpoint(output, figure) for figure in ("validation_loss", "frechet", "kernel")] == [
+        names[1],
+        names[0],
+        None,
+    ]
     output.write_json(f"{VALIDATION_RESULTS}/30.json", {"frechet": 0.7, "n_candidate": 64})
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5, "n_candidate": 128})
     assert best_checkpoint(output, "frechet") == names[2], "distances of other numbers of previews were compared"

@@ -18,11 +18,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_tilde_is_the_home_folder(home: Path) -> None:
     """Which a shell leaves as it is in --output_dir=~/runs, and YAML always."""
-    options = with_usable_paths(TrainOptions(dataset_name="~/mel", output_dir="~/runs", vae="~/vae", preset="tiny-latent"))
+    options = with_usable_paths(
+        TrainOptions(dataset_name="~/mel", output_dir="~/runs", vae="~/vae", preset="tiny-latent")
+    )
     assert (options.dataset_name, options.output_dir, options.vae) == (f"{home}/mel", f"{home}/runs", f"{home}/vae")
     assert usable_encoder("clap:~/clap") == f"clap:{home}/clap"
     assert usable_path("output_dir", "./~") == str(home.parent / "~")
-    with pytest.raises(ValueError, match=r"^output_dir ~no-such-user/runs: no such user's home: name the path itself, or \./~no-such-user/runs"):
+    with pytest.raises(
+        ValueError,
+        match=r"^output_dir ~no-such-user/runs: no such user's home: name the path itself, or \./~no-such-user/runs",
+    ):
         usable_path("output_dir", "~no-such-user/runs")
 
 

@@ -9,8 +9,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import unquote
 
-OF_ONE_CONNECTION = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "te", "trailer", "upgrade"}
-NAMED_IN_BODY = 1000  # bytes of a body that are searched: GCS's multipart uploads name the object there and not in the URL
+OF_ONE_CONNECTION = {
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "content-length",
+    "expect",
+    "te",
+    "trailer",
+    "upgrade",
+}
+NAMED_IN_BODY = (
+    1000  # bytes of a body that are searched: GCS's multipart uploads name the object there and not in the URL
+)
 
 Action = Literal["throttle", "unavailable", "cut", "drop", "lose", "gather"]
 GATHERED_WITHIN_S = 30.0

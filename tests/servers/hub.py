@@ -74,7 +74,12 @@ class Commit:
             parts = path.removeprefix(prefix).split("/")
             for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
                 inner = prefix + "/".join(parts[:depth])
-                entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": hashlib.sha1(inner.encode()).hexdigest()}
+                entries[inner] = {
+                    "type": "directory",
+                    "path": inner,
+                    "size": 0,
+                    "oid": hashlib.sha1(inner.encode()).hexdigest(),
+                }
             if recursive or len(parts) == 1:
                 entries[path] = file.entry(path)
         return list(entries.values())
@@ -83,7 +88,9 @@ class Commit:
 @dataclass
 class Repository:
     private: bool
-    commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {".gitattributes": File(ATTRIBUTES, is_lfs=False)})])
+    commits: list[Commit] = field(
+        default_factory=lambda: [Commit("initial commit", {".gitattributes": File(ATTRIBUTES, is_lfs=False)})]
+    )
 
     def at(self, revision: str) -> Commit:
         for commit in reversed(self.commits):
@@ -152,9 +159,15 @@ class _Contents:
                 Route(repository + "/paths-info/{revision}", self.paths, methods=["POST"]),
                 Route(repository + "/preupload/{revision}", self.preupload, methods=["POST"]),
                 Route(repository + "/commit/{revision}", self.commit, methods=["POST"]),
-                *[Route(f"{prefix}/{{owner}}/{{name}}.git/info/lfs/objects/batch", self.large_batch, methods=["POST"]) for prefix in ("/datasets", "")],
+                *[
+                    Route(f"{prefix}/{{owner}}/{{name}}.git/info/lfs/objects/batch", self.large_batch, methods=["POST"])
+                    for prefix in ("/datasets", "")
+                ],
                 Route("/lfs/{oid}", self.large_upload, methods=["PUT"]),
-                *[Route(f"{prefix}/{{owner}}/{{name}}/resolve/{{revision}}/{{path:path}}", self.content) for prefix in ("/datasets", "")],
+                *[
+                    Route(f"{prefix}/{{owner}}/{{name}}/resolve/{{revision}}/{{path:path}}", self.content)
+                    for prefix in ("/datasets", "")
+                ],
             ],
             exception_handlers={_Refusal: self.refuse, 404: self.not_found},
         )
@@ -180,7 +193,15 @@ class _Contents:
 
     async def whoami(self, request: Request) -> Response:
         self._require_token(request)
-        return JSONResponse({"type": "user", "name": OWNER, "fullname": OWNER, "orgs": [], "auth": {"accessToken": {"displayName": "tests", "role": "write"}}})
+        return JSONResponse(
+            {
+                "type": "user",
+                "name": OWNER,
+                "fullname": OWNER,
+                "orgs": [],
+                "auth": {"accessToken": {"displayName": "tests", "role": "write"}},
+            }
+        )
 
     async def validate_card(self, request: Request) -> Response:
         return JSONResponse({"errors": [], "warnings": []})
@@ -200,13 +221,31 @@ class _Contents:
         commit = repository.at(request.path_params.get("revision", "main"))
         name = "{owner}/{name}".format(**request.path_params)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
-        known = {"id": name, "author": request.path_params["owner"], "private": repository.private, "gated": False, "disabled": False}
-        return JSONResponse({**known, "sha": commit.oid, "lastModified": commit.date, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
+        known = {
+            "id": name,
+            "author": request.path_params["owner"],
+            "private": repository.private,
+            "gated": False,
+            "disabled": False,
+        }
+        return JSONResponse(
+            {
+                **known,
+                "sha": commit.oid,
+                "lastModified": commit.date,
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+                "siblings": siblings,
+            }
+        )
 
     async def tree(self, request: Request) -> Response:
         commit = self._commit(request)
         prefix = request.path_params.get("path", "").rstrip("/")
-        entries = commit.folder(prefix + "/" if prefix else "", recursive=request.query_params.get("recursive", "").lower() == "true")
+        entries = commit.folder(
+            prefix + "/" if prefix else "", recursive=request.query_params.get("recursive", "").lower() == "true"
+        )
         if prefix and not entries:
             raise _Refusal(404, "EntryNotFound", f"{prefix} does not exist")
         return JSONResponse(entries)
@@ -223,14 +262,25 @@ class _Contents:
         for file in (await request.json())["files"]:
             path = file["path"]
             mode = "lfs" if path.endswith(LFS_SUFFIXES) or file["size"] > 10_000_000 else "regular"
-            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": files[path].etag if path in files else None})
+            answers.append(
+                {
+                    "path": path,
+                    "uploadMode": mode,
+                    "shouldIgnore": False,
+                    "oid": files[path].etag if path in files else None,
+                }
+            )
         return JSONResponse({"files": answers})
 
     async def large_batch(self, request: Request) -> Response:
         self._require_token(request)
         objects = []
         for wanted in (await request.json())["objects"]:
-            actions = {} if wanted["oid"] in self.large else {"actions": {"upload": {"href": f"{request.base_url}lfs/{wanted['oid']}"}}}
+            actions = (
+                {}
+                if wanted["oid"] in self.large
+                else {"actions": {"upload": {"href": f"{request.base_url}lfs/{wanted['oid']}"}}}
+            )
             objects.append({**wanted, **actions})
         return JSONResponse({"transfer": "basic", "objects": objects})
 
@@ -253,14 +303,18 @@ class _Contents:
             if item["key"] == "header":
                 title = value["summary"]
                 if value.get("parentCommit", last.oid) != last.oid:
-                    raise _Refusal(412, "PreconditionFailed", "A commit has happened since. Please refresh and try again.")
+                    raise _Refusal(
+                        412, "PreconditionFailed", "A commit has happened since. Please refresh and try again."
+                    )
             elif item["key"] == "file":
                 files[value["path"]] = File(base64.b64decode(value["content"]), is_lfs=False)
             elif item["key"] == "lfsFile":
                 files[value["path"]] = File(self.large[value["oid"]], is_lfs=True)
             else:
                 removed = value["path"].rstrip("/")
-                files = {path: file for path, file in files.items() if path != removed and not path.startswith(removed + "/")}
+                files = {
+                    path: file for path, file in files.items() if path != removed and not path.startswith(removed + "/")
+                }
         repository.commits.append(Commit(title, files))
         oid = repository.at("main").oid
         page = _page(request, request.path_params["kind"], "{owner}/{name}".format(**request.path_params))
@@ -272,7 +326,12 @@ class _Contents:
         if path not in commit.files:
             raise _Refusal(404, "EntryNotFound", f"{path} does not exist")
         file = commit.files[path]
-        headers = {"ETag": f'"{file.etag}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes", "Content-Length": str(len(file.content))}
+        headers = {
+            "ETag": f'"{file.etag}"',
+            "X-Repo-Commit": commit.oid,
+            "Accept-Ranges": "bytes",
+            "Content-Length": str(len(file.content)),
+        }
         if "Range" not in request.headers:
             return Response(file.content, 200, headers)
         first, _, last = request.headers["Range"].removeprefix("bytes=").partition("-")
@@ -287,7 +346,9 @@ class _Contents:
 
     def _repository(self, request: Request) -> Repository:
         """The repository of a URL; a private one shows itself to its owner only."""
-        kind = request.path_params.get("kind") or ("datasets" if request.url.path.startswith("/datasets/") else "models")
+        kind = request.path_params.get("kind") or (
+            "datasets" if request.url.path.startswith("/datasets/") else "models"
+        )
         repository = self.repositories.get((kind, "{owner}/{name}".format(**request.path_params)))
         if repository and repository.private:
             self._require_token(request)

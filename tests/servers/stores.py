@@ -26,7 +26,12 @@ from tests.servers.faults import Action, Answer, Fault, FaultyProxy, read_body
 AWS_ACCESS_KEY = "AKIAONLYINLOCALTESTS"
 AWS_SECRET_KEY = "only/in+local/tests/secret/key/of/aws/00"
 GCS_TOKEN = "ya29.only-in-local-tests-gcs-token"
-SECRETS = (AWS_ACCESS_KEY, AWS_SECRET_KEY, GCS_TOKEN, "BEGIN PRIVATE KEY")  # none may appear in a log, a dataset or an error message
+SECRETS = (
+    AWS_ACCESS_KEY,
+    AWS_SECRET_KEY,
+    GCS_TOKEN,
+    "BEGIN PRIVATE KEY",
+)  # none may appear in a log, a dataset or an error message
 
 PAGE = 10  # objects in an answer to a listing; real stores give 1000 and may give fewer, so a reader of the first page alone is found out
 GCSFS_LAST_BOUNDARY = b"\n--==0==--"
@@ -38,7 +43,11 @@ def _s3_answer(status: int, code: str, message: str) -> Answer:
 
 
 def _gcs_answer(status: int, reason: str, message: str) -> Answer:
-    error = {"code": status, "message": message, "errors": [{"domain": "usageLimits", "reason": reason, "message": message}]}
+    error = {
+        "code": status,
+        "message": message,
+        "errors": [{"domain": "usageLimits", "reason": reason, "message": message}],
+    }
     return Answer(status, json.dumps({"error": error}).encode(), "application/json; charset=UTF-8")
 
 
@@ -47,7 +56,9 @@ S3_ANSWERS = {
     "unavailable": _s3_answer(500, "InternalError", "We encountered an internal error. Please try again."),
 }
 GCS_ANSWERS = {
-    "throttle": _gcs_answer(429, "rateLimitExceeded", "The rate of change requests to the object exceeds the rate limit."),
+    "throttle": _gcs_answer(
+        429, "rateLimitExceeded", "The rate of change requests to the object exceeds the rate limit."
+    ),
     "unavailable": _gcs_answer(503, "backendError", "We encountered an internal error. Please try again."),
 }
 
@@ -76,7 +87,12 @@ class Store:
     def fail_read(self, action: Action, uri: str, times: int = 1) -> Fault:
         """Fails the next reads of an object's content."""
         bucket, key = self._split(uri)
-        return self.proxy.inject(action, "GET", f"/{bucket}/{key}" if self.scheme == "s3" else f"/download/storage/v1/b/{bucket}/o/{key}", times)
+        return self.proxy.inject(
+            action,
+            "GET",
+            f"/{bucket}/{key}" if self.scheme == "s3" else f"/download/storage/v1/b/{bucket}/o/{key}",
+            times,
+        )
 
     def fail_write(self, action: Action, uri: str, times: int = 1) -> Fault:
         """Fails the next uploads of an object, or of a part of it."""
@@ -88,7 +104,9 @@ class Store:
     def fail_listing(self, action: Action, uri: str, times: int = 1) -> Fault:
         """Fails the next listings of the bucket of `uri`."""
         bucket, _ = self._split(uri)
-        return self.proxy.inject(action, "GET", f"/{bucket}?" if self.scheme == "s3" else f"/storage/v1/b/{bucket}/o?", times)
+        return self.proxy.inject(
+            action, "GET", f"/{bucket}?" if self.scheme == "s3" else f"/storage/v1/b/{bucket}/o?", times
+        )
 
     @staticmethod
     def _split(uri: str) -> tuple[str, str]:
@@ -168,22 +186,33 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
             return
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         files, prefixes = self.storage.get_file_list(listed[1], query.get("prefix"), query.get("delimiter"))
-        found: list[tuple[str, Any]] = sorted([(prefix, None) for prefix in prefixes] + [(file["name"], file) for file in files])
+        found: list[tuple[str, Any]] = sorted(
+            [(prefix, None) for prefix in prefixes] + [(file["name"], file) for file in files]
+        )
         found = [(name, file) for name, file in found if name >= query.get("startOffset", "")]
         start = int(query.get("pageToken", 0))
         end = start + min(PAGE, int(query.get("maxResults", PAGE)))
         page = found[start:end]
         content = {"items": [file for _, file in page if file], "prefixes": [name for name, file in page if not file]}
-        self._answer(200, {"kind": "storage#objects", **content, **({"nextPageToken": str(end)} if end < len(found) else {})})
+        self._answer(
+            200, {"kind": "storage#objects", **content, **({"nextPageToken": str(end)} if end < len(found) else {})}
+        )
 
     def do_POST(self) -> None:
         body = read_body(self)
         if self.path == "/token":
             self._answer(200, {"access_token": GCS_TOKEN, "expires_in": 3600, "token_type": "Bearer"})
-        elif (wanted := parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")) and wanted[0] != self._generation(body):
-            self._answer(412, {"error": {"code": 412, "message": "At least one of the pre-conditions you specified did not hold."}})
+        elif (wanted := parse_qs(urlsplit(self.path).query).get("ifGenerationMatch")) and wanted[0] != self._generation(
+            body
+        ):
+            self._answer(
+                412,
+                {"error": {"code": 412, "message": "At least one of the pre-conditions you specified did not hold."}},
+            )
         else:
-            if body.endswith(GCSFS_LAST_BOUNDARY):  # a parser of mail takes CR LF for one end of line, so the CR must not be the content's
+            if body.endswith(
+                GCSFS_LAST_BOUNDARY
+            ):  # a parser of mail takes CR LF for one end of line, so the CR must not be the content's
                 body = body.removesuffix(GCSFS_LAST_BOUNDARY) + b"\r" + GCSFS_LAST_BOUNDARY
             del self.headers["Content-Length"]
             self.headers["Content-Length"] = str(len(body))
@@ -194,7 +223,9 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
         """The generation of the object that an upload names, "0" if there is none."""
         url = urlsplit(self.path)
         bucket = url.path.split("/b/")[1].split("/")[0]
-        named = parse_qs(url.query).get("name") or [json.loads(name) for name in re.findall(rb'"name": ("(?:[^"\\]|\\.)*")', body[:1000])]
+        named = parse_qs(url.query).get("name") or [
+            json.loads(name) for name in re.findall(rb'"name": ("(?:[^"\\]|\\.)*")', body[:1000])
+        ]
         stored = self.storage.objects.get(bucket, {}).get(named[0])
         return str(stored["generation"]) if stored else "0"
 

@@ -9,4 +9,16 @@ from audiodiff_platform.audio_files.ranges import source_sha256
 from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
 from audiodiff_platform.audio_files.source import ByteRange, Source
 
-__all__ = ["ByteRange", "Inputs", "AudioItem", "Source", "described", "fetched", "in_parts", "items", "shortened", "skipped_in", "source_sha256"]
+__all__ = [
+    "AudioItem",
+    "ByteRange",
+    "Inputs",
+    "Source",
+    "described",
+    "fetched",
+    "in_parts",
+    "items",
+    "shortened",
+    "skipped_in",
+    "source_sha256",
+]

@@ -239,13 +239,19 @@ class Inputs:
         try:
             entry = folder.entry(name)
         except FileNotFoundError as error:
-            raise JobError(f"{source.uri} was planned and has vanished: put it back, or prepare into another folder") from error
+            raise JobError(
+                f"{source.uri} was planned and has vanished: put it back, or prepare into another folder"
+            ) from error
         if entry.size != source.size:
             raise changed(source)
         if not folder.is_local:
             _require_room(source, scratch)
         try:
-            local = folder.fetch(name, scratch) if source.part is None else fetched_part(folder, name, source, source.part, scratch)
+            local = (
+                folder.fetch(name, scratch)
+                if source.part is None
+                else fetched_part(folder, name, source, source.part, scratch)
+            )
             with local.open("rb"):
                 return local
         except PermissionError as error:  # of this file: its folder has just been read
@@ -257,7 +263,9 @@ class Inputs:
         return io.FileIO(folder.path(name)) if folder.is_local else StoredFile(folder, name, source.size)
 
     def _unreadable(self, error: PermissionError) -> ValueError:
-        return ValueError(f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another")
+        return ValueError(
+            f"input_dir {self.uri}: cannot be read ({error.strerror or error}): allow it, or name another"
+        )
 
     def sha256(self, source: Source) -> str | None:
         """The digest of a source's bytes in hexadecimal; None where they cannot be read."""

@@ -86,7 +86,9 @@ def _column(folder: Folder, name: str) -> Iterator[str]:
             if column is None:
                 columns = ", ".join(table.schema_arrow.names)
                 known = ", ".join(LIST_COLUMNS)
-                raise ValueError(f"{place}: neither an audio column nor one of URIs ({known}); its columns are {columns}")
+                raise ValueError(
+                    f"{place}: neither an audio column nor one of URIs ({known}); its columns are {columns}"
+                )
             for batch in table.iter_batches(columns=[column]):
                 yield from filter(None, batch.column(0).to_pylist())
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

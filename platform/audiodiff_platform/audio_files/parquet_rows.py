@@ -213,7 +213,11 @@ def _value(cell: pa.Scalar, field: str) -> Any:
 def _path(cell: pa.Scalar) -> str:
     """The path of a row, empty if there is none; bytes that are not UTF-8 are escaped."""
     part = _part(cell, "path")
-    if part is None or not part.is_valid or not isinstance(part, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
+    if (
+        part is None
+        or not part.is_valid
+        or not isinstance(part, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar)
+    ):
         return ""
     return bytes(part.as_buffer()).decode(errors="backslashreplace")
 

@@ -46,4 +46,6 @@ def _parts(inputs: Inputs, source: Source) -> list[Source]:
         return [source]  # the worker that reads it names what is wrong
     if len(bounds) == 1:
         return [source]
-    return [Source(source.uri, source.size, source.version, ByteRange(*ends)) for ends in pairwise([*bounds, source.size])]
+    return [
+        Source(source.uri, source.size, source.version, ByteRange(*ends)) for ends in pairwise([*bounds, source.size])
+    ]

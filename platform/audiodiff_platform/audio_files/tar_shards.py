@@ -231,7 +231,9 @@ def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str
 
 def _item(source: Source, name: str, archive: "_Archive", member: tarfile.TarInfo, scratch: Path) -> AudioItem:
     if member.issparse():
-        return AudioItem(_item_name(source, name), None, "stored with holes (a sparse member): pack it without --sparse")
+        return AudioItem(
+            _item_name(source, name), None, "stored with holes (a sparse member): pack it without --sparse"
+        )
     content = archive.extractfile(member)
     assert content is not None, "a regular member has content"
     target = scratch / f"item{PurePosixPath(name).suffix.lower()}"

@@ -25,14 +25,20 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
         except ValueError as error:
             raise ValueError(f"{option} {uri.partition('?')[0]}: {error}") from error
     if holds_secret(uri):
-        raise ValueError(f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment")
+        raise ValueError(
+            f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment"
+        )
     if "://" in uri or (hub_id and is_hub_id(uri)):
         return uri
     path = os.path.expanduser(uri)
     if path.startswith("~"):
-        raise ValueError(f"{option} {uri}: no such user's home: name the path itself, or ./{uri} for a folder of that name")
+        raise ValueError(
+            f"{option} {uri}: no such user's home: name the path itself, or ./{uri} for a folder of that name"
+        )
     if inside_submitted_job() and not Path(path).is_absolute():
-        raise ValueError(f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://")
+        raise ValueError(
+            f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://"
+        )
     return str(Path(path).absolute())
 
 
@@ -76,7 +82,11 @@ def require_shared(option: str, uri: str, probe_file: str) -> None:
     if len(nodes) < 2:
         return
     probe = ray.remote(num_cpus=0)(os.path.exists)
-    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # soft: one that has just died is asked elsewhere
+    strategies = [
+        NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes
+    ]  # soft: one that has just died is asked elsewhere
     seen = ray.get([probe.options(scheduling_strategy=strategy).remote(str(file)) for strategy in strategies])
     if not all(seen):
-        raise ValueError(f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a path that all share, or s3:// or gs://")
+        raise ValueError(
+            f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a path that all share, or s3:// or gs://"
+        )

@@ -24,7 +24,9 @@ from audiodiff_platform.train.options import TrainOptions
 class DemoOptions(Options):
     """Which journey to make."""
 
-    recipe: Path = pydantic.Field(Path("jobs/recipes/demo.yaml"), description="YAML file whose sections prepare, train and generate are run")
+    recipe: Path = pydantic.Field(
+        Path("jobs/recipes/demo.yaml"), description="YAML file whose sections prepare, train and generate are run"
+    )
 
 
 def demo(options: DemoOptions) -> dict[str, Any]:
@@ -32,7 +34,11 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     began = time.monotonic()
     recipe = load_recipe(options.recipe)
     preparing, training, generating = (recipe.get(name) for name in ("prepare", "train", "generate"))
-    if not (isinstance(preparing, PrepareOptions) and isinstance(training, TrainOptions) and isinstance(generating, GenerateOptions)):
+    if not (
+        isinstance(preparing, PrepareOptions)
+        and isinstance(training, TrainOptions)
+        and isinstance(generating, GenerateOptions)
+    ):
         raise ValueError(f"{options.recipe}: a demo needs the sections prepare, train and generate")
     root = Path(generating.output_dir).parent
     untrained = root / "untrained"
@@ -41,14 +47,27 @@ def demo(options: DemoOptions) -> dict[str, Any]:
         train(training)
         generate(generating)
         _save_untrained(training, untrained / "model")
-        generate(generating.model_copy(update={"model": str(untrained / "model"), "output_dir": str(untrained / "loops")}))
+        generate(
+            generating.model_copy(update={"model": str(untrained / "model"), "output_dir": str(untrained / "loops")})
+        )
     report = root / "report.html"
     figures = write_report(
-        report, preparing.output_dir, preparing.input_dir, Path(training.output_dir), Path(generating.output_dir), untrained / "loops"
+        report,
+        preparing.output_dir,
+        preparing.input_dir,
+        Path(training.output_dir),
+        Path(generating.output_dir),
+        untrained / "loops",
     )
     audio = Path(generating.output_dir) / "audio"
     say(f"\naudio:  {audio}\nreport: {report}\n")
-    return {"verb": "demo", "report": str(report), "audio": str(audio), "seconds": round(time.monotonic() - began, 1), **figures}
+    return {
+        "verb": "demo",
+        "report": str(report),
+        "audio": str(audio),
+        "seconds": round(time.monotonic() - began, 1),
+        **figures,
+    }
 
 
 def _save_untrained(training: TrainOptions, folder: Path) -> None:

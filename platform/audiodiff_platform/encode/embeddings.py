@@ -33,7 +33,9 @@ class EmbeddingsWorker:
         profile.prepare_process()
         self.encoder, self.digest = load_encoder(encoder, profile.device), encoder_digest
         if (found := self.encoder.digest) != encoder_digest:
-            raise ValueError(f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}")
+            raise ValueError(
+                f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}"
+            )
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the embeddings of a shard."""
@@ -50,7 +52,9 @@ class EmbeddingsWorker:
         attempts.require_ownership()
         parts, sizes = {}, {}
         if draft.vectors:
-            content = encoded_table(list(draft.vectors), np.stack(list(draft.vectors.values())), self.encoder.name, self.digest)
+            content = encoded_table(
+                list(draft.vectors), np.stack(list(draft.vectors.values())), self.encoder.name, self.digest
+            )
             name = f"data/{shard:06d}.parquet"
             self.output.write(name, content)
             parts[name], sizes[name] = commits.sha256(content), len(content)

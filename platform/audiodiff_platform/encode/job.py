@@ -44,17 +44,33 @@ BYTES_PER_LATENT_VALUE = 8  # mean and log variance
 class EncodeOptions(OutputOptions):
     """What to encode with what."""
 
-    dataset_name: str | None = pydantic.Field(None, description="mel dataset whose latents, or embeddings of whose files, are made: a path, s3:// or gs://")
+    dataset_name: str | None = pydantic.Field(
+        None, description="mel dataset whose latents, or embeddings of whose files, are made: a path, s3:// or gs://"
+    )
     input_dir: str | None = pydantic.Field(
-        None, description="audio to embed, as prepare takes it: a folder or a list; beside dataset_name: what that was prepared from"
+        None,
+        description="audio to embed, as prepare takes it: a folder or a list; beside dataset_name: what that was prepared from",
     )
     output_dir: str = pydantic.Field(description="folder for the embeddings or latents: a path, s3:// or gs://")
-    encoder: str | None = pydantic.Field(None, description="what makes embeddings: folder or Hugging Face id of an AudioEncoder or a CLAP")
-    latents: bool = pydantic.Field(False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings")
-    vae: str | None = pydantic.Field(None, description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id")
-    max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
-    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
+    encoder: str | None = pydantic.Field(
+        None, description="what makes embeddings: folder or Hugging Face id of an AudioEncoder or a CLAP"
+    )
+    latents: bool = pydantic.Field(
+        False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings"
+    )
+    vae: str | None = pydantic.Field(
+        None,
+        description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id",
+    )
+    max_bad_fraction: float = pydantic.Field(
+        0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1"
+    )
+    num_workers: int | None = pydantic.Field(
+        None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved"
+    )
+    device: Device = pydantic.Field(
+        "auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now"
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_thing_is_asked_for(self) -> Self:
@@ -68,10 +84,19 @@ class EncodeOptions(OutputOptions):
 def encode(options: EncodeOptions) -> dict[str, Any]:
     """Runs the job; says how many embeddings or latents there are and where."""
     began = time.monotonic()
-    stated = {name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))}
-    options = options.model_copy(update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in stated.items()})
+    stated = {
+        name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))
+    }
+    options = options.model_copy(
+        update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in stated.items()}
+    )
     summary = encode_latents(options) if options.latents else embed(options)
-    return {"verb": "encode", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+    return {
+        "verb": "encode",
+        "output_dir": options.output_dir,
+        "seconds": round(time.monotonic() - began, 1),
+        **summary,
+    }
 
 
 def embed(options: EncodeOptions) -> dict[str, Any]:
@@ -79,7 +104,12 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     assert options.encoder is not None
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
-    settings = {"format_version": LATENTS_FORMAT_VERSION, "encoder": encoder.name, "encoder_digest": encoder.digest, "dim": encoder.dim}
+    settings = {
+        "format_version": LATENTS_FORMAT_VERSION,
+        "encoder": encoder.name,
+        "encoder_digest": encoder.digest,
+        "dim": encoder.dim,
+    }
     commits.require_same(output, LATENTS_SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
@@ -95,7 +125,9 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
         job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "embeddings")
         if job.pending:
             seconds = sum(source.seconds for source in new)
-            say(f"{len({source.uri for source in new}):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes")
+            say(
+                f"{len({source.uri for source in new}):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes"
+            )
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 if new:
                     require_shared("input_dir", str(inputs.folder.uri), new[0].uri)
@@ -117,7 +149,9 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
     if options.input_dir is None:
         relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
         if relative is not None:
-            raise ValueError(f"dataset_name {options.dataset_name} holds no audio and names it relative to a folder ({relative}): name that as input_dir")
+            raise ValueError(
+                f"dataset_name {options.dataset_name} holds no audio and names it relative to a folder ({relative}): name that as input_dir"
+            )
         yield from inputs.named(sorted(tracks))
         return
     left = set(tracks)
@@ -143,13 +177,21 @@ def _finish_embeddings(
         say(f"unusable: {failure['audio_file']}: {failure['reason']}")
     made = sum(record["rows"] for record in records.values())
     if len(failures) > options.max_bad_fraction * (made + len(failures)) or not made:
-        raise JobError(f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})")
+        raise JobError(
+            f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})"
+        )
     if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
-        raise JobError(f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}")
+        raise JobError(
+            f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}"
+        )
     summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": _digest(settings, records)}
     job.succeed(summary)
     in_containers = skipped_in(records.values())
-    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}
+    return {
+        **summary,
+        "others": inputs.others + in_containers.total(),
+        "skipped": shortened(inputs.skipped + in_containers),
+    }
 
 
 def encode_latents(options: EncodeOptions) -> dict[str, Any]:
@@ -173,7 +215,12 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     rows: dict[int, int] = {}
     for shard, _, count in (*dataset.groups, *MelDataset(options.dataset_name, VALIDATION_SPLIT).groups):
         rows[shard] = rows.get(shard, 0) + count
-    plan = FixedPlan({shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s) for shard, count in sorted(rows.items())})
+    plan = FixedPlan(
+        {
+            shard: ShardSize(sources=count, seconds=count * dataset.mel.slice_duration_s)
+            for shard, count in sorted(rows.items())
+        }
+    )
     arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
     work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
     with owned(output, options.take_over) as lease:
@@ -182,14 +229,20 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
             pending = sum(rows[shard] for shard in job.pending)
             values = shape[0] * shape[1] * shape[2]
             output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
-            say(f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do")
+            say(
+                f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do"
+            )
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("dataset_name", options.dataset_name, MelDataset.probe_file)
                 require_shared("vae", options.vae, probe_file="")
                 job.run(running)
         records = job.records()
         output.write(MEL_CONFIG, dataset.mel.to_json().encode())
-        summary = {**settings, "latents": sum(record["rows"] for record in records.values()), "digest": _digest(settings, records)}
+        summary = {
+            **settings,
+            "latents": sum(record["rows"] for record in records.values()),
+            "digest": _digest(settings, records),
+        }
         job.succeed(summary)
     return summary
 

@@ -41,7 +41,9 @@ class LatentsWorker:
         with self.output.scratch() as scratch:
             for split in (TRAIN_SPLIT, VALIDATION_SPLIT):
                 name = data_file(shard, split)
-                row_groups = self._encoded(name, scratch / "part.parquet", attempts) if self.dataset.folder.exists(name) else []
+                row_groups = (
+                    self._encoded(name, scratch / "part.parquet", attempts) if self.dataset.folder.exists(name) else []
+                )
                 record[split] = {"rows": sum(row_groups), "row_groups": row_groups}
                 if row_groups:
                     attempts.require_ownership()
@@ -55,7 +57,11 @@ class LatentsWorker:
         """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
         rows = []
         folder, shape = self.dataset.folder, (self.dataset.mel.y_res, self.dataset.mel.x_res)
-        with folder.filesystem.open(folder.path(name), "rb") as file, pq.ParquetFile(file) as part, pq.ParquetWriter(target, self.schema) as writer:
+        with (
+            folder.filesystem.open(folder.path(name), "rb") as file,
+            pq.ParquetFile(file) as part,
+            pq.ParquetWriter(target, self.schema) as writer,
+        ):
             for group in range(part.num_row_groups):
                 attempts.require_running()
                 table = part.read_row_group(group, columns=["image", "audio_file", "slice"])
@@ -65,7 +71,10 @@ class LatentsWorker:
         return rows
 
     def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
-        columns = [pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size) for index in (0, 1)]
+        columns = [
+            pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size)
+            for index in (0, 1)
+        ]
         return pa.table([slices["audio_file"], slices["slice"], *columns], schema=self.schema)
 
 

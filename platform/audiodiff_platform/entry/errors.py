@@ -6,7 +6,9 @@ from itertools import dropwhile
 from ray.exceptions import RayError, UserCodeException
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_BETWEEN_EXCEPTIONS = re.compile(r"\n+(?:The above exception was the direct cause|During handling of the above exception).*\n+")
+_BETWEEN_EXCEPTIONS = re.compile(
+    r"\n+(?:The above exception was the direct cause|During handling of the above exception).*\n+"
+)
 _FRAME = re.compile(r'  File "|ray::|Traceback ')
 
 
@@ -29,6 +31,7 @@ def cause_of(error: Exception) -> str:
 def one_line(text: str) -> str:
     """Return a message without line breaks and terminal colours."""
     return " ".join(_COLOURS.sub("", text).split())
+
 
 class LeaseLostError(Exception):
     """The lease of an output folder has another owner by now."""

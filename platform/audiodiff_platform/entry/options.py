@@ -47,7 +47,8 @@ class OutputOptions(Options):
     """Options of a verb that owns its output folder while it works."""
 
     take_over: bool = pydantic.Field(
-        False, description="on an object store: take the folder of a job that died, without waiting for its lease to expire"
+        False,
+        description="on an object store: take the folder of a job that died, without waiting for its lease to expire",
     )
 
 
@@ -68,16 +69,29 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
         allow_abbrev=False,
     )
     if not reads_itself:
-        parser.add_argument("--recipe", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' is read; flags override it")
+        parser.add_argument(
+            "--recipe",
+            type=Path,
+            metavar="FILE",
+            help=f"YAML file whose section '{section}' is read; flags override it",
+        )
     for name, field in options.model_fields.items():
-        default = "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
+        default = (
+            "required" if field.is_required() else f"default: {_shown(field.get_default(call_default_factory=True))}"
+        )
         text = f"{field.description} ({', '.join([*_bounds(field), default])})".replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS)
+            parser.add_argument(
+                f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
+            )
         elif _takes_several(options, name):
-            parser.add_argument(f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=name.upper())
+            parser.add_argument(
+                f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=name.upper()
+            )
         else:
-            parser.add_argument(f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1])
+            parser.add_argument(
+                f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1]
+            )
     given = vars(parser.parse_args(_with_dashed_values(arguments, options)))
     recipe = None if reads_itself else given.pop("recipe")
     stated = read_recipe(recipe).get(section, {}) if recipe else {}

@@ -20,7 +20,9 @@ def run(section: str, options: type[OptionsT], verb: Callable[[OptionsT], Mappin
     """Runs `verb` as a command: the exit status is 0 when all is done, 2 for a user's mistake, 1 otherwise (bugs show a traceback)."""
     try:
         summary = verb(from_command_line(options, section, sys.argv[1:], description))
-    except RayError as failure:  # before ValueError: what a worker raised is an instance of both, and no mistake of the user's
+    except (
+        RayError
+    ) as failure:  # before ValueError: what a worker raised is an instance of both, and no mistake of the user's
         say(f"error: a worker failed: {cause_of(failure)}")
         return FAILED
     except ValueError as mistake:

@@ -8,6 +8,7 @@ def say(message: str) -> None:
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 
+
 def duration(seconds: float) -> str:
     """A stretch of time for a person: its two largest units."""
     minutes, seconds = divmod(round(seconds), 60)

@@ -59,21 +59,40 @@ class EvaluateOptions(OutputOptions):
     reference: str = pydantic.Field(
         description="real audio, best what the model was trained on: a mel dataset, or audio as prepare takes it (path, s3://, gs://)"
     )
-    candidate: str = pydantic.Field(description="generated audio: what generate wrote, a folder of audio, or a mel dataset")
+    candidate: str = pydantic.Field(
+        description="generated audio: what generate wrote, a folder of audio, or a mel dataset"
+    )
     held_out: str | None = pydantic.Field(
         None,
         description="real audio that was not trained on, as measure of how near new audio comes to the reference; of a mel dataset, its validation split "
         "where it has one; none: the reference's validation split",
     )
-    embedder: str = pydantic.Field(EMBEDDER, description=f"what stands for a slice: {EMBEDDER}, or an encoder as for encode")
-    mel_config: str | None = pydantic.Field(
-        None, description="mel_config.json by which audio is cut and analysed; none: that of a mel dataset compared, or of the model"
+    embedder: str = pydantic.Field(
+        EMBEDDER, description=f"what stands for a slice: {EMBEDDER}, or an encoder as for encode"
     )
-    model: str | None = pydantic.Field(None, description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures")
-    output_dir: str | None = pydantic.Field(None, description=f"folder for {REPORT}, which also names the closest pairs of the samples; none: not written")
-    round_trips: int = pydantic.Field(128, ge=0, le=10_000, description="reference slices that go through the vocoder and back, as the floor that it sets")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved")
-    device: Device = pydantic.Field("auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now")
+    mel_config: str | None = pydantic.Field(
+        None,
+        description="mel_config.json by which audio is cut and analysed; none: that of a mel dataset compared, or of the model",
+    )
+    model: str | None = pydantic.Field(
+        None,
+        description="model folder (path, s3://, gs://) that made the candidate: its record and card are given the figures",
+    )
+    output_dir: str | None = pydantic.Field(
+        None, description=f"folder for {REPORT}, which also names the closest pairs of the samples; none: not written"
+    )
+    round_trips: int = pydantic.Field(
+        128,
+        ge=0,
+        le=10_000,
+        description="reference slices that go through the vocoder and back, as the floor that it sets",
+    )
+    num_workers: int | None = pydantic.Field(
+        None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved"
+    )
+    device: Device = pydantic.Field(
+        "auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now"
+    )
 
 
 @dataclass
@@ -103,7 +122,9 @@ class Side:
     def gathered(self, option: str, uri: str) -> Gathered:
         """Return the statistics and the sample; raises ValueError if there are none."""
         if (gathered := self.gathering.gathered()) is None:
-            raise ValueError(f"{option} {uri}: holds no slice that could be used ({self.unusable} unusable files, {self.silent} silent ones)")
+            raise ValueError(
+                f"{option} {uri}: holds no slice that could be used ({self.unusable} unusable files, {self.silent} silent ones)"
+            )
         return gathered
 
 
@@ -124,15 +145,21 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     for name, side in sides.items():
         if embedder.listens and side.mel is not None:
             uri = getattr(options, name) or options.reference
-            raise ValueError(f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from")
+            raise ValueError(
+                f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from"
+            )
     with owned(Folder(options.output_dir), options.take_over) if options.output_dir else nullcontext():
         portions, first = list[Portion](), dict[str, int]()
         for name, side in sides.items():
             first[name] = len(portions)
             portions += side.portions
         method = Method(options.embedder, embedder.digest, mel, SAMPLED_AT_MOST)
-        _embed(options, portions, method, lambda shard, result: sides[result.side].add(shard - first[result.side], result))
-        gathered = {name: side.gathered(name, getattr(options, name) or options.reference) for name, side in sides.items()}
+        _embed(
+            options, portions, method, lambda shard, result: sides[result.side].add(shard - first[result.side], result)
+        )
+        gathered = {
+            name: side.gathered(name, getattr(options, name) or options.reference) for name, side in sides.items()
+        }
         figures = _figures(sides, gathered)
         skipped = {name: shortened(side.skipped) for name, side in sides.items() if side.skipped}
         digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
@@ -140,12 +167,22 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         _warn(figures)
         if options.output_dir:
             pairs = closest(gathered[REFERENCE].sample, gathered[CANDIDATE].sample, CLOSEST_PAIRS)
-            named: list[dict[str, Any]] = [{"candidate": candidate, "reference": reference, "distance": distance} for candidate, reference, distance in pairs]
-            compared: dict[str, Any] = {"reference": options.reference, "candidate": options.candidate, "held_out": options.held_out, "mel": mel.model_dump()}
+            named: list[dict[str, Any]] = [
+                {"candidate": candidate, "reference": reference, "distance": distance}
+                for candidate, reference, distance in pairs
+            ]
+            compared: dict[str, Any] = {
+                "reference": options.reference,
+                "candidate": options.candidate,
+                "held_out": options.held_out,
+                "mel": mel.model_dump(),
+            }
             Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": named})
             Folder(options.output_dir).remove(WORK)
     if options.model:
-        record_metrics(options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()})
+        record_metrics(
+            options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()}
+        )
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -159,11 +196,16 @@ def _sides(options: EvaluateOptions) -> dict[str, Side]:
     sides = {name: _side(name, uri) for name in (REFERENCE, CANDIDATE) if (uri := getattr(options, name))}
     if options.held_out:
         sides[HELD_OUT] = _held_out(options.held_out, options.reference)
-    elif sides[REFERENCE].mel is not None and (held_out := _side(REFERENCE, options.reference, VALIDATION_SPLIT)).portions:
+    elif (
+        sides[REFERENCE].mel is not None
+        and (held_out := _side(REFERENCE, options.reference, VALIDATION_SPLIT)).portions
+    ):
         sides[HELD_OUT] = replace(held_out, portions=[replace(portion, side=HELD_OUT) for portion in held_out.portions])
     portions = sides[REFERENCE].portions
     each, more = divmod(options.round_trips, len(portions))
-    sides[REFERENCE].portions = [replace(portion, round_trips=each + (place < more)) for place, portion in enumerate(portions)]
+    sides[REFERENCE].portions = [
+        replace(portion, round_trips=each + (place < more)) for place, portion in enumerate(portions)
+    ]
     return sides
 
 
@@ -173,7 +215,9 @@ def _held_out(uri: str, reference: str) -> Side:
     if side.portions:
         return side
     if Folder(uri).root == Folder(reference).root:
-        raise ValueError(f"held_out {uri}: is the reference, and has no held-out tracks: name audio that was not trained on, or leave held_out out")
+        raise ValueError(
+            f"held_out {uri}: is the reference, and has no held-out tracks: name audio that was not trained on, or leave held_out out"
+        )
     return _side(HELD_OUT, uri)
 
 
@@ -185,7 +229,9 @@ def _side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
         return Side([Portion(name, uri, part=data_file(shard, split)) for shard in dataset.shards], dataset.mel)
     if folder.exists(loops_folder.LOOPS_SETTINGS):
         if not folder.exists(commits.SUCCESS):
-            raise ValueError(f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end")
+            raise ValueError(
+                f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end"
+            )
         uri = f"{folder.uri}/audio"
     inputs = Inputs(uri)
     try:
@@ -209,19 +255,25 @@ def _dataset(name: str, uri: str, split: str) -> MelDataset:
     except ValueError as error:
         raise ValueError(str(error).replace("dataset_name", name, 1)) from error
     if dataset.folder.read_json(DATASET_SETTINGS).get("reference") == "track":
-        say(f"warning: {name} {uri} has images relative to their tracks' maxima; audio is analysed here relative to each slice's own, which is another thing")
+        say(
+            f"warning: {name} {uri} has images relative to their tracks' maxima; audio is analysed here relative to each slice's own, which is another thing"
+        )
     return dataset
 
 
 def _agreed_mel(options: EvaluateOptions, sides: dict[str, Side], of_model: MelConfig | None) -> MelConfig:
     """The one mel configuration that is stated, by whichever means; raises ValueError where there is none, or where two differ."""
-    stated = {f"{name} {getattr(options, name) or options.reference}": side.mel for name, side in sides.items() if side.mel}
+    stated = {
+        f"{name} {getattr(options, name) or options.reference}": side.mel for name, side in sides.items() if side.mel
+    }
     if options.mel_config:
         stated[f"mel_config {options.mel_config}"] = given_mel(options.mel_config)
     if of_model:
         stated[f"model {options.model}"] = of_model
     if not stated:
-        raise ValueError("neither side is a mel dataset: name the mel_config.json by which audio is cut and analysed, as mel_config, or the model")
+        raise ValueError(
+            "neither side is a mel dataset: name the mel_config.json by which audio is cut and analysed, as mel_config, or the model"
+        )
     (first, mel), *others = stated.items()
     for other, its_mel in others:
         if its_mel != mel:
@@ -237,7 +289,9 @@ def _require_shared(options: EvaluateOptions) -> None:
             require_shared(name, uri, commits.SUCCESS if Folder(uri).exists(commits.SUCCESS) else "")
 
 
-def _embed(options: EvaluateOptions, portions: list[Portion], method: Method, on_result: Callable[[int, Result], None]) -> None:
+def _embed(
+    options: EvaluateOptions, portions: list[Portion], method: Method, on_result: Callable[[int, Result], None]
+) -> None:
     """Embed all portions, and call `on_result` with the number and the result of each.
 
     With `output_dir`, finished portions are kept there until the report is written, so that an interrupted job continues.
@@ -249,7 +303,9 @@ def _embed(options: EvaluateOptions, portions: list[Portion], method: Method, on
         "sampled_at_most": method.sampled_at_most,
     }
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
-    work = ShardWork("audiodiff evaluate", EvaluateWorker, (portions, uri, method), uri, dict if uri is None else embedded_slices)
+    work = ShardWork(
+        "audiodiff evaluate", EvaluateWorker, (portions, uri, method), uri, dict if uri is None else embedded_slices
+    )
     if uri is None:
         with engine(len(portions), options.num_workers, options.device) as running:
             _require_shared(options)
@@ -285,9 +341,13 @@ def _warn(figures: dict[str, float]) -> None:
     if fewest < ITEMS_AT_LEAST:
         say(f"warning: {fewest:,.0f} items on a side: distances of fewer than {ITEMS_AT_LEAST} say little")
     if fewest <= figures["n_features"]:
-        say(f"warning: {fewest:,.0f} items of {figures['n_features']:.0f} features: Fréchet distances of so few are far too large, go by kernel distances")
+        say(
+            f"warning: {fewest:,.0f} items of {figures['n_features']:.0f} features: Fréchet distances of so few are far too large, go by kernel distances"
+        )
     if figures["n_candidate_silent"]:
         say(f"warning: {figures['n_candidate_silent']:,.0f} candidate files are silent, and count as nothing")
     if "nearer_share" not in figures:
         of = "sample" if figures["n_reference_tracks"] > 1 else "reference"
-        say(f"warning: the {of} is one track and there is nothing held out: whether the candidate copies it cannot be told")
+        say(
+            f"warning: the {of} is one track and there is nothing held out: whether the candidate copies it cannot be told"
+        )

@@ -69,7 +69,8 @@ class Result:
             "tracks": list(part.items.tracks),
             "ranks": _packed(part.ranks),
             "all_tracks": part.tracks,
-            "left_out": left_out and {"count": left_out.count, "mean": _packed(left_out.mean), "moments": _packed(left_out.moments)},
+            "left_out": left_out
+            and {"count": left_out.count, "mean": _packed(left_out.mean), "moments": _packed(left_out.moments)},
             "before": _packed(self.before),
             "after": _packed(self.after),
             "unusable": self.unusable,
@@ -85,10 +86,13 @@ class Result:
             Items(_unpacked(values["features"]), values["tracks"]),
             _unpacked(values["ranks"]),
             values["all_tracks"],
-            left_out and FeatureStatistics(left_out["count"], _unpacked(left_out["mean"]), _unpacked(left_out["moments"])),
+            left_out
+            and FeatureStatistics(left_out["count"], _unpacked(left_out["mean"]), _unpacked(left_out["moments"])),
         )
         before, after = _unpacked(values["before"]), _unpacked(values["after"])
-        return cls(values["side"], part, before, after, values["unusable"], values["silent"], Counter(values["skipped"]))
+        return cls(
+            values["side"], part, before, after, values["unusable"], values["silent"], Counter(values["skipped"])
+        )
 
 
 def _rows(batches: list[Features]) -> Features:

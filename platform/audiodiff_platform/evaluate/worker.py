@@ -111,7 +111,9 @@ class EvaluateWorker:
     def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
         """The slices of an audio file. Raises AudioDecodeError before the first one."""
         listens = self.embedder.listens
-        for image, samples in self._decoder.items(file.name, file.local, scratch / "items", self.mel.config, with_samples=listens):
+        for image, samples in self._decoder.items(
+            file.name, file.local, scratch / "items", self.mel.config, with_samples=listens
+        ):
             yield EmbedderItem(image, samples)
 
     def _add(self, track: str, track_items: Iterator[EmbedderItem], portion: Portion, result: Embedded) -> None:
@@ -121,7 +123,10 @@ class EvaluateWorker:
             while some := list(islice(track_items, ITEMS_AT_ONCE)):
                 features.append(self.embedder(some))
                 first = len(result.tracks) + count
-                if trips := [self._round_trip(item, first + place) for place, item in enumerate(some[: max(0, portion.round_trips - first)])]:
+                if trips := [
+                    self._round_trip(item, first + place)
+                    for place, item in enumerate(some[: max(0, portion.round_trips - first)])
+                ]:
                     round_trips.append(self.embedder(trips))
                 count += len(some)
         except AudioDecodeError as error:

@@ -39,7 +39,9 @@ class GenerateWorker:
         self.profile.prepare_process()
         model = load_model(options.model)
         if model.digest != model_digest:
-            raise ValueError(f"model {options.model} has changed since the job began: digest {model.digest}, it was {model_digest}")
+            raise ValueError(
+                f"model {options.model} has changed since the job began: digest {model.digest}, it was {model_digest}"
+            )
         self.digest = model.digest
         self.pipeline = model.pipeline(self.profile)
 
@@ -56,7 +58,9 @@ class GenerateWorker:
             rows = self._one_by_one(requests, attempts)
         attempts.require_ownership()
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), MANIFEST_SCHEMA), buffer, compression="zstd")
+        pq.write_table(
+            pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), MANIFEST_SCHEMA), buffer, compression="zstd"
+        )
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
         made = [row for row in rows if row["path"]]
@@ -112,7 +116,9 @@ class GenerateWorker:
         }
 
     def _failed(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
-        measured = dict.fromkeys(("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db"))
+        measured = dict.fromkeys(
+            ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
+        )
         return {**self._stated(request), **measured, "reason": reason}
 
     def _stated(self, request: GenerateRequest) -> dict[str, Any]:

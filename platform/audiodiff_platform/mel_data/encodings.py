@@ -1,8 +1,8 @@
 """What a model is conditioned on: a vector for each audio file.
 
-    Parquet        `audio_file` string, `encoding` list<float32>; the schema's metadata names the encoder and its digest. One file, or
-                   the folder that `encode` writes
-    the original's a pickled dict, file name -> tensor (1, n), which does not say what made it
+Parquet        `audio_file` string, `encoding` list<float32>; the schema's metadata names the encoder and its digest. One file, or
+               the folder that `encode` writes
+the original's a pickled dict, file name -> tensor (1, n), which does not say what made it
 """
 
 import hashlib
@@ -67,14 +67,17 @@ class Encodings:
         missing = sorted({audio_file for audio_file in audio_files if audio_file not in self._rows})
         if missing:
             more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
-            raise ValueError(f"no encoding for {', '.join(missing[:NAMED])}{more}: encode the dataset that is trained on")
+            raise ValueError(
+                f"no encoding for {', '.join(missing[:NAMED])}{more}: encode the dataset that is trained on"
+            )
         return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
 
 
 def schema(name: str, digest: str) -> pa.Schema:
     """Of a Parquet file of encodings."""
     return pa.schema(
-        [("audio_file", pa.string()), ("encoding", pa.list_(pa.float32()))], metadata={ENCODER: name.encode(), ENCODER_DIGEST: digest.encode()}
+        [("audio_file", pa.string()), ("encoding", pa.list_(pa.float32()))],
+        metadata={ENCODER: name.encode(), ENCODER_DIGEST: digest.encode()},
     )
 
 
@@ -90,7 +93,9 @@ def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
         try:
             encodings = _read_parquet(uri, [(folder, part.path) for part in from_parquet(version)])
         except FileNotFoundError as error:
-            raise ValueError(f"encodings {uri}: a part is missing ({error}): restore it, or encode into another folder") from error
+            raise ValueError(
+                f"encodings {uri}: a part is missing ({error}): restore it, or encode into another folder"
+            ) from error
         encodings.version = version
         return encodings
     parent, _, name = uri.rpartition("/")
@@ -120,7 +125,9 @@ def _version(folder: Folder, run: Folder | None) -> bytes:
     try:
         return commits.finished(folder)[2]
     except FileNotFoundError:
-        raise ValueError(f"encodings {folder.uri}: not finished encodings (no {commits.SUCCESS}): run jobs/encode.py to its end") from None
+        raise ValueError(
+            f"encodings {folder.uri}: not finished encodings (no {commits.SUCCESS}): run jobs/encode.py to its end"
+        ) from None
 
 
 def _stacked(found: dict[str, Vectors]) -> Encodings:
@@ -156,7 +163,9 @@ def _joined(parts: Sequence[tuple[Folder, str]]) -> Encodings:
                     raise ValueError(f"holds more than {MAX_VALUES:,} values")
     sizes = {block.shape[1] for block in vectors}
     if len(sizes) != 1 or len(encoders) != 1:
-        raise ValueError(f"holds vectors of {sorted(sizes) or 'no'} values by the encoders {sorted(map(str, encoders))}: one of each is taken")
+        raise ValueError(
+            f"holds vectors of {sorted(sizes) or 'no'} values by the encoders {sorted(map(str, encoders))}: one of each is taken"
+        )
     if len(set(audio_files)) != len(audio_files):
         repeated = [name for name, count in Counter(audio_files).items() if count > 1]
         raise ValueError(f"holds several encodings of {', '.join(repeated[:NAMED])}")
@@ -170,12 +179,16 @@ def _encoder(stated: pa.Schema) -> tuple[str | None, str | None]:
         columns = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
         raise ValueError(f"has the columns {columns}: audio_file string and encoding list<float> are taken")
     metadata = stated.metadata or {}
-    name, digest = (metadata[key].decode(errors="replace") if key in metadata else None for key in (ENCODER, ENCODER_DIGEST))
+    name, digest = (
+        metadata[key].decode(errors="replace") if key in metadata else None for key in (ENCODER, ENCODER_DIGEST)
+    )
     return name, digest
 
 
 def _is_list_of_floats(kind: pa.DataType | None) -> bool:
-    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+    if kind is None or not (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    ):
         return False
     return bool(pa.types.is_floating(kind.value_type))
 
@@ -192,7 +205,13 @@ def _blocks(table: pq.ParquetFile) -> Iterator[tuple[list[str], Vectors]]:
             continue
         values = column.flatten()
         dim = len(values) // batch.num_rows
-        if names.null_count or column.null_count or values.null_count or set(column.value_lengths().to_pylist()) != {dim} or not 1 <= dim <= MAX_DIM:
+        if (
+            names.null_count
+            or column.null_count
+            or values.null_count
+            or set(column.value_lengths().to_pylist()) != {dim}
+            or not 1 <= dim <= MAX_DIM
+        ):
             raise ValueError(f"holds empty cells, or vectors that do not all have as many values, 1 to {MAX_DIM}")
         vectors = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, dim)
         if not np.isfinite(vectors).all():
@@ -205,5 +224,7 @@ def encoded_table(audio_files: Sequence[str], vectors: Vectors, name: str, diges
     offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
     lists = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1)))
     buffer = io.BytesIO()
-    pq.write_table(pa.table([pa.array(audio_files, pa.string()), lists], schema=schema(name, digest)), buffer, compression="zstd")
+    pq.write_table(
+        pa.table([pa.array(audio_files, pa.string()), lists], schema=schema(name, digest)), buffer, compression="zstd"
+    )
     return buffer.getvalue()

@@ -26,10 +26,14 @@ def publish(output: Folder, name: str) -> None:
     for first in range(0, len(files), FILES_PER_COMMIT):
         batch = files[first : first + FILES_PER_COMMIT]
         with output.scratch() as scratch:
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch]
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [
+                CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch
+            ]
             if batch[-1] == files[-1]:
                 there = HfApi().list_repo_files(name, repo_type="dataset")
-                operations += [CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files]
+                operations += [
+                    CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files
+                ]
             HfApi().create_commit(name, operations, repo_type="dataset", commit_message=f"{batch[0]} to {batch[-1]}")
         say(f"published {first + len(batch):,} of {len(files):,} files to {name}")
 

@@ -53,9 +53,13 @@ class LatentsDataset:
         try:
             summary, parts, _ = commits.finished(self.folder)
         except FileNotFoundError:
-            raise ValueError(f"latents {uri}: not finished latents (no {commits.SUCCESS}); make them with jobs/encode.py --latents") from None
+            raise ValueError(
+                f"latents {uri}: not finished latents (no {commits.SUCCESS}); make them with jobs/encode.py --latents"
+            ) from None
         if summary.get("format_version") != LATENTS_FORMAT_VERSION or "latent_shape" not in summary:
-            raise ValueError(f"latents {uri}: not latents of format version {LATENTS_FORMAT_VERSION}, which this version reads")
+            raise ValueError(
+                f"latents {uri}: not latents of format version {LATENTS_FORMAT_VERSION}, which this version reads"
+            )
         self.digest: str = summary["digest"]
         self.dataset_digest: str = summary["dataset_digest"]
         self.vae_digest: str = summary["vae_digest"]
@@ -83,7 +87,10 @@ class LatentsDataset:
             columns = [table[name].combine_chunks().flatten().to_numpy() for name in ("mean", "std")]
             if any(len(values) != rows * np.prod(self.shape) for values in columns):
                 raise ValueError(f"{self.folder.uri}: latents of another shape than {self.shape}")
-            self._held[group] = table["audio_file"].to_pylist(), np.stack([values.reshape(rows, *self.shape) for values in columns], axis=1)
+            self._held[group] = (
+                table["audio_file"].to_pylist(),
+                np.stack([values.reshape(rows, *self.shape) for values in columns], axis=1),
+            )
             while len(self._held) > HELD_ROW_GROUPS:
                 self._held.popitem(last=False)
         self._held.move_to_end(group)

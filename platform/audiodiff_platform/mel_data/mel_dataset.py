@@ -69,7 +69,10 @@ def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
 def groups_of(parts: Iterable[CommittedPart], split: str) -> list[tuple[int, int, int]]:
     """Return the row groups of a split in their order: the shard, the row group in its part, and the number of rows."""
     return [
-        (part.shard, group, rows) for part in parts if part.path == data_file(part.shard, split) for group, rows in enumerate(part.row_groups or [])
+        (part.shard, group, rows)
+        for part in parts
+        if part.path == data_file(part.shard, split)
+        for group, rows in enumerate(part.row_groups or [])
     ]
 
 
@@ -166,7 +169,9 @@ class MelDataset:
             ) from None
         if summary.get("format_version") != DATASET_FORMAT_VERSION:
             stated = summary.get("format_version")
-            raise ValueError(f"dataset_name {self.folder.uri}: format version {stated}, this version reads {DATASET_FORMAT_VERSION}")
+            raise ValueError(
+                f"dataset_name {self.folder.uri}: format version {stated}, this version reads {DATASET_FORMAT_VERSION}"
+            )
         digest = str(summary["digest"])
         return digest, parts, index
 
@@ -191,7 +196,9 @@ class MelDataset:
 
     def all_images(self) -> Images:
         """Every image in the order of the files (rows, y_res, x_res): for datasets that fit in memory."""
-        return np.stack([self.image(group, row) for group, (_, _, rows) in enumerate(self.groups) for row in range(rows)])
+        return np.stack(
+            [self.image(group, row) for group, (_, _, rows) in enumerate(self.groups) for row in range(rows)]
+        )
 
     def column(self, name: str) -> list[Any]:
         """A column of all rows, in the order of the files."""
@@ -199,7 +206,11 @@ class MelDataset:
 
     def audio_files(self) -> set[str]:
         """All files that the images were cut from."""
-        return {name for shard in self.shards for name in self._open(shard).read(columns=["audio_file"])["audio_file"].unique().to_pylist()}
+        return {
+            name
+            for shard in self.shards
+            for name in self._open(shard).read(columns=["audio_file"])["audio_file"].unique().to_pylist()
+        }
 
     def image(self, group: int, row: int) -> Images:
         """Return the image (y_res, x_res) at a row of a row group, an index into `groups`."""
@@ -216,7 +227,10 @@ class MelDataset:
         if group not in self._held:
             shard, index, _ = self.groups[group]
             content = self._open(shard).read_row_group(index, columns=["image", "audio_file"])
-            self._held[group] = content["image"].combine_chunks().field("bytes").to_pylist(), content["audio_file"].to_pylist()
+            self._held[group] = (
+                content["image"].combine_chunks().field("bytes").to_pylist(),
+                content["audio_file"].to_pylist(),
+            )
             while len(self._held) > HELD_ROW_GROUPS:
                 self._held.popitem(last=False)
         self._held.move_to_end(group)

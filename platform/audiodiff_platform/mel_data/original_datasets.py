@@ -73,21 +73,30 @@ class OriginalDataset:
 
     added, version = 0, None
 
-    def __init__(self, name: str, probe_file: str, rows: Any, carried: MelConfig | None, given: MelConfig | None) -> None:
+    def __init__(
+        self, name: str, probe_file: str, rows: Any, carried: MelConfig | None, given: MelConfig | None
+    ) -> None:
         self.name, self.probe_file = name, probe_file
         if not isinstance(rows.features.get("image"), datasets.Image):
-            raise ValueError(f"dataset_name {name}: has no column image of images, its columns are {', '.join(rows.column_names)}")
+            raise ValueError(
+                f"dataset_name {name}: has no column image of images, its columns are {', '.join(rows.column_names)}"
+            )
         _require_same(name, carried, given)
         read = [column for column in COLUMNS if column in rows.column_names]
         self._rows = rows.select_columns(read).cast_column("image", datasets.Image(decode=False))
         self.rows = len(rows)
-        self.groups = [(0, index, min(GROUP_ROWS, self.rows - first)) for index, first in enumerate(range(0, self.rows, GROUP_ROWS))]
+        self.groups = [
+            (0, index, min(GROUP_ROWS, self.rows - first))
+            for index, first in enumerate(range(0, self.rows, GROUP_ROWS))
+        ]
         height, width = self._shape(0)
         if stated := carried or given:
             self.mel, self.mel_origin = stated, f"its {MEL_CONFIG}" if carried else "the mel_config given"
         else:
             self.mel = _config(f"dataset_name {name}", json.dumps({"x_res": width, "y_res": height}).encode())
-            self.mel_origin = f"the original's defaults, since it carries no {MEL_CONFIG}: the option mel_config says otherwise"
+            self.mel_origin = (
+                f"the original's defaults, since it carries no {MEL_CONFIG}: the option mel_config says otherwise"
+            )
         self._require_size(0)
 
     @cached_property
@@ -119,14 +128,18 @@ class OriginalDataset:
     def audio_files(self) -> set[str]:
         """All files that the images were cut from; raises ValueError where the dataset does not say."""
         if "audio_file" not in self._rows.column_names:
-            raise ValueError(f"dataset_name {self.name}: has no column audio_file, by which images find their encodings")
+            raise ValueError(
+                f"dataset_name {self.name}: has no column audio_file, by which images find their encodings"
+            )
         return set(self._rows.unique("audio_file"))
 
     def _require_size(self, number: int) -> Images:
         """Decode image `number`. Raises ValueError, before pixels are decompressed, for an image of another size than the mel configuration states."""
         height, width = self._shape(number)
         if (width, height) != (self.mel.x_res, self.mel.y_res):
-            raise ValueError(f"dataset_name {self.name}: image {number} is {width}x{height}, not {self.mel.x_res}x{self.mel.y_res} by {self.mel_origin}")
+            raise ValueError(
+                f"dataset_name {self.name}: image {number} is {width}x{height}, not {self.mel.x_res}x{self.mel.y_res} by {self.mel_origin}"
+            )
         return self._of_image(number, decode_png)
 
     def _shape(self, number: int) -> tuple[int, int]:
@@ -137,7 +150,9 @@ class OriginalDataset:
         """Apply `read` to the bytes of image `number`; its ValueError names the dataset and the image."""
         content = self._rows[number]["image"]["bytes"]
         if content is None:
-            raise ValueError(f"dataset_name {self.name}: image {number} is only named, not held: save the dataset with its images")
+            raise ValueError(
+                f"dataset_name {self.name}: image {number} is only named, not held: save the dataset with its images"
+            )
         try:
             return read(content)
         except ValueError as error:
@@ -170,13 +185,24 @@ def _loaded(name: str, source: str) -> Any:
         if is_hub_id(name):
             return datasets.load_dataset(source, split="train", keep_in_memory=False)
         # By its files: the cache of a folder with a card goes by the card alone, and would give what the folder held once.
-        files = {str(split): list(files) for split, files in datasets.load_dataset_builder(source).config.data_files.items()}
+        files = {
+            str(split): list(files) for split, files in datasets.load_dataset_builder(source).config.data_files.items()
+        }
         return datasets.load_dataset("parquet", data_files=files, split="train", keep_in_memory=False)
     except DatasetNotFoundError as error:
-        raise ValueError(f"dataset_name {name}: no such folder, and no such dataset on the Hugging Face Hub ({error})") from error
+        raise ValueError(
+            f"dataset_name {name}: no such folder, and no such dataset on the Hugging Face Hub ({error})"
+        ) from error
     except ConnectionError as error:
-        raise ConnectionError(f"dataset_name {name}: no such folder, and the Hugging Face Hub cannot be reached ({error})") from error
-    except (DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:  # RuntimeError: the repository needs its own code
+        raise ConnectionError(
+            f"dataset_name {name}: no such folder, and the Hugging Face Hub cannot be reached ({error})"
+        ) from error
+    except (
+        DatasetsError,
+        FileNotFoundError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # RuntimeError: the repository needs its own code
         raise ValueError(f"dataset_name {name}: cannot be loaded ({error.__cause__ or error})") from error
 
 
@@ -189,7 +215,9 @@ def _carried_on_hub(name: str) -> MelConfig | None:
     except LocalEntryNotFoundError as error:
         if try_to_load_from_cache(name, MEL_CONFIG, repo_type="dataset") is _CACHED_NO_EXIST:
             return None
-        raise ConnectionError(f"dataset_name {name}: whether it has a {MEL_CONFIG} is unknown, since the Hugging Face Hub cannot be reached") from error
+        raise ConnectionError(
+            f"dataset_name {name}: whether it has a {MEL_CONFIG} is unknown, since the Hugging Face Hub cannot be reached"
+        ) from error
     with open(file, "rb") as opened:
         return _config(f"{name}/{MEL_CONFIG}", opened.read())
 
@@ -208,7 +236,10 @@ def _config(origin: str, content: bytes) -> MelConfig:
     try:
         return MelConfig.from_json(content.decode())
     except pydantic.ValidationError as error:
-        mistakes = (f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}" for problem in error.errors())
+        mistakes = (
+            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        )
         raise ValueError(f"{origin}: {'; '.join(mistakes)}") from None
     except ValueError as error:
         raise ValueError(f"{origin}: is not JSON ({error})") from error
@@ -216,4 +247,6 @@ def _config(origin: str, content: bytes) -> MelConfig:
 
 def _require_same(name: str, carried: MelConfig | None, given: MelConfig | None) -> None:
     if carried and given and carried != given:
-        raise ValueError(f"dataset_name {name} carries another mel configuration than mel_config: {carried.difference(given)}")
+        raise ValueError(
+            f"dataset_name {name} carries another mel configuration than mel_config: {carried.difference(given)}"
+        )

@@ -26,13 +26,53 @@ TORCH_PROTOCOL = 1001
 
 _STORAGES = {"FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8"), "HalfStorage": np.dtype("<f2")}
 _OPCODES = [
-    pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK,
-    pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4,
-    pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.UNICODE, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8,
-    pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3, pickle.EMPTY_LIST, pickle.LIST, pickle.APPEND, pickle.APPENDS,
-    pickle.EMPTY_DICT, pickle.DICT, pickle.SETITEM, pickle.SETITEMS,
-    pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE, pickle.GET, pickle.BINGET, pickle.LONG_BINGET,
-    pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.REDUCE, pickle.BINPERSID,
+    pickle.PROTO,
+    pickle.FRAME,
+    pickle.STOP,
+    pickle.MARK,
+    pickle.POP,
+    pickle.POP_MARK,
+    pickle.NONE,
+    pickle.NEWTRUE,
+    pickle.NEWFALSE,
+    pickle.BININT,
+    pickle.BININT1,
+    pickle.BININT2,
+    pickle.INT,
+    pickle.LONG,
+    pickle.LONG1,
+    pickle.LONG4,
+    pickle.BINUNICODE,
+    pickle.SHORT_BINUNICODE,
+    pickle.BINUNICODE8,
+    pickle.UNICODE,
+    pickle.BINBYTES,
+    pickle.SHORT_BINBYTES,
+    pickle.BINBYTES8,
+    pickle.EMPTY_TUPLE,
+    pickle.TUPLE,
+    pickle.TUPLE1,
+    pickle.TUPLE2,
+    pickle.TUPLE3,
+    pickle.EMPTY_LIST,
+    pickle.LIST,
+    pickle.APPEND,
+    pickle.APPENDS,
+    pickle.EMPTY_DICT,
+    pickle.DICT,
+    pickle.SETITEM,
+    pickle.SETITEMS,
+    pickle.PUT,
+    pickle.BINPUT,
+    pickle.LONG_BINPUT,
+    pickle.MEMOIZE,
+    pickle.GET,
+    pickle.BINGET,
+    pickle.LONG_BINGET,
+    pickle.GLOBAL,
+    pickle.STACK_GLOBAL,
+    pickle.REDUCE,
+    pickle.BINPERSID,
 ]
 
 
@@ -50,8 +90,12 @@ def read_pickled(content: bytes) -> dict[str, Vector]:
     except _RefusedError:
         raise
     except Exception as error:  # whatever a damaged pickle makes the unpickler do
-        raise ValueError(f"is no pickle that can be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    if not isinstance(found, dict) or not all(isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items()):
+        raise ValueError(
+            f"is no pickle that can be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items()
+    ):
         raise ValueError("is a pickle, but not of a dict from file names to tensors")
     for name, value in found.items():
         if value.ndim not in (1, 2) or (value.ndim == 2 and len(value) != 1):
@@ -69,11 +113,15 @@ class _Plain(pickle._Unpickler):
             return super().load()
         except KeyError as error:
             if isinstance(error.args[0], int) and error.args[0] not in self.dispatch:
-                raise _RefusedError(f"is a pickle with the operation {bytes(error.args)!r}, which no tensor needs: refused") from error
+                raise _RefusedError(
+                    f"is a pickle with the operation {bytes(error.args)!r}, which no tensor needs: refused"
+                ) from error
             raise
 
     def find_class(self, module: str, name: str) -> Any:
-        raise _RefusedError(f"is a pickle that asks for {module}.{name}, which tensors do not need: refused, since a pickle can run anything")
+        raise _RefusedError(
+            f"is a pickle that asks for {module}.{name}, which tensors do not need: refused, since a pickle can run anything"
+        )
 
 
 class _Tensors(_Plain):
@@ -104,7 +152,9 @@ class _Tensors(_Plain):
         tensor = _tensor(*parts)
         self._values += tensor.size
         if self._values > self._bytes:
-            raise _RefusedError(f"holds tensors of more values than its {self._bytes} bytes: they repeat what it stores")
+            raise _RefusedError(
+                f"holds tensors of more values than its {self._bytes} bytes: they repeat what it stores"
+            )
         return tensor
 
 
@@ -127,7 +177,11 @@ def _storage(content: Any) -> npt.NDArray[Any]:
         raise _RefusedError("holds a tensor whose storage is not bytes")
     file = io.BytesIO(content)
     magic, protocol, machine, reference, keys = (_Storage(file).load() for _ in range(5))
-    if (magic, protocol) != (TORCH_MAGIC, TORCH_PROTOCOL) or not isinstance(machine, dict) or machine.get("little_endian") is not True:
+    if (
+        (magic, protocol) != (TORCH_MAGIC, TORCH_PROTOCOL)
+        or not isinstance(machine, dict)
+        or machine.get("little_endian") is not True
+    ):
         raise _RefusedError("holds a tensor whose storage is not in the format that torch pickles")
     if not isinstance(reference, tuple) or not isinstance(keys, list) or len(keys) != 1:
         raise _RefusedError("holds a tensor whose storage is not one storage")
@@ -142,7 +196,11 @@ def _storage(content: Any) -> npt.NDArray[Any]:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> npt.NDArray[Any]:
     """The values of a view of a storage, copied; what else a tensor has (whether it needs a gradient, hooks) does not matter."""
     numbers = [offset, *size, *stride]
-    if not isinstance(storage, np.ndarray) or len(size) != len(stride) or not all(isinstance(number, int) and number >= 0 for number in numbers):
+    if (
+        not isinstance(storage, np.ndarray)
+        or len(size) != len(stride)
+        or not all(isinstance(number, int) and number >= 0 for number in numbers)
+    ):
         raise _RefusedError(f"holds a tensor of size {size!r} and stride {stride!r}, which is none")
     if math.prod(size) == 0 or math.prod(size) > MAX_VALUES:
         raise _RefusedError(f"holds a tensor of {math.prod(size)} values: 1 to {MAX_VALUES} are taken")

@@ -1,7 +1,5 @@
 """Names of files and folders in the folder of a training run."""
 
-
-
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 

@@ -32,7 +32,14 @@ Place = tuple[int, int]
 class DataOrder:
     """A dataset's samples by their numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
 
-    def __init__(self, dataset: TrainingImages, seed: int, *, latents: LatentsDataset | None = None, encodings: Encodings | None = None) -> None:
+    def __init__(
+        self,
+        dataset: TrainingImages,
+        seed: int,
+        *,
+        latents: LatentsDataset | None = None,
+        encodings: Encodings | None = None,
+    ) -> None:
         """`latents` of the same dataset are read instead of its images; `encodings` go along with them."""
         self.dataset, self.seed, self.latents, self.encodings = dataset, seed, latents, encodings
         self._group_rows = [rows for _, _, rows in dataset.groups]
@@ -42,7 +49,9 @@ class DataOrder:
         """The samples of those numbers, of which the lowest says which epochs are over."""
         first = min(numbers) // self.dataset.rows
         self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= first}
-        return samples(numbers, [self._locate(number) for number in numbers], self.dataset, self.latents, self.encodings)
+        return samples(
+            numbers, [self._locate(number) for number in numbers], self.dataset, self.latents, self.encodings
+        )
 
     def _locate(self, number: int) -> Place:
         epoch, place = divmod(number, self.dataset.rows)
@@ -52,7 +61,11 @@ class DataOrder:
 
 
 def samples(
-    numbers: Sequence[int], places: Sequence[Place], dataset: TrainingImages, latents: LatentsDataset | None = None, encodings: Encodings | None = None
+    numbers: Sequence[int],
+    places: Sequence[Place],
+    dataset: TrainingImages,
+    latents: LatentsDataset | None = None,
+    encodings: Encodings | None = None,
 ) -> TrainBatch:
     """What training sees of a dataset's rows: their latents or else their images, and the encodings of their files."""
     vectors = None if encodings is None else encodings.vectors_for([dataset.audio_file(*place) for place in places])
@@ -85,7 +98,9 @@ class Epoch:
         kept, order = self._windows.get(stream, (-1, None))
         if order is None or kept != window:
             length = (self.total - stream + STREAMS - 1) // STREAMS
-            order = np.random.default_rng([*self.key, stream, window]).permutation(min(WINDOW_ROWS, length - window * WINDOW_ROWS))
+            order = np.random.default_rng([*self.key, stream, window]).permutation(
+                min(WINDOW_ROWS, length - window * WINDOW_ROWS)
+            )
             self._windows[stream] = (window, order)
         return order
 
@@ -95,4 +110,7 @@ def spread_places(dataset: TrainingImages | LatentsDataset, at_most: int) -> lis
     ends = np.cumsum([rows for _, _, rows in dataset.groups])
     numbers = np.unique(np.linspace(0, dataset.rows - 1, min(at_most, dataset.rows)).astype(np.int64))
     groups = np.searchsorted(ends, numbers, side="right")
-    return [(int(group), int(number - (ends[group - 1] if group else 0))) for number, group in zip(numbers, groups, strict=True)]
+    return [
+        (int(group), int(number - (ends[group - 1] if group else 0)))
+        for number, group in zip(numbers, groups, strict=True)
+    ]

@@ -1,7 +1,7 @@
 """Which items repeat another's bytes: a digest pass over the sources before they are planned.
 
-    DIR/_digests/NNNN/_plan, _commits       the commit protocol, as for the dataset itself
-    DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of a shard's items, kept: files added later are compared with them
+DIR/_digests/NNNN/_plan, _commits       the commit protocol, as for the dataset itself
+DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of a shard's items, kept: files added later are compared with them
 """
 
 import io

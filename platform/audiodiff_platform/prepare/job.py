@@ -54,17 +54,31 @@ class PrepareOptions(Slicing, OutputOptions):
         "column of them)"
     )
     output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
-    resolution: str = pydantic.Field("256", description="image size in pixels: one side, or width,height (frames,bands)")
+    resolution: str = pydantic.Field(
+        "256", description="image size in pixels: one side, or width,height (frames,bands)"
+    )
     sample_rate: int = pydantic.Field(MelConfig().sample_rate, description="sample rate in Hz")
     hop_length: int = pydantic.Field(MelConfig().hop_length, description="samples between frames")
     n_fft: int = pydantic.Field(MelConfig().n_fft, description="STFT window in samples")
-    validation_fraction: float = pydantic.Field(0.0, ge=0, lt=1, description="share of tracks held out as split validation, by a hash of their content, 0 to 1")
-    drop_duplicates: bool = pydantic.Field(False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)")
-    max_bad_fraction: float = pydantic.Field(0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1")
-    shard_minutes: float | None = pydantic.Field(None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus")
-    num_workers: int | None = pydantic.Field(None, ge=1, description="parallel workers, a CPU each; none: all that nothing else has reserved")
+    validation_fraction: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="share of tracks held out as split validation, by a hash of their content, 0 to 1"
+    )
+    drop_duplicates: bool = pydantic.Field(
+        False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)"
+    )
+    max_bad_fraction: float = pydantic.Field(
+        0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1"
+    )
+    shard_minutes: float | None = pydantic.Field(
+        None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus"
+    )
+    num_workers: int | None = pydantic.Field(
+        None, ge=1, description="parallel workers, a CPU each; none: all that nothing else has reserved"
+    )
     verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
-    push_to_hub: str | None = pydantic.Field(None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published")
+    push_to_hub: str | None = pydantic.Field(
+        None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published"
+    )
 
     @pydantic.field_validator("resolution", mode="before")
     @classmethod
@@ -81,11 +95,19 @@ class PrepareOptions(Slicing, OutputOptions):
         sides = self.resolution.split(",")
         if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
             raise ValueError(f"resolution is {self.resolution!r}: one whole number, or two as width,height")
-        values = {"x_res": sides[0], "y_res": sides[-1], "sample_rate": self.sample_rate, "hop_length": self.hop_length, "n_fft": self.n_fft}
+        values = {
+            "x_res": sides[0],
+            "y_res": sides[-1],
+            "sample_rate": self.sample_rate,
+            "hop_length": self.hop_length,
+            "n_fft": self.n_fft,
+        }
         try:
             return MelConfig.model_validate(values)
         except pydantic.ValidationError as error:
-            raise ValueError("; ".join(f"{problem['loc'][0]} is {problem['input']}: {problem['msg']}" for problem in error.errors())) from None
+            raise ValueError(
+                "; ".join(f"{problem['loc'][0]} is {problem['input']}: {problem['msg']}" for problem in error.errors())
+            ) from None
 
     def slicing(self) -> Slicing:
         return Slicing.model_validate(self.model_dump(include=set(Slicing.model_fields)))
@@ -116,7 +138,12 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         summary = _prepare(options, inputs, lease)
     if options.push_to_hub:
         publish(output, options.push_to_hub)
-    return {"verb": "prepare", "output_dir": options.output_dir, "seconds": round(time.monotonic() - began, 1), **summary}
+    return {
+        "verb": "prepare",
+        "output_dir": options.output_dir,
+        "seconds": round(time.monotonic() - began, 1),
+        **summary,
+    }
 
 
 def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
@@ -126,12 +153,16 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
         say(line)
     if not planned and not new:
         readable = " ".join(sorted(AUDIO_EXTENSIONS))
-        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})")
+        raise ValueError(
+            f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})"
+        )
     plan = SourcePlan(lease.folder, planned, new, options.shard_seconds(new))
     job = _job(options, lease, plan)
     if job.pending:
         _check(options, lease.folder, new)
-    shards = len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
+    shards = (
+        len(job.pending) + (len(new) if options.drop_duplicates else 0) + (len(plan.shards) if options.verify else 0)
+    )
     with engine(shards, options.num_workers, isolated=job.needs_isolation) if shards else nullcontext() as running:
         if job.pending:
             assert running is not None
@@ -168,7 +199,9 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
     """Make the pending shards; raise JobError as soon as more files are unusable than may be in the end."""
     unusable = sum(len(record["failures"]) for record in job.done.values())
     files = sum(size.sources for size in plan.shards.values())
-    known = not any(size.containers for size in plan.shards.values())  # containers hold a number of files that only workers learn
+    known = not any(
+        size.containers for size in plan.shards.values()
+    )  # containers hold a number of files that only workers learn
 
     def leave_out_duplicates() -> None:
         if options.drop_duplicates:
@@ -188,7 +221,9 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
 def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
     """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
     output, records = job.output, job.records()
-    files, duplicates, train = (sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows"))
+    files, duplicates, train = (
+        sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows")
+    )
     validation = sum(record[VALIDATION_SPLIT]["rows"] for record in records.values())
     failures = [failure for record in records.values() for failure in record["failures"]]
     in_containers = skipped_in(records.values())
@@ -220,4 +255,8 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
     splits = [TRAIN_SPLIT, VALIDATION_SPLIT] if validation else [TRAIN_SPLIT]
     output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
     job.succeed(summary)
-    return {**summary, "others": inputs.others + in_containers.total(), "skipped": shortened(inputs.skipped + in_containers)}
+    return {
+        **summary,
+        "others": inputs.others + in_containers.total(),
+        "skipped": shortened(inputs.skipped + in_containers),
+    }

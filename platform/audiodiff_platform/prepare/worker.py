@@ -29,7 +29,9 @@ QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string
 class PrepareWorker:
     """A worker that makes shards of a dataset; its decoder runs in a process of its own."""
 
-    def __init__(self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float) -> None:
+    def __init__(
+        self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float
+    ) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.decoder, self.mel, self.slicing = Decoder(Limits.of(mel)), mel, slicing
         self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
@@ -53,8 +55,19 @@ class PrepareWorker:
                     draft.failed(source.uri, error.reason, source.bytes)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
-            counts = {"files": draft.files, "duplicates": draft.duplicates, "failures": draft.failures, "skipped": shortened(draft.skipped)}
-            record = {**splits[TRAIN_SPLIT], VALIDATION_SPLIT: splits[VALIDATION_SPLIT], **counts, **sources, "padding": draft.padding.record()}
+            counts = {
+                "files": draft.files,
+                "duplicates": draft.duplicates,
+                "failures": draft.failures,
+                "skipped": shortened(draft.skipped),
+            }
+            record = {
+                **splits[TRAIN_SPLIT],
+                VALIDATION_SPLIT: splits[VALIDATION_SPLIT],
+                **counts,
+                **sources,
+                "padding": draft.padding.record(),
+            }
             attempts.require_ownership()
             parts, sizes = self._put(shard, draft, splits)
             return {**record, "parts": parts, "sizes": sizes}
@@ -89,7 +102,9 @@ class PrepareWorker:
             )
         draft.used += 1
 
-    def _put(self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]) -> tuple[dict[str, str], dict[str, int]]:
+    def _put(
+        self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]
+    ) -> tuple[dict[str, str], dict[str, int]]:
         """Move the finished files of a shard in -> their digests and their sizes by name."""
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
@@ -133,7 +148,9 @@ class Part:
     def __init__(self, file: Path) -> None:
         self.file = file
         plain = [name for name in DATASET_SCHEMA.names if name != "image"] + ["image.path"]
-        self._writer = pq.ParquetWriter(file, DATASET_SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")})
+        self._writer = pq.ParquetWriter(
+            file, DATASET_SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")}
+        )
         self._waiting: list[dict[str, Any]] = []
         self._row_groups: list[int] = []
 

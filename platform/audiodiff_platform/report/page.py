@@ -49,7 +49,9 @@ class Shown:
     untrained: Sequence[Clip]
 
 
-def write_report(page: Path, dataset_dir: str, input_dir: str, run: Path, loops: Path, untrained: Path) -> dict[str, float]:
+def write_report(
+    page: Path, dataset_dir: str, input_dir: str, run: Path, loops: Path, untrained: Path
+) -> dict[str, float]:
     """Writes the page and returns its figures. Distances are between audio: what was generated is analysed as the real audio was."""
     dataset = MelDataset(dataset_dir)
     mel = Mel(dataset.mel)
@@ -98,9 +100,21 @@ def _real_clips(input_dir: str, dataset: MelDataset, mel: Mel, images: Images) -
 def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], shown: Shown, tracks: int) -> str:
     f = figures
     rows = [
-        ("trained model to real audio", f["frechet_trained"], f"{f['n_generated']:.0f} generated, {f['n_real']:.0f} real slices"),
-        ("untrained model to real audio", f["frechet_untrained"], f"{f['n_untrained']:.0f} generated, {f['n_real']:.0f} real slices"),
-        ("real to real, split by track", f["frechet_real_to_real"], f"{f['n_real']:.0f} slices of {tracks} tracks in two halves"),
+        (
+            "trained model to real audio",
+            f["frechet_trained"],
+            f"{f['n_generated']:.0f} generated, {f['n_real']:.0f} real slices",
+        ),
+        (
+            "untrained model to real audio",
+            f["frechet_untrained"],
+            f"{f['n_untrained']:.0f} generated, {f['n_real']:.0f} real slices",
+        ),
+        (
+            "real to real, split by track",
+            f["frechet_real_to_real"],
+            f"{f['n_real']:.0f} slices of {tracks} tracks in two halves",
+        ),
     ]
     table = "".join(f"<tr><td>{name}</td><td>{value:.3f}</td><td>{sizes}</td></tr>" for name, value, sizes in rows)
     last = losses[-1]

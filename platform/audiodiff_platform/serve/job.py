@@ -44,13 +44,25 @@ app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusi
 class ServeOptions(Options):
     """Which models to serve, and where."""
 
-    model: tuple[str, ...] = pydantic.Field(description="NAME=PATH of a model folder, s3:// or gs:// URI or Hugging Face id; may be given more than once")
-    host: str = pydantic.Field("127.0.0.1", description="address to listen on; beyond loopback AUDIODIFF_API_KEY must be set")
+    model: tuple[str, ...] = pydantic.Field(
+        description="NAME=PATH of a model folder, s3:// or gs:// URI or Hugging Face id; may be given more than once"
+    )
+    host: str = pydantic.Field(
+        "127.0.0.1", description="address to listen on; beyond loopback AUDIODIFF_API_KEY must be set"
+    )
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
-    batch_size: int | None = pydantic.Field(None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device")
-    precision: Precision | None = pydantic.Field(None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU")
-    compiled: bool = pydantic.Field(False, description="compile the network at each replica's start: minutes later ready, then faster")
-    max_replicas: int | None = pydantic.Field(None, ge=1, description="replicas to scale to, a CPU or GPU each; none: all GPUs, else all CPUs")
+    batch_size: int | None = pydantic.Field(
+        None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device"
+    )
+    precision: Precision | None = pydantic.Field(
+        None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU"
+    )
+    compiled: bool = pydantic.Field(
+        False, description="compile the network at each replica's start: minutes later ready, then faster"
+    )
+    max_replicas: int | None = pydantic.Field(
+        None, ge=1, description="replicas to scale to, a CPU or GPU each; none: all GPUs, else all CPUs"
+    )
 
     @pydantic.field_validator("model", mode="before")
     @classmethod
@@ -87,7 +99,9 @@ class HttpGenerateRequest(SamplingParameters):
     """The body of /v1/generate: a GenerateRequest, the model's name and the file format."""
 
     model: str | None = pydantic.Field(None, max_length=200, description="a name from /v1/models; none: the first")
-    seed: int | None = pydantic.Field(None, ge=SEEDS[0], le=SEEDS[-1], description="names the loop; none: a new one is drawn and told")
+    seed: int | None = pydantic.Field(
+        None, ge=SEEDS[0], le=SEEDS[-1], description="names the loop; none: a new one is drawn and told"
+    )
     format: AudioFormat = pydantic.Field("wav", description="file format")
 
     def request(self) -> GenerateRequest:
@@ -143,7 +157,9 @@ class LoopServer:
         if name not in self.pipelines:
             raise HTTPException(404, f"model {name} is not served: {', '.join(self.pipelines)} are")
         if self.pipelines[name].conditional:
-            raise HTTPException(422, f"model {name} is conditional: it makes loops of encodings, which this cannot be given")
+            raise HTTPException(
+                422, f"model {name} is conditional: it makes loops of encodings, which this cannot be given"
+            )
         try:
             request = self.pipelines[name].resolved(body.request())
         except ValueError as error:
@@ -166,7 +182,12 @@ class LoopServer:
 
     def _described(self, name: str, pipeline: AudioDiffusionPipeline) -> dict[str, Any]:
         mel = pipeline.mel
-        return {"name": name, "digest": self.digests[name], "sample_rate": mel.sample_rate, "duration_s": mel.audio_size / mel.sample_rate}
+        return {
+            "name": name,
+            "digest": self.digests[name],
+            "sample_rate": mel.sample_rate,
+            "duration_s": mel.audio_size / mel.sample_rate,
+        }
 
 
 def serve(options: ServeOptions) -> dict[str, Any]:
@@ -174,7 +195,13 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     key = Secrets().api_key
     if not options.on_loopback and key is None:
         raise ValueError(f"host {options.host} is reached from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1")
-    options = options.model_copy(update={"model": tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())})
+    options = options.model_copy(
+        update={
+            "model": tuple(
+                f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items()
+            )
+        }
+    )
     for path in options.paths().values():
         load_model(path)
     with connected():
@@ -183,7 +210,9 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         for path in options.paths().values():
             require_shared("model", path, MODEL_INDEX)
         start(options, replicas, None if key is None else key.get_secret_value())
-        say(f"serving {', '.join(options.paths())} at http://{options.host}:{options.port}/v1/generate (Ctrl-C ends it)")
+        say(
+            f"serving {', '.join(options.paths())} at http://{options.host}:{options.port}/v1/generate (Ctrl-C ends it)"
+        )
         _wait_for_signal()
         say("stopping")
         ray_serve.shutdown()
@@ -193,7 +222,8 @@ def serve(options: ServeOptions) -> dict[str, Any]:
 def start(options: ServeOptions, replicas: int, api_key: str | None) -> None:
     """Brings the deployment up on the Ray that is connected; returns when it answers."""
     ray_serve.start(
-        proxy_location="HeadOnly", http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S)
+        proxy_location="HeadOnly",
+        http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S),
     )
     batch = ExecutionProfile.here(options.precision, options.batch_size).batch_size
     deployment = ray_serve.deployment(

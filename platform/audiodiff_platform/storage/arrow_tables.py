@@ -9,7 +9,9 @@ import pyarrow as pa
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """As `pa.Table.from_pylist`, for numbers, text, bytes, and lists and structs of them; only text and bytes may be None."""
-    return pa.Table.from_arrays([_array([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
+    return pa.Table.from_arrays(
+        [_array([row[field.name] for row in rows], field.type) for field in schema], schema=schema
+    )
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

@@ -43,7 +43,9 @@ def require_same(folder: Folder, name: str, settings: Mapping[str, Any]) -> None
         if stated.get(key) != settings.get(key)
     ]
     if differences:
-        raise ValueError(f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings")
+        raise ValueError(
+            f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings"
+        )
 
 
 def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
@@ -154,7 +156,9 @@ def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes
         return summary, parts, to_parquet(parts)
     content = folder.read(INDEX)
     if sha256(content) != summary["index_sha256"]:
-        raise ValueError(f"{folder.uri}: {INDEX} is not the one that {SUCCESS} names: a job adds to the folder or was stopped, run that job to its end")
+        raise ValueError(
+            f"{folder.uri}: {INDEX} is not the one that {SUCCESS} names: a job adds to the folder or was stopped, run that job to its end"
+        )
     return summary, from_parquet(content), content
 
 

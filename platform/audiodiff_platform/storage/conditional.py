@@ -64,7 +64,9 @@ def require_conditional_writes(folder: Folder) -> None:
         raise ValueError(f"{folder.uri}: only local paths, s3:// and gs:// can hold what a job writes")
     probe = f"{PROBE}-{uuid.uuid4().hex}"
     first = create(folder, probe, b"1")
-    refused = not create(folder, probe, b"2") and not replace(folder, probe, b"3", "0" * 32 if folder.scheme == "s3" else "1")
+    refused = not create(folder, probe, b"2") and not replace(
+        folder, probe, b"3", "0" * 32 if folder.scheme == "s3" else "1"
+    )
     folder.remove(probe)
     if not (first and refused):
         raise ValueError(

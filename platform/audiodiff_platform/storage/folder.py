@@ -50,7 +50,9 @@ class Folder:
     @property
     def scheme(self) -> str:
         """The scheme of the folder's URI ("s3", "gs"), or "file"."""
-        return "file" if self.is_local else {"s3a": "s3", "gcs": "gs"}.get(scheme := self.uri.partition("://")[0], scheme)
+        return (
+            "file" if self.is_local else {"s3a": "s3", "gcs": "gs"}.get(scheme := self.uri.partition("://")[0], scheme)
+        )
 
     def path(self, name: str) -> str:
         """What the filesystem calls `name`: for a local folder, an absolute path."""
@@ -131,7 +133,9 @@ class Folder:
         with self.reached(name):
             content = bytes(self.filesystem.cat_file(self.path(name), start=start, end=stop))
         if len(content) != stop - start:
-            raise OSError(f"{self.uri}/{name}: {len(content):,} bytes from byte {start:,} on, {stop - start:,} were asked for")
+            raise OSError(
+                f"{self.uri}/{name}: {len(content):,} bytes from byte {start:,} on, {stop - start:,} were asked for"
+            )
         return content
 
     def fetch_ranges(self, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
@@ -288,7 +292,9 @@ class Folder:
             place = place.parent
         free = shutil.disk_usage(place).free
         if free < needed_bytes:
-            raise ValueError(f"{self.uri}: {what} needs about {needed_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: make room or choose another disk")
+            raise ValueError(
+                f"{self.uri}: {what} needs about {needed_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: make room or choose another disk"
+            )
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -22,7 +22,13 @@ import pyarrow.parquet as pq
 INDEX = "_index.parquet"
 _DIGEST = b"audiodiff_dataset_digest"
 INDEX_SCHEMA = pa.schema(
-    [("shard", pa.int32()), ("path", pa.string()), ("row_groups", pa.list_(pa.int32())), ("bytes", pa.int64()), ("sha256", pa.string())]
+    [
+        ("shard", pa.int32()),
+        ("path", pa.string()),
+        ("row_groups", pa.list_(pa.int32())),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+    ]
 )
 
 

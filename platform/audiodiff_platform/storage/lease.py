@@ -133,7 +133,9 @@ def _locked(folder: Folder) -> Iterator[IO[str]]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise ValueError(f"{folder.uri} is owned by a live job ({_named_local(folder)}): wait for it, or stop it") from None
+            raise ValueError(
+                f"{folder.uri} is owned by a live job ({_named_local(folder)}): wait for it, or stop it"
+            ) from None
         if _is(lock, path):  # an owner removes the file at its end
             break
         lock.close()
@@ -183,7 +185,9 @@ def _acquired(folder: Folder, take_over: bool, term_s: float) -> Lease:
             continue
         stated = json.loads(current[0])
         if not take_over:
-            say(f"{folder.uri} is leased by {_named(current)}: taking over in {stated['term_s']:.0f} s if the lease is not renewed (--take_over: at once)")
+            say(
+                f"{folder.uri} is leased by {_named(current)}: taking over in {stated['term_s']:.0f} s if the lease is not renewed (--take_over: at once)"
+            )
             deadline = time.monotonic() + stated["term_s"]
             clock = threading.Event()
             while time.monotonic() < deadline:

@@ -113,7 +113,11 @@ def _level(pages: _Pages, folder: _Range) -> list[Entry | _Range]:
         folders += len(page.folders)
         if page.more and page.folders and folders >= FOLDERS_AT_MOST:
             last = page.folders[-1].prefix
-            return [*level, *(item for item in inside if item.name <= last), _Range(folder.prefix, last + LAST_CHARACTER)]
+            return [
+                *level,
+                *(item for item in inside if item.name <= last),
+                _Range(folder.prefix, last + LAST_CHARACTER),
+            ]
         level += inside
     return level
 

@@ -1,9 +1,9 @@
 """A mel dataset -> an autoencoder of mel images, by the loop that trains diffusion models too.
 
-    OUTPUT_DIR/train_vae.json   settings and their digest
-    OUTPUT_DIR/state/           checkpoints; metrics.jsonl and tensorboard/ as train's
-    OUTPUT_DIR/model/           the finished autoencoder, with the averaged weights and the scaling factor measured on its latents:
-                                diffusers' AutoencoderKL, mel_config.json, audiodiff.json last
+OUTPUT_DIR/train_vae.json   settings and their digest
+OUTPUT_DIR/state/           checkpoints; metrics.jsonl and tensorboard/ as train's
+OUTPUT_DIR/model/           the finished autoencoder, with the averaged weights and the scaling factor measured on its latents:
+                            diffusers' AutoencoderKL, mel_config.json, audiodiff.json last
 """
 
 import time
@@ -72,14 +72,28 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
             say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
-                validation = validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+                validation = (
+                    validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+                )
                 versions = {DATASET_VERSION: dataset.version}
                 run_training(
-                    train_vae_worker, options, dataset, claimed=(TRAIN_VAE_SETTINGS, settings), versions=versions, lease=lease, group=group, validation=validation
+                    train_vae_worker,
+                    options,
+                    dataset,
+                    claimed=(TRAIN_VAE_SETTINGS, settings),
+                    versions=versions,
+                    lease=lease,
+                    group=group,
+                    validation=validation,
                 )
             metrics = _finished(options, dataset, output)
             assert metrics is not None, "training ended without a model"
-    return {"verb": "train_vae", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
+    return {
+        "verb": "train_vae",
+        "model": f"{output.uri}/{MODEL}",
+        "seconds": round(time.monotonic() - began, 1),
+        **metrics,
+    }
 
 
 def train_vae_worker(config: dict[str, Any]) -> str | None:
@@ -118,7 +132,12 @@ class VaeLearner:
     def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
         self.options, self.accelerator, self.state = options, accelerator, state
         objective = options.objective()
-        self.weights = {"reconstruction": 1.0, "kl": objective.kl_weight, "spectral": objective.spectral_weight, "adversarial": objective.adversarial_weight}
+        self.weights = {
+            "reconstruction": 1.0,
+            "kl": objective.kl_weight,
+            "spectral": objective.spectral_weight,
+            "adversarial": objective.adversarial_weight,
+        }
 
     @property
     def counts(self) -> VaeTrainState:
@@ -129,13 +148,23 @@ class VaeLearner:
 
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options
-        rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
-        parts, norm = train_vae_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
+        rate = learning_rate(
+            options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler
+        )
+        parts, norm = train_vae_step(
+            self.accelerator,
+            self.state,
+            micro_batches,
+            rate,
+            options.samples_per_worker(self.accelerator.num_processes),
+        )
         loss = sum(weight * parts.get(name, 0.0) for name, weight in self.weights.items())
         return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate}
 
     def snapshot(self) -> Callable[[Path], None]:
-        return partial(save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+        return partial(
+            save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict()
+        )
 
     def progress(self) -> dict[str, Any]:
         return self.state.progress()
@@ -147,12 +176,16 @@ class VaeLearner:
         self.state.load_progress(dict(progress))
 
 
-def _write_model(options: TrainVaeOptions, state: VaeTrainState, dataset: TrainingImages, last: Mapping[str, float]) -> None:
+def _write_model(
+    options: TrainVaeOptions, state: VaeTrainState, dataset: TrainingImages, last: Mapping[str, float]
+) -> None:
     vae = state.bare
     vae.load_state_dict(state.ema_state_dict())
     factor = set_scaling_factor(vae.eval(), _spread_images(dataset))
     counts = {"steps": state.step, "samples": state.samples, "seconds": round(state.seconds, 1)}
-    record = ModelRecord(recipe=options.recipe(), data_digest=dataset.digest, metrics={**counts, **last, "scaling_factor": factor})
+    record = ModelRecord(
+        recipe=options.recipe(), data_digest=dataset.digest, metrics={**counts, **last, "scaling_factor": factor}
+    )
     output = Folder(options.output_dir)
     with model_folder(output) as folder:
         save_vae(folder, vae)

@@ -25,7 +25,9 @@ class Share:
         return [number for number in range(first, first + self.batch_size) if number % self.world == self.rank]
 
 
-def read_ahead(order: DataOrder, first: int, share: Share, ready: Callable[[TrainBatch], TrainBatch]) -> Generator[TrainBatch, None, None]:
+def read_ahead(
+    order: DataOrder, first: int, share: Share, ready: Callable[[TrainBatch], TrainBatch]
+) -> Generator[TrainBatch, None, None]:
     """A worker's share of each batch from sample `first` on, made `ready`, without end; a thread reads the next ones meanwhile."""
 
     def read(start: int) -> TrainBatch:

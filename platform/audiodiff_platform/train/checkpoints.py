@@ -102,7 +102,9 @@ def soundest_checkpoint(output: Folder) -> str | None:
     """The newest checkpoint whose files have the digests that they were written with: damaged ones are passed over, and said."""
     for name in reversed(whole_checkpoints(output)):
         with local_checkpoint(output, name) as (folder, progress):
-            damaged = [file for file, stated in progress["files"].items() if file_sha256(folder / file) != stated["sha256"]]
+            damaged = [
+                file for file, stated in progress["files"].items() if file_sha256(folder / file) != stated["sha256"]
+            ]
         if not damaged:
             return name
         say(f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): going on from the one before")
@@ -120,7 +122,11 @@ def best_checkpoint(output: Folder, figure: str) -> str | None:
 
     A Fréchet distance is the larger the fewer samples it is taken from: only those of as many as the latest are compared.
     """
-    found = {step: values for step, values in validation_results(output).items() if math.isfinite(values.get(figure, math.nan))}
+    found = {
+        step: values
+        for step, values in validation_results(output).items()
+        if math.isfinite(values.get(figure, math.nan))
+    }
     if figure == "frechet" and found:
         samples = found[max(found)]["n_candidate"]
         found = {step: values for step, values in found.items() if values["n_candidate"] == samples}

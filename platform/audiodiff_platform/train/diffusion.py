@@ -85,7 +85,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
                 validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
                 claimed = TRAIN_SETTINGS, settings
                 run_training(
-                    train_worker, options, start.dataset, claimed=claimed, versions=start.versions, lease=lease, group=group, validation=validation
+                    train_worker,
+                    options,
+                    start.dataset,
+                    claimed=claimed,
+                    versions=start.versions,
+                    lease=lease,
+                    group=group,
+                    validation=validation,
                 )
             metrics = write_model(options, output, cost)
     if options.push_to_hub:
@@ -100,7 +107,9 @@ def _require_optimizer(options: TrainOptions, group: Group) -> None:
     if not group.gpu:
         raise ValueError(f"optimizer {options.optimizer} needs a CUDA GPU, and the cluster has none: use adamw")
     if find_spec("bitsandbytes") is None:
-        raise ValueError(f"optimizer {options.optimizer} needs the package bitsandbytes: pip install 'audiodiff[bitsandbytes]', or use adamw")
+        raise ValueError(
+            f"optimizer {options.optimizer} needs the package bitsandbytes: pip install 'audiodiff[bitsandbytes]', or use adamw"
+        )
 
 
 def _cost(options: TrainOptions, start: TrainingInputs, workers: int) -> TrainingCost:
@@ -131,16 +140,24 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
     if options.keep == "best" and (best := best_checkpoint(output, options.best_by)) is not None:
         name = best
     elif options.keep == "best":
-        say(f"warning: keep best: no checkpoint that is left has a {options.best_by}, the model is the last one's ({name})")
+        say(
+            f"warning: keep best: no checkpoint that is left has a {options.best_by}, the model is the last one's ({name})"
+        )
     start = load_training_inputs(options)
     with local_checkpoint(output, name) as (folder, progress):
         start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
-    validation = {name: value for name, value in validation_results(output).get(step_of(name), {}).items() if isinstance(value, int | float)}
+    validation = {
+        name: value
+        for name, value in validation_results(output).get(step_of(name), {}).items()
+        if isinstance(value, int | float)
+    }
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
     metrics = {**counts, **_reached(options, cost, progress), **progress["logged"], **validation}
     record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
     with model_folder(output) as folder:
-        save_model(folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae)
+        save_model(
+            folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae
+        )
     return metrics
 
 
@@ -148,7 +165,11 @@ def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, A
     """Samples per second over the whole training and, on GPUs of a known half-precision peak, the share of it."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
     peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
-    share = {} if peak is None else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}
+    share = (
+        {}
+        if peak is None
+        else {"share_of_peak": round(share_of_peak(cost.flops_per_sample, rate / progress["workers"], peak), 4)}
+    )
     return {"samples_per_second": round(rate, 2), **share}
 
 

@@ -32,7 +32,9 @@ def train_worker(config: dict[str, Any]) -> str | None:
     return run_worker(options, train, options.fsdp)
 
 
-def trained(options: TrainOptions, accelerator: Accelerator, start: TrainingInputs, token: str | None = None) -> TrainState:
+def trained(
+    options: TrainOptions, accelerator: Accelerator, start: TrainingInputs, token: str | None = None
+) -> TrainState:
     """The state at the stopping point."""
     state = TrainState(
         accelerator,
@@ -48,7 +50,14 @@ def trained(options: TrainOptions, accelerator: Accelerator, start: TrainingInpu
         compiled=options.torch_compile,
     )
     validated = validates(options, start.dataset)
-    learn(options, accelerator, DiffusionLearner(options, accelerator, state), start.order(options.seed), validates=validated, token=token)
+    learn(
+        options,
+        accelerator,
+        DiffusionLearner(options, accelerator, state),
+        start.order(options.seed),
+        validates=validated,
+        token=token,
+    )
     return state
 
 
@@ -70,12 +79,22 @@ class DiffusionLearner:
 
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
         options = self.options
-        rate = learning_rate(options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler)
-        loss, norm = train_step(self.accelerator, self.state, micro_batches, rate, options.samples_per_worker(self.accelerator.num_processes))
+        rate = learning_rate(
+            options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler
+        )
+        loss, norm = train_step(
+            self.accelerator,
+            self.state,
+            micro_batches,
+            rate,
+            options.samples_per_worker(self.accelerator.num_processes),
+        )
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
 
     def snapshot(self) -> Callable[[Path], None]:
-        return partial(save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+        return partial(
+            save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict()
+        )
 
     def progress(self) -> dict[str, Any]:
         return self.state.progress()
@@ -87,7 +106,9 @@ class DiffusionLearner:
         self.state.load_progress(dict(progress))
 
 
-def save_weights(network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path) -> None:
+def save_weights(
+    network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path
+) -> None:
     """Writes a learner's files."""
     save_file(_contiguous(network), folder / "network.safetensors")
     save_file(_contiguous(average), folder / EMA_WEIGHTS)

@@ -60,7 +60,10 @@ class TrainingInputs:
     @property
     def versions(self) -> dict[str, bytes | None]:
         """The files by which the run folder keeps the versions of the data, by name."""
-        return {DATASET_VERSION: self.dataset.version, ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version}
+        return {
+            DATASET_VERSION: self.dataset.version,
+            ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version,
+        }
 
     def order(self, seed: int) -> DataOrder:
         return DataOrder(self.dataset, seed, latents=self.latents, encodings=self.encodings)
@@ -81,7 +84,9 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
     _require_shape(options, latents, vae, dataset.mel)
     torch.manual_seed(options.seed)
     with torch.device(device):
-        network = build_network(options.network_preset(), dataset.mel, vae, None if encodings is None else encodings.dim)
+        network = build_network(
+            options.network_preset(), dataset.mel, vae, None if encodings is None else encodings.dim
+        )
     return TrainingInputs(network, options.objective(), dataset, vae, latents, encodings, None)
 
 
@@ -89,7 +94,9 @@ def require_encodings(options: TrainOptions, start: TrainingInputs) -> None:
     """Raises ValueError that names files of the dataset that have no encoding; reads the names of all."""
     if start.encodings is None:
         return
-    names = start.dataset.audio_files() | (split.audio_files() if (split := held_out(start.dataset)) is not None else set())
+    names = start.dataset.audio_files() | (
+        split.audio_files() if (split := held_out(start.dataset)) is not None else set()
+    )
     try:
         start.encodings.vectors_for(sorted(names))
     except ValueError as error:
@@ -104,13 +111,17 @@ def held_out(dataset: TrainingImages) -> MelDataset | None:
     return split if split.rows else None
 
 
-def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None) -> TrainingInputs:
+def _pretrained(
+    options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None
+) -> TrainingInputs:
     """The network of a model, with its VAE and, where no other is asked for, its objective."""
     origin = f"from_pretrained {options.from_pretrained}"
     model = load_model(str(options.from_pretrained))
     _require_same_mel(origin, model.mel, dataset.mel)
     if options.vae is not None:
-        raise ValueError(f"vae {options.vae} with {origin}: a model brings its own VAE, or works on images: leave vae out")
+        raise ValueError(
+            f"vae {options.vae} with {origin}: a model brings its own VAE, or works on images: leave vae out"
+        )
     dim = model.unet.config.get("cross_attention_dim")
     if (dim is None) != (encodings is None) or (encodings is not None and encodings.dim != dim):
         wants = "takes no encodings" if dim is None else f"takes encodings of {dim} values"
@@ -122,7 +133,9 @@ def _pretrained(options: TrainOptions, dataset: TrainingImages, latents: Latents
         learned = learned.model_copy(update={"conditioning_dropout": 0.1})
     objective = options.objective(learned)
     if dim is None and objective.conditioning_dropout:
-        raise ValueError(f"conditioning_dropout {objective.conditioning_dropout} with {origin}: the model takes no encodings, leave it out")
+        raise ValueError(
+            f"conditioning_dropout {objective.conditioning_dropout} with {origin}: the model takes no encodings, leave it out"
+        )
     return TrainingInputs(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
 
 
@@ -136,7 +149,9 @@ def _vae(source: str, mel: MelConfig) -> Any:
 def _latents(uri: str, dataset: TrainingImages) -> LatentsDataset:
     latents = LatentsDataset(uri)
     if latents.dataset_digest != dataset.digest or latents.groups != dataset.groups:
-        raise ValueError(f"latents {uri}: made of a dataset of digest {latents.dataset_digest}, this one's is {dataset.digest}: encode it anew")
+        raise ValueError(
+            f"latents {uri}: made of a dataset of digest {latents.dataset_digest}, this one's is {dataset.digest}: encode it anew"
+        )
     return latents
 
 
@@ -151,14 +166,24 @@ def _require_shape(options: TrainOptions, latents: LatentsDataset | None, vae: A
     factor = latent_factor(vae)
     made = (vae.config.latent_channels, mel.y_res // factor, mel.x_res // factor)
     if latents.shape != made:
-        raise ValueError(f"latents {options.latents}: are {latents.shape}, the vae makes {made}: encode the dataset with this vae")
+        raise ValueError(
+            f"latents {options.latents}: are {latents.shape}, the vae makes {made}: encode the dataset with this vae"
+        )
     if latents.vae_digest != (ours := network_digest(vae)):
-        raise ValueError(f"latents {options.latents}: made by a vae of digest {latents.vae_digest}, this one's is {ours}: encode the dataset with this vae")
+        raise ValueError(
+            f"latents {options.latents}: made by a vae of digest {latents.vae_digest}, this one's is {ours}: encode the dataset with this vae"
+        )
 
 
 def _require_same_mel(origin: str, theirs: MelConfig, ours: MelConfig) -> None:
     """Raises ValueError with both values of each mel parameter that differs."""
     one, other = theirs.model_dump(), ours.model_dump()
-    differences = ", ".join(f"{name} {one[name]} there, {other[name]} in the dataset" for name in one if one[name] != other[name] and name != "n_iter")
+    differences = ", ".join(
+        f"{name} {one[name]} there, {other[name]} in the dataset"
+        for name in one
+        if one[name] != other[name] and name != "n_iter"
+    )
     if differences:
-        raise ValueError(f"{origin}: was trained with other mel parameters ({differences}): prepare the dataset with its own")
+        raise ValueError(
+            f"{origin}: was trained with other mel parameters ({differences}): prepare the dataset with its own"
+        )

@@ -46,7 +46,13 @@ WRITE_PAUSES_S = (1.0, 4.0, 16.0)  # before a checkpoint that could not be writt
 
 
 def learn(
-    options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, *, validates: bool = False, token: str | None = None
+    options: RunOptions,
+    accelerator: Accelerator,
+    learner: Learner,
+    order: DataOrder,
+    *,
+    validates: bool = False,
+    token: str | None = None,
 ) -> dict[str, float]:
     """Train to the stopping point -> the last metrics.
 
@@ -58,9 +64,22 @@ def learn(
 
 class _Loop:
     def __init__(
-        self, options: RunOptions, accelerator: Accelerator, learner: Learner, order: DataOrder, *, validates: bool, token: str | None
+        self,
+        options: RunOptions,
+        accelerator: Accelerator,
+        learner: Learner,
+        order: DataOrder,
+        *,
+        validates: bool,
+        token: str | None,
     ) -> None:
-        self.options, self.accelerator, self.learner, self.order, self.validates = options, accelerator, learner, order, validates
+        self.options, self.accelerator, self.learner, self.order, self.validates = (
+            options,
+            accelerator,
+            learner,
+            order,
+            validates,
+        )
         self.output = Folder(options.output_dir)
         self.attempt = uuid.uuid4().hex[:8]
         self.token = token
@@ -87,7 +106,8 @@ class _Loop:
             while True:
                 due = self._agree()
                 progress = max(
-                    0.0 if steps_at_most is None else counts.step / max(1, steps_at_most), 0.0 if seconds_at_most is None else counts.seconds / seconds_at_most
+                    0.0 if steps_at_most is None else counts.step / max(1, steps_at_most),
+                    0.0 if seconds_at_most is None else counts.seconds / seconds_at_most,
                 )
                 began_at = progress if began_at is None else began_at
                 finished = progress >= 1 or steps_at_most == 0
@@ -100,7 +120,9 @@ class _Loop:
                     self.since_logged.setdefault(name, []).append(value)
                 counts.samples += options.train_batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
-                    means = {name: statistics.fmean(_finite(values) or [0.0]) for name, values in self._shared().items()}
+                    means = {
+                        name: statistics.fmean(_finite(values) or [0.0]) for name, values in self._shared().items()
+                    }
                     self.since_logged = {}
                     elapsed = time.monotonic() - self.began
                     left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
@@ -125,7 +147,9 @@ class _Loop:
         learned = self.learner.counts.step > self.saved_step and not self.since_logged
         due = learned and now - self.saved_at > self.options.checkpoint_minutes * 60
         values = [self.earlier + now - self.began, float(due), float(now - self.looked_at > PREEMPTION_LOOK_S)]
-        seconds, due_by_clock, look = broadcast(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)).tolist()
+        seconds, due_by_clock, look = broadcast(
+            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+        ).tolist()
         self.learner.counts.seconds = seconds
         if not look:
             return bool(due_by_clock)
@@ -135,14 +159,18 @@ class _Loop:
         news = leaving - self.leaving
         self.leaving = leaving
         if news and self.accelerator.is_main_process:
-            say(f"step {self.learner.counts.step}: {len(news)} node(s) of this training will be taken away: writing a checkpoint")
+            say(
+                f"step {self.learner.counts.step}: {len(news)} node(s) of this training will be taken away: writing a checkpoint"
+            )
         return bool(due_by_clock or news)
 
     def _shared(self) -> dict[str, list[float]]:
         """What was logged since the last line, each step's mean over the workers."""
         if not self.since_logged:
             return {}
-        mine = torch.tensor(list(itertools.chain(*self.since_logged.values())), dtype=torch.float64, device=self.accelerator.device)
+        mine = torch.tensor(
+            list(itertools.chain(*self.since_logged.values())), dtype=torch.float64, device=self.accelerator.device
+        )
         values = iter(reduce(mine, reduction="mean").tolist())
         return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
 
@@ -154,7 +182,9 @@ class _Loop:
             name = self.loaded
         else:
             name = checkpoint_name(self.learner.counts.step, self.attempt)
-        (failure,) = broadcast_object_list([self._written(name, save, finished) if self.accelerator.is_main_process else None])
+        (failure,) = broadcast_object_list(
+            [self._written(name, save, finished) if self.accelerator.is_main_process else None]
+        )
         if failure is not None:
             raise TrainingStoppedError(failure)
         self.saved_at, self.saved_step = time.monotonic(), self.learner.counts.step
@@ -166,10 +196,14 @@ class _Loop:
         if not self.accelerator.is_main_process:
             ray.train.report(metrics)
             return
-        storage = ray.train.get_context().get_storage()  # Ray Train lists checkpoints only in its own folder, where nothing is put
+        storage = (
+            ray.train.get_context().get_storage()
+        )  # Ray Train lists checkpoints only in its own folder, where nothing is put
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
         validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if validate else False
-        ray.train.report(metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation)
+        ray.train.report(
+            metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation
+        )
 
     def _written(self, name: str, save: Callable[[Path], None], finished: bool) -> str | None:
         """Rank 0: writes the log and a checkpoint, and hands it to validation where that has time; it always has for the last.
@@ -189,17 +223,31 @@ class _Loop:
                     require_token(self.output, self.token)
                 self.log.flush()
                 self.log.tell_validations()
-                put_checkpoint(self.output, name, save, {**progress, "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()}})
+                put_checkpoint(
+                    self.output,
+                    name,
+                    save,
+                    {
+                        **progress,
+                        "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()},
+                    },
+                )
                 if self.validates and name not in self.unheard and (finished or not in_validation(self.output)):
                     queue_for_validation(self.output, name)
                     self.handed = name
                 remove_superseded(self.output, self.options.checkpoints_kept, self.options.judged_by)
             except LeaseLostError as error:
                 return str(error)
-            except (OSError, RuntimeError, SafetensorError) as error:  # the last two: what torch and safetensors make of an OSError
+            except (
+                OSError,
+                RuntimeError,
+                SafetensorError,
+            ) as error:  # the last two: what torch and safetensors make of an OSError
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:
-                    return f"{failure}: with that mended, run the same command again to go on from the checkpoint before"
+                    return (
+                        f"{failure}: with that mended, run the same command again to go on from the checkpoint before"
+                    )
                 say(f"{failure}: trying again in {pause:.0f} s")
                 time.sleep(pause)
             else:
@@ -208,7 +256,9 @@ class _Loop:
 
 
 def _device_name(accelerator: Accelerator) -> str:
-    return torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+    return (
+        torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else accelerator.device.type
+    )
 
 
 def _finite(values: Sequence[float]) -> list[float]:

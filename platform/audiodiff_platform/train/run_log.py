@@ -70,7 +70,9 @@ class RunLog:
         self.written, self.size = len(self.lines), len(_joined(self.lines))
         self.said_at = self.copied_at = self.added_at = time.monotonic()
         self.samples: int | None = None
-        self.tensorboard = TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
+        self.tensorboard = (
+            TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
+        )
         self.trackers = [start_tracker(name, options) for name in options.report_to if name != "tensorboard"]
         self.told = {name: set(steps) for name, steps in told.items()}
         self.unreached: set[str] = set()
@@ -82,9 +84,15 @@ class RunLog:
         if not self.writes:
             return
         now = time.monotonic()
-        rate = {} if self.samples is None else {"samples_per_second": round((samples - self.samples) / max(now - self.added_at, 1e-9), 2)}
+        rate = (
+            {}
+            if self.samples is None
+            else {"samples_per_second": round((samples - self.samples) / max(now - self.added_at, 1e-9), 2)}
+        )
         self.samples, self.added_at = samples, now
-        self.lines.append(json.dumps({"step": step, "samples": samples, "seconds": round(counts.seconds, 2), **values, **rate}))
+        self.lines.append(
+            json.dumps({"step": step, "samples": samples, "seconds": round(counts.seconds, 2), **values, **rate})
+        )
         self._track({**values, **rate}, step)
         if now - self.said_at > SAID_EVERY_S:
             self.said_at = now
@@ -156,4 +164,6 @@ def _step(line: str) -> float:
 
 
 def _values(line: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in line.items() if name not in {"step", "samples", "seconds", "samples_per_second"}}
+    return {
+        name: value for name, value in line.items() if name not in {"step", "samples", "seconds", "samples_per_second"}
+    }

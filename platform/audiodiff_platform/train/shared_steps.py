@@ -43,9 +43,13 @@ def require_own_folder(options: RunOptions, output: Folder, name: str, settings:
         return
     newest = newest_checkpoint(output)
     if options.resume == "never" and newest is not None:
-        raise ValueError(f"resume never: {output.uri} holds a checkpoint ({newest}): use another folder, or resume auto to go on from it")
+        raise ValueError(
+            f"resume never: {output.uri} holds a checkpoint ({newest}): use another folder, or resume auto to go on from it"
+        )
     if options.resume == "must" and newest is None:
-        raise ValueError(f"resume must: {output.uri} holds no whole checkpoint to go on from: use resume auto to start anew")
+        raise ValueError(
+            f"resume must: {output.uri} holds no whole checkpoint to go on from: use resume auto to start anew"
+        )
 
 
 def require_space(options: RunOptions, output: Folder, parameters: int) -> None:

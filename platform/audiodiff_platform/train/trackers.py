@@ -20,7 +20,9 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         extras = ",".join(missing)
-        raise ValueError(f"report_to {','.join(names)}: {extras} cannot be imported: pip install 'audiodiff[{extras}]', or report_to none")
+        raise ValueError(
+            f"report_to {','.join(names)}: {extras} cannot be imported: pip install 'audiodiff[{extras}]', or report_to none"
+        )
 
 
 def tell_last_validations(options: RunOptions) -> None:
@@ -35,7 +37,9 @@ def tell_last_validations(options: RunOptions) -> None:
         try:
             tracker = start_tracker(name, options)
         except Exception as error:  # as in took
-            say(f"{name} cannot be told of the last validations ({' '.join(str(error).split())}): {output.uri}/{VALIDATION_RESULTS} has them")
+            say(
+                f"{name} cannot be told of the last validations ({' '.join(str(error).split())}): {output.uri}/{VALIDATION_RESULTS} has them"
+            )
             continue
         tell(tracker, results, set(progress["validations_told"].get(name, ())), progress["step"])
         finish_tracker(tracker)
@@ -59,7 +63,9 @@ def took(tracker: Any, values: Mapping[str, float], step: int) -> bool:
     try:
         tracker.log(dict(values), step=step)
     except Exception as error:
-        say(f"{tracker.name} takes nothing at step {step} ({' '.join(str(error).split())}): the run folder has it, and training goes on")
+        say(
+            f"{tracker.name} takes nothing at step {step} ({' '.join(str(error).split())}): the run folder has it, and training goes on"
+        )
         return False
     return True
 
@@ -85,7 +91,9 @@ def start_tracker(name: str, options: RunOptions) -> Any:
         case _:
             earlier = _mlflow_run(project, run)
             tracker = LOGGER_TYPE_TO_CLASS[name](project, run_id=earlier, run_name=run)
-            told = told if earlier is None else {}  # mlflow refuses another value of what a run was told, such as a later stopping point
+            told = (
+                told if earlier is None else {}
+            )  # mlflow refuses another value of what a run was told, such as a later stopping point
     tracker.start()
     tracker.store_init_configuration(told)
     return tracker
@@ -96,5 +104,10 @@ def _mlflow_run(project: str, name: str) -> str | None:
     mlflow = importlib.import_module("mlflow")
 
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)  # by which accelerate goes first
-    runs = mlflow.search_runs(experiment_names=[experiment], filter_string=f"attributes.run_name = '{name}'", max_results=1, output_format="list")
+    runs = mlflow.search_runs(
+        experiment_names=[experiment],
+        filter_string=f"attributes.run_name = '{name}'",
+        max_results=1,
+        output_format="list",
+    )
     return runs[0].info.run_id if runs else None

@@ -21,7 +21,9 @@ from audiodiff_platform.entry.errors import JobError, cause_of
 from audiodiff_platform.train.options import RunOptions
 
 RESIZE_SECONDS_AT_LEAST = 5.0
-FAILURES_AT_MOST = 1_000  # of a run, however long, so that even workers that die before they count their start come to an end
+FAILURES_AT_MOST = (
+    1_000  # of a run, however long, so that even workers that die before they count their start come to an end
+)
 RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # for the workers' places, not their imports: where a node has just died, fewer workers are tried then
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -50,7 +52,11 @@ class Group:
 
 
 def run_workers(
-    worker: Worker, options: RunOptions, group: Group, validation: ValidationConfig | None = None, token: str | None = None
+    worker: Worker,
+    options: RunOptions,
+    group: Group,
+    validation: ValidationConfig | None = None,
+    token: str | None = None,
 ) -> None:
     """Run `worker` in a group of processes until it returns, through failures and changes of the cluster.
 
@@ -68,7 +74,9 @@ def run_workers(
         trainer = TorchTrainer(
             worker,
             train_loop_config={"options": options.model_dump(), "token": token},
-            scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_seconds),
+            scaling_config=ScalingConfig(
+                num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_seconds
+            ),
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,

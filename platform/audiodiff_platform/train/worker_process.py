@@ -51,14 +51,21 @@ def _counted(output: Folder, accelerator: Accelerator) -> str | None:
 
 def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     """This process's accelerate, joined to the process group that Ray Train made."""
-    for name in ("httpx2", "ray.train"):  # or each request to the Hub, and each report to Ray Train, would be a line of progress
+    for name in (
+        "httpx2",
+        "ray.train",
+    ):  # or each request to the Hub, and each report to Ray Train, would be a line of progress
         logging.getLogger(name).setLevel(logging.WARNING)
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(1)
     # Without cpu=True, accelerate passes over Ray's gloo group and each worker would train alone.
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=sharding() if fsdp else None)
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=sharding() if fsdp else None
+    )
     world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate sees {accelerator.num_processes} of {world} workers"
-    assert world in options.usable_workers(1, world), f"{world} workers cannot share batches of {options.train_batch_size}"
+    assert world in options.usable_workers(1, world), (
+        f"{world} workers cannot share batches of {options.train_batch_size}"
+    )
     return accelerator

@@ -104,7 +104,9 @@ class Attempts:
     @property
     def exhausted(self) -> bool:
         """True if more processes died of the shard than its items explain."""
-        return len(self.deaths) >= DEATHS_OF_A_SHARD + DEATHS_OF_AN_ITEM * sum(map(self.gives_up, set(self.deaths) - {""}))
+        return len(self.deaths) >= DEATHS_OF_A_SHARD + DEATHS_OF_AN_ITEM * sum(
+            map(self.gives_up, set(self.deaths) - {""})
+        )
 
     @property
     def reason(self) -> str:

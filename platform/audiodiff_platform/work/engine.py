@@ -102,7 +102,9 @@ class Engine(Protocol):
 
 
 @contextmanager
-def engine(shards: int, num_workers: int | None, device: Device = "auto", *, isolated: bool = False) -> Iterator[Engine]:
+def engine(
+    shards: int, num_workers: int | None, device: Device = "auto", *, isolated: bool = False
+) -> Iterator[Engine]:
     """Connect to Ray for so many shards.
 
     A single shard of a local run is done in this process, without Ray, unless it is to be `isolated`.
@@ -140,7 +142,10 @@ class RayDataEngine:
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
         quiet_console()
-        rows = [{"shards": list(shards[first :: min(len(shards), MOST_ROWS)])} for first in range(min(len(shards), MOST_ROWS))]
+        rows = [
+            {"shards": list(shards[first :: min(len(shards), MOST_ROWS)])}
+            for first in range(min(len(shards), MOST_ROWS))
+        ]
         workers = min(self.workers, len(rows))
         # Ray Data and Ray's process titles name an actor by the name of its class.
         runner = type(work.worker.__name__, (ShardRunner,), {})
@@ -223,11 +228,15 @@ class ShardRunner:
             assert committed is not None, "a commit is never withdrawn"
             return committed
         if self.output is not None:
-            commits.commit(self.output, shard, record if generation is None else {**record, "generation": generation}, token)
+            commits.commit(
+                self.output, shard, record if generation is None else {**record, "generation": generation}, token
+            )
         return record
 
 
-def _with_retries(attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]) -> Generator[Counts, None, None]:
+def _with_retries(
+    attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]
+) -> Generator[Counts, None, None]:
     """Yield the counts of finished shards; run those at which storage failed again, up to three times."""
     pending, lost = list(shards), list[str]()
     if not pending:

@@ -71,7 +71,9 @@ def new_sources(
             divided.add(planned.uri)
             now = replace(whole, part=planned.part)
         if now is None:
-            raise ValueError(f"{planned.uri} was planned for {folder.uri} and has vanished: put it back, or prepare into another folder")
+            raise ValueError(
+                f"{planned.uri} was planned for {folder.uri} and has vanished: put it back, or prepare into another folder"
+            )
         if now.size != planned.size:
             raise _changed(folder, planned)
         if now.version != versions.get(planned.uri, planned.version):
@@ -149,7 +151,10 @@ class SourcePlan:
 
 
 def append_plan(
-    folder: Folder, assigned: Sequence[tuple[int, Source]], left_out: Mapping[str, list[str]], generation: int | None = None
+    folder: Folder,
+    assigned: Sequence[tuple[int, Source]],
+    left_out: Mapping[str, list[str]],
+    generation: int | None = None,
 ) -> None:
     """Write new shards to the plan, beside those that are there.
 

@@ -107,7 +107,9 @@ class ShardedJob:
         self.output.remove(attempts.FOLDER)  # marks of earlier runs, which blame no item
         commits.begin(self.output)
         progress = Progress(self.unit, self.pending)
-        for counts in engine.run(replace(self.work, lease=(self.lease.token, self.lease.generation)), sorted(self.pending)):
+        for counts in engine.run(
+            replace(self.work, lease=(self.lease.token, self.lease.generation)), sorted(self.pending)
+        ):
             self.lease.check()
             progress.finished(counts)
             on_shard(counts)
@@ -124,7 +126,9 @@ class ShardedJob:
         if missing := sorted(planned - records.keys()):
             raise JobError(f"{self.output.uri}: {len(missing)} planned shards are not committed, such as {missing[0]}")
         if unplanned := sorted(records.keys() - planned):
-            raise JobError(f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}")
+            raise JobError(
+                f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}"
+            )
         present = {entry.name: entry.size for folder in self.parts for entry in self.output.files(f"{folder}/*")}
         owner = {name: shard for shard, record in records.items() for name in record["parts"]}
         sizes = {name: size for record in records.values() for name, size in record.get("sizes", {}).items()}

@@ -1,8 +1,8 @@
 """Digests of the sources of shards, by which a source that was only touched or copied is told from a changed one.
 
-    _plan/digests/NNNNNN.parquet  URI (with the range of a part) and SHA-256 of each source that was read for a shard; the
-                                  commit names its digest
-    _plan/versions/NNNN.parquet   URI and later version of planned sources with the same content, append-only
+_plan/digests/NNNNNN.parquet  URI (with the range of a part) and SHA-256 of each source that was read for a shard; the
+                              commit names its digest
+_plan/versions/NNNN.parquet   URI and later version of planned sources with the same content, append-only
 """
 
 import io

@@ -21,7 +21,9 @@ def verify(output: Folder, engine: Engine) -> None:
     wrong = sorted(counts["shard"] for counts in engine.run(work, shards) if counts["wrong"])
     if wrong:
         names = " ".join(commits.record_places(output, wrong))
-        raise JobError(f"{output.uri}: {len(wrong)} of {len(shards)} shards are not what was committed: remove {names} and run again to make them anew")
+        raise JobError(
+            f"{output.uri}: {len(wrong)} of {len(shards)} shards are not what was committed: remove {names} and run again to make them anew"
+        )
     say(f"verified: all {len(shards):,} shards are what was committed")
 
 
@@ -41,4 +43,7 @@ class VerifyWorker:
             return {"wrong": sum(self._differs(part, scratch) for part in self.parts[shard])}
 
     def _differs(self, part: CommittedPart, scratch: Path) -> bool:
-        return not self.output.exists(part.path) or commits.file_sha256(self.output.fetch(part.path, scratch)) != part.sha256
+        return (
+            not self.output.exists(part.path)
+            or commits.file_sha256(self.output.fetch(part.path, scratch)) != part.sha256
+        )

@@ -48,7 +48,13 @@ def main() -> None:
     parser.add_argument("--sample_rate", type=int, default=22_050, help="in Hz")
     parser.add_argument("--n_fft", type=int, default=2_048, help="STFT window in samples")
     given = parser.parse_args()
-    mel = Mel(x_res=given.resolution, y_res=given.resolution, sample_rate=given.sample_rate, n_fft=given.n_fft, hop_length=given.hop_length)
+    mel = Mel(
+        x_res=given.resolution,
+        y_res=given.resolution,
+        sample_rate=given.sample_rate,
+        n_fft=given.n_fft,
+        hop_length=given.hop_length,
+    )
     files = sorted(file for file in given.folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     rows = []
     for file in files:
@@ -63,13 +69,23 @@ def main() -> None:
             with part("png"), io.BytesIO() as buffer:
                 image.save(buffer, format="PNG")
                 content = buffer.getvalue()
-            rows.append({"image": {"bytes": content}, "audio_file": file.relative_to(given.folder).as_posix(), "slice": index})
+            rows.append(
+                {"image": {"bytes": content}, "audio_file": file.relative_to(given.folder).as_posix(), "slice": index}
+            )
     with part("write"):
         features = Features({"image": Image(), "audio_file": Value("string"), "slice": Value("int16")})
         Dataset.from_pandas(pd.DataFrame(rows), features=features).to_parquet(given.output)
     total = time.perf_counter() - BEGAN
     seconds = {"total": total, **SECONDS, "other": total - sum(SECONDS.values())}
-    print(json.dumps({"files": len(files), "rows": len(rows), "seconds": {name: round(value, 3) for name, value in seconds.items()}}))
+    print(
+        json.dumps(
+            {
+                "files": len(files),
+                "rows": len(rows),
+                "seconds": {name: round(value, 3) for name, value in seconds.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,9 @@ ENDING_S = 10.0
 READ_BYTES = 1 << 16
 COUNTED_S_AT_MOST = 4 * LOOK_S
 """The most that the time between two looks counts: a worker that was stopped, by Ctrl-Z or with its machine, did not wait for a file meanwhile."""
-ENVIRONMENT = frozenset({"PATH", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8"})
+ENVIRONMENT = frozenset(
+    {"PATH", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8"}
+)
 """Variables that the process gets from its worker, besides those of the locale (LC_*). All others, such as credentials, it does not."""
 
 
@@ -83,14 +85,26 @@ class Decoder:
         """Return the slices of the file `local`, their images in the file `spool`."""
         size = local.stat().st_size
         spool_bytes = spool_of_slices(self._limits.largest_audio(size), mel, slicing)
-        request = {"kind": "slices", **_files(local, spool, spool_bytes), "mel": mel.model_dump(), "slicing": slicing.model_dump()}
+        request = {
+            "kind": "slices",
+            **_files(local, spool, spool_bytes),
+            "mel": mel.model_dump(),
+            "slicing": slicing.model_dump(),
+        }
         return SlicedFile(spool, self._result(name, self._limits.time(size, mel, slicing), request))
 
-    def items(self, name: str, local: Path, spool: Path, mel: MelConfig, *, with_samples: bool) -> Iterator[tuple[Images, Samples | None]]:
+    def items(
+        self, name: str, local: Path, spool: Path, mel: MelConfig, *, with_samples: bool
+    ) -> Iterator[tuple[Images, Samples | None]]:
         """Return the image of each slice that prepare takes by default, and its samples if they are wanted; `spool` holds them meanwhile."""
         size = local.stat().st_size
         spool_bytes = spool_of_items(self._limits.largest_audio(size), mel)
-        request = {"kind": "items", **_files(local, spool, spool_bytes), "mel": mel.model_dump(), "with_samples": with_samples}
+        request = {
+            "kind": "items",
+            **_files(local, spool, spool_bytes),
+            "mel": mel.model_dump(),
+            "with_samples": with_samples,
+        }
         return _read_items(spool, mel, self._result(name, self._limits.time(size, mel), request), with_samples)
 
     def samples(self, name: str, local: Path, spool: Path, sample_rate: int, longest_s: float) -> Samples:
@@ -99,7 +113,12 @@ class Decoder:
         Audio of more than `longest_s` seconds is unusable, too.
         """
         spool_bytes = math.ceil(longest_s * sample_rate) * np.dtype(np.float32).itemsize
-        request = {"kind": "samples", **_files(local, spool, spool_bytes), "sample_rate": sample_rate, "longest_s": longest_s}
+        request = {
+            "kind": "samples",
+            **_files(local, spool, spool_bytes),
+            "sample_rate": sample_rate,
+            "longest_s": longest_s,
+        }
         count = self._result(name, self._limits.time(local.stat().st_size), request)
         samples: Samples = np.fromfile(spool, np.float32, count)
         spool.unlink()
@@ -108,7 +127,12 @@ class Decoder:
     def _result(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> Any:
         """The result of a request about the file `name`, whose limits are added to it."""
         memory_bytes = self._limits.memory_of(limit.size)
-        request = {**request, "audio_bytes": self._limits.largest_audio(limit.size), "memory_bytes": memory_bytes, "time": asdict(limit)}
+        request = {
+            **request,
+            "audio_bytes": self._limits.largest_audio(limit.size),
+            "memory_bytes": memory_bytes,
+            "time": asdict(limit),
+        }
         if self._files >= FILES_OF_A_PROCESS:
             self._replace()
         self._files += 1
@@ -143,7 +167,9 @@ class Decoder:
             was_ready, ended = self._process.is_ready, self._replace()
             if was_ready:
                 return AudioDecodeError(name, f"ended {PROCESSES_LOST_AT_MOST} processes that decoded it ({ended})")
-            return ChildProcessError(f"{PROCESSES_LOST_AT_MOST} processes that decode audio ended at their start ({ended})")
+            return ChildProcessError(
+                f"{PROCESSES_LOST_AT_MOST} processes that decode audio ended at their start ({ended})"
+            )
         if "memory" in answer:
             self._replace()
             return AudioDecodeError(name, "needs more memory than a file may take")
@@ -162,7 +188,9 @@ class _Process:
 
     def __init__(self, memory_bytes: int) -> None:
         command = [sys.executable, "-P", "-m", "audiodiff_platform.audio_files.decoder.process", str(memory_bytes)]
-        self._popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True)
+        self._popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True
+        )
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._requests, self._answers = self._popen.stdin, self._popen.stdout.fileno()
@@ -266,7 +294,9 @@ def _files(local: Path, spool: Path, spool_bytes: int) -> dict[str, Any]:
     return {"file": str(local), "spool": str(spool), "spool_bytes": spool_bytes}
 
 
-def _read_items(spool: Path, mel: MelConfig, counts: list[int], with_samples: bool) -> Iterator[tuple[Images, Samples | None]]:
+def _read_items(
+    spool: Path, mel: MelConfig, counts: list[int], with_samples: bool
+) -> Iterator[tuple[Images, Samples | None]]:
     with spool.open("rb") as file:
         for count in counts:
             image = np.fromfile(file, np.uint8, mel.y_res * mel.x_res).reshape(mel.y_res, mel.x_res)

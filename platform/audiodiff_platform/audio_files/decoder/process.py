@@ -68,7 +68,11 @@ class Allowance:
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self._time, self._answer = TimeLimit(**request["time"]), answer
-        self._spool_bytes, self._audio_bytes, self._memory_bytes = request["spool_bytes"], request["audio_bytes"], request["memory_bytes"]
+        self._spool_bytes, self._audio_bytes, self._memory_bytes = (
+            request["spool_bytes"],
+            request["audio_bytes"],
+            request["memory_bytes"],
+        )
         self._decoded = 0
         self._allow(self._time.before_header)
 
@@ -83,7 +87,9 @@ class Allowance:
         self._decoded += DECODED_SAMPLE_BYTES * block.size
         if self._decoded > self._audio_bytes:
             limit, size = self._audio_bytes / 1e6, self._time.size / 1e6
-            raise UnusableError(f"expands to more than {limit:,.1f} MB of audio, the limit for a file of {size:,.3f} MB")
+            raise UnusableError(
+                f"expands to more than {limit:,.1f} MB of audio, the limit for a file of {size:,.3f} MB"
+            )
 
     def _allow(self, seconds: float) -> None:
         allow(math.ceil(CPU_SECONDS_PER_SECOND * seconds), self._spool_bytes, self._memory_bytes)
@@ -106,21 +112,31 @@ def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
 
 def _is_for_lack_of_memory(error: BaseException | None) -> bool:
     """Return True if a decoder was refused memory, by a leak of its own or because the file states absurd sizes."""
-    return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__))
+    return error is not None and (
+        getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__)
+    )
 
 
 def _slices(request: Request, allowance: Allowance) -> list[dict[str, Any]]:
     """Write the PNG of each slice; return what is known of each, and its size."""
     mel, slicing = _mel(json.dumps(request["mel"])), Slicing.model_validate(request["slicing"])
     with Path(request["spool"]).open("wb") as file:
-        pieces = [{**_facts(piece), "bytes": file.write(encode_png(piece.image))} for piece in mel_slices(request["file"], mel, slicing, allowance)]
+        pieces = [
+            {**_facts(piece), "bytes": file.write(encode_png(piece.image))}
+            for piece in mel_slices(request["file"], mel, slicing, allowance)
+        ]
     if not pieces:
         raise AudioDecodeError(request["file"], SILENT)
     return pieces
 
 
 def _facts(piece: MelSlice) -> dict[str, Any]:
-    return {"index": piece.index, "start_s": piece.start_s, "duration_s": piece.duration_s, "reference_db": piece.reference_db}
+    return {
+        "index": piece.index,
+        "start_s": piece.start_s,
+        "duration_s": piece.duration_s,
+        "reference_db": piece.reference_db,
+    }
 
 
 def _items(request: Request, allowance: Allowance) -> list[int]:

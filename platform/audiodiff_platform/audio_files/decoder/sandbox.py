@@ -49,7 +49,11 @@ def confine(memory_bytes: int, memory_bytes_at_most: int) -> None:
 
     `memory_bytes` holds until `allow` states another limit, up to `memory_bytes_at_most`.
     """
-    limits = (resource.RLIMIT_DATA, memory_bytes, memory_bytes_at_most), (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES), (resource.RLIMIT_CORE, 0, 0)
+    limits = (
+        (resource.RLIMIT_DATA, memory_bytes, memory_bytes_at_most),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0, 0),
+    )
     for kind, most, hard in limits:
         allowed = min(hard, _hard(kind))
         resource.setrlimit(kind, (min(most, allowed), allowed))
@@ -61,7 +65,11 @@ def confine(memory_bytes: int, memory_bytes_at_most: int) -> None:
 def allow(cpu_s: int, file_bytes: int, memory_bytes: int) -> None:
     """Allow this process so many seconds of processor time from now on, files of so many bytes, and so many bytes of memory."""
     used = resource.getrusage(resource.RUSAGE_SELF)
-    limits = (resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_s), (resource.RLIMIT_FSIZE, file_bytes), (resource.RLIMIT_DATA, memory_bytes)
+    limits = (
+        (resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_s),
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_DATA, memory_bytes),
+    )
     for kind, most in limits:
         resource.setrlimit(kind, (min(most, _hard(kind)), resource.getrlimit(kind)[1]))
 

@@ -1,7 +1,7 @@
 """What is made of each checkpoint of an autoencoder's training, beside it, as `validation.py` does of a diffusion training's.
 
-    OUTPUT_DIR/validation/<step>.json          mean absolute difference of the held-out tracks' images and their reconstructions
-    OUTPUT_DIR/tensorboard/validation/         the same, with pictures: an image above its reconstruction
+OUTPUT_DIR/validation/<step>.json          mean absolute difference of the held-out tracks' images and their reconstructions
+OUTPUT_DIR/tensorboard/validation/         the same, with pictures: an image above its reconstruction
 """
 
 from typing import Any
@@ -53,12 +53,16 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
     shown = tracks or dataset
     places = spread_places(shown, PICTURES if tracks is None else ROWS_AT_MOST)
     images = np.stack([shown.image(*place) for place in places])
-    made = np.concatenate([_reconstructed(vae, images[first : first + BATCH_SIZE]) for first in range(0, len(images), BATCH_SIZE)])
+    made = np.concatenate(
+        [_reconstructed(vae, images[first : first + BATCH_SIZE]) for first in range(0, len(images), BATCH_SIZE)]
+    )
     found = {}
     if tracks is not None:
         levels = float(np.abs(images.astype(int) - made).mean())
         found["validation_loss"] = levels * 2 / IMAGE_MAX
-        say(f"step {step_of(name)}: held-out images are reconstructed within {levels:.2f} of {IMAGE_MAX} levels on average")
+        say(
+            f"step {step_of(name)}: held-out images are reconstructed within {levels:.2f} of {IMAGE_MAX} levels on average"
+        )
     output.write_json(f"{FOLDER}/{step_of(name)}.json", found)
     if "tensorboard" in told.report_to:
         _show(TensorBoardFolder(output, FOLDER), step_of(name), found, images[:PICTURES], made[:PICTURES])
@@ -77,5 +81,10 @@ def _show(board: TensorBoardFolder, step: int, found: dict[str, float], images: 
     for name, value in found.items():
         board.writer.add_scalar(name, value, step)
     for number, pair in enumerate(zip(images, made, strict=True)):
-        board.writer.add_image(f"image {number}, its reconstruction below", np.concatenate([image[::-1] for image in pair]), step, dataformats="HW")
+        board.writer.add_image(
+            f"image {number}, its reconstruction below",
+            np.concatenate([image[::-1] for image in pair]),
+            step,
+            dataformats="HW",
+        )
     board.close()

@@ -31,17 +31,32 @@ def validation_beside(validate: Validate, options: RunOptions, group: Group) -> 
     Validation runs on a GPU that training leaves free, else on a CPU.
     """
     spare = group.gpu and gpus() > group.most
-    environment = WORKER_ENVIRONMENT if spare else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}  # Ray hides no GPU from a task that asks for none
-    resources = {"num_cpus": 0, "num_gpus": int(spare), "max_retries": TASKS_AT_MOST, "runtime_env": {"env_vars": environment}}
+    environment = (
+        WORKER_ENVIRONMENT if spare else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    )  # Ray hides no GPU from a task that asks for none
+    resources = {
+        "num_cpus": 0,
+        "num_gpus": int(spare),
+        "max_retries": TASKS_AT_MOST,
+        "runtime_env": {"env_vars": environment},
+    }
     return ValidationConfig(
         partial(validate_in_own_task, validate),
-        ValidationTaskConfig(fn_kwargs={"options": options.model_dump(mode="json"), "all_cores": group.gpu, "resources": resources}),
+        ValidationTaskConfig(
+            fn_kwargs={"options": options.model_dump(mode="json"), "all_cores": group.gpu, "resources": resources}
+        ),
         {"num_cpus": 0, "max_retries": -1},
     )
 
 
 def validate_in_own_task(
-    validate: Validate, checkpoint: Any, *, name: str, options: dict[str, Any], all_cores: bool, resources: dict[str, Any]
+    validate: Validate,
+    checkpoint: Any,
+    *,
+    name: str,
+    options: dict[str, Any],
+    all_cores: bool,
+    resources: dict[str, Any],
 ) -> dict[str, Any]:
     """Validate the checkpoint `name` of the run folder in a task of its own, whose death costs its result alone.
 

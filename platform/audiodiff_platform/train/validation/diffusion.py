@@ -93,12 +93,22 @@ def _held_out_losses(options: TrainOptions, start: TrainingInputs, accelerator: 
     places = spread_places(dataset, ROWS_AT_MOST)
     fractions, losses = [], []
     for first in range(0, len(places), BATCH_SIZE):
-        batch = samples(range(first, min(first + BATCH_SIZE, len(places))), places[first : first + BATCH_SIZE], dataset, latents, start.encodings)
+        batch = samples(
+            range(first, min(first + BATCH_SIZE, len(places))),
+            places[first : first + BATCH_SIZE],
+            dataset,
+            latents,
+            start.encodings,
+        )
         where, values = validation_losses(accelerator, state, state.network, batch)
         fractions.append(where)
         losses.append(values)
     means = band_means(np.concatenate(fractions), np.concatenate(losses), BANDS)
-    bands = {f"validation_loss_noise_{100 * band // BANDS}_{100 * (band + 1) // BANDS}": mean for band, mean in enumerate(means) if np.isfinite(mean)}
+    bands = {
+        f"validation_loss_noise_{100 * band // BANDS}_{100 * (band + 1) // BANDS}": mean
+        for band, mean in enumerate(means)
+        if np.isfinite(mean)
+    }
     return {"validation_loss": float(np.concatenate(losses).mean()), **bands}
 
 
@@ -116,7 +126,9 @@ def _previews(options: TrainOptions, start: TrainingInputs) -> list[Loop]:
     else:
         shown = held_out(start.dataset) or start.dataset
         places = spread_places(shown, count)
-        vectors = start.encodings.vectors_for([shown.audio_file(*places[number % len(places)]) for number in range(count)])
+        vectors = start.encodings.vectors_for(
+            [shown.audio_file(*places[number % len(places)]) for number in range(count)]
+        )
         loops = list(pipeline.generate(requests, encodings=vectors))
     return sorted(loops, key=lambda loop: loop.request.seed)
 
@@ -128,7 +140,9 @@ def _real_images(dataset: TrainingImages) -> Iterator[Images]:
         yield np.stack([shown.image(*place) for place in places[first : first + BATCH_SIZE]])
 
 
-def _show(board: TensorBoardFolder, step: int, found: dict[str, float], previews: Sequence[Loop], sample_rate: int) -> None:
+def _show(
+    board: TensorBoardFolder, step: int, found: dict[str, float], previews: Sequence[Loop], sample_rate: int
+) -> None:
     """Puts figures, pictures (low bands at the bottom) and sounds into TensorBoard's files."""
     for name, value in found.items():
         board.writer.add_scalar(name, value, step)
