@@ -2,20 +2,29 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.servers.stores import Stores
 
+READING_S = 5.0
 LOOPS = Path(__file__).parent / "data" / "loops"
+
+CPU_CLOCK = pytest.StashKey["CpuClock"]()
 
 pytest_plugins = ["tests.servers.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run only the long fault and quality runs")
+    parser.addoption("--soak-short", action="store_true", help="run only those of them that take minutes")
+    parser.addoption("--max-cpu-seconds", type=float, help="fail a test that uses more CPU time")
 
 
 def pytest_configure() -> None:
@@ -25,10 +34,66 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = bool(config.getoption("--soak"))
-    chosen = [item for item in items if (item.get_closest_marker("soak") is not None) == wanted]
+    chosen = [item for item in items if _is_chosen(config, item) and _can_run(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
+    markers = {marker.name for marker in item.iter_markers()} & {"soak", "soak_short"}
+    if config.getoption("--soak"):
+        return bool(markers)
+    return "soak_short" in markers if config.getoption("--soak-short") else not markers
+
+
+def _can_run(item: pytest.Item) -> bool:
+    """Return whether this machine has what the markers of a test name."""
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        return False
+    return all(find_spec(marker.args[0]) for marker in item.iter_markers("package"))
+
+
+@pytest.fixture(autouse=True)
+def _bounded_cpu_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test whose processes use more CPU time than `--max-cpu-seconds`."""
+    limit = request.config.getoption("--max-cpu-seconds")
+    if limit is None:
+        yield
+        return
+    clock = request.config.stash.setdefault(CPU_CLOCK, CpuClock())
+    clock.start()
+    yield
+    used = clock.used_s()
+    assert used <= limit, f"the test used {used:.0f} s of CPU time: at most {limit:g} s"
+
+
+class CpuClock:
+    """CPU seconds of this process and its descendants, the processes of Ray among them.
+
+    Reading takes milliseconds, so a reading serves all tests of the next seconds.
+    """
+
+    def __init__(self) -> None:
+        self.read_at = self.at_start = 0.0
+
+    def start(self) -> None:
+        """Start a measurement, by a reading that is a few seconds old at most."""
+        if time.monotonic() - self.read_at > READING_S:
+            self.read_at, self.at_start = time.monotonic(), _cpu_seconds()
+
+    def used_s(self) -> float:
+        """Return the CPU seconds since the reading before the start."""
+        return _cpu_seconds() - self.at_start if time.monotonic() - self.read_at > READING_S else 0.0
+
+
+def _cpu_seconds() -> float:
+    total = 0.0
+    this = psutil.Process()
+    for process in (this, *this.children(recursive=True)):
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 @pytest.fixture(scope="session")

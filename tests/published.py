@@ -147,7 +147,7 @@ class Networks:
     vae: Any
 
     @classmethod
-    def build(cls, model: Published, divisor: int = 4) -> "Networks":
+    def build(cls, model: Published, divisor: int = 16) -> "Networks":
         torch.manual_seed(0)
         unet = model.unet_class(**model.unet_config(divisor))
         return cls(divisor, unet, None if model.kind == "pixel" else AutoencoderKL(**model.vae_config(divisor)))

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import pytest
+import tokenizers
 import torch
+import transformers
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "slow", "drum", "loop", "choir"]
 RATE = 16_000
@@ -11,8 +12,6 @@ RATE = 16_000
 
 def write(folder: Path, fused: bool) -> None:
     """Write a model for windows of 1 s at RATE, of transformers' kind for longer audio where `fused`."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
     text = {
         "vocab_size": 16,
         "hidden_size": 16,

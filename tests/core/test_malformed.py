@@ -25,7 +25,7 @@ resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
 
 
 def digest(file):
-    return hashlib.sha256(audio.decode(file, rate)).hexdigest()
+    return hashlib.sha256(audio.decode_audio(file, rate)).hexdigest()
 
 
 healthy = [file for file in healthy if not file.name.startswith(("channels", "rate"))]

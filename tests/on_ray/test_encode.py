@@ -111,6 +111,7 @@ class Mortal(LatentsWorker):
         return record
 
 
+@pytest.mark.workers
 def test_a_worker_that_dies_changes_nothing(
     latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +300,7 @@ class Deadly(EmbeddingsWorker):
         return super()._embedded(item, scratch)
 
 
+@pytest.mark.workers
 def test_a_file_that_ends_its_workers_is_given_up(
     embeddings: Path,
     few_loops: Path,

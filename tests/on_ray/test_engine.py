@@ -18,6 +18,8 @@ from audiodiff_platform.work import engine as engine_module
 from audiodiff_platform.work.attempts import DEATHS_OF_A_SHARD, Attempts
 from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, Record, ShardWork, engine
 
+pytestmark = pytest.mark.workers
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
 

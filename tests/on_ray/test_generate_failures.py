@@ -19,6 +19,8 @@ from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.worker import GenerateWorker
 
+pytestmark = pytest.mark.workers
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
 BAD_SEED = 5

@@ -12,6 +12,8 @@ import pytest
 from audiodiff_platform.demo.job import DemoOptions
 from audiodiff_platform.entry.options import SECTIONS, Options
 
+pytestmark = pytest.mark.workers
+
 JOBS = Path(__file__).parents[2] / "jobs"
 BOUND = re.compile(r"at least|at most|more than|less than")
 UNIT = re.compile(r"\bin Hz\b|\bsamples\b|a number, or LOW:HIGH")

@@ -14,6 +14,8 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
 
+pytestmark = pytest.mark.workers
+
 KEY = "a key for this test"
 
 

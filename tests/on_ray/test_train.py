@@ -33,6 +33,8 @@ from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.worker_process import join_workers
 from tests.servers.hub import Hub
 
+pytestmark = pytest.mark.workers
+
 ROOT = Path(__file__).parents[2]
 
 

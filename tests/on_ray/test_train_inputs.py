@@ -194,9 +194,9 @@ def test_an_optimizer_that_no_worker_can_make_is_refused(
         "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$",
         **asked,
     )
-    monkeypatch.setattr("audiodiff_platform.training_job.uses_gpus", lambda device: True)
-    monkeypatch.setattr("audiodiff_platform.training_job.free", lambda kind: 1)
-    monkeypatch.setattr("audiodiff_platform.training_job.require_resources", lambda workers, gpus_each: None)
+    monkeypatch.setattr("audiodiff_platform.train.shared_steps.uses_gpus", lambda device: True)
+    monkeypatch.setattr("audiodiff_platform.train.shared_steps.free", lambda kind: 1)
+    monkeypatch.setattr("audiodiff_platform.train.shared_steps.require_resources", lambda workers, gpus_each: None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     _refused(dataset, tmp_path / "run", r"^optimizer adamw_8bit needs the package bitsandbytes: pip install", **asked)
 

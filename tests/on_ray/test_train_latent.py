@@ -19,6 +19,7 @@ from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
+from tests.in_process import in_process
 
 COMMON: dict[str, Any] = {
     "train_batch_size": 4,
@@ -47,9 +48,10 @@ def vae(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
         adversarial_start=10,
         **common,
     )
-    summary = train_vae(options)
-    assert summary["steps"] == 20
-    again = train_vae(options)
+    with in_process():
+        summary = train_vae(options)
+        assert summary["steps"] == 20
+        again = train_vae(options)
     assert {**again, "seconds": 0} == {**summary, "seconds": 0}
     return run
 

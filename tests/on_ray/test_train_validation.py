@@ -37,6 +37,8 @@ from audiodiff_platform.train.validation_marks import in_validation, queue_for_v
 from audiodiff_platform.train.worker_group import Group
 from tests.servers.stores import Store, Stores
 
+pytestmark = pytest.mark.workers
+
 
 @pytest.fixture(scope="module")
 def split(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
