@@ -104,7 +104,9 @@ def test_shell_can_read_all_commands(name: str) -> None:
 def test_nodes_get_what_the_install_needs_in_the_pinned_versions(name: str) -> None:
     config = read(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {Path(folder).parts[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
+    find = project["tool"]["setuptools"]["packages"]["find"]
+    packages = [path for root in find["where"] for pattern in find["include"] for path in (ROOT / root).glob(pattern)]
+    folders = {path.relative_to(ROOT).parts[0] for path in packages if (path / "__init__.py").exists()}
     needed = {
         "pyproject.toml",
         "constraints.txt",
