@@ -1,4 +1,4 @@
-"""Mel-spectrogram diffusion on one device: audio files, mel images, networks, training, sampling, checkpoints.
+"""Mel-spectrogram diffusion on one device: audio, mel images, networks, training, sampling.
 
     from audiodiff_core import GenerateRequest, load_pipeline
 

@@ -31,7 +31,10 @@ MAX_DISTANCE_WORDS = 32_768
 MAX_DTS_WORDS = 9_363
 """Length of a DTS frame of 16,384 bytes in 14-bit words."""
 MIN_DISTINCT_WORDS = 32
-"""Minimum number of distinct words in a frame. A square wave can equal a sync word but has few distinct values."""
+"""Minimum number of distinct words in a frame.
+
+A square wave can contain a sync word, but has few distinct values.
+"""
 
 AC3_SYNC = 0x0B77
 AC3_BIT_RATES_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
@@ -42,10 +45,15 @@ BURST_CONTENTS = {1: "AC-3", 21: "AC-3", 11: "DTS", 12: "DTS", 13: "DTS", 17: "D
 """Name of the encoding by the data type of an IEC 61937 burst."""
 EMPTY_BURSTS = frozenset({0, 3})
 
-STEPS, PARTS = 1_024, 8
-"""Number of steps between adjacent samples that are tested in a block, and of the parts with a peak of their own."""
+STEPS = 1_024
+"""Number of steps between adjacent samples that are tested in a block."""
+PARTS = 8
+"""Number of parts of a block. A step is compared with the peak of its part."""
 MIN_LARGE_STEPS = 3
-"""Minimum number of steps above the peak. In random samples a quarter of the steps are, in most music none."""
+"""Minimum number of steps above the peak in a block that may be encoded.
+
+In random samples, a quarter of the steps are above the peak. In most music, none are.
+"""
 
 
 class DtsSync(NamedTuple):
@@ -83,7 +91,7 @@ def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = Fals
 
 
 def _may_be_encoded(samples: npt.NDArray[np.int16] | Samples) -> bool:
-    """Return False for most music: its steps between adjacent samples are smaller than its peaks. A cheap test."""
+    """Return False if few steps between adjacent samples are larger than the peak, as in most music."""
     stride = max(1, samples.size // STEPS) | 1
     starts = samples[:-1:stride]
     steps = np.subtract(samples[1::stride][: len(starts)], starts, dtype=np.float32).reshape(-1)
@@ -107,7 +115,7 @@ def _encoded_content(words: Words) -> str | None:
 
 
 def _are_equidistant(positions: list[int]) -> bool:
-    """Return True if enough frames follow one another. Sizes of AC-3 frames at 44.1 kHz differ by one word."""
+    """Return True if enough positions are equally far apart, up to one word (as AC-3 at 44.1 kHz)."""
     distances = np.diff(positions)
     distances = distances[(distances >= MIN_DISTANCE_WORDS) & (distances <= MAX_DISTANCE_WORDS)]
     equal = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
@@ -115,7 +123,10 @@ def _are_equidistant(positions: list[int]) -> bool:
 
 
 def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple[list[int], str]:
-    """Return the `hits` that begin a normal DTS frame or a frame of enough distinct words, and the encoding's name."""
+    """Return the `hits` that begin a DTS frame, and the name of the encoding.
+
+    The frame must be a normal frame, or have enough distinct words not to be a square wave.
+    """
     second = _swap(sync.second) if swapped else sync.second
     hits = hits[words[hits + 1] == second][:MAX_HEADERS]
     following = [*hits[1:], len(words)][: len(hits)]
@@ -129,7 +140,10 @@ def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple
 
 
 def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
-    """Return the `hits` that begin (Enhanced) AC-3 frames of one size with valid checksums, and the encoding's name."""
+    """Return the `hits` that begin an AC-3 or Enhanced AC-3 frame, and the name of the encoding.
+
+    The frames must be of one size and have valid checksums.
+    """
     third = words[hits + 2].byteswap() if swapped else words[hits + 2]
     hits = hits[(third >> 3 & 31 <= LAST_EAC3_VERSION) & (third >> 14 < 3)][: 4 * MAX_HEADERS]
     sizes = np.array([_ac3_words(_header(words, position, swapped)) for position in hits], int)
@@ -167,7 +181,7 @@ def _has_valid_checksum(frame: Words) -> bool:
 
 
 def _bursts(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
-    """Return the `hits` that begin an IEC 61937 burst which is not empty, and the name of the bursts' encoding."""
+    """Return the `hits` that begin a non-empty IEC 61937 burst, and the name of the encoding."""
     hits = hits[words[hits + 1] == (_swap(BURST_SYNC[1]) if swapped else BURST_SYNC[1])][:MAX_HEADERS]
     types = {int(position): _header(words, position, swapped)[2] & 31 for position in hits}
     positions = [position for position, data_type in types.items() if data_type not in EMPTY_BURSTS]

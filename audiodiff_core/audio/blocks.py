@@ -14,7 +14,7 @@ from audiodiff_core.audio.file_parts import FileParts
 from audiodiff_core.audio.formats import MAX_LEVEL, Samples, UnusableError
 
 BLOCK_FRAMES = 65_536
-"""Frames in a block of one or two channels. A block of more channels has fewer frames and as many samples."""
+"""Frames in a block of one or two channels. With more channels, a block has fewer frames."""
 PEAK_WINDOW_FRAMES = 512
 
 AudioFile = str | io.BytesIO | io.BufferedReader

@@ -16,7 +16,7 @@ AUDIO_CHUNKS = frozenset({b"data", b"SSND", b"BODY"}) | FILE_STARTS
 """Identifiers of chunks that hold samples, and the first bytes of audio files."""
 ZEROS = bytes(BLOCK_BYTES)
 TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"axml", b"cue ", b"smpl", b"APPL"})
-"""Identifiers of chunks without samples that are accepted after the data chunk even if they are cut off."""
+"""Identifiers of chunks without samples that may follow the data chunk, even cut off."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _data_chunk(content: BinaryIO, end: int, length: int, layout: ChunkLayout | 
 
 
 def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes, int]:
-    """Return the first four bytes of the identifier of the chunk at `position`, and its size without the head."""
+    """Return the first four identifier bytes and the size without head of the chunk at `position`."""
     content.seek(position)
     head = content.read(layout.head_bytes).ljust(layout.head_bytes, b"\0")
     size = struct.unpack(layout.size, head[layout.name_bytes :])[0]
@@ -115,7 +115,7 @@ def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes
 
 
 def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the number of bytes from `position` to the end of the file after chunks, tags and padding are skipped."""
+    """Return the number of bytes after `position` that remain after chunks, tags and padding."""
     for _ in range(MAX_CHUNKS):
         start = _skip_zeros(content, position)
         if start >= length:
@@ -131,7 +131,7 @@ def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkL
 
 
 def _trailer_size(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the size of the tag or chunk at `position`, 0 if there is neither or the chunk may hold samples."""
+    """Return the size of the tag or of the chunk without samples at `position`, 0 without either."""
     content.seek(position)
     if size := tag_size(content.read(TAG_HEAD_BYTES)):
         return size

@@ -57,7 +57,7 @@ def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]
 
 
 def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Samples]:
-    """Yield the channels of the first audio stream, with FFmpeg's frames of about 1,024 samples joined to blocks."""
+    """Yield the channels of the first audio stream, joined from frames of about 1,024 samples."""
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
     queue: Any = av.AudioFifo()
@@ -91,7 +91,10 @@ def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Sampl
 
 
 def _decoded(container: Any, track: Any) -> Iterator[Any]:
-    """Yield the frames of `track`. FFmpeg also decodes DTS and AC-3 at the start of the samples of a PCM WAV file."""
+    """Yield the frames of `track`.
+
+    FFmpeg also decodes DTS and AC-3 at the start of the samples of a PCM WAV file.
+    """
     try:
         yield from container.decode(track)
     except av.error.FFmpegError as error:

@@ -88,7 +88,10 @@ def _contains_stream(content: BinaryIO, position: int) -> bool:
 
 
 def _frame(head: bytes, fixed_size: int) -> Frame | None:
-    """Return the samples of the frame with the header `head`. In a stream of fixed block size, it is `fixed_size`."""
+    """Return the sample range of the frame with the header `head`, None if the header is invalid.
+
+    `fixed_size` is the block size of a stream in which all blocks have one size.
+    """
     size_code, rate_code = head[2] >> 4 if len(head) > 4 else 0, head[2] & 0x0F if len(head) > 4 else 0
     if size_code == 0 or rate_code == 15:
         return None

@@ -18,7 +18,7 @@ AUDIO_EXTENSIONS = frozenset(
         *(".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mka", ".mkv", ".weba", ".webm"),
     }
 )
-"""Lower-case extensions of the files that are decoded. A video file is decoded to its first audio stream."""
+"""Lower-case extensions of files that are decoded. Of a video file, the first audio stream is."""
 MEDIA_TYPES: dict[AudioFormat, str] = {
     "wav": "audio/wav",
     "flac": "audio/flac",
@@ -29,12 +29,15 @@ MEDIA_TYPES: dict[AudioFormat, str] = {
 MAX_CHANNELS = 1_024
 """Maximum number of channels, which is that of libsndfile."""
 MAX_LEVEL = 1e10
-"""Maximum magnitude of a sample. 32-bit integers stored as floats are smaller. A mel spectrogram overflows at 1e16."""
+"""Maximum magnitude of a sample.
+
+32-bit integers stored as floats are below the limit. A mel spectrogram overflows from 1e16 on.
+"""
 SAMPLE_RATES_HZ = range(1_000, 768_001)
 """Sample rates that are decoded."""
 
 MACHINE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE})
-"""Numbers of system errors that have a cause outside the file: unreachable storage or too many open files."""
+"""Numbers of system errors caused by unreachable storage or too many open files, not by the file."""
 
 
 class AudioDecodeError(ValueError):
@@ -55,7 +58,7 @@ class AudioDecodeError(ValueError):
 
 
 class UnusableError(Exception):
-    """Error for a file without usable audio. Its message is the reason in a few words, without the file name."""
+    """Error for a file without usable audio, with the reason in a few words as its message."""
 
 
 def check_header(channels: int, rate: int) -> None:

@@ -16,9 +16,10 @@ from audiodiff_core.audio.tags import leading_tags_size
 
 @contextmanager
 def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
-    """Open a file without the tags at its start. libsndfile would stop too early in a file with these tags.
+    """Open a file without the tags at its start.
 
-    MP3 and AAC files keep their tags, which belong to the format.
+    libsndfile would stop too early in a file with these tags. MP3 and AAC files keep their tags, because decoders
+    expect them there.
 
     Args:
         file: Path, or bytes in memory.

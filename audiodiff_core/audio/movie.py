@@ -12,7 +12,10 @@ from audiodiff_core.audio.mp4 import boxes
 BLOCK_ENTRIES = 1 << 18
 FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
 MAX_UNLISTED_FRACTION = 0.1
-"""Maximum size of media data that no sample table lists, as a fraction of the listed media data. Editors leave some."""
+"""Maximum size of unlisted media data, as a fraction of the media data listed in sample tables.
+
+Editors leave unlisted media data in a file.
+"""
 
 
 def check_movie(content: BinaryIO, read: int, rate: int) -> None:

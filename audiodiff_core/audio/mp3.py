@@ -22,7 +22,10 @@ from audiodiff_core.audio.mpeg_frames import MpegStream, frame_size, mpeg_stream
 from audiodiff_core.audio.sndfile import ForwardSoundFile, channel_blocks
 
 UNCOUNTED_FRAMES = 2
-"""Frames that a complete file may have beyond the count in its tag. Encoders disagree on whether the tag counts."""
+"""Number of frames that a complete file may have beyond the count in its tag.
+
+Encoders disagree on whether the frame of the tag itself is counted.
+"""
 XING_FIELD_BYTES = {1: 4, 2: 4, 4: 100, 8: 4}
 """Sizes of the Xing fields by flag: number of frames, number of bytes, table of positions, quality."""
 DELAYS_OFFSET = 21
@@ -65,7 +68,7 @@ def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]
 
 
 def _is_cut_by_sndfile(stream: MpegStream, sound: soundfile.SoundFile) -> bool:
-    """Return True if libsndfile alone would stop before the end of `stream`, or lose frames next to other bytes."""
+    """Return True if libsndfile alone would not decode all frames of `stream`."""
     if len(stream.spans) > 1:
         return True
     if stream.stated_frames is None:
@@ -86,7 +89,7 @@ def _checked(sound: soundfile.SoundFile, stream: MpegStream | None) -> Iterator[
 
 
 def _header_tag(stream: MpegStream) -> bytes:
-    """Return a frame whose Xing tag states the number of frames in `stream`, based on the stream's own tag."""
+    """Return a frame with a Xing tag that states the number of frames in `stream`."""
     count = struct.pack(">I", stream.frames)
     if stream.stated_frames is None:
         return _new_tag(stream, count)
@@ -104,8 +107,8 @@ def _header_tag(stream: MpegStream) -> bytes:
 
 
 def _new_tag(stream: MpegStream, count: bytes) -> bytes:
-    """Return a new frame with a Xing tag, at 128 kbit/s (MPEG 1) or 80 kbit/s, where it fits at every sample rate."""
-    no_checksum, bit_rate_index = 1, 9 << 4
+    """Return a new frame with a Xing tag that states `count`."""
+    no_checksum, bit_rate_index = 1, 9 << 4  # 128 kbit/s in MPEG 1, 80 kbit/s in MPEG 2: large enough for the tag
     first = stream.first_header
     header = bytes([first[0], first[1] | no_checksum, bit_rate_index | first[2] & 0x0C, first[3]])
     size = frame_size(header)

@@ -17,7 +17,10 @@ BLOCK_BYTES = 1 << 20
 MAX_SYNCS = 100_000
 """Maximum number of positions outside frames that are checked for a frame header."""
 MIN_RUN_FRAMES = 3
-"""Minimum number of successive frames at the start of a stream. Pictures in tags contain single headers by chance."""
+"""Minimum number of successive frames at the start of a stream.
+
+Pictures in tags contain single frame headers by chance.
+"""
 
 XING_TAGS = (b"Xing", b"Info")
 VBRI_TAG, VBRI_OFFSET = b"VBRI", 36
@@ -195,7 +198,10 @@ class _Window:
         return frame if kind.layer == 3 and (is_xing or is_vbri) else b""
 
     def append_run(self, start: int, stream: MpegStream) -> int:
-        """Append the frame at `start`, and the next frames of its kind in the block, to `stream`; return their end."""
+        """Append the frame at `start` and the next frames of its kind in the block to `stream`.
+
+        Returns the end of the last frame.
+        """
         position = start - self._start + frame_size(self.read(start, 4))
         last, frames = start - self._start, 1
         kind, block, xing = stream.kind, self._block, stream.kind.xing_offset
@@ -212,7 +218,7 @@ class _Window:
 
 @lru_cache(maxsize=4_096)
 def _frame(header: bytes) -> tuple[FrameKind, int] | None:
-    """Return kind and size in bytes of the frame with this four-byte header, or None if the header is invalid."""
+    """Return kind and size in bytes of the frame with this header, or None if it is invalid."""
     if len(header) < 4 or not _SYNC.match(header):
         return None
     version, layer, padding = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3), header[2] >> 1 & 1

@@ -60,7 +60,10 @@ def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[Decoded]) -
 
 
 def _decoded_links(file: AudioFile) -> Iterator[Decoded]:
-    """Yield the rate and the blocks of each link with audio. A link must be read to its end before the next link."""
+    """Yield the rate and the blocks of each link with audio.
+
+    A link must be read to its end before the next link is requested.
+    """
     with opened(file) as content:
         for link in links(content):
             if not link.is_empty:

@@ -148,7 +148,10 @@ class Link:
         return [(self.start, self.end)]
 
     def audio_first(self) -> list[Part]:
-        """Return the parts of the link with the audio stream first, so that libsndfile ignores the other streams."""
+        """Return the parts of the link, with the audio stream first.
+
+        libsndfile then ignores the other streams.
+        """
         audio = self.audio
         if audio.first.start == self.start:
             return [(self.start, audio.last.end)]

@@ -88,7 +88,7 @@ def pages(content: BinaryIO) -> Iterator[Page | Junk]:
 
 
 def as_last_page(content: BinaryIO, page: Page) -> bytes:
-    """Return the bytes of `page` with the flag of the last page of a stream, and with a matching checksum."""
+    """Return the bytes of `page`, marked as the last page of its stream."""
     content.seek(page.start)
     marked = bytearray(content.read(page.end - page.start))
     marked[_FLAGS_OFFSET] |= LAST_PAGE
@@ -117,7 +117,8 @@ def _junk(content: BinaryIO, start: int, size: int) -> Junk:
 
 
 def page_checksum(page: bytes) -> int:
-    """Return the CRC of a page (RFC 3533, 6): zlib's polynomial, bits not reflected, initial value 0, not inverted."""
+    """Return the CRC of a page (RFC 3533, section 6)."""
+    # The polynomial is that of zlib, whose CRC however reflects the bits, starts from ones and inverts the result.
     blank = page[:_CHECKSUM_OFFSET] + bytes(4) + page[_CHECKSUM_OFFSET + 4 :]
     reverse = zlib.crc32(blank.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

@@ -109,7 +109,9 @@ def too_long(source: str | Path | bytes, at_least_s: float, longest_s: float) ->
 def stream(
     source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None, watch: Watch | None = None
 ) -> Generator[Samples, None, None]:
-    """Decode an audio file of any length to mono float32 samples at `sample_rate`, in blocks of a few seconds.
+    """Decode an audio file of any length to blocks of mono float32 samples at `sample_rate`.
+
+    A block lasts a few seconds.
 
     Args:
         source: Path, fsspec URI, or the bytes of a file.
@@ -222,7 +224,10 @@ def _raise_machine_error(error: Exception) -> None:
 
 
 def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Samples]:
-    """Yield the blocks resampled to `target` Hz: ceil(n * target / rate) samples for n, whatever the block sizes."""
+    """Yield blocks (n,) resampled from `rate` to `target` Hz.
+
+    N samples become ceil(N * target / rate) samples in total, whatever the sizes of the blocks.
+    """
     if rate == target:
         yield from blocks
         return

@@ -6,7 +6,11 @@ _RIFF_SIZE = re.compile(r"^Length : (\d+)\nRIFF : (\d+)", re.MULTILINE)
 
 
 def is_unfinished(log: str) -> bool:
-    """Return True if libsndfile's log shows a WAV header with sizes that were never updated after the samples."""
+    """Return True if the header of a WAV file was not updated after the samples were written.
+
+    Args:
+        log: Log of libsndfile for the file.
+    """
     sizes = _RIFF_SIZE.search(log)
     return sizes is not None and (int(sizes[2]) + 8 < int(sizes[1]) or is_placeholder(int(sizes[2])))
 

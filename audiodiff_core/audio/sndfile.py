@@ -12,7 +12,10 @@ from audiodiff_core.audio.containers import check_sndfile_length
 from audiodiff_core.audio.formats import Samples
 
 SNDFILE_MALFORMED = 3
-"""Error code for a damaged file of a supported format. Such a file is rejected: FFmpeg would decode its remains."""
+"""Error code for a damaged file of a supported format.
+
+The file is rejected, because FFmpeg would decode the undamaged rest without an error.
+"""
 PCM16_SUBTYPES = frozenset({"PCM_16", "ALAC_16"})
 """Subtypes, in libsndfile's terms, of 16-bit samples."""
 WIDER_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})
@@ -69,8 +72,8 @@ def channel_blocks(sound: soundfile.SoundFile, length: int) -> Generator[Samples
 
 
 def _read_block(sound: soundfile.SoundFile, count: int) -> Samples:
-    """Read up to `count` frames (n, channels). Integers are faster for 16-bit samples and give the same result."""
-    if sound.subtype in PCM16_SUBTYPES:
+    """Read up to `count` frames (n, channels)."""
+    if sound.subtype in PCM16_SUBTYPES:  # reading integers is faster, with the same result
         integers: npt.NDArray[np.int16] = sound.read(count, dtype="int16", always_2d=True)
         check_pcm(integers)
         return np.multiply(integers, np.float32(2**-15), dtype=np.float32)

@@ -1,6 +1,7 @@
-"""Loop chunks of WAV files: `smpl` for samplers (loop points, pitch) and `acid` for sequencers (beats, tempo).
+"""Loop chunks of WAV files: `smpl` and `acid`.
 
-The chunks are written after the samples, so readers that do not support them find the samples first.
+A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. The
+chunks are written after the samples, so readers that do not support them find the samples first.
 
 Layouts: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications", 1994 (`smpl`); wav.c of
 libsndfile (`acid`, which has no published specification).
