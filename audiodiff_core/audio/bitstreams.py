@@ -1,8 +1,8 @@
 """Detection of DTS and AC-3 bitstreams stored as PCM samples, which play as full-scale noise.
 
-A bitstream is recognized by several frame headers at equal distances. Headers are searched in 16-bit words of both byte
-orders. DTS is also searched in 14-bit words. The frames may stand alone or in IEC 61937 bursts. The two-byte sync word
-of AC-3 also occurs in music, so an AC-3 frame must have a valid checksum.
+A bitstream is recognized by several frame headers at equal distances. The search covers 16-bit words in both byte
+orders, for DTS also 14-bit words, and frames with or without IEC 61937 bursts around them. The two-byte sync word of
+AC-3 also occurs in music, so an AC-3 frame must have a valid checksum.
 
 Layouts: ETSI TS 102 114 (DTS), ATSC A/52 (AC-3), IEC 61937.
 """

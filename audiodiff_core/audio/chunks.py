@@ -115,7 +115,7 @@ def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes
 
 
 def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the number of bytes after `position` that remain after chunks, tags and padding."""
+    """Return the number of bytes at the end of the file after the chunks, tags and padding at `position`."""
     for _ in range(MAX_CHUNKS):
         start = _skip_zeros(content, position)
         if start >= length:
@@ -131,7 +131,7 @@ def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkL
 
 
 def _trailer_size(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the size of the tag or of the chunk without samples at `position`, 0 without either."""
+    """Return the size of the tag or of the chunk without samples at `position`, 0 if there is neither."""
     content.seek(position)
     if size := tag_size(content.read(TAG_HEAD_BYTES)):
         return size

@@ -26,7 +26,7 @@ TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
     """Open a file with PyAV as one of the allowed formats."""
-    # Without the prefix, FFmpeg takes the part of a file name before a ':' for a protocol.
+    # Without the prefix, FFmpeg interprets the part of a file name before a ':' as a protocol.
     source = f"file:{file}" if isinstance(file, str) else file
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 

@@ -17,7 +17,7 @@ MAX_ELEMENTS = 1 << 20
 """Maximum number of elements visited: five hours of a live recording with unknown cluster sizes."""
 DEFAULT_SCALE_NS = 1_000_000
 MAX_STATED_S = 1e9
-"""Maximum plausible duration. A longer one is ignored."""
+"""Maximum plausible duration. Longer durations are ignored."""
 HEAD_BYTES = 12
 """Maximum size of the head of an element, which is its name and its size."""
 

@@ -69,6 +69,7 @@ class _Track:
     has_one_frame_packets: bool = True
 
     def add(self, box: Box, content: BinaryIO) -> None:
+        """Update the counts from a box of the track."""
         _, first, second = box.fields
         match box.kind:
             case b"stsz" | b"stz2":

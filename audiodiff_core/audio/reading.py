@@ -1,6 +1,6 @@
 """Decoding of audio files to mono float32 samples at one sample rate.
 
-1. `open_local` makes the source a local file. Remote objects are copied to a temporary file.
+1. `open_local` provides the source as a local file. A remote object is copied to a temporary file.
 2. libsndfile decodes the file in blocks (`sndfile`). FFmpeg decodes the formats that libsndfile does not support
    (`ffmpeg`). Ogg is decoded link by link (`ogg`), MP3 stream by stream (`mp3`).
 3. The channels of each block are averaged and resampled with soxr (HQ). Memory does not grow with the file.
@@ -76,7 +76,7 @@ def decode_audio(
         AudioDecodeError: The source is not audio, is empty, damaged or truncated, has non-finite samples, or is longer
             than `longest_s`.
         OSError: The storage of the source failed.
-        ValueError: The part does not exist in any file.
+        ValueError: `start_s` or `duration_s` is negative or not finite.
     """
     if not math.isfinite(start_s) or not math.isfinite(duration_s or 0.0):
         raise ValueError(f"start_s {start_s}, duration_s {duration_s}: both must be finite")
