@@ -1,11 +1,12 @@
-"""Audio and diffusion for one device: audio files, mel images, networks, training, sampling, checkpoints.
+"""Mel-spectrogram diffusion on one device: audio, mel images, networks, training, sampling.
 
     from audiodiff_core import GenerateRequest, load_pipeline
+
     pipeline = load_pipeline("runs/demo/train/model")
     for loop in pipeline.generate([GenerateRequest(seed=seed) for seed in range(8)]):
         ...  # loop.audio: float32 (n,) at pipeline.mel.sample_rate, loop.image: uint8 (y_res, width)
 
-`__init__.pyi` lists the public names. Each is imported on first use: decoding audio does not import torch.
+`__init__.pyi` lists the public names. Each name is imported on first use, so decoding audio does not import torch.
 """
 
 import lazy_loader

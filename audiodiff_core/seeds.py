@@ -1,7 +1,8 @@
-"""Random streams that belong to an item, never to a batch, a worker or a process.
+"""Random number generators, one per item: results do not depend on batches, workers or processes.
 
-Sampling uses torch's CPU generators, because diffusers' schedulers take them; torch seeds them with 32 bits, which bounds `SEEDS`.
-Training uses Philox, whose 128-bit key holds (seed, sample number) as they are, so that no two samples share a stream.
+Sampling uses torch CPU generators, which the schedulers of diffusers accept. torch seeds them with 32 bits, hence the
+range of `SEEDS`. Training uses Philox, whose 128-bit key is the pair (seed, sample number). No two training samples
+share a key.
 """
 
 import hashlib
@@ -10,19 +11,33 @@ import numpy as np
 import torch
 
 SEEDS = range(2**32)
+"""Valid seeds of a generated item."""
 
 
 def initial_noise(seed: int) -> torch.Generator:
-    """The stream of an item's first noise: `torch.Generator().manual_seed(seed)`, so that diffusers' pipelines can be given the same."""
+    """Return the generator of an item's initial noise, `torch.Generator().manual_seed(seed)`.
+
+    A diffusers pipeline with the same generator starts from the same noise.
+    """
     return torch.Generator().manual_seed(seed)
 
 
 def derived(seed: int, purpose: str) -> torch.Generator:
-    """Another stream of the same item ('step' noise, 'phase'), independent of its initial noise."""
+    """Return a generator of the same item for another purpose, independent of its initial noise.
+
+    Args:
+        seed: Seed of the item.
+        purpose: Name of the purpose, such as "step" (noise of the scheduler's steps) or "phase".
+    """
     digest = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
 
 
 def training_sample(seed: int, number: int) -> np.random.Generator:
-    """The stream of one training sample, counted through all epochs: its timestep first, then its noise."""
+    """Return the generator of one training sample, which draws its timestep, then its noise.
+
+    Args:
+        seed: Seed of the training run.
+        number: Number of the sample, counted from the first epoch on without restart.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, number]))

@@ -1,4 +1,4 @@
-"""Audio in and out: any file becomes mono float32 at one rate, as a stream of blocks; samples become a file's bytes."""
+"""Audio decoding to mono float32 samples, in blocks or at once, and encoding to file formats."""
 
 from audiodiff_core.audio.blocks import PeakMeter, Watch
 from audiodiff_core.audio.formats import (

@@ -1,8 +1,10 @@
-"""DTS and AC-3 that is stored as PCM samples, where it is noise of full scale.
+"""Detection of DTS and AC-3 bitstreams stored as PCM samples, which play as full-scale noise.
 
-A stream is recognised by several frame headers at one distance: in words of 16 bits of both byte orders, DTS also in
-words of 14 bits, with or without the bursts of IEC 61937 around the frames. Layouts: ETSI TS 102 114 (DTS), ATSC A/52
-(AC-3), IEC 61937. Two bytes of a sync word occur in music: a frame of AC-3 must also have the right checksum.
+A bitstream is recognized by several frame headers at equal distances. The search covers 16-bit words in both byte
+orders, for DTS also 14-bit words, and frames with or without IEC 61937 bursts around them. The two-byte sync word of
+AC-3 also occurs in music, so an AC-3 frame must have a valid checksum.
+
+Layouts: ETSI TS 102 114 (DTS), ATSC A/52 (AC-3), IEC 61937.
 """
 
 from collections.abc import Callable
@@ -17,18 +19,22 @@ from audiodiff_core.audio.formats import Samples, UnusableError
 Words = npt.NDArray[np.uint16]
 Hits = npt.NDArray[np.intp]
 
-FRAMES_AT_ONE_DISTANCE = 3
+MIN_FRAMES = 3
+"""Minimum number of frames at equal distances."""
 MAX_HEADERS = 16
-"""Possible headers of a kind that are read in a block of samples."""
+"""Maximum number of header candidates of one kind that are checked in a block of samples."""
 HEADER_WORDS = 3
 
 MIN_DISTANCE_WORDS = 32
 MAX_DISTANCE_WORDS = 32_768
-"""The longest burst of IEC 61937 is as long."""
+"""Length of the longest IEC 61937 burst."""
 MAX_DTS_WORDS = 9_363
-"""A frame of 16,384 bytes in words of 14 bits."""
+"""Length of a DTS frame of 16,384 bytes in 14-bit words."""
 MIN_DISTINCT_WORDS = 32
-"""Values in a frame: a square wave may have the two values of a sync word, and few others."""
+"""Minimum number of distinct words in a frame.
+
+A square wave can contain a sync word, but has few distinct values.
+"""
 
 AC3_SYNC = 0x0B77
 AC3_BIT_RATES_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
@@ -36,32 +42,42 @@ LAST_AC3_VERSION, LAST_EAC3_VERSION = 10, 16
 AC3_POLYNOMIAL = 0x8005
 BURST_SYNC = (0xF872, 0x4E1F)
 BURST_CONTENTS = {1: "AC-3", 21: "AC-3", 11: "DTS", 12: "DTS", 13: "DTS", 17: "DTS"}
-"""By the data type of a burst of IEC 61937."""
+"""Name of the encoding by the data type of an IEC 61937 burst."""
 EMPTY_BURSTS = frozenset({0, 3})
 
-STEPS, PARTS = 1_024, 8
-"""Steps between samples of a block that are compared with the peaks of as many parts of the block."""
+STEPS = 1_024
+"""Number of steps between adjacent samples that are tested in a block."""
+PARTS = 8
+"""Number of parts of a block. A step is compared with the peak of its part."""
 MIN_LARGE_STEPS = 3
-"""Steps larger than the peak: a quarter of random samples, no sample of most music."""
+"""Minimum number of steps above the peak in a block that may be encoded.
+
+In random samples, a quarter of the steps are above the peak. In most music, none are.
+"""
 
 
 class DtsSync(NamedTuple):
-    """The words that follow the first one of a DTS frame."""
+    """Second and third word of a normal DTS frame."""
 
     second: int
     third_mask: int
     third: int
-    """Of a normal frame."""
+    """Value of the third word under `third_mask`."""
 
 
 def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = False) -> None:
-    """Raise UnusableError where samples (n, channels) hold DTS or AC-3.
+    """Check that a block of samples does not contain DTS or AC-3.
 
-    Float samples are taken as 16-bit samples, 24-bit samples also as their bytes in both orders.
+    Args:
+        samples: Samples (n, channels), int16 or float32 in [-1, 1]. Float samples are searched as 16-bit words.
+        has_24_bits: True if the file stores 24-bit samples, whose bytes are then searched too, in both byte orders.
+
+    Raises:
+        UnusableError: The samples contain DTS or AC-3.
     """
     if not _may_be_encoded(samples):
         return
-    with np.errstate(invalid="ignore"):  # samples out of range are no words
+    with np.errstate(invalid="ignore"):  # samples out of range do not matter: a bitstream has none
         words = samples if samples.dtype == np.int16 else np.floor(samples * np.float32(2**15)).astype(np.int16)
         streams = [words.tobytes()]
         if has_24_bits:
@@ -75,10 +91,10 @@ def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = Fals
 
 
 def _may_be_encoded(samples: npt.NDArray[np.int16] | Samples) -> bool:
-    """False for most music, in little time: its steps from one sample to the next one are smaller than its peaks."""
-    apart = max(1, samples.size // STEPS) | 1
-    starts = samples[:-1:apart]
-    steps = np.subtract(samples[1::apart][: len(starts)], starts, dtype=np.float32).reshape(-1)
+    """Return False if few steps between adjacent samples are larger than the peak, as in most music."""
+    stride = max(1, samples.size // STEPS) | 1
+    starts = samples[:-1:stride]
+    steps = np.subtract(samples[1::stride][: len(starts)], starts, dtype=np.float32).reshape(-1)
     length = steps.size // PARTS
     if length == 0:
         return False
@@ -88,26 +104,29 @@ def _may_be_encoded(samples: npt.NDArray[np.int16] | Samples) -> bool:
 
 
 def _encoded_content(words: Words) -> str | None:
-    """The name of the encoding whose frames `words` hold, None for samples."""
+    """Return the name of the encoding if `words` contain its frames, else None."""
     for sync, frames in _FRAMES.items():
         is_sync = words[:-HEADER_WORDS] == sync
-        if np.count_nonzero(is_sync) >= FRAMES_AT_ONE_DISTANCE:
-            positions, content = frames(words, np.flatnonzero(is_sync))
-            if _are_at_one_distance(positions):
-                return content
+        if np.count_nonzero(is_sync) >= MIN_FRAMES:
+            positions, name = frames(words, np.flatnonzero(is_sync))
+            if _are_equidistant(positions):
+                return name
     return None
 
 
-def _are_at_one_distance(positions: list[int]) -> bool:
-    """True for frames in sequence. Frames of AC-3 at 44.1 kHz differ by a word."""
+def _are_equidistant(positions: list[int]) -> bool:
+    """Return True if enough positions are equally far apart, up to one word (as AC-3 at 44.1 kHz)."""
     distances = np.diff(positions)
     distances = distances[(distances >= MIN_DISTANCE_WORDS) & (distances <= MAX_DISTANCE_WORDS)]
-    alike = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
-    return int(max(alike, default=0)) >= FRAMES_AT_ONE_DISTANCE - 1
+    equal = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
+    return int(max(equal, default=0)) >= MIN_FRAMES - 1
 
 
 def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple[list[int], str]:
-    """Positions of DTS frames among `hits`: the sync word precedes the bits of a normal frame, or no square wave."""
+    """Return the `hits` that begin a DTS frame, and the name of the encoding.
+
+    The frame must be a normal frame, or have enough distinct words not to be a square wave.
+    """
     second = _swap(sync.second) if swapped else sync.second
     hits = hits[words[hits + 1] == second][:MAX_HEADERS]
     following = [*hits[1:], len(words)][: len(hits)]
@@ -121,26 +140,29 @@ def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple
 
 
 def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
-    """Positions of AC-3 and Enhanced AC-3 frames of one size with the right checksum among `hits`."""
+    """Return the `hits` that begin an AC-3 or Enhanced AC-3 frame, and the name of the encoding.
+
+    The frames must be of one size and have valid checksums.
+    """
     third = words[hits + 2].byteswap() if swapped else words[hits + 2]
     hits = hits[(third >> 3 & 31 <= LAST_EAC3_VERSION) & (third >> 14 < 3)][: 4 * MAX_HEADERS]
     sizes = np.array([_ac3_words(_header(words, position, swapped)) for position in hits], int)
     for size in np.unique(sizes[sizes > 0]):
-        is_whole = (np.abs(sizes - size) <= 1) & (hits + sizes <= len(words))
-        starts, ends = hits[is_whole][:MAX_HEADERS], (hits + sizes)[is_whole][:MAX_HEADERS]
-        if len(starts) < FRAMES_AT_ONE_DISTANCE:
+        is_complete = (np.abs(sizes - size) <= 1) & (hits + sizes <= len(words))
+        starts, ends = hits[is_complete][:MAX_HEADERS], (hits + sizes)[is_complete][:MAX_HEADERS]
+        if len(starts) < MIN_FRAMES:
             continue
         frames = {int(start): words[start:end] for start, end in zip(starts, ends, strict=True)}
-        right = [
-            start for start, frame in frames.items() if _has_right_checksum(frame if swapped else frame.byteswap())
+        valid = [
+            start for start, frame in frames.items() if _has_valid_checksum(frame if swapped else frame.byteswap())
         ]
-        if len(right) >= FRAMES_AT_ONE_DISTANCE:
-            return right, "AC-3"
+        if len(valid) >= MIN_FRAMES:
+            return valid, "AC-3"
     return [], "AC-3"
 
 
 def _ac3_words(header: list[int]) -> int:
-    """Size of the frame in words, 0 if the header is of no frame."""
+    """Return the size of a frame in words, 0 if the header is invalid."""
     version, rate_code, size_code = header[2] >> 3 & 31, header[2] >> 14, header[2] >> 8 & 63
     if version > LAST_AC3_VERSION:
         return (header[1] & 0x7FF) + 1
@@ -150,8 +172,8 @@ def _ac3_words(header: list[int]) -> int:
     return (2 * bit_rate, bit_rate * 320 // 147 + (size_code & 1), 3 * bit_rate)[rate_code]
 
 
-def _has_right_checksum(frame: Words) -> bool:
-    """True for a frame of AC-3, as words whose bytes are in the order of the stream."""
+def _has_valid_checksum(frame: Words) -> bool:
+    """Return True if the checksum of an AC-3 frame is valid. The bytes of `frame` are in stream order."""
     crc, table = 0, _crc_table()
     for byte in frame.tobytes()[2:]:
         crc = (crc << 8 & 0xFFFF) ^ table[crc >> 8 ^ byte]
@@ -159,7 +181,7 @@ def _has_right_checksum(frame: Words) -> bool:
 
 
 def _bursts(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
-    """Positions of the preambles of IEC 61937 among `hits`, and what the bursts contain."""
+    """Return the `hits` that begin a non-empty IEC 61937 burst, and the name of the encoding."""
     hits = hits[words[hits + 1] == (_swap(BURST_SYNC[1]) if swapped else BURST_SYNC[1])][:MAX_HEADERS]
     types = {int(position): _header(words, position, swapped)[2] & 31 for position in hits}
     positions = [position for position, data_type in types.items() if data_type not in EMPTY_BURSTS]
@@ -197,4 +219,4 @@ _FRAMES: dict[int, Callable[[Words, Hits], tuple[list[int], str]]] = {
     )
     for swapped in (False, True)
 }
-"""By the first word of a frame."""
+"""Functions that find frames, by the first word of a frame."""

@@ -10,34 +10,37 @@ from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 BLOCK_BYTES = 1 << 20
 MAX_CHUNKS = 10_000
 UNKNOWN_SIZES = {"<I": (1 << 32) - 1, ">I": (1 << 32) - 1, ">q": -1}
-"""By the format of a size: its value for data up to the end of the file."""
+"""Size that means "up to the end of the file", by the struct format of the size."""
 FILE_STARTS = frozenset({b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff", b".snd", b"fLaC", b"OggS"})
 AUDIO_CHUNKS = frozenset({b"data", b"SSND", b"BODY"}) | FILE_STARTS
-"""Chunks that hold samples, and the first bytes of other files."""
+"""Identifiers of chunks that hold samples, and the first bytes of audio files."""
 ZEROS = bytes(BLOCK_BYTES)
 TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"axml", b"cue ", b"smpl", b"APPL"})
-"""Chunks without samples that follow the data, known even where they are cut."""
+"""Identifiers of chunks without samples that may follow the data chunk, even cut off."""
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """Layout of the chunks of a format."""
+    """Layout of the chunks of a file format. The head of a chunk is its identifier and its size."""
 
     first: int
-    """Position of the first chunk."""
+    """Position of the first chunk in bytes."""
     size: str
-    """Format of a chunk's size."""
+    """Format of a chunk size, as in `struct`."""
     data: bytes
-    """Identifier of the chunk of samples."""
+    """First four bytes of the identifier of the data chunk, which holds the samples."""
     name_bytes: int = 4
+    """Length of an identifier."""
     alignment: int = 2
+    """Multiple of bytes at which chunks begin."""
     data_head_bytes: int = 0
     """Bytes in the data chunk before its samples."""
     counts_head: bool = False
-    """A chunk's size includes its identifier and its size."""
+    """True if the size of a chunk includes its head."""
 
     @property
     def head_bytes(self) -> int:
+        """Size of the head of a chunk."""
         return self.name_bytes + struct.calcsize(self.size)
 
 
@@ -54,19 +57,22 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class DataChunk:
-    """The samples of a file as its header states them."""
+    """Size of the data chunk of a file, and the bytes after it."""
 
     stated: int
-    """Size in bytes."""
+    """Size of the samples in bytes, as the header states it."""
     after: int
-    """Bytes after the end of the chunk that are no other chunk, no tag and no padding."""
-
+    """Bytes after the chunk that do not belong to a chunk, a tag or padding."""
     is_followed_by_file: bool
-    """A second data chunk or another file follows."""
+    """True if a second data chunk or another file follows."""
 
 
 def data_chunk(content: BinaryIO) -> DataChunk | None:
-    """The data chunk of `content`, if its format is made of chunks and the size of its data is known."""
+    """Read the size of the data chunk of a WAV, RF64, W64, AIFF, CAF or AU file.
+
+    Returns:
+        The data chunk, or None for a file of another format or of unknown data size.
+    """
     length = content.seek(0, os.SEEK_END)
     content.seek(0)
     magic, *au_sizes = struct.unpack(">4s2I", content.read(12).ljust(12, b"\0"))
@@ -76,15 +82,15 @@ def data_chunk(content: BinaryIO) -> DataChunk | None:
     layout = LAYOUTS.get(magic)
     if layout is None:
         return None
-    position, size_of_rf64 = layout.first, None
+    position, rf64_size = layout.first, None
     for _ in range(MAX_CHUNKS):
         name, size = _chunk(content, position, layout)
         start = position + layout.head_bytes
         if name == b"ds64":
-            _, size_of_rf64 = struct.unpack("<2Q", content.read(16).ljust(16, b"\0"))
+            _, rf64_size = struct.unpack("<2Q", content.read(16).ljust(16, b"\0"))
         if name == layout.data:
-            if size_of_rf64 is not None and size == UNKNOWN_SIZES["<I"]:
-                size = size_of_rf64
+            if rf64_size is not None and size == UNKNOWN_SIZES["<I"]:
+                size = rf64_size
             if size == UNKNOWN_SIZES.get(layout.size):
                 return None
             return _data_chunk(content, start + size, length, layout, size - layout.data_head_bytes)
@@ -101,7 +107,7 @@ def _data_chunk(content: BinaryIO, end: int, length: int, layout: ChunkLayout | 
 
 
 def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes, int]:
-    """The first four bytes of the identifier, and the size of what follows the head, of the chunk at `position`."""
+    """Return the first four identifier bytes and the size without head of the chunk at `position`."""
     content.seek(position)
     head = content.read(layout.head_bytes).ljust(layout.head_bytes, b"\0")
     size = struct.unpack(layout.size, head[layout.name_bytes :])[0]
@@ -109,13 +115,13 @@ def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes
 
 
 def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """The number of bytes from `position` to the end of the file, without chunks, tags and padding at its start."""
+    """Return the number of bytes at the end of the file after the chunks, tags and padding at `position`."""
     for _ in range(MAX_CHUNKS):
         start = _skip_zeros(content, position)
         if start >= length:
             return 0
         size = _trailer_size(content, start, length, layout)
-        if not size and start % 2:  # an odd chunk is followed by a byte of any value
+        if not size and start % 2:  # the padding byte after a chunk of odd size can have any value
             start += 1
             size = _trailer_size(content, start, length, layout)
         if not size:
@@ -125,7 +131,7 @@ def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkL
 
 
 def _trailer_size(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """The size of the tag or of the whole chunk at `position`, 0 if these bytes are neither or may hold samples."""
+    """Return the size of the tag or of the chunk without samples at `position`, 0 if there is neither."""
     content.seek(position)
     if size := tag_size(content.read(TAG_HEAD_BYTES)):
         return size

@@ -1,12 +1,15 @@
-"""Check the length that an audio file's container states against what the file holds.
+"""Checks of the audio length that a container states against the audio that the file holds.
 
-A file that holds less than its format states is truncated, which is an error. A file that holds more is an error too:
-a size that wrapped at 4 GiB, a header written too early, or a second file behind the first. A length is stated by the
-header of wav, aiff and FLAC, by the sample table of MP4, by the duration of Matroska and by the last page of Ogg; `mp3` reads what an MP3's tag
-states. AAC in ADTS states none and gives what it holds. So does a wav whose writer could not go back to its header, as
-into a pipe: it states a size of about 2 or 4 GiB, or none, and is read to its end. An Ogg
-stream whose last page is not marked as such (the recorder was stopped) also gives what it holds; a missing page, and a
-file that ends inside a page, are found by `ogg_links`.
+A file that holds less audio than its container states is truncated, which is an error. A file that holds more is an
+error too: its size wrapped at 4 GiB, its header was written too early, or a second file follows the first.
+
+The length is stated in the header of WAV, AIFF and FLAC, in the sample table of MP4, in the duration of Matroska, on
+the last page of Ogg, and in the tag of MP3 (see `mp3`). These files are read to their end without a check:
+
+- AAC in ADTS, which states no length.
+- WAV written to a pipe, whose header states about 2 or 4 GiB or no size, because its writer could not seek back.
+- Ogg whose last page is not marked as the last, because the recorder was stopped. A missing page, or a file that ends
+  inside a page, is an error (see `ogg_links`).
 """
 
 import re
@@ -30,14 +33,24 @@ SAMPLE_BYTES = {
     "ULAW": 1,
     "ALAW": 1,
 }
-UNKNOWN_FRAMES = (1 << 63) - 1  # libsndfile's count for a FLAC stream of no stated length
+UNKNOWN_FRAMES = (1 << 63) - 1
+"""Frame count that libsndfile reports for a FLAC stream which states no length."""
 
-# Lines of libsndfile's log, which ends after 2 KB: a cut wav with so much text before its samples is not noticed
+# libsndfile cuts its log after 2 KB, so a truncated WAV with more metadata before its samples passes this check.
 _CUT_DATA = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
-def check_whole(sound: soundfile.SoundFile, read: int, content: BinaryIO) -> None:
-    """Raises UnusableError where the `read` frames of `sound`, all that libsndfile found in `content`, are not all that the file states."""
+def check_sndfile_length(sound: soundfile.SoundFile, read: int, content: BinaryIO) -> None:
+    """Check that libsndfile decoded as many frames as the file states.
+
+    Args:
+        sound: The file as opened by libsndfile.
+        read: Number of frames decoded.
+        content: The bytes of the file.
+
+    Raises:
+        UnusableError: The file holds more or less audio than it states.
+    """
     log = sound.extra_info
     if read < sound.frames < UNKNOWN_FRAMES:
         check_length(read, sound.frames, sound.samplerate)
@@ -51,22 +64,40 @@ def check_whole(sound: soundfile.SoundFile, read: int, content: BinaryIO) -> Non
 
 
 def check_data_chunk(content: BinaryIO, read: int, rate: int, frame_bytes: int = 0) -> None:
-    """Raise UnusableError where a file made of chunks holds more than the `read` frames at `rate` Hz that were decoded.
+    """Check that a WAV, RF64, W64, AIFF, CAF or AU file does not hold more audio than was decoded.
 
-    `frame_bytes`: the size of a frame, 0 if the samples are compressed.
+    Args:
+        content: The bytes of the file. Files of other formats pass.
+        read: Number of frames decoded.
+        rate: Sample rate in Hz.
+        frame_bytes: Size of a frame, 0 if the samples are compressed.
+
+    Raises:
+        UnusableError: The file holds more audio than its header states.
     """
     chunk = data_chunk(content)
-    if (
-        chunk is None or not chunk.after or (read and not chunk.stated)
-    ):  # of no stated size: decoded to the end of the file
+    if chunk is None or not chunk.after:
         return
-    bytes_of_frame = frame_bytes or chunk.stated / max(read, 1) or 1
-    stated, held = chunk.stated / bytes_of_frame, (chunk.stated + chunk.after) / bytes_of_frame
+    if read and not chunk.stated:  # without a stated size, the decoder reads to the end of the file
+        return
+    bytes_per_frame = frame_bytes or chunk.stated / max(read, 1) or 1
+    stated, held = chunk.stated / bytes_per_frame, (chunk.stated + chunk.after) / bytes_per_frame
     if chunk.is_followed_by_file or held - read > min(stated / 10, rate / 4):
         raise UnusableError(f"holds {held / rate:.2f} seconds, its header states {stated / rate:.2f}")
 
 
 def check_length(read: int, stated: int, rate: int) -> None:
-    """Raises UnusableError where more is missing than the delay of a decoder or a careless header explain: a tenth of the frames, or a quarter of a second."""
+    """Check that at most a tenth of the frames, and at most a quarter of a second, is missing.
+
+    The tolerance covers the delay of decoders and imprecise headers.
+
+    Args:
+        read: Number of frames decoded.
+        stated: Number of frames that the file states.
+        rate: Sample rate in Hz.
+
+    Raises:
+        UnusableError: More frames are missing.
+    """
     if stated - read > min(stated / 10, rate / 4):
         raise UnusableError(f"truncated: holds {read / rate:.2f} of the {stated / rate:.2f} seconds that it states")

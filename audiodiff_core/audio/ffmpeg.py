@@ -1,4 +1,4 @@
-"""Decode with FFmpeg (PyAV)."""
+"""Decoding with FFmpeg (PyAV)."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -8,38 +8,48 @@ import av.error
 from av.stream import Disposition
 
 from audiodiff_core.audio.bitstreams import check_pcm
-from audiodiff_core.audio.blocks import AudioFile, block_frames, independent, opened
+from audiodiff_core.audio.blocks import AudioFile, block_frames, independent_handle, opened
 from audiodiff_core.audio.containers import check_data_chunk, check_length
 from audiodiff_core.audio.formats import Samples, UnusableError, check_header, one_line
 from audiodiff_core.audio.matroska import is_matroska, stated_seconds
 from audiodiff_core.audio.movie import check_movie
 
 ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
-FFMPEG_FORMATS = (
-    "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"  # none that opens other files or addresses, as playlists do
-)
+FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"
+"""Allowed formats. Formats that refer to other files or addresses, such as playlists, are excluded."""
 FORMATS_WITHOUT_DURATION = frozenset({"aac", "mp3"})
-"""FFmpeg guesses it by the first bit rate."""
+"""Formats that state no duration. FFmpeg estimates one from the first bit rate."""
 
 TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
-"""Kinds of streams that the duration of a Matroska file may be the length of."""
+"""Types of streams that can determine the duration of a Matroska file."""
 
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
-    source = (
-        f"file:{file}" if isinstance(file, str) else file
-    )  # a name may hold ':', which FFmpeg would take for the end of a protocol
+    """Open a file with PyAV as one of the allowed formats."""
+    # Without the prefix, FFmpeg interprets the part of a file name before a ':' as a protocol.
+    source = f"file:{file}" if isinstance(file, str) else file
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
 
 def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]]:
-    """As `reading._channel_blocks`. FFmpeg keeps the whole sample table of an MP4 file: about 11 MB for an hour."""
+    """Open the first audio stream of a file.
+
+    FFmpeg keeps the sample table of an MP4 file in memory: about 11 MB for an hour of audio.
+
+    Returns:
+        The sample rate in Hz, the length in seconds that the file states (or None), and the channels in blocks
+        (channels, n).
+
+    Raises:
+        UnusableError: The file has no audio stream that can be decoded. Iteration raises it for a file that holds more
+            or less audio than it states.
+    """
     container = ffmpeg_container(file)
     if not container.streams.audio:
         raise UnusableError("no audio stream")
     context = container.streams.audio[0].codec_context
     if context is None or not context.channels:
-        raise UnusableError("an audio stream of no known codec or no channels")
+        raise UnusableError("its audio stream has an unknown codec or no channels")
     check_header(context.channels, context.sample_rate)
     is_stated = container.duration and container.format.name not in FORMATS_WITHOUT_DURATION
     stated_s = container.duration / av.time_base if is_stated else None
@@ -47,44 +57,44 @@ def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]
 
 
 def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Samples]:
-    """Yield the channels of the first audio stream: FFmpeg's frames (about 1024 samples each) gathered into blocks.
-
-    Raises UnusableError where PCM samples are a stream of DTS or AC-3.
-    """
+    """Yield the channels of the first audio stream, joined from frames of about 1,024 samples."""
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
-    gathered: Any = av.AudioFifo()
+    queue: Any = av.AudioFifo()
     is_lossless = track.codec_context.codec.lossless
-    kind = None
+    frame_format = None
     read, end_s = 0, 0.0
-    is_alone = all(
+    is_only_stream = all(
         stream is track or stream.type not in TIMED_STREAMS or _is_cover(stream) for stream in container.streams
     )
     with container:
         for frame in _decoded(container, track):
-            kind = kind or (frame.format.name, frame.layout.name, rate)
-            if kind != (frame.format.name, frame.layout.name, frame.sample_rate):
+            frame_format = frame_format or (frame.format.name, frame.layout.name, rate)
+            if frame_format != (frame.format.name, frame.layout.name, frame.sample_rate):
                 raise UnusableError("changes its channels or its rate midway")
             read += frame.samples
             end_s = max(end_s, (frame.time or 0.0) + frame.samples / rate)
             for part in to_float.resample(frame):
-                part.pts = None  # the queue would refuse a gap
-                gathered.write(part)
-            if gathered.samples >= block_frames(track.channels):
-                yield _checked(gathered.read().to_ndarray(), is_lossless)
-        if gathered.samples:
-            yield _checked(gathered.read().to_ndarray(), is_lossless)
-        if track.frames and track.duration:  # as the sample table has them
+                part.pts = None  # the queue rejects gaps between time stamps
+                queue.write(part)
+            if queue.samples >= block_frames(track.channels):
+                yield _checked(queue.read().to_ndarray(), is_lossless)
+        if queue.samples:
+            yield _checked(queue.read().to_ndarray(), is_lossless)
+        if track.frames and track.duration:  # a sample table states both
             check_length(read, int(track.duration * track.time_base * rate), rate)
-    with opened(independent(file)) as content:
+    with opened(independent_handle(file)) as content:
         check_data_chunk(content, read, rate)
         check_movie(content, read, rate)
-        if is_matroska(content) and (stated := stated_seconds(content)) and is_alone:
+        if is_matroska(content) and (stated := stated_seconds(content)) and is_only_stream:
             check_length(round(end_s * rate), round(stated * rate), rate)
 
 
 def _decoded(container: Any, track: Any) -> Iterator[Any]:
-    """The frames of `track`. FFmpeg also decodes DTS and AC-3 that begin the samples of a PCM WAV."""
+    """Yield the frames of `track`.
+
+    FFmpeg also decodes DTS and AC-3 at the start of the samples of a PCM WAV file.
+    """
     try:
         yield from container.decode(track)
     except av.error.FFmpegError as error:
@@ -100,7 +110,7 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _checked(samples: Samples, is_lossless: bool) -> Samples:
-    """Return `samples` (channels, n). Raises UnusableError where PCM samples are a stream of DTS or AC-3."""
+    """Return `samples` (channels, n) after a check that lossless samples do not contain DTS or AC-3."""
     if is_lossless:
         check_pcm(samples.T)
     return samples

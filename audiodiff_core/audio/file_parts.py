@@ -1,4 +1,4 @@
-"""Parts of a file, read as if they were a file."""
+"""File object that reads selected parts of another file."""
 
 import io
 from bisect import bisect_right
@@ -7,11 +7,16 @@ from itertools import accumulate
 from typing import Any, BinaryIO
 
 Part = tuple[int, int] | bytes
-"""Start and end of a range of a file, or bytes in its place."""
+"""Start and end of a byte range of a file, or bytes to insert."""
 
 
 class FileParts(io.RawIOBase):
-    """The `parts` of `content`, one after another. `content` must stay open, and may be read elsewhere in between."""
+    """Concatenation of parts of a file.
+
+    Args:
+        content: The file. It must stay open. Its own position may change between reads.
+        parts: The parts in order. Empty parts are dropped.
+    """
 
     def __init__(self, content: BinaryIO, parts: Sequence[Part]) -> None:
         super().__init__()
@@ -35,21 +40,21 @@ class FileParts(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Read from the part that holds the position, up to its end."""
-        number = bisect_right(self.ends, self.position)
-        if number == len(self.parts):
+        """Read from the part at the current position, at most to the end of this part."""
+        index = bisect_right(self.ends, self.position)
+        if index == len(self.parts):
             return 0
-        part = self.parts[number]
-        left = self.ends[number] - self.position
-        wanted = min(len(buffer), left)
+        part = self.parts[index]
+        remaining = self.ends[index] - self.position
+        count = min(len(buffer), remaining)
         if isinstance(part, bytes):
-            piece = part[len(part) - left : len(part) - left + wanted]
+            data = part[len(part) - remaining : len(part) - remaining + count]
         else:
-            self.content.seek(part[1] - left)
-            piece = self.content.read(wanted)
-        buffer[: len(piece)] = piece
-        self.position += len(piece)
-        return len(piece)
+            self.content.seek(part[1] - remaining)
+            data = self.content.read(count)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def _length(part: Part) -> int:

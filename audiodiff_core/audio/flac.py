@@ -1,4 +1,4 @@
-"""The length of a FLAC stream by its frame headers. Layout: RFC 9639."""
+"""Length of a FLAC stream according to its frame headers (RFC 9639)."""
 
 import os
 import re
@@ -10,12 +10,12 @@ from audiodiff_core.audio.formats import UnusableError
 
 BLOCK_BYTES = 1 << 20
 END_BYTES = 1 << 18
-"""The last frames of a file are searched in so many bytes."""
-LONGEST_HEADER_BYTES = 16
+"""Number of bytes at the end of a file in which the last frames are searched."""
+MAX_HEADER_BYTES = 16
 MAX_METADATA_BLOCKS = 10_000
 MARKER = b"fLaC"
 STREAM_STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
-"""The marker and the head of the first metadata block, with another one behind it or not."""
+"""Marker and head of the first metadata block: with further metadata blocks, and without."""
 
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _BLOCK_SIZES = (0, 192, 576, 1_152, 2_304, 4_608, 0, 0, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768)
@@ -23,25 +23,34 @@ _RATE_BYTES = {12: 1, 13: 2, 14: 2}
 
 
 class Frame(NamedTuple):
-    """The samples of a frame by its header: from `start` up to `end`."""
+    """Range of samples of a frame, from `start` up to but not including `end`."""
 
     start: int
     end: int
 
 
 def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
-    """Raise UnusableError where samples or another stream follow the `stated` samples of a FLAC file at `rate` Hz.
+    """Check that a FLAC file ends after the samples that its header states.
 
-    The header of the last frame must continue the frame before it, as single headers occur by chance.
+    Single frame headers occur by chance in the data. A header counts only if its frame continues the samples of another
+    frame.
+
+    Args:
+        content: The bytes of the file.
+        stated: Number of samples per channel that the header states.
+        rate: Sample rate in Hz.
+
+    Raises:
+        UnusableError: The file holds more samples than its header states, or a second stream.
     """
     first, block_size = _first_frame(content)
-    if _holds_stream(content, first):
+    if _contains_stream(content, first):
         raise UnusableError(f"holds several FLAC streams, the first one of {stated / rate:.2f} seconds; split the file")
     start = max(first, content.seek(0, os.SEEK_END) - END_BYTES)
     content.seek(start)
-    last_bytes = content.read()
-    syncs = [match.start() for match in _SYNC.finditer(last_bytes)]
-    frames = [_frame(last_bytes[sync : sync + LONGEST_HEADER_BYTES], block_size) for sync in syncs]
+    tail = content.read()
+    syncs = [match.start() for match in _SYNC.finditer(tail)]
+    frames = [_frame(tail[sync : sync + MAX_HEADER_BYTES], block_size) for sync in syncs]
     ends = {0, *(frame.end for frame in frames if frame)}
     held = max((frame.end for frame in frames if frame and frame.start in ends), default=0)
     if held > stated:
@@ -49,7 +58,7 @@ def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
 
 
 def _first_frame(content: BinaryIO) -> tuple[int, int]:
-    """The position of the first frame, and the number of samples in frames of one size."""
+    """Return the position of the first frame, and the minimum block size that STREAMINFO states."""
     position = content.seek(len(MARKER))
     block_size = 0
     for _ in range(MAX_METADATA_BLOCKS):
@@ -63,36 +72,39 @@ def _first_frame(content: BinaryIO) -> tuple[int, int]:
     return position, block_size
 
 
-def _holds_stream(content: BinaryIO, position: int) -> bool:
-    """True if a FLAC stream begins after `position`."""
+def _contains_stream(content: BinaryIO, position: int) -> bool:
+    """Return True if a FLAC stream begins at or after `position`."""
     content.seek(position)
-    kept = b""
+    overlap = b""
     marker = np.frombuffer(MARKER, np.uint32)
     while block := content.read(BLOCK_BYTES):
-        joined = kept + block
+        window = overlap + block
         for offset in range(len(MARKER)):
-            words = np.frombuffer(joined, np.uint32, (len(joined) - offset) // 4, offset)
-            if (words == marker).any() and any(start in joined for start in STREAM_STARTS):
+            words = np.frombuffer(window, np.uint32, (len(window) - offset) // 4, offset)
+            if (words == marker).any() and any(start in window for start in STREAM_STARTS):
                 return True
-        kept = joined[-len(STREAM_STARTS[0]) + 1 :]
+        overlap = window[-len(STREAM_STARTS[0]) + 1 :]
     return False
 
 
 def _frame(head: bytes, fixed_size: int) -> Frame | None:
-    """The samples of the frame that begins with `head`; `fixed_size`: samples of each frame in a stream of one size."""
+    """Return the sample range of the frame with the header `head`, None if the header is invalid.
+
+    `fixed_size` is the block size of a stream in which all blocks have one size.
+    """
     size_code, rate_code = head[2] >> 4 if len(head) > 4 else 0, head[2] & 0x0F if len(head) > 4 else 0
     if size_code == 0 or rate_code == 15:
         return None
-    ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded as a character of UTF-8
+    ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded like a UTF-8 character
     after = 4 + max(1, ones)
     number = head[4] & (0x7F >> ones)
     for byte in head[5:after]:
         number = number << 6 | byte & 0x3F
     size = _BLOCK_SIZES[size_code]
     if size_code in (6, 7):
-        bytes_of_size = size_code - 5
-        size = int.from_bytes(head[after : after + bytes_of_size], "big") + 1
-        after += bytes_of_size
+        size_bytes = size_code - 5
+        size = int.from_bytes(head[after : after + size_bytes], "big") + 1
+        after += size_bytes
     after += _RATE_BYTES.get(rate_code, 0)
     if len(head) <= after or _crc8(head[:after]) != head[after]:
         return None
@@ -101,7 +113,7 @@ def _frame(head: bytes, fixed_size: int) -> Frame | None:
 
 
 def _crc8(content: bytes) -> int:
-    """Checksum of a frame header: polynomial x^8 + x^2 + x + 1."""
+    """Return the checksum of a frame header (RFC 9639, 9.1.8), with polynomial x^8 + x^2 + x + 1."""
     crc = 0
     for byte in content:
         crc ^= byte

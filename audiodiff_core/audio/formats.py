@@ -1,4 +1,4 @@
-"""Audio file formats, the error for unusable files, and the bounds of what is read."""
+"""Audio file formats, limits of decoding, and errors for unusable files."""
 
 import errno
 from typing import Literal
@@ -18,7 +18,7 @@ AUDIO_EXTENSIONS = frozenset(
         *(".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mka", ".mkv", ".weba", ".webm"),
     }
 )
-"""Lower-case extensions of the files that libsndfile or FFmpeg decodes here; of a video, the first audio stream."""
+"""Lower-case extensions of files that are decoded. Of a video file, the first audio stream is."""
 MEDIA_TYPES: dict[AudioFormat, str] = {
     "wav": "audio/wav",
     "flac": "audio/flac",
@@ -26,16 +26,27 @@ MEDIA_TYPES: dict[AudioFormat, str] = {
     "mp3": "audio/mpeg",
 }
 
-MAX_CHANNELS = 1_024  # as in libsndfile
-MAX_LEVEL = 1e10  # above 32-bit whole numbers stored as floats; from 1e16 on, a mel spectrogram overflows
+MAX_CHANNELS = 1_024
+"""Maximum number of channels, which is that of libsndfile."""
+MAX_LEVEL = 1e10
+"""Maximum magnitude of a sample.
+
+32-bit integers stored as floats are below the limit. A mel spectrogram overflows from 1e16 on.
+"""
 SAMPLE_RATES_HZ = range(1_000, 768_001)
+"""Sample rates that are decoded."""
 
 MACHINE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE})
-"""Numbers of system errors that are no fault of a file: its storage cannot be reached, or too many files are open."""
+"""Numbers of system errors caused by unreachable storage or too many open files, not by the file."""
 
 
 class AudioDecodeError(ValueError):
-    """A source that gives no usable audio: `source` names it, `reason` says why in a few words."""
+    """Error for a source without usable audio.
+
+    Args:
+        source: Path or URI of the source, or "<bytes>".
+        reason: Reason in a few words.
+    """
 
     def __init__(self, source: str, reason: str) -> None:
         super().__init__(source, reason)
@@ -47,18 +58,24 @@ class AudioDecodeError(ValueError):
 
 
 class UnusableError(Exception):
-    """A file that gives no usable audio, and why, in a few words."""
+    """Error for a file without usable audio, with the reason in a few words as its message."""
 
 
 def check_header(channels: int, rate: int) -> None:
+    """Raise UnusableError if the number of channels or the sample rate in Hz is out of range."""
     if not 1 <= channels <= MAX_CHANNELS:
-        raise UnusableError(f"claims {channels} channels, 1 to {MAX_CHANNELS} can be read")
+        raise UnusableError(f"header states {channels} channels: must be 1 to {MAX_CHANNELS}")
     if rate not in SAMPLE_RATES_HZ:
-        raise UnusableError(f"claims a rate of {rate} Hz, {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} can be read")
+        raise UnusableError(
+            f"header states a sample rate of {rate} Hz: must be {SAMPLE_RATES_HZ[0]} to {SAMPLE_RATES_HZ[-1]} Hz"
+        )
 
 
 def one_line(error: BaseException) -> str:
-    """The reason alone: the messages of libsndfile and FFmpeg also name the file, for bytes by their address in memory."""
+    """Return the reason of an error in one line, without the file name.
+
+    The messages of libsndfile and FFmpeg include the file name, or the memory address of a file object.
+    """
     match error:
         case soundfile.LibsndfileError():
             reason = error.error_string

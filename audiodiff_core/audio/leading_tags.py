@@ -1,4 +1,4 @@
-"""Audio files behind tags that decoders do not expect before their format."""
+"""Removal of tags at the start of audio files whose format does not allow them there."""
 
 import io
 import os
@@ -16,9 +16,19 @@ from audiodiff_core.audio.tags import leading_tags_size
 
 @contextmanager
 def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
-    """`file` without the tags at its start, by which libsndfile would end too early. MP3 and AAC files keep theirs.
+    """Open a file without the tags at its start.
 
-    Raises UnusableError for a file that cannot be opened.
+    libsndfile would stop too early in a file with these tags. MP3 and AAC files keep their tags, because decoders
+    expect them there.
+
+    Args:
+        file: Path, or bytes in memory.
+
+    Yields:
+        The file, positioned at its start.
+
+    Raises:
+        UnusableError: The file cannot be opened, or is not a regular file.
     """
     start = _audio_start(file)
     if not start:
@@ -31,7 +41,7 @@ def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
 
 
 def _audio_start(file: str | io.BytesIO) -> int:
-    """Size of the tags before a format that begins with a known magic number or with an MP4 box, 0 for other files."""
+    """Return the size in bytes of the tags before a known magic number or an MP4 box, 0 for other files."""
     try:
         if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UnusableError("not a regular file")
@@ -39,7 +49,7 @@ def _audio_start(file: str | io.BytesIO) -> int:
             start = leading_tags_size(content)
             content.seek(start)
             magic, kind = content.read(4), content.read(4)
-            content.seek(0)  # the place where decoders begin
+            content.seek(0)  # decoders start at the current position
     except OSError as error:
         if error.errno in MACHINE_ERRORS:
             raise

@@ -1,4 +1,4 @@
-"""The length that a Matroska or WebM file states, and a second file behind the first. Layout: RFC 9559."""
+"""Stated duration of Matroska and WebM files, and detection of a second file (RFC 9559)."""
 
 import struct
 from collections.abc import Iterator
@@ -14,20 +14,29 @@ TIMESTAMP_SCALE = b"\x2a\xd7\xb1"
 DURATION = b"\x44\x89"
 
 MAX_ELEMENTS = 1 << 20
-"""Elements that are looked at: five hours of a live recording, whose clusters have no size."""
+"""Maximum number of elements visited: five hours of a live recording with unknown cluster sizes."""
 DEFAULT_SCALE_NS = 1_000_000
-LONGEST_STATED_S = 1e9
-"""A longer duration is no number that a writer meant."""
+MAX_STATED_S = 1e9
+"""Maximum plausible duration. Longer durations are ignored."""
 HEAD_BYTES = 12
+"""Maximum size of the head of an element, which is its name and its size."""
 
 
 def is_matroska(content: BinaryIO) -> bool:
+    """Return True if `content` begins like a Matroska or WebM file."""
     content.seek(0)
     return content.read(len(EBML_HEADER)) == EBML_HEADER
 
 
 def stated_seconds(content: BinaryIO) -> float | None:
-    """The duration in the header of a Matroska file. Raises UnusableError where another Matroska file follows."""
+    """Read the duration in the header of a Matroska file.
+
+    Returns:
+        The duration in seconds, or None if the header states none.
+
+    Raises:
+        UnusableError: A second Matroska file follows.
+    """
     duration, scale_ns = 0.0, DEFAULT_SCALE_NS
     for name, start, size in _elements(content):
         if name == EBML_HEADER and start > HEAD_BYTES:
@@ -38,13 +47,14 @@ def stated_seconds(content: BinaryIO) -> float | None:
         if name == DURATION and size in (4, 8):
             (duration,) = struct.unpack(">f" if size == 4 else ">d", content.read(size).ljust(size, b"\0"))
     seconds = duration * scale_ns / 1e9
-    return seconds if 0 < seconds < LONGEST_STATED_S else None
+    return seconds if 0 < seconds < MAX_STATED_S else None
 
 
 def _elements(content: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
-    """Name, start of the content and size (None: unknown) of the elements of a file, without those in clusters of known size.
+    """Yield name, content position and size of the elements of a file. An unknown size is None.
 
-    Clusters in a segment of known size are left out.
+    At the first cluster, the walk continues after the segment if the size of the segment is known, otherwise after the
+    cluster. Elements of a cluster are visited only if the sizes of the segment and of the cluster are unknown.
     """
     position, segment_end = 0, None
     for _ in range(MAX_ELEMENTS):
@@ -68,7 +78,7 @@ def _elements(content: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
 
 
 def _head(head: bytes) -> tuple[bytes, int | None, int]:
-    """Name, size and bytes of the head of an element; an empty name if `head` begins none."""
+    """Return name, size and head size of an element. The name is empty if `head` is invalid."""
     name_bytes = 9 - head[0].bit_length() if head else 9
     rest = head[name_bytes:]
     size_bytes = 9 - rest[0].bit_length() if rest else 9

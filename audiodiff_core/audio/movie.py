@@ -1,4 +1,4 @@
-"""The amount of audio in an MP4 file (m4a), which may be more than its sample tables state."""
+"""Check of the audio in an MP4 file (m4a) against its sample tables."""
 
 import os
 import struct
@@ -11,20 +11,31 @@ from audiodiff_core.audio.mp4 import boxes
 
 BLOCK_ENTRIES = 1 << 18
 FIRST_BOXES = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"})
-SPARE_SHARE = 0.1
-"""Bytes of the media data that no sample table names, as a share of the others: players that edit leave some."""
+MAX_UNLISTED_FRACTION = 0.1
+"""Maximum size of unlisted media data, as a fraction of the media data listed in sample tables.
+
+Editors leave unlisted media data in a file.
+"""
 
 
 def check_movie(content: BinaryIO, read: int, rate: int) -> None:
-    """Raise UnusableError where an MP4 file holds more than the `read` samples at `rate` Hz of its sample tables.
+    """Check that an MP4 file does not hold more audio than its sample tables list.
 
-    Files of fragments are not checked for media data that is not named: their tables are in many places.
+    The media data of fragmented files is not checked, because their tables are spread over the file.
+
+    Args:
+        content: The bytes of the file. Files of other formats pass.
+        read: Number of frames decoded, which are those of the sample tables.
+        rate: Sample rate in Hz.
+
+    Raises:
+        UnusableError: The file holds unlisted media data, or a second MP4 file.
     """
     length = content.seek(0, os.SEEK_END)
     content.seek(4)
     if content.read(4) not in FIRST_BOXES:
         return
-    named = media = movies = 0
+    listed = media = movies = 0
     can_compare = True
     for box in boxes(content, length):
         match box.kind:
@@ -37,18 +48,18 @@ def check_movie(content: BinaryIO, read: int, rate: int) -> None:
             case b"stsz":
                 table_bytes = _table_bytes(content, box.content)
                 can_compare = can_compare and table_bytes is not None
-                named += table_bytes or 0
+                listed += table_bytes or 0
     if movies > 1:
         raise UnusableError(f"holds {movies} MP4 files, the first one of {read / rate:.2f} seconds; split the file")
-    if can_compare and named and media - named > named * SPARE_SHARE:
-        held = read * media / named
+    if can_compare and listed and media - listed > listed * MAX_UNLISTED_FRACTION:
+        held = read * media / listed
         raise UnusableError(f"holds about {held / rate:.2f} seconds, its sample tables state {read / rate:.2f}")
 
 
 def _table_bytes(content: BinaryIO, start: int) -> int | None:
-    """The sum of the sizes in the `stsz` box whose content begins at `start`, None for samples of one size.
+    """Return the sum of the sizes in the `stsz` box at `start`, or None if all samples have one size.
 
-    The size of PCM samples may be stated as 1, which decoders ignore.
+    A single size is not reliable: that of PCM samples may be stated as 1, which decoders ignore.
     """
     content.seek(start + 4)
     size, count = struct.unpack(">2I", content.read(8).ljust(8, b"\0"))

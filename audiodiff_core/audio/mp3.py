@@ -1,9 +1,11 @@
-"""Decode MP3 with libsndfile, which by itself ends at the length of the first header tag or at its own estimate.
+"""Decoding of MP3 files with libsndfile, to the end of the last stream.
 
-A file of several streams (`cat a.mp3 b.mp3`) is read to the end of the last one. Each stream is decoded by itself. The
-delay and padding of the encoder are removed from a stream with a Xing tag, as from a file of this stream alone. From a
-stream that holds more than its tag states, the padding is not removed. From a stream without a tag that is not alone,
-the decoder's delay of 529 samples is removed.
+libsndfile alone stops after the length that the first header tag states, or after its own estimate. A file can hold
+several streams (`cat a.mp3 b.mp3`). Here, each stream is decoded separately:
+
+- Stream with a Xing tag: encoder delay and padding are removed, as libsndfile does for a file of this stream alone. If
+  the stream is longer than its tag states, the padding is not removed.
+- Stream without a tag, in a file of several streams: the decoder delay of 529 samples is removed.
 """
 
 import io
@@ -12,7 +14,7 @@ from collections.abc import Iterator
 
 import soundfile
 
-from audiodiff_core.audio.blocks import AudioFile, independent, opened
+from audiodiff_core.audio.blocks import AudioFile, independent_handle, opened
 from audiodiff_core.audio.containers import check_length
 from audiodiff_core.audio.file_parts import FileParts
 from audiodiff_core.audio.formats import Samples, UnusableError
@@ -20,24 +22,39 @@ from audiodiff_core.audio.mpeg_frames import MpegStream, frame_size, mpeg_stream
 from audiodiff_core.audio.sndfile import ForwardSoundFile, channel_blocks
 
 UNCOUNTED_FRAMES = 2
-"""Frames by which the count of a tag is too small in whole files: encoders disagree whether the tag itself counts."""
+"""Number of frames that a complete file may have beyond the count in its tag.
+
+Encoders disagree on whether the frame of the tag itself is counted.
+"""
 XING_FIELD_BYTES = {1: 4, 2: 4, 4: 100, 8: 4}
-"""By their flags: number of frames, number of bytes, table of positions, quality."""
+"""Sizes of the Xing fields by flag: number of frames, number of bytes, table of positions, quality."""
 DELAYS_OFFSET = 21
-"""Position of the encoder's delay and padding, after the fields of the Xing tag."""
+"""Offset of encoder delay and padding in bytes, from the end of the Xing fields."""
 
 
 def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]:
-    """Yield all samples in `file` in blocks (channels, n); `sound` is the file as libsndfile opens it."""
-    with opened(independent(file)) as content:
+    """Decode all streams of an MP3 file.
+
+    Args:
+        sound: The file as opened by libsndfile.
+        file: The same file.
+
+    Yields:
+        Blocks (channels, n).
+
+    Raises:
+        UnusableError: The file is truncated, its streams have different sample rates, or a stream of layer 1 or 2
+            cannot be decoded to its end.
+    """
+    with opened(independent_handle(file)) as content:
         streams = mpeg_streams(content)
-    if len(streams) <= 1 and not (streams and _holds_more(streams[0], sound)):
+    if len(streams) <= 1 and not (streams and _is_cut_by_sndfile(streams[0], sound)):
         yield from _checked(sound, streams[0] if streams else None)
         return
     sound.close()
     rates = sorted({stream.kind.rate for stream in streams})
     if len(rates) > 1:
-        raise UnusableError(f"holds MP3 streams of {rates[0]} and {rates[1]} Hz, one after the other; split the file")
+        raise UnusableError(f"holds successive MP3 streams of {rates[0]} and {rates[1]} Hz; split the file")
     for stream in streams:
         if stream.kind.layer != 3:
             seconds = sum(stream.samples for stream in streams) / rates[0]
@@ -45,13 +62,13 @@ def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]
             raise UnusableError(
                 f"holds {seconds:.2f} seconds of {layer} that cannot be read to the end; convert the file"
             )
-        with opened(independent(file)) as content:
+        with opened(independent_handle(file)) as content:
             parts = FileParts(content, [_header_tag(stream), *stream.spans])
             yield from _checked(ForwardSoundFile(io.BufferedReader(parts)), stream)
 
 
-def _holds_more(stream: MpegStream, sound: soundfile.SoundFile) -> bool:
-    """True if libsndfile would not read `stream` to its end, or would lose its frames at other bytes between them."""
+def _is_cut_by_sndfile(stream: MpegStream, sound: soundfile.SoundFile) -> bool:
+    """Return True if libsndfile alone would not decode all frames of `stream`."""
     if len(stream.spans) > 1:
         return True
     if stream.stated_frames is None:
@@ -60,11 +77,11 @@ def _holds_more(stream: MpegStream, sound: soundfile.SoundFile) -> bool:
 
 
 def _checked(sound: soundfile.SoundFile, stream: MpegStream | None) -> Iterator[Samples]:
-    """The blocks of `sound`, which is `stream`. Raises UnusableError where it ends before its tag or its frames do."""
+    """Yield the blocks of `sound`, and check its length against the tag or the frames of `stream`."""
     length = sound.frames
     if stream and stream.stated_frames is None:
-        tag_as_audio = stream.kind.samples if stream.tag else 0  # libsndfile does not know VBRI
-        length = min(length, stream.samples + tag_as_audio)  # tags and other bytes follow
+        tag_as_audio = stream.kind.samples if stream.tag else 0  # libsndfile decodes a VBRI tag as audio
+        length = min(length, stream.samples + tag_as_audio)  # libsndfile also counts bytes after the last frame
     with sound:
         read = yield from channel_blocks(sound, length)
         if stream:
@@ -72,7 +89,7 @@ def _checked(sound: soundfile.SoundFile, stream: MpegStream | None) -> Iterator[
 
 
 def _header_tag(stream: MpegStream) -> bytes:
-    """A frame whose Xing tag states the number of frames in `stream`: its own tag where possible."""
+    """Return a frame with a Xing tag that states the number of frames in `stream`."""
     count = struct.pack(">I", stream.frames)
     if stream.stated_frames is None:
         return _new_tag(stream, count)
@@ -90,9 +107,9 @@ def _header_tag(stream: MpegStream) -> bytes:
 
 
 def _new_tag(stream: MpegStream, count: bytes) -> bytes:
-    """A frame of 128 kbit/s, or 80 of MPEG 2, into which a tag fits at every sample rate."""
-    with_no_checksum, bit_rate_index = 1, 9 << 4
+    """Return a new frame with a Xing tag that states `count`."""
+    no_checksum, bit_rate_index = 1, 9 << 4  # 128 kbit/s in MPEG 1, 80 kbit/s in MPEG 2: large enough for the tag
     first = stream.first_header
-    header = bytes([first[0], first[1] | with_no_checksum, bit_rate_index | first[2] & 0x0C, first[3]])
+    header = bytes([first[0], first[1] | no_checksum, bit_rate_index | first[2] & 0x0C, first[3]])
     size = frame_size(header)
     return (header.ljust(stream.kind.xing_offset, b"\0") + b"Xing\0\0\0\1" + count).ljust(size, b"\0")

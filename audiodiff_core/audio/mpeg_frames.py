@@ -1,7 +1,7 @@
-"""The MPEG audio streams (MP3) in a file, by their frame headers.
+"""MPEG audio streams (MP3) of a file, identified by frame headers.
 
-Layouts: ISO/IEC 11172-3 and 13818-3 for frames; Xing's and Fraunhofer's header tags, a first frame without audio
-that states how many frames follow.
+Layouts: ISO/IEC 11172-3 and 13818-3 for frames; Xing (Xing, Info) and Fraunhofer (VBRI) for header tags. A header tag
+is the first frame of a stream, without audio. It states how many frames follow.
 """
 
 import os
@@ -15,15 +15,18 @@ from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 
 BLOCK_BYTES = 1 << 20
 MAX_SYNCS = 100_000
-"""Positions outside of the frames that are compared with frame headers."""
-FRAMES_IN_SEQUENCE = 3
-"""Frames in sequence that mark the begin of a stream after other bytes. Pictures hold single headers by chance."""
+"""Maximum number of positions outside frames that are checked for a frame header."""
+MIN_RUN_FRAMES = 3
+"""Minimum number of successive frames at the start of a stream.
+
+Pictures in tags contain single frame headers by chance.
+"""
 
 XING_TAGS = (b"Xing", b"Info")
 VBRI_TAG, VBRI_OFFSET = b"VBRI", 36
 
 _SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xff][\x10-\xeb]")
-_BIT_RATES_KBPS = {  # by layer, of MPEG 1 and of MPEG 2 and 2.5
+_BIT_RATES_KBPS = {  # by layer, and MPEG 1 (True) or MPEG 2 and 2.5 (False)
     (1, True): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (2, True): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (3, True): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -34,24 +37,26 @@ _BIT_RATES_KBPS = {  # by layer, of MPEG 1 and of MPEG 2 and 2.5
 
 
 class FrameKind(NamedTuple):
-    """The header fields that are equal in all frames of a stream."""
+    """Header fields that are equal in all frames of a stream."""
 
     version: int
-    """MPEG version by its two bits: 3 for MPEG 1, 2 for MPEG 2, 0 for MPEG 2.5."""
+    """Version bits: 3 for MPEG 1, 2 for MPEG 2, 0 for MPEG 2.5."""
     layer: int
+    """Layer: 1, 2 or 3."""
     rate: int
+    """Sample rate in Hz."""
     mono: bool
 
     @property
     def samples(self) -> int:
-        """Samples in a frame, of each channel."""
+        """Number of samples per channel in a frame."""
         if self.layer == 1:
             return 384
         return 1_152 if self.layer == 2 or self.version == 3 else 576
 
     @property
     def xing_offset(self) -> int:
-        """Position of a Xing tag in its frame: after the header and the side information."""
+        """Position of a Xing tag in its frame, after the header and the side information."""
         if self.version == 3:
             return 21 if self.mono else 36
         return 13 if self.mono else 21
@@ -59,26 +64,28 @@ class FrameKind(NamedTuple):
 
 @dataclass
 class MpegStream:
-    """Consecutive frames of one kind, from one encoder."""
+    """Successive frames of one kind, written by one encoder."""
 
     kind: FrameKind
     first_header: bytes
+    """The four bytes of the first frame header."""
     last_frame: int
     """Position of the last frame."""
     tag: bytes = b""
-    """The frame with the Xing or VBRI tag, if the stream begins with one."""
+    """The frame with the Xing or VBRI tag, empty if the stream begins without a tag."""
     frames: int = 0
-    """The number of frames with audio."""
+    """Number of frames with audio."""
     spans: list[tuple[int, int]] = field(default_factory=list)
     """Byte ranges of the frames with audio."""
 
     @property
     def samples(self) -> int:
+        """Number of samples per channel."""
         return self.frames * self.kind.samples
 
     @property
     def stated_frames(self) -> int | None:
-        """The number of frames that a Xing tag states."""
+        """Number of frames that the Xing tag states, None without such a tag."""
         offset = self.kind.xing_offset
         if self.tag[offset : offset + 4] not in XING_TAGS or not self.tag[offset + 7] & 1:
             return None
@@ -86,9 +93,18 @@ class MpegStream:
 
     @property
     def end(self) -> int:
+        """End of the last frame with audio."""
         return self.spans[-1][1] if self.spans else 0
 
     def append(self, start: int, end: int, frames: int, last_frame: int) -> None:
+        """Append successive frames.
+
+        Args:
+            start: Position of the first frame in bytes.
+            end: End of the last frame in bytes.
+            frames: Number of frames.
+            last_frame: Position of the last frame in bytes.
+        """
         self.frames += frames
         self.last_frame = last_frame
         if self.spans and self.spans[-1][1] == start:
@@ -97,6 +113,7 @@ class MpegStream:
             self.spans.append((start, end))
 
     def drop_last_frame(self) -> None:
+        """Remove the last frame."""
         self.frames -= 1
         start, _ = self.spans.pop()
         if start < self.last_frame:
@@ -104,10 +121,13 @@ class MpegStream:
 
 
 def mpeg_streams(content: BinaryIO) -> list[MpegStream]:
-    """The streams in `content`, in sequence. Tags and other bytes between frames are skipped.
+    """List the MPEG audio streams in a file, and skip tags and other bytes between frames.
 
-    A stream begins at a Xing or VBRI tag and where the kind of the frames changes. Frames of the free format, whose
-    headers state no size, are not recognised.
+    A new stream begins at a Xing or VBRI tag, and at a frame of another kind. Free-format frames, whose headers state
+    no size, are not recognized.
+
+    Raises:
+        UnusableError: The stream is damaged in more than MAX_SYNCS places.
     """
     window = _Window(content)
     streams: list[MpegStream] = []
@@ -124,18 +144,18 @@ def mpeg_streams(content: BinaryIO) -> list[MpegStream]:
         tag = window.header_tag(position, size, kind)
         if tag or not previous or kind != previous.kind:
             streams.append(MpegStream(kind, window.read(position, 4), position, tag))
-        position = position + size if tag else window.take(position, streams[-1])
+        position = position + size if tag else window.append_run(position, streams[-1])
     return streams
 
 
 def frame_size(header: bytes) -> int:
-    """Size in bytes of the frame with these first four bytes, 0 if they are no header."""
+    """Return the size in bytes of the frame with this four-byte header, 0 if the header is invalid."""
     _, size = _frame(header) or (None, 0)
     return size
 
 
 class _Window:
-    """Random reads of a few bytes from blocks of a file."""
+    """Reader of a few bytes at any position of a file, which buffers one block."""
 
     def __init__(self, content: BinaryIO) -> None:
         self.length = content.seek(0, os.SEEK_END)
@@ -145,16 +165,16 @@ class _Window:
         self._syncs = 0
 
     def read(self, position: int, count: int) -> bytes:
-        """Up to `count` bytes at `position`, fewer at the end of the file."""
+        """Return `count` bytes at `position`, fewer at the end of the file."""
         offset = position - self._start
-        past = min(position + count, self.length) - self._start
-        if not 0 <= offset <= past <= len(self._block):
+        end = min(position + count, self.length) - self._start
+        if not 0 <= offset <= end <= len(self._block):
             self._content.seek(position)
             self._start, self._block, offset = position, self._content.read(BLOCK_BYTES), 0
         return self._block[offset : offset + count]
 
     def sync(self, position: int) -> int | None:
-        """The position of the next three bytes that can begin a frame, at `position` or after it."""
+        """Return the first position from `position` on at which a frame header may begin."""
         while position + 4 <= self.length:
             self.read(position, 4)
             if match := _SYNC.search(self._block, position - self._start):
@@ -166,19 +186,22 @@ class _Window:
         return None
 
     def frame(self, position: int) -> tuple[FrameKind, int] | None:
-        """Kind and size in bytes of the frame at `position`, if the file holds all of it."""
+        """Return kind and size in bytes of the frame at `position`, or None if there is no complete frame."""
         frame = _frame(self.read(position, 4))
         return frame if frame and position + frame[1] <= self.length else None
 
     def header_tag(self, position: int, size: int, kind: FrameKind) -> bytes:
-        """The frame at `position`, if it holds a Xing or VBRI tag."""
+        """Return the frame at `position` if it holds a Xing or VBRI tag, else no bytes."""
         frame = self.read(position, size)
         is_xing = frame[kind.xing_offset : kind.xing_offset + 4] in XING_TAGS
         is_vbri = frame[VBRI_OFFSET : VBRI_OFFSET + 4] == VBRI_TAG
         return frame if kind.layer == 3 and (is_xing or is_vbri) else b""
 
-    def take(self, start: int, stream: MpegStream) -> int:
-        """Append the frame at `start` and its followers of one kind in the block to `stream`. Returns their end."""
+    def append_run(self, start: int, stream: MpegStream) -> int:
+        """Append the frame at `start` and the next frames of its kind in the block to `stream`.
+
+        Returns the end of the last frame.
+        """
         position = start - self._start + frame_size(self.read(start, 4))
         last, frames = start - self._start, 1
         kind, block, xing = stream.kind, self._block, stream.kind.xing_offset
@@ -195,7 +218,7 @@ class _Window:
 
 @lru_cache(maxsize=4_096)
 def _frame(header: bytes) -> tuple[FrameKind, int] | None:
-    """Kind and size in bytes of the frame with these first four bytes."""
+    """Return kind and size in bytes of the frame with this header, or None if it is invalid."""
     if len(header) < 4 or not _SYNC.match(header):
         return None
     version, layer, padding = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3), header[2] >> 1 & 1
@@ -211,9 +234,9 @@ def _frame(header: bytes) -> tuple[FrameKind, int] | None:
 
 
 def _next_run(window: _Window, position: int, earliest: int) -> int | None:
-    """The position of the next stream of frames, after tags and other bytes.
+    """Return the position of the next run of frames after tags and other bytes.
 
-    The frame before `position` may have been cut: a stream that begins inside of it, from `earliest` on, comes first.
+    The frame before `position` may be cut off. A run that begins inside this frame, from `earliest` on, comes first.
     """
     candidate = window.sync(earliest)
     while candidate is not None and candidate < position:
@@ -229,12 +252,12 @@ def _next_run(window: _Window, position: int, earliest: int) -> int | None:
 
 
 def _is_run(window: _Window, position: int) -> bool:
-    """True for frames of one kind in sequence, and for fewer of them up to a tag or to the end of the file.
+    """Return True if MIN_RUN_FRAMES successive frames of one kind begin at `position`.
 
-    A frame with a header tag is enough.
+    Fewer frames are enough before a tag or the end of the file. A single frame with a header tag is enough.
     """
     kind = None
-    for count in range(FRAMES_IN_SEQUENCE):
+    for count in range(MIN_RUN_FRAMES):
         frame = window.frame(position)
         if frame is None or frame[0] != (kind or frame[0]):
             return count > 0 and (position == window.length or _tag_end(window, position) is not None)
@@ -246,6 +269,6 @@ def _is_run(window: _Window, position: int) -> bool:
 
 
 def _tag_end(window: _Window, position: int) -> int | None:
-    """The end of the tag at `position`, if one begins there and the file holds all of it."""
+    """Return the end of the tag at `position`, or None if there is no complete tag."""
     size = tag_size(window.read(position, TAG_HEAD_BYTES))
     return position + size if 0 < size <= window.length - position else None

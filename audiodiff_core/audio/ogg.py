@@ -1,6 +1,7 @@
-"""Decode Ogg files: Vorbis and Opus with libsndfile, FLAC and Speex with FFmpeg, each link of a chain by itself.
+"""Decoding of Ogg files: Vorbis and Opus with libsndfile, FLAC and Speex with FFmpeg.
 
-libsndfile by itself reads the first link of a chain only, and refuses files whose first stream is not audio.
+An Ogg file is a chain of one or more links, each with its own header. The links are decoded one by one, because
+libsndfile reads only the first link of a chain and rejects files whose first stream is not audio.
 """
 
 import io
@@ -21,19 +22,28 @@ from audiodiff_core.audio.ogg_pages import CAPTURE, LAST_PAGE
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, channel_blocks
 
 Decoded = tuple[int, Iterator[Samples]]
-"""A rate in Hz and samples in blocks (channels, n)."""
+"""Sample rate in Hz, and blocks (channels, n)."""
 
 
 def is_ogg(file: AudioFile) -> bool:
+    """Return True if a file begins like an Ogg file."""
     with opened(file) as content:
         content.seek(0)
         is_capture = content.read(len(CAPTURE)) == CAPTURE
-        content.seek(0)  # the place where decoders begin
+        content.seek(0)  # decoders start at the current position
         return is_capture
 
 
 def ogg_blocks(file: AudioFile) -> Decoded:
-    """Return the rate in Hz and the channels of all links in blocks (channels, n)."""
+    """Open an Ogg file, with all links of a chain.
+
+    Returns:
+        The sample rate in Hz, and the channels in blocks (channels, n).
+
+    Raises:
+        UnusableError: The file has no audio that can be decoded. Iteration raises it for a file that is damaged or
+            truncated, or whose links differ in their sample rates.
+    """
     decoded = _decoded_links(file)
     rate, first = next(decoded, (0, None))
     if first is None:
@@ -50,7 +60,10 @@ def _one_rate(rate: int, blocks: Iterator[Samples], others: Iterator[Decoded]) -
 
 
 def _decoded_links(file: AudioFile) -> Iterator[Decoded]:
-    """The rate and the blocks of each link that holds audio. A link must be read before the next one is taken."""
+    """Yield the rate and the blocks of each link with audio.
+
+    A link must be read to its end before the next link is requested.
+    """
     with opened(file) as content:
         for link in links(content):
             if not link.is_empty:
@@ -62,16 +75,16 @@ def _sndfile_link(link: Link, content: BinaryIO) -> Decoded:
     try:
         sound = _opened_link(link, content)
     except soundfile.LibsndfileError as error:
-        refusal = "corrupt or truncated" if error.code == SNDFILE_MALFORMED else "not audio that can be read"
-        raise UnusableError(f"{refusal} (libsndfile: {one_line(error)})") from error
+        reason = "corrupt or truncated" if error.code == SNDFILE_MALFORMED else "not audio that can be read"
+        raise UnusableError(f"{reason} (libsndfile: {one_line(error)})") from error
     check_header(sound.channels, sound.samplerate)
     return sound.samplerate, _checked_blocks(sound, link)
 
 
 def _opened_link(link: Link, content: BinaryIO) -> soundfile.SoundFile:
     if link.audio.codec == OPUS and not link.audio.last_timed.flags & LAST_PAGE:
-        # libsndfile refuses a last page that ends inside a packet and is not marked, and a single page that begins
-        # after 0 and is marked
+        # libsndfile rejects a last page that ends inside a packet and is not marked as the last. It also rejects a
+        # single page that begins after position 0 and is marked as the last. Hence both variants are tried.
         with suppress(soundfile.LibsndfileError):
             return ForwardSoundFile(_file(content, link.marked_end(content)))
     return ForwardSoundFile(_file(content, link.audio_first()))
@@ -80,10 +93,12 @@ def _opened_link(link: Link, content: BinaryIO) -> soundfile.SoundFile:
 def _checked_blocks(sound: soundfile.SoundFile, link: Link) -> Iterator[Samples]:
     with sound:
         if link.audio.codec == OPUS:
-            sound.seek(0)  # without it, libsndfile does not skip the pre-skip of streams that begin after 0
+            sound.seek(0)  # otherwise libsndfile keeps the pre-skip samples of streams that begin after position 0
         read = yield from channel_blocks(sound, sound.frames)
         if not link.audio.has_audio:
-            raise UnusableError("the audio of its Ogg stream is on a page of the header, which libsndfile leaves out")
+            raise UnusableError(
+                "the audio of its Ogg stream is on a page of the header, which libsndfile does not decode"
+            )
         if sound.frames < UNKNOWN_FRAMES:
             check_length(read, sound.frames, sound.samplerate)
 

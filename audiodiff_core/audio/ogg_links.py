@@ -1,4 +1,7 @@
-"""The logical streams of Ogg files: chained ones follow one another, multiplexed ones are interleaved."""
+"""Links and logical streams of Ogg files (RFC 3533).
+
+The links of a chain follow one another. The logical streams of a link are multiplexed: their pages are interleaved.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,31 +13,36 @@ from audiodiff_core.audio.ogg_pages import FIRST_PAGE, LAST_PAGE, NO_GRANULE, Ju
 
 VORBIS, OPUS, FLAC = b"\x01vorbis", b"OpusHead", b"\x7fFLAC"
 CODECS = (VORBIS, OPUS, FLAC, b"Speex   ", b"fLaC")
-"""The first bytes of audio streams that libsndfile or FFmpeg can decode."""
+"""First bytes of the audio streams that libsndfile or FFmpeg can decode."""
 MAX_STREAMS = 64
+"""Maximum number of multiplexed streams."""
 
 
 @dataclass(slots=True)
 class LogicalStream:
-    """The pages of one serial number within a link."""
+    """Pages of one serial number in a link."""
 
     first: Page
     last: Page
     last_timed: Page
-    """The last page on which packets end, if its granule position says where."""
+    """The last page with a granule position on which packets end."""
     packets: int
+    """Number of packets that end on the pages."""
     has_audio: bool = False
     """True if a page follows the pages of the header."""
     has_untimed_end: bool = False
     """True if packets end after `last_timed`."""
     ended: bool = False
+    """True after a page that is marked as the last."""
 
     @property
     def codec(self) -> bytes | None:
+        """The entry of CODECS with which the stream begins, None for other streams."""
         return next((codec for codec in CODECS if self.first.head.startswith(codec)), None)
 
     @property
     def header_packets(self) -> int:
+        """Number of packets in the header."""
         match self.codec:
             case b"\x01vorbis":
                 return 3
@@ -45,19 +53,22 @@ class LogicalStream:
 
     @property
     def stated_frames(self) -> int:
-        """The length that the header of a FLAC stream states; 0 if it states none."""
+        """Number of frames that the header of a FLAC stream states, 0 if unknown."""
         return int.from_bytes(self.first.head[27:35], "big") & (1 << 36) - 1 if self.codec == FLAC else 0
 
     def add(self, page: Page) -> None:
-        """Append a page of this stream. Raises UnusableError for a page that does not follow the one before.
+        """Append a page of this stream.
 
-        Pages may be missing between the header and the audio: recordings of a broadcast begin so.
+        Pages may be missing between the header and the audio, as in the recording of a broadcast.
+
+        Raises:
+            UnusableError: A page is missing before `page`, or the stream has already ended.
         """
         if self.ended and page.packets:
             raise UnusableError("corrupt: pages follow the end of their Ogg stream")
         after_header = self.packets >= self.header_packets
         if page.number != (self.last.number + 1) % (1 << 32) and (self.has_audio or not after_header):
-            raise UnusableError(f"corrupt: a part of its Ogg stream is missing before byte {page.start}")
+            raise UnusableError(f"corrupt: part of its Ogg stream is missing before byte {page.start}")
         self.last = page
         if page.packets:
             self.last_timed = self.last_timed if page.granule == NO_GRANULE else page
@@ -69,17 +80,26 @@ class LogicalStream:
 
 @dataclass(slots=True)
 class Link:
-    """A part of a chain: streams that begin together."""
+    """Streams of an Ogg file that begin together."""
 
     start: int
+    """Position in bytes."""
     first_pages_end: int
+    """End of the first pages of all streams."""
     end: int
+    """End of the last page."""
     streams: dict[int, LogicalStream] = field(default_factory=dict)
+    """Streams by serial number."""
     junk_after: Junk | None = None
+    """Bytes between this link and the next one, or the end of the file."""
 
     @property
     def audio(self) -> LogicalStream:
-        """The first audio stream. Raises UnusableError if there is none."""
+        """The first audio stream.
+
+        Raises:
+            UnusableError: The link has no audio stream.
+        """
         for stream in self.streams.values():
             if stream.codec is not None:
                 return stream
@@ -87,16 +107,20 @@ class Link:
 
     @property
     def is_empty(self) -> bool:
-        """True if the audio stream consists of its header."""
+        """True if the audio stream has only a header."""
         return not self.audio.has_audio and self.audio.packets == self.audio.header_packets
 
     def add(self, page: Page) -> None:
-        """Append a page of any stream. Raises UnusableError for a page of no stream that begins in this link."""
+        """Append a page of any stream.
+
+        Raises:
+            UnusableError: The page belongs to no stream of this link, or a stream is damaged.
+        """
         if page.flags & FIRST_PAGE:
             if page.serial in self.streams:
-                raise UnusableError(f"corrupt: two Ogg streams of the serial number {page.serial} at once")
+                raise UnusableError(f"corrupt: two multiplexed Ogg streams have the serial number {page.serial}")
             if len(self.streams) == MAX_STREAMS:
-                raise UnusableError(f"more than {MAX_STREAMS} Ogg streams at once")
+                raise UnusableError(f"more than {MAX_STREAMS} Ogg streams are multiplexed")
             ended = bool(page.flags & LAST_PAGE)
             self.streams[page.serial] = LogicalStream(page, page, page, page.packets, ended=ended)
             self.first_pages_end = page.end
@@ -108,7 +132,7 @@ class Link:
         self.junk_after = None
 
     def check_end(self) -> None:
-        """Raises UnusableError where the end of the audio stream is missing."""
+        """Raise UnusableError if the end of the audio stream is missing."""
         audio = self.audio
         if audio.packets < audio.header_packets or (self.is_empty and not audio.ended):
             raise UnusableError("truncated: ends before the audio of its Ogg stream")
@@ -120,31 +144,39 @@ class Link:
             )
 
     def whole(self) -> list[Part]:
+        """Return the byte range of the link."""
         return [(self.start, self.end)]
 
     def audio_first(self) -> list[Part]:
-        """The link with its audio stream before the others, which libsndfile then leaves out."""
+        """Return the parts of the link, with the audio stream first.
+
+        libsndfile then ignores the other streams.
+        """
         audio = self.audio
         if audio.first.start == self.start:
             return [(self.start, audio.last.end)]
         return [(audio.first.start, audio.first.end), (self.first_pages_end, audio.last.end)]
 
     def marked_end(self, content: BinaryIO) -> list[Part]:
-        """The parts of `audio_first`, with the last page of packets marked as the last one."""
+        """Return the parts of `audio_first`, with the last page with audio marked as the last of its stream."""
         *others, (start, end) = self.audio_first()
         page = self.audio.last_timed
         return [*others, (start, page.start), as_last_page(content, page), (page.end, end)]
 
 
 def links(content: BinaryIO) -> Iterator[Link]:
-    """Each link of the chain, as soon as its end is known.
+    """Yield the links of a chain, each one when its end has been read.
 
-    Raises UnusableError where a part is missing.
+    Args:
+        content: The bytes of an Ogg file.
+
+    Raises:
+        UnusableError: The file is damaged or truncated.
     """
     link: Link | None = None
     for part in pages(content):
         if isinstance(part, Junk):
-            assert link is not None  # a page begins the file
+            assert link is not None  # the file begins with a page
             link.junk_after = part
             continue
         if link is None:

@@ -15,7 +15,7 @@ FIRST_PAGE, LAST_PAGE = 2, 4  # flags
 NO_GRANULE = -1  # the granule position of a page on which no packet ends
 
 _HEADER = struct.Struct("<4sBBqIIIB")
-_FLAGS_AT, _CHECKSUM_AT = 5, 22
+_FLAGS_OFFSET, _CHECKSUM_OFFSET = 5, 22
 _HEAD_BYTES = 64
 _SCAN_BYTES = 65_536
 _LYRICS = b"LYRICSBEGIN"
@@ -24,32 +24,42 @@ _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Page:
+    """Header fields, position and first bytes of an Ogg page."""
+
     start: int
+    """Position in bytes."""
     end: int
+    """End in bytes."""
     flags: int
     granule: int
+    """Granule position, or NO_GRANULE."""
     serial: int
+    """Serial number of the stream."""
     number: int
+    """Sequence number of the page in its stream."""
     packets: int
-    """Packets that end on this page."""
+    """Number of packets that end on this page."""
     head: bytes
-    """The first bytes of its body, at most 64."""
+    """First bytes of the body, at most 64."""
 
 
 @dataclass(frozen=True, slots=True)
 class Junk:
-    """Bytes that belong to no page."""
+    """Bytes outside pages."""
 
     start: int
+    """Position in bytes."""
     end: int
+    """End in bytes."""
     is_padding: bool
-    """Zeros or a tag, as programs append them to complete files."""
+    """True for zeros and tags, which programs append to complete files."""
 
 
 def pages(content: BinaryIO) -> Iterator[Page | Junk]:
-    """Each page, and what lies between pages.
+    """Yield the pages of an Ogg file, and the bytes between pages.
 
-    Raises UnusableError for a page that is cut or whose checksum is wrong.
+    Raises:
+        UnusableError: A page is cut off, or its checksum is wrong.
     """
     size = content.seek(0, io.SEEK_END)
     start = 0
@@ -78,35 +88,37 @@ def pages(content: BinaryIO) -> Iterator[Page | Junk]:
 
 
 def as_last_page(content: BinaryIO, page: Page) -> bytes:
-    """The bytes of `page`, marked as the last one of its stream."""
+    """Return the bytes of `page`, marked as the last page of its stream."""
     content.seek(page.start)
-    changed = bytearray(content.read(page.end - page.start))
-    changed[_FLAGS_AT] |= LAST_PAGE
-    changed[_CHECKSUM_AT : _CHECKSUM_AT + 4] = page_checksum(bytes(changed)).to_bytes(4, "little")
-    return bytes(changed)
+    marked = bytearray(content.read(page.end - page.start))
+    marked[_FLAGS_OFFSET] |= LAST_PAGE
+    marked[_CHECKSUM_OFFSET : _CHECKSUM_OFFSET + 4] = page_checksum(bytes(marked)).to_bytes(4, "little")
+    return bytes(marked)
 
 
 def _junk(content: BinaryIO, start: int, size: int) -> Junk:
+    """Return the bytes from `start` to the next page, or to the end of a file of `size` bytes."""
     content.seek(start)
     chunk = content.read(_SCAN_BYTES)
     if len(chunk) < len(CAPTURE) and CAPTURE.startswith(chunk):
         raise UnusableError("truncated: ends inside an Ogg page")
     is_tag = bool(tag_size(chunk[:TAG_HEAD_BYTES])) or chunk.startswith(_LYRICS)
     is_blank = True
-    at = start
+    position = start
     while chunk:
         capture = chunk.find(CAPTURE)
         is_blank = is_blank and not chunk[: capture if capture >= 0 else None].strip(b"\0")
         if capture >= 0:
-            return Junk(start, at + capture, is_tag or is_blank)
-        at += max(1, len(chunk) - len(CAPTURE) + 1)
-        content.seek(at)
+            return Junk(start, position + capture, is_tag or is_blank)
+        position += max(1, len(chunk) - len(CAPTURE) + 1)
+        content.seek(position)
         chunk = content.read(_SCAN_BYTES)
     return Junk(start, size, is_tag or is_blank)
 
 
 def page_checksum(page: bytes) -> int:
-    """The CRC of a page: zlib's polynomial with the bits of each byte in the other order, from 0, not inverted."""
-    blank = page[:_CHECKSUM_AT] + bytes(4) + page[_CHECKSUM_AT + 4 :]
+    """Return the CRC of a page (RFC 3533, section 6)."""
+    # The polynomial is that of zlib, whose CRC however reflects the bits, starts from ones and inverts the result.
+    blank = page[:_CHECKSUM_OFFSET] + bytes(4) + page[_CHECKSUM_OFFSET + 4 :]
     reverse = zlib.crc32(blank.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

@@ -1,10 +1,11 @@
-"""Audio files of any kind as mono float32 samples at one rate, in a stream of blocks.
+"""Decoding of audio files to mono float32 samples at one sample rate.
 
-1. `open_local` makes the source a local file (remote objects are spooled to a temporary file).
-2. libsndfile reads it block by block (`sndfile`); where it cannot, FFmpeg does (`ffmpeg`). Ogg is read link by link (`ogg`).
-   An MP3 file may hold several streams (`mp3`).
-3. Channels are averaged and soxr (HQ) resamples, both as a stream, so that memory does not grow with the file.
-4. A file that holds less than it states (`containers`), or samples that are no numbers, is an error, raised where it shows.
+1. `open_local` provides the source as a local file. A remote object is copied to a temporary file.
+2. libsndfile decodes the file in blocks (`sndfile`). FFmpeg decodes the formats that libsndfile does not support
+   (`ffmpeg`). Ogg is decoded link by link (`ogg`), MP3 stream by stream (`mp3`).
+3. The channels of each block are averaged and resampled with soxr (HQ). Memory does not grow with the file.
+4. A file that holds less or more audio than it states (`containers`) and non-finite samples are errors. They are raised
+   when decoding reaches them.
 """
 
 import io
@@ -40,7 +41,7 @@ from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, sn
 from audiodiff_core.files.filesystems import filesystem_of
 
 LONGEST_DECODED_S = 4 * 3_600.0
-"""Default bound of `decode_audio` in seconds: 1.3 GB at 22,050 Hz."""
+"""Default maximum length of the result of `decode_audio`: 1.3 GB at 22,050 Hz."""
 
 
 def decode_audio(
@@ -52,52 +53,80 @@ def decode_audio(
     longest_s: float = LONGEST_DECODED_S,
     meter: PeakMeter | None = None,
 ) -> Samples:
-    """Decode audio to mono float32 samples (n,) at `sample_rate` Hz, nominally in [-1, 1].
+    """Decode an audio file, or a part of it, to mono float32 samples at `sample_rate`.
 
-    `start_s` and `duration_s` select a part in seconds. Decoding stops at the end of the part, so damage after it is not detected.
-    The part is shorter, or empty, if the audio ends before it. `longest_s` bounds the samples that are kept, 4 hours by default.
-    `meter` is given the peaks of the file before resampling.
-    The numbers are those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file. Of a chain of Ogg streams, librosa loads
-    only the first.
-    Raises AudioDecodeError for a source that is not audio, empty, corrupt, truncated or longer than `longest_s`, and for non-finite samples;
-    OSError where the storage that holds the source fails.
+    The samples equal those of `librosa.load(source, sr=sample_rate, mono=True)` if libsndfile decodes the file, except
+    that librosa loads only the first link of chained Ogg files.
+
+    Decoding stops at the end of the part, so damage after the part is not detected. If the audio ends before the end of
+    the part, the result is shorter or empty.
+
+    Args:
+        source: Path, fsspec URI, or the bytes of a file.
+        sample_rate: Sample rate of the result in Hz.
+        start_s: Start of the part in seconds.
+        duration_s: Duration of the part in seconds. None decodes to the end.
+        longest_s: Maximum length of the result in seconds, 4 hours by default.
+        meter: Records the peaks of the file before resampling.
+
+    Returns:
+        Samples (n,), nominally in [-1, 1].
+
+    Raises:
+        AudioDecodeError: The source is not audio, is empty, damaged or truncated, has non-finite samples, or is longer
+            than `longest_s`.
+        OSError: The storage of the source failed.
+        ValueError: `start_s` or `duration_s` is negative or not finite.
     """
     if not math.isfinite(start_s) or not math.isfinite(duration_s or 0.0):
-        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: a part of audio has a finite start and duration")
+        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: both must be finite")
     first = round(start_s * sample_rate)
     stop = math.inf if duration_s is None else first + round(duration_s * sample_rate)
     if first < 0 or stop < first:
-        raise ValueError(
-            f"start_s {start_s}, duration_s {duration_s}: a part of audio starts at 0 s or later and ends after its start"
-        )
-    kept = bytearray()  # grows in place: a list of blocks would need twice the memory when it is joined
+        raise ValueError(f"start_s {start_s}, duration_s {duration_s}: both must be at least 0")
+    data = bytearray()  # grows in place; joining a list of blocks would need twice the memory
     end = 0
     with closing(stream(source, sample_rate, meter)) as blocks:
         for block in blocks:
             begin, end = end, end + len(block)
-            kept += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
-            if len(kept) > longest_s * sample_rate * block.itemsize:
-                raise too_long(source, len(kept) / block.itemsize / sample_rate, longest_s)
+            data += block[max(0, first - begin) : max(0, int(min(stop, end)) - begin)].tobytes()
+            if len(data) > longest_s * sample_rate * block.itemsize:
+                raise too_long(source, len(data) / block.itemsize / sample_rate, longest_s)
             if end >= stop:
                 break
-    return np.frombuffer(kept, np.float32)
+    return np.frombuffer(data, np.float32)
 
 
 def too_long(source: str | Path | bytes, at_least_s: float, longest_s: float) -> AudioDecodeError:
-    """The error for audio of which more than `longest_s` seconds would be kept."""
-    reason = f"lasts {at_least_s:.0f} s or more, at most {longest_s:.0f} s are decoded at once: use a shorter file or a part of the audio"
-    return AudioDecodeError(_name(source), reason)
+    """Return the error for audio of at least `at_least_s` seconds where the limit is `longest_s` seconds."""
+    reason = (
+        f"lasts {at_least_s:.0f} s or more, at most {longest_s:.0f} s are decoded at once: "
+        "use a shorter file or a part of the audio"
+    )
+    return AudioDecodeError(_source_name(source), reason)
 
 
 def stream(
     source: str | Path | bytes, sample_rate: int, meter: PeakMeter | None = None, watch: Watch | None = None
 ) -> Generator[Samples, None, None]:
-    """Decode audio in blocks of a few seconds, of any length. `source` is a path, an fsspec URI or the bytes of a file.
+    """Decode an audio file of any length to blocks of mono float32 samples at `sample_rate`.
 
-    `meter` is given the peaks of the file before resampling, at least as far as the blocks yielded reach.
-    `watch` is told of the header, and of each block before it is resampled.
+    A block lasts a few seconds.
+
+    Args:
+        source: Path, fsspec URI, or the bytes of a file.
+        sample_rate: Sample rate of the blocks in Hz.
+        meter: Records the peaks of the file before resampling. It is never behind the blocks yielded.
+        watch: Observer that is called with the stated length and with each block before resampling.
+
+    Yields:
+        Blocks of samples (n,), nominally in [-1, 1].
+
+    Raises:
+        AudioDecodeError: The source is not audio, is empty, damaged or truncated, or has non-finite samples.
+        OSError: The storage of the source failed.
     """
-    name = _name(source)
+    name = _source_name(source)
     total = 0
     try:
         with open_local(source) as local, without_leading_tags(local) as file:
@@ -105,13 +134,13 @@ def stream(
             if watch is not None:
                 watch.opened(stated_s)
                 channels = watched(channels, watch)
-            means = map(mono, channels) if meter is None else meter.averaged(rate, channels)
+            means = map(mono, channels) if meter is None else meter.downmixed(rate, channels)
             for block in _resampled(rate, means, sample_rate):
                 check_level(block)
                 total += len(block)
                 yield block
     except (soundfile.LibsndfileError, av.error.FFmpegError) as error:
-        _require_fault_of_file(error)
+        _raise_machine_error(error)
         raise AudioDecodeError(name, f"corrupt or truncated ({one_line(error)})") from error
     except UnusableError as error:
         raise AudioDecodeError(name, str(error)) from error
@@ -119,17 +148,26 @@ def stream(
         raise AudioDecodeError(name, "no samples")
 
 
-def _name(source: str | Path | bytes) -> str:
+def _source_name(source: str | Path | bytes) -> str:
     return "<bytes>" if isinstance(source, bytes) else str(source)
 
 
 @contextmanager
 def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
-    """`source` as something that decoders seek in quickly: a local path, or bytes in memory."""
+    """Provide a source as a local path or as bytes in memory, where decoders can seek quickly.
+
+    A remote object is copied to a temporary file, which is removed on exit.
+
+    Args:
+        source: Path, fsspec URI, or the bytes of a file.
+
+    Yields:
+        A local path, or the bytes of the file.
+    """
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
-    if "://" not in str(source):  # a local name may hold '::', which fsspec would take for a chain of filesystems
+    if "://" not in str(source):  # fsspec would interpret '::' in a local name as a chain of file systems
         yield str(Path(source).expanduser())
         return
     filesystem, path = filesystem_of(str(source))
@@ -143,9 +181,10 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
 
 
 def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]]:
-    """Return the rate in Hz, the stated seconds and the channels in blocks (channels, n), by the first decoder that knows the format.
+    """Open a file with the first decoder that supports its format.
 
-    The seconds are None where the header states none, and for MP3 and Ogg, whose first stream states only its own.
+    Returns the sample rate in Hz, the stated length in seconds, and the channels in blocks (channels, n). The length is
+    None if the header states none. It is also None for MP3 and Ogg, where a header covers only the first stream.
     """
     if is_ogg(file):
         rate, blocks = ogg_blocks(file)
@@ -158,45 +197,50 @@ def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Sample
                 return sound.samplerate, None, mp3_blocks(sound, file)
             stated_s = sound.frames / sound.samplerate if 0 < sound.frames < UNKNOWN_FRAMES else None
             return sound.samplerate, stated_s, sndfile_blocks(sound, file)
-        refusal = "a header that was never finished"
+        sndfile_reason = "header was never finished"
     except soundfile.LibsndfileError as error:
-        refusal = one_line(error)
+        sndfile_reason = one_line(error)
         if error.code == SNDFILE_MALFORMED:
-            raise UnusableError(f"corrupt or truncated ({refusal})") from error
-    except TypeError:  # the extension says that there is no header
-        refusal = "no header"
+            raise UnusableError(f"corrupt or truncated ({sndfile_reason})") from error
+    except TypeError:  # raised by soundfile for extensions of formats without a header
+        sndfile_reason = "no header"
     with opened(file) as content:
         check_sample_tables(content)
         content.seek(0)
     try:
         return ffmpeg_blocks(file)
     except (UnusableError, av.error.FFmpegError) as error:
-        _require_fault_of_file(error)
-        raise UnusableError(f"not audio that can be read (libsndfile: {refusal}; FFmpeg: {one_line(error)})") from error
+        _raise_machine_error(error)
+        raise UnusableError(
+            f"not audio that can be read (libsndfile: {sndfile_reason}; FFmpeg: {one_line(error)})"
+        ) from error
 
 
-def _require_fault_of_file(error: Exception) -> None:
-    """Raise OSError if a decoder's error is due to the machine or to the storage of the file."""
+def _raise_machine_error(error: Exception) -> None:
+    """Raise OSError if the cause of a decoder's error is the machine or the storage, not the file."""
     number = getattr(error, "errno", None)
     if number in MACHINE_ERRORS:
         raise OSError(number, os.strerror(number)) from error
 
 
 def _resampled(rate: int, blocks: Iterator[Samples], target: int) -> Iterator[Samples]:
-    """Blocks at `target` Hz, ceil(n * target / rate) samples in all, whatever the block boundaries."""
+    """Yield blocks (n,) resampled from `rate` to `target` Hz.
+
+    N samples become ceil(N * target / rate) samples in total, whatever the sizes of the blocks.
+    """
     if rate == target:
         yield from blocks
         return
     resampler = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
-    taken = given = 0
+    samples_in = samples_out = 0
     for block in blocks:
-        taken += len(block)
+        samples_in += len(block)
         out = resampler.resample_chunk(block)
-        given += len(out)
+        samples_out += len(out)
         if len(out):
             yield out
     tail = resampler.resample_chunk(np.empty(0, np.float32), last=True)
-    missing = math.ceil(taken * float(target) / rate) - given
-    assert missing >= 0, "the resampler gave samples ahead of its input"
+    missing = math.ceil(samples_in * float(target) / rate) - samples_out
+    assert missing >= 0, "the resampler returned more samples than its input is long"
     if missing:
         yield np.pad(tail[:missing], (0, missing - min(missing, len(tail))))

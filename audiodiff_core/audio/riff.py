@@ -1,4 +1,4 @@
-"""Stated sizes of WAV files."""
+"""Placeholder sizes in the headers of WAV files."""
 
 import re
 
@@ -6,11 +6,15 @@ _RIFF_SIZE = re.compile(r"^Length : (\d+)\nRIFF : (\d+)", re.MULTILINE)
 
 
 def is_unfinished(log: str) -> bool:
-    """True if libsndfile's log is that of a WAV file whose header was written before its samples, and left so."""
+    """Return True if the header of a WAV file was not updated after the samples were written.
+
+    Args:
+        log: Log of libsndfile for the file.
+    """
     sizes = _RIFF_SIZE.search(log)
     return sizes is not None and (int(sizes[2]) + 8 < int(sizes[1]) or is_placeholder(int(sizes[2])))
 
 
 def is_placeholder(size: int) -> bool:
-    """True if `size` in bytes is near 2 or 4 GiB, as programs write it before they know the size."""
+    """Return True if a size in bytes is near 2 or 4 GiB, which programs write before they know the size."""
     return min(abs(size - (1 << 31)), abs(size - (1 << 32))) <= 4_096

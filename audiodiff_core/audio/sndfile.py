@@ -1,4 +1,4 @@
-"""Decode with libsndfile."""
+"""Decoding with libsndfile."""
 
 from collections.abc import Generator, Iterator
 
@@ -8,34 +8,60 @@ import soundfile
 
 from audiodiff_core.audio.bitstreams import check_pcm
 from audiodiff_core.audio.blocks import AudioFile, block_frames, opened
-from audiodiff_core.audio.containers import check_whole
+from audiodiff_core.audio.containers import check_sndfile_length
 from audiodiff_core.audio.formats import Samples
 
-SNDFILE_MALFORMED = 3  # libsndfile knows the format, but the file is damaged: FFmpeg would give what is left
+SNDFILE_MALFORMED = 3
+"""Error code for a damaged file of a supported format.
+
+The file is rejected, because FFmpeg would decode the undamaged rest without an error.
+"""
 PCM16_SUBTYPES = frozenset({"PCM_16", "ALAC_16"})
+"""Subtypes, in libsndfile's terms, of 16-bit samples."""
 WIDER_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})
-"""libsndfile's names of the encodings that keep 16-bit samples as they are."""
+"""Subtypes that represent 16-bit samples exactly in more bits."""
 
 
 class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
-    """Read from start to end: where it can seek, soundfile does so after each block, which takes time and changes the samples of an MP3."""
+    """Sound file that is read from start to end.
+
+    In a seekable file, soundfile seeks after each block. This takes time and changes the samples of an MP3.
+    """
 
     def seekable(self) -> bool:
         return False
 
 
 def sndfile_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]:
-    """Yield the channels in blocks (channels, n). Raises UnusableError at the end of a file that holds less than it states."""
+    """Decode a file to its end.
+
+    Args:
+        sound: The file as opened by libsndfile.
+        file: The same file.
+
+    Yields:
+        Blocks (channels, n).
+
+    Raises:
+        UnusableError: The file holds less or more audio than it states, or PCM samples are DTS or AC-3.
+    """
     with sound:
         read = yield from channel_blocks(sound, sound.frames)
         with opened(file) as content:
-            check_whole(sound, read, content)
+            check_sndfile_length(sound, read, content)
 
 
 def channel_blocks(sound: soundfile.SoundFile, length: int) -> Generator[Samples, None, int]:
-    """Yield up to `length` frames in blocks (channels, n), as far as libsndfile reads them; return their number.
+    """Decode up to `length` frames.
 
-    Raises UnusableError where PCM samples are a stream of DTS or AC-3.
+    Yields:
+        Blocks (channels, n).
+
+    Returns:
+        The number of frames decoded. It is less than `length` if libsndfile stops earlier.
+
+    Raises:
+        UnusableError: PCM samples are DTS or AC-3.
     """
     frames = block_frames(sound.channels)
     read = 0
@@ -46,8 +72,8 @@ def channel_blocks(sound: soundfile.SoundFile, length: int) -> Generator[Samples
 
 
 def _read_block(sound: soundfile.SoundFile, count: int) -> Samples:
-    """Read up to `count` frames (n, channels). 16-bit samples are read as integers, which is faster; the result is equal."""
-    if sound.subtype in PCM16_SUBTYPES:
+    """Read up to `count` frames (n, channels)."""
+    if sound.subtype in PCM16_SUBTYPES:  # reading integers is faster, with the same result
         integers: npt.NDArray[np.int16] = sound.read(count, dtype="int16", always_2d=True)
         check_pcm(integers)
         return np.multiply(integers, np.float32(2**-15), dtype=np.float32)

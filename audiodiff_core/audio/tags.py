@@ -1,17 +1,24 @@
-"""Tags that are put before, between or after audio of any format: ID3 and APE."""
+"""Sizes of ID3 and APE tags, which programs write before, between or after audio of any format."""
 
 from typing import BinaryIO
 
 ID3_FOOTER = 0x10
 APE_HEADER = 0x20
-"""A flag of an APE tag: these bytes are its header, and its items follow."""
+"""Flag of an APE tag: the bytes are its header, and its items follow."""
 TAG_HEAD_BYTES = 32
 MAX_LEADING_TAGS = 1_000
 
 
 def tag_size(head: bytes) -> int:
-    """Size in bytes of the tag that begins with `head`, its first TAG_HEAD_BYTES bytes; 0 if these are no tag."""
-    if head[:3] == b"ID3" and len(head) >= 10:  # the size in four times seven bits
+    """Return the size of a tag in bytes.
+
+    Args:
+        head: The first TAG_HEAD_BYTES bytes of the tag.
+
+    Returns:
+        The size in bytes, or 0 if the bytes do not begin a tag.
+    """
+    if head[:3] == b"ID3" and len(head) >= 10:  # the size has four bytes with seven bits each
         size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:10])))
         return size + (20 if head[5] & ID3_FOOTER else 10)
     if head[:8] == b"APETAGEX" and len(head) == TAG_HEAD_BYTES:
@@ -22,7 +29,7 @@ def tag_size(head: bytes) -> int:
 
 
 def leading_tags_size(content: BinaryIO) -> int:
-    """Size in bytes of the tags at the start of `content`."""
+    """Return the total size in bytes of the tags at the start of `content`."""
     position = 0
     for _ in range(MAX_LEADING_TAGS):
         content.seek(position)

@@ -1,53 +1,80 @@
-"""What a WAV file says of the loop in it, for samplers (`smpl`: where to repeat, at which pitch) and sequencers (`acid`: beats and tempo).
+"""Loop chunks of WAV files: `smpl` and `acid`.
 
-Both chunks follow the samples, so that readers which do not know them have all they need before. Layouts: Microsoft and IBM's
-"Multimedia Programming Interface and Data Specifications", 1994 (`smpl`); libsndfile's wav.c (`acid`, which was never published).
+A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. The
+chunks are written after the samples, so readers that do not support them find the samples first.
+
+Layouts: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications", 1994 (`smpl`); wav.c of
+libsndfile (`acid`, which has no published specification).
 """
 
 import struct
 from dataclasses import dataclass
 
-NO_ROOT_NOTE = 60
-"""Middle C: what a sampler plays a sample at as it is, where nobody says otherwise."""
+DEFAULT_NOTE = 60
+"""MIDI note of middle C, at which samplers by default play a sample without transposition."""
 ACID_ROOT_NOTE, ACID_STRETCH = 2, 4
+"""Flags of the `acid` chunk."""
 QUARTER_NOTE = 4
-"""The acid chunk's denominator of the metre: a beat is a quarter note."""
+"""Denominator of the time signature in the `acid` chunk: a beat is a quarter note."""
 MAX_BEATS = 100_000
 
 
 @dataclass(frozen=True)
 class LoopInfo:
-    """The metre of audio that is a loop from its first sample to its last. Its tempo follows from its length; see `bpm`."""
+    """Beats and pitch of audio that loops from its first to its last sample.
+
+    The tempo follows from the number of beats and the length of the audio (see `bpm`).
+
+    Args:
+        beats: Number of beats, 1 to 100,000. None for a loop without a tempo.
+        beats_per_bar: Number of beats in a bar, 1 to 64.
+        root_note: MIDI note of the pitch, 0 to 127. None for a loop without a pitch.
+    """
 
     beats: int | None
-    """In all, 1 to 100,000; None for a loop without a tempo."""
     beats_per_bar: int = 4
-    """1 to 64."""
     root_note: int | None = None
-    """The MIDI note that it sounds at, 0 to 127, if it has one."""
 
     def __post_init__(self) -> None:
         if self.beats is not None and not 1 <= self.beats <= MAX_BEATS:
-            raise ValueError(f"beats {self.beats}: a loop has 1 to {MAX_BEATS}")
+            raise ValueError(f"beats {self.beats}: must be 1 to {MAX_BEATS}")
         if not 1 <= self.beats_per_bar <= 64:
-            raise ValueError(f"beats_per_bar {self.beats_per_bar}: a bar has 1 to 64")
+            raise ValueError(f"beats_per_bar {self.beats_per_bar}: must be 1 to 64")
         if self.root_note is not None and not 0 <= self.root_note <= 127:
-            raise ValueError(f"root_note {self.root_note}: MIDI notes are 0 to 127")
+            raise ValueError(f"root_note {self.root_note}: must be a MIDI note, 0 to 127")
 
     def bpm(self, length: int, sample_rate: int) -> float:
-        """Beats per minute of a loop of `length` samples. Raises ValueError for a loop without a tempo."""
+        """Return the tempo of a loop in beats per minute.
+
+        Args:
+            length: Length of the loop in samples.
+            sample_rate: Sample rate in Hz.
+
+        Raises:
+            ValueError: The loop has no tempo.
+        """
         if self.beats is None:
             raise ValueError("beats None: the loop has no tempo")
         return self.beats * 60 * sample_rate / length
 
 
 def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> bytes:
-    """A WAV file's bytes, of `length` samples at `sample_rate` Hz in its data chunk, with the chunks of `loop` appended: `acid` with a tempo only.
+    """Append a `smpl` chunk, and for a loop with a tempo an `acid` chunk, to a WAV file.
 
-    Raises ValueError where there are no samples to loop.
+    Args:
+        content: The bytes of the WAV file.
+        length: Length of the audio in samples.
+        sample_rate: Sample rate in Hz.
+        loop: Beats and pitch of the loop.
+
+    Returns:
+        The bytes of the WAV file with the chunks.
+
+    Raises:
+        ValueError: The audio is empty.
     """
     if not length:
-        raise ValueError("audio of 0 samples: a loop needs some")
+        raise ValueError("audio of 0 samples: a loop needs at least 1")
     assert content[:4] == b"RIFF"
     assert len(content) % 2 == 0
     content += _sampler_chunk(length, sample_rate, loop)
@@ -57,18 +84,25 @@ def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> 
 
 
 def _sampler_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:
-    """One loop, forward, for ever, over all samples; its end is the last sample that is played."""
-    note = NO_ROOT_NOTE if loop.root_note is None else loop.root_note
-    manufacturer = product = fraction = smpte_format = smpte_offset = extra = identifier = forward = first = (
-        for_ever
-    ) = 0
-    head = (manufacturer, product, round(1e9 / sample_rate), note, fraction, smpte_format, smpte_offset, 1, extra)
-    return _chunk(b"smpl", struct.pack("<9I6I", *head, identifier, forward, first, length - 1, fraction, for_ever))
+    """Return a `smpl` chunk with one endless forward loop over all samples."""
+    note = DEFAULT_NOTE if loop.root_note is None else loop.root_note
+    period_ns = round(1e9 / sample_rate)
+    manufacturer = product = pitch_fraction = smpte_format = smpte_offset = extra_bytes = 0
+    identifier = forward = first = position_fraction = endless = 0
+    last, loops = length - 1, 1
+    return _chunk(
+        b"smpl",
+        struct.pack(
+            "<9I6I",
+            *(manufacturer, product, period_ns, note, pitch_fraction, smpte_format, smpte_offset, loops, extra_bytes),
+            *(identifier, forward, first, last, position_fraction, endless),
+        ),
+    )
 
 
 def _acid_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:
     flags = ACID_STRETCH | (0 if loop.root_note is None else ACID_ROOT_NOTE)
-    note = NO_ROOT_NOTE if loop.root_note is None else loop.root_note
+    note = DEFAULT_NOTE if loop.root_note is None else loop.root_note
     bpm = loop.bpm(length, sample_rate)
     return _chunk(
         b"acid", struct.pack("<IHHfIHHf", flags, note, 0x8000, 0.0, loop.beats, QUARTER_NOTE, loop.beats_per_bar, bpm)
@@ -76,6 +110,5 @@ def _acid_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
-    """Chunks begin at even offsets; these two are of even length."""
-    assert len(content) % 2 == 0
+    assert len(content) % 2 == 0  # a chunk of odd size would need a padding byte
     return name + struct.pack("<I", len(content)) + content

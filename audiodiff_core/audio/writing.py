@@ -1,4 +1,4 @@
-"""Samples to the bytes of an audio file."""
+"""Encoding of samples to the bytes of an audio file."""
 
 import io
 
@@ -9,31 +9,45 @@ from audiodiff_core.audio import blocks
 from audiodiff_core.audio.formats import AudioFormat, Samples, one_line
 from audiodiff_core.audio.wav_chunks import LoopInfo, with_loop
 
-VORBIS_RATE_AT_MOST = 200_000  # in Hz; above, libsndfile's encoder ends the process
+MAX_VORBIS_RATE_HZ = 200_000
+"""Maximum sample rate of the Vorbis encoder in libsndfile, which ends the process at higher rates."""
 
 
 def encode_audio(
     audio: Samples, sample_rate: int, file_format: AudioFormat = "wav", loop: LoopInfo | None = None
 ) -> bytes:
-    """A file's bytes for mono `audio` (n,) in [-1, 1]; wav and flac hold 16-bit PCM. The same samples give the same bytes in wav and flac.
+    """Encode mono samples as the bytes of an audio file.
 
-    Of audio that is a loop as a whole, `loop` tells a wav file's readers the loop points and the tempo; the other formats cannot hold them.
-    Raises ValueError for such a one, for samples that are not finite, and for a rate that the format does not know (mp3: nine, up to 48 kHz).
+    wav and flac store 16-bit PCM. In these two formats, the same samples always give the same bytes.
+
+    Args:
+        audio: Samples (n,) in [-1, 1].
+        sample_rate: Sample rate in Hz.
+        file_format: Format of the file.
+        loop: Beats and pitch of audio that loops from its first to its last sample. They are written as loop points
+            and tempo, which only wav supports.
+
+    Returns:
+        The bytes of the file.
+
+    Raises:
+        ValueError: Samples are not finite, the format does not support loop points, or it does not support the sample
+            rate (mp3 supports nine rates, up to 48 kHz).
     """
     if loop is not None and file_format != "wav":
-        raise ValueError(f"format {file_format} with loop points: only wav holds them")
+        raise ValueError(f"format {file_format} with loop points: use wav, which alone supports them")
     if not np.isfinite(audio).all():
-        raise ValueError("audio holds NaN or infinite samples: it cannot be written")
+        raise ValueError("audio has NaN or infinite samples: all samples must be finite")
     buffer = io.BytesIO()
     subtype = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}[file_format]
-    if file_format == "ogg" and sample_rate > VORBIS_RATE_AT_MOST:
-        raise ValueError(f"format ogg at {sample_rate} Hz: it knows rates up to {VORBIS_RATE_AT_MOST}, use wav")
+    if file_format == "ogg" and sample_rate > MAX_VORBIS_RATE_HZ:
+        raise ValueError(f"format ogg at {sample_rate} Hz: must be at most {MAX_VORBIS_RATE_HZ} Hz, or use wav")
     try:
         sound = soundfile.SoundFile(buffer, "w", sample_rate, channels=1, format=file_format.upper(), subtype=subtype)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"format {file_format} at {sample_rate} Hz: {one_line(error)}: use wav") from error
     with sound:
-        for start in range(0, len(audio), blocks.BLOCK_FRAMES):  # libvorbis takes a whole write on its stack
+        for start in range(0, len(audio), blocks.BLOCK_FRAMES):  # libvorbis copies each write to its stack
             sound.write(audio[start : start + blocks.BLOCK_FRAMES])
     content = buffer.getvalue()
     return content if loop is None else with_loop(content, len(audio), sample_rate, loop)

@@ -369,7 +369,7 @@ def _not_finite(wav: Callable[..., bytes], value: float) -> bytes:
         (lambda _wav, _loops: wav_header(0), "channels"),
         (lambda _wav, _loops: wav_header(1_025), "channels"),
         (lambda _wav, _loops: wav_header(60_000), "channels"),
-        (lambda _wav, _loops: wav_header(1, rate=900), "claims a rate of 900 Hz"),
+        (lambda _wav, _loops: wav_header(1, rate=900), "header states a sample rate of 900 Hz"),
     ],
     ids=[
         "text",

@@ -141,7 +141,7 @@ def test_a_format_that_cannot_hold_the_rate_is_refused(tmp_path: Path) -> None:
 
 
 def test_seeds_end_where_torch_ends() -> None:
-    with pytest.raises(ValueError, match="seeds end at 4294967295"):
+    with pytest.raises(ValueError, match="the last seed must be at most 4294967295"):
         GenerateOptions(model="m", output_dir="o", seed=2**32 - 2, count=3)
     with pytest.raises(ValueError, match="less than or equal to 10000000"):
         GenerateOptions(model="m", output_dir="o", count=2**32)

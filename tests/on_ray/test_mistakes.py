@@ -116,7 +116,7 @@ def test_the_demo_runs_the_recipe_that_it_is_given(run: Run, tmp_path: Path) -> 
     assert (status, line) == (2, f"error: recipe {recipe}: cannot be read (No such file or directory)")
     recipe.write_text("prepare: {input_dir: in, output_dir: out}")
     status, line = run("demo", "--recipe", recipe)
-    assert (status, line) == (2, f"error: {recipe}: a demo needs the sections prepare, train and generate")
+    assert (status, line) == (2, f"error: {recipe}: must have the sections prepare, train and generate")
 
 
 def test_flags_override_the_recipe(run: Run, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""demo: the whole journey by one recipe."""
+"""The verb `demo`: prepare, train, generate and a report from one recipe."""

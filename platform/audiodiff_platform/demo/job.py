@@ -1,4 +1,7 @@
-"""The whole journey by one recipe: prepare -> train -> generate, the untrained network beside it, and a report of what came out."""
+"""Demo of all steps from one recipe: prepare, train, generate and a report.
+
+The report compares the loops of the trained network with loops of the same network before training.
+"""
 
 import time
 from pathlib import Path
@@ -22,58 +25,71 @@ from audiodiff_platform.train.options import TrainOptions
 
 
 class DemoOptions(Options):
-    """Which journey to make."""
+    """Recipe of the demo."""
 
     recipe: Path = pydantic.Field(
-        Path("jobs/recipes/demo.yaml"), description="YAML file whose sections prepare, train and generate are run"
+        Path("jobs/recipes/demo.yaml"), description="YAML file with the sections prepare, train and generate"
     )
 
 
 def demo(options: DemoOptions) -> dict[str, Any]:
-    """Runs the recipe's verbs on one Ray, the finished ones not again; writes report.html beside the loops."""
-    began = time.monotonic()
+    """Run the steps of a recipe on one Ray cluster, and write report.html beside the loops.
+
+    Steps that are already finished are not repeated.
+
+    Args:
+        options: Options of the demo.
+
+    Returns:
+        The summary as JSON values: report, audio folder, seconds taken, and the figures of the report.
+
+    Raises:
+        ValueError: A section of the recipe is missing or invalid.
+        JobError: A step failed.
+    """
+    start = time.monotonic()
     recipe = load_recipe(options.recipe)
-    preparing, training, generating = (recipe.get(name) for name in ("prepare", "train", "generate"))
+    prepare_options, train_options, generate_options = (recipe.get(name) for name in ("prepare", "train", "generate"))
     if not (
-        isinstance(preparing, PrepareOptions)
-        and isinstance(training, TrainOptions)
-        and isinstance(generating, GenerateOptions)
+        isinstance(prepare_options, PrepareOptions)
+        and isinstance(train_options, TrainOptions)
+        and isinstance(generate_options, GenerateOptions)
     ):
-        raise ValueError(f"{options.recipe}: a demo needs the sections prepare, train and generate")
-    root = Path(generating.output_dir).parent
+        raise ValueError(f"{options.recipe}: must have the sections prepare, train and generate")
+    loops = Path(generate_options.output_dir)
+    root = loops.parent
     untrained = root / "untrained"
+    untrained_paths = {"model": str(untrained / "model"), "output_dir": str(untrained / "loops")}
     with connected(dashboard=True):
-        prepare(preparing)
-        train(training)
-        generate(generating)
-        _save_untrained(training, untrained / "model")
-        generate(
-            generating.model_copy(update={"model": str(untrained / "model"), "output_dir": str(untrained / "loops")})
-        )
+        prepare(prepare_options)
+        train(train_options)
+        generate(generate_options)
+        _save_untrained(train_options, untrained / "model")
+        generate(generate_options.model_copy(update=untrained_paths))
     report = root / "report.html"
     figures = write_report(
         report,
-        preparing.output_dir,
-        preparing.input_dir,
-        Path(training.output_dir),
-        Path(generating.output_dir),
+        prepare_options.output_dir,
+        prepare_options.input_dir,
+        Path(train_options.output_dir),
+        loops,
         untrained / "loops",
     )
-    audio = Path(generating.output_dir) / "audio"
+    audio = loops / "audio"
     say(f"\naudio:  {audio}\nreport: {report}\n")
     return {
         "verb": "demo",
         "report": str(report),
         "audio": str(audio),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start, 1),
         **figures,
     }
 
 
-def _save_untrained(training: TrainOptions, folder: Path) -> None:
-    """The network as training found it, for comparison."""
-    dataset = MelDataset(training.dataset_name)
-    torch.manual_seed(training.seed)
-    unet = build_network(training.network_preset(), dataset.mel)
-    record = ModelRecord(recipe=training.recipe(), data_digest=dataset.digest, metrics={"steps": 0})
-    save_model(folder, unet, training.objective().scheduler(training.scheduler), dataset.mel, record)
+def _save_untrained(options: TrainOptions, folder: Path) -> None:
+    """Save the network as it is before the first training step."""
+    dataset = MelDataset(options.dataset_name)
+    torch.manual_seed(options.seed)
+    unet = build_network(options.network_preset(), dataset.mel)
+    record = ModelRecord(recipe=options.recipe(), data_digest=dataset.digest, metrics={"steps": 0})
+    save_model(folder, unet, options.objective().scheduler(options.scheduler), dataset.mel, record)

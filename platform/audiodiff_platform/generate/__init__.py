@@ -1,1 +1,1 @@
-"""generate: a model and seeds to loops."""
+"""The verb `generate`: loops from a model and seeds."""

@@ -1,9 +1,11 @@
-"""A model and a range of seeds -> audio files and a manifest, by shards, each of them whole or absent.
+"""Bulk generation of loops: audio files and a manifest from a model and a range of seeds.
 
-OUT/generate.json           settings and their digest
-OUT/audio/<id>.wav          a loop; its id is its seed
-OUT/manifest/*.parquet      a row for each (`SCHEMA`)
-OUT/_commits, OUT/_SUCCESS  the commit protocol
+Loops are generated in shards. A shard is either complete or absent.
+
+    OUT/generate.json           settings and their digest
+    OUT/audio/<id>.wav          a loop, whose id is its seed
+    OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
+    OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 """
 
 import time
@@ -18,7 +20,7 @@ from audiodiff_platform.cluster import require_shared, usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.generate.worker import GenerateWorker, generated
+from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
@@ -28,23 +30,33 @@ from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 
 def generate(options: GenerateOptions) -> dict[str, Any]:
-    """Runs the job; says how many loops there are and where."""
-    began = time.monotonic()
-    places = {
+    """Generate the loops whose shards are not yet committed.
+
+    Args:
+        options: Options of the job.
+
+    Returns:
+        The summary as JSON values: loops, failures, output folder, digest of the model, and seconds taken.
+
+    Raises:
+        ValueError: An option is invalid for the model, or the output folder has other settings.
+        JobError: All loops or a worker failed.
+    """
+    start = time.monotonic()
+    paths = {
         "model": usable_path("model", options.model, hub_id=True),
         "output_dir": usable_path("output_dir", options.output_dir),
     }
-    options = options.model_copy(update=places)
+    options = options.model_copy(update=paths)
     model = load_model(options.model)
     geometry = Geometry.of(model.unet, model.vae, model.mel)
     if geometry.encoding_dim is not None:
         raise ValueError(
-            f"model {options.model} is conditional: it makes loops of encodings, which generate cannot be given"
+            f"model {options.model} is conditional: generate does not support encodings, use an unconditional model"
         )
     options = geometry.resolved(options, model.scheduler)
-    encode_audio(
-        np.zeros(1, np.float32), model.mel.sample_rate, options.format
-    )  # raises if the format cannot hold the rate
+    # Encode one sample to raise at the start if the format does not support the sample rate.
+    encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)
     output = Folder(options.output_dir)
     settings = options.settings(model)
     commits.require_same(output, LOOPS_SETTINGS, settings)
@@ -53,27 +65,25 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     plan = FixedPlan(
         {shard: ShardSize(sources=len(seeds), seconds=len(seeds) * seconds) for shard, seeds in shards.items()}
     )
-    work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, generated)
+    work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, shard_counts)
     with owned(output, options.take_over) as lease:
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
         if job.pending:
-            left_s = sum(size.seconds for size in job.pending.values())
-            output.require_free_space(int(left_s * model.mel.sample_rate) * 2, "the audio")
+            pending_s = sum(size.seconds for size in job.pending.values())
+            output.require_free_space(int(pending_s * model.mel.sample_rate) * 2, "the audio")
             say(f"{options.count} loops of {seconds:.2f} s, {len(job.pending)} of {len(shards)} shards to do")
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("model", options.model, MODEL_INDEX)
                 job.run(running)
         records = job.records()
-        made, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
+        rows, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
         if failed == options.count:
-            raise JobError(f"none of the {failed} loops could be made: see the column reason of {output.uri}/manifest")
+            raise JobError(f"all {failed} loops failed: see column reason in {output.uri}/manifest")
         if failed:
-            say(
-                f"warning: {failed} of {options.count} loops could not be made: see the column reason of {output.uri}/manifest"
-            )
+            say(f"warning: {failed} of {options.count} loops failed: see column reason in {output.uri}/manifest")
         summary = {
             "format_version": LOOPS_FORMAT_VERSION,
-            "loops": made - failed,
+            "loops": rows - failed,
             "failed": failed,
             "model_digest": model.digest,
         }
@@ -81,6 +91,6 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     return {
         "verb": "generate",
         "output_dir": options.output_dir,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(time.monotonic() - start, 1),
         **summary,
     }

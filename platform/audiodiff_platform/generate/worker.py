@@ -1,4 +1,4 @@
-"""Worker of generate: makes shards of loops with one loaded model."""
+"""Worker of the verb `generate`."""
 
 import io
 import logging
@@ -24,13 +24,25 @@ from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 
-DEATHS_OF_A_BATCH = 2
+MAX_BATCH_DEATHS = 2
+"""Number of process deaths in a shard after which its loops are generated one by one."""
 LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
-"""Errors of a loop, as opposed to those of storage (OSError), of the request (ValueError) and of the machine."""
+"""Errors caused by a single loop.
+
+Other errors are caused by storage (OSError), the request (ValueError) or the machine.
+"""
 
 
 class GenerateWorker:
-    """A worker that makes shards of loops with one loaded model."""
+    """Worker that loads a model and generates shards of loops.
+
+    Args:
+        options: Options of the job.
+        model_digest: Digest of the model at the start of the job.
+
+    Raises:
+        ValueError: The model has changed since the start of the job.
+    """
 
     def __init__(self, options: GenerateOptions, model_digest: str) -> None:
         self.options = options
@@ -40,22 +52,29 @@ class GenerateWorker:
         model = load_model(options.model)
         if model.digest != model_digest:
             raise ValueError(
-                f"model {options.model} has changed since the job began: digest {model.digest}, it was {model_digest}"
+                f"model {options.model} has changed since the job started: digest {model.digest}, was {model_digest}"
             )
         self.digest = model.digest
         self.pipeline = model.pipeline(self.profile)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write the audio files of a shard and its part of the manifest.
+        """Generate a shard of loops, and write its audio files and its part of the manifest.
 
-        The loops are made in batches. After two deaths of a process, or an error in a batch, the loops are made one by
-        one: a loop that fails alone, or that ends two processes alone, gets a row with the reason.
+        The loops are generated in batches. After an error in a batch, or two process deaths, they are generated one by
+        one. A loop that then fails, or ends two processes, gets a manifest row with the reason and no audio file.
+
+        Args:
+            shard: Number of the shard.
+            attempts: Attempts at the shard so far.
+
+        Returns:
+            The record of the shard: numbers of rows and failures, digests and sizes in bytes of the files.
         """
         parameters = self.options.model_dump(include=set(SamplingParameters.model_fields))
         requests = [GenerateRequest(seed=seed, **parameters) for seed in self.options.shard_seeds()[shard]]
-        rows = None if len(attempts.deaths) >= DEATHS_OF_A_BATCH else self._batched(requests, attempts)
+        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(requests, attempts)
         if rows is None:
-            rows = self._one_by_one(requests, attempts)
+            rows = self._generate_singly(requests, attempts)
         attempts.require_ownership()
         buffer = io.BytesIO()
         pq.write_table(
@@ -63,47 +82,47 @@ class GenerateWorker:
         )
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
-        made = [row for row in rows if row["path"]]
-        parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in made}}
-        sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in made}}
-        return {"rows": len(rows), "failed": len(rows) - len(made), "parts": parts, "sizes": sizes}
+        with_audio = [row for row in rows if row["path"]]
+        parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
+        sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
+        return {"rows": len(rows), "failed": len(rows) - len(with_audio), "parts": parts, "sizes": sizes}
 
-    def _batched(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]] | None:
-        """Make loops in batches -> their rows of the manifest, or None if a loop failed and took its batch along."""
+    def _generate_batched(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]] | None:
+        """Generate loops in batches and return their manifest rows, or None if a loop failed."""
         rows = []
         try:
             for loop in self.pipeline.generate(requests):
-                rows.append(self._row(loop))
+                rows.append(self._write_loop(loop))
                 attempts.require_running()
         except (*LOOP_FAILURES, RuntimeError) as error:
-            logging.getLogger(__name__).warning("a batch failed, its loops are made one by one: %s", error)
+            logging.getLogger(__name__).warning("batch failed, generating its loops one by one: %s", error)
             return None
         return rows
 
-    def _one_by_one(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
-        """Make each loop alone -> their rows of the manifest, with the reason where a loop cannot be made."""
+    def _generate_singly(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
+        """Generate loops one by one and return their manifest rows, with the reason for loops that fail."""
         rows = []
         for request in requests:
             if attempts.gives_up(str(request.seed)):
-                rows.append(self._failed(request, attempts.reason))
+                rows.append(self._failure_row(request, attempts.reason))
                 continue
             attempts.start(str(request.seed))
             try:
                 (loop,) = self.pipeline.generate([request])
-                rows.append(self._row(loop))
+                rows.append(self._write_loop(loop))
             except LOOP_FAILURES as error:
-                rows.append(self._failed(request, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+                rows.append(self._failure_row(request, f"{type(error).__name__}: {' '.join(str(error).split())}"))
         return rows
 
-    def _row(self, loop: Loop) -> dict[str, Any]:
-        """Write the file of a loop -> the row of the manifest."""
+    def _write_loop(self, loop: Loop) -> dict[str, Any]:
+        """Write the audio file of a loop and return its manifest row."""
         mel = self.pipeline.mel
         content = loop.file(mel.sample_rate, self.options.format)
         path = f"audio/{loop.request.seed:010d}.{self.options.format}"
         self.output.write(path, content)
         tempo = measure_tempo(loop.audio, mel.sample_rate)
         return {
-            **self._stated(loop.request),
+            **self._provenance(loop.request),
             "path": path,
             "sha256": commits.sha256(content),
             "bytes": len(content),
@@ -115,14 +134,14 @@ class GenerateWorker:
             "reason": None,
         }
 
-    def _failed(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
-        measured = dict.fromkeys(
+    def _failure_row(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
+        measurements = dict.fromkeys(
             ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
         )
-        return {**self._stated(request), **measured, "reason": reason}
+        return {**self._provenance(request), **measurements, "reason": reason}
 
-    def _stated(self, request: GenerateRequest) -> dict[str, Any]:
-        """The columns of the manifest that say what was asked for, of which model, and how it was computed."""
+    def _provenance(self, request: GenerateRequest) -> dict[str, Any]:
+        """Return the manifest columns for the request, the execution profile and the model."""
         return {
             "id": f"{request.seed:010d}",
             **request.model_dump(),
@@ -133,6 +152,6 @@ class GenerateWorker:
         }
 
 
-def generated(record: Record) -> Counts:
-    """Count the loops and failures of a shard."""
+def shard_counts(record: Record) -> Counts:
+    """Return the numbers of audio files and failures in the record of a shard."""
     return {"files": record["rows"] - record["failed"], "failed": record["failed"]}

@@ -1,1 +1,1 @@
-"""serve: models behind HTTP on Ray Serve."""
+"""The verb `serve`: an HTTP server for models, on Ray Serve."""

@@ -1,10 +1,12 @@
-"""Models behind HTTP: one autoscaling Ray Serve deployment, which gathers requests into the sampler's batches.
+"""HTTP server that generates loops, as an autoscaling Ray Serve deployment.
 
-    POST /v1/generate   {"model", "seed", "steps", "scheduler", "format"}, all optional -> audio; headers say seed and model
-    GET  /v1/models     names and what they make
-    GET  /healthz       200 when a replica has its models loaded
+    POST /v1/generate   audio of one loop, with its seed and model in the response headers;
+                        body: {"model", "seed", "steps", "scheduler", "format"}, all optional
+    GET  /v1/models     names, digests, sample rates and durations of the models
+    GET  /healthz       status 200 after a replica has loaded its models
 
-Beyond loopback every request but /healthz must carry `Authorization: Bearer KEY`, with KEY from the environment (AUDIODIFF_API_KEY).
+Concurrent requests are combined into batches of the sampler. If the environment variable AUDIODIFF_API_KEY is set, all
+requests except /healthz must have the header `Authorization: Bearer KEY`. It must be set for a host beyond loopback.
 """
 
 import asyncio
@@ -42,26 +44,26 @@ app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusi
 
 
 class ServeOptions(Options):
-    """Which models to serve, and where."""
+    """Models, address and replicas of the server."""
 
     model: tuple[str, ...] = pydantic.Field(
-        description="NAME=PATH of a model folder, s3:// or gs:// URI or Hugging Face id; may be given more than once"
+        description="NAME=PATH of a model folder, s3:// or gs:// URI or Hugging Face id; can be repeated"
     )
     host: str = pydantic.Field(
-        "127.0.0.1", description="address to listen on; beyond loopback AUDIODIFF_API_KEY must be set"
+        "127.0.0.1", description="address to listen on; beyond loopback, AUDIODIFF_API_KEY must be set"
     )
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
     batch_size: int | None = pydantic.Field(
-        None, ge=1, le=1_024, description="samples per network call, part of what fixes the bytes; none: by device"
+        None, ge=1, le=1_024, description="samples per network call, which affects the result; none: depends on device"
     )
     precision: Precision | None = pydantic.Field(
-        None, description="arithmetic of the network: fp32, bf16 or fp16; none: by device, fp32 on a CPU"
+        None, description="arithmetic of the network: fp32, bf16 or fp16; none: depends on device, fp32 on a CPU"
     )
     compiled: bool = pydantic.Field(
-        False, description="compile the network at each replica's start: minutes later ready, then faster"
+        False, description="compile the network when a replica starts, which takes minutes but speeds up requests"
     )
     max_replicas: int | None = pydantic.Field(
-        None, ge=1, description="replicas to scale to, a CPU or GPU each; none: all GPUs, else all CPUs"
+        None, ge=1, description="maximum number of replicas, each on one CPU or GPU; none: all GPUs, or else all CPUs"
     )
 
     @pydantic.field_validator("model", mode="before")
@@ -74,21 +76,23 @@ class ServeOptions(Options):
         for entry in self.model:
             name, _, path = entry.partition("=")
             if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"model {entry!r} is not NAME=PATH with a name of letters, digits, '.', '_' and '-'")
+                raise ValueError(f"model {entry!r}: must be NAME=PATH, with letters, digits, '.', '_' and '-' in NAME")
         if len(self.paths()) != len(self.model):
-            raise ValueError("model: two have the same name")
+            raise ValueError(f"model {', '.join(self.model)}: names must be unique")
         return self
 
     def paths(self) -> dict[str, str]:
+        """Return the path, URI or id of each model by its name."""
         return dict(entry.split("=", 1) for entry in self.model)
 
     @property
-    def on_loopback(self) -> bool:
+    def is_on_loopback(self) -> bool:
+        """True if only this machine can reach the server."""
         return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
 
 
 class Secrets(pydantic_settings.BaseSettings):
-    """What is read from the environment because it must not stand in a recipe or a process list."""
+    """Secrets from environment variables, which keep them out of recipes and process lists."""
 
     model_config = pydantic_settings.SettingsConfigDict(env_prefix="AUDIODIFF_")
 
@@ -96,41 +100,53 @@ class Secrets(pydantic_settings.BaseSettings):
 
 
 class HttpGenerateRequest(SamplingParameters):
-    """The body of /v1/generate: a GenerateRequest, the model's name and the file format."""
+    """Body of a request to /v1/generate."""
 
-    model: str | None = pydantic.Field(None, max_length=200, description="a name from /v1/models; none: the first")
+    model: str | None = pydantic.Field(
+        None, max_length=200, description="name of a model from /v1/models; null: the first model"
+    )
     seed: int | None = pydantic.Field(
-        None, ge=SEEDS[0], le=SEEDS[-1], description="names the loop; none: a new one is drawn and told"
+        None, ge=SEEDS[0], le=SEEDS[-1], description="seed of the loop; null: a random seed, see the response headers"
     )
     format: AudioFormat = pydantic.Field("wav", description="file format")
 
     def request(self) -> GenerateRequest:
+        """Return the request for the sampler, with a random seed if the body has none."""
         seed = secrets.randbelow(len(SEEDS)) if self.seed is None else self.seed
         return GenerateRequest(seed=seed, **self.model_dump(include=set(SamplingParameters.model_fields)))
 
 
 @app.middleware("http")
-async def _bound_body(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Refuses bodies larger than any valid request, before they are read."""
+async def _limit_body(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Reject bodies larger than MAX_BODY_BYTES before they are read."""
     length = request.headers.get("content-length", "0" if "transfer-encoding" not in request.headers else "")
     if not length.isdigit() or int(length) > MAX_BODY_BYTES:
-        return Response(f"the body must state its length and have at most {MAX_BODY_BYTES} bytes", status_code=413)
+        return Response(f"the body must have a Content-Length of at most {MAX_BODY_BYTES} bytes", status_code=413)
     return await call_next(request)
 
 
-def _authorised(request: Request) -> None:
-    expected = request.app.state.api_key
-    given = request.headers.get("authorization", "")
-    if expected is not None and not hmac.compare_digest(given.encode(), f"Bearer {expected}".encode()):
-        raise HTTPException(401, "send Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+def _check_api_key(request: Request) -> None:
+    api_key = request.app.state.api_key
+    authorization = request.headers.get("authorization", "")
+    if api_key is not None and not hmac.compare_digest(authorization.encode(), f"Bearer {api_key}".encode()):
+        raise HTTPException(
+            401, "API key missing or wrong: send Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
+        )
 
 
-Authorised = Annotated[None, Depends(_authorised)]
+Authorized = Annotated[None, Depends(_check_api_key)]
 
 
 @ray_serve.ingress(app)
 class LoopServer:
-    """A replica: all models loaded, requests batched, the network on a thread so that the event loop stays free."""
+    """Replica of the server, which loads all models and generates loops in batches.
+
+    The networks run on a thread, so that the event loop stays responsive.
+
+    Args:
+        options: Options of the server.
+        api_key: Key that requests must have, or None.
+    """
 
     def __init__(self, options: ServeOptions, api_key: str | None) -> None:
         app.state.api_key = api_key
@@ -145,20 +161,23 @@ class LoopServer:
 
     @app.get("/healthz")
     async def healthz(self) -> dict[str, str]:
+        """Report that the models are loaded."""
         return {"status": "ok"}
 
     @app.get("/v1/models")
-    async def models(self, _: Authorised) -> dict[str, list[dict[str, Any]]]:
-        return {"models": [self._described(name, pipeline) for name, pipeline in self.pipelines.items()]}
+    async def models(self, _: Authorized) -> dict[str, list[dict[str, Any]]]:
+        """List the models: name, digest, sample rate in Hz, and duration of a loop in seconds."""
+        return {"models": [self._describe(name, pipeline) for name, pipeline in self.pipelines.items()]}
 
     @app.post("/v1/generate", response_class=Response, responses={200: {"content": {"audio/wav": {}}}})
-    async def generate(self, body: HttpGenerateRequest, _: Authorised) -> Response:
+    async def generate(self, body: HttpGenerateRequest, _: Authorized) -> Response:
+        """Generate a loop and return its audio file. Response headers state its seed and model."""
         name = body.model or next(iter(self.pipelines))
         if name not in self.pipelines:
-            raise HTTPException(404, f"model {name} is not served: {', '.join(self.pipelines)} are")
+            raise HTTPException(404, f"model {name} is not served: use one of {', '.join(self.pipelines)}")
         if self.pipelines[name].conditional:
             raise HTTPException(
-                422, f"model {name} is conditional: it makes loops of encodings, which this cannot be given"
+                422, f"model {name} is conditional: encodings are not supported, use an unconditional model"
             )
         try:
             request = self.pipelines[name].resolved(body.request())
@@ -170,17 +189,25 @@ class LoopServer:
         return Response(content, media_type=MEDIA_TYPES[body.format], headers=headers)
 
     @ray_serve.batch(max_batch_size=1, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def loops(self, wanted: list[tuple[str, GenerateRequest]]) -> list[Loop]:
-        return await asyncio.to_thread(self._generated, wanted)
+    async def loops(self, batch: list[tuple[str, GenerateRequest]]) -> list[Loop]:
+        """Generate a batch of loops.
 
-    def _generated(self, wanted: list[tuple[str, GenerateRequest]]) -> list[Loop]:
-        made: dict[tuple[str, GenerateRequest], Loop] = {}
+        Ray Serve collects the batch: a caller passes one pair and awaits one loop.
+
+        Args:
+            batch: Pairs of a model name and a request.
+        """
+        return await asyncio.to_thread(self._generate_batch, batch)
+
+    def _generate_batch(self, batch: list[tuple[str, GenerateRequest]]) -> list[Loop]:
+        """Return the loops of a batch. Equal requests are generated once."""
+        loops: dict[tuple[str, GenerateRequest], Loop] = {}
         for name, pipeline in self.pipelines.items():
-            requests = list(dict.fromkeys(request for model, request in wanted if model == name))
-            made |= {(name, loop.request): loop for loop in pipeline.generate(requests)}
-        return [made[one] for one in wanted]
+            requests = list(dict.fromkeys(request for model, request in batch if model == name))
+            loops |= {(name, loop.request): loop for loop in pipeline.generate(requests)}
+        return [loops[pair] for pair in batch]
 
-    def _described(self, name: str, pipeline: AudioDiffusionPipeline) -> dict[str, Any]:
+    def _describe(self, name: str, pipeline: AudioDiffusionPipeline) -> dict[str, Any]:
         mel = pipeline.mel
         return {
             "name": name,
@@ -191,17 +218,24 @@ class LoopServer:
 
 
 def serve(options: ServeOptions) -> dict[str, Any]:
-    """Serves until Ctrl-C or SIGTERM."""
+    """Run the server until SIGINT (Ctrl-C) or SIGTERM.
+
+    Args:
+        options: Options of the server.
+
+    Returns:
+        The summary as JSON values: the names of the models.
+
+    Raises:
+        ValueError: A model cannot be loaded, no API key is set for a host beyond loopback, or the cluster is too small.
+    """
     key = Secrets().api_key
-    if not options.on_loopback and key is None:
-        raise ValueError(f"host {options.host} is reached from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1")
-    options = options.model_copy(
-        update={
-            "model": tuple(
-                f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items()
-            )
-        }
-    )
+    if not options.is_on_loopback and key is None:
+        raise ValueError(
+            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1"
+        )
+    models = tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())
+    options = options.model_copy(update={"model": models})
     for path in options.paths().values():
         load_model(path)
     with connected():
@@ -210,9 +244,8 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         for path in options.paths().values():
             require_shared("model", path, MODEL_INDEX)
         start(options, replicas, None if key is None else key.get_secret_value())
-        say(
-            f"serving {', '.join(options.paths())} at http://{options.host}:{options.port}/v1/generate (Ctrl-C ends it)"
-        )
+        url = f"http://{options.host}:{options.port}/v1/generate"
+        say(f"serving {', '.join(options.paths())} at {url} (press Ctrl-C to stop)")
         _wait_for_signal()
         say("stopping")
         ray_serve.shutdown()
@@ -220,7 +253,13 @@ def serve(options: ServeOptions) -> dict[str, Any]:
 
 
 def start(options: ServeOptions, replicas: int, api_key: str | None) -> None:
-    """Brings the deployment up on the Ray that is connected; returns when it answers."""
+    """Start the deployment on the connected Ray cluster, and return when it is ready.
+
+    Args:
+        options: Options of the server.
+        replicas: Maximum number of replicas.
+        api_key: Key that requests must have, or None.
+    """
     ray_serve.start(
         proxy_location="HeadOnly",
         http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=REQUEST_TIMEOUT_S),
