@@ -190,9 +190,13 @@ def test_the_digest_covers_every_file_that_decides_the_output(folder: Path) -> N
         ("vqvae/config.json", {"scaling_factor": "much"}, "scaling_factor much "),
         ("vqvae/config.json", {"shift_factor": 0.1}, "shift_factor 0.1 is not supported"),
         ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "VQModel"),
-        ("model_index.json", {"vqvae": [None, None]}, "images of 16x16"),
+        ("model_index.json", {"vqvae": [None, None]}, "must be 16x16"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "StableDiffusionPipeline"),
-        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "is of a DDIMScheduler"),
+        (
+            "model_index.json",
+            {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
+            "class DDIMScheduler: must be FlowMatch",
+        ),
         ("scheduler/scheduler_config.json", {"prediction_type": "colour"}, "prediction_type colour"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "steep"),
         ("scheduler/scheduler_config.json", {"beta_end": float("nan")}, "beta_end nan"),
@@ -217,7 +221,7 @@ def test_the_card_tells_what_the_model_is_and_how_it_is_loaded(folder: Path) -> 
     for line in (
         "| loss | 0.25 |",
         "| hop_length | 256 |",
-        f"| conditioned by | one encoding of {ENCODING_DIM} numbers for each loop |",
+        f"| conditioned by | one encoding of {ENCODING_DIM} values per loop |",
     ):
         assert line in text.splitlines()
     for call in ("load_pipeline(SOURCE)", "AudioDiffusionPipeline.from_pretrained(SOURCE)"):

@@ -177,7 +177,10 @@ def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: 
 def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, few_loops: Path, tmp_path: Path) -> None:
     prepare = ["prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "mel", "--hop_length", 1024]
     status, line = run(*prepare, "--resolution", "36,32")
-    assert (status, "resolution 36,32: no network takes it, both sides must divide by 8" in line) == (2, True)
+    assert (status, "resolution 36,32: not supported by any network, both sides must be divisible by 8" in line) == (
+        2,
+        True,
+    )
     assert not (tmp_path / "mel").exists()
     assert run(*prepare, "--resolution", "40,32")[0] == 0
     status, line = run(
