@@ -91,4 +91,4 @@ def _component(index: dict[str, Any], key: str) -> Any:
         case [str(), str()] as library_and_class:
             return library_and_class
         case other:
-            raise CheckpointError(f"{MODEL_INDEX}: {key} is {other}: must be [library, class]")
+            raise CheckpointError(f"{MODEL_INDEX}: unsupported {key} {other}: must be [library, class]")
