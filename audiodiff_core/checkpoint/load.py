@@ -113,7 +113,8 @@ def load_vae(source: str | Path, changes: list[str] | None = None) -> Any:
 def local_files(source: str | Path) -> Iterator[Path]:
     """Provide a local folder or file of a model. A temporary copy is deleted at the end.
 
-    Errors in the body of the `with` statement are raised as a CheckpointError whose message begins with `source`.
+    An OSError or ValueError, also one in the body of the `with` statement, is raised as a CheckpointError whose message
+    begins with `source`.
     """
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         try:
@@ -137,7 +138,7 @@ def read_vae(path: Path, changes: list[str]) -> Any:
     if is_autoencoder(path):
         return load_autoencoder(path, changes)
     if (key := Layout.read(path, changes).autoencoder) is None:
-        raise CheckpointError("model of images: it has no autoencoder")
+        raise CheckpointError("no autoencoder: the model is not latent, it generates mel images")
     return load_autoencoder(path / key, changes)
 
 

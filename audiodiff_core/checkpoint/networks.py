@@ -28,6 +28,7 @@ SAVED_SCHEDULERS: dict[str, Any] = {
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 """Prediction types of DDPM and DDIM. A flow-matching scheduler has a single type, which it does not state."""
 
+# Limits for configurations, which are untrusted.
 MAX_NUMBER = 65_536
 MAX_LEVELS = 12
 MAX_LAYERS = 16
@@ -154,8 +155,8 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
 def _explicit_scheduler(cls: Any, config: dict[str, Any]) -> Any:
     """Create a scheduler whose configuration states all defaults.
 
-    When another scheduler is created from its configuration, diffusers replaces defaults that are not stated by those
-    of the other scheduler.
+    If diffusers creates another scheduler from a configuration, it replaces the defaults that are not stated with the
+    defaults of the other scheduler.
     """
     scheduler = cls(**cls.extract_init_dict(config)[0])
     return cls(**{key: value for key, value in scheduler.config.items() if not key.startswith("_")})
@@ -184,7 +185,7 @@ def _append_settings(config: Any, stated: dict[str, Any], part: str, changes: li
         changes.append(f"{part}: dropped unknown settings: {', '.join(unknown)}")
     if defaults := sorted(key for key in config if not key.startswith("_") and key not in stated):
         values = ", ".join(f"{key} {config[key]}" for key in defaults if config[key])
-        changes.append(f"{part}: added {len(defaults)} of diffusers' default settings: {values or 'all of them off'}")
+        changes.append(f"{part}: added {len(defaults)} of diffusers' default settings: {values or 'all unset'}")
 
 
 def build_network(cls: Any, config: dict[str, Any], weights: StateDict, changes: list[str], part: str) -> Any:

@@ -33,7 +33,7 @@ from audiodiff_core.mel import MelConfig
 def save_model(
     folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None
 ) -> None:
-    """Save a model to a local folder, atomically. An existing folder is replaced.
+    """Save a model to a local folder. An existing folder is replaced. On any error, nothing is changed.
 
     Args:
         folder: The folder to write.
@@ -43,7 +43,7 @@ def save_model(
         record: The record of the model's origin.
         vae: The AutoencoderKL of a latent model, or None.
     """
-    with _atomic_folder(Path(folder)) as root:
+    with _replacement_folder(Path(folder)) as root:
         unet.save_pretrained(root / "unet", safe_serialization=True)
         if vae is not None:
             vae.save_pretrained(root / AUTOENCODER_KEYS[0], safe_serialization=True)
@@ -56,8 +56,12 @@ def save_model(
 
 
 def save_vae(folder: str | Path, vae: Any) -> None:
-    """Save an AutoencoderKL without a model to a local folder, atomically. An existing folder is replaced."""
-    with _atomic_folder(Path(folder)) as root:
+    """Save an AutoencoderKL without a model to a local folder.
+
+    An existing folder is replaced. On any error, nothing is changed. `AutoencoderKL.from_pretrained` and `load_vae` can
+    load the folder.
+    """
+    with _replacement_folder(Path(folder)) as root:
         vae.save_pretrained(root, safe_serialization=True)
 
 
@@ -85,7 +89,7 @@ def upload_model(folder: str | Path, destination: str) -> None:
 
 
 @contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
+def _replacement_folder(target: Path) -> Iterator[Path]:
     """Provide a new folder that replaces `target` at the end, or is deleted on any error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

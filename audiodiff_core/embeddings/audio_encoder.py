@@ -89,6 +89,9 @@ class AudioEncoder(nn.Module):
 
         Returns:
             Embeddings of shape (len(audios), 100).
+
+        Raises:
+            ValueError: If an argument is invalid.
         """
         if pool not in ("average", "max"):
             raise ValueError(f"pool {pool}: must be average or max; use `encode_slices` for all slices")
@@ -125,7 +128,7 @@ class AudioEncoder(nn.Module):
         return np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])
 
     def _embed_images(self, images: Images) -> Embeddings:
-        """Embed images of shape (batch, 1, 96, 216), with shape (batch, 100)."""
+        """Return embeddings of shape (batch, 100) for images of shape (batch, 1, 96, 216)."""
         x = torch.from_numpy(images.astype(np.float32) / IMAGE_MAX).to(self.embedding.weight.device)
         embedding: Embeddings = self(x).float().cpu().numpy()
         return embedding
