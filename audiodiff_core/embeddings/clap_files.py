@@ -18,6 +18,7 @@ MAX_CLAP_BYTES = 4 << 30
 """Maximum size of the weights, in bytes. The published models have up to 0.8 GB."""
 
 MAX_VOCABULARY_BYTES = 64 << 20
+
 # Limits for configurations, which are untrusted.
 MAX_NUMBER = 1 << 20
 MAX_LAYERS = 256
