@@ -20,7 +20,7 @@ def repository_name(source: str, kind: RepositoryKind = "model") -> str:
 
     Args:
         source: A local path, a URI, OWNER/NAME with or without a trailing slash, or the address of a repository's page
-            on the Hub. The page may be that of the branch main (`/tree/main`).
+            on the Hub, which may end with `/tree/main`.
         kind: The kind of repository that the address must have.
 
     Raises:

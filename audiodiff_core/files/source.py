@@ -28,7 +28,7 @@ from audiodiff_core.files.weight_files import (
 )
 
 NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")
-"""Folders that may contain a network. The folder "." is that of an autoencoder without a model."""
+"""Folders that may contain a network. "." is the folder of an autoencoder without a model."""
 
 DESCRIPTIONS = [
     MODEL_INDEX,

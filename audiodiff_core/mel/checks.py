@@ -13,7 +13,7 @@ import numpy as np
 from audiodiff_core.mel.config import MAX_N_FFT, MelConfig, band_edges_hz
 from audiodiff_core.mel.ranges import IMAGE_MAX
 
-# Factors by which image sides must be divisible, by the name of a network preset. These repeat facts of
+# Numbers that must divide the sides of an image, by network preset. They are copied from
 # `audiodiff_core.models.networks`, whose import takes seconds.
 SIDE_MULTIPLES = {"tiny": 8, "ddpm-64": 32, "ddpm-256": 32}
 
