@@ -14,7 +14,7 @@ from audiodiff_core.mel.config import MAX_N_FFT, MelConfig, band_edges_hz
 from audiodiff_core.mel.ranges import IMAGE_MAX
 
 # Numbers that must divide the sides of an image, by network preset. They are copied from
-# `audiodiff_core.models.networks`, whose import takes seconds.
+# `audiodiff_core.models.presets`, whose import takes seconds.
 SIDE_MULTIPLES = {"tiny": 8, "ddpm-64": 32, "ddpm-256": 32}
 
 MIN_SLICE_S, MAX_SLICE_S = 0.25, 60.0
