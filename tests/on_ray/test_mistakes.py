@@ -204,7 +204,7 @@ def test_a_checkpoint_folder_that_is_none(run: Run, model: Path, tmp_path: Path)
         json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]})
     )
     status, line = run("generate", "--model", tmp_path, "--output_dir", tmp_path / "out", "--count", 1)
-    assert (status, "holds no unet/" in line) == (2, True)
+    assert (status, "incomplete model folder: unet/" in line) == (2, True)
 
 
 def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) -> None:

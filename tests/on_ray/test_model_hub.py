@@ -156,7 +156,7 @@ HfApi().delete_file("unet/diffusion_pytorch_model.fp16.safetensors", "tester/hal
 try:
     load_model("tester/half")
 except CheckpointError as error:
-    assert "holds no diffusion_pytorch_model.safetensors" in str(error), error
+    assert "contains no diffusion_pytorch_model.safetensors" in str(error), error
 else:
     raise AssertionError("no weights")
 """
