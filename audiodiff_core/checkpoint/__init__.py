@@ -1,9 +1,13 @@
-"""Models on disk: every published layout is read, diffusers' pipeline folder is written, safetensors only.
+"""Loading and saving of models.
 
-load_model, load_pipeline, load_vae     from a folder, a URI or the Hub
-save_model, upload_model, push_to_hub   to a folder, then a URI or the Hub
-record_metrics                          into the record and the card of a model that is there
-convert                                 from any layout to the one written here; also `python -m audiodiff_core.checkpoint`
+All published layouts can be loaded. Models are saved as a pipeline folder of diffusers, with weights as safetensors.
+
+load_model, load_pipeline, load_vae     Load from a folder, a URI or the Hub.
+save_model, save_vae                    Save to a local folder.
+upload_model, push_to_hub               Upload a saved folder to a URI or to the Hub.
+record_metrics                          Add metrics to the record and the card of a saved model.
+convert                                 Convert any layout to the saved layout. Also available on the command line:
+                                        `python -m audiodiff_core.checkpoint`
 """
 
 from audiodiff_core.checkpoint.convert import convert

@@ -1,9 +1,10 @@
-"""Converts a model of any published layout, or an autoencoder alone, to the one that audiodiff and diffusers read, and says what it changed.
+"""Convert a model or an autoencoder from any published layout to the layout that audiodiff and diffusers load.
 
     python -m audiodiff_core.checkpoint SOURCE DESTINATION
 
-SOURCE is a folder, an s3:// or gs:// URI, a Hugging Face id, or the file of a CompVis LDM autoencoder (.ckpt). Ends with one line of JSON;
-the exit status is 0 when all is done, 2 for a mistake in what was asked, 1 otherwise.
+SOURCE is a folder, an s3:// or gs:// URI, a Hugging Face id, or the file of a CompVis LDM autoencoder (.ckpt).
+Prints one line for each difference between SOURCE and DESTINATION, then a line of JSON.
+Exit status: 0 for success, 2 for an invalid SOURCE or DESTINATION, 1 for an error of reading or writing.
 """
 
 import argparse
@@ -12,24 +13,25 @@ import sys
 
 from audiodiff_core.checkpoint.convert import convert
 
-DONE, FAILED, MISTAKE = 0, 1, 2
+SUCCESS, FAILURE, USAGE_ERROR = 0, 1, 2
 
 
 def main() -> int:
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         "python -m audiodiff_core.checkpoint", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="SOURCE", help="what is converted; it stays as it is")
-    parser.add_argument("destination", metavar="DESTINATION", help="folder or URI to write, which must not exist yet")
+    parser.add_argument("source", metavar="SOURCE", help="model or autoencoder to convert; it is not changed")
+    parser.add_argument("destination", metavar="DESTINATION", help="folder or URI to write; it must not exist")
     options = parser.parse_args()
     try:
         conversion = convert(options.source, options.destination)
-    except ValueError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return MISTAKE
-    except OSError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return FAILED
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILURE
     for change in conversion.changes:
         print(change)
     print(
@@ -43,7 +45,7 @@ def main() -> int:
             sort_keys=True,
         )
     )
-    return DONE
+    return SUCCESS
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The model card: what the Hub shows of a model, and how it is loaded."""
+"""Model card: the README.md that the Hugging Face Hub shows for a model."""
 
 import json
 from typing import Any
@@ -7,16 +7,25 @@ from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
 
 PIPELINE_TAG = "audio-to-audio"
-"""The nearest of the Hub's tasks: variations, in-painting and extension of audio; none of them is generation from nothing."""
+"""Task on the Hub. The Hub has no task for unconditional generation, so the card names the most similar task."""
 
 
 def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:
-    """Markdown with the Hub's metadata before it."""
+    """Write the card of a model as Markdown, with the Hub's metadata as a YAML header.
+
+    Args:
+        unet: The denoising network.
+        scheduler: The scheduler that the model was trained with.
+        mel: Parameters of the mel images.
+        vae: The autoencoder of a latent model, or None.
+        record: The record of the model's origin.
+    """
     encoding_dim = unet.config.get("cross_attention_dim")
     tags = ["audiodiff", "audio", "mel-spectrogram", "audio-generation"]
     tags += ["unconditional-audio-generation"] if encoding_dim is None else ["conditional-audio-generation"]
     tags += [] if vae is None else ["latent-diffusion"]
-    kind = f"{'Unconditional' if encoding_dim is None else 'Conditional'} {'' if vae is None else 'latent '}diffusion of mel spectrograms"
+    conditioning = "Unconditional" if encoding_dim is None else "Conditional"
+    title = f"{conditioning} {'' if vae is None else 'latent '}diffusion of mel spectrograms"
     networks = f"{_parameters(unet)} parameters" + (
         "" if vae is None else f" and {_parameters(vae)} in the autoencoder"
     )
@@ -24,15 +33,14 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
     facts = {
         "network": f"{type(unet).__name__}, {networks}",
         "predicts": f"{prediction} ({type(scheduler).__name__})",
-        "conditioned by": "nothing"
-        if encoding_dim is None
-        else f"one encoding of {encoding_dim} numbers for each loop",
+        "conditioned by": "nothing" if encoding_dim is None else f"one encoding of {encoding_dim} values per loop",
     }
-    index = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
+    metadata = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
+    metrics = {name: f"{value:g}" for name, value in record.metrics.items()}
     return f"""---
-{chr(10).join(f"{key}: {json.dumps(value)}" for key, value in index.items())}
+{chr(10).join(f"{key}: {json.dumps(value)}" for key, value in metadata.items())}
 ---
-# {kind}
+# {title}
 
 Generates {mel.slice_duration_s:.2f} s of audio at {mel.sample_rate} Hz from {mel.x_res}x{mel.y_res} mel images.
 Written by audiodiff {record.audiodiff_version}.
@@ -60,7 +68,7 @@ pipeline = AudioDiffusionPipeline.from_pretrained(SOURCE)
 
 ## Training
 
-{_table("metric", {name: f"{value:g}" for name, value in record.metrics.items()}) if record.metrics else "No metrics are recorded."}
+{_table("metric", metrics) if metrics else "No metrics are recorded."}
 
 Data digest `{record.data_digest}`. Options:
 

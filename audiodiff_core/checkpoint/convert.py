@@ -1,10 +1,10 @@
-"""A model of any layout, or an autoencoder alone, -> the layout that is written here, and what that changed."""
+"""Conversion of models and autoencoders to the layout that audiodiff saves."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiodiff_core.checkpoint.load import is_autoencoder, opened, read_model, read_vae
+from audiodiff_core.checkpoint.load import is_autoencoder, local_files, read_model, read_vae
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.checkpoint.save import save_model, save_vae, upload_model
 from audiodiff_core.files.filesystems import filesystem_of
@@ -13,42 +13,53 @@ from audiodiff_core.files.model_files import RECORD
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written (`model` or `autoencoder`) and, a line each, how it differs from what was read."""
+    """Result of a conversion.
+
+    Attributes:
+        kind: "model" or "autoencoder".
+        changes: Differences between source and destination, one line each.
+    """
 
     kind: str
     changes: list[str]
 
 
 def convert(source: str | Path, destination: str | Path) -> Conversion:
-    """Reads `source` (as `load_model` or, where it is an autoencoder alone or a CompVis LDM checkpoint, `load_vae`) and writes `destination`,
-    a folder or fsspec URI that must not exist yet.
+    """Convert a model, an autoencoder or a CompVis LDM checkpoint to the layout that audiodiff saves.
 
-    A model without audiodiff's record gets one that names the source. Raises CheckpointError for a source that cannot be loaded, ValueError for
-    a destination that exists.
+    A model without a record of audiodiff gets a record that names the source.
+
+    Args:
+        source: See `load_model` and `load_vae`.
+        destination: A folder or fsspec URI that does not exist.
+
+    Raises:
+        CheckpointError: If the source cannot be loaded.
+        ValueError: If the destination exists.
     """
     filesystem, path = filesystem_of(str(destination))
     if filesystem.exists(path):
-        raise ValueError(f"destination {destination} exists: name a folder that does not")
+        raise ValueError(f"destination {destination} already exists: choose a new folder")
     changes: list[str] = []
-    with opened(source) as place:
-        whole = None if is_autoencoder(place) else read_model(place, changes)
-        vae = None if whole else read_vae(place, changes)
+    with local_files(source) as local_path:
+        model = None if is_autoencoder(local_path) else read_model(local_path, changes)
+        vae = None if model else read_vae(local_path, changes)
     with tempfile.TemporaryDirectory(prefix="audiodiff-converted-") as scratch:
         remote = "://" in str(destination)
         folder = Path(scratch) / "model" if remote else Path(destination)
-        if whole:
-            record = whole.record or _record(str(source), whole.digest, changes)
-            save_model(folder, whole.unet, whole.scheduler, whole.mel, record, vae=whole.vae)
+        if model:
+            record = model.record or _record(str(source), model.digest, changes)
+            save_model(folder, model.unet, model.scheduler, model.mel, record, vae=model.vae)
         else:
             save_vae(folder, vae)
         if remote:
             upload_model(folder, str(destination))
-    return Conversion("model" if whole else "autoencoder", changes)
+    return Conversion("model" if model else "autoencoder", changes)
 
 
 def _record(source: str, digest: str, changes: list[str]) -> ModelRecord:
-    """Where a model comes from that audiodiff did not train: its name, without the path to it, and digest."""
-    changes.append(f"{RECORD}: added, naming the source's digest {digest}")
+    """Create a record with the name (without its path) and the digest of a model that audiodiff did not train."""
+    changes.append(f"{RECORD}: added, with the source's digest {digest}")
     return ModelRecord(
         recipe={"converted_from": source.rstrip("/").rpartition("/")[2], "source_digest": digest},
         data_digest="unknown",

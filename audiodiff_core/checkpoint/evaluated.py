@@ -1,4 +1,4 @@
-"""What an evaluation found, written into the model that it is of."""
+"""Evaluation metrics in saved models."""
 
 import math
 import os
@@ -15,25 +15,34 @@ CARD = "README.md"
 
 
 def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
-    """Adds the finite metrics to the record and the card of the model in a folder, local or of an fsspec URI; those of the same name are replaced.
+    """Add metrics to the record and the card of a saved model.
 
-    Each of the two files is whole at any time, the record first. Raises CheckpointError where there is no model, or one that has no record.
+    Metrics of the same name are replaced. Metrics that are not finite are skipped, since JSON does not support them.
+    Each file is replaced atomically: first the record, then the card.
+
+    Args:
+        folder: A local folder or an fsspec URI.
+        metrics: Values by name.
+
+    Raises:
+        CheckpointError: If `folder` is not a model, or the model has no record.
     """
     if "://" not in str(folder) and not Path(folder).is_dir():
-        raise CheckpointError(f"{folder}: no such folder to write metrics into")
+        raise CheckpointError(f"{folder}: no such folder")
     model = load_model(folder)
     if model.record is None:
         raise CheckpointError(
-            f"{folder}: has no {RECORD} to write metrics into: `python -m audiodiff_core.checkpoint SOURCE DESTINATION` gives it one"
+            f"{folder}: {RECORD} is missing, which stores the metrics: "
+            "create it with `python -m audiodiff_core.checkpoint SOURCE DESTINATION`"
         )
-    found = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
-    record = model.record.model_copy(update={"metrics": {**model.record.metrics, **found}})
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    record = model.record.model_copy(update={"metrics": {**model.record.metrics, **finite}})
     _replace(f"{folder}/{RECORD}", record.model_dump_json(indent=2) + "\n")
     _replace(f"{folder}/{CARD}", card.text(model.unet, model.scheduler, model.mel, model.vae, record))
 
 
 def _replace(target: str, text: str) -> None:
-    if "://" in target:  # an object is there whole or not at all
+    if "://" in target:  # object stores replace objects atomically
         filesystem, path = filesystem_of(target)
         filesystem.pipe_file(path, text.encode())
         return

@@ -1,4 +1,4 @@
-"""A model folder -> the Hugging Face Hub, in one commit, as diffusers and `load_model` read it."""
+"""Upload of models to the Hugging Face Hub."""
 
 from pathlib import Path
 
@@ -10,13 +10,25 @@ from audiodiff_core.files.weight_files import DIFFUSERS
 
 
 def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
-    """Uploads a model folder to the model repository OWNER/NAME (made, private, where there is none); returns the commit's address.
+    """Upload a model folder to a repository on the Hub, in one commit.
 
-    Weights and configurations of an earlier model there, which this one does not have, are removed in the same commit. Raises CheckpointError
-    where `folder` is no model, ValueError for a name that cannot be one, OSError where the token (HF_TOKEN, or of `hf auth login`) does not allow it.
+    The commit also removes weights and configurations of an earlier model that are not in `folder`.
+
+    Args:
+        folder: A local folder that `save_model` wrote.
+        repo_id: Repository, as OWNER/NAME or NAME. It is created if it does not exist.
+        private: Whether a new repository is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: If `folder` is not a model.
+        ValueError: If `repo_id` is not a valid name.
+        OSError: If the access token, of HF_TOKEN or `hf auth login`, does not allow the upload.
     """
     if not (Path(folder) / MODEL_INDEX).is_file():
-        raise CheckpointError(f"{folder}: is not a model folder: it holds no {MODEL_INDEX}")
+        raise CheckpointError(f"{folder}: not a model folder: {MODEL_INDEX} is missing")
     all_weights = [(Path(part) / f"{DIFFUSERS.safetensors}*").as_posix() for part in NETWORK_FOLDERS]
     weights = [pattern + ending for pattern in all_weights for ending in (".safetensors", ".safetensors.index*.json")]
     api = HfApi()

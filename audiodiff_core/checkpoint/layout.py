@@ -1,12 +1,13 @@
-"""What a model folder holds, whichever of the known layouts it is: its index read, its parts found.
+"""Layouts of model folders, as described by their model_index.json.
 
-    class in model_index.json              written by                      mel                  autoencoder
-    DDPMPipeline, DDIMPipeline             diffusers 0.2                   none                 none
-    LatentAudioDiffusionPipeline           the original, 2022              none                 vqvae
-    AudioDiffusionPipeline                 the original, diffusers, ours   the class's library  vqvae, [null, null] or no such key
-                                                                           has had three names
+    class in model_index.json      written by                               mel        autoencoder
+    DDPMPipeline, DDIMPipeline     diffusers 0.2                            none       none
+    LatentAudioDiffusionPipeline   original project, 2022                   none       vqvae
+    AudioDiffusionPipeline         original project, diffusers, audiodiff   Mel (1)    vqvae, [null, null] or none
 
-Classes are known by their names: no name from a file is ever imported.
+(1) The library of the class Mel has had three names.
+
+Classes are compared by name. No name in a file is ever imported.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ PIPELINE_CLASSES = (PIPELINE_CLASS, "LatentAudioDiffusionPipeline", "DDPMPipelin
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a model lie below `root`, and of which diffusers class each is; None for a part that it does not have."""
+    """Parts of a model folder.
+
+    Attributes:
+        root: The model folder.
+        unet_class: Name of the diffusers class of the denoising network.
+        scheduler_class: Name of the diffusers class of the scheduler.
+        autoencoder: Folder of the autoencoder relative to `root`, or None without an autoencoder.
+        has_mel: Whether the folder contains a mel configuration.
+    """
 
     root: Path
     unet_class: str
@@ -31,47 +40,55 @@ class Layout:
 
     @classmethod
     def read(cls, root: Path, changes: list[str]) -> "Layout":
-        """The layout of the folder `root`; adds to `changes` a line for all in which it is not the one that is written here."""
+        """Read the layout of a model folder.
+
+        Args:
+            root: The model folder.
+            changes: List to which a line is appended for every difference from the layout that audiodiff saves.
+
+        Raises:
+            CheckpointError: If the index is damaged, or names a class that is not supported.
+        """
         index = read_json(root, MODEL_INDEX)
-        known = index.get("_class_name", PIPELINE_CLASS)
-        if known not in PIPELINE_CLASSES:
-            raise CheckpointError(f"{MODEL_INDEX} names the class {known}: {', '.join(PIPELINE_CLASSES)} can be loaded")
-        if known != PIPELINE_CLASS:
-            changes.append(f"{MODEL_INDEX}: class {known} -> {PIPELINE_CLASS}")
-        present = {key: _component(index, key) for key in ("unet", "scheduler", "mel", *AUTOENCODER_KEYS)}
+        pipeline_class = index.get("_class_name", PIPELINE_CLASS)
+        if pipeline_class not in PIPELINE_CLASSES:
+            raise CheckpointError(
+                f"{MODEL_INDEX}: unsupported class {pipeline_class}: must be {', '.join(PIPELINE_CLASSES)}"
+            )
+        if pipeline_class != PIPELINE_CLASS:
+            changes.append(f"{MODEL_INDEX}: changed class {pipeline_class} to {PIPELINE_CLASS}")
+        components = {key: _component(index, key) for key in ("unet", "scheduler", "mel", *AUTOENCODER_KEYS)}
         for key in ("unet", "scheduler"):
-            if present[key] is None or present[key][0] != "diffusers":
-                raise CheckpointError(
-                    f"{'network' if key == 'unet' else key} {index.get(key)} is not one that can be loaded"
-                )
-        autoencoders = [key for key in AUTOENCODER_KEYS if present[key] is not None]
+            if components[key] is None or components[key][0] != "diffusers":
+                raise CheckpointError(f"{MODEL_INDEX}: unsupported {key} {index.get(key)}: must be of diffusers")
+        autoencoders = [key for key in AUTOENCODER_KEYS if components[key] is not None]
         for key in autoencoders[:1]:
-            if present[key] != ["diffusers", "AutoencoderKL"]:
+            if components[key] != ["diffusers", "AutoencoderKL"]:
                 raise CheckpointError(
-                    f"autoencoder {index[key]} is not one that can be loaded: AutoencoderKL of diffusers is"
+                    f"{MODEL_INDEX}: unsupported {key} {index[key]}: must be AutoencoderKL of diffusers"
                 )
             if key != AUTOENCODER_KEYS[0]:
-                changes.append(f"{MODEL_INDEX}: component {key} -> {AUTOENCODER_KEYS[0]}")
-        mel = present["mel"]
+                changes.append(f"{MODEL_INDEX}: renamed component {key} to {AUTOENCODER_KEYS[0]}")
+        mel = components["mel"]
         if mel is not None and mel[1] != "Mel":
-            raise CheckpointError(f"mel {mel} is not one that can be loaded: Mel is")
+            raise CheckpointError(f"{MODEL_INDEX}: unsupported mel {mel}: must be Mel")
         if mel is not None and mel[0] != "diffusers":
-            changes.append(f"{MODEL_INDEX}: mel of {mel[0]} -> of diffusers")
+            changes.append(f"{MODEL_INDEX}: changed the library of mel from {mel[0]} to diffusers")
         return cls(
             root,
-            present["unet"][1],
-            present["scheduler"][1],
+            components["unet"][1],
+            components["scheduler"][1],
             autoencoders[0] if autoencoders else None,
             mel is not None,
         )
 
 
 def _component(index: dict[str, Any], key: str) -> Any:
-    """[library, class] of a component; None where the index has none, in whichever way it says so."""
+    """Return the [library, class] of a component, or None for a missing key, null or [null, null]."""
     match index.get(key):
         case None | [None, None]:
             return None
-        case [str(), str()] as named:
-            return named
+        case [str(), str()] as library_and_class:
+            return library_and_class
         case other:
-            raise CheckpointError(f"{MODEL_INDEX} names the {key} {other}: [library, class] is expected")
+            raise CheckpointError(f"{MODEL_INDEX}: unsupported {key} {other}: must be [library, class]")

@@ -1,15 +1,20 @@
-"""CompVis latent-diffusion's autoencoder, which the original's train_vae trained, as diffusers' AutoencoderKL.
+"""Conversion of CompVis latent-diffusion autoencoders to diffusers' AutoencoderKL.
+
+The original project's train_vae trained such autoencoders. Their weights have these names:
 
 LDM                                          AutoencoderKL
 encoder.down.I.block.J                       encoder.down_blocks.I.resnets.J
 encoder.down.I.downsample.conv               encoder.down_blocks.I.downsamplers.0.conv
-decoder.up.I.block.J                         decoder.up_blocks.(levels - 1 - I).resnets.J      LDM counts levels from the finest
-decoder.up.I.upsample.conv                   decoder.up_blocks.(levels - 1 - I).upsamplers.0.conv
+decoder.up.I.block.J                         decoder.up_blocks.(levels - 1 - I).resnets.J (1)
+decoder.up.I.upsample.conv                   decoder.up_blocks.(levels - 1 - I).upsamplers.0.conv (1)
 .mid.block_1 .mid.block_2                    .mid_block.resnets.0 .mid_block.resnets.1
-.mid.attn_1 norm q k v proj_out              .mid_block.attentions.0 group_norm to_q to_k to_v to_out.0     1x1 convolutions -> linear
+.mid.attn_1 norm q k v proj_out              .mid_block.attentions.0 group_norm to_q to_k to_v to_out.0 (2)
 nin_shortcut  norm_out                       conv_shortcut  conv_norm_out
 conv_in conv_out quant_conv post_quant_conv  the same
 loss.*                                       dropped: discriminator and perceptual network
+
+(1) LDM numbers levels from the finest.
+(2) 1x1 convolutions become linear layers.
 """
 
 import re
@@ -19,10 +24,10 @@ from audiodiff_core.files.model_files import CheckpointError
 from audiodiff_core.files.weights import StateDict
 
 LDM_NORM_GROUPS = 32
-"""LDM's group norms, whose number of groups shows in no weight."""
+"""Number of groups of LDM's group norms. It cannot be inferred from the weights."""
 
 TRAIN_VAE_SAMPLE_SIZE = 256
-"""The resolution of the original's autoencoder recipe; convolutions take any, so that no weight shows it."""
+"""Resolution of the original project's training recipe, in pixels. It cannot be inferred from the weights."""
 
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 _RULES = [
@@ -40,16 +45,25 @@ _LEVEL = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight")
 
 
 def to_diffusers(weights: StateDict, changes: list[str]) -> tuple[dict[str, Any], StateDict]:
-    """The configuration that the shapes of LDM's weights imply, and the weights by AutoencoderKL's names.
+    """Convert LDM's weights to those of AutoencoderKL, and infer the configuration from their shapes.
 
-    A Lightning checkpoint's weights of the loss are dropped. Raises CheckpointError where the shapes are of no such network;
-    weights that the network does not have keep their names, so that loading reports them.
+    Weights of the training loss are dropped. Unknown weights keep their names, so that loading reports them.
+
+    Args:
+        weights: Weights of an LDM checkpoint.
+        changes: List to which a line is appended for every change.
+
+    Returns:
+        The configuration and the weights of an AutoencoderKL.
+
+    Raises:
+        CheckpointError: If the shapes are not those of an LDM autoencoder.
     """
-    own = {name: weight for name, weight in weights.items() if not name.startswith("loss.")}
-    config = _config(own)
+    network_weights = {name: weight for name, weight in weights.items() if not name.startswith("loss.")}
+    config = _config(network_weights)
     levels = len(config["block_out_channels"])
     renamed = {}
-    for name, weight in own.items():
+    for name, weight in network_weights.items():
         if attention := _MID_ATTENTION.fullmatch(name):
             coder, layer, kind = attention.groups()
             linear = weight[..., 0, 0] if weight.ndim == 4 and weight.shape[2:] == (1, 1) else weight
@@ -57,14 +71,15 @@ def to_diffusers(weights: StateDict, changes: list[str]) -> tuple[dict[str, Any]
         else:
             renamed[_renamed(name, levels)] = weight
     changes.append(
-        f"autoencoder: {len(renamed.keys() - weights.keys())} weights renamed from LDM's names to diffusers'"
+        f"autoencoder: renamed {len(renamed.keys() - weights.keys())} weights from LDM's names to those of diffusers"
     )
-    if dropped := len(weights) - len(own):
-        changes.append(f"autoencoder: {dropped} weights of the training loss dropped")
+    if dropped := len(weights) - len(network_weights):
+        changes.append(f"autoencoder: dropped {dropped} weights of the training loss")
     shape = f"channels {config['block_out_channels']}, {config['layers_per_block']} layers per block"
-    changes.append(f"autoencoder: configuration from the weights' shapes: {shape}")
+    changes.append(f"autoencoder: inferred the configuration from the shapes of the weights: {shape}")
     changes.append(
-        f"autoencoder: sample_size {TRAIN_VAE_SAMPLE_SIZE} and diffusers' default scaling_factor assumed, which LDM's checkpoints do not state"
+        f"autoencoder: assumed sample_size {TRAIN_VAE_SAMPLE_SIZE} and diffusers' default scaling_factor, "
+        "which LDM's checkpoints do not contain"
     )
     return config, renamed
 
@@ -81,10 +96,10 @@ def _renamed(name: str, levels: int) -> str:
 def _config(weights: StateDict) -> dict[str, Any]:
     blocks: dict[int, list[int]] = {}  # output channels of each block of each level
     for name, weight in weights.items():
-        if found := _LEVEL.fullmatch(name):
-            blocks.setdefault(int(found[1]), []).append(weight.shape[0])
+        if match := _LEVEL.fullmatch(name):
+            blocks.setdefault(int(match[1]), []).append(weight.shape[0])
     try:
-        first, last, quant = (
+        conv_in, conv_out, quant_conv = (
             weights[f"{name}.weight"] for name in ("encoder.conv_in", "decoder.conv_out", "post_quant_conv")
         )
         if (
@@ -93,17 +108,21 @@ def _config(weights: StateDict) -> dict[str, Any]:
             or len({len(level) for level in blocks.values()}) != 1
         ):
             raise CheckpointError(
-                f"levels {sorted(blocks)} with {[len(blocks[level]) for level in sorted(blocks)]} blocks are of no LDM autoencoder"
+                f"not an LDM autoencoder: it has levels {sorted(blocks)} with "
+                f"{[len(blocks[level]) for level in sorted(blocks)]} blocks"
             )
-        z_channels, embed_dim = quant.shape[:2]
-        in_channels, out_channels = first.shape[1], last.shape[0]
+        z_channels, embed_dim = quant_conv.shape[:2]
+        in_channels, out_channels = conv_in.shape[1], conv_out.shape[0]
     except (KeyError, IndexError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"is not an LDM autoencoder: it lacks {error}, or its shape is another") from error
+        raise CheckpointError(
+            f"not an LDM autoencoder: a weight is missing or has the wrong shape ({error})"
+        ) from error
     if z_channels != embed_dim:
         raise CheckpointError(
-            f"LDM autoencoder with embed_dim {embed_dim} and z_channels {z_channels}: AutoencoderKL has one number for both"
+            f"LDM autoencoder with embed_dim {embed_dim} and z_channels {z_channels}: "
+            "AutoencoderKL requires them to be equal"
         )
     levels = [blocks[level][0] for level in sorted(blocks)]
     return {

@@ -1,4 +1,4 @@
-"""A model from any place and any of the known layouts, whole and checked: its parts fit each other, or it is refused."""
+"""Loading of models from any source and layout, with checks that their parts match."""
 
 import hashlib
 import tempfile
@@ -12,7 +12,13 @@ from diffusers import AutoencoderKL
 
 from audiodiff_core.checkpoint import ldm
 from audiodiff_core.checkpoint.layout import Layout
-from audiodiff_core.checkpoint.networks import assemble, check_autoencoder, load_autoencoder, load_scheduler, load_unet
+from audiodiff_core.checkpoint.networks import (
+    build_network,
+    check_autoencoder,
+    load_autoencoder,
+    load_scheduler,
+    load_unet,
+)
 from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, ModelRecord
 from audiodiff_core.files.model_files import (
     AUTOENCODER_KEYS,
@@ -35,9 +41,15 @@ from audiodiff_core.sampling import ExecutionProfile, image_sides
 
 @dataclass(frozen=True)
 class Model:
-    """The parts of a checkpoint, on the CPU, and a digest of the files that decide what it generates.
+    """Parts of a model, on the CPU.
 
-    `vae` is there where the network works on latents, `record` where audiodiff made the model.
+    Attributes:
+        unet: The denoising network.
+        scheduler: The scheduler that the model was trained with.
+        mel: Parameters of the mel images.
+        digest: Digest of the files that determine what the model generates, as 16 hex digits.
+        vae: The autoencoder of a latent model, or None.
+        record: The record of the model's origin, or None if audiodiff did not save the model.
     """
 
     unet: Any
@@ -48,34 +60,62 @@ class Model:
     record: ModelRecord | None = None
 
     def pipeline(self, profile: ExecutionProfile) -> AudioDiffusionPipeline:
+        """Create a pipeline that generates audio with this model."""
         return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, vae=self.vae)
 
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
-    """A model from a local folder, any fsspec URI or a Hugging Face id (OWNER/NAME), in any layout of the original's or ours.
+    """Load a model of the original project, of diffusers or of audiodiff.
 
-    Nothing is unpickled as code, and no class named in a file is imported. `changes` is given a line for each way in which the folder
-    is not as `save_model` writes it. Raises CheckpointError, in one line that begins with `source`, for what cannot be loaded exactly.
+    Pickled code is never run, and no class named in a file is imported.
+
+    Args:
+        source: A local folder, an fsspec URI, or a Hugging Face id (OWNER/NAME).
+        changes: List to which a line is appended for every difference from a folder that `save_model` writes.
+
+    Raises:
+        CheckpointError: If the model does not exist, is damaged, or is not supported. The message is one line that
+            begins with `source`.
     """
-    with opened(source) as place:
-        return read_model(place, [] if changes is None else changes)
+    with local_files(source) as path:
+        return read_model(path, [] if changes is None else changes)
 
 
 def load_pipeline(source: str | Path, profile: ExecutionProfile | None = None) -> AudioDiffusionPipeline:
-    """The model of `source` (see `load_model`) ready to generate, by `profile` or that of this process's device."""
+    """Load a model as a pipeline that generates audio.
+
+    Args:
+        source: See `load_model`.
+        profile: Device and precision. None uses the profile of this process's device.
+
+    Raises:
+        CheckpointError: See `load_model`.
+    """
     return load_model(source).pipeline(profile or ExecutionProfile.here())
 
 
 def load_vae(source: str | Path, changes: list[str] | None = None) -> Any:
-    """The AutoencoderKL of a model, of a folder of one alone, or of a CompVis LDM checkpoint file (`.ckpt`), as the original's train_vae
-    writes them; see `load_model` for sources, `changes` and errors."""
-    with opened(source) as place:
-        return read_vae(place, [] if changes is None else changes)
+    """Load the AutoencoderKL of a latent model, or an autoencoder without a model.
+
+    Args:
+        source: A model as in `load_model`, a folder of an AutoencoderKL, or a CompVis LDM checkpoint (`.ckpt`), as the
+            original project's train_vae writes it.
+        changes: See `load_model`.
+
+    Raises:
+        CheckpointError: If the autoencoder does not exist, is damaged, or is not supported.
+    """
+    with local_files(source) as path:
+        return read_vae(path, [] if changes is None else changes)
 
 
 @contextmanager
-def opened(source: str | Path) -> Iterator[Path]:
-    """The local folder or file of `source`, a copy that vanishes at the end where it lies elsewhere; what is wrong with it names `source`."""
+def local_files(source: str | Path) -> Iterator[Path]:
+    """Provide a local folder or file of a model. A temporary copy is deleted at the end.
+
+    An OSError or ValueError, also one in the body of the `with` statement, is raised as a CheckpointError whose message
+    begins with `source`.
+    """
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         try:
             yield local_copy(str(source), Path(scratch))
@@ -83,27 +123,29 @@ def opened(source: str | Path) -> Iterator[Path]:
             raise CheckpointError(f"{source}: {' '.join(str(error).split())}") from error
 
 
-def is_autoencoder(place: Path) -> bool:
-    """Whether a local file or folder is an autoencoder alone, rather than a model."""
-    return place.is_file() or ((place / CONFIG).is_file() and not (place / MODEL_INDEX).exists())
+def is_autoencoder(path: Path) -> bool:
+    """Return True if a local file or folder is an autoencoder without a model."""
+    return path.is_file() or ((path / CONFIG).is_file() and not (path / MODEL_INDEX).exists())
 
 
-def read_vae(place: Path, changes: list[str]) -> Any:
-    if place.is_file():
-        config, weights = ldm.to_diffusers(read_weights(place), changes)
-        vae = assemble(AutoencoderKL, config, weights, changes, "autoencoder")
+def read_vae(path: Path, changes: list[str]) -> Any:
+    """Load the autoencoder in a local file or folder. See `load_vae`."""
+    if path.is_file():
+        config, weights = ldm.to_diffusers(read_weights(path), changes)
+        vae = build_network(AutoencoderKL, config, weights, changes, "autoencoder")
         check_autoencoder(vae)
         return vae
-    if is_autoencoder(place):
-        return load_autoencoder(place, changes)
-    if (key := Layout.read(place, changes).autoencoder) is None:
-        raise CheckpointError("is a model of images: it has no autoencoder")
-    return load_autoencoder(place / key, changes)
+    if is_autoencoder(path):
+        return load_autoencoder(path, changes)
+    if (key := Layout.read(path, changes).autoencoder) is None:
+        raise CheckpointError("no autoencoder: the model is not latent, it generates mel images")
+    return load_autoencoder(path / key, changes)
 
 
 def read_model(root: Path, changes: list[str]) -> Model:
+    """Load the model in a local folder. See `load_model`."""
     if not root.is_dir():
-        raise CheckpointError("is a file: a model is a folder")
+        raise CheckpointError("not a model folder: it is a file")
     layout = Layout.read(root, changes)
     record = _record(root)
     unet = load_unet(layout, changes)
@@ -111,8 +153,8 @@ def read_model(root: Path, changes: list[str]) -> Model:
     vae = load_autoencoder(root / layout.autoencoder, changes) if layout.autoencoder else None
     channels = 1 if vae is None else vae.config.latent_channels
     if unet.config.in_channels != channels:
-        of = "mel images have" if vae is None else "the latents of its autoencoder have"
-        raise CheckpointError(f"unet: works on {unet.config.in_channels} channels, {of} {channels}")
+        inputs = "mel images" if vae is None else "latents of the autoencoder"
+        raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {channels} for {inputs}")
     return Model(unet, scheduler, _mel(layout, unet, vae, changes), _digest(layout), vae, record)
 
 
@@ -120,38 +162,41 @@ def _record(root: Path) -> ModelRecord | None:
     if not (root / RECORD).exists():
         return None
     content = read_json(root, RECORD)
-    if (found := content.get("format_version")) != MODEL_FORMAT_VERSION:
-        raise CheckpointError(f"format version {found}, this version of audiodiff reads {MODEL_FORMAT_VERSION}")
+    if (format_version := content.get("format_version")) != MODEL_FORMAT_VERSION:
+        raise CheckpointError(
+            f"format version {format_version}: this version of audiodiff reads {MODEL_FORMAT_VERSION}"
+        )
     try:
         return ModelRecord.model_validate(content)
     except ValueError as error:
-        raise CheckpointError(f"{RECORD} is not a record of audiodiff's ({error})") from error
+        raise CheckpointError(f"{RECORD} is not a valid record ({error})") from error
 
 
 def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
-    """The stored mel configuration; before there was one, every model had the defaults, at the size of its images."""
+    """Read the mel configuration. Models of early layouts have none, and use the defaults at their image size."""
     factor = 1 if vae is None else latent_factor(vae)
     height, width = (side * factor for side in image_sides(unet))
     if not layout.has_mel:
         mel = MelConfig(x_res=width, y_res=height)
         changes.append(
-            f"mel: added, the original's defaults at the network's size: {mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}"
+            f"mel: added the original project's defaults at the network's size: {mel.x_res}x{mel.y_res}, "
+            f"{mel.sample_rate} Hz, hop length {mel.hop_length}"
         )
         return mel
     read_json(layout.root, MEL_CONFIG)
     try:
         mel = MelConfig.from_json((layout.root / MEL_CONFIG).read_text())
     except ValueError as error:
-        raise CheckpointError(f"{MEL_CONFIG} is not a mel configuration ({error})") from error
+        raise CheckpointError(f"{MEL_CONFIG} is not a valid mel configuration ({error})") from error
     if (mel.x_res, mel.y_res) != (width, height):
         raise CheckpointError(
-            f"the network makes images of {width}x{height}, {MEL_CONFIG} says {mel.x_res}x{mel.y_res}"
+            f"{MEL_CONFIG}: resolution {mel.x_res}x{mel.y_res}: must be {width}x{height}, as the network generates"
         )
     return mel
 
 
 def _digest(layout: Layout) -> str:
-    """The first 16 hex digits of the SHA-256 of all that decides the output: classes, weights and configurations."""
+    """Return the first 16 hex digits of the SHA-256 of classes, weights and configurations."""
     root, networks = layout.root, {"unet": layout.root / "unet"}
     if layout.autoencoder:
         networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
@@ -161,8 +206,8 @@ def _digest(layout: Layout) -> str:
         for file in (folder / CONFIG, *weight_files(folder))
     }
     files |= {name: root / name for name in (SCHEDULER_CONFIG, *([MEL_CONFIG] if layout.has_mel else []))}
-    total = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
+    sha256 = hashlib.sha256(f"{layout.unet_class} {layout.scheduler_class}".encode())
     for name, path in files.items():
         with path.open("rb") as file:
-            total.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
-    return total.hexdigest()[:16]
+            sha256.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    return sha256.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Configuration and weights -> diffusers' networks and schedulers, within bounds: a configuration from outside cannot make a giant."""
+"""Networks and schedulers of diffusers, built from untrusted configurations of limited size."""
 
 import math
 from pathlib import Path
@@ -17,24 +17,25 @@ from diffusers import (
 from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
 from audiodiff_core.files.weight_files import weight_files
-from audiodiff_core.files.weights import StateDict, fill, read_weight_files
+from audiodiff_core.files.weights import StateDict, load_weights, read_weight_files
 
-UNETS: dict[str, Any] = {known.__name__: known for known in (UNet2DModel, UNet2DConditionModel)}
+UNETS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel)}
 SAVED_SCHEDULERS: dict[str, Any] = {
-    known.__name__: known for known in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)
+    cls.__name__: cls for cls in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)
 }
-"""The schedulers that a model is stored with; which ones can sample from it is another matter."""
+"""Schedulers that a model can be saved with. More schedulers can sample from it."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-"""What a network of DDPM or DDIM can predict; a flow-match scheduler has one way only, and states none."""
+"""Prediction types of DDPM and DDIM. A flow-matching scheduler has a single type, which it does not state."""
 
-LARGEST_NUMBER = 65_536
-MOST_LEVELS = 12
-MOST_LAYERS = 16
-MOST_PARAMETERS = 1 << 32
+# Limits for configurations, which are untrusted.
+MAX_NUMBER = 65_536
+MAX_LEVELS = 12
+MAX_LAYERS = 16
+MAX_PARAMETERS = 1 << 32
 
-# Inputs beside image, timestep and encoding, and shifts of the latents, which no model of this kind has.
-_UNUSED_UNET = (
+# Settings that must be None: further inputs of the network, and shifts of the latents.
+_UNSUPPORTED_UNET = (
     "class_embed_type",
     "num_class_embeds",
     "addition_embed_type",
@@ -42,146 +43,192 @@ _UNUSED_UNET = (
     "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )
-_UNUSED_AUTOENCODER = ("shift_factor", "latents_mean", "latents_std")
+_UNSUPPORTED_AUTOENCODER = ("shift_factor", "latents_mean", "latents_std")
 
 
 def load_unet(layout: Layout, changes: list[str]) -> Any:
-    """The denoising network on the CPU: of images or latents (batch, channels, height, width), conditional iff it has a cross_attention_dim."""
+    """Load the denoising network on the CPU.
+
+    Args:
+        layout: Layout of the model folder.
+        changes: List to which a line is appended for every difference from a saved network.
+
+    Returns:
+        A network over images or latents of shape (batch, channels, height, width). It is conditional if its
+        configuration has a cross_attention_dim.
+
+    Raises:
+        CheckpointError: If the network is damaged or not supported.
+    """
     if layout.unet_class not in UNETS:
         raise CheckpointError(
-            f"network {layout.unet_class} is not one that can be loaded: {' and '.join(UNETS)} of diffusers are"
+            f"{MODEL_INDEX}: unsupported unet {layout.unet_class}: must be {' or '.join(UNETS)} of diffusers"
         )
     unet = _load(UNETS[layout.unet_class], layout.root / "unet", changes)
     config = unet.config
-    _refuse(config, _UNUSED_UNET, "unet")
+    _require_none(config, _UNSUPPORTED_UNET, "unet")
     match config.sample_size:
         case int(side) if side > 0:
             pass
         case [int(height), int(width)] if height > 0 and width > 0:
             pass
         case other:
-            raise CheckpointError(f"unet: sample_size {other} is neither a side nor (height, width)")
+            raise CheckpointError(f"unet: sample_size {other}: must be a positive number or (height, width)")
     if config.in_channels != config.out_channels:
-        raise CheckpointError(f"unet: in_channels {config.in_channels} and out_channels {config.out_channels} differ")
+        raise CheckpointError(
+            f"unet: in_channels {config.in_channels} and out_channels {config.out_channels} must be equal"
+        )
     if not isinstance(config.get("cross_attention_dim"), int | None):
-        raise CheckpointError(f"unet: cross_attention_dim {config.cross_attention_dim} is not one number")
+        raise CheckpointError(f"unet: cross_attention_dim {config.cross_attention_dim}: must be one number")
     return unet
 
 
 def load_autoencoder(folder: Path, changes: list[str]) -> Any:
-    """The autoencoder of one-channel images in `folder`, on the CPU; one that states no scaling_factor has 0.18215, as they all had."""
+    """Load an autoencoder of images with one channel on the CPU.
+
+    A configuration without scaling_factor gets diffusers' default of 0.18215.
+
+    Args:
+        folder: Folder of the autoencoder.
+        changes: List to which a line is appended for every difference from a saved autoencoder.
+
+    Raises:
+        CheckpointError: If the autoencoder is damaged or not supported.
+    """
     vae = _load(AutoencoderKL, folder, changes)
     check_autoencoder(vae)
     return vae
 
 
 def check_autoencoder(vae: Any) -> None:
+    """Raise CheckpointError if the configuration of an AutoencoderKL is not supported."""
     config = vae.config
-    _refuse(config, _UNUSED_AUTOENCODER, "autoencoder")
+    _require_none(config, _UNSUPPORTED_AUTOENCODER, "autoencoder")
     if (config.in_channels, config.out_channels) != (1, 1):
         raise CheckpointError(
-            f"autoencoder for images of {config.in_channels} channels in, {config.out_channels} out: mel images have 1"
+            f"autoencoder: in_channels {config.in_channels}, out_channels {config.out_channels}: "
+            "must be 1 for mel images"
         )
     if not isinstance(config.scaling_factor, int | float) or not 0 < config.scaling_factor < math.inf:
-        raise CheckpointError(f"autoencoder: scaling_factor {config.scaling_factor} is not a positive number")
+        raise CheckpointError(f"autoencoder: scaling_factor {config.scaling_factor}: must be a positive number")
 
 
 def load_scheduler(layout: Layout, changes: list[str]) -> Any:
-    """The noise schedule that the model was trained with, and what the network predicts."""
+    """Load the scheduler, which defines the noise schedule and the prediction type of the training.
+
+    Args:
+        layout: Layout of the model folder.
+        changes: List to which a line is appended for every difference from a saved scheduler.
+
+    Raises:
+        CheckpointError: If the scheduler is damaged or not supported.
+    """
     if layout.scheduler_class not in SAVED_SCHEDULERS:
         raise CheckpointError(
-            f"scheduler {layout.scheduler_class} is not one that can be loaded: {', '.join(SAVED_SCHEDULERS)} of diffusers are"
+            f"{MODEL_INDEX}: unsupported scheduler {layout.scheduler_class}: "
+            f"must be {', '.join(SAVED_SCHEDULERS)} of diffusers"
         )
     config = read_json(layout.root, SCHEDULER_CONFIG)
     _check_bounds(config, "scheduler")
-    stated = config.get("_class_name", layout.scheduler_class)
-    if stated != layout.scheduler_class:
-        if {stated, layout.scheduler_class} != {
-            "DDPMScheduler",
-            "DDIMScheduler",
-        }:  # these two share their noise schedule
-            raise CheckpointError(f"{SCHEDULER_CONFIG} is of a {stated}, {MODEL_INDEX} names {layout.scheduler_class}")
-        changes.append(f"scheduler: configuration of a {stated} read as {layout.scheduler_class}")
+    config_class = config.get("_class_name", layout.scheduler_class)
+    if config_class != layout.scheduler_class:
+        # DDPM and DDIM have the same noise schedule.
+        if {config_class, layout.scheduler_class} != {"DDPMScheduler", "DDIMScheduler"}:
+            raise CheckpointError(
+                f"{SCHEDULER_CONFIG}: class {config_class}: must be {layout.scheduler_class}, as in {MODEL_INDEX}"
+            )
+        changes.append(f"scheduler: read the configuration of {config_class} as {layout.scheduler_class}")
     try:
         config = {key: value for key, value in config.items() if not key.startswith("_")}
-        scheduler = _with_all_stated(SAVED_SCHEDULERS[layout.scheduler_class], config)
-    except Exception as error:  # whatever diffusers raises for a configuration that is none
-        raise CheckpointError(
-            f"scheduler: its configuration cannot be used ({type(error).__name__}: {error})"
-        ) from error
-    levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
-    if len(levels) < 1 or not bool(torch.isfinite(levels).all()):
-        raise CheckpointError("scheduler: its configuration gives levels of noise that are not finite")
+        scheduler = _explicit_scheduler(SAVED_SCHEDULERS[layout.scheduler_class], config)
+    except Exception as error:  # diffusers raises many kinds of errors for invalid configurations
+        raise CheckpointError(f"scheduler: invalid configuration ({type(error).__name__}: {error})") from error
+    noise_levels = scheduler.betas if hasattr(scheduler, "betas") else scheduler.sigmas
+    if len(noise_levels) < 1 or not bool(torch.isfinite(noise_levels).all()):
+        raise CheckpointError("scheduler: invalid configuration: noise levels must be finite")
     if (prediction := scheduler.config.get("prediction_type", PREDICTION_TYPES[0])) not in PREDICTION_TYPES:
-        raise CheckpointError(
-            f"scheduler: prediction_type {prediction} is not known: {', '.join(PREDICTION_TYPES)} are"
-        )
-    _note_settings(scheduler.config, config, "scheduler", changes)
+        raise CheckpointError(f"scheduler: prediction_type {prediction}: must be {', '.join(PREDICTION_TYPES)}")
+    _append_settings(scheduler.config, config, "scheduler", changes)
     return scheduler
 
 
-def _with_all_stated(kind: Any, config: dict[str, Any]) -> Any:
-    """A scheduler whose defaults count as stated: diffusers would replace them by another scheduler's own when one is made from it."""
-    by_default = kind(**kind.extract_init_dict(config)[0])
-    return kind(**{key: value for key, value in by_default.config.items() if not key.startswith("_")})
+def _explicit_scheduler(cls: Any, config: dict[str, Any]) -> Any:
+    """Create a scheduler whose configuration states all defaults.
+
+    If diffusers creates another scheduler from a configuration, it replaces the defaults that are not stated with the
+    defaults of the other scheduler.
+    """
+    scheduler = cls(**cls.extract_init_dict(config)[0])
+    return cls(**{key: value for key, value in scheduler.config.items() if not key.startswith("_")})
 
 
-def _load(kind: Any, folder: Path, changes: list[str]) -> Any:
+def _load(cls: Any, folder: Path, changes: list[str]) -> Any:
     config = read_json(folder.parent, f"{folder.name}/{CONFIG}")
-    if config.get("_class_name", kind.__name__) != kind.__name__:
-        raise CheckpointError(f"{folder.name}/{CONFIG} is of a {config['_class_name']}, {kind.__name__} is expected")
+    if config.get("_class_name", cls.__name__) != cls.__name__:
+        raise CheckpointError(f"{folder.name}/{CONFIG}: class {config['_class_name']}: must be {cls.__name__}")
     files = weight_files(folder)
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    network = assemble(kind, config, read_weight_files(files), changes, folder.name)
+    network = build_network(cls, config, read_weight_files(files), changes, folder.name)
     if any(file.suffix != ".safetensors" for file in files):
-        changes.append(f"{folder.name}: pickle -> safetensors")
+        changes.append(f"{folder.name}: converted a pickle to safetensors")
     if len(files) > 1:
-        changes.append(f"{folder.name}: {len(files)} shards -> one file")
-    if kind is AutoencoderKL and "scaling_factor" not in config:
-        changes.append(f"{folder.name}: scaling_factor {network.config.scaling_factor} by default")
-    _note_settings(network.config, config, folder.name, changes)
+        changes.append(f"{folder.name}: merged {len(files)} shards into one file")
+    if cls is AutoencoderKL and "scaling_factor" not in config:
+        changes.append(f"{folder.name}: added the default scaling_factor {network.config.scaling_factor}")
+    _append_settings(network.config, config, folder.name, changes)
     return network
 
 
-def _note_settings(config: Any, stated: dict[str, Any], part: str, changes: list[str]) -> None:
-    """Notes what diffusers made of the `stated` settings: unknown ones are not kept, and defaults are stored from now on."""
+def _append_settings(config: Any, stated: dict[str, Any], part: str, changes: list[str]) -> None:
+    """Append to `changes` the unknown settings that diffusers dropped, and the defaults that it added."""
     if unknown := sorted(stated.keys() - config.keys()):
-        changes.append(f"{part}: unknown settings dropped: {', '.join(unknown)}")
+        changes.append(f"{part}: dropped unknown settings: {', '.join(unknown)}")
     if defaults := sorted(key for key in config if not key.startswith("_") and key not in stated):
-        decided = ", ".join(f"{key} {config[key]}" for key in defaults if config[key])
-        changes.append(
-            f"{part}: {len(defaults)} settings stated that were diffusers' defaults: {decided or 'none of them in use'}"
-        )
+        values = ", ".join(f"{key} {config[key]}" for key in defaults if config[key])
+        changes.append(f"{part}: added {len(defaults)} of diffusers' default settings: {values or 'all unset'}")
 
 
-def assemble(kind: Any, config: dict[str, Any], weights: StateDict, changes: list[str], part: str) -> Any:
-    """The network of a configuration with these weights. It is built without memory first, so that nothing is allotted for what does not fit."""
+def build_network(cls: Any, config: dict[str, Any], weights: StateDict, changes: list[str], part: str) -> Any:
+    """Build a network from a configuration and weights, on the CPU in evaluation mode.
+
+    The network is first built on the meta device, so that memory is allocated only after all checks.
+
+    Args:
+        cls: Class of the network in diffusers.
+        config: Settings of the network.
+        weights: Weights of the network.
+        changes: List to which a line is appended for every change of the weights.
+        part: Name of the network in messages.
+
+    Raises:
+        CheckpointError: If the configuration is invalid or too large, or the weights do not match it.
+    """
     _check_bounds(config, part)
     try:
         with torch.device("meta"):
-            network = kind(**kind.extract_init_dict(config)[0])
-    except Exception as error:  # whatever diffusers raises for a configuration that is none
-        raise CheckpointError(f"{part}: its configuration cannot be used ({type(error).__name__}: {error})") from error
-    if (count := sum(parameter.numel() for parameter in network.parameters())) > MOST_PARAMETERS:
-        raise CheckpointError(f"{part}: its configuration makes {count:,} parameters, {MOST_PARAMETERS:,} are loaded")
-    fill(network, weights, changes, part)
+            network = cls(**cls.extract_init_dict(config)[0])
+    except Exception as error:  # diffusers raises many kinds of errors for invalid configurations
+        raise CheckpointError(f"{part}: invalid configuration ({type(error).__name__}: {error})") from error
+    if (count := sum(parameter.numel() for parameter in network.parameters())) > MAX_PARAMETERS:
+        raise CheckpointError(f"{part}: the configuration has {count:,} parameters: must be at most {MAX_PARAMETERS:,}")
+    load_weights(network, weights, changes, part)
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
     return network.eval()
 
 
 def _check_bounds(config: dict[str, Any], part: str) -> None:
-    """Raises CheckpointError for numbers, or numbers of levels and layers, that no network of this kind has."""
+    """Raise CheckpointError for numbers, lists or layer counts that are too large."""
     for key, value in config.items():
-        largest = MOST_LAYERS if "layers" in key else LARGEST_NUMBER
+        limit = MAX_LAYERS if "layers" in key else MAX_NUMBER
         values = value if isinstance(value, list) else [value]
-        if len(values) > MOST_LEVELS and key != "trained_betas":
-            raise CheckpointError(f"{part}: {key} has {len(values)} entries, {MOST_LEVELS} are the most")
+        if len(values) > MAX_LEVELS and key != "trained_betas":
+            raise CheckpointError(f"{part}: {key} has {len(values)} entries: must be at most {MAX_LEVELS}")
         for number in values:
-            if isinstance(number, int | float) and not abs(number) <= largest:
-                raise CheckpointError(f"{part}: {key} {number} is beyond {largest}")
+            if isinstance(number, int | float) and not abs(number) <= limit:
+                raise CheckpointError(f"{part}: {key} {number}: must be from -{limit} to {limit}")
 
 
-def _refuse(config: Any, keys: tuple[str, ...], part: str) -> None:
+def _require_none(config: Any, keys: tuple[str, ...], part: str) -> None:
     for key in keys:
         if config.get(key) is not None:
-            raise CheckpointError(f"{part}: {key} {config[key]} is not supported")
+            raise CheckpointError(f"{part}: {key} {config[key]} is not supported: must be null")

@@ -1,12 +1,14 @@
-"""A model -> a diffusers pipeline folder, whole or not at all, with a record of how it came to be.
+"""Saving of models as a pipeline folder of diffusers, with a record of their origin.
 
-FOLDER/model_index.json                    which classes; `mel: ["diffusers", "Mel"]`, so that diffusers' own pipeline loads it
-FOLDER/unet/        config.json, diffusion_pytorch_model.safetensors     (the averaged weights)
-FOLDER/vqvae/       the same of the autoencoder, where the network works on latents
-FOLDER/scheduler/   scheduler_config.json  the noise schedule and prediction type
-FOLDER/mel/         mel_config.json        the seven numbers that turn audio into images
-FOLDER/audiodiff.json                      format version, recipe, data digest, metrics
-FOLDER/README.md                           model card
+FOLDER/
+    model_index.json                            class of each part; mel is diffusers' Mel, so that diffusers can load it
+    unet/config.json                            configuration of the denoising network
+    unet/diffusion_pytorch_model.safetensors    averaged weights of the denoising network
+    vqvae/                                      the same two files of the autoencoder, in latent models only
+    scheduler/scheduler_config.json             noise schedule and prediction type
+    mel/mel_config.json                         parameters of the mel images
+    audiodiff.json                              record: format version, recipe, data digest, metrics
+    README.md                                   model card
 """
 
 import json
@@ -31,11 +33,17 @@ from audiodiff_core.mel import MelConfig
 def save_model(
     folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None
 ) -> None:
-    """Writes a whole checkpoint to the local `folder` or, on any failure, nothing; replaces one that is there.
+    """Save a model to a local folder. An existing folder is replaced. On any error, nothing is changed.
 
-    `vae` is the AutoencoderKL of a network that works on latents.
+    Args:
+        folder: The folder to write.
+        unet: The denoising network.
+        scheduler: The scheduler that the model was trained with.
+        mel: Parameters of the mel images.
+        record: The record of the model's origin.
+        vae: The AutoencoderKL of a latent model, or None.
     """
-    with _whole_or_nothing(Path(folder)) as root:
+    with _replacement_folder(Path(folder)) as root:
         unet.save_pretrained(root / "unet", safe_serialization=True)
         if vae is not None:
             vae.save_pretrained(root / AUTOENCODER_KEYS[0], safe_serialization=True)
@@ -48,16 +56,24 @@ def save_model(
 
 
 def save_vae(folder: str | Path, vae: Any) -> None:
-    """Writes an autoencoder alone, as `AutoencoderKL.from_pretrained` and `load_vae` read it, whole or not at all; replaces one that is there."""
-    with _whole_or_nothing(Path(folder)) as root:
+    """Save an AutoencoderKL without a model to a local folder.
+
+    An existing folder is replaced. On any error, nothing is changed. `AutoencoderKL.from_pretrained` and `load_vae` can
+    load the folder.
+    """
+    with _replacement_folder(Path(folder)) as root:
         vae.save_pretrained(root, safe_serialization=True)
 
 
 def upload_model(folder: str | Path, destination: str) -> None:
-    """Copies a local checkpoint folder to an fsspec URI, so that what breaks off is never taken for a finished model.
+    """Upload a saved model or autoencoder to an fsspec URI, so that an interrupted upload is never read as complete.
 
-    Readers start from `model_index.json`, or `config.json` of an autoencoder alone, which comes after the rest; the record, which says that a
-    model is finished, is removed first and comes last.
+    The record marks a model as complete. It is removed from the destination first and uploaded last. The file that
+    readers open first is uploaded after all others: `model_index.json`, or `config.json` of an autoencoder.
+
+    Args:
+        folder: A local folder that `save_model` or `save_vae` wrote.
+        destination: The URI of the folder to write.
     """
     filesystem, path = filesystem_of(destination, use_listings_cache=False)
     path = path.rstrip("/")
@@ -67,14 +83,14 @@ def upload_model(folder: str | Path, destination: str) -> None:
     names = [file.relative_to(folder).as_posix() for file in Path(folder).rglob("*") if file.is_file()]
     for name in sorted(names, key=lambda name: (last.index(name) if name in last else 0, name)):
         target = f"{path}/{name}"
-        if isinstance(filesystem, LocalFileSystem):  # object stores have no folders to be made
+        if isinstance(filesystem, LocalFileSystem):  # object stores have no folders
             filesystem.makedirs(filesystem._parent(target), exist_ok=True)
         filesystem.put_file(str(Path(folder) / name), target)
 
 
 @contextmanager
-def _whole_or_nothing(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place at the end, and vanishes on any failure."""
+def _replacement_folder(target: Path) -> Iterator[Path]:
+    """Provide a new folder that replaces `target` at the end, or is deleted on any error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         root = Path(scratch) / "model"

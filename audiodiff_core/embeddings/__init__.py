@@ -1,4 +1,4 @@
-"""Embeddings of audio and text: the original's AudioEncoder and CLAP."""
+"""Embeddings of audio and text, by CLAP or by the original project's AudioEncoder."""
 
 from audiodiff_core.embeddings.encoder import Encoder, load_encoder
 from audiodiff_core.embeddings.inputs import Embeddings

@@ -1,4 +1,4 @@
-"""The original's AudioEncoder (teticio/audio-encoder): a small network over mel images, trained on playlists."""
+"""AudioEncoder of the original project (teticio/audio-encoder): a small network over mel images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from audiodiff_core.embeddings.inputs import Embeddings, batches, check_audios, 
 from audiodiff_core.mel import IMAGE_MAX, Images, Mel, MelConfig
 
 Pooling = Literal["average", "max"]
-LARGEST_ENCODER_WEIGHTS = 1 << 30
-"""Bytes; the published AudioEncoder has 170 million."""
+MAX_ENCODER_BYTES = 1 << 30
+"""Maximum size of the weights, in bytes. The published AudioEncoder has 170 million bytes."""
 
 
 class AudioEncoder(nn.Module):
-    """The original's network, by its state-dict keys: slices of 5.015 s as images (slices, 1, 96, 216) in [0, 1] -> (slices, 100)."""
+    """Encoder over mel images of 5.015 s, with the original project's state-dict keys."""
 
     mel = MelConfig(x_res=216, y_res=96, sample_rate=22_050, n_fft=2_048, hop_length=512, top_db=80)
     dim = 100
@@ -33,6 +33,14 @@ class AudioEncoder(nn.Module):
         self.eval()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Embed images.
+
+        Args:
+            x: Mel images of shape (batch, 1, 96, 216), in [0, 1].
+
+        Returns:
+            Embeddings of shape (batch, 100).
+        """
         for block in self.conv_blocks:
             x = block(x)
         embedding: torch.Tensor = self.embedding(self.dense_block(x))
@@ -40,53 +48,87 @@ class AudioEncoder(nn.Module):
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Self:
-        """Load the weights in a folder that diffusers or the original wrote. Raises ValueError for weights that are not those of this network."""
-        from audiodiff_core.files.weight_files import DIFFUSERS, weight_files  # their import takes a while
+        """Create an encoder with the weights in a folder.
+
+        Args:
+            folder: A folder that diffusers or the original project wrote.
+            name: Value of the attribute `name`.
+
+        Raises:
+            ValueError: If the weights cannot be read, or are not those of this network.
+        """
+        from audiodiff_core.files.weight_files import DIFFUSERS, weight_files  # slow to import
         from audiodiff_core.files.weights import read_weight_files
 
         with torch.device("meta"):
             encoder = cls(name)
         files: list[Path] = []
         try:
-            tensors = weight_files(folder, DIFFUSERS, LARGEST_ENCODER_WEIGHTS)
+            tensors = weight_files(folder, DIFFUSERS, MAX_ENCODER_BYTES)
             files = list(tensors)
             encoder.load_state_dict(
                 {key: weight.clone() for key, weight in read_weight_files(tensors).items()}, assign=True
             )
-        except Exception as error:  # what weights that do not fit make torch raise is its own
-            place = files[0] if len(files) == 1 else folder
-            raise ValueError(f"encoder {place}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        except Exception as error:  # torch raises several kinds of errors for weights that do not match
+            path = files[0] if len(files) == 1 else folder
+            raise ValueError(f"encoder {path}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
         return encoder.float()
 
     @property
     def digest(self) -> str:
+        """Digest of weights and settings, as 16 hex digits."""
         return encoder_digest(self, self.mel.digest)
 
     def encode(self, audios: Sequence[Samples], sample_rate: int, pool: Pooling = "average") -> Embeddings:
-        """As `Encoder.encode`: the average or the maximum, number by number, over an audio's slices."""
+        """Embed audio. See `Encoder.encode`.
+
+        Args:
+            audios: Mono samples of shape (n,). Lengths may differ.
+            sample_rate: Sample rate of `audios`, in Hz.
+            pool: Elementwise pooling over the slices of an audio.
+
+        Returns:
+            Embeddings of shape (len(audios), 100).
+
+        Raises:
+            ValueError: If an argument is invalid.
+        """
         if pool not in ("average", "max"):
-            raise ValueError(f"pool {pool}: average and max are known; `encode_slices` gives all")
-        each = self.encode_slices(audios, sample_rate)
-        return np.stack([slices.mean(axis=0) if pool == "average" else slices.max(axis=0) for slices in each])
+            raise ValueError(f"pool {pool}: must be average or max; use `encode_slices` for all slices")
+        embeddings = self.encode_slices(audios, sample_rate)
+        return np.stack([slices.mean(axis=0) if pool == "average" else slices.max(axis=0) for slices in embeddings])
 
     @torch.inference_mode()
     def encode_slices(self, audios: Sequence[Samples], sample_rate: int) -> list[Embeddings]:
-        """For each audio (slices, 100): one after the other from its beginning, the tail dropped; one alone, padded with silence, of a shorter audio."""
+        """Embed each slice of 5.015 s.
+
+        Slices do not overlap. The tail of an audio is dropped. An audio shorter than a slice is padded with silence.
+
+        Args:
+            audios: Mono samples of shape (n,). Lengths may differ.
+            sample_rate: Sample rate of `audios`, in Hz.
+
+        Returns:
+            For each audio, embeddings of shape (slices, 100).
+
+        Raises:
+            ValueError: If an argument is invalid. See `Encoder.encode`.
+        """
         check_audios(audios, sample_rate, self.sample_rate, self.name)
         assert not self.training
         size, analysis = self.mel.slice_size, Mel(self.mel)
         counts = [max(1, len(audio) // size) for audio in audios]
-        cut = (
+        slices = (
             audio[index * size : (index + 1) * size]
             for audio, count in zip(audios, counts, strict=True)
             for index in range(count)
         )
-        images = (analysis.images(piece[np.newaxis])[0] for piece in cut)
-        parts = [self._embedded(np.stack(batch)) for batch in batches(images)]
+        images = (analysis.images(samples[np.newaxis])[0] for samples in slices)
+        parts = [self._embed_images(np.stack(batch)) for batch in batches(images)]
         return np.split(np.concatenate(parts)[: sum(counts)], np.cumsum(counts)[:-1])
 
-    def _embedded(self, images: Images) -> Embeddings:
-        """(batch, 1, 96, 216) bytes -> (batch, 100)."""
+    def _embed_images(self, images: Images) -> Embeddings:
+        """Return embeddings of shape (batch, 100) for images of shape (batch, 1, 96, 216)."""
         x = torch.from_numpy(images.astype(np.float32) / IMAGE_MAX).to(self.embedding.weight.device)
         embedding: Embeddings = self(x).float().cpu().numpy()
         return embedding
@@ -104,7 +146,7 @@ class _SeparableConv2d(nn.Module):
 
 
 class _ConvBlock(nn.Module):
-    """Halves both sides. (The original's dropout, which matters to its training alone, is left out here and below.)"""
+    """Block that halves height and width. The original's dropout is omitted, since it acts in training only."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -117,7 +159,7 @@ class _ConvBlock(nn.Module):
 
 
 class _DenseBlock(nn.Module):
-    """(batch, channels, height, width) -> (batch, features), the channels being the fastest to vary in what is flattened."""
+    """Linear block over flattened images. Channels are the last dimension before flattening."""
 
     def __init__(self, in_features: int, features: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Files of a CLAP checkpoint -> transformers' model, feature extractor and tokenizer, complete and within bounds.
+"""Loading of CLAP checkpoints, with checks that they are complete and of limited size.
 
-transformers initialises missing weights at random and makes up a missing vocabulary, and only logs the former.
-Here both are errors.
+transformers initializes missing weights at random and invents a missing vocabulary. It logs only missing weights.
+This module raises an error for both.
 """
 
 from pathlib import Path
@@ -11,61 +11,69 @@ import torch
 
 from audiodiff_core.audio.formats import SAMPLE_RATES_HZ
 from audiodiff_core.files.model_files import CONFIG, CheckpointError, read_json
-from audiodiff_core.files.weight_files import TRANSFORMERS, few, weight_files
+from audiodiff_core.files.weight_files import TRANSFORMERS, summarize_names, weight_files
 from audiodiff_core.files.weights import float32_copy, read_weight_files, require_match
 
-LARGEST_CLAP = 4 << 30
-"""Bytes of weights; the published models have up to 0.8 GB."""
+MAX_CLAP_BYTES = 4 << 30
+"""Maximum size of the weights, in bytes. The published models have up to 0.8 GB."""
 
-LARGEST_VOCABULARY = 64 << 20
-"""Bytes of a vocabulary's file."""
+MAX_VOCABULARY_BYTES = 64 << 20
 
-LARGEST_NUMBER = 1 << 20
-MOST_LAYERS = 256
-LONGEST_WINDOW_S = 600
+# Limits for configurations, which are untrusted.
+MAX_NUMBER = 1 << 20
+MAX_LAYERS = 256
+MAX_WINDOW_S = 600
 
 _FEATURE_BOUNDS = {
     "sampling_rate": SAMPLE_RATES_HZ,
     "feature_size": range(1, 1_025),
     "fft_window_size": range(16, 16_385),
     "hop_length": range(1, 16_385),
-    "max_length_s": range(1, LONGEST_WINDOW_S + 1),
+    "max_length_s": range(1, MAX_WINDOW_S + 1),
 }
 _FEATURE_FILES = ("preprocessor_config.json", "processor_config.json")
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _CONSTANTS = ("position_ids", "token_type_ids", "relative_position_index")
-"""Buffers that follow from the configuration; some versions of transformers do not store them."""
+"""Buffers that the configuration determines. Some versions of transformers do not store them."""
 
 
 def load_clap(transformers: Any, folder: Path) -> tuple[Any, Any, Any]:
-    """Load the model in float32 on the CPU, the feature extractor and the tokenizer of a folder.
+    """Load a CLAP checkpoint.
 
-    Raises CheckpointError for weights that are missing, unknown or of another shape, for a missing vocabulary, and
-    for numbers and files beyond the bounds. transformers' own errors for damaged files pass through.
+    Args:
+        transformers: The imported package.
+        folder: A folder that transformers wrote.
+
+    Returns:
+        The model in float32 on the CPU, the feature extractor and the tokenizer.
+
+    Raises:
+        CheckpointError: If weights are missing, unexpected or of the wrong shape, the vocabulary is missing, or a
+            number or file exceeds its limit. For damaged files, transformers raises errors of its own.
     """
     model = _model(transformers, folder)
     _check_features(folder)
     features = transformers.ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     if not any(all((folder / name).is_file() for name in names) for names in _VOCABULARIES):
-        raise CheckpointError("holds no vocabulary: neither tokenizer.json nor vocab.json with merges.txt")
+        raise CheckpointError("the vocabulary is missing: must be tokenizer.json, or vocab.json with merges.txt")
     for file in [*folder.glob("*.json"), *folder.glob("*.txt")]:
-        if (size := file.stat().st_size) > LARGEST_VOCABULARY:
-            raise CheckpointError(f"{file.name} has {size:,} bytes, {LARGEST_VOCABULARY:,} are read")
+        if (size := file.stat().st_size) > MAX_VOCABULARY_BYTES:
+            raise CheckpointError(f"{file.name} has {size:,} bytes: must be at most {MAX_VOCABULARY_BYTES:,}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if len(tokenizer) > (rows := int(model.config.text_config.vocab_size)):
-        raise CheckpointError(f"the vocabulary has {len(tokenizer)} tokens, the model has {rows}")
+        raise CheckpointError(f"the vocabulary has {len(tokenizer)} tokens: the model supports at most {rows}")
     return model, features, tokenizer
 
 
 def _model(transformers: Any, folder: Path) -> Any:
     settings = read_json(folder, CONFIG)
     if "quantization_config" in settings:
-        raise CheckpointError(f"{CONFIG} has a quantization_config: quantized weights are not read")
+        raise CheckpointError(f"{CONFIG} has a quantization_config: quantized weights are not supported")
     _check_numbers(settings, CONFIG)
     config = transformers.ClapConfig.from_dict(settings)
     with torch.device("meta"):
         expected = transformers.ClapModel(config).state_dict()
-    stored = read_weight_files(weight_files(folder, TRANSFORMERS, LARGEST_CLAP))
+    stored = read_weight_files(weight_files(folder, TRANSFORMERS, MAX_CLAP_BYTES))
     learned, needed = (
         {name: weight for name, weight in weights.items() if not name.endswith(_CONSTANTS)}
         for weights in (stored, expected)
@@ -78,13 +86,13 @@ def _model(transformers: Any, folder: Path) -> Any:
     model, report = transformers.ClapModel.from_pretrained(
         None, config=config, state_dict=weights, dtype=torch.float32, output_loading_info=True
     )
-    if initialised := sorted(name for name in report["missing_keys"] if not name.endswith(_CONSTANTS)):
-        raise CheckpointError(f"the weights of CLAP lack {few(initialised)}")
+    if missing := sorted(name for name in report["missing_keys"] if not name.endswith(_CONSTANTS)):
+        raise CheckpointError(f"CLAP: missing weights: {summarize_names(missing)}")
     return model.eval()
 
 
 def _check_numbers(settings: Any, key: str) -> None:
-    """Raise CheckpointError for numbers, or numbers of layers, that no CLAP has."""
+    """Raise CheckpointError for numbers, or numbers of layers, that are too large for a CLAP model."""
     match settings:
         case dict():
             for name, value in settings.items():
@@ -93,20 +101,20 @@ def _check_numbers(settings: Any, key: str) -> None:
             for value in settings:
                 _check_numbers(value, key)
         case int() | float():
-            largest = MOST_LAYERS if "layers" in key or key == "depths" else LARGEST_NUMBER
-            if not abs(settings) <= largest:
-                raise CheckpointError(f"{CONFIG}: {key} {settings} is beyond {largest}")
+            limit = MAX_LAYERS if "layers" in key or key == "depths" else MAX_NUMBER
+            if not abs(settings) <= limit:
+                raise CheckpointError(f"{CONFIG}: {key} {settings}: must be at most {limit}")
 
 
 def _check_features(folder: Path) -> None:
-    """Raise CheckpointError for settings of the feature extractor that would take much memory, before it is made."""
+    """Raise CheckpointError for settings that would make the feature extractor allocate too much memory."""
     files = [name for name in _FEATURE_FILES if (folder / name).exists()]
     if not files:
-        raise CheckpointError(f"holds no {_FEATURE_FILES[0]}")
+        raise CheckpointError(f"{_FEATURE_FILES[0]} is missing")
     for file in files:
         settings = read_json(folder, file)
-        inner = settings.get("feature_extractor")
-        for stated in (settings, inner if isinstance(inner, dict) else {}):
+        nested = settings.get("feature_extractor")
+        for values in (settings, nested if isinstance(nested, dict) else {}):
             for name, bounds in _FEATURE_BOUNDS.items():
-                if name in stated and stated[name] not in bounds:
-                    raise CheckpointError(f"{file}: {name} {stated[name]} is not from {bounds[0]} to {bounds[-1]}")
+                if name in values and values[name] not in bounds:
+                    raise CheckpointError(f"{file}: {name} {values[name]}: must be {bounds[0]} to {bounds[-1]}")

@@ -1,11 +1,13 @@
-"""Audio -> embeddings: what conditional models are told of a sound, and what sets of sounds are compared by.
+"""Encoders that convert audio to embeddings, for conditioning models and for comparing sets of sounds.
 
-`load_encoder` reads a folder or a Hugging Face id and tells by its config.json which of two it is:
-- the original's AudioEncoder (teticio/audio-encoder), a small network over mel images, trained on which tracks share playlists;
-- a CLAP (Wu et al., "Large-scale contrastive language-audio pretraining", 2023), which embeds text too, in the same space
-  (transformers' ClapModel: the extra `clap`).
+`load_encoder` reads one of two kinds of encoder, which it recognizes by their config.json:
+- AudioEncoder of the original project (teticio/audio-encoder): a small network over mel images, trained on which tracks
+  share playlists.
+- CLAP (Wu et al., "Large-scale contrastive language-audio pretraining", 2023): embeds audio and text in the same space.
+  Needs transformers, which the extra `clap` installs.
 
-An item's embedding does not depend on its neighbours: batches have one fixed shape, texts are done one by one. Nothing is unpickled but tensors.
+The embedding of an item does not depend on the other items of a call: batches have a fixed shape, and texts are encoded
+one by one. Pickled code in model files is never run.
 """
 
 from collections.abc import Sequence
@@ -22,52 +24,67 @@ from audiodiff_core.embeddings.inputs import Embeddings
 
 
 class Encoder(Protocol):
-    """Turns audio into vectors. Two encoders with the same digest give the same."""
+    """A network that embeds audio. Encoders with equal digests compute equal embeddings."""
 
     name: str
-    """As `load_encoder` takes it: `audio-encoder:SOURCE` or `clap:SOURCE`."""
+    """Argument for `load_encoder`: `audio-encoder:SOURCE` or `clap:SOURCE`."""
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """Number of values in an embedding."""
+        ...
 
     @property
     def sample_rate(self) -> int:
-        """In Hz, of the audio that `encode` takes."""
+        """Sample rate in Hz that `encode` requires."""
         ...
 
     @property
     def digest(self) -> str:
-        """Names weights and settings: 16 hex digits."""
+        """Digest of weights and settings, as 16 hex digits."""
         ...
 
     def encode(self, audios: Sequence[Samples], sample_rate: int) -> Embeddings:
-        """Audios (n_i,) of any lengths at `sample_rate` Hz -> (len(audios), dim).
+        """Embed audio.
 
-        Raises ValueError for another rate than the encoder's, and for audio that is empty, not mono or not finite.
+        Args:
+            audios: Mono samples of shape (n,). Lengths may differ.
+            sample_rate: Sample rate of `audios`, in Hz.
+
+        Returns:
+            Embeddings of shape (len(audios), dim).
+
+        Raises:
+            ValueError: If `sample_rate` is not the encoder's, or samples are empty, not mono, or not finite.
         """
         ...
 
 
 def load_encoder(source: str | Path, device: torch.device | str = "cpu") -> Encoder:
-    """The encoder at `source`: a local folder or a Hugging Face id, with or without the prefix that says which kind is expected.
+    """Load an encoder.
 
-    Raises ValueError where there is none, it is of another kind, cannot be read, or needs a package that is not installed.
+    Args:
+        source: A local folder or a Hugging Face id. The optional prefix `audio-encoder:` or `clap:` states the kind.
+        device: Device for the network.
+
+    Raises:
+        ValueError: If the encoder does not exist, cannot be read, is not of the stated kind, or needs a package that is
+            not installed.
     """
-    expected, name = _parts(str(source))
+    required_kind, name = _split_kind(str(source))
     name = encoder_repository(name)
     folder = local_folder(name)
     config = read_config(folder, name)
     kind = "audio-encoder" if config.get("_class_name") == "AudioEncoder" else str(config.get("model_type"))
-    if kind not in ("audio-encoder", "clap") or expected not in (None, kind):
-        raise ValueError(
-            f"encoder {source}: its config.json is of {kind}, {expected or 'audio-encoder or clap'} can be loaded"
-        )
+    if kind not in ("audio-encoder", "clap") or required_kind not in (None, kind):
+        required = required_kind or "audio-encoder or clap"
+        raise ValueError(f"encoder {source}: config.json is of kind {kind}: must be {required}")
     if kind == "clap":
         return ClapEncoder(name, folder, device)
     return AudioEncoder.of(folder, f"audio-encoder:{name}").to(device)
 
 
-def _parts(source: str) -> tuple[str | None, str]:
-    """The kind that a prefix states, if one does, and the rest."""
+def _split_kind(source: str) -> tuple[str | None, str]:
+    """Split a source into its kind, or None without a prefix, and the rest."""
     kind, colon, rest = source.partition(":")
     return (kind, rest) if colon and kind in ("audio-encoder", "clap") else (None, source)

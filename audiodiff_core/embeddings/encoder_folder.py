@@ -1,4 +1,4 @@
-"""Folder of an encoder: local, or a copy of a repository on the Hugging Face Hub."""
+"""Folders of encoders: local, or downloaded from the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from audiodiff_core.files.hub_names import repository_name
 
 
 def local_folder(source: str) -> Path:
-    """Return the folder `source`, or a copy of the repository on the Hub, with the weights that loading prefers."""
+    """Return the local folder of an encoder. Hub repositories are downloaded, with the preferred weights only.
+
+    Raises:
+        ValueError: If the encoder does not exist or cannot be downloaded.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -29,7 +33,7 @@ def local_folder(source: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.txt"]))
         download_weights(name, folder, [Path()], [TRANSFORMERS, DIFFUSERS])
     except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = "no such folder, and no such model on the Hugging Face Hub could be fetched"
+        reason = "no such folder, and no model could be downloaded from the Hugging Face Hub"
         raise ValueError(f"encoder {source}: {reason}") from error
     except ValueError as error:
         raise ValueError(f"encoder {source}: {error}") from error
@@ -37,7 +41,11 @@ def local_folder(source: str) -> Path:
 
 
 def encoder_repository(source: str) -> str:
-    """Return OWNER/NAME for an address on the Hub, any other source as it is; errors name the encoder."""
+    """Convert the address of a Hub repository to OWNER/NAME, and return any other source unchanged.
+
+    Raises:
+        ValueError: If `source` is any other address on the Hub. The message names the encoder.
+    """
     try:
         return repository_name(source)
     except ValueError as error:
@@ -45,7 +53,11 @@ def encoder_repository(source: str) -> str:
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
-    """Read config.json in an encoder's folder. Raises ValueError for a missing, damaged or too large file."""
+    """Read the config.json in an encoder's folder.
+
+    Raises:
+        ValueError: If the file is missing, damaged or too large. The message names `source`.
+    """
     from audiodiff_core.files.model_files import CONFIG, read_json
 
     try:

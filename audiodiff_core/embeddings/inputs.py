@@ -1,4 +1,4 @@
-"""Inputs of encoders: checks and batches of one fixed shape; digests of encoders."""
+"""Checks and batches of encoder inputs, and digests of encoders."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,28 +18,45 @@ ENCODER_BATCH_SIZE = 16
 
 
 def batches(items: Iterable[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:
-    """The items in lists of BATCH_SIZE, the last filled up with zeros: the shape of a batch moves the last bits of all in it."""
-    waiting = iter(items)
-    while batch := list(islice(waiting, ENCODER_BATCH_SIZE)):
+    """Group arrays of one shape into lists of ENCODER_BATCH_SIZE. The last list is padded with zeros.
+
+    The shape of a batch is fixed because it can change the last bits of every result in the batch.
+    """
+    remaining = iter(items)
+    while batch := list(islice(remaining, ENCODER_BATCH_SIZE)):
         yield batch + [np.zeros_like(batch[0])] * (ENCODER_BATCH_SIZE - len(batch))
 
 
 def check_audios(audios: Sequence[Samples], sample_rate: int, expected: int, name: str) -> None:
+    """Check the arguments of `Encoder.encode`.
+
+    Args:
+        audios: Samples, which must be finite and of shape (n,).
+        sample_rate: Sample rate of `audios`, in Hz.
+        expected: Sample rate of the encoder, in Hz.
+        name: Name of the encoder in error messages.
+
+    Raises:
+        ValueError: If an argument is invalid.
+    """
     if sample_rate != expected:
-        raise ValueError(f"sample_rate {sample_rate}: encoder {name} takes audio at {expected} Hz")
+        raise ValueError(f"sample_rate {sample_rate}: must be {expected} Hz for encoder {name}")
     if not len(audios):
-        raise ValueError("audios: none are given")
+        raise ValueError("audios: must contain at least one audio")
     for index, audio in enumerate(audios):
         if audio.ndim != 1 or not len(audio):
-            raise ValueError(f"audios[{index}] of shape {audio.shape}: mono samples (n,) are needed")
+            raise ValueError(f"audios[{index}] of shape {audio.shape}: must be mono samples of shape (n,), not empty")
         if not np.isfinite(audio).all():
-            raise ValueError(f"audios[{index}] holds NaN or infinite samples")
+            raise ValueError(f"audios[{index}]: must not contain NaN or infinite samples")
 
 
 def encoder_digest(network: nn.Module, settings: str) -> str:
-    """The first 16 hex digits of the SHA-256 of settings and weights, whatever file they came from."""
-    total = hashlib.sha256(settings.encode())
+    """Return the first 16 hex digits of the SHA-256 of a network's settings and weights.
+
+    The digest does not depend on the format of the weight files.
+    """
+    sha256 = hashlib.sha256(settings.encode())
     for key, value in sorted(network.state_dict().items()):
-        total.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return total.hexdigest()[:16]
+        sha256.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
+        sha256.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()[:16]

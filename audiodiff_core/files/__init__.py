@@ -1,1 +1,1 @@
-"""Files of models: where they lie, how they are fetched, and how weights are read without unpickling."""
+"""Model files: their names and locations, and weights that are read without running pickled code."""

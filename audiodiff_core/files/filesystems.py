@@ -1,4 +1,4 @@
-"""Filesystems of paths and URIs, in which every character of a name stands for itself."""
+"""Filesystems for paths and URIs, with special characters in names taken literally."""
 
 import os
 from typing import Any
@@ -9,10 +9,17 @@ OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs"})
 
 
 def filesystem_of(uri: str, **options: Any) -> tuple[Any, str]:
-    """Return the filesystem of a path or URI, and the name of the place in it.
+    """Return the fsspec filesystem for a path or URI, and the path within it.
 
-    Unlike `fsspec.url_to_fs`, takes `::`, `#` and `?` in names on disk and on object stores literally, not as a chain
-    or a version. `options` go to the client of a store.
+    `fsspec.url_to_fs` gives `::`, `#` and `?` a special meaning. This function takes them literally in names on disk
+    and in object stores.
+
+    Args:
+        uri: A local path, in which `~` is expanded, or a URI of any filesystem that fsspec supports.
+        **options: Options for the filesystem's client. Local filesystems ignore them.
+
+    Returns:
+        The filesystem and the path. The path is absolute for local files, and BUCKET/KEY for object stores.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:

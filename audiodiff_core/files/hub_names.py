@@ -1,4 +1,4 @@
-"""Names of repositories on the Hugging Face Hub, as they are written and as they are pasted from a browser."""
+"""Names of Hugging Face Hub repositories, as users write them or paste them from a browser."""
 
 import re
 from pathlib import Path
@@ -16,10 +16,15 @@ _ADDRESS = re.compile(
 
 
 def repository_name(source: str, kind: RepositoryKind = "model") -> str:
-    """Return OWNER/NAME for `OWNER/NAME/` and for the address of a repository's page, any other `source` as it is.
+    """Convert the address of a Hub repository to OWNER/NAME, and return any other source unchanged.
 
-    The address may be that of the branch main (`/tree/main`). Raises ValueError for an address of anything else; the
-    message does not name `source`.
+    Args:
+        source: A local path, a URI, OWNER/NAME with or without a trailing slash, or the address of a repository's page
+            on the Hub, which may end with `/tree/main`.
+        kind: The kind of repository that the address must have.
+
+    Raises:
+        ValueError: If `source` is any other address on the Hub. The message does not contain `source`.
     """
     if Path(source).exists():
         return source
@@ -27,14 +32,12 @@ def repository_name(source: str, kind: RepositoryKind = "model") -> str:
         name = source.rstrip("/")
         return name if name.count("/") == 1 and not name.startswith((".", "/", "~")) else source
     parts = [part for part in (address["path"] or "").split("/") if part]
-    stated = _KINDS[parts.pop(0)] if parts and parts[0] in _KINDS else "model"
+    address_kind = _KINDS[parts.pop(0)] if parts and parts[0] in _KINDS else "model"
     if len(parts) < 2:
-        raise ValueError(f"is the address of no {kind} on the Hugging Face Hub: write OWNER/NAME")
-    if stated != kind:
-        raise ValueError(f"is the address of a {stated} on the Hugging Face Hub, a {kind} is expected")
+        raise ValueError(f"not the address of a {kind} on the Hugging Face Hub: write OWNER/NAME")
+    if address_kind != kind:
+        raise ValueError(f"address of a {address_kind} on the Hugging Face Hub: must be the address of a {kind}")
     owner, name, *page = parts
     if page not in ([], ["tree", "main"]):
-        raise ValueError(
-            f"is the address of a page inside {owner}/{name}: write {owner}/{name}, which stands for its branch main"
-        )
+        raise ValueError(f"address of a page inside {owner}/{name}: write {owner}/{name}, which means its branch main")
     return f"{owner}/{name}"

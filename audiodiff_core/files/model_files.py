@@ -1,4 +1,4 @@
-"""File names and JSON files of model folders."""
+"""File names in model folders, and a reader for their JSON files."""
 
 import json
 from pathlib import Path
@@ -9,25 +9,33 @@ RECORD = "audiodiff.json"
 CONFIG = "config.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MEL_CONFIG = "mel/mel_config.json"
+
 AUTOENCODER_KEYS = ("vqvae", "vae")
-LARGEST_JSON = 1 << 20
+"""Names of the autoencoder's folder and index entry. Models are written with the first."""
+
+MAX_JSON_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """What is not a model of ours or of the original's, with what is wrong in one line."""
+    """A model that cannot be read or is not supported. The message is one line."""
 
 
 def read_json(root: Path, name: str) -> dict[str, Any]:
-    """The JSON object in the file `name` below `root`, of at most LARGEST_JSON bytes."""
+    """Read a JSON object from the file `name` in the folder `root`.
+
+    Raises:
+        CheckpointError: If the file is missing, has more than MAX_JSON_BYTES bytes, or is not a JSON object.
+    """
     file = root / name
     if not file.is_file():
-        raise CheckpointError(f"is not a {'' if name == MODEL_INDEX else 'whole '}model folder: it holds no {name}")
-    if (size := file.stat().st_size) > LARGEST_JSON:
-        raise CheckpointError(f"{name} has {size:,} bytes, {LARGEST_JSON:,} are read")
+        folder = "not a" if name == MODEL_INDEX else "incomplete"
+        raise CheckpointError(f"{folder} model folder: {name} is missing")
+    if (size := file.stat().st_size) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{name} has {size:,} bytes: must be at most {MAX_JSON_BYTES:,}")
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{name} is not JSON ({error})") from error
+        raise CheckpointError(f"{name} is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{name} is not a JSON object")
     return content

@@ -1,4 +1,4 @@
-"""Wherever a model lies, a local folder with the files that loading reads: a path, any fsspec URI, a Hugging Face id."""
+"""Local copies of model files from a path, any fsspec URI or the Hugging Face Hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +11,25 @@ from audiodiff_core.files.hub_names import repository_name
 from audiodiff_core.files.model_files import (
     AUTOENCODER_KEYS,
     CONFIG,
-    LARGEST_JSON,
+    MAX_JSON_BYTES,
     MEL_CONFIG,
     MODEL_INDEX,
     RECORD,
     SCHEDULER_CONFIG,
     CheckpointError,
 )
-from audiodiff_core.files.weight_files import DIFFUSERS, INDEX_END, LARGEST_WEIGHTS, WeightNames, require_shards, shards
+from audiodiff_core.files.weight_files import (
+    DIFFUSERS,
+    INDEX_SUFFIX,
+    MAX_WEIGHTS_BYTES,
+    WeightNames,
+    read_shard_index,
+    require_shards,
+)
 
-NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")  # the last: an autoencoder alone
+NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")
+"""Folders that may contain a network. "." is the folder of an autoencoder without a model."""
+
 DESCRIPTIONS = [
     MODEL_INDEX,
     RECORD,
@@ -28,10 +37,22 @@ DESCRIPTIONS = [
     MEL_CONFIG,
     *((Path(folder) / CONFIG).as_posix() for folder in NETWORK_FOLDERS),
 ]
+"""All files of a model that are not weights."""
 
 
 def local_copy(source: str, scratch: Path) -> Path:
-    """The folder or file itself, or a copy in `scratch` of what loading reads of it. Raises CheckpointError where there is none."""
+    """Return a local path with the model files of `source`.
+
+    A local `source` is returned as an absolute path. From a URI, the files that loading reads are copied to `scratch`.
+    From the Hub, they are downloaded to the Hub's cache.
+
+    Args:
+        source: A local file or folder, an fsspec URI, or a Hugging Face id or address.
+        scratch: A folder for copies.
+
+    Raises:
+        CheckpointError: If `source` does not exist, is not a model, or cannot be downloaded.
+    """
     if Path(source).exists():
         return Path(source).resolve()
     source = repository_name(source)
@@ -42,55 +63,57 @@ def local_copy(source: str, scratch: Path) -> Path:
     try:
         return _from_hub(source)
     except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError("no such folder, and no such model on the Hugging Face Hub could be fetched") from error
+        raise CheckpointError("no such folder, and no model could be downloaded from the Hugging Face Hub") from error
 
 
 def _from_filesystem(source: str, target: Path) -> Path:
     filesystem, path = filesystem_of(source)
     prefix: str = path.rstrip("/")
-    place = target
+    local_path = target
     if filesystem.isfile(prefix):
         size = filesystem.size(prefix)
         prefix, _, name = prefix.rpartition("/")
-        sizes, wanted, place = {name: size}, [name], target / name
+        sizes, names, local_path = {name: size}, [name], target / name
     else:
         sizes = {
             name.removeprefix(prefix + "/"): entry["size"]
             for name, entry in filesystem.find(prefix, maxdepth=2, detail=True).items()
         }
-        wanted = [name for name in DESCRIPTIONS if name in sizes]
+        names = [name for name in DESCRIPTIONS if name in sizes]
         for folder in NETWORK_FOLDERS:
-            inside = {Path(name).name for name in sizes if Path(name).parent == Path(folder)}
-            if preferred := DIFFUSERS.preferred(inside):
-                wanted.append((Path(folder) / preferred).as_posix())
-    if not wanted:
-        raise CheckpointError("no such folder" if not sizes else "is not a model folder")
-    for name in wanted:  # an index adds its shards to the end
-        limit = LARGEST_JSON if name.endswith(".json") else LARGEST_WEIGHTS
+            folder_files = {Path(name).name for name in sizes if Path(name).parent == Path(folder)}
+            if preferred := DIFFUSERS.preferred(folder_files):
+                names.append((Path(folder) / preferred).as_posix())
+    if not names:
+        raise CheckpointError("not a model folder" if sizes else "no such folder")
+    for name in names:  # grows: an index appends its shards
+        limit = MAX_JSON_BYTES if name.endswith(".json") else MAX_WEIGHTS_BYTES
         if sizes[name] > limit:
-            raise CheckpointError(f"{name} has {sizes[name]:,} bytes, {limit:,} are read")
+            raise CheckpointError(f"{name} has {sizes[name]:,} bytes: must be at most {limit:,}")
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         filesystem.get_file(f"{prefix}/{name}", str(target / name))
-        if name not in DESCRIPTIONS and name.endswith(INDEX_END):
+        if name not in DESCRIPTIONS and name.endswith(INDEX_SUFFIX):
             parent = Path(name).parent
-            parts = [(parent / shard).as_posix() for shard in shards(target / parent, Path(name).name)]
-            require_shards(name, parts, sizes)
-            if (size := sum(sizes[part] for part in parts)) > LARGEST_WEIGHTS:
-                raise CheckpointError(f"{name} is of {size:,} bytes, {LARGEST_WEIGHTS:,} are read")
-            wanted += parts
-    return place
+            shards = [(parent / shard).as_posix() for shard in read_shard_index(target / parent, Path(name).name)]
+            require_shards(name, shards, sizes)
+            if (size := sum(sizes[shard] for shard in shards)) > MAX_WEIGHTS_BYTES:
+                raise CheckpointError(
+                    f"the shards of {name} have {size:,} bytes: must be at most {MAX_WEIGHTS_BYTES:,}"
+                )
+            names += shards
+    return local_path
 
 
 def _from_hub(name: str) -> Path:
-    """Download a snapshot to the Hub's cache, with the weights that loading prefers for each network."""
+    """Download a repository's descriptions and preferred weights to the Hub's cache."""
     folders = [Path(folder) for folder in NETWORK_FOLDERS]
-    whole, index = next(DIFFUSERS.stages())
+    weights, index = next(DIFFUSERS.candidates())
     root = Path(
         snapshot_download(
             name,
             allow_patterns=[
                 *DESCRIPTIONS,
-                *((folder / file).as_posix() for folder in folders for file in (whole, index)),
+                *((folder / file).as_posix() for folder in folders for file in (weights, index)),
             ],
         )
     )
@@ -99,13 +122,25 @@ def _from_hub(name: str) -> Path:
 
 
 def download_weights(name: str, root: Path, folders: Sequence[Path], libraries: Sequence[WeightNames]) -> None:
-    """Add to the snapshot `root` of a repository the preferred weights, named as by any of `libraries`, of each network's folder."""
-    for stage in zip(*(library.stages() for library in libraries), strict=True):
-        lacking = [folder for folder in folders if not any(_preferred(root / folder, library) for library in libraries)]
+    """Download the preferred weights of each network to a snapshot of its repository.
+
+    Weights that the snapshot already contains are not downloaded again. Folders without weights in the repository
+    stay without weights.
+
+    Args:
+        name: Repository, as OWNER/NAME.
+        root: Snapshot folder of the repository in the Hub's cache.
+        folders: Folders of the networks, relative to `root`.
+        libraries: Libraries whose file names are accepted.
+    """
+    for candidates in zip(*(library.candidates() for library in libraries), strict=True):
+        incomplete = [
+            folder for folder in folders if not any(_preferred(root / folder, library) for library in libraries)
+        ]
         missing = [
             (folder / file).as_posix()
-            for folder in lacking
-            for names in stage
+            for folder in incomplete
+            for names in candidates
             for file in names
             if not (root / folder / file).exists()
         ]
@@ -113,14 +148,14 @@ def download_weights(name: str, root: Path, folders: Sequence[Path], libraries: 
             snapshot_download(name, revision=root.name, allow_patterns=missing)
     for folder in folders:
         for library in libraries:
-            if (index := _preferred(root / folder, library)) and index.endswith(INDEX_END):
-                parts = [
+            if (index := _preferred(root / folder, library)) and index.endswith(INDEX_SUFFIX):
+                shards = [
                     (folder / shard).as_posix()
-                    for shard in shards(root / folder, index)
+                    for shard in read_shard_index(root / folder, index)
                     if not (root / folder / shard).exists()
                 ]
-                if parts:
-                    snapshot_download(name, revision=root.name, allow_patterns=parts)
+                if shards:
+                    snapshot_download(name, revision=root.name, allow_patterns=shards)
 
 
 def _preferred(folder: Path, library: WeightNames) -> str | None:

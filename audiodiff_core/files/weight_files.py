@@ -1,9 +1,13 @@
-"""Files of a network's weights: whole or in shards, in full or half precision, as safetensors or a pickle of tensors.
+"""Names of weight files, and the choice between several files of one network.
+
+Weights are a single file, or shards that an index lists. They have full or half precision, and are stored as
+safetensors or as a pickle of tensors (`.bin`):
 
     BASE.safetensors        BASE.safetensors.index.json        shards such as BASE-00001-of-00002.safetensors
     BASE.fp16.safetensors   BASE.safetensors.index.fp16.json   shards such as BASE.fp16-00001-of-00002.safetensors
 
-Full precision comes first, then safetensors, then whole files. An index is untrusted: its shards lie beside it.
+Full precision is preferred to half, then safetensors to pickles, then single files to shards. An index is untrusted:
+its shards must be in its own folder.
 """
 
 import re
@@ -13,43 +17,47 @@ from pathlib import Path
 
 from audiodiff_core.files.model_files import CheckpointError, read_json
 
-LARGEST_WEIGHTS = 16 << 30
-"""Bytes of one network's weights."""
+MAX_WEIGHTS_BYTES = 16 << 30
+"""Maximum size of one network's weights, in bytes."""
 
-MOST_SHARDS = 256
+MAX_SHARDS = 256
 VARIANTS = ("fp32", "fp16", "bf16")
-INDEX_END = ".json"
+INDEX_SUFFIX = ".json"
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class WeightNames:
-    """The names that a library gives to weight files, without their endings."""
+    """Base names of a library's weight files, without suffixes."""
 
     safetensors: str
     pickled: str
 
-    def stages(self) -> Iterator[tuple[str, str]]:
-        """Yield the names of a whole file and of an index of shards, in the order of preference."""
+    def candidates(self) -> Iterator[tuple[str, str]]:
+        """Yield pairs of file names, a single file and an index of shards, in order of preference."""
         for variant in ("", *VARIANTS):
             part = f".{variant}" if variant else ""
             for base, suffix in ((self.safetensors, "safetensors"), (self.pickled, "bin")):
-                yield f"{base}{part}.{suffix}", f"{base}.{suffix}.index{part}{INDEX_END}"
+                yield f"{base}{part}.{suffix}", f"{base}.{suffix}.index{part}{INDEX_SUFFIX}"
 
     def preferred(self, present: Container[str]) -> str | None:
-        """Return the file or index that is read if a folder holds the names `present`, None without weights."""
-        return next((name for stage in self.stages() for name in stage if name in present), None)
+        """Return the preferred weight file or index among the file names `present`, or None without weights."""
+        return next((name for pair in self.candidates() for name in pair if name in present), None)
 
 
 DIFFUSERS = WeightNames("diffusion_pytorch_model", "diffusion_pytorch_model")
 TRANSFORMERS = WeightNames("model", "pytorch_model")
 
 
-def shards(folder: Path, index: str) -> dict[str, set[str]]:
-    """Return the sorted names of an index's shards, and the tensors in each.
+def read_shard_index(folder: Path, index: str) -> dict[str, set[str]]:
+    """Read the index file `index` in `folder`.
 
-    Raises CheckpointError for an index that is damaged, names files outside its folder, or too many.
+    Returns:
+        The names of the tensors in each shard, by the shard's file name in sorted order.
+
+    Raises:
+        CheckpointError: If the index is damaged, names a file outside `folder`, or names more than MAX_SHARDS files.
     """
     weight_map = read_json(folder, index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -59,43 +67,56 @@ def shards(folder: Path, index: str) -> dict[str, set[str]]:
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name) or not name.endswith(suffix):
             raise CheckpointError(
-                f"{index} names the file {str(name)[:100]!r}: a {suffix} file beside the index is expected"
+                f"{index} names the file {str(name)[:100]!r}: must be a {suffix} file in the index's folder"
             )
         tensors.setdefault(name, set()).add(tensor)
-    if len(tensors) > MOST_SHARDS:
-        raise CheckpointError(f"{index} names {len(tensors)} files, {MOST_SHARDS} are read")
+    if len(tensors) > MAX_SHARDS:
+        raise CheckpointError(f"{index} names {len(tensors)} files: must be at most {MAX_SHARDS}")
     return dict(sorted(tensors.items()))
 
 
-def require_shards(index: str, wanted: Iterable[str], present: Container[str]) -> None:
-    """Raise CheckpointError for shards of an index that are not `present`."""
-    if missing := [name for name in wanted if name not in present]:
-        raise CheckpointError(f"{index} names files that are missing: {few(missing)}")
+def require_shards(index: str, shards: Iterable[str], present: Container[str]) -> None:
+    """Raise CheckpointError if any of an index's `shards` is not among the files `present`."""
+    if missing := [name for name in shards if name not in present]:
+        raise CheckpointError(f"{index} names missing files: {summarize_names(missing)}")
 
 
-def few(names: list[str]) -> str:
-    """List the first names for a message."""
-    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def summarize_names(names: list[str]) -> str:
+    """Join the first three names for an error message, with the number of the others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more if names else "none"
 
 
 def weight_files(
-    folder: Path, names: WeightNames = DIFFUSERS, largest: int = LARGEST_WEIGHTS
+    folder: Path, names: WeightNames = DIFFUSERS, max_bytes: int = MAX_WEIGHTS_BYTES
 ) -> dict[Path, set[str] | None]:
-    """Return the files of a network's weights and the tensors that an index places in each, None without an index.
+    """Return the preferred weight files of the network in `folder`.
 
-    Raises CheckpointError if there are none, a shard is missing, or they have more than `largest` bytes.
+    Args:
+        folder: A network's folder.
+        names: Names that the network's library uses.
+        max_bytes: Maximum total size of the files, in bytes.
+
+    Returns:
+        The names of the tensors in each file, by path. The names are None for a file without an index.
+
+    Raises:
+        CheckpointError: If no weights exist, a shard is missing, or the files have more than `max_bytes` bytes.
     """
-    held = {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
-    name = names.preferred(held)
+    present = {file.name for file in folder.iterdir() if file.is_file()} if folder.is_dir() else set()
+    name = names.preferred(present)
     if name is None:
-        others = sorted(name for name in held if ".safetensors" in name or ".bin" in name)
-        known = f"{names.safetensors}.safetensors or {names.pickled}.bin, whole, in shards or as {', '.join(VARIANTS)}"
-        raise CheckpointError(f"{folder.name} holds no {known}: its weights are {few(others)}")
+        others = sorted(name for name in present if ".safetensors" in name or ".bin" in name)
+        accepted = f"{names.safetensors}.safetensors or {names.pickled}.bin"
+        raise CheckpointError(
+            f"{folder.name} contains no {accepted} (as a single file, as shards, or as variant {', '.join(VARIANTS)}); "
+            f"weight files present: {summarize_names(others)}"
+        )
     tensors: dict[Path, set[str] | None] = {folder / name: None}
-    if name.endswith(INDEX_END):
-        indexed = shards(folder, name)
-        require_shards(f"{folder.name}/{name}", indexed, held)
-        tensors = {folder / shard: inside for shard, inside in indexed.items()}
-    if (size := sum(file.stat().st_size for file in tensors)) > largest:
-        raise CheckpointError(f"{name} has {size:,} bytes, {largest:,} are read")
+    if name.endswith(INDEX_SUFFIX):
+        index = read_shard_index(folder, name)
+        require_shards(f"{folder.name}/{name}", index, present)
+        tensors = {folder / shard: tensor_names for shard, tensor_names in index.items()}
+    if (size := sum(file.stat().st_size for file in tensors)) > max_bytes:
+        raise CheckpointError(f"the weights of {folder.name} have {size:,} bytes: must be at most {max_bytes:,}")
     return tensors

@@ -1,8 +1,8 @@
-"""Weights in files -> float32 tensors, by name, of exactly the shapes that a network has. Nothing is unpickled as code."""
+"""Weights: read from files without running pickled code, checked against a network, and loaded as float32."""
 
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -12,104 +12,148 @@ import torch
 from safetensors import SafetensorError
 
 from audiodiff_core.files.model_files import CheckpointError
-from audiodiff_core.files.weight_files import LARGEST_WEIGHTS, few
+from audiodiff_core.files.weight_files import MAX_WEIGHTS_BYTES, summarize_names
 
 StateDict = dict[str, torch.Tensor]
 
-# diffusers' AttentionBlock until 0.14: its linear layers had other names.
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_NAME = re.compile(rf"(.+)\.({'|'.join(OLD_ATTENTION)})\.(weight|bias)")
+# Linear layers of diffusers' AttentionBlock, which had other names until diffusers 0.14.
+OLD_ATTENTION_LAYERS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(.+)\.({'|'.join(OLD_ATTENTION_LAYERS)})\.(weight|bias)")
 _FORBIDDEN = re.compile(r"(?:GLOBAL|class|function) `?([\w.]+)")
 
 
-def read_weights(file: Path, inside: str = "state_dict") -> StateDict:
-    """The tensors of a file, whose memory may still be the file's: safetensors, or torch's zip format with tensors alone.
+def read_weights(file: Path, nested_key: str = "state_dict") -> StateDict:
+    """Read the tensors of a safetensors file or of a file that `torch.save` wrote.
 
-    Where the file is a table with a table `inside`, as a Lightning checkpoint's `state_dict`, that one is given. Raises CheckpointError for anything else.
+    The returned tensors may be memory-mapped from the file.
+
+    Args:
+        file: The weight file. The suffix `.safetensors` selects the format.
+        nested_key: Key of a nested mapping that is returned if the file contains it, such as the `state_dict` of a
+            Lightning checkpoint.
+
+    Raises:
+        CheckpointError: If the file is damaged or too large, or contains anything other than dense CPU tensors.
     """
     size = file.stat().st_size
-    if size > LARGEST_WEIGHTS:
-        raise CheckpointError(f"{file.name} has {size:,} bytes, {LARGEST_WEIGHTS:,} are read")
+    if size > MAX_WEIGHTS_BYTES:
+        raise CheckpointError(f"{file.name} has {size:,} bytes: must be at most {MAX_WEIGHTS_BYTES:,}")
     with file.open("rb") as start:
         if start.read(20).startswith(b"version https://git"):
-            raise CheckpointError(
-                f"{file.name} is a pointer of Git LFS, not the weights: run git lfs pull in the folder"
-            )
+            raise CheckpointError(f"{file.name} is a Git LFS pointer, not the weights: run git lfs pull in the folder")
     content: Any = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    if isinstance(content, Mapping) and isinstance(content.get(inside), Mapping):
-        content = content[inside]
+    if isinstance(content, Mapping) and isinstance(content.get(nested_key), Mapping):
+        content = content[nested_key]
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
-        raise CheckpointError(f"{file.name} is not a table of tensors by name")
+        raise CheckpointError(f"{file.name} is not a mapping of names to tensors")
     if any(
         value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized for value in content.values()
     ):
-        raise CheckpointError(f"{file.name} holds tensors that are not plain ones")
-    if sum(value.nbytes for value in content.values()) > size:
-        raise CheckpointError(f"{file.name} declares more weights than it holds: views of fewer bytes than they show")
+        raise CheckpointError(f"{file.name} contains sparse, quantized or meta tensors: must be dense CPU tensors")
+    # A tensor can be an expanded view of a small storage, which would take unbounded memory when copied.
+    if (tensor_bytes := sum(value.nbytes for value in content.values())) > size:
+        raise CheckpointError(f"{file.name} declares {tensor_bytes:,} bytes of weights, more than its {size:,} bytes")
     return {name: value.detach() for name, value in content.items()}
 
 
 def read_weight_files(files: Mapping[Path, set[str] | None]) -> StateDict:
-    """Read the tensors of a network's files (`weight_files`). Raises CheckpointError if a shard does not hold what its index states."""
+    """Read the tensors of all files of a network.
+
+    Args:
+        files: Names of the tensors in each file, as `weight_files` returns them.
+
+    Raises:
+        CheckpointError: If a file cannot be read, or its tensors differ from those in the index.
+    """
     weights: StateDict = {}
-    for file, indexed in files.items():
+    for file, expected in files.items():
         tensors = read_weights(file)
-        if indexed is not None and tensors.keys() != indexed:
-            lacking, others = sorted(indexed - tensors.keys()), sorted(tensors.keys() - indexed)
-            raise CheckpointError(f"{file.name} lacks {few(lacking)} of its index and holds unknown {few(others)}")
+        if expected is not None and tensors.keys() != expected:
+            differences = _name_differences(tensors.keys(), expected)
+            raise CheckpointError(f"{file.name} does not match its index: {differences}")
         weights |= tensors
     return weights
 
 
 def require_match(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], part: str) -> None:
-    """Raise CheckpointError, which names all differences, unless the names and shapes of `weights` are the `expected` ones."""
+    """Raise CheckpointError if weights differ from a network's in names or shapes.
+
+    Args:
+        weights: The weights to check.
+        expected: The network's state dict.
+        part: Name of the network in the error message, which lists all differences.
+    """
     reasons = []
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if missing or unknown:
-        reasons.append(f"the weights of {part} lack {few(missing)} and hold unknown {few(unknown)}")
+    if weights.keys() != expected.keys():
+        reasons.append(f"{part}: {_name_differences(weights.keys(), expected.keys())}")
     others = [name for name in sorted(weights.keys() & expected.keys()) if weights[name].shape != expected[name].shape]
     for name in others[:1]:
-        shapes = f"{tuple(weights[name].shape)}, the configuration makes it {tuple(expected[name].shape)}"
-        reasons.append(
-            f"{part}: weight {name} has the shape {shapes}{f' (of {len(others)} such weights)' if len(others) > 1 else ''}"
-        )
+        shapes = f"{tuple(weights[name].shape)}, the configuration requires {tuple(expected[name].shape)}"
+        count = f" (1 of {len(others)} weights with a wrong shape)" if len(others) > 1 else ""
+        reasons.append(f"{part}: weight {name} has shape {shapes}{count}")
     if reasons:
         raise CheckpointError("; ".join(reasons))
 
 
 def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
-    """Copy a weight to float32 in memory of its own. Raises CheckpointError for a weight that is not finite."""
-    own = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    if not bool(torch.isfinite(own.sum())) and not bool(torch.isfinite(own).all()):
-        raise CheckpointError(f"{part}: weight {name} is not finite (NaN or infinite)")
-    return own
+    """Return a contiguous float32 copy of a weight that shares no memory with its file.
+
+    Args:
+        name: Name of the weight in the error message.
+        weight: The weight, of any shape and floating-point type.
+        part: Name of the network in the error message.
+
+    Raises:
+        CheckpointError: If the weight contains NaN or infinite values.
+    """
+    copy = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    # The sum needs no memory, but overflows for large finite values.
+    if not bool(torch.isfinite(copy.sum())) and not bool(torch.isfinite(copy).all()):
+        raise CheckpointError(f"{part}: weight {name} contains NaN or infinite values")
+    return copy
 
 
-def fill(network: Any, weights: StateDict, changes: list[str], part: str) -> None:
-    """Give a network on the meta device exactly these weights, as float32; old names of attention layers are translated.
+def load_weights(network: Any, weights: StateDict, changes: list[str], part: str) -> None:
+    """Load weights into a network on the meta device, as float32 on the CPU.
 
-    Raises CheckpointError for weights that are missing, unknown, of another shape or not finite, before memory is allotted.
+    Weights with the old names of attention layers are renamed. All names, shapes and types are checked before memory
+    is allocated.
+
+    Args:
+        network: A network on the meta device, changed in place.
+        weights: Weights for all parameters and buffers of the network.
+        changes: List to which a line is appended for every renaming and conversion.
+        part: Name of the network in messages.
+
+    Raises:
+        CheckpointError: If weights are missing, unexpected, of the wrong shape, not floating point, or not finite.
     """
     expected: dict[str, torch.Tensor] = network.state_dict()
-    named: StateDict = {}
+    renamed: StateDict = {}
     for name, weight in weights.items():
-        present = _present_name(name, expected)
-        if present in named:
-            raise CheckpointError(f"{part}: weight {present} is there twice, by old and new name")
-        named[present] = weight
-    if renamed := len(named.keys() - weights.keys()):
+        current_name = _current_name(name, expected)
+        if current_name in renamed:
+            raise CheckpointError(f"{part}: weight {current_name} is stored twice, under its old and its current name")
+        renamed[current_name] = weight
+    if count := len(renamed.keys() - weights.keys()):
         changes.append(
-            f"{part}: {renamed} weights of attention layers renamed (query, key, value, proj_attn -> to_q, to_k, to_v, to_out.0)"
+            f"{part}: renamed {count} weights of attention layers "
+            f"({', '.join(OLD_ATTENTION_LAYERS)} to {', '.join(OLD_ATTENTION_LAYERS.values())})"
         )
-    require_match(named, expected, part)
-    for name, weight in named.items():
+    require_match(renamed, expected, part)
+    for name, weight in renamed.items():
         if not weight.is_floating_point():
-            raise CheckpointError(f"{part}: weight {name} is {weight.dtype}, not floating point")
-    if others := sorted({str(weight.dtype).removeprefix("torch.") for weight in named.values()} - {"float32"}):
-        changes.append(f"{part}: {', '.join(others)} -> float32")
-    network.load_state_dict({name: float32_copy(name, weight, part) for name, weight in named.items()}, assign=True)
+            raise CheckpointError(f"{part}: weight {name} is {weight.dtype}: must be floating point")
+    if dtypes := sorted({str(weight.dtype).removeprefix("torch.") for weight in renamed.values()} - {"float32"}):
+        changes.append(f"{part}: converted {', '.join(dtypes)} to float32")
+    network.load_state_dict({name: float32_copy(name, weight, part) for name, weight in renamed.items()}, assign=True)
+
+
+def _name_differences(names: Iterable[str], expected: Iterable[str]) -> str:
+    missing, unexpected = sorted(set(expected) - set(names)), sorted(set(names) - set(expected))
+    return f"missing weights: {summarize_names(missing)}; unexpected weights: {summarize_names(unexpected)}"
 
 
 def _read_safetensors(file: Path) -> StateDict:
@@ -121,27 +165,31 @@ def _read_safetensors(file: Path) -> StateDict:
 
 
 def _read_pickle(file: Path) -> Any:
-    """What torch.save wrote, by torch's own restricted reader; records are stored as they are, so the file bounds the memory."""
+    """Load a file of `torch.save` with torch's restricted unpickler.
+
+    The file must be uncompressed, so that its size bounds the memory that is needed.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
+            uncompressed = all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{file.name} is not in torch's zip format, or cut short ({error})") from error
-    if not stored:
-        raise CheckpointError(f"{file.name} holds compressed records: torch.save writes none")
+        raise CheckpointError(f"{file.name} is truncated or not in torch's zip format ({error})") from error
+    if not uncompressed:
+        raise CheckpointError(f"{file.name} contains compressed records: must be uncompressed, as torch.save writes it")
     try:
         return torch.load(str(file), map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError as error:
-        found = _FORBIDDEN.search(str(error))
+        forbidden = _FORBIDDEN.search(str(error))
         raise CheckpointError(
-            f"{file.name} holds {found[1] if found else 'objects'}, more than tensors, and is never run: save it as safetensors"
+            f"{file.name} contains {forbidden[1] if forbidden else 'objects'}, which is not a tensor and is never run: "
+            "save the weights as safetensors"
         ) from error
-    except Exception as error:  # a hostile pickle can raise anything within the reader
+    except Exception as error:  # a malicious pickle can make the unpickler raise anything
         raise CheckpointError(f"{file.name} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _present_name(name: str, expected: Mapping[str, torch.Tensor]) -> str:
+def _current_name(name: str, expected: Mapping[str, torch.Tensor]) -> str:
     if name not in expected and (old := _OLD_NAME.fullmatch(name)):
-        present = f"{old[1]}.{OLD_ATTENTION[old[2]]}.{old[3]}"
-        return present if present in expected else name
+        current_name = f"{old[1]}.{OLD_ATTENTION_LAYERS[old[2]]}.{old[3]}"
+        return current_name if current_name in expected else name
     return name

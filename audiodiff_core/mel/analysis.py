@@ -1,7 +1,8 @@
-"""Analysis of audio slices to mel images.
+"""Conversion of audio slices to mel images.
 
-The image equals, to the pixel, that of the original project and of diffusers' `Mel`: librosa's centred STFT with zero padding,
-Slaney filterbank, dB relative to the slice's own maximum. Relative to a track's maximum, slices keep their relative loudness.
+Images are equal, pixel by pixel, to those of the original project and of diffusers' `Mel`: librosa's centered STFT with
+zero padding, the Slaney filterbank, and dB relative to the maximum of the slice. With the maximum of a track as the
+reference instead, the slices of the track keep their relative loudness.
 """
 
 from functools import cached_property
@@ -14,14 +15,16 @@ from audiodiff_core.mel.config import MelConfig, filterbank
 from audiodiff_core.mel.ranges import IMAGE_MAX, Images
 
 MIN_POWER = 1e-10
+"""Minimum mel power: -100 dB."""
 
-# Analysis works in portions that stay in a core's cache: frames of this many samples in all, and so many bands, whose triangles span few bins.
+# The analysis works in chunks that fit the cache of a core: frames of CHUNK_SAMPLES samples in total, and blocks of
+# BLOCK_BANDS bands, whose triangles span few frequency bins.
 CHUNK_SAMPLES = 131_072
 BLOCK_BANDS = 16
 
 
 class Mel:
-    """Analysis by one MelConfig. Holds constants only, so one instance serves any number of callers."""
+    """Converter between audio slices and mel images. Has no mutable state, so threads can share an instance."""
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config
@@ -32,27 +35,45 @@ class Mel:
 
     @cached_property
     def _blocks(self) -> list[tuple[slice, slice, npt.NDArray[np.float32]]]:
-        """The filterbank in blocks of neighbouring bands: which bands, which bins they span, their weights (bands, bins)."""
+        """Blocks of the filterbank: a range of bands, the range of their bins, and weights of shape (bands, bins)."""
         blocks = []
         for start in range(0, self.config.y_res, BLOCK_BANDS):
             bands = slice(start, start + BLOCK_BANDS)
             weights = filterbank(self.config)[bands]
-            used = np.flatnonzero(weights.any(axis=0))
-            bins = slice(used[0], used[-1] + 1) if len(used) else slice(0, 0)
+            used_bins = np.flatnonzero(weights.any(axis=0))
+            bins = slice(used_bins[0], used_bins[-1] + 1) if len(used_bins) else slice(0, 0)
             blocks.append((bands, bins, np.ascontiguousarray(weights[:, bins])))
         return blocks
 
     def slice_step(self, overlap: float) -> int:
-        """Samples between the starts of neighbouring slices that share `overlap` in [0, 1) of their length."""
+        """Return the distance between the starts of consecutive slices.
+
+        Args:
+            overlap: Fraction of a slice that the next slice repeats, in [0, 1).
+
+        Returns:
+            The distance in samples, at least 1.
+
+        Raises:
+            ValueError: If `overlap` is out of range.
+        """
         if not 0 <= overlap < 1:
-            raise ValueError(f"overlap {overlap} is not in [0, 1)")
+            raise ValueError(f"overlap {overlap}: must be at least 0 and less than 1")
         return max(1, round(self.config.slice_size * (1 - overlap)))
 
     def images(self, slices: Samples, reference_db: float | None = None) -> tuple[Images, npt.NDArray[np.float32]]:
-        """Slices (batch, n <= slice_size), padded with silence to slice_size -> images (batch, y_res, x_res) and the power in dB that is 255
-        in each (batch,): `reference_db`, louder being 255 too, or the slice's own maximum where that is None.
+        """Convert slices to mel images.
 
-        Relative to its own maximum, a slice of silence is 255 throughout; relative to any reference from top_db - 100 dB on, it is 0 throughout.
+        Relative to its own maximum, a silent slice has the value 255 in every pixel. Relative to a reference of at
+        least `top_db` - 100 dB, it has the value 0 in every pixel.
+
+        Args:
+            slices: Samples of shape (batch, n) with n <= slice_size. Slices are padded with silence to slice_size.
+            reference_db: Power in dB at which pixels have the value 255. Louder pixels are clipped. None uses the
+                maximum of each slice.
+
+        Returns:
+            The images, of shape (batch, y_res, x_res), and the reference of each image in dB, of shape (batch,).
         """
         images = np.empty((len(slices), self.config.y_res, self.config.x_res), np.uint8)
         references = np.empty(len(slices), np.float32)
@@ -60,28 +81,38 @@ class Mel:
         for index, samples in enumerate(slices):
             power = self._mel_power(samples)
             references[index] = 10 * np.log10(power.max()) if reference_db is None else reference_db
-            level = np.log(power, out=power)  # in a third of log10's time
+            level = np.log(power, out=power)  # takes a third of the time of log10
             level *= np.float32(10 / np.log(10)) * levels_per_db
             level += np.float32(IMAGE_MAX + 0.5) - references[index] * levels_per_db
             np.copyto(images[index], level.clip(0, IMAGE_MAX + 0.5, out=level), casting="unsafe")
         return images, references
 
     def peak_db(self, slices: Samples) -> npt.NDArray[np.float32]:
-        """Slices as for `images` -> the power of each one's maximum in dB (batch,): at least -100, silence. The largest of a track is its reference."""
+        """Compute the maximum mel power of each slice. The largest value of a track's slices is the track's reference.
+
+        Args:
+            slices: Samples of shape (batch, n) with n <= slice_size.
+
+        Returns:
+            Power in dB, of shape (batch,). The minimum is -100 dB, for silence.
+        """
         return np.array([10 * np.log10(self._mel_power(samples).max()) for samples in slices], np.float32)
 
     def is_silent(self, peak_db: float) -> bool:
-        """Whether a slice of this peak is complete silence to the original: relative to its own maximum, every pixel rounds to 255."""
+        """Return True if a slice with this `peak_db` is silent: relative to its maximum, all pixels round to 255.
+
+        The original project skips such slices.
+        """
         return bool(peak_db <= 10 * np.log10(MIN_POWER) + self.config.top_db / IMAGE_MAX / 2)
 
     def _mel_power(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """A slice's power in each band and frame (y_res, x_res), at least MIN_POWER."""
-        import scipy.fft  # takes half a second to import, then half the time of numpy's on float32
+        """Compute the power of a slice in each band and frame, of shape (y_res, x_res) and at least MIN_POWER."""
+        import scipy.fft  # twice as fast as numpy.fft on float32; imported here because the import is slow
 
         config = self.config
         if samples.ndim != 1 or len(samples) > config.slice_size:
             raise ValueError(
-                f"a slice of shape {samples.shape}: one dimension of at most {config.slice_size} samples is taken"
+                f"slice of shape {samples.shape}: must have one dimension and at most {config.slice_size} samples"
             )
         half = config.n_fft // 2
         padded = np.zeros(config.slice_size + 2 * half, np.float32)
@@ -96,5 +127,12 @@ class Mel:
         return np.maximum(mel, MIN_POWER, out=mel)
 
     def power(self, images: Images) -> npt.NDArray[np.float32]:
-        """Images (batch, y_res, width) -> mel power relative to the image's reference, in (0, 1]."""
+        """Convert images to mel power relative to their reference.
+
+        Args:
+            images: Pixels of shape (batch, y_res, width).
+
+        Returns:
+            Power in (0, 1], of the same shape.
+        """
         return np.power(10, (images.astype(np.float64) / IMAGE_MAX - 1) * self.config.top_db / 10).astype(np.float32)

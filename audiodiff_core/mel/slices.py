@@ -1,4 +1,4 @@
-"""One audio file -> its mel slices, as a stream: the memory is that of a slice, however long the file."""
+"""Mel slices of an audio file, as a stream that holds one slice in memory at a time."""
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -13,43 +13,76 @@ from audiodiff_core.mel.analysis import Mel
 from audiodiff_core.mel.ranges import Images
 
 SILENT_BELOW_DBFS = -84.0
-"""A slice whose peak is lower is silent: two steps of 16-bit audio, so that dither makes no images."""
+"""Peak level below which a slice is silent: two steps of 16-bit audio, so that slices of dither are skipped."""
+
 SILENT_BELOW = np.float32(10 ** (SILENT_BELOW_DBFS / 20))
-CANCELLED_BY = 8.0
-"""Channels cancel each other where the peak of a silent slice is lower than the mean of their magnitudes by this factor."""
-CANCELLED_BEFORE_RESAMPLING_BY = 1.5
-"""The same factor for the channel mean before resampling. It is 1 for sound above the new band in one channel or in phase."""
+"""SILENT_BELOW_DBFS as an amplitude."""
+
+CANCELLATION_RATIO = 8.0
+"""Minimum ratio of the channels' mean magnitude to the peak of the mono mix if channels cancel each other."""
+
+CANCELLATION_RATIO_BEFORE_RESAMPLING = 1.5
+"""Minimum ratio of the channels' mean magnitude to the peak of the mono mix before resampling.
+
+Sound above the new Nyquist frequency is removed by the resampler. It has a ratio of 1 if it is in phase or in one
+channel, so that its removal is not mistaken for cancellation.
+"""
+
 RINGING_SAMPLES = 256
-"""Reach of the resampler: sound so close to a slice rings in it."""
+"""Reach of the resampler's filter. Sound within this distance of a slice is audible in the slice as ringing."""
+
 SILENT = "silent throughout"
-CANCELLED = f"{SILENT}: its channels cancel each other in the mono mix (as where left = -right); export it as mono or invert the phase of one channel"
+CANCELLED = (
+    f"{SILENT}: its channels cancel each other in the mono mix (for example, left = -right); "
+    "export it as mono or invert the phase of one channel"
+)
 
 
 class Slicing(pydantic.BaseModel):
-    """Options of slicing. The defaults are the original's: no overlap, the tail dropped. Slices below SILENT_BELOW_DBFS are always left out."""
+    """Options for slicing. The defaults are those of the original project.
+
+    Slices with a peak below SILENT_BELOW_DBFS are skipped with any options.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    overlap: float = pydantic.Field(0.0, ge=0, lt=1, description="share of a slice that the next one repeats, 0 to 1")
+    overlap: float = pydantic.Field(
+        0.0, ge=0, lt=1, description="fraction of a slice that the next slice repeats, from 0 to less than 1"
+    )
     tail: Literal["drop", "pad"] = pydantic.Field(
-        "drop", description="a file's last samples, where they do not fill a slice: drop, or pad with silence"
+        "drop",
+        description="treatment of the last samples of a file if they do not fill a slice: drop, or pad with silence",
     )
     reference: Literal["slice", "track"] = pydantic.Field(
         "slice",
-        description="what an image's brightest value stands for: its slice's maximum, or its track's (keeps loudness between slices; decodes twice)",
+        description=(
+            "level of the brightest pixel value: the maximum of the slice, or the maximum of the track, which keeps "
+            "the relative loudness of slices and decodes each file twice"
+        ),
     )
     silence_threshold_db: float | None = pydantic.Field(
         None,
         ge=-120,
         le=0,
-        description="slices of a lower level (RMS, dB of full scale) are left out; none: only those whose peak is below -84 dBFS",
+        description=(
+            "skip slices with an RMS level up to this value, in dB of full scale; "
+            "none: skip only slices with a peak below -84 dBFS"
+        ),
     )
 
 
 @dataclass(frozen=True)
 class MelSlice:
-    """A slice of a file: its place in the count of all slices (those left out leave gaps), the seconds of audio in it, its image
-    (y_res, x_res), the level in dB of power that 255 stands for, and its samples before padding."""
+    """A slice of an audio file and its mel image.
+
+    Attributes:
+        index: Position among all slices of the file. Skipped slices are counted and leave gaps.
+        start_s: Start in the file, in seconds.
+        duration_s: Duration before padding, in seconds.
+        image: Mel image of shape (y_res, x_res).
+        reference_db: Power in dB at which pixels have the value 255.
+        samples: Samples of shape (n,) before padding.
+    """
 
     index: int
     start_s: float
@@ -61,41 +94,60 @@ class MelSlice:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The samples (n,) of a slice before its image is made: n is the slice size, less for one that is to be padded."""
+    """The samples of a slice, before it is converted to an image.
+
+    Attributes:
+        index: Position among all slices of the file.
+        samples: Samples of shape (n,). n is the slice size, or less for a last slice that will be padded.
+        is_silent: Whether the peak is below SILENT_BELOW_DBFS before or after resampling. Both are checked because
+            resampling can raise the peaks of dither.
+        is_cancelled: Whether the channels have sound that cancels out in the mono mix.
+    """
 
     index: int
     samples: audio.Samples
     is_silent: bool
-    """The peak is below SILENT_BELOW_DBFS before or after resampling, which raises the peaks of dither."""
     is_cancelled: bool
-    """The channels would be heard in their mean if they did not cancel each other."""
 
     @classmethod
     def of(cls, index: int, start: int, samples: audio.Samples, rate: int, meter: audio.PeakMeter) -> Self:
-        """The piece of a stream at `rate` Hz that begins at sample `start`; calls for one meter must have ascending starts."""
+        """Create the piece of a stream that begins at sample `start`. `silence` describes the other arguments."""
         peak = float(np.abs(samples).max(initial=0))
         return cls(index, samples, *silence(start, start + len(samples), peak, rate, meter))
 
 
 def silence(start: int, end: int, peak: float, rate: int, meter: audio.PeakMeter) -> tuple[bool, bool]:
-    """Return `is_silent` and `is_cancelled` of Piece for samples `start` to `end` of a stream at `rate` Hz, whose peak is `peak`.
+    """Compute `Piece.is_silent` and `Piece.is_cancelled` for a range of a stream.
 
-    Calls for one meter must have ascending starts.
+    Args:
+        start: First sample of the range. Must not decrease between calls with the same `meter`.
+        end: End of the range, in samples (exclusive).
+        peak: Largest magnitude in the range.
+        rate: Sample rate of the stream, in Hz.
+        meter: Peaks of the same stream before resampling.
     """
     mean, magnitude = meter.peaks((start - RINGING_SAMPLES) / rate, (end + RINGING_SAMPLES) / rate)
     peak = min(mean, peak)
-    least_cancelled = max(float(SILENT_BELOW), CANCELLED_BY * peak, CANCELLED_BEFORE_RESAMPLING_BY * mean)
-    return bool(peak < SILENT_BELOW), magnitude >= least_cancelled
+    min_magnitude = max(float(SILENT_BELOW), CANCELLATION_RATIO * peak, CANCELLATION_RATIO_BEFORE_RESAMPLING * mean)
+    return bool(peak < SILENT_BELOW), magnitude >= min_magnitude
 
 
 def mel_slices(
     source: str | Path | bytes, mel: Mel, slicing: Slicing | None = None, watch: audio.Watch | None = None
 ) -> Iterator[MelSlice]:
-    """The slices of a file in order, silent ones left out; audio shorter than a slice is padded to one. `slicing` None: the defaults.
+    """Decode an audio file and yield its slices in order, without silent slices.
 
-    `watch` is told of the decoding: of two, one after the other, where the reference is the track.
+    Audio shorter than a slice is padded to one slice.
 
-    Raises AudioDecodeError, also after some slices, and if there are none because the channels cancel each other.
+    Args:
+        source: Path, URI or content of an audio file.
+        mel: Conversion of slices to images.
+        slicing: Options. None uses the defaults.
+        watch: Observer of the decoding. A track reference decodes the file twice.
+
+    Raises:
+        AudioDecodeError: If the file cannot be decoded, possibly after some slices were yielded, or if all slices are
+            silent because the channels cancel each other.
     """
     slicing = slicing or Slicing()
     step, rate = mel.slice_step(slicing.overlap), mel.config.sample_rate
@@ -128,23 +180,36 @@ def mel_slices(
 def pieces(
     source: str | Path | bytes, mel: Mel, slicing: Slicing, watch: audio.Watch | None = None
 ) -> Generator[Piece, None, None]:
-    """The samples of each slice of a file, silent ones too; all but a padded last one have mel.config.slice_size samples."""
+    """Decode an audio file and yield the samples of each slice, including silent slices.
+
+    Args:
+        source: Path, URI or content of an audio file.
+        mel: Defines the slice size and the sample rate.
+        slicing: Options. Only `overlap` and `tail` are used.
+        watch: Observer of the decoding.
+
+    Yields:
+        Pieces of slice_size samples. The last piece may be shorter.
+
+    Raises:
+        AudioDecodeError: If the file cannot be decoded, possibly after some pieces were yielded.
+    """
     size, step, rate = mel.config.slice_size, mel.slice_step(slicing.overlap), mel.config.sample_rate
     meter = audio.PeakMeter()
-    held = np.empty(0, np.float32)
+    buffer = np.empty(0, np.float32)
     index = 0
     for block in audio.stream(source, rate, meter, watch):
-        held = np.concatenate([held, block])
-        while len(held) >= size:
-            yield Piece.of(index, index * step, held[:size], rate, meter)
-            held = held[step:]
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) >= size:
+            yield Piece.of(index, index * step, buffer[:size], rate, meter)
+            buffer = buffer[step:]
             index += 1
-    unseen = len(held) - (size - step)
-    if index == 0 or (slicing.tail == "pad" and unseen > 0):
-        yield Piece.of(index, index * step, held, rate, meter)
+    unseen_samples = len(buffer) - (size - step)
+    if index == 0 or (slicing.tail == "pad" and unseen_samples > 0):
+        yield Piece.of(index, index * step, buffer, rate, meter)
 
 
 def _level_db(samples: audio.Samples) -> float:
-    """Root mean square in dB of full scale; -inf for zeros."""
+    """Return the RMS level in dB of full scale, -inf for zeros."""
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(np.mean(np.square(samples, dtype=np.float64))))

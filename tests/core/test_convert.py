@@ -76,13 +76,13 @@ def test_any_layout_becomes_the_one_that_diffusers_reads(
 def test_each_change_is_told_and_what_was_written_needs_none(oldest: Path, tmp_path: Path) -> None:
     told = convert(oldest, tmp_path / "converted").changes
     for change in (
-        "model_index.json: class LatentAudioDiffusionPipeline -> AudioDiffusionPipeline",
-        "unet: 48 weights of attention layers renamed",
-        "unet: pickle -> safetensors",
-        "vqvae: 16 weights of attention layers renamed",
-        "vqvae: pickle -> safetensors",
-        "vqvae: scaling_factor 0.18215 by default",
-        "mel: added, the original's defaults at the network's size: 256x256",
+        "model_index.json: changed class LatentAudioDiffusionPipeline to AudioDiffusionPipeline",
+        "unet: renamed 48 weights of attention layers",
+        "unet: converted a pickle to safetensors",
+        "vqvae: renamed 16 weights of attention layers",
+        "vqvae: converted a pickle to safetensors",
+        "vqvae: added the default scaling_factor 0.18215",
+        "mel: added the original project's defaults at the network's size: 256x256",
         "audiodiff.json: added",
     ):
         assert len([line for line in told if line.startswith(change)]) == 1, change
@@ -98,8 +98,8 @@ def test_settings_that_diffusers_no_longer_has_and_other_precisions_are_told(old
     weights = torch.load(oldest / "vqvae" / published.WEIGHTS, weights_only=True)
     torch.save({name: weight.half() for name, weight in weights.items()}, oldest / "vqvae" / published.WEIGHTS)
     told = convert(oldest, tmp_path / "converted").changes
-    assert "scheduler: unknown settings dropped: tensor_format" in told
-    assert "vqvae: float16 -> float32" in told
+    assert "scheduler: dropped unknown settings: tensor_format" in told
+    assert "vqvae: converted float16 to float32" in told
     loaded = load_model(tmp_path / "converted").vae
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded.encoder.conv_in.weight, weights["encoder.conv_in.weight"].half().float())
@@ -200,7 +200,7 @@ def test_the_names_of_an_ldm_autoencoder_are_those_of_compvis(ldm_vae: Any) -> N
 def test_an_ldm_checkpoint_becomes_an_autoencoder_of_diffusers(ldm_vae: Any, tmp_path: Path) -> None:
     told = convert(lightning(ldm_vae, tmp_path / "last.ckpt"), tmp_path / "vae")
     assert told.kind == "autoencoder"
-    assert any("2 weights of the training loss dropped" in line for line in told.changes)
+    assert any("dropped 2 weights of the training loss" in line for line in told.changes)
     assert any("channels [32, 64, 96], 2 layers per block" in line for line in told.changes)
     oracle = AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
     assert_same(oracle, ldm_vae)
@@ -248,7 +248,7 @@ def test_an_ldm_checkpoint_that_does_not_fit_is_refused(damage: str, ldm_vae: An
 
 def test_an_autoencoder_alone_is_converted(ldm_vae: Any, tmp_path: Path) -> None:
     ldm_vae.save_pretrained(tmp_path / "old", safe_serialization=False)
-    assert convert(tmp_path / "old", tmp_path / "new").changes == ["old: pickle -> safetensors"]
+    assert convert(tmp_path / "old", tmp_path / "new").changes == ["old: converted a pickle to safetensors"]
     assert_same(AutoencoderKL.from_pretrained(tmp_path / "new"), ldm_vae)
 
 

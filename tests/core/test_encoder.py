@@ -135,9 +135,7 @@ def test_half_precision_and_shards_are_read(
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     assert load_encoder(tmp_path).digest == encoder.digest
     (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(
-        ValueError, match=r"names files that are missing: diffusion_pytorch_model-00002-of-00002\.safetensors"
-    ):
+    with pytest.raises(ValueError, match=r"names missing files: diffusion_pytorch_model-00002-of-00002\.safetensors"):
         load_encoder(tmp_path)
 
 
@@ -152,15 +150,15 @@ def test_what_is_no_encoder_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="not a Hugging Face id"):
         load_encoder("./nowhere")
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
         load_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(ValueError, match=r"config\.json is of None, audio-encoder or clap can be loaded"):
+    with pytest.raises(ValueError, match=r"config\.json is of kind None: must be audio-encoder or clap"):
         load_encoder(tmp_path)
-    with pytest.raises(ValueError, match=r"config\.json is of audio-encoder, clap can be loaded"):
+    with pytest.raises(ValueError, match=r"config\.json is of kind audio-encoder: must be clap"):
         load_encoder(f"clap:{folder}")
     (tmp_path / "config.json").write_text('{"_class_name": "AudioEncoder"}')
-    with pytest.raises(ValueError, match=r"holds no diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(ValueError, match=r"contains no diffusion_pytorch_model\.safetensors"):
         load_encoder(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.bin"
     torch.save({key: value for key, value in state.items() if not key.startswith("dense_block")}, weights)
@@ -178,7 +176,7 @@ def test_what_is_no_encoder_is_refused(
         for record in whole.infolist():
             packed.writestr(record.filename, whole.read(record))
     with pytest.raises(
-        ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded \(.* holds compressed records"
+        ValueError, match=r"diffusion_pytorch_model\.bin: cannot be loaded \(.* contains compressed records"
     ):
         load_encoder(tmp_path)
 
@@ -186,11 +184,11 @@ def test_what_is_no_encoder_is_refused(
 def check_refusals(encoder: Any, rate: int) -> None:
     second = np.zeros(rate, np.float32)
     for audios, given_rate, message in (
-        ([second], rate + 1, f"sample_rate {rate + 1}: .* takes audio at {rate} Hz"),
-        ([], rate, "audios: none"),
+        ([second], rate + 1, f"sample_rate {rate + 1}: must be {rate} Hz"),
+        ([], rate, "audios: must contain at least one"),
         ([second, np.zeros((2, rate), np.float32)], rate, r"audios\[1\] of shape \(2, \d+\)"),
         ([np.zeros(0, np.float32)], rate, r"audios\[0\] of shape \(0,\)"),
-        ([second, second, np.full(rate, np.inf, np.float32)], rate, r"audios\[2\] holds NaN or infinite"),
+        ([second, second, np.full(rate, np.inf, np.float32)], rate, r"audios\[2\]: must not contain NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=message):
             encoder.encode(audios, given_rate)
@@ -256,7 +254,7 @@ def test_clap_embeds_text(clap: ClapEncoder) -> None:
     assert np.linalg.norm(found, axis=1) == pytest.approx(1)
     assert np.array_equal(clap.encode_text(texts[1:2])[0], found[1])
     assert not np.allclose(found[0], found[1], atol=1e-3)
-    with pytest.raises(ValueError, match="texts: none"):
+    with pytest.raises(ValueError, match="texts: must contain at least one"):
         clap.encode_text([])
 
 

@@ -38,9 +38,13 @@ def test_a_repository_is_known(source: str) -> None:
 def test_datasets_have_addresses_of_their_own() -> None:
     assert repository_name("https://huggingface.co/datasets/owner/name/tree/main", "dataset") == "owner/name"
     assert repository_name("owner/name/", "dataset") == "owner/name"
-    with pytest.raises(ValueError, match="is the address of a model on the Hugging Face Hub, a dataset is expected"):
+    with pytest.raises(
+        ValueError, match="address of a model on the Hugging Face Hub: must be the address of a dataset"
+    ):
         repository_name("https://huggingface.co/owner/name", "dataset")
-    with pytest.raises(ValueError, match="is the address of a dataset on the Hugging Face Hub, a model is expected"):
+    with pytest.raises(
+        ValueError, match="address of a dataset on the Hugging Face Hub: must be the address of a model"
+    ):
         repository_name("https://huggingface.co/datasets/owner/name")
 
 
@@ -83,9 +87,12 @@ def test_a_folder_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.
         ("https://huggingface.co/owner/name/blob/main/model_index.json", "page inside owner/name: write owner/name"),
         ("https://huggingface.co/owner/name/resolve/main/unet/config.json", "page inside owner/name: write owner/name"),
         ("https://huggingface.co/owner/name/discussions", "page inside owner/name: write owner/name"),
-        ("https://huggingface.co/owner", "no model on the Hugging Face Hub: write OWNER/NAME"),
-        ("https://huggingface.co", "no model on the Hugging Face Hub: write OWNER/NAME"),
-        ("https://huggingface.co/spaces/owner/name", "address of a space on the Hugging Face Hub, a model is expected"),
+        ("https://huggingface.co/owner", "not the address of a model on the Hugging Face Hub: write OWNER/NAME"),
+        ("https://huggingface.co", "not the address of a model on the Hugging Face Hub: write OWNER/NAME"),
+        (
+            "https://huggingface.co/spaces/owner/name",
+            "address of a space on the Hugging Face Hub: must be the address of a model",
+        ),
     ],
 )
 def test_other_addresses_are_refused_by_all_that_load(address: str, said: str) -> None:

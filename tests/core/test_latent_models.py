@@ -140,7 +140,7 @@ def test_the_autoencoder_is_found_under_the_key_of_other_tools(folder: Path, vae
     assert_same_weights(model.vae, vae)
     assert_same_weights(load_vae(folder), vae)
     assert model.digest == digest
-    assert changes == ["model_index.json: component vae -> vqvae"]
+    assert changes == ["model_index.json: renamed component vae to vqvae"]
 
 
 def test_without_a_mel_configuration_images_are_as_large_as_the_decoder_makes_them(folder: Path) -> None:
@@ -182,17 +182,21 @@ def test_the_digest_covers_every_file_that_decides_the_output(folder: Path) -> N
 @pytest.mark.parametrize(
     ("file", "values", "said"),
     [
-        ("mel/mel_config.json", {"x_res": 64}, "32x32, mel/mel_config.json says 64x32"),
-        ("unet/config.json", {"_class_name": "UNet2DModel"}, "UNet2DConditionModel is expected"),
+        ("mel/mel_config.json", {"x_res": 64}, "mel/mel_config.json: resolution 64x32: must be 32x32"),
+        ("unet/config.json", {"_class_name": "UNet2DModel"}, "must be UNet2DConditionModel"),
         ("unet/config.json", {"class_embed_type": "identity"}, "class_embed_type identity is not supported"),
         ("unet/config.json", {"sample_size": [16, 16, 16]}, "sample_size"),
-        ("vqvae/config.json", {"scaling_factor": 0}, "scaling_factor 0 "),
-        ("vqvae/config.json", {"scaling_factor": "much"}, "scaling_factor much "),
+        ("vqvae/config.json", {"scaling_factor": 0}, "scaling_factor 0: must be a positive number"),
+        ("vqvae/config.json", {"scaling_factor": "much"}, "scaling_factor much: must be a positive number"),
         ("vqvae/config.json", {"shift_factor": 0.1}, "shift_factor 0.1 is not supported"),
         ("model_index.json", {"vqvae": ["diffusers", "VQModel"]}, "VQModel"),
-        ("model_index.json", {"vqvae": [None, None]}, "images of 16x16"),
+        ("model_index.json", {"vqvae": [None, None]}, "must be 16x16"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "StableDiffusionPipeline"),
-        ("model_index.json", {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}, "is of a DDIMScheduler"),
+        (
+            "model_index.json",
+            {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]},
+            "class DDIMScheduler: must be FlowMatch",
+        ),
         ("scheduler/scheduler_config.json", {"prediction_type": "colour"}, "prediction_type colour"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "steep"}, "steep"),
         ("scheduler/scheduler_config.json", {"beta_end": float("nan")}, "beta_end nan"),
@@ -217,7 +221,7 @@ def test_the_card_tells_what_the_model_is_and_how_it_is_loaded(folder: Path) -> 
     for line in (
         "| loss | 0.25 |",
         "| hop_length | 256 |",
-        f"| conditioned by | one encoding of {ENCODING_DIM} numbers for each loop |",
+        f"| conditioned by | one encoding of {ENCODING_DIM} values per loop |",
     ):
         assert line in text.splitlines()
     for call in ("load_pipeline(SOURCE)", "AudioDiffusionPipeline.from_pretrained(SOURCE)"):

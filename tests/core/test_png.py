@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.mel.png import LARGEST_SHAPE, SIGNATURE, decode_png, encode_png, png_shape
+from audiodiff_core.mel.png import MAX_SHAPE, SIGNATURE, decode_png, encode_png, png_shape
 from audiodiff_core.mel.slices import mel_slices
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40), dtype=np.uint8)
@@ -97,22 +97,22 @@ def stating(width: int, height: int, *chunks: bytes) -> bytes:
 def test_the_stated_size_is_bounded_before_pixels_are_read(width: int, height: int) -> None:
     content = stating(width, height, chunk(b"IDAT", b"no pixels are looked at"))
     assert png_shape(content) == (height, width)
-    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels, at most 16384x1024 are read"):
+    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels: must be at most 16384x1024"):
         decode_png(content)
-    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels, 40x24 are expected"):
+    with pytest.raises(ValueError, match=f"PNG of {width}x{height} pixels: must be 40x24"):
         decode_png(content, NOISE.shape)
 
 
 def test_another_shape_than_the_expected_one_is_refused_before_pixels_are_read() -> None:
     np.testing.assert_array_equal(decode_png(encode_png(NOISE), NOISE.shape), NOISE)
-    with pytest.raises(ValueError, match="PNG of 41x24 pixels, 40x24 are expected"):
+    with pytest.raises(ValueError, match="PNG of 41x24 pixels: must be 40x24"):
         decode_png(stating(41, 24, chunk(b"IDAT", b"no pixels are looked at")), NOISE.shape)
 
 
 def test_the_largest_mel_image_comes_back() -> None:
     config = MelConfig(x_res=16_384, y_res=1_024)
     image = np.zeros((config.y_res, config.x_res), np.uint8)
-    assert decode_png(encode_png(image)).shape == LARGEST_SHAPE == image.shape
+    assert decode_png(encode_png(image)).shape == MAX_SHAPE == image.shape
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_pickled_tensors_load_as_they_are(folder: Path, weights: Weights) -> Non
     changes: list[str] = []
     loaded = load_model(folder, changes).unet.state_dict()
     assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
-    assert changes == ["unet: pickle -> safetensors"]
+    assert changes == ["unet: converted a pickle to safetensors"]
 
 
 def test_loaded_weights_do_not_change_with_their_file(folder: Path, weights: Weights) -> None:
@@ -103,7 +103,7 @@ def test_code_beside_a_model_is_never_imported(folder: Path, monkeypatch: pytest
 def test_weights_that_are_not_finite_are_refused(value: float, folder: Path, weights: Weights) -> None:
     weights["mid_block.resnets.0.conv1.weight"][0, 0, 0, 0] = value
     torch.save(weights, folder / PICKLED)
-    assert_refused(folder, "mid_block.resnets.0.conv1.weight is not finite")
+    assert_refused(folder, "mid_block.resnets.0.conv1.weight contains NaN or infinite values")
 
 
 def test_finite_weights_whose_sum_is_not_are_taken(folder: Path, weights: Weights) -> None:
@@ -115,15 +115,15 @@ def test_finite_weights_whose_sum_is_not_are_taken(folder: Path, weights: Weight
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ("missing", "lack conv_out.weight"),
-        ("unknown", "hold unknown stem.weight"),
-        ("shape", "conv_out.weight has the shape (1, 8, 3, 1), the configuration makes it (1, 8, 3, 3)"),
+        ("missing", "missing weights: conv_out.weight"),
+        ("unknown", "unexpected weights: stem.weight"),
+        ("shape", "conv_out.weight has shape (1, 8, 3, 1), the configuration requires (1, 8, 3, 3)"),
         ("integers", "conv_out.weight is torch.int64"),
-        ("both names", "to_q.weight is there twice"),
-        ("not a table", "not a table of tensors"),
-        ("text", "not a table of tensors"),
-        ("sparse", "not plain"),
-        ("meta", "not plain"),
+        ("both names", "to_q.weight is stored twice"),
+        ("not a table", "not a mapping of names to tensors"),
+        ("text", "not a mapping of names to tensors"),
+        ("sparse", "must be dense"),
+        ("meta", "must be dense"),
     ],
 )
 def test_weights_that_are_not_the_networks_are_named(damage: str, said: str, folder: Path, weights: Weights) -> None:
@@ -169,7 +169,7 @@ def test_more_weights_than_bytes_are_refused(folder: Path, weights: Weights) -> 
     weights["conv_out.weight"] = torch.zeros(()).expand((1 << 20, 1 << 20))
     torch.save(weights, folder / PICKLED)
     assert (folder / PICKLED).stat().st_size < 1 << 20
-    assert_refused(folder, "more weights than it holds")
+    assert_refused(folder, "bytes of weights, more than its")
 
 
 def test_compressed_records_are_refused(folder: Path, weights: Weights) -> None:

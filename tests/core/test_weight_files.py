@@ -14,7 +14,7 @@ from diffusers import UNet2DModel
 
 from audiodiff_core.checkpoint import CheckpointError, Model, ModelRecord, load_model, load_vae, save_model, save_vae
 from audiodiff_core.diffusion.objectives import Objective
-from audiodiff_core.files.weight_files import DIFFUSERS, MOST_SHARDS, TRANSFORMERS
+from audiodiff_core.files.weight_files import DIFFUSERS, MAX_SHARDS, TRANSFORMERS
 from audiodiff_core.mel import MelConfig
 
 BASE = "diffusion_pytorch_model"
@@ -114,7 +114,7 @@ def test_shards_are_one_network(folder: Path, weights: Weights, shard: str, inde
     changes: list[str] = []
     model = load_model(folder, changes)
     assert_weights(model, weights)
-    assert "unet: 2 shards -> one file" in changes
+    assert "unet: merged 2 shards into one file" in changes
     remote = load_model(uploaded(folder))
     assert_weights(remote, weights)
     assert remote.digest == model.digest
@@ -172,7 +172,7 @@ def test_a_missing_shard_is_named(folder: Path, weights: Weights) -> None:
     for source in (folder, uploaded(folder)):
         assert_refused(
             source,
-            f"unet/{BASE}.safetensors.index.json names files that are missing: ",
+            f"unet/{BASE}.safetensors.index.json names missing files: ",
             f"{BASE}-00002-of-00002.safetensors",
         )
 
@@ -201,7 +201,7 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
     (folder / "unet" / f"{BASE}.safetensors.index.json").write_text(json.dumps(index))
     for source in (folder, uploaded(folder)):
         assert_refused(
-            source, f"{BASE}.safetensors.index.json names the file", "a .safetensors file beside the index is expected"
+            source, f"{BASE}.safetensors.index.json names the file", "must be a .safetensors file in the index's folder"
         )
 
 
@@ -212,12 +212,12 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
         ('{"weight_map": {}}', "has no weight_map"),
         ('{"weight_map": ["a.safetensors"]}', "has no weight_map"),
         ("[]", "is not a JSON object"),
-        ("not JSON", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
-        (" " * (1 << 21), "bytes, 1,048,576 are read"),
+        ("not JSON", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        (" " * (1 << 21), "bytes: must be at most 1,048,576"),
         (
-            json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(MOST_SHARDS + 1)}}),
-            f"{MOST_SHARDS} are read",
+            json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(MAX_SHARDS + 1)}}),
+            f"must be at most {MAX_SHARDS}",
         ),
     ],
 )
@@ -234,14 +234,14 @@ def test_shards_hold_what_their_index_states(folder: Path, weights: Weights) -> 
     moved = next(name for name, file in weight_map.items() if file == first)
     index = folder / "unet" / f"{BASE}.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {**weight_map, moved: second}}))
-    assert_refused(folder, f"{first} lacks none of its index and holds unknown {moved}")
+    assert_refused(folder, f"{first} does not match its index: missing weights: none; unexpected weights: {moved}")
     index.write_text(json.dumps({"weight_map": {**weight_map, "made.up": second}}))
-    assert_refused(folder, f"{second} lacks made.up of its index and holds unknown none")
+    assert_refused(folder, f"{second} does not match its index: missing weights: made.up; unexpected weights: none")
     left_out = {name: file for name, file in weight_map.items() if name != moved}
     index.write_text(json.dumps({"weight_map": left_out}))
-    assert_refused(folder, f"holds unknown {moved}")
+    assert_refused(folder, f"unexpected weights: {moved}")
     write(folder / "unet" / first, {name: weights[name] for name, file in left_out.items() if file == first})
-    assert_refused(folder, f"the weights of unet lack {moved} and hold unknown none")
+    assert_refused(folder, f"unet: missing weights: {moved}; unexpected weights: none")
 
 
 def test_all_differences_are_named_in_one_line(folder: Path, weights: Weights) -> None:
@@ -252,17 +252,19 @@ def test_all_differences_are_named_in_one_line(folder: Path, weights: Weights) -
     shape = tuple(weights[second].shape)
     assert_refused(
         folder,
-        f"the weights of unet lack {first} and hold unknown made.up",
-        f"unet: weight {second} has the shape (99,), the configuration makes it {shape} (of 2 such weights)",
+        f"unet: missing weights: {first}; unexpected weights: made.up",
+        f"unet: weight {second} has shape (99,), the configuration requires {shape} (1 of 2 weights with a wrong shape)",
     )
 
 
 def test_weights_of_another_name_are_named(folder: Path, weights: Weights) -> None:
-    assert_refused(folder, f"unet holds no {BASE}.safetensors or {BASE}.bin", "its weights are none")
+    assert_refused(folder, f"unet contains no {BASE}.safetensors or {BASE}.bin", "weight files present: none")
     write(folder / "unet" / "model.safetensors", weights)
     write(folder / "unet" / f"{BASE}.non_ema.safetensors", weights)
     assert_refused(
-        folder, f"unet holds no {BASE}.safetensors", f"its weights are {BASE}.non_ema.safetensors, model.safetensors"
+        folder,
+        f"unet contains no {BASE}.safetensors",
+        f"weight files present: {BASE}.non_ema.safetensors, model.safetensors",
     )
 
 

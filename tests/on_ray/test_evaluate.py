@@ -309,6 +309,6 @@ def test_metrics_are_added_to_a_record(model: Path, tmp_path: Path) -> None:
     record_metrics(tmp_path / "model", {"x": 2, "y": 3, "kernel_low": float("nan")})
     assert load_model(tmp_path / "model").record == record.model_copy(update={"metrics": {"loss": 0.5, "x": 2, "y": 3}})
     assert set((tmp_path / "model").rglob("*")) == files
-    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "is not a model folder|holds no")):
+    for folder, words in ((tmp_path / "none", "no such folder"), (tmp_path, "not a model folder")):
         with pytest.raises(ValueError, match=words):
             record_metrics(folder, {})

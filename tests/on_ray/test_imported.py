@@ -208,11 +208,11 @@ def test_what_prepare_made_and_the_hub_gave_back_is_the_same(dataset: Path, tmp_
         ([_png((32, 32)), _png((64, 32))], "image 1 is 32x64, not 32x32 by the original's defaults"),
         ([_png((32, 32)), _png((32, 32, 3))], "image 1: PNG of mode RGB"),
         ([_png((32, 32, 3))], "image 0: PNG of mode RGB"),
-        ([_png((32, 32)), b"\xff\xd8\xff\xe0 a JPEG"], "image 1: 11 bytes that are no whole PNG"),
+        ([_png((32, 32)), b"\xff\xd8\xff\xe0 a JPEG"], "image 1: 11 bytes that are not a valid PNG"),
         ([_png((4, 32))], "y_res is 4"),
         ([_png((32, 32)), _stating(13_000, 13_000)], "image 1 is 13000x13000, not 32x32 by the original's defaults"),
         ([_stating(32, 60_000)], "y_res is 60000"),
-        ([_stating(32, 32)], "image 0: 57 bytes that are no whole PNG"),
+        ([_stating(32, 32)], "image 0: 57 bytes that are not a valid PNG"),
     ],
 )
 def test_images_that_are_not_alike_or_no_mel_images(contents: list[bytes], words: str, tmp_path: Path) -> None:

@@ -177,7 +177,10 @@ def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: 
 def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, few_loops: Path, tmp_path: Path) -> None:
     prepare = ["prepare", "--input_dir", few_loops, "--output_dir", tmp_path / "mel", "--hop_length", 1024]
     status, line = run(*prepare, "--resolution", "36,32")
-    assert (status, "resolution 36,32: no network takes it, both sides must divide by 8" in line) == (2, True)
+    assert (status, "resolution 36,32: not supported by any network, both sides must be divisible by 8" in line) == (
+        2,
+        True,
+    )
     assert not (tmp_path / "mel").exists()
     assert run(*prepare, "--resolution", "40,32")[0] == 0
     status, line = run(
@@ -201,7 +204,7 @@ def test_a_checkpoint_folder_that_is_none(run: Run, model: Path, tmp_path: Path)
         json.dumps({"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]})
     )
     status, line = run("generate", "--model", tmp_path, "--output_dir", tmp_path / "out", "--count", 1)
-    assert (status, "holds no unet/" in line) == (2, True)
+    assert (status, "incomplete model folder: unet/" in line) == (2, True)
 
 
 def test_the_command_itself_prints_one_line_and_ends_with_two(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ HfApi().create_repo("old")
 HfApi().upload_folder(repo_id="tester/old", folder_path=pickled)
 changes = []
 assert load_model("tester/old", changes).digest == load_model(pickled).digest
-assert "unet: pickle -> safetensors" in changes and "vqvae: pickle -> safetensors" in changes
+assert "unet: converted a pickle to safetensors" in changes and "vqvae: converted a pickle to safetensors" in changes
 assert torch.equal(load_vae("tester/old").quant_conv.weight, load_vae(pickled).quant_conv.weight)
 HfApi().upload_file(path_or_fileobj=b"run me", path_in_repo="unet/diffusion_pytorch_model.bin", repo_id="tester/loops")
 assert load_model("tester/loops").digest == load_model(pixel).digest
@@ -156,7 +156,7 @@ HfApi().delete_file("unet/diffusion_pytorch_model.fp16.safetensors", "tester/hal
 try:
     load_model("tester/half")
 except CheckpointError as error:
-    assert "holds no diffusion_pytorch_model.safetensors" in str(error), error
+    assert "contains no diffusion_pytorch_model.safetensors" in str(error), error
 else:
     raise AssertionError("no weights")
 """
