@@ -341,7 +341,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ({"eta": 0.5, "scheduler": "euler"}, "eta 0.5: scheduler euler takes none"),
+            ({"eta": 0.5, "scheduler": "euler"}, "eta 0.5: scheduler euler has no eta"),
             ({"scheduler": "flow_euler"}, "scheduler flow_euler does not fit"),
             ({"guidance_scale": 2.0}, "guidance_scale 2.0: the model is not conditional"),
             ({"width": 15}, "width 15: the network takes multiples of 2 columns up to 128"),
@@ -394,7 +394,7 @@ class TestMistakes:
             ({"strength": 0.0}, "strength 0.0 is not in"),
             ({"strength": 1.1}, "strength 1.1 is not in"),
             ({"strength": float("nan")}, "strength nan is not in"),
-            ({"start_step": 2}, "start_step 2: 2 steps are taken, use 0 to 1"),
+            ({"start_step": 2}, "start_step 2: there are 2 steps, use 0 to 1"),
             ({"start_step": -1}, "start_step -1"),
             ({"start_step": 1, "strength": 0.5}, "strength 0.5 and start_step 1"),
         ],

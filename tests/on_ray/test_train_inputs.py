@@ -223,7 +223,7 @@ def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset
     _refused(
         dataset,
         tmp_path / "run",
-        "^scheduler ddim does not go with prediction_type flow: use flow_euler",
+        "^scheduler ddim does not fit prediction_type flow: use flow_euler",
         prediction_type="flow",
         scheduler="ddim",
     )
@@ -231,7 +231,7 @@ def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset
     _refused(
         dataset,
         tmp_path / "run",
-        "^scheduler flow_euler does not go with prediction_type epsilon",
+        "^scheduler flow_euler does not fit prediction_type epsilon",
         from_pretrained=model,
         scheduler="flow_euler",
     )
