@@ -57,9 +57,10 @@ class Geometry:
         factor = 1 if vae is None else latent_factor(vae)
         height, width = image_sides(unet)
         if (height * factor, width * factor) != (mel.y_res, mel.x_res):
-            latent = "" if vae is None else f", {factor} times that in pixels,"
+            in_pixels = "" if vae is None else f", {factor} times that in pixels,"
             raise ValueError(
-                f"network for images of {(height, width)} (height, width){latent} with a mel of {(mel.y_res, mel.x_res)}"
+                f"network for images of {(height, width)} (height, width){in_pixels} "
+                f"does not fit a mel of {(mel.y_res, mel.x_res)}"
             )
         channels = 1 if vae is None else vae.config.latent_channels
         if unet.config.in_channels != channels or (vae is not None and vae.config.in_channels != 1):

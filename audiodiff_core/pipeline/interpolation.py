@@ -84,3 +84,20 @@ def chain(noises: Noise, between: int) -> Noise:
         for start, end in pairwise(noises)
     ]
     return np.concatenate([*legs, noises[-1:]])
+
+
+def linear_chain(encodings: npt.NDArray[np.floating], between: int) -> npt.NDArray[np.floating]:
+    """Interpolate linearly along a sequence of key encodings, at the positions of `chain`.
+
+    Args:
+        encodings: Key encodings (k, dim), k at least 2.
+        between: Number of encodings between two neighboring keys.
+
+    Returns:
+        Encodings (k + (k - 1) * between, dim), including the keys.
+    """
+    keys = len(encodings)
+    position = np.linspace(0, keys - 1, keys + (keys - 1) * between)
+    low = np.minimum(position.astype(int), keys - 2)
+    share = (position - low)[:, np.newaxis]
+    return (1 - share) * encodings[low] + share * encodings[low + 1]

@@ -10,7 +10,7 @@ import torch
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline.geometry import Geometry, P
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
-from audiodiff_core.pipeline.interpolation import Noise, chain
+from audiodiff_core.pipeline.interpolation import Noise, chain, linear_chain
 from audiodiff_core.pipeline.long_loops import LongLoopRenderer
 from audiodiff_core.pipeline.loop import Loop
 from audiodiff_core.pipeline.rendering import Renderer, RenderJob
@@ -130,8 +130,7 @@ class AudioDiffusionPipeline:
         Args:
             requests: The requests.
             sources: One source per request.
-            strength: Fraction of the steps to take, in (0, 1]. At 1, almost nothing of the source is left. None selects
-                0.5 if `start_step` is None.
+            strength: Fraction of the steps to take, in (0, 1]. 1 keeps almost nothing of the source. Default: 0.5.
             start_step: Number of steps to skip, 0 to steps - 1, as an alternative to `strength`.
             encodings: Encodings (n, dim) of a conditional model.
 
@@ -161,8 +160,7 @@ class AudioDiffusionPipeline:
             sources: One source per request.
             regenerate: Per source, spans (start, end) in seconds or a boolean mask (y_res, width) of the pixels to
                 regenerate. All other pixels are those of the source.
-            start_step: Number of steps to skip, 0 to steps - 1. With 1 or more, the regenerated part starts from the
-                source with noise added.
+            start_step: Number of steps to skip, 0 to steps - 1. From 1, the source shapes the regenerated part.
             encodings: Encodings (n, dim) of a conditional model.
 
         Yields:
@@ -273,14 +271,7 @@ class AudioDiffusionPipeline:
         return np.stack([noises[item].numpy() for item in items])
 
     def noise(self, requests: Sequence[GenerateRequest]) -> Noise:
-        """Return the initial noises of the requests' seeds.
-
-        Args:
-            requests: The requests, of one width.
-
-        Returns:
-            Noises (n, channels, height, width).
-        """
+        """Return the initial noises (n, channels, height, width) of requests of one width."""
         shapes = [self._inputs.shape(self._inputs.width(self.resolved(request))) for request in requests]
         return np.stack(
             [initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)]
@@ -304,8 +295,5 @@ class AudioDiffusionPipeline:
         if encodings is not None:
             if len(encodings) != len(noises):
                 raise ValueError(f"{len(encodings)} encodings for {len(noises)} noises: pass one per noise")
-            position = np.linspace(0, len(noises) - 1, len(chained))
-            low = np.minimum(position.astype(int), len(noises) - 2)
-            share = (position - low)[:, np.newaxis]
-            encodings = (1 - share) * encodings[low] + share * encodings[low + 1]
+            encodings = linear_chain(encodings, between)
         return self.generate([request] * len(chained), encodings, chained)

@@ -67,7 +67,7 @@ class ExecutionProfile(pydantic.BaseModel):
     def prepare_process(self) -> None:
         """Set the number of torch threads on a CPU to 1.
 
-        The thread count affects the last bits of a result. Jobs use more cores by more worker processes, not by threads.
+        The thread count affects the last bits of a result. Jobs use more cores with more worker processes.
         """
         if self.device == "cpu":
             torch.set_num_threads(self.threads)
