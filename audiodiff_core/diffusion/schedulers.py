@@ -62,7 +62,7 @@ class Method:
 
     @property
     def takes_generator(self) -> bool:
-        """Whether the scheduler's `step` draws noise from a generator."""
+        """True if the scheduler's `step` draws noise from a generator."""
         return "generator" in inspect.signature(self.scheduler.step).parameters
 
 

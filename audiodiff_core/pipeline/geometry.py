@@ -1,4 +1,4 @@
-"""Image and sample sizes of a model, and the check of a request against them."""
+"""Image and sample sizes of a model, and validation of requests against these sizes."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from audiodiff_core.sampling import SamplingParameters, image_sides
 P = TypeVar("P", bound=SamplingParameters)
 
 MIN_WIDTH = 2
-"""Minimum of columns in an image. Audio lies between the columns, so a single column has no audio."""
+"""Minimum width of an image in columns. Audio lies between the columns, so a single column has no audio."""
 
 MAX_WIDTH_FACTOR = 8
 """Maximum width of an image as a multiple of the width that the network was trained for.
@@ -31,7 +31,7 @@ class Geometry:
     Attributes:
         mel: The mel configuration.
         factor: Pixels per side of a latent pixel. 1 for a model without a VAE.
-        multiple: Number of columns of which the width of an image must be a multiple.
+        multiple: Number of columns that must divide the width of an image.
         channels: Channels of a sample.
         encoding_dim: Values per encoding, or None for an unconditional model.
     """

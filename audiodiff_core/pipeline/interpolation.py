@@ -1,4 +1,4 @@
-"""Interpolation between noises."""
+"""Interpolation between noises and between encodings."""
 
 import math
 from itertools import pairwise
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 Noise = npt.NDArray[np.float32]
 PARALLEL_RAD = 1e-4
-"""Angle in radians below which two noises count as parallel. Within as much of pi, they count as opposite."""
+"""Angle in radians below which two noises count as parallel. Above pi minus this angle, they count as opposite."""
 
 
 def slerp(start: Noise, end: Noise, share: float | npt.NDArray[np.floating]) -> Noise:

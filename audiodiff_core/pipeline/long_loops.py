@@ -1,4 +1,4 @@
-"""Loops that are longer than the samples of the network, sampled window by window."""
+"""Loops of any length, sampled window by window."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +100,7 @@ class LongLoopRenderer:
         content of each window of each item, which the window varies from `start_step` on. All windows of an item then
         share the noise of the seed, which gives the track one style. Without contents, each window draws its own noise.
         """
-        samples = [list(given) for given in first]
+        samples = [list(item_samples) for item_samples in first]
         sampler = self._renderer.sampler
         keep = windows.keep_mask(sampler.sides[0])
         for window in range(len(samples[0]) if samples else 0, windows.count):

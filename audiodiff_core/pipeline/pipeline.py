@@ -1,4 +1,4 @@
-"""AudioDiffusionPipeline: generation, variation, inpainting, extension, remix, inversion and interpolation."""
+"""Generation, variation, inpainting, extension, remixing, inversion and interpolation of loops."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -27,9 +27,9 @@ class AudioDiffusionPipeline:
     A sample is the input of the network: a mel image, or the latent of a mel image. The pipeline keeps no state between
     calls. It works in batches, but the bytes of a loop do not depend on the other loops.
 
-    Every method takes one source, mask or encoding per request, and raises a ValueError that names the argument and its
-    value if an argument is wrong. A conditional model needs `encodings`, a float array (n, dim), in every call. An
-    unconditional model takes no encodings.
+    Every method takes one source, mask or encoding per request. It raises a ValueError that names a wrong argument and
+    its value, and a FloatingPointError if a network returns NaN or infinity. A conditional model needs `encodings`, a
+    float array (n, dim), in every call. An unconditional model takes no encodings.
 
     Args:
         unet: The denoising network. The model is conditional if the network's configuration has `cross_attention_dim`.
@@ -77,7 +77,7 @@ class AudioDiffusionPipeline:
 
     @property
     def conditional(self) -> bool:
-        """Whether the model needs encodings."""
+        """True if the model needs encodings."""
         return self.geometry.encoding_dim is not None
 
     def resolved(self, request: P) -> P:
@@ -153,7 +153,7 @@ class AudioDiffusionPipeline:
         start_step: int = 0,
         encodings: Encodings | None = None,
     ) -> Iterator[Loop]:
-        """Regenerate part of each source to fit the rest. At the start or end of a source, this is outpainting.
+        """Regenerate part of each source to fit the rest. At either end of a source, this is outpainting.
 
         Args:
             requests: The requests.

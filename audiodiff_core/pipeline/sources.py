@@ -212,5 +212,7 @@ def kept_latents(kept: Mask, factor: int) -> Mask:
         A mask (height / factor, width / factor), True where all pixels of a latent pixel are kept.
     """
     height, width = kept.shape
-    latents: Mask = np.logical_and.reduce(kept.reshape(height // factor, factor, width // factor, factor), axis=(1, 3))
-    return latents
+    kept_latent: Mask = np.logical_and.reduce(
+        kept.reshape(height // factor, factor, width // factor, factor), axis=(1, 3)
+    )
+    return kept_latent

@@ -1,4 +1,4 @@
-"""Overlapping windows over an image that is wider than the samples of the network.
+"""Overlapping windows over a long image.
 
 Each window continues the content that it shares with the window before it.
 """

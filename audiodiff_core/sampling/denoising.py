@@ -82,12 +82,15 @@ class Trajectory(Protocol):
 
 
 def guidance_inputs(item: Item, sample: torch.Tensor, timestep: float) -> list[ModelInput]:
-    """Return the network inputs for one timestep: the conditional input and, with guidance, the unconditional input.
+    """Return the network inputs of an item for one timestep.
 
     Args:
         item: The item.
         sample: The scaled sample (1, channels, height, width).
         timestep: The timestep of the call.
+
+    Returns:
+        The conditional input and, with guidance, the unconditional input.
     """
     conditional = ModelInput(sample, timestep, item.encoding)
     return [conditional] if item.batch_slots == 1 else [conditional, replace(conditional, encoding=None)]
@@ -137,7 +140,7 @@ class Denoising:
 
     @property
     def finished(self) -> bool:
-        """Whether `sample` is the clean sample."""
+        """True once `sample` is the clean sample."""
         return self._call == self._schedule.calls
 
     def model_inputs(self) -> list[ModelInput]:

@@ -55,7 +55,7 @@ class Inversion:
 
     @property
     def finished(self) -> bool:
-        """Whether `sample` is the noise."""
+        """True once `sample` is the noise."""
         return self._level < 0
 
     def model_inputs(self) -> list[ModelInput]:

@@ -61,7 +61,7 @@ class ExecutionProfile(pydantic.BaseModel):
 
     @property
     def threads(self) -> int:
-        """Torch threads that `prepare_process` sets on a CPU. On a GPU, the thread count does not affect the result."""
+        """Number of torch threads on a CPU. On a GPU, the thread count does not affect the result."""
         return 1
 
     def prepare_process(self) -> None:

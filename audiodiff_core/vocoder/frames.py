@@ -103,7 +103,7 @@ class Frames:
         return signal[:, self.n_fft // 2 : self.n_fft // 2 + self.length]
 
     def signal(self, audio: torch.Tensor) -> torch.Tensor:
-        """Return the signal (batch, span) for audio (batch, length), padded with silence or with its repetition."""
+        """Pad audio (batch, length) with silence, or with its repetition, to a signal (batch, span)."""
         before, after = self.n_fft // 2, self.span - self.length - self.n_fft // 2
         if not self.circular:
             return torch.nn.functional.pad(audio, (before, after))
@@ -115,7 +115,7 @@ class Frames:
         return (slice(start, min(start + step, self.count)) for start in range(0, self.count, step))
 
     def _overlap_add(self, pieces: Iterator[tuple[torch.Tensor, slice]]) -> torch.Tensor:
-        """Overlap-add pieces (batch, frames of the chunk, n_fft), each with its chunk, to a signal (batch, span)."""
+        """Overlap-add (frames, chunk) pairs to a signal (batch, span). The frames are (batch, chunk, n_fft)."""
         parts = -(-self.n_fft // self.hop)
         blocks: torch.Tensor | None = None
         for piece, chunk in pieces:

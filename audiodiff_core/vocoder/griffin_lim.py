@@ -117,9 +117,9 @@ class GriffinLim:
 
 
 def fixed_batches(items: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Split items (n, ...) into batches of one size on the device: 1 on a CPU, BATCH_SIZE on other devices.
+    """Split items (n, ...) into batches of one fixed size on the device.
 
-    The last batch is padded with zeros.
+    The size is 1 on a CPU and BATCH_SIZE on other devices. The last batch is padded with zeros.
     """
     size = 1 if device.type == "cpu" else BATCH_SIZE
     for batch in items.split(size):

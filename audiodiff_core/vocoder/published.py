@@ -167,7 +167,7 @@ def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[
 
 @contextlib.contextmanager
 def _reading(source: str | Path) -> Iterator[None]:
-    """Convert every exception for a damaged or unsupported checkpoint to a ValueError that names the source."""
+    """Convert the exceptions for damaged or unsupported checkpoints to a ValueError with the source."""
     try:
         yield
     except Exception as error:
