@@ -100,4 +100,4 @@ def linear_chain(encodings: npt.NDArray[np.floating], between: int) -> npt.NDArr
     position = np.linspace(0, keys - 1, keys + (keys - 1) * between)
     low = np.minimum(position.astype(int), keys - 2)
     share = (position - low)[:, np.newaxis]
-    return (1 - share) * encodings[low] + share * encodings[low + 1]
+    return cast(npt.NDArray[np.floating], (1 - share) * encodings[low] + share * encodings[low + 1])
