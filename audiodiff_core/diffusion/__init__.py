@@ -1,1 +1,1 @@
-"""Diffusion: training objectives and noise schedules."""
+"""Training objectives, noise schedules and sampling methods."""

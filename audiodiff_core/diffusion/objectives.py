@@ -1,10 +1,12 @@
-"""What training minimises: how images are noised, what the network predicts of them, and how its errors are weighed.
+"""Training objectives: the forward process, the prediction target and the loss weights.
 
-Two families, both x_t = signal * x0 + noise_scale * noise:
-  diffusion  `num_train_timesteps` levels of noise, the integer timesteps; signal^2 + noise_scale^2 = 1
-  flow       rectified flow (Liu et al. 2022): any sigma in (0, 1), timestep = num_train_timesteps * sigma; signal = 1 - sigma, noise_scale = sigma
+Both families add noise as x_t = signal * x0 + noise_scale * noise.
 
-All that sampling needs of it lives in the scheduler's configuration, which diffusers stores with the model.
+  diffusion  `num_train_timesteps` levels of noise, with integer timesteps; signal^2 + noise_scale^2 = 1
+  flow       rectified flow (Liu et al. 2022): sigma in (0, 1), timestep = num_train_timesteps * sigma;
+             signal = 1 - sigma, noise_scale = sigma
+
+Sampling reads the objective from the configuration of the scheduler, which diffusers saves with the model.
 """
 
 import math
@@ -23,12 +25,11 @@ SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
 
 
 class Objective(pydantic.BaseModel):
-    """A way of adding noise and what the network predicts of it.
+    """Noise schedule, prediction type and loss weights of a training run.
 
-    With zero terminal SNR the last level is pure noise, as sampling starts from, so that the network learns the mean level of the
-    pictures (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023). Epsilon cannot be predicted there. A
-    flow always ends in pure noise; its times are drawn logit-normally, location 0 and scale 1, which weighs the middle of the way
-    (Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1).
+    With zero terminal SNR, the last level is pure noise, as at the start of sampling. The network then learns the mean
+    level of the images (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023). Epsilon is
+    no valid target at that level, because it equals the input there. A flow always has zero terminal SNR.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +40,10 @@ class Objective(pydantic.BaseModel):
         description="whether the last level is pure noise",
     )
     num_train_timesteps: int = pydantic.Field(
-        1_000, ge=2, description="levels of noise; for a flow the timestep that means pure noise"
+        1_000, ge=2, description="number of noise levels; for a flow, the timestep of pure noise"
     )
     beta_schedule: BetaSchedule = pydantic.Field(
-        "linear", description="how the noise grows from level to level: linear, scaled_linear or squaredcos_cap_v2"
+        "linear", description="growth of the noise from level to level: linear, scaled_linear or squaredcos_cap_v2"
     )
     beta_start: float = pydantic.Field(
         0.0001, gt=0, lt=1, description="noise variance added by the first level (linear, scaled_linear)"
@@ -52,47 +53,54 @@ class Objective(pydantic.BaseModel):
     )
     clip_sample: bool = pydantic.Field(
         default_factory=lambda data: data.get("prediction_type") != "flow",
-        description="whether sampling clips predicted images to [-1, 1]; not for latents",
+        description="whether sampling clips predicted images to [-1, 1]; off for latents",
     )
     min_snr_gamma: float | None = pydantic.Field(
-        None, gt=0, description="signal-to-noise ratio at which min-SNR weights are cut off; none: even weights"
+        None, gt=0, description="signal-to-noise ratio at which min-SNR weights are clipped; none: equal weights"
     )
     conditioning_dropout: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="share of samples trained without their encoding, which guidance needs"
+        0.0, ge=0, lt=1, description="fraction of samples trained without their encoding; guidance needs some"
     )
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.prediction_type == "epsilon" and self.zero_terminal_snr:
             raise ValueError(
-                "prediction_type epsilon cannot have zero_terminal_snr: pure noise says nothing of the image; use v_prediction"
+                "prediction_type epsilon cannot have zero_terminal_snr: "
+                "pure noise holds no information about the image; use v_prediction"
             )
         if self.prediction_type == "flow":
             fixed = {"zero_terminal_snr": True, "beta_schedule": "linear", "clip_sample": False, "min_snr_gamma": None}
-            for name, only in fixed.items():
-                if (value := getattr(self, name)) != only:
-                    raise ValueError(
-                        f"prediction_type flow cannot have {name} {value}: leave it out, or use v_prediction"
-                    )
+            for name, expected in fixed.items():
+                if (value := getattr(self, name)) != expected:
+                    raise ValueError(f"prediction_type flow cannot have {name} {value}: omit it, or use v_prediction")
         return self
 
     @classmethod
     def of(cls, scheduler: Any) -> Self:
-        """The objective that a model was trained for, from the scheduler saved with it; weights and dropout are not known from there.
+        """Recover a model's objective from its scheduler.
 
-        Raises ValueError where the scheduler's noise schedule is not one that can be trained on.
+        A scheduler does not record `min_snr_gamma` and `conditioning_dropout`. Both get their defaults.
+
+        Args:
+            scheduler: The diffusers scheduler that was saved with the model.
+
+        Raises:
+            ValueError: If training does not support the scheduler's noise schedule.
         """
         config = scheduler.config
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             if config.shift != 1 or config.use_dynamic_shifting:
                 raise ValueError(
-                    f"shift {config.shift} of the model's {type(scheduler).__name__} would be lost: only flows without a shift can be trained on"
+                    f"shift {config.shift} of the model's {type(scheduler).__name__} would be lost: "
+                    "use a flow model without a shift"
                 )
             return cls(prediction_type="flow", num_train_timesteps=config.num_train_timesteps)
         if config.get("trained_betas") is not None or config.get("beta_schedule") not in get_args(BetaSchedule):
-            known = ", ".join(get_args(BetaSchedule))
+            supported = ", ".join(get_args(BetaSchedule))
             raise ValueError(
-                f"beta_schedule {config.get('beta_schedule')} of the model's {type(scheduler).__name__} cannot be trained on: {known} can"
+                f"beta_schedule {config.get('beta_schedule')} of the model's {type(scheduler).__name__} "
+                f"is not supported in training: use a model with one of {supported}"
             )
         return cls(
             prediction_type=config.get("prediction_type", "epsilon"),
@@ -105,15 +113,20 @@ class Objective(pydantic.BaseModel):
         )
 
     def scheduler(self, name: SavedScheduler | None = None) -> Any:
-        """diffusers' scheduler carrying this objective in its configuration, to be saved with the model; none: ddim, or flow_euler for a flow.
+        """Build the diffusers scheduler that is saved with a model of this objective.
 
-        Raises ValueError where that scheduler cannot sample what the network predicts.
+        Args:
+            name: The sampling method. None selects `flow_euler` for a flow and `ddim` otherwise.
+
+        Raises:
+            ValueError: If the method cannot sample this prediction type.
         """
         flow = self.prediction_type == "flow"
         name = name or ("flow_euler" if flow else "ddim")
         if (name == "flow_euler") != flow:
             raise ValueError(
-                f"scheduler {name} does not go with prediction_type {self.prediction_type}: use {'flow_euler' if flow else 'ddim or ddpm'}"
+                f"scheduler {name} does not fit prediction_type {self.prediction_type}: "
+                f"use {'flow_euler' if flow else 'ddim or ddpm'}"
             )
         if name == "flow_euler":
             return FlowMatchEulerDiscreteScheduler(num_train_timesteps=self.num_train_timesteps)
@@ -129,35 +142,69 @@ class Objective(pydantic.BaseModel):
         )
 
     def draw_timestep(self, stream: np.random.Generator) -> float:
-        """A training sample's timestep: an integer in [0, num_train_timesteps), every one as likely; for a flow logit-normal in (0, num_train_timesteps)."""
+        """Draw the timestep of a training sample.
+
+        Args:
+            stream: The random stream of the sample.
+
+        Returns:
+            A uniform integer in [0, num_train_timesteps), or for a flow a float in (0, num_train_timesteps).
+        """
         if self.prediction_type == "flow":
+            # Logit-normal with location 0 and scale 1, which favors the middle of the path (Esser et al., "Scaling
+            # Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1).
             return self.num_train_timesteps / (1 + math.exp(-stream.standard_normal()))
         return int(stream.integers(self.num_train_timesteps))
 
     def timesteps_at(self, fractions: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Fractions (batch,) in [0, 1) of the way to pure noise -> the timesteps (batch,) there, as `losses` takes them."""
-        times = torch.from_numpy(np.asarray(fractions, np.float64) * self.num_train_timesteps)
-        return times.float() if self.prediction_type == "flow" else times.long()
+        """Convert fractions of the noise schedule to timesteps.
+
+        Args:
+            fractions: Fractions (batch,) in [0, 1), where 0 is the least noise.
+
+        Returns:
+            Timesteps (batch,): int64, or float32 for a flow.
+        """
+        timesteps = torch.from_numpy(np.asarray(fractions, np.float64) * self.num_train_timesteps)
+        return timesteps.float() if self.prediction_type == "flow" else timesteps.long()
 
 
 def scales(objective: Objective, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Timesteps (batch,) -> (signal, noise_scale), each (batch,) float32: x_t = signal * x0 + noise_scale * noise."""
+    """Return the coefficients of x_t = signal * x0 + noise_scale * noise.
+
+    Args:
+        objective: The training objective.
+        timesteps: Timesteps (batch,).
+
+    Returns:
+        (signal, noise_scale), each float32 (batch,).
+    """
     if objective.prediction_type == "flow":
         sigma = timesteps.float() / objective.num_train_timesteps
         return 1 - sigma, sigma
-    signal, noise_scale = _table(objective, timesteps.device)[:, timesteps]
+    signal, noise_scale = _scale_table(objective, timesteps.device)[:, timesteps]
     return signal, noise_scale
 
 
 @lru_cache(maxsize=16)
-def _table(objective: Objective, device: torch.device) -> torch.Tensor:
-    """signal and noise_scale of every level, (2, num_train_timesteps)."""
-    kept = objective.scheduler("ddpm").alphas_cumprod.double()
-    return torch.stack([kept.sqrt(), (1 - kept).sqrt()]).float().to(device)
+def _scale_table(objective: Objective, device: torch.device) -> torch.Tensor:
+    """Return signal and noise_scale of all levels (2, num_train_timesteps)."""
+    alphas_cumprod = objective.scheduler("ddpm").alphas_cumprod.double()
+    return torch.stack([alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()]).float().to(device)
 
 
 def target(objective: Objective, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """What the network should predict, the shape of `clean` (batch, channels, height, width)."""
+    """Compute the prediction target.
+
+    Args:
+        objective: The training objective.
+        clean: Clean samples (batch, channels, height, width).
+        noise: Noise of the same shape.
+        timesteps: Timesteps (batch,).
+
+    Returns:
+        The target, in the shape of `clean`.
+    """
     match objective.prediction_type:
         case "epsilon":
             return noise
@@ -171,19 +218,30 @@ def target(objective: Objective, clean: torch.Tensor, noise: torch.Tensor, times
 
 
 def weights(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
-    """Weight of each sample's squared error (batch,): 1, or min-SNR (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting", 2023).
+    """Return the loss weight of each sample.
 
-    The weight of an error in x0 is min(SNR, gamma); a squared error of epsilon is SNR times, one of v is SNR + 1 times that of x0.
-    That is 0 at pure noise, where sampling starts, so with zero terminal SNR the weight in x0 is at least 1 (Salimans and Ho,
-    "Progressive Distillation for Fast Sampling", 2022: truncated SNR).
+    Without `min_snr_gamma`, every weight is 1. With it, the weights are those of min-SNR (Hang et al., "Efficient
+    Diffusion Training via Min-SNR Weighting", 2023): an error of x0 has the weight min(SNR, gamma).
+
+    This weight is 0 at pure noise, where sampling starts. With zero terminal SNR, the weight of an error of x0 is
+    therefore at least min(1, gamma), similar to truncated SNR (Salimans and Ho, "Progressive Distillation for Fast
+    Sampling of Diffusion Models", 2022).
+
+    Args:
+        objective: The training objective.
+        timesteps: Timesteps (batch,).
+
+    Returns:
+        Weights (batch,) of the squared errors of the prediction.
     """
     if objective.min_snr_gamma is None:
         return torch.ones(len(timesteps), device=timesteps.device)
     signal, noise_scale = scales(objective, timesteps)
     snr = (signal / noise_scale).square()
-    least = min(1.0, objective.min_snr_gamma) if objective.zero_terminal_snr else 0.0
-    of_clean = snr.clamp(least, objective.min_snr_gamma)
-    return {"epsilon": of_clean / snr, "v_prediction": of_clean / (snr + 1), "sample": of_clean}[
+    min_weight = min(1.0, objective.min_snr_gamma) if objective.zero_terminal_snr else 0.0
+    x0_weight = snr.clamp(min_weight, objective.min_snr_gamma)
+    # A squared error of epsilon is SNR times the squared error of x0. A squared error of v is SNR + 1 times as large.
+    return {"epsilon": x0_weight / snr, "v_prediction": x0_weight / (snr + 1), "sample": x0_weight}[
         objective.prediction_type
     ]
 
@@ -197,10 +255,18 @@ def losses(
     *,
     encodings: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared error of the network's prediction for each sample (batch,), not weighed.
+    """Compute the unweighted loss of each sample.
 
-    clean, noise: (batch, channels, height, width); clean in [-1, 1] (latents: unit variance), noise ~ N(0, 1). timesteps: (batch,), integers or a
-    flow's floats. encodings: (batch, dim) for a conditional network, zeros where a sample is to be unconditional.
+    Args:
+        network: The denoising network.
+        objective: The training objective.
+        clean: Clean samples (batch, channels, height, width): images in [-1, 1], or latents of unit variance.
+        noise: Standard normal noise of the same shape.
+        timesteps: Timesteps (batch,): integers, or floats for a flow.
+        encodings: Encodings (batch, dim) of a conditional network. Zeros make a sample unconditional.
+
+    Returns:
+        Mean squared errors (batch,) of the predictions.
     """
     signal, noise_scale = (scale.reshape(-1, 1, 1, 1) for scale in scales(objective, timesteps))
     noisy = signal * clean + noise_scale * noise

@@ -1,7 +1,9 @@
-"""What a VAE makes of images, for training: the mean and the standard deviation of each latent value, from which latents are drawn.
+"""Posteriors of a VAE, from which training draws its latents.
 
-moments  float32 (batch, 2, channels, height, width)   mean and standard deviation, in the VAE's own units: what `encode --latents` stores
-latents  float32 (batch, channels, height, width)      drawn from them and scaled to unit variance: what a latent network sees
+moments  float32 (batch, 2, channels, height, width)   mean and standard deviation of each latent value, not scaled;
+                                                       `encode --latents` stores them
+latents  float32 (batch, channels, height, width)      drawn from the moments and scaled to unit variance;
+                                                       input of a latent network
 """
 
 from collections.abc import Iterable
@@ -18,34 +20,69 @@ Moments = npt.NDArray[np.float32]
 
 @torch.no_grad()
 def posterior_moments(vae: Any, images: Images) -> torch.Tensor:
-    """uint8 images (batch, y_res, x_res) -> moments, on the VAE's device."""
+    """Compute the posterior of each latent value.
+
+    Args:
+        vae: The AutoencoderKL.
+        images: uint8 images (batch, y_res, x_res).
+
+    Returns:
+        Moments (batch, 2, channels, height, width), on the device of the VAE.
+    """
     values = to_model(torch.from_numpy(images).to(vae.device).unsqueeze(1))
     posterior = vae.encode(values).latent_dist
     return torch.stack([posterior.mean, posterior.std], dim=1).float()
 
 
 def moments_in_batches(vae: Any, images: Images, batch_size: int) -> Moments:
-    """Moments of images (n, y_res, x_res), `batch_size` at once and padded to that, so that an image's bits do not depend on its neighbours."""
-    found = []
+    """Compute moments in batches of one size.
+
+    Args:
+        vae: The AutoencoderKL.
+        images: uint8 images (n, y_res, x_res).
+        batch_size: Images per call of the VAE. The last batch is padded to this size, so that the result for an image
+            does not depend on the other images.
+
+    Returns:
+        Moments (n, 2, channels, height, width).
+    """
+    moments = []
     for start in range(0, len(images), batch_size):
-        some = images[start : start + batch_size]
-        batch = np.zeros((batch_size, *images.shape[1:]), np.uint8)
-        batch[: len(some)] = some
-        found.append(posterior_moments(vae, batch)[: len(some)].cpu().numpy())
-    return np.concatenate(found)
+        batch = images[start : start + batch_size]
+        padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+        padded[: len(batch)] = batch
+        moments.append(posterior_moments(vae, padded)[: len(batch)].cpu().numpy())
+    return np.concatenate(moments)
 
 
 def drawn_latents(moments: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
-    """Latents of moments by noise ~ N(0, 1) of the latents' shape."""
+    """Draw latents from moments.
+
+    Args:
+        moments: Moments (batch, 2, channels, height, width).
+        noise: Standard normal noise (batch, channels, height, width).
+        scaling_factor: The `scaling_factor` of the VAE's configuration.
+
+    Returns:
+        Scaled latents (batch, channels, height, width).
+    """
     mean, deviation = moments.unbind(dim=1)
     return (mean + deviation * noise) * scaling_factor
 
 
 def measure_scaling_factor(moments: Iterable[torch.Tensor]) -> float:
-    """One over the standard deviation of latents drawn from these moments, exactly: batches of any size, from many different images.
+    """Compute the factor that scales latents to unit variance.
 
-    The variance of a draw is that of the means (over samples and places, all channels together, as diffusers' one number scales them)
-    plus the mean of the posteriors' own (Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, section G).
+    The result is exact: the expected variance over all draws, not the variance of one draw.
+
+    Args:
+        moments: Batches (batch, 2, channels, height, width) of any size, from many different images.
+
+    Returns:
+        The reciprocal of the standard deviation of the latents, over all channels together.
+
+    Raises:
+        ValueError: If there are no moments, or if the variance is zero or not finite.
     """
     count, total, squares = 0, 0.0, 0.0
     for batch in moments:
@@ -54,7 +91,9 @@ def measure_scaling_factor(moments: Iterable[torch.Tensor]) -> float:
         total += float(mean.sum())
         squares += float((mean.square() + deviation.square()).sum())
     if count == 0:
-        raise ValueError("no latents to measure the scaling factor of: give at least one image")
+        raise ValueError("no latents to measure the scaling factor on: pass at least one image")
+    # Variance of the means plus mean of the variances. The reciprocal root is the factor of Rombach et al.,
+    # "High-Resolution Image Synthesis with Latent Diffusion Models", 2022, section G.
     variance = squares / count - (total / count) ** 2
     if not 0 < variance < float("inf"):
         raise ValueError(f"the latents' variance is {variance}: the VAE is not trained, or has collapsed")
@@ -62,7 +101,18 @@ def measure_scaling_factor(moments: Iterable[torch.Tensor]) -> float:
 
 
 def set_scaling_factor(vae: Any, batches: Iterable[Images]) -> float:
-    """Measures the scaling factor on images (batch, y_res, x_res) and writes it into `vae.config`, with which it is saved."""
+    """Measure the scaling factor and write it to `vae.config`, which is saved with the VAE.
+
+    Args:
+        vae: The AutoencoderKL.
+        batches: uint8 images (batch, y_res, x_res) of many different tracks.
+
+    Returns:
+        The scaling factor.
+
+    Raises:
+        ValueError: As `measure_scaling_factor`.
+    """
     factor = measure_scaling_factor(posterior_moments(vae, images) for images in batches)
     vae.register_to_config(scaling_factor=factor)
     return factor

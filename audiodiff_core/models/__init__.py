@@ -1,4 +1,4 @@
-"""Networks: presets, construction, shapes, circular padding, digests."""
+"""Networks: presets, construction, image sizes, circular padding and digests."""
 
 from audiodiff_core.models.digest import network_digest
 from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count

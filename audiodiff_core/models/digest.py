@@ -6,8 +6,11 @@ from typing import Any
 
 
 def network_digest(network: Any) -> str:
-    """Names a network: 16 hex digits of the SHA-256 of its configuration and weights, whichever files they came from."""
-    total = hashlib.sha256(
+    """Return the first 16 hex digits of the SHA-256 of a network's configuration and weights.
+
+    The digest does not depend on the files that the network was loaded from.
+    """
+    sha256 = hashlib.sha256(
         json.dumps(
             {key: value for key, value in network.config.items() if not key.startswith("_")},
             sort_keys=True,
@@ -15,6 +18,6 @@ def network_digest(network: Any) -> str:
         ).encode()
     )
     for name, weights in sorted(network.state_dict().items()):
-        total.update(f"{name} {tuple(weights.shape)}".encode())
-        total.update(weights.detach().cpu().float().contiguous().numpy())
-    return total.hexdigest()[:16]
+        sha256.update(f"{name} {tuple(weights.shape)}".encode())
+        sha256.update(weights.detach().cpu().float().contiguous().numpy())
+    return sha256.hexdigest()[:16]

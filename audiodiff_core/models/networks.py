@@ -1,4 +1,4 @@
-"""Networks built by diffusers from a preset, at the size that the mel configuration states."""
+"""Construction of diffusers networks from a preset and a mel configuration."""
 
 from typing import Any
 
@@ -10,35 +10,65 @@ from audiodiff_core.models.presets import PRESETS, VAE_PRESETS, PresetName, VaeP
 
 
 def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> None:
-    """Raises ValueError where the network, on images of this mel or on their latents, cannot halve them as often as it needs to."""
+    """Check that a preset can process mel images of this size, or their latents.
+
+    Args:
+        preset: The preset of the network.
+        mel: The mel configuration, whose `x_res` and `y_res` are the sides of the images in pixels.
+        vae: The AutoencoderKL of a latent preset. None for a preset that works on images.
+
+    Raises:
+        ValueError: If a latent preset has no VAE, if another preset has one, or if a side cannot be halved at every
+            level of the network.
+    """
     shape = PRESETS[preset]
     if shape.latent and vae is None:
-        raise ValueError(f"preset {preset} works on latents: give the VAE that makes them (vae)")
+        raise ValueError(f"preset {preset} works on latents: pass the VAE that encodes them (vae)")
     if vae is not None and not shape.latent:
-        latent = ", ".join(name for name, other in PRESETS.items() if other.latent)
-        raise ValueError(f"preset {preset} works on images, not on latents: leave vae out, or use one of {latent}")
+        latent_presets = ", ".join(name for name, other in PRESETS.items() if other.latent)
+        raise ValueError(f"preset {preset} works on images, not on latents: omit vae, or use one of {latent_presets}")
     multiple = shape.side_multiple * (1 if vae is None else latent_factor(vae))
     if mel.x_res % multiple or mel.y_res % multiple:
-        through = "" if vae is None else f" with a VAE that divides sides by {latent_factor(vae)}"
+        with_vae = "" if vae is None else f" with a VAE that divides sides by {latent_factor(vae)}"
         raise ValueError(
-            f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}{through}: both sides must divide by {multiple}"
+            f"resolution {mel.x_res},{mel.y_res} does not fit preset {preset}{with_vae}: "
+            f"both sides must be multiples of {multiple}"
         )
 
 
 def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
-    """Raises ValueError where a conditional network is given no encodings, or one that takes none is given some."""
+    """Check that a preset and the size of the encodings go together.
+
+    Args:
+        preset: The preset of the network.
+        encoding_dim: Values per encoding, or None without encodings.
+
+    Raises:
+        ValueError: If a conditional preset has no encodings, or an unconditional preset has encodings.
+    """
     if PRESETS[preset].conditional and encoding_dim is None:
-        raise ValueError(f"preset {preset} is conditional: give it encodings")
+        raise ValueError(f"preset {preset} is conditional: pass encodings")
     if encoding_dim is not None and not PRESETS[preset].conditional:
-        conditional = ", ".join(name for name, other in PRESETS.items() if other.conditional)
-        raise ValueError(f"preset {preset} takes no encodings: leave them out, or use one of {conditional}")
+        conditional_presets = ", ".join(name for name, other in PRESETS.items() if other.conditional)
+        raise ValueError(f"preset {preset} takes no encodings: omit them, or use one of {conditional_presets}")
 
 
 def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_dim: int | None = None) -> Any:
-    """A freshly initialised network for images of `mel`, or for their latents by `vae`.
+    """Build a denoising network with random weights.
 
-    UNet2DModel: (batch, channels, height, width) and timesteps (batch,) -> the same shape; a conditional preset is a
-    UNet2DConditionModel, which takes encodings (batch, 1, encoding_dim) besides. Raises ValueError where the parts do not go together.
+    Args:
+        preset: The preset of the network.
+        mel: The mel configuration of the images.
+        vae: The AutoencoderKL of a latent preset. None for a preset that works on images.
+        encoding_dim: Values per encoding of a conditional preset. None for an unconditional preset.
+
+    Returns:
+        A UNet2DModel, called with samples (batch, channels, height, width) and timesteps (batch,). For a conditional
+        preset, a UNet2DConditionModel, called with encodings (batch, 1, encoding_dim) as well. The prediction has the
+        shape of the samples.
+
+    Raises:
+        ValueError: If the preset, the mel configuration, the VAE and the encodings do not go together.
     """
     check_resolution(preset, mel, vae)
     check_encoding(preset, encoding_dim)
@@ -66,14 +96,26 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
 
 
 def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:
-    """A freshly initialised AutoencoderKL for images of `mel`: (batch, 1, y_res, x_res) <-> latents (batch, latent_channels, y_res, x_res / factor).
+    """Build an autoencoder with random weights.
 
-    Its scaling factor is diffusers' default until it is measured (`posteriors.measure_scaling_factor`).
+    The scaling factor is diffusers' default until `latents.posteriors.set_scaling_factor` measures it.
+
+    Args:
+        preset: The preset of the autoencoder.
+        mel: The mel configuration of the images.
+
+    Returns:
+        An AutoencoderKL for images (batch, 1, y_res, x_res). The latents have the shape
+        (batch, latent_channels, y_res / factor, x_res / factor), where `factor` is that of the preset.
+
+    Raises:
+        ValueError: If a side of the images is not a multiple of `factor`.
     """
     shape = VAE_PRESETS[preset]
     if mel.x_res % shape.factor or mel.y_res % shape.factor:
         raise ValueError(
-            f"resolution {mel.x_res},{mel.y_res} does not suit preset {preset}: both sides must divide by {shape.factor}"
+            f"resolution {mel.x_res},{mel.y_res} does not fit preset {preset}: "
+            f"both sides must be multiples of {shape.factor}"
         )
     levels = len(shape.block_out_channels)
     return AutoencoderKL(
@@ -90,4 +132,5 @@ def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:
 
 
 def parameter_count(network: Any) -> int:
+    """Return the number of parameters of a torch module."""
     return sum(parameter.numel() for parameter in network.parameters())

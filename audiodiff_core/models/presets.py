@@ -1,4 +1,4 @@
-"""Presets of networks: shapes and training objectives by name."""
+"""Named presets of networks and autoencoders."""
 
 from typing import Any, Literal, get_args
 
@@ -20,36 +20,44 @@ VaePresetName = Literal["vae-tiny", "vae-256"]
 
 
 class Preset(pydantic.BaseModel):
-    """A network's shape and the objective that it is trained for unless told otherwise."""
+    """Shape of a denoising network, and its default training objective."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     block_out_channels: tuple[int, ...]
-    attention_levels: tuple[int, ...] = pydantic.Field(description="levels with attention, 0 = full resolution")
+    attention_levels: tuple[int, ...] = pydantic.Field(description="levels with attention, 0 is full resolution")
     layers_per_block: int
     norm_num_groups: int = 32
     attention_head_dim: int = pydantic.Field(
-        8, description="size of an attention head; in a conditional network the number of heads (diffusers' naming)"
+        8,
+        description="size of an attention head; in a conditional network, the number of heads (as diffusers names it)",
     )
-    latent: bool = pydantic.Field(False, description="whether it works on a VAE's latents rather than on images")
+    latent: bool = pydantic.Field(
+        False, description="whether the network works on the latents of a VAE instead of images"
+    )
     conditional: bool = pydantic.Field(
-        False, description="whether an encoding says what is wanted, through cross-attention"
+        False, description="whether the network is conditioned on an encoding, by cross-attention"
     )
     objective: Objective
 
     @property
     def side_multiple(self) -> int:
-        """Sides of what the network sees must divide by this: every level but the last halves them."""
+        """Number that must divide both sides of a sample: every level but the last halves them."""
         return 1 << (len(self.block_out_channels) - 1)
 
 
-# Predicting v down to pure noise learns fastest of what diffusers' own pipeline can sample. Latents have no range to clip to.
-_IMAGES = Objective(prediction_type="v_prediction", zero_terminal_snr=True)
-_LATENTS = _IMAGES.model_copy(update={"clip_sample": False})
-_GUIDED: dict[str, Any] = {"conditioning_dropout": 0.1}
+# Of the objectives that diffusers' own pipeline can sample, v_prediction with zero terminal SNR learns fastest.
+# Latents have no fixed range to clip to.
+_IMAGE_OBJECTIVE = Objective(prediction_type="v_prediction", zero_terminal_snr=True)
+_LATENT_OBJECTIVE = _IMAGE_OBJECTIVE.model_copy(update={"clip_sample": False})
+_GUIDANCE_DROPOUT: dict[str, Any] = {"conditioning_dropout": 0.1}
 
 _TINY = Preset(
-    block_out_channels=(16, 32, 64, 64), attention_levels=(3,), layers_per_block=1, norm_num_groups=8, objective=_IMAGES
+    block_out_channels=(16, 32, 64, 64),
+    attention_levels=(3,),
+    layers_per_block=1,
+    norm_num_groups=8,
+    objective=_IMAGE_OBJECTIVE,
 )
 _TINY_LATENT = Preset(
     block_out_channels=(32, 64, 64),
@@ -57,38 +65,43 @@ _TINY_LATENT = Preset(
     layers_per_block=1,
     norm_num_groups=8,
     latent=True,
-    objective=_LATENTS,
+    objective=_LATENT_OBJECTIVE,
 )
 
-# The network of teticio/audio-diffusion, the same for each of its resolutions and for latents: 113.7 M parameters.
+# teticio/audio-diffusion uses this network of 113.7 M parameters at every resolution, and for latents.
 _ORIGINAL = Preset(
-    block_out_channels=(128, 128, 256, 256, 512, 512), attention_levels=(4,), layers_per_block=2, objective=_IMAGES
+    block_out_channels=(128, 128, 256, 256, 512, 512),
+    attention_levels=(4,),
+    layers_per_block=2,
+    objective=_IMAGE_OBJECTIVE,
 )
 
 PRESETS: dict[PresetName, Preset] = {
     "tiny": _TINY,
-    "tiny-conditional": _TINY.model_copy(update={"conditional": True, "objective": _IMAGES.model_copy(update=_GUIDED)}),
+    "tiny-conditional": _TINY.model_copy(
+        update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
+    ),
     "tiny-latent": _TINY_LATENT,
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
-        update={"conditional": True, "objective": _LATENTS.model_copy(update=_GUIDED)}
+        update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
     "ddpm-64": _ORIGINAL,
     "ddpm-256": _ORIGINAL,
-    "latent-256": _ORIGINAL.model_copy(update={"latent": True, "objective": _LATENTS}),
+    "latent-256": _ORIGINAL.model_copy(update={"latent": True, "objective": _LATENT_OBJECTIVE}),
     "conditional-latent-512": Preset(
         block_out_channels=(128, 256, 512, 512),
         attention_levels=(0, 1, 2),
         layers_per_block=2,
         latent=True,
         conditional=True,
-        objective=_LATENTS.model_copy(update=_GUIDED),
+        objective=_LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),
     ),
 }
 assert tuple(PRESETS) == get_args(PresetName)
 
 
 class VaePreset(pydantic.BaseModel):
-    """The shape of an autoencoder: every level but the last halves the image's sides."""
+    """Shape of an autoencoder, in which every level but the last halves the sides of the image."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -99,7 +112,7 @@ class VaePreset(pydantic.BaseModel):
 
     @property
     def factor(self) -> int:
-        """Sides of an image over sides of its latent."""
+        """Ratio of a side of an image to the same side of its latent."""
         return 1 << (len(self.block_out_channels) - 1)
 
 
@@ -111,21 +124,28 @@ VAE_PRESETS: dict[VaePresetName, VaePreset] = {
 assert tuple(VAE_PRESETS) == get_args(VaePresetName)
 
 
-def objective_for(preset: PresetName, learned: Objective | None = None, **asked: Any) -> Objective:
-    """The preset's objective, or the one that a model was `learned` with, with what is asked for in its place: fields of Objective by name,
-    None for those as they are.
+def objective_for(preset: PresetName, trained: Objective | None = None, **overrides: Any) -> Objective:
+    """Return the training objective of a network.
 
-    Another prediction type brings its own zero_terminal_snr and clip_sample. Raises ValueError where the parts do not go together.
+    A different `prediction_type` resets `zero_terminal_snr` and `clip_sample` to the defaults of the new type.
+
+    Args:
+        preset: The preset of the network.
+        trained: The objective of the model from which training starts. None starts from the objective of the preset.
+        **overrides: Fields of Objective to replace, by name. None keeps the present value.
+
+    Raises:
+        ValueError: If the fields contradict each other, or do not fit the preset.
     """
-    given = {name: value for name, value in asked.items() if value is not None}
-    if learned is None and given.get("conditioning_dropout") and not PRESETS[preset].conditional:
+    changes = {name: value for name, value in overrides.items() if value is not None}
+    if trained is None and changes.get("conditioning_dropout") and not PRESETS[preset].conditional:
         raise ValueError(
-            f"conditioning_dropout {given['conditioning_dropout']}: preset {preset} takes no encodings, leave it out"
+            f"conditioning_dropout {changes['conditioning_dropout']}: preset {preset} takes no encodings, omit it"
         )
-    start = learned or PRESETS[preset].objective
-    base = start.model_dump()
-    if given.get("prediction_type", base["prediction_type"]) != base["prediction_type"]:
-        del base["zero_terminal_snr"], base["clip_sample"]
+    start = trained or PRESETS[preset].objective
+    fields = start.model_dump()
+    if changes.get("prediction_type", fields["prediction_type"]) != fields["prediction_type"]:
+        del fields["zero_terminal_snr"], fields["clip_sample"]
         if not start.clip_sample and start.prediction_type != "flow":
-            base["clip_sample"] = False
-    return Objective.model_validate({**base, **given})
+            fields["clip_sample"] = False
+    return Objective.model_validate({**fields, **changes})

@@ -1,4 +1,4 @@
-"""What sizes a model works on, and whether a request suits it."""
+"""Image and sample sizes of a model, and validation of requests against these sizes."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,15 +11,30 @@ from audiodiff_core.sampling import SamplingParameters, image_sides
 
 P = TypeVar("P", bound=SamplingParameters)
 
-NARROWEST = 2
-"""Audio lies between the columns of an image: one column alone has none."""
-WIDEST = 8
-"""A network is asked for at most this many times the width that it was trained for: attention over more was never seen to work, and memory ends."""
+MIN_WIDTH = 2
+"""Minimum width of an image in columns. Audio lies between the columns, so a single column has no audio."""
+
+MAX_WIDTH_FACTOR = 8
+"""Maximum width of an image as a multiple of the width that the network was trained for.
+
+Attention over greater widths is untested and takes too much memory.
+"""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes in pixels (a column is a hop of audio) and of what the network sees: the same, or latents `factor` times smaller."""
+    """Sizes of the images and of the samples of a model.
+
+    A sample is the input of the network: an image, or a latent whose sides are `factor` times smaller. Each column of
+    an image is one hop of audio.
+
+    Attributes:
+        mel: The mel configuration.
+        factor: Pixels per side of a latent pixel. 1 for a model without a VAE.
+        multiple: Number of columns that must divide the width of an image.
+        channels: Channels of a sample.
+        encoding_dim: Values per encoding, or None for an unconditional model.
+    """
 
     mel: MelConfig
     factor: int
@@ -29,49 +44,82 @@ class Geometry:
 
     @classmethod
     def of(cls, unet: Any, vae: Any, mel: MelConfig) -> "Geometry":
-        """Raises ValueError where the parts do not fit each other."""
+        """Create the geometry of a model.
+
+        Args:
+            unet: The denoising network.
+            vae: The AutoencoderKL of a latent model, or None.
+            mel: The mel configuration.
+
+        Raises:
+            ValueError: If the sizes or channels of the parts differ.
+        """
         factor = 1 if vae is None else latent_factor(vae)
         height, width = image_sides(unet)
         if (height * factor, width * factor) != (mel.y_res, mel.x_res):
-            latent = "" if vae is None else f", {factor} times that in pixels,"
+            in_pixels = "" if vae is None else f", {factor} times that in pixels,"
             raise ValueError(
-                f"network for images of {(height, width)} (height, width){latent} with a mel of {(mel.y_res, mel.x_res)}"
+                f"network for images of {(height, width)} (height, width){in_pixels} "
+                f"does not fit a mel of {(mel.y_res, mel.x_res)}"
             )
-        inside = 1 if vae is None else vae.config.latent_channels
-        if unet.config.in_channels != inside or (vae is not None and vae.config.in_channels != 1):
+        channels = 1 if vae is None else vae.config.latent_channels
+        if unet.config.in_channels != channels or (vae is not None and vae.config.in_channels != 1):
             raise ValueError(
-                f"network with {unet.config.in_channels} input channels: it would be given {inside}, and images have 1"
+                f"network with {unet.config.in_channels} input channels: its samples have {channels}, and images have 1"
             )
-        return cls(mel, factor, factor * side_multiple(unet), inside, getattr(unet.config, "cross_attention_dim", None))
+        return cls(
+            mel, factor, factor * side_multiple(unet), channels, getattr(unet.config, "cross_attention_dim", None)
+        )
 
     def width(self, parameters: SamplingParameters) -> int:
-        """Columns of what is asked for."""
+        """Return the width of the requested image in columns."""
         return parameters.width or self.mel.x_res
 
     def duration_s(self, columns: int) -> float:
+        """Return the duration of `columns` image columns in seconds."""
         return columns * self.mel.hop_length / self.mel.sample_rate
 
     def columns(self, duration_s: float) -> int:
-        """The fewest columns that the network can take and that last at least so long."""
-        if not 0 < duration_s <= self.duration_s(WIDEST * self.mel.x_res):
-            raise ValueError(
-                f"duration {duration_s} s: use up to {self.duration_s(WIDEST * self.mel.x_res):.2f} s, or extend"
-            )
+        """Return the smallest supported width that lasts at least `duration_s` seconds.
+
+        Args:
+            duration_s: Duration in seconds.
+
+        Returns:
+            The width in columns.
+
+        Raises:
+            ValueError: If the duration is not positive, or too long for the network.
+        """
+        max_duration_s = self.duration_s(MAX_WIDTH_FACTOR * self.mel.x_res)
+        if not 0 < duration_s <= max_duration_s:
+            raise ValueError(f"duration {duration_s} s: use up to {max_duration_s:.2f} s, or extend")
         exact = duration_s * self.mel.sample_rate / self.mel.hop_length
         return -int(-(exact - 1e-9) // self.multiple) * self.multiple
 
     def resolved(self, parameters: P, model_scheduler: Any) -> P:
-        """`parameters` with all defaults filled in. Raises ValueError, naming it, where the model cannot do what is asked for."""
+        """Return a copy of the parameters with all defaults filled in.
+
+        Args:
+            parameters: The sampling parameters.
+            model_scheduler: The scheduler that is saved with the model.
+
+        Raises:
+            ValueError: If the model does not support the parameters.
+        """
         filled = parameters.resolved(model_scheduler)
         width = self.width(filled)
-        if width < NARROWEST:
-            raise ValueError(f"width {width}: audio needs at least {NARROWEST} columns")
-        if width % self.multiple or width > WIDEST * self.mel.x_res:
-            largest = WIDEST * self.mel.x_res // self.multiple * self.multiple
-            raise ValueError(f"width {width}: the network takes multiples of {self.multiple} columns up to {largest}")
+        if width < MIN_WIDTH:
+            raise ValueError(f"width {width}: audio needs at least {MIN_WIDTH} columns")
+        max_width = MAX_WIDTH_FACTOR * self.mel.x_res
+        if width % self.multiple or width > max_width:
+            raise ValueError(
+                f"width {width}: the network takes multiples of {self.multiple} columns "
+                f"up to {max_width // self.multiple * self.multiple}"
+            )
         if filled.guidance_scale != 1 and self.encoding_dim is None:
             raise ValueError(
-                f"guidance_scale {filled.guidance_scale}: the model is not conditional, nothing guides it (1)"
+                f"guidance_scale {filled.guidance_scale}: the model is not conditional, use 1 (no guidance)"
             )
         scheduler_for(model_scheduler, filled)
         return filled.model_copy(update={"width": width})

@@ -1,4 +1,4 @@
-"""What a request became, and the file that it is written to."""
+"""Loops, the results of requests, and their files."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,19 @@ from audiodiff_core.mel import Images
 from audiodiff_core.sampling import GenerateRequest
 
 PEAK = 10 ** (-1 / 20)
-"""Loops are given the peak level -1 dBFS: a mel image says nothing of the absolute level."""
+"""Peak amplitude of every loop: -1 dBFS. A mel image has no absolute level."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """What a request became: its mel image (y_res, width) and its audio (n,) with peak -1 dBFS, (width - 1) * hop_length samples long or,
-    seamless, width * hop_length. `number` counts the items of a call in the order in which they were given; `request` has all defaults filled in."""
+    """The result of a request.
+
+    Attributes:
+        request: The request, with all defaults filled in.
+        image: The mel image (y_res, width).
+        audio: The audio (n,), with peak -1 dBFS. n is (width - 1) * hop_length, or width * hop_length if seamless.
+        number: Index of the request in the call.
+    """
 
     request: GenerateRequest
     image: Images
@@ -24,14 +30,22 @@ class Loop:
     number: int
 
     def file(self, sample_rate: int, file_format: AudioFormat) -> bytes:
-        """The loop as a file of audio at `sample_rate` Hz. A WAV file of a seamless one says that it repeats as a whole, and its tempo."""
+        """Encode the loop as an audio file. The WAV file of a seamless loop states loop points and the tempo.
+
+        Args:
+            sample_rate: Sample rate in Hz.
+            file_format: The file format.
+
+        Returns:
+            The bytes of the file.
+        """
         repeats = self.request.seamless and file_format == "wav"
         return encode_audio(
             self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None
         )
 
 
-def normalise(audio: Samples) -> Samples:
-    """`audio` scaled to the peak level -1 dBFS; silence stays silence."""
+def normalize(audio: Samples) -> Samples:
+    """Scale audio to the peak level -1 dBFS. Silence stays silence."""
     peak = float(np.abs(audio).max(initial=0))
     return audio if peak == 0 else (audio * np.float32(PEAK / peak)).astype(np.float32)

@@ -1,46 +1,53 @@
-"""`AudioDiffusionPipeline`: all that a trained model can be asked for, in batches, a seed for each item."""
+"""Generation, variation, inpainting, extension, remixing, inversion and interpolation of loops."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from audiodiff_core.latents import decode_latents, encode_latents
-from audiodiff_core.mel import Images, MelConfig, to_image, to_model
-from audiodiff_core.models.circular import circular_time
+from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline.geometry import Geometry, P
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
-from audiodiff_core.pipeline.interpolation import Noise, chain
-from audiodiff_core.pipeline.loop import Loop, normalise
+from audiodiff_core.pipeline.interpolation import Noise, chain, linear_chain
+from audiodiff_core.pipeline.long_loops import LongLoopRenderer
+from audiodiff_core.pipeline.loop import Loop
+from audiodiff_core.pipeline.rendering import Renderer, RenderJob
 from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, kept_latents, kept_pixels, track_image
-from audiodiff_core.pipeline.windows import Windows
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler, initial_noise
 from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
 
-REFINEMENTS = 3
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """An item with its number and, where some of it is kept, the image and the pixels to keep."""
-
-    number: int
-    item: Item
-    image: Images | None = None
-    kept: Mask | None = None
+DEFAULT_REFINEMENTS = 3
 
 
 class AudioDiffusionPipeline:
-    """Network, noise schedule, mel configuration and vocoder, on one device by one execution profile; with `vae`, a latent model.
+    """Pipeline for generation of loops with a trained model.
 
-    Holds no state between calls. Everything is made in batches of the profile's shape, and is the same bytes in any company. What a
-    call says of each item (sources, masks, encodings) it takes as a sequence with one for each request; a mistake is a ValueError that
-    names what is wrong and its value. A conditional model (its network has `cross_attention_dim`) needs `encodings`, float (n, dim), in
-    every call, another one takes none.
+    A sample is the input of the network: a mel image, or the latent of a mel image. The pipeline keeps no state between
+    calls. It works in batches, but the bytes of a loop do not depend on the other loops.
+
+    Every method takes one source, mask or encoding per request. It raises a ValueError that names a wrong argument and
+    its value, and a FloatingPointError if a network returns NaN or infinity. A conditional model needs `encodings`, a
+    float array (n, dim), in every call. An unconditional model takes no encodings.
+
+    Args:
+        unet: The denoising network. The model is conditional if the network's configuration has `cross_attention_dim`.
+        scheduler: The diffusers scheduler that is saved with the model.
+        mel: The mel configuration of the images.
+        profile: The execution profile.
+        vocoder: The vocoder. None selects GriffinLim.
+        vae: The AutoencoderKL of a latent model. None for a model that works on images.
+
+    Attributes:
+        geometry: Image and sample sizes of the model.
+        mel: The mel configuration.
+        vocoder: The vocoder.
+        sampler: The sampler.
+        vae: The AutoencoderKL in float32 on the device of the profile, or None.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
     """
 
     def __init__(
@@ -54,43 +61,61 @@ class AudioDiffusionPipeline:
         vae: Any = None,
     ) -> None:
         self.geometry = Geometry.of(unet, vae, mel)
-        self._inputs = Inputs(self.geometry, scheduler)
         self.mel = mel
         self.vocoder = vocoder or GriffinLim(mel, profile.device)
         require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
         self.vae = None if vae is None else vae.float().to(profile.device).eval()
+        self._inputs = Inputs(self.geometry, scheduler)
+        self._renderer = Renderer(self.sampler, self.vocoder, self.vae)
+        self._long_loops = LongLoopRenderer(self._renderer, self.geometry)
 
     @property
     def profile(self) -> ExecutionProfile:
+        """The execution profile."""
         return self.sampler.profile
 
     @property
     def conditional(self) -> bool:
+        """True if the model needs encodings."""
         return self.geometry.encoding_dim is not None
 
     def resolved(self, request: P) -> P:
-        """`request` with the scheduler, steps and width that None stands for. Raises ValueError where this model cannot do it."""
+        """Return a copy of the request with the default scheduler, number of steps and width filled in.
+
+        Raises:
+            ValueError: If the model does not support the request.
+        """
         return self.geometry.resolved(request, self.sampler.scheduler)
 
     def generate(
         self, requests: Iterable[GenerateRequest], encodings: Encodings | None = None, noises: Noise | None = None
     ) -> Iterator[Loop]:
-        """Yields a Loop for each request, in the order in which they finish; requests without encodings or noises are taken as places come free.
+        """Generate loops from noise.
 
-        noises: (n, channels, height, width) of what the network sees, in place of those of the seeds: from `noise`, `invert` or `slerp`.
+        Args:
+            requests: The requests. Without encodings and noises, they may be unlimited in number, and a request is
+                consumed only when batch slots are free.
+            encodings: Encodings (n, dim) of a conditional model.
+            noises: Initial noises (n, channels, height, width) from `noise`, `invert` or `slerp`, in the shape of the
+                samples. None draws them from the seeds.
+
+        Yields:
+            The loops, in the order in which they finish.
         """
         if encodings is None and noises is None and not self.conditional:
-            return self._made(_Job(number, self._inputs.item(request)) for number, request in enumerate(requests))
+            return self._renderer.render(
+                RenderJob(number, self._inputs.item(request)) for number, request in enumerate(requests)
+            )
         items = self._inputs.items(list(requests), encodings)
         if noises is not None:
             if len(noises) != len(items):
-                raise ValueError(f"{len(noises)} noises for {len(items)} requests: each needs one")
+                raise ValueError(f"{len(noises)} noises for {len(items)} requests: pass one per request")
             items = [
                 replace(item, noise=self._inputs.checked_noise(noise, item))
                 for item, noise in zip(items, noises, strict=True)
             ]
-        return self._made(_Job(number, item) for number, item in enumerate(items))
+        return self._renderer.render(RenderJob(number, item) for number, item in enumerate(items))
 
     def vary(
         self,
@@ -100,18 +125,25 @@ class AudioDiffusionPipeline:
         start_step: int | None = None,
         encodings: Encodings | None = None,
     ) -> Iterator[Loop]:
-        """Variations: each source is noised to the level of `start_step` and denoised from there (SDEdit, Meng et al. 2021).
+        """Generate variations of sources: add noise, and denoise (SDEdit, Meng et al. 2021).
 
-        strength: in (0, 1], the share of the steps that is taken, 1 leaving next to nothing of the source; none: 0.5. start_step says
-        the same by the number of steps left out, 0 to steps - 1.
+        Args:
+            requests: The requests.
+            sources: One source per request.
+            strength: Fraction of the steps to take, in (0, 1]. 1 keeps almost nothing of the source. Default: 0.5.
+            start_step: Number of steps to skip, 0 to steps - 1, as an alternative to `strength`.
+            encodings: Encodings (n, dim) of a conditional model.
+
+        Yields:
+            The loops, in the order in which they finish.
         """
+        items, images = self._inputs.items_and_images(requests, sources, encodings)
         jobs = []
-        for number, (item, image) in enumerate(zip(*self._inputs.sourced(requests, sources, encodings), strict=True)):
+        for number, (item, image) in enumerate(zip(items, images, strict=True)):
             start = self._inputs.start_step(item.request, strength, start_step)
-            jobs.append(
-                _Job(number, replace(item, clean=self._encoded(image, item.request.seamless), start_step=start))
-            )
-        return self._made(jobs)
+            clean = self._renderer.encode(image, item.request.seamless)
+            jobs.append(RenderJob(number, replace(item, clean=clean, start_step=start)))
+        return self._renderer.render(jobs)
 
     def inpaint(
         self,
@@ -121,23 +153,30 @@ class AudioDiffusionPipeline:
         start_step: int = 0,
         encodings: Encodings | None = None,
     ) -> Iterator[Loop]:
-        """Makes part of each source anew, so that it fits the rest; outpaints where that part is the end of a source or its beginning.
+        """Regenerate part of each source to fit the rest. At either end of a source, this is outpainting.
 
-        regenerate: for each, spans (from, to) in seconds, or a bool mask (y_res, width); all other pixels of the result are the source's.
-        start_step: steps left out, so that something of the source shapes what is made anew.
+        Args:
+            requests: The requests.
+            sources: One source per request.
+            regenerate: Per source, spans (start, end) in seconds or a boolean mask (y_res, width) of the pixels to
+                regenerate. All other pixels are those of the source.
+            start_step: Number of steps to skip, 0 to steps - 1. From 1, the source shapes the regenerated part.
+            encodings: Encodings (n, dim) of a conditional model.
+
+        Yields:
+            The loops, in the order in which they finish.
         """
         if len(regenerate) != len(requests):
-            raise ValueError(f"{len(regenerate)} masks for {len(requests)} requests: each needs one")
+            raise ValueError(f"{len(regenerate)} masks for {len(requests)} requests: pass one per request")
+        items, images = self._inputs.items_and_images(requests, sources, encodings)
         jobs = []
-        for number, (item, image, wanted) in enumerate(
-            zip(*self._inputs.sourced(requests, sources, encodings), regenerate, strict=True)
-        ):
-            self._inputs.start_step(item.request, None, start_step)
-            kept = kept_pixels(wanted, self.mel, self.geometry.width(item.request))
+        for number, (item, image, region) in enumerate(zip(items, images, regenerate, strict=True)):
+            self._inputs.start_step(item.request, None, start_step)  # checks the range
+            kept = kept_pixels(region, self.mel, self.geometry.width(item.request))
             keep = torch.from_numpy(kept_latents(kept, self.geometry.factor))
-            clean = self._encoded(image, item.request.seamless)
-            jobs.append(_Job(number, replace(item, clean=clean, keep=keep, start_step=start_step), image, kept))
-        return self._made(jobs)
+            clean = self._renderer.encode(image, item.request.seamless)
+            jobs.append(RenderJob(number, replace(item, clean=clean, keep=keep, start_step=start_step), image, kept))
+        return self._renderer.render(jobs)
 
     def extend(
         self,
@@ -148,25 +187,23 @@ class AudioDiffusionPipeline:
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
-        """Loops of any length, in the requests' order: windows of the requests' width, each outpainted from what it shares with the one before it.
+        """Generate loops of any length, window by window.
 
-        They begin with the sources' slices or, without, with what `generate` makes. overlap: the share of a window that the next one continues.
+        Args:
+            requests: The requests. Their width is the width of a window.
+            duration_s: Duration of the loops in seconds.
+            sources: One source per request, with which the loop begins. None begins with a generated window.
+            overlap: Fraction of a window that the next window continues, in (0, 1).
+            encodings: Encodings (n, dim) of a conditional model.
+
+        Returns:
+            The loops, in the order of the requests.
         """
         columns = self._inputs.columns(duration_s)
         if sources is None:
-            items, images = self._inputs.items(requests, encodings), None
-        else:
-            items, images = self._inputs.sourced(requests, sources, encodings)
-        windows = self._windows(items, columns, overlap)
-        first = None if images is None else [[self._encoded(image)] for image in images]
-        samples = self._chained(items, windows, first or [[] for _ in items])
-        loops = []
-        for number, (item, made) in enumerate(zip(items, samples, strict=True)):
-            whole = self._joined(windows, made)
-            if images is not None:
-                whole[:, : images[number].shape[1]] = images[number]
-            loops.append(self._long_loop(number, item, whole[:, :columns]))
-        return loops
+            return self._long_loops.extend(self._inputs.items(requests, encodings), None, columns, overlap)
+        items, images = self._inputs.items_and_images(requests, sources, encodings)
+        return self._long_loops.extend(items, images, columns, overlap)
 
     def remix(
         self,
@@ -178,21 +215,28 @@ class AudioDiffusionPipeline:
         overlap: float = 0.5,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
-        """Whole tracks in the model's manner, in the requests' order and as long as the tracks: each window of a track is varied as `vary` does, and
-        continues what was made of the window before it. All windows start from the seed's one noise, which gives the track one style.
+        """Generate variations of whole tracks, window by window.
+
+        Each window varies its part of the track, as `vary` does, and continues the result for the window before it.
+
+        Args:
+            requests: The requests. Their width is the width of a window.
+            tracks: One track per request.
+            strength: Fraction of the steps to take, as in `vary`.
+            start_step: Number of steps to skip, as in `vary`.
+            overlap: Fraction of a window that the next window continues, in (0, 1).
+            encodings: Encodings (n, dim) of a conditional model.
+
+        Returns:
+            The loops, in the order of the requests, each as long as its track.
         """
         if len(tracks) != len(requests):
-            raise ValueError(f"{len(tracks)} tracks for {len(requests)} requests: each needs one")
+            raise ValueError(f"{len(tracks)} tracks for {len(requests)} requests: pass one per request")
         loops = []
         for number, (item, track) in enumerate(zip(self._inputs.items(requests, encodings), tracks, strict=True)):
             image = track_image(track, self.mel)
-            windows = self._windows([item], image.shape[1], overlap)
-            begun = replace(item, start_step=self._inputs.start_step(item.request, strength, start_step))
-            padded = np.zeros((self.mel.y_res, windows.columns * self.geometry.factor), np.uint8)
-            padded[:, : image.shape[1]] = image
-            pixels = (windows.pixels(window, self.geometry.factor) for window in range(windows.count))
-            (made,) = self._chained([begun], windows, [[]], [[self._encoded(padded[:, columns]) for columns in pixels]])
-            loops.append(self._long_loop(number, item, self._joined(windows, made)[:, : image.shape[1]]))
+            start = self._inputs.start_step(item.request, strength, start_step)
+            loops.append(self._long_loops.remix(number, replace(item, start_step=start), image, overlap))
         return loops
 
     @torch.inference_mode()
@@ -201,24 +245,33 @@ class AudioDiffusionPipeline:
         requests: Sequence[GenerateRequest],
         sources: Sequence[Source],
         encodings: Encodings | None = None,
-        refinements: int = REFINEMENTS,
+        refinements: int = DEFAULT_REFINEMENTS,
     ) -> Noise:
-        """The noises (n, channels, height, width) from which `generate` makes the sources by the same requests, whose seeds do not matter.
+        """Invert sources to the noises from which `generate` reproduces them with the same requests.
 
-        By DDIM, or Euler's method for a flow model, with `refinements` corrections of each step, each a further call of the network; 0 is
-        the usual first-order inversion. A model whose scheduler clips (`clip_sample`) makes a little less of its noises than it would without.
+        The requests must use DDIM, or Euler's method for a flow model. If the scheduler clips (`clip_sample`), the
+        reproduction is slightly less exact.
+
+        Args:
+            requests: The requests. Their seeds have no effect.
+            sources: One source per request.
+            encodings: Encodings (n, dim) of a conditional model.
+            refinements: Corrections per step, 0 to 100. Each costs one network call. 0 is first-order DDIM inversion.
+
+        Returns:
+            Noises (n, channels, height, width).
         """
         if not 0 <= refinements <= 100:
             raise ValueError(f"refinements {refinements} is not in 0 to 100")
         items = [
-            replace(item, clean=self._encoded(image, item.request.seamless), refinements=refinements)
-            for item, image in zip(*self._inputs.sourced(requests, sources, encodings), strict=True)
+            replace(item, clean=self._renderer.encode(image, item.request.seamless), refinements=refinements)
+            for item, image in zip(*self._inputs.items_and_images(requests, sources, encodings), strict=True)
         ]
-        found = dict(self.sampler.invert(items))
-        return np.stack([found[item].numpy() for item in items])
+        noises = dict(self.sampler.invert(items))
+        return np.stack([noises[item].numpy() for item in items])
 
     def noise(self, requests: Sequence[GenerateRequest]) -> Noise:
-        """The noises (n, channels, height, width) that the requests' seeds stand for; their widths must be the same."""
+        """Return the initial noises (n, channels, height, width) of requests of one width."""
         shapes = [self._inputs.shape(self._inputs.width(self.resolved(request))) for request in requests]
         return np.stack(
             [initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)]
@@ -227,105 +280,20 @@ class AudioDiffusionPipeline:
     def interpolate(
         self, request: GenerateRequest, noises: Noise, between: int, encodings: Encodings | None = None
     ) -> Iterator[Loop]:
-        """Loops along a way through key noises (k, channels, height, width), `between` more on each leg, numbered along it.
+        """Generate loops along an interpolation through key noises.
 
-        All are made by `request`. encodings: (k, dim), interpolated linearly.
+        Args:
+            request: The request of every loop.
+            noises: Key noises (k, channels, height, width).
+            between: Number of loops between two neighboring keys.
+            encodings: Encodings (k, dim) of a conditional model, interpolated linearly.
+
+        Yields:
+            The loops, in the order in which they finish, numbered along the interpolation.
         """
-        along = chain(noises, between)
+        chained = chain(noises, between)
         if encodings is not None:
             if len(encodings) != len(noises):
-                raise ValueError(f"{len(encodings)} encodings for {len(noises)} noises: each needs one")
-            place = np.linspace(0, len(noises) - 1, len(along))
-            low = np.minimum(place.astype(int), len(noises) - 2)
-            share = (place - low)[:, np.newaxis]
-            encodings = (1 - share) * encodings[low] + share * encodings[low + 1]
-        return self.generate([request] * len(along), encodings, along)
-
-    def _encoded(self, image: Images, circular: bool = False) -> torch.Tensor:
-        """A mel image as the network sees it: (channels, height, width)."""
-        pixels = torch.from_numpy(to_model(image))[None, None]
-        if self.vae is None:
-            return pixels[0]
-        with circular_time(self.vae) if circular else nullcontext():
-            return encode_latents(self.vae, pixels)[0]
-
-    def _decoded(self, samples: torch.Tensor, circular: bool = False) -> Images:
-        """Samples (n, channels, height, width) -> images (n, y_res, width)."""
-        if self.vae is not None:
-            with circular_time(self.vae) if circular else nullcontext():
-                samples = decode_latents(self.vae, samples)
-            if not bool(torch.isfinite(samples).all()):
-                raise FloatingPointError("the autoencoder's images are not finite: its weights are broken")
-        return to_image(samples[:, 0].numpy())
-
-    def _made(self, jobs: Iterable[_Job]) -> Iterator[Loop]:
-        """Samples the jobs' items and turns what finishes into loops, a batch at a time."""
-        underway: dict[Item, _Job] = {}
-
-        def items() -> Iterator[Item]:
-            for job in jobs:
-                underway[job.item] = job
-                yield job.item
-
-        finished = self.sampler.sample(items())
-        while ready := list(islice(finished, self.profile.batch_size)):
-            ready.sort(key=lambda one: one[0].pool)
-            for (_, circular), group in groupby(ready, key=lambda one: one[0].pool):
-                pool = list(group)
-                images = self._decoded(torch.stack([sample for _, sample in pool]), circular)
-                done = [underway.pop(item) for item, _ in pool]
-                for image, job in zip(images, done, strict=True):
-                    if job.image is not None and job.kept is not None:
-                        np.copyto(image, job.image, where=job.kept)
-                audios = self.vocoder(images, [job.item.request.seed for job in done], circular=circular)
-                for job, image, audio in zip(done, images, audios, strict=True):
-                    yield Loop(job.item.request, image, normalise(audio), job.number)
-
-    def _windows(self, items: Sequence[Item], columns: int, overlap: float) -> Windows:
-        """The windows over `columns` pixels, of the items' one width."""
-        widths = {self.geometry.width(item.request) for item in items}
-        if len(widths) > 1:
-            raise ValueError(f"requests of widths {sorted(widths)}: windows have one width")
-        if any(item.request.seamless for item in items):
-            raise ValueError("seamless requests have no end to go on from: windows are not seamless")
-        return Windows.over(columns, widths.pop() if widths else self.mel.x_res, overlap, self.geometry.factor)
-
-    def _chained(
-        self,
-        items: Sequence[Item],
-        windows: Windows,
-        made: list[list[torch.Tensor]],
-        contents: list[list[torch.Tensor]] | None = None,
-    ) -> list[list[torch.Tensor]]:
-        """The samples of each item's windows, in batches over the items.
-
-        made: for each item the windows that are there already, of the same number. contents: for each, what its windows are variations
-        of, from the item's `start_step` and the seed's one noise; None: every window is made of noise of its own.
-        """
-        keep = windows.continuing(self.sampler.sides[0])
-        for window in range(len(made[0]) if made else 0, windows.count):
-            wanted = []
-            for number, item in enumerate(items):
-                clean = (
-                    torch.zeros(self.sampler.shape(windows.width))
-                    if contents is None
-                    else contents[number][window].clone()
-                )
-                if window:
-                    clean[..., : windows.shared] = made[number][-1][..., windows.step :]
-                kept = replace(
-                    item, clean=clean if window or contents is not None else None, keep=keep if window else None
-                )
-                wanted.append(kept if contents is not None else replace(kept, window=window))
-            found = dict(self.sampler.sample(wanted))
-            for number, item in enumerate(wanted):
-                made[number].append(found[item])
-        return made
-
-    def _joined(self, windows: Windows, samples: list[torch.Tensor]) -> Images:
-        """The image (y_res, width) of all windows' samples."""
-        return windows.joined(np.concatenate([self._decoded(sample[None]) for sample in samples]), self.geometry.factor)
-
-    def _long_loop(self, number: int, item: Item, image: Images) -> Loop:
-        (audio,) = self.vocoder(image[np.newaxis], [item.request.seed])
-        return Loop(item.request, image, normalise(audio), number)
+                raise ValueError(f"{len(encodings)} encodings for {len(noises)} noises: pass one per noise")
+            encodings = linear_chain(encodings, between)
+        return self.generate([request] * len(chained), encodings, chained)

@@ -1,4 +1,4 @@
-"""What a loop can start from: audio or mel images, and which part of them is to be made anew."""
+"""Sources of loops: audio or mel images, and masks of the part to keep."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,18 +11,24 @@ import numpy.typing as npt
 from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode_audio
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, pieces
-from audiodiff_core.pipeline.geometry import NARROWEST
+from audiodiff_core.pipeline.geometry import MIN_WIDTH
 
 Span = tuple[float, float]
 Mask = npt.NDArray[np.bool_]
 
-LONGEST_TRACK = 16_384
-"""Columns of the longest track that is taken as a whole: 380 s at a hop of 512 samples and 22,050 Hz."""
+MAX_TRACK_COLUMNS = 16_384
+"""Maximum width of a whole track in image columns: 380 s at a hop of 512 samples and 22,050 Hz."""
 
 
 @dataclass(frozen=True, eq=False)
 class Audio:
-    """Mono float32 samples at a rate in Hz, or a file (path or any fsspec URI, at any rate); and which of its slices is meant."""
+    """A slice of audio.
+
+    Attributes:
+        samples: Mono float32 samples (n,), or a file: a path or any fsspec URI.
+        sample_rate: Sample rate of the samples in Hz. A file states its own rate.
+        slice: Index of the slice. Slices have the width of the requested image.
+    """
 
     samples: Samples | str | Path
     sample_rate: int | None = None
@@ -34,15 +40,27 @@ Source = Audio | Images
 
 
 def source_image(source: Source, mel: MelConfig, width: int) -> Images:
-    """Compute the mel image (y_res, width) of a source's slice. Audio that is shorter than a slice is padded with silence.
+    """Compute the mel image of a source.
 
-    A file is decoded up to the end of the slice. Raises ValueError for an image of another shape, a slice that the audio does not have,
-    a slice that ends beyond LONGEST_DECODED_S of a file, and samples that `samples_of` rejects.
+    Audio that is shorter than a slice is padded with silence. A file is decoded up to the end of the slice.
+
+    Args:
+        source: The source.
+        mel: The mel configuration.
+        width: Width of the image in columns.
+
+    Returns:
+        The image (y_res, width).
+
+    Raises:
+        ValueError: If an image has another shape, if the audio does not have the slice, if the slice ends beyond
+            LONGEST_DECODED_S of a file, or if `samples_of` rejects the samples.
+        AudioDecodeError: If a file cannot be decoded.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.shape != (mel.y_res, width):
             raise ValueError(
-                f"image of shape {source.shape} and type {source.dtype}: uint8 ({mel.y_res}, {width}) is taken"
+                f"image of shape {source.shape} and type {source.dtype}: pass uint8 ({mel.y_res}, {width})"
             )
         return source
     size = width * mel.hop_length - 1
@@ -64,7 +82,8 @@ def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
         raise ValueError(f"slice {index}: slices are counted from 0")
     if (index + 1) * duration_s > LONGEST_DECODED_S:
         raise ValueError(
-            f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file"
+            f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, "
+            f"at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file"
         )
     count = 0
     with closing(pieces(file, mel, Slicing())) as slices:
@@ -80,26 +99,46 @@ def _no_such_slice(index: int, count: int, duration_s: float) -> ValueError:
 
 
 def track_image(track: Audio, mel: MelConfig) -> Images:
-    """Compute the mel image (y_res, columns) of a whole track, relative to the loudest moment of the track.
+    """Compute the mel image of a whole track, relative to the loudest moment of the track.
 
-    Raises ValueError for a track too short to be made into audio again, for a track of more than LONGEST_TRACK columns
-    (a file is not decoded further), and for samples that `samples_of` rejects.
+    Args:
+        track: The track. Its `slice` is ignored.
+        mel: The mel configuration.
+
+    Returns:
+        The image (y_res, columns).
+
+    Raises:
+        ValueError: If the track is too short to be turned into audio again, if the track has more than
+            MAX_TRACK_COLUMNS columns, or if `samples_of` rejects the samples.
+        AudioDecodeError: If a file cannot be decoded, or lasts longer than MAX_TRACK_COLUMNS columns.
     """
-    longest_s = LONGEST_TRACK * mel.hop_length / mel.sample_rate
+    longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
     samples = samples_of(track, mel, longest_s)
     columns = -(-len(samples) // mel.hop_length)
-    if columns < NARROWEST:
-        least = mel.hop_length + 1
-        raise ValueError(f"audio of {len(samples)} samples: a track has at least {least}, more than one hop")
-    if columns > LONGEST_TRACK:
-        raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: at most {longest_s:.0f} s are taken")
-    return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice is a sample short of its columns
+    if columns < MIN_WIDTH:
+        raise ValueError(
+            f"audio of {len(samples)} samples: a track has at least {mel.hop_length + 1}, more than one hop"
+        )
+    if columns > MAX_TRACK_COLUMNS:
+        raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: use at most {longest_s:.0f} s")
+    return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice lacks one sample of its last hop
 
 
 def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
-    """Return the samples (n,) of a source at the rate of `mel`; a file may last `longest_s` seconds.
+    """Return all samples of a source.
 
-    Raises ValueError for samples that are not mono, finite and at that rate, and AudioDecodeError as `decode_audio` does.
+    Args:
+        source: The source. Its `slice` is ignored.
+        mel: The mel configuration, whose sample rate the samples get.
+        longest_s: Maximum duration of a file in seconds.
+
+    Returns:
+        float32 samples (n,).
+
+    Raises:
+        ValueError: If samples are not mono, not finite or empty, or have another sample rate.
+        AudioDecodeError: If a file cannot be decoded, or is too long.
     """
     if isinstance(source.samples, str | Path):
         return decode_audio(str(source.samples), mel.sample_rate, longest_s=longest_s)
@@ -110,7 +149,8 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
         )
     if samples.ndim != 1 or not len(samples) or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(
-            f"audio of shape {samples.shape} and type {samples.dtype}: mono floating point samples (n,) are taken, at least one"
+            f"audio of shape {samples.shape} and type {samples.dtype}: "
+            "pass mono floating-point samples (n,), at least one"
         )
     if not np.isfinite(samples).all():
         raise ValueError(
@@ -125,15 +165,27 @@ def _image(samples: Samples, mel: MelConfig, width: int) -> Images:
 
 
 def kept_pixels(regenerate: Sequence[Span] | Mask, mel: MelConfig, width: int) -> Mask:
-    """Where an image (y_res, width) is kept, from what is to be made anew: spans of seconds, or True in a mask of the image's shape.
+    """Return the mask of the pixels to keep.
 
-    A column is kept where it begins before a span by a whole column, or at the span's end or after it. Raises ValueError, with the
-    value, for a span that is empty or reaches beyond the slice, a mask of another shape, and where nothing is to be made anew.
+    A column is regenerated if any part of it lies in a span.
+
+    Args:
+        regenerate: Spans (start, end) in seconds, or a boolean mask (y_res, width), True where the image is
+            regenerated.
+        mel: The mel configuration.
+        width: Width of the image in columns.
+
+    Returns:
+        A mask (y_res, width), True where the image is kept.
+
+    Raises:
+        ValueError: If a span is empty or reaches beyond the image, if the mask has another shape, or if nothing is
+            regenerated.
     """
     if isinstance(regenerate, np.ndarray):
         if regenerate.dtype != np.bool_ or regenerate.shape != (mel.y_res, width):
             raise ValueError(
-                f"mask of shape {regenerate.shape} and type {regenerate.dtype}: bool ({mel.y_res}, {width}) is taken"
+                f"mask of shape {regenerate.shape} and type {regenerate.dtype}: pass bool ({mel.y_res}, {width})"
             )
         kept = ~regenerate
     else:
@@ -145,12 +197,22 @@ def kept_pixels(regenerate: Sequence[Span] | Mask, mel: MelConfig, width: int) -
             first, last = (seconds * mel.sample_rate / mel.hop_length for seconds in (start_s, end_s))
             kept[:, int(first + 1e-6) : int(np.ceil(last - 1e-6))] = False
     if kept.all():
-        raise ValueError("mask leaves nothing to be made anew")
+        raise ValueError("mask leaves nothing to regenerate: pass a span or set pixels of the mask")
     return kept
 
 
 def kept_latents(kept: Mask, factor: int) -> Mask:
-    """Where latents are kept: all pixels that a latent pixel stands for are."""
+    """Return the mask of the latents to keep.
+
+    Args:
+        kept: Mask of the pixels to keep (height, width).
+        factor: Pixels per side of a latent pixel.
+
+    Returns:
+        A mask (height / factor, width / factor), True where all pixels of a latent pixel are kept.
+    """
     height, width = kept.shape
-    whole: Mask = np.logical_and.reduce(kept.reshape(height // factor, factor, width // factor, factor), axis=(1, 3))
-    return whole
+    kept_latent: Mask = np.logical_and.reduce(
+        kept.reshape(height // factor, factor, width // factor, factor), axis=(1, 3)
+    )
+    return kept_latent

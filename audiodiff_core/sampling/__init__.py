@@ -1,10 +1,13 @@
-"""Many requests through one network, each with its own seed, steps and scheduler, in batches of one fixed shape.
+"""Sampling of many requests with one network, in batches of a fixed shape.
 
-requests.py   what can be asked for
-profile.py    how it is computed
+Each request has its own seed, number of steps and sampling method.
+
+requests.py   parameters of a request
+profile.py    execution profile: batch size, precision and device
 network.py    one call of the network, in a fixed shape
-walks.py      one item's way from noise to image, or back
-sampler.py    the walks of many items, gathered into the network's calls
+denoising.py  trajectory of one item from noise to image
+inversion.py  trajectory of one item from image to noise
+sampler.py    batching of many trajectories into network calls
 """
 
 from audiodiff_core.diffusion.schedulers import MAX_STEPS, scheduler_for

@@ -1,7 +1,8 @@
-"""One item's way through the levels of noise: `Denoising` from noise to image, `Inverting` from image to noise.
+"""Items to sample, and the trajectory of one item from noise to image.
 
-A walk asks the network (`queries`), is told its answers (`advance`), and so on until it is `finished`. All that is random in it comes
-from its own request's streams.
+A trajectory alternates between two steps until it is `finished`. It returns the next inputs of the network
+(`model_inputs`), and it moves its sample to the next noise level by the network's outputs (`advance`). All randomness
+comes from the streams of the item's own request.
 """
 
 from dataclasses import dataclass, replace
@@ -10,22 +11,25 @@ from typing import Any, Protocol
 import torch
 
 from audiodiff_core import seeds as streams
-from audiodiff_core.diffusion.schedulers import Schedule
+from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.sampling.network import ModelInput
 from audiodiff_core.sampling.requests import GenerateRequest
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A request with the tensors that go with it, all float32 on the CPU but for `keep`.
+    """A request and its tensors, on the CPU: float32, except `keep`.
 
-    noise       (channels, height, width)  what it starts from; None: drawn from the seed
-    clean       (channels, height, width)  content to start from (noised to the level of `start_step`), to keep, or to invert
-    start_step  steps left out at the beginning; with `clean` only
-    keep        (height, width) bool       where the content of `clean` is kept
-    encoding    (dim,)                     what a conditional network is told
-    window      which of a chain's windows it is: each has noise of its own
-    refinements how often an inversion's step is corrected by fixed-point iteration
+    Attributes:
+        request: The sampling parameters and the seed.
+        width: Width of the sample.
+        noise: Initial noise (channels, height, width). None draws the noise from the seed.
+        clean: Clean content (channels, height, width) to start from, to keep, or to invert.
+        start_step: Number of steps to skip. Sampling then starts from `clean` with noise added.
+        keep: Boolean mask (height, width), True where the result keeps `clean`.
+        encoding: Encoding (dim,) of a conditional network.
+        window: Index of a window in a long image. Each window draws noise of its own.
+        refinements: Fixed-point iterations per step of an inversion.
     """
 
     request: GenerateRequest
@@ -40,48 +44,84 @@ class Item:
 
     @property
     def pool(self) -> tuple[int, bool]:
-        """Items of one pool can share a call of the network."""
+        """Key of the pool: items with equal keys can share a network call."""
         return self.width, self.request.seamless
 
     @property
-    def places(self) -> int:
-        """How many samples a step of it is to the network: guidance asks twice, with the encoding and without."""
+    def batch_slots(self) -> int:
+        """Batch slots per network call: 2 with guidance, for the conditional and the unconditional prediction."""
         return 1 if self.request.guidance_scale == 1 else 2
 
 
 def initial_noise(seed: int, shape: tuple[int, ...], window: int = 0) -> torch.Tensor:
-    """The noise that a seed stands for: that of `torch.Generator().manual_seed(seed)`, in later windows of a chain from other streams."""
+    """Draw the initial noise of a seed.
+
+    Args:
+        seed: The seed of the request.
+        shape: Shape of the noise.
+        window: Index of the window in a long image. Window 0 uses `torch.Generator().manual_seed(seed)`, and the other
+            windows use streams derived from the seed.
+
+    Returns:
+        Standard normal noise of shape `shape`, on the CPU.
+    """
     generator = streams.derived(seed, f"initial {window}") if window else streams.initial_noise(seed)
     return torch.randn(shape, generator=generator)
 
 
 class Trajectory(Protocol):
-    """What the sampler needs to know of an item under way."""
+    """An item in progress, as the sampler uses it."""
 
     item: Item
     sample: torch.Tensor
 
     @property
     def finished(self) -> bool: ...
-    def queries(self) -> list[ModelInput]: ...
-    def advance(self, answers: list[torch.Tensor]) -> None: ...
+    def model_inputs(self) -> list[ModelInput]: ...
+    def advance(self, outputs: list[torch.Tensor]) -> None: ...
 
 
-def model_inputs_of(item: Item, sample: torch.Tensor, timestep: float) -> list[ModelInput]:
-    told = ModelInput(sample, timestep, item.encoding)
-    return [told] if item.places == 1 else [told, replace(told, encoding=None)]
+def guidance_inputs(item: Item, sample: torch.Tensor, timestep: float) -> list[ModelInput]:
+    """Return the network inputs of an item for one timestep.
+
+    Args:
+        item: The item.
+        sample: The scaled sample (1, channels, height, width).
+        timestep: The timestep of the call.
+
+    Returns:
+        The conditional input and, with guidance, the unconditional input.
+    """
+    conditional = ModelInput(sample, timestep, item.encoding)
+    return [conditional] if item.batch_slots == 1 else [conditional, replace(conditional, encoding=None)]
 
 
-def guided_prediction(item: Item, answers: list[torch.Tensor]) -> torch.Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022): beyond the answer without the encoding, by `guidance_scale` towards that with it."""
-    if item.places == 1:
-        return answers[0]
-    told, untold = answers
-    return untold + item.request.guidance_scale * (told - untold)
+def guided_prediction(item: Item, outputs: list[torch.Tensor]) -> torch.Tensor:
+    """Combine the predictions for `guidance_inputs` by classifier-free guidance.
+
+    Args:
+        item: The item.
+        outputs: Predictions (1, channels, height, width), one per input.
+
+    Returns:
+        The guided prediction (1, channels, height, width).
+    """
+    if item.batch_slots == 1:
+        return outputs[0]
+    conditional, unconditional = outputs
+    # Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022
+    return unconditional + item.request.guidance_scale * (conditional - unconditional)
 
 
 class Denoising:
-    """From noise, or from noised content, to an image."""
+    """Trajectory of one item from noise, or from noised content, to an image.
+
+    Args:
+        item: The item.
+        model_scheduler: The scheduler that is saved with the model.
+        shape: (channels, height, width) of the sample.
+        device: Device of the sample.
+    """
 
     def __init__(self, item: Item, model_scheduler: Any, shape: tuple[int, ...], device: str) -> None:
         self.item = item
@@ -93,30 +133,37 @@ class Denoising:
         self._clean = None if item.clean is None else item.clean[None].to(device)
         self._keep = None if item.keep is None else item.keep.to(device)
         if self._clean is None or (self._keep is not None and item.start_step == 0):
-            self.sample = self._noise * self._schedule.first_scale
+            self.sample = self._noise * self._schedule.init_noise_sigma
         else:
-            self.sample = self._schedule.noised(self._clean, self._noise, self._call)
-        self._hold()
+            self.sample = self._schedule.add_noise(self._clean, self._noise, self._call)
+        self._restore_kept()
 
     @property
     def finished(self) -> bool:
+        """True once `sample` is the clean sample."""
         return self._call == self._schedule.calls
 
-    def queries(self) -> list[ModelInput]:
-        return model_inputs_of(
+    def model_inputs(self) -> list[ModelInput]:
+        """Return the network inputs of the next call."""
+        return guidance_inputs(
             self.item, self._schedule.network_input(self.sample, self._call), self._schedule.timesteps[self._call]
         )
 
-    def advance(self, answers: list[torch.Tensor]) -> None:
+    def advance(self, outputs: list[torch.Tensor]) -> None:
+        """Move the sample to the next noise level.
+
+        Args:
+            outputs: Predictions (1, channels, height, width) for `model_inputs`, in the same order.
+        """
         self.sample = self._schedule.step(
-            guided_prediction(self.item, answers), self.sample, self._call, self._step_noise
+            guided_prediction(self.item, outputs), self.sample, self._call, self._step_noise
         )
         self._call += 1
-        self._hold()
+        self._restore_kept()
 
-    def _hold(self) -> None:
-        """Puts back what is kept, at the level of noise that the sample has now: at the end, the clean content itself."""
+    def _restore_kept(self) -> None:
+        """Overwrite the kept part by the clean content with noise of the present level."""
         if self._keep is not None and self._clean is not None:
             self.sample = torch.where(
-                self._keep, self._schedule.noised(self._clean, self._noise, self._call), self.sample
+                self._keep, self._schedule.add_noise(self._clean, self._noise, self._call), self.sample
             )

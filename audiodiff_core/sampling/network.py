@@ -1,8 +1,9 @@
-"""One call of a denoising network, always in the shape and the arithmetic of a profile.
+"""One call of a denoising network, in the batch shape and the arithmetic of an execution profile.
 
-A sample's bits depend on the batch's shape, not on its place in it or its neighbours, so fewer samples are padded to the full batch.
-(Seen on CPUs in fp32 and bf16, with one exception: a linear layer of up to 64 outputs whose number of inputs is no multiple of 4, such
-as that of a tiny conditional network for encodings of 5 numbers, computes the rows of a batch with different last bits.)
+The bits of a prediction depend on the batch shape, but not on the batch slot or on the other samples. Smaller batches
+are therefore padded to the full batch size. Tests confirm this on CPUs in fp32 and bf16, with one exception: a linear
+layer with at most 64 outputs, and a number of inputs that is not a multiple of 4, rounds the rows of a batch
+differently. A tiny conditional network for encodings of 5 values has such a layer.
 """
 
 import copy
@@ -16,13 +17,19 @@ import torch
 from audiodiff_core.models.circular import circular_time
 from audiodiff_core.sampling.profile import ExecutionProfile
 
-SHAPES = 256
-"""Widths, circular or not, that a compiled network is compiled for; beyond them it would compute otherwise."""
+MAX_COMPILED_SHAPES = 256
+"""Number of widths, circular or not, that torch.compile compiles. Further widths would run uncompiled."""
 
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What the network is asked of one sample: (1, channels, height, width), its timestep, and an encoding (dim,) where it is conditional."""
+    """Input of the network in one batch slot.
+
+    Attributes:
+        sample: Scaled sample (1, channels, height, width).
+        timestep: Timestep of the sample.
+        encoding: Encoding (dim,) of a conditional network. None makes the prediction unconditional.
+    """
 
     sample: torch.Tensor
     timestep: float
@@ -30,9 +37,17 @@ class ModelInput:
 
 
 class Network:
-    """A UNet2DModel, or a UNet2DConditionModel that is given an encoding, on the device of a profile.
+    """A denoising network on the device of an execution profile.
 
-    In another precision than fp32 it is a copy: the network that was given stays as it is.
+    Args:
+        unet: A UNet2DModel, or a UNet2DConditionModel for encodings. In fp32 it is moved to the device. In another
+            precision it is copied, and `unet` stays as it is.
+        profile: The execution profile.
+
+    Attributes:
+        profile: The execution profile.
+        encoding_dim: Values per encoding, or None for an unconditional network.
+        channels: Channels of a sample.
     """
 
     def __init__(self, unet: Any, profile: ExecutionProfile) -> None:
@@ -40,35 +55,42 @@ class Network:
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels: int = unet.config.in_channels
         if profile.dtype != torch.float32:
-            unet = torch.nn.Module.to(
-                copy.deepcopy(unet), profile.dtype
-            )  # diffusers' own warns of layers to be kept in float32, though of none
+            # diffusers' own `to` warns about layers to keep in float32, even if there are no such layers.
+            unet = torch.nn.Module.to(copy.deepcopy(unet), profile.dtype)
         self._module = unet.to(profile.device, memory_format=torch.channels_last).eval()
-        self._call: Any = self._module
+        self._forward: Any = self._module
         if profile.compiled:
-            self._call = torch.compile(self._module, dynamic=False, recompile_limit=SHAPES)  # type: ignore[call-overload]  # the overloads lack it
+            self._forward = torch.compile(self._module, dynamic=False, recompile_limit=MAX_COMPILED_SHAPES)  # type: ignore[call-overload]  # torch's overloads lack recompile_limit
 
     @torch.inference_mode()
-    def __call__(self, queries: Sequence[ModelInput], circular: bool = False) -> list[torch.Tensor]:
-        """The predictions (1, channels, height, width), float32 on the device, of up to a batch of queries of the same sides."""
-        places, device, dtype = self.profile.batch_size, self.profile.device, self.profile.dtype
-        assert 0 < len(queries) <= places
-        samples = torch.zeros((places, *queries[0].sample.shape[1:]), dtype=dtype, device=device).contiguous(
+    def __call__(self, inputs: Sequence[ModelInput], circular: bool = False) -> list[torch.Tensor]:
+        """Predict for at most one batch of inputs.
+
+        Args:
+            inputs: 1 to `batch_size` inputs, with samples of one shape.
+            circular: Whether the convolutions pad circularly in time.
+
+        Returns:
+            One prediction (1, channels, height, width) per input, float32 on the device.
+        """
+        slots, device, dtype = self.profile.batch_size, self.profile.device, self.profile.dtype
+        assert 0 < len(inputs) <= slots
+        samples = torch.zeros((slots, *inputs[0].sample.shape[1:]), dtype=dtype, device=device).contiguous(
             memory_format=torch.channels_last
         )
-        timesteps = torch.zeros(places, dtype=torch.float32)
+        timesteps = torch.zeros(slots, dtype=torch.float32)
         encodings = (
             None
             if self.encoding_dim is None
-            else torch.zeros((places, 1, self.encoding_dim), dtype=dtype, device=device)
+            else torch.zeros((slots, 1, self.encoding_dim), dtype=dtype, device=device)
         )
-        for place, query in enumerate(queries):
-            samples[place] = query.sample[0]
-            timesteps[place] = query.timestep
-            if query.encoding is not None:
+        for slot, model_input in enumerate(inputs):
+            samples[slot] = model_input.sample[0]
+            timesteps[slot] = model_input.timestep
+            if model_input.encoding is not None:
                 assert encodings is not None
-                encodings[place, 0] = query.encoding
-        given = (samples, timesteps.to(device)) if encodings is None else (samples, timesteps.to(device), encodings)
+                encodings[slot, 0] = model_input.encoding
+        batch = (samples, timesteps.to(device)) if encodings is None else (samples, timesteps.to(device), encodings)
         with circular_time(self._module) if circular else nullcontext():
-            predictions = self._call(*given, return_dict=False)[0].float()
-        return [predictions[place : place + 1] for place in range(len(queries))]
+            predictions = self._forward(*batch, return_dict=False)[0].float()
+        return [predictions[slot : slot + 1] for slot in range(len(inputs))]

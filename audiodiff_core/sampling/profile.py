@@ -1,4 +1,4 @@
-"""How a batch is computed: what, besides the request, decides the bytes."""
+"""Execution profile: the settings besides the request on which the bytes of a result depend."""
 
 from typing import Literal, Self
 
@@ -11,7 +11,10 @@ DEFAULT_BATCH_SIZES: dict[Device, int] = {"cpu": 4, "cuda": 32}
 
 
 class ExecutionProfile(pydantic.BaseModel):
-    """How a batch is computed. Two runs with the same profile, on the same kind of device, give the same bytes."""
+    """Batch size, precision and device of the network.
+
+    Two runs with equal profiles return the same bytes on the same kind of device.
+    """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
@@ -19,7 +22,7 @@ class ExecutionProfile(pydantic.BaseModel):
     precision: Precision = pydantic.Field("fp32", description="arithmetic of the network")
     device: Device = pydantic.Field("cpu", description="kind of device")
     compiled: bool = pydantic.Field(
-        False, description="network compiled by torch.compile: minutes at the start, for many loops of one shape"
+        False, description="compile the network with torch.compile: takes minutes, pays off for many loops of one shape"
     )
 
     @pydantic.model_validator(mode="after")
@@ -30,34 +33,41 @@ class ExecutionProfile(pydantic.BaseModel):
 
     @classmethod
     def here(cls, precision: Precision | None = None, batch_size: int | None = None, compiled: bool = False) -> Self:
-        """The profile for this process's device, its GPU if it has one; what is None is chosen for it.
+        """Create the profile for the device of this process: its GPU, or else the CPU.
 
-        A CPU gets fp32, since most compute bf16 by way of fp32 and lose time by it, and 4 samples at once. A GPU gets bf16, or fp16 where
-        it has no bf16 arithmetic, and 32 samples at once.
+        Args:
+            precision: None selects fp32 on a CPU, since most CPUs emulate bf16 with fp32 and get slower. On a GPU, None
+                selects bf16, or fp16 if the GPU has no bf16 arithmetic.
+            batch_size: None selects 4 on a CPU and 32 on a GPU.
+            compiled: Whether to compile the network with torch.compile.
+
+        Raises:
+            ValueError: If the device does not support the precision.
         """
         device: Device = "cuda" if torch.cuda.is_available() else "cpu"
         if batch_size is None:
             batch_size = DEFAULT_BATCH_SIZES[device]
         if precision is None:
-            precision = (
-                "fp32"
-                if device == "cpu"
-                else "bf16"
-                if torch.cuda.is_bf16_supported(including_emulation=False)
-                else "fp16"
-            )
+            if device == "cpu":
+                precision = "fp32"
+            else:
+                precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return cls(batch_size=batch_size, precision=precision, device=device, compiled=compiled)
 
     @property
     def dtype(self) -> torch.dtype:
+        """Data type of the network's weights and samples."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     @property
     def threads(self) -> int:
-        """Torch threads that `prepare_process` sets on a CPU; on a GPU they do not matter to the result."""
+        """Number of torch threads on a CPU. On a GPU, the thread count does not affect the result."""
         return 1
 
     def prepare_process(self) -> None:
-        """One torch thread on a CPU: more workers, not more threads, use more cores, and the thread count moves the last bits."""
+        """Set the number of torch threads on a CPU to 1.
+
+        The thread count affects the last bits of a result. Jobs use more cores with more worker processes.
+        """
         if self.device == "cpu":
             torch.set_num_threads(self.threads)

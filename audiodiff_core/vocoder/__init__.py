@@ -1,7 +1,7 @@
-"""Mel images -> waveforms.
+"""Vocoders, which turn mel images into waveforms.
 
-A `Vocoder` declares the mel configuration that it was made for. `GriffinLim` is for any configuration and needs no training;
-`NeuralVocoder` (`audiodiff_core.vocoder.neural`) takes a trained network.
+`GriffinLim` needs no training and supports every mel configuration. `NeuralVocoder` (`audiodiff_core.vocoder.neural`)
+wraps a trained network. Each `Vocoder` states the mel configuration that it supports.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,39 @@ __all__ = ["QUALITIES", "GriffinLim", "Quality", "Vocoder", "require_mel"]
 
 
 class Vocoder(Protocol):
-    """Turns images of one mel configuration into audio. `require_mel` compares `config` with a model's before use."""
+    """Vocoder for the images of one mel configuration.
+
+    Attributes:
+        config: The mel configuration. `require_mel` compares it with that of a model.
+    """
 
     config: MelConfig
 
     def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
-        """Images (batch, y_res, width), a seed per item -> float32 audio (batch, (width - 1) * hop_length), the same bytes in any company.
+        """Synthesize the audio of mel images.
 
-        Circular: the image is one period of a loop, whose last frame is followed by its first; so is the audio (batch, width * hop_length).
+        The audio of an image does not depend on the other images.
+
+        Args:
+            images: uint8 images (batch, y_res, width).
+            seeds: One seed per image.
+            circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+
+        Returns:
+            float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.
         """
         ...
 
 
 def require_mel(vocoder: Vocoder, mel: MelConfig) -> None:
-    """Raises a ValueError that shows both values of whatever differs between the vocoder's mel configuration and `mel`."""
+    """Check that a vocoder supports a mel configuration.
+
+    Args:
+        vocoder: The vocoder.
+        mel: The mel configuration of the images.
+
+    Raises:
+        ValueError: If the configurations differ. The message shows both values of each field that differs.
+    """
     if vocoder.config.digest != mel.digest:
         raise ValueError(f"vocoder does not fit the model's mel: {vocoder.config.difference(mel)}")

@@ -1,4 +1,4 @@
-"""Mel power <-> linear power, through the few bins that each band spans."""
+"""Conversion between mel power and linear power, restricted to the bins that each band covers."""
 
 import numpy as np
 import torch
@@ -6,14 +6,22 @@ import torch
 from audiodiff_core.mel import MelConfig, filterbank
 
 BLOCK_BANDS_CPU = 32
-"""Neighbouring bands that are done as one: their triangles span few bins. Other devices do all bands as one."""
+"""Neighboring bands per matrix product on a CPU. Their filters cover few bins. Other devices use one block."""
 
 UPDATES = 20
-TINY = 1e-20
+EPSILON = 1e-20
 
 
 class Bands:
-    """The filterbank of one MelConfig on one device, in blocks of neighbouring bands."""
+    """Mel filterbank on a device, in blocks of neighboring bands.
+
+    Args:
+        config: The mel configuration.
+        device: Device of the filterbank.
+
+    Attributes:
+        bins: Number of linear frequency bins.
+    """
 
     def __init__(self, config: MelConfig, device: torch.device) -> None:
         basis = filterbank(config)
@@ -31,26 +39,40 @@ class Bands:
         )
 
     def gather(self, power: torch.Tensor) -> torch.Tensor:
-        """Linear power (..., bins) -> mel power (..., bands)."""
+        """Convert linear power (..., bins) to mel power (..., bands)."""
         return torch.cat([power[..., bins] @ weights for _, bins, weights in self._blocks], -1)
 
     def spread(self, values: torch.Tensor) -> torch.Tensor:
-        """Values of bands (..., bands) -> for each bin the mean over its bands, weighted as they weight it (..., bins); 0 for a bin in no band."""
+        """Average band values for each bin.
+
+        Args:
+            values: Values (..., bands).
+
+        Returns:
+            For each bin, the mean over its bands, weighted by the filterbank: (..., bins). A bin without bands gets 0.
+        """
         spread = values.new_zeros(*values.shape[:-1], self.bins)
         for bands, bins, weights in self._blocks:
             spread[..., bins] += values[..., bands] @ weights.mT
         return spread.mul_(self._inverse_weight)
 
     def invert(self, mel_power: torch.Tensor) -> torch.Tensor:
-        """Mel power (..., bands) -> linear power (..., bins) of nearly that mel power: non-negative, by multiplicative updates for the
-        Kullback-Leibler divergence (Lee & Seung 2001)."""
-        linear = self.spread(mel_power / self.gather(mel_power.new_ones(self.bins)).add_(TINY))
+        """Estimate non-negative linear power from mel power.
+
+        Args:
+            mel_power: Mel power (..., bands).
+
+        Returns:
+            Linear power (..., bins), whose mel power is close to `mel_power`.
+        """
+        # Multiplicative updates for the Kullback-Leibler divergence (Lee & Seung 2001)
+        linear = self.spread(mel_power / self.gather(mel_power.new_ones(self.bins)).add_(EPSILON))
         for _ in range(UPDATES):
-            linear *= self.spread(mel_power / self.gather(linear).add_(TINY))
+            linear *= self.spread(mel_power / self.gather(linear).add_(EPSILON))
         return linear
 
 
 def power_of(spectra: torch.Tensor) -> torch.Tensor:
-    """Complex spectra -> their power, without the square root and the temporaries of `abs`."""
+    """Return the power of complex spectra, without the square root and the temporary tensors of `abs`."""
     parts = torch.view_as_real(spectra)
     return parts[..., 0].square().addcmul_(parts[..., 1], parts[..., 1])

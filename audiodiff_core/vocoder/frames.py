@@ -1,4 +1,7 @@
-"""Short-time spectra <-> the signal under them, a portion of the frames at a time: the memory beyond the signal is that of a portion."""
+"""Short-time Fourier transform and its inverse, in chunks of frames.
+
+Besides the signal itself, only the frames of one chunk are in memory.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -6,83 +9,121 @@ import torch
 
 from audiodiff_core.mel import MelConfig
 
-PORTION_SAMPLES_CPU = 1 << 17
-"""So many samples under the frames of a portion stay in a core's cache."""
+CHUNK_SAMPLES_CPU = 1 << 17
+"""Samples in the frames of one chunk on a CPU, so that a chunk stays in the cache of a core."""
 
-PORTION_SAMPLES = 1 << 26
-"""On other devices a portion is as large as memory allows: few calls keep them busy."""
+CHUNK_SAMPLES = 1 << 26
+"""Samples in the frames of one chunk on other devices: as many as memory allows, since few large calls are faster."""
 
-LEAST_WEIGHT = 1e-4
-"""Where the squared windows sum to less (hop_length near n_fft), nearly nothing is known of the signal: it fades instead of being amplified."""
+MIN_WEIGHT = 1e-4
+"""Minimum of the sum of squared windows. If hop_length is near n_fft, the frames determine some samples hardly at all.
+
+The signal fades out at these samples. Division by a smaller sum would amplify errors.
+"""
 
 
 class Frames:
-    """Hann-windowed frames of n_fft samples, `count` of them hop_length apart, in a signal (batch, span) whose sample 0 lies n_fft // 2 in.
+    """Hann-windowed frames at regular distances, and the signal that the frames cover.
 
-    The signal ends with the last frame's middle, outside is silence; circular: it has a period of count * hop_length samples, so that the
-    first frame follows the last. The span then holds copies of the period's samples.
+    A signal (batch, span) covers all frames. Its sample n_fft // 2, the center of the first frame, is sample 0 of the
+    audio. The audio ends at the center of the last frame, and the signal is silent outside the audio. Circular audio
+    has a period of count * hop_length samples, so that the first frame follows the last, and the signal repeats it.
+
+    Args:
+        config: The mel configuration.
+        count: Number of frames.
+        device: Device of the signals.
+        circular: Whether the audio is periodic.
+
+    Attributes:
+        n_fft: Samples per frame.
+        hop: Samples between the starts of frames.
+        count: Number of frames.
+        circular: Whether the audio is periodic.
+        length: Samples of the audio.
+        span: Samples of the signal.
+
+    Raises:
+        ValueError: If the frames do not overlap.
     """
 
     def __init__(self, config: MelConfig, count: int, device: torch.device, circular: bool = False) -> None:
         if config.hop_length >= config.n_fft:
             raise ValueError(
-                f"hop_length {config.hop_length} is not below n_fft {config.n_fft}: no audio can be made from frames that do not overlap"
+                f"hop_length {config.hop_length} is not below n_fft {config.n_fft}: "
+                "audio needs overlapping frames, use a smaller hop_length"
             )
         self.n_fft, self.hop, self.count, self.circular = config.n_fft, config.hop_length, count, circular
         self.length = (count if circular else count - 1) * self.hop
         self.span = (count - 1) * self.hop + self.n_fft
-        self._portion_samples = PORTION_SAMPLES_CPU if device.type == "cpu" else PORTION_SAMPLES
+        self._chunk_samples = CHUNK_SAMPLES_CPU if device.type == "cpu" else CHUNK_SAMPLES
         self._window = torch.hann_window(self.n_fft, device=device)
-        weight = self._gather(
-            (self._window.square().expand(1, portion.stop - portion.start, -1), portion)
-            for portion in self._portions(1)
+        weight = self._overlap_add(
+            (self._window.square().expand(1, chunk.stop - chunk.start, -1), chunk) for chunk in self._chunks(1)
         )
-        self._weight = weight.clamp_(min=LEAST_WEIGHT).reciprocal_()
+        self._weight = weight.clamp_(min=MIN_WEIGHT).reciprocal_()
         if not circular:
             self._weight[:, : self.n_fft // 2] = 0
             self._weight[:, self.n_fft // 2 + self.length :] = 0
 
-    def analyse(self, signal: torch.Tensor, portion: slice) -> torch.Tensor:
-        """Signal (batch, span) -> spectra (batch, frames of the portion, 1 + n_fft // 2)."""
-        spectra: torch.Tensor = torch.fft.rfft(signal.unfold(-1, self.n_fft, self.hop)[:, portion] * self._window)
+    def analyze(self, signal: torch.Tensor, chunk: slice) -> torch.Tensor:
+        """Compute the spectra of some frames.
+
+        Args:
+            signal: The signal (batch, span).
+            chunk: The range of frames.
+
+        Returns:
+            Complex spectra (batch, frames of the chunk, 1 + n_fft // 2).
+        """
+        spectra: torch.Tensor = torch.fft.rfft(signal.unfold(-1, self.n_fft, self.hop)[:, chunk] * self._window)
         return spectra
 
-    def synthesise(self, batch: int, spectra: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """`spectra`, asked for one portion after another -> the signal (batch, span) whose spectra are nearest to them (Griffin & Lim 1984, eq. 6)."""
+    def synthesize(self, batch: int, spectra: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+        """Compute the signal with the nearest spectra, in the least-squares sense.
+
+        Args:
+            batch: Number of signals.
+            spectra: Function from a range of frames to their spectra (batch, frames, 1 + n_fft // 2). It is called
+                once per chunk, in order.
+
+        Returns:
+            The signal (batch, span).
+        """
+        # Griffin & Lim 1984, eq. 6: overlap-add of the windowed frames over the sum of squared windows
         pieces = (
-            (torch.fft.irfft(spectra(portion), self.n_fft).mul_(self._window), portion)
-            for portion in self._portions(batch)
+            (torch.fft.irfft(spectra(chunk), self.n_fft).mul_(self._window), chunk) for chunk in self._chunks(batch)
         )
-        return self._gather(pieces).mul_(self._weight)
+        return self._overlap_add(pieces).mul_(self._weight)
 
     def audio(self, signal: torch.Tensor) -> torch.Tensor:
-        """Signal (batch, span) -> its samples from 0 on (batch, length)."""
+        """Return the audio (batch, length) in a signal (batch, span)."""
         if self.circular:
             return signal[:, : self.length].roll(-(self.n_fft // 2), -1)
         return signal[:, self.n_fft // 2 : self.n_fft // 2 + self.length]
 
     def signal(self, audio: torch.Tensor) -> torch.Tensor:
-        """The inverse of `audio`."""
+        """Pad audio (batch, length) with silence, or with its repetition, to a signal (batch, span)."""
         before, after = self.n_fft // 2, self.span - self.length - self.n_fft // 2
         if not self.circular:
             return torch.nn.functional.pad(audio, (before, after))
         periods = -(-self.span // self.length)
         return audio.roll(before, -1).repeat(1, periods)[:, : self.span]
 
-    def _portions(self, batch: int) -> Iterator[slice]:
-        step = max(1, self._portion_samples // (batch * self.n_fft))
+    def _chunks(self, batch: int) -> Iterator[slice]:
+        step = max(1, self._chunk_samples // (batch * self.n_fft))
         return (slice(start, min(start + step, self.count)) for start in range(0, self.count, step))
 
-    def _gather(self, pieces: Iterator[tuple[torch.Tensor, slice]]) -> torch.Tensor:
-        """Pieces (batch, frames of a portion, n_fft) with their portion -> their sum, each in its place (batch, span)."""
+    def _overlap_add(self, pieces: Iterator[tuple[torch.Tensor, slice]]) -> torch.Tensor:
+        """Overlap-add (frames, chunk) pairs to a signal (batch, span). The frames are (batch, chunk, n_fft)."""
         parts = -(-self.n_fft // self.hop)
         blocks: torch.Tensor | None = None
-        for piece, portion in pieces:
+        for piece, chunk in pieces:
             if blocks is None:
                 blocks = piece.new_zeros(len(piece), self.count + parts - 1, self.hop)
             for part in range(parts):
                 share = piece[:, :, part * self.hop : (part + 1) * self.hop]
-                blocks[:, portion.start + part : portion.stop + part, : share.shape[-1]] += share
+                blocks[:, chunk.start + part : chunk.stop + part, : share.shape[-1]] += share
         assert blocks is not None
         signal = blocks.view(len(blocks), -1)
         if not self.circular:

@@ -1,14 +1,16 @@
-"""Phase reconstruction from the mel image alone.
+"""Griffin-Lim vocoder: phase reconstruction from the mel image alone.
 
-The item's seed gives a white noise. Then, again and again:
+The signal starts as white noise from the seed of the item. Each iteration then does the following:
 
-1. go on in the direction of the last step (fast Griffin-Lim's momentum; Perraudin, Balazs & Sondergaard 2013);
-2. take the spectra; scale each bin by one multiplicative update of non-negative matrix factorisation with the filterbank as its basis
-   (Kullback-Leibler; Lee & Seung 2001), which brings the mel power to the image's;
-3. take the signal whose spectra are nearest (Griffin & Lim 1984).
+1. Extrapolate from the last two signals, which is the momentum of fast Griffin-Lim (Perraudin, Balazs & Sondergaard
+   2013).
+2. Compute the spectra. Scale each bin by one multiplicative update of non-negative matrix factorization with the
+   filterbank as basis (Kullback-Leibler divergence; Lee & Seung 2001). This moves the mel power towards the image.
+3. Compute the signal with the nearest spectra (Griffin & Lim 1984).
 
-Inverting the filterbank first and holding its answer fixed while the phases are sought, as librosa does, costs more and ends further
-from the image: many linear spectra have the image's mel power, and most of them are not those of any signal.
+librosa inverts the filterbank first, and keeps the resulting linear spectra fixed during the phase reconstruction. This
+costs more and ends further from the image: many linear spectra have the mel power of the image, and most of them are
+not the spectra of any signal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,19 +29,34 @@ from audiodiff_core.vocoder.frames import Frames
 Quality = Literal["fast", "standard", "best"]
 
 QUALITIES: dict[Quality, float] = {"fast": 0.5, "standard": 1, "best": 3}
-"""Iterations in units of the configuration's n_iter (32 in every published one)."""
+"""Number of iterations as a multiple of the configuration's n_iter, which is 32 in every published model."""
 
-PLACES = 8
+BATCH_SIZE = 8
 MOMENTUM = 0.9
-FLOOR_SHARE = 0.2
-"""Power that counts as none where a band's power is compared with the image's, as a share of the power of level 1."""
+POWER_FLOOR = 0.2
+"""Power that is added to a band before the division, as a fraction of the power of image level 1."""
 
 
 class GriffinLim:
-    """Audio of any mel configuration, on any device; items are done one by one on a CPU, elsewhere in batches of one shape, so that none depends
-    on its neighbours.
+    """Vocoder for any mel configuration, on any device.
 
-    Level 0 of an image is taken as silence. The audio's level is relative: mel power 1 where the image is 255.
+    A CPU processes items one by one. Other devices process batches of one fixed size, so that the audio of an item does
+    not depend on the other items. Level 0 of an image is silence. The audio has a relative level: image level 255 is
+    mel power 1.
+
+    Args:
+        config: The mel configuration.
+        device: Device of the computation.
+        quality: Number of iterations: fast, standard or best.
+
+    Attributes:
+        config: The mel configuration.
+        quality: The quality.
+        iterations: Number of iterations.
+        device: Device of the computation.
+
+    Raises:
+        ValueError: If the quality is unknown.
     """
 
     def __init__(self, config: MelConfig, device: torch.device | str = "cpu", quality: Quality = "standard") -> None:
@@ -53,44 +70,82 @@ class GriffinLim:
         self._bands = Bands(config, self.device)
 
     def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
-        """As `Vocoder` says. Raises ValueError for images of another height, a missing seed, and a hop_length not below n_fft."""
+        """Synthesize the audio of mel images.
+
+        Args:
+            images: uint8 images (batch, y_res, width).
+            seeds: One seed per image.
+            circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+
+        Returns:
+            float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.
+
+        Raises:
+            ValueError: If the images have another height, a seed is missing, or hop_length is not below n_fft.
+        """
         mel_power = mel_power_of(self._mel, images, seeds)
         frames = Frames(self.config, images.shape[-1], self.device, circular)
         noise = torch.stack([torch.randn(frames.length, generator=streams.derived(seed, "phase")) for seed in seeds])
         with torch.inference_mode():
-            batches = zip(in_places(mel_power, self.device), in_places(noise, self.device), strict=True)
-            parts = [self.reconstruct(power, start, frames).cpu().numpy() for power, start in batches]
-        return np.concatenate(parts)[: len(images)]
+            batches = zip(fixed_batches(mel_power, self.device), fixed_batches(noise, self.device), strict=True)
+            audios = [self.reconstruct(power, start, frames).cpu().numpy() for power, start in batches]
+        return np.concatenate(audios)[: len(images)]
 
     def reconstruct(self, mel_power: torch.Tensor, noise: torch.Tensor, frames: Frames) -> torch.Tensor:
-        """Mel power (batch, frames, bands) and any audio to start from (batch, frames.length) -> audio (batch, frames.length)."""
-        floor = FLOOR_SHARE * float(self._mel.power(np.ones(1, np.uint8))[0])
+        """Reconstruct audio from mel power.
 
-        def fitted(signal: torch.Tensor, portion: slice) -> torch.Tensor:
-            spectra = frames.analyse(signal, portion)
-            ratio = mel_power[:, portion] / self._bands.gather(power_of(spectra)).add_(floor)
+        Args:
+            mel_power: Mel power (batch, frames, bands).
+            noise: Initial audio (batch, frames.length).
+            frames: The frames of the audio.
+
+        Returns:
+            Audio (batch, frames.length).
+        """
+        floor = POWER_FLOOR * float(self._mel.power(np.ones(1, np.uint8))[0])
+
+        def scaled_spectra(signal: torch.Tensor, chunk: slice) -> torch.Tensor:
+            spectra = frames.analyze(signal, chunk)
+            ratio = mel_power[:, chunk] / self._bands.gather(power_of(spectra)).add_(floor)
             return spectra.mul_(self._bands.spread(ratio).sqrt_())
 
         signal = previous = frames.signal(noise)
         for iteration in range(self.iterations):
-            ahead = torch.lerp(signal, previous, -MOMENTUM) if iteration > 1 else signal
-            previous, signal = signal, frames.synthesise(len(signal), partial(fitted, ahead))
+            extrapolated = torch.lerp(signal, previous, -MOMENTUM) if iteration > 1 else signal
+            previous, signal = signal, frames.synthesize(len(signal), partial(scaled_spectra, extrapolated))
         return frames.audio(signal)
 
 
-def in_places(items: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Items (n, ...) on the device in batches of one shape, the last filled up with zeros: one at a time on a CPU, PLACES elsewhere."""
-    places = 1 if device.type == "cpu" else PLACES
-    for batch in items.split(places):
-        yield torch.cat([batch, batch.new_zeros(places - len(batch), *batch.shape[1:])]).to(device)
+def fixed_batches(items: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
+    """Split items (n, ...) into batches of one fixed size on the device.
+
+    The size is 1 on a CPU and BATCH_SIZE on other devices. The last batch is padded with zeros.
+    """
+    size = 1 if device.type == "cpu" else BATCH_SIZE
+    for batch in items.split(size):
+        yield torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])]).to(device)
 
 
 def mel_power_of(mel: Mel, images: Images, seeds: Sequence[int]) -> torch.Tensor:
-    """Images (batch, y_res, width) -> mel power relative to the image's reference, (batch, width, y_res), level 0 as silence."""
+    """Compute the mel power of images.
+
+    Args:
+        mel: The mel analysis of the images.
+        images: uint8 images (batch, y_res, width).
+        seeds: One seed per image. Only their number is checked.
+
+    Returns:
+        Mel power (batch, width, y_res) relative to the reference level of the image. Level 0 becomes power 0.
+
+    Raises:
+        ValueError: If the images have another shape, or if the number of seeds differs.
+    """
     if images.ndim != 3 or images.shape[1] != mel.config.y_res or images.shape[2] < 2:
-        raise ValueError(f"images of shape {images.shape}: (batch, {mel.config.y_res}, width of at least 2) is taken")
+        raise ValueError(
+            f"images of shape {images.shape}: (batch, {mel.config.y_res}, width) with width 2 or more needed"
+        )
     if len(images) != len(seeds):
-        raise ValueError(f"{len(images)} images with {len(seeds)} seeds: each needs one")
+        raise ValueError(f"{len(images)} images with {len(seeds)} seeds: pass one seed per image")
     power = mel.power(images)
     power[images == 0] = 0
     return torch.from_numpy(power).mT.contiguous()

@@ -1,4 +1,4 @@
-"""Trained networks as vocoders: log-mel spectra in, a waveform out."""
+"""Neural vocoders: trained networks from log-mel spectra to waveforms."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,21 +8,30 @@ import torch
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.vocoder.bands import Bands
-from audiodiff_core.vocoder.griffin_lim import in_places, mel_power_of
+from audiodiff_core.vocoder.griffin_lim import fixed_batches, mel_power_of
 
 CONTEXT_FRAMES = 32
-"""Frames that a network is shown of the loop's other end: more than Vocos and BigVGAN see to a side."""
+"""Frames from the opposite end of a loop that pad each end: more than half the receptive field of Vocos and BigVGAN."""
 
 LEVEL_DB = -16.0
-"""An image tells no absolute level, yet networks know only that of their training audio: the root mean square of the shipped loops at peak 0.95 (median)."""
+"""Root mean square level of the input of networks, which expect the level of their training audio.
+
+A mel image has no absolute level. This value is the median of the shipped loops at peak 0.95.
+"""
 
 
 class NeuralVocoder:
-    """A network for images of one mel configuration: the same audio for whatever seed.
+    """Vocoder with a trained network, for one mel configuration. The audio does not depend on the seed.
 
-    `features` makes mel power (batch, frames, y_res), relative to the image's reference, into what the network takes (batch, channels, frames).
-    The network returns (batch, samples) or (batch, 1, samples), hop_length for each frame; `lead` samples come before the first frame's middle
-    (0 for a network trained on centred frames, hop_length // 2 where frame 0 begins with its own hop).
+    Args:
+        network: The network, which maps features (batch, channels, frames) to audio (batch, samples) or
+            (batch, 1, samples), with hop_length samples per frame.
+        config: The mel configuration of the images.
+        features: Function from mel power (batch, frames, y_res), relative to the reference level of the image, to the
+            features of the network.
+        lead: Samples before the center of the first frame in the network's audio: 0 for a network trained on centered
+            frames, hop_length // 2 for a network whose frame 0 begins with its own hop.
+        device: Device of the network.
     """
 
     def __init__(
@@ -41,11 +50,24 @@ class NeuralVocoder:
         self._mel = Mel(config)
 
     def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
-        """As `Vocoder` says. Raises ValueError for images of another height, a missing seed, and a network whose audio is too short or not finite."""
+        """Synthesize the audio of mel images.
+
+        Args:
+            images: uint8 images (batch, y_res, width).
+            seeds: One seed per image, without effect on the audio.
+            circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+
+        Returns:
+            float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.
+
+        Raises:
+            ValueError: If the images have another height, a seed is missing, or the audio of the network is too short
+                or not finite.
+        """
         power = mel_power_of(self._mel, images, seeds)
         with torch.inference_mode():
             return np.concatenate(
-                [self._audio(part, circular).cpu().numpy() for part in in_places(power, self.device)]
+                [self._audio(batch, circular).cpu().numpy() for batch in fixed_batches(power, self.device)]
             )[: len(images)]
 
     def _audio(self, mel_power: torch.Tensor, circular: bool) -> torch.Tensor:
@@ -60,7 +82,8 @@ class NeuralVocoder:
         audio: torch.Tensor = self._network(features).float().reshape(len(mel_power), -1)
         if audio.shape[1] < start + length:
             raise ValueError(
-                f"the network made {audio.shape[1]} samples of {features.shape[-1]} frames: hop_length {hop} needs {start + length}"
+                f"the network made {audio.shape[1]} samples from {features.shape[-1]} frames: "
+                f"hop_length {hop} needs {start + length}"
             )
         audio = audio[:, start : start + length]
         if not bool(torch.isfinite(audio).all()):
@@ -69,13 +92,23 @@ class NeuralVocoder:
 
 
 class LogMagnitude:
-    """Features of networks that were trained on other bands than the image's: log(max(basis @ magnitude, least)), natural logarithm.
+    """Log-magnitude features for networks whose filterbank differs from that of the images.
 
-    `basis` (channels, 1 + n_fft // 2) is the network's own filterbank. Each item is given the level LEVEL_DB first; silence stays silence.
+    The features are log(max(basis @ magnitude, min_magnitude)). The magnitude of each item is first scaled to the level
+    LEVEL_DB. Silence stays silence.
+
+    Args:
+        config: The mel configuration of the images.
+        basis: Filterbank of the network (channels, 1 + n_fft // 2).
+        min_magnitude: Magnitude at which the network's training clipped the bands.
+        device: Device of the computation.
+
+    Raises:
+        ValueError: If the number of bins does not fit the mel configuration.
     """
 
     def __init__(
-        self, config: MelConfig, basis: torch.Tensor, least: float, device: torch.device | str = "cpu"
+        self, config: MelConfig, basis: torch.Tensor, min_magnitude: float, device: torch.device | str = "cpu"
     ) -> None:
         device = torch.device(device)
         if basis.shape[1] != 1 + config.n_fft // 2:
@@ -84,13 +117,14 @@ class LogMagnitude:
             )
         self._bands = Bands(config, device)
         self._basis = basis.to(device)
-        self._least = least
-        # Parseval: the squares of Hann-windowed samples sum to 3 / 8 of n_fft times their mean square, and the spectrum's power to n_fft times that
+        self._min_magnitude = min_magnitude
+        # The squares of Hann-windowed samples sum to 3 / 8 * n_fft times their mean square. By Parseval's theorem, the
+        # power of the spectrum sums to n_fft times as much, half of it in the bins of the real transform.
         self._power = 10 ** (LEVEL_DB / 10) * 3 / 8 * config.n_fft**2 / 2
 
     def __call__(self, mel_power: torch.Tensor) -> torch.Tensor:
-        """Mel power (batch, frames, bands) -> (batch, channels, frames)."""
+        """Convert mel power (batch, frames, bands) to features (batch, channels, frames)."""
         power = self._bands.invert(mel_power)
-        mean = power.sum(-1).mean(-1)[:, None, None]
-        magnitude = (power * torch.where(mean > 0, self._power / mean, 0)).sqrt()
-        return (magnitude @ self._basis.mT).clamp(min=self._least).log().mT
+        mean_power = power.sum(-1).mean(-1)[:, None, None]
+        magnitude = (power * torch.where(mean_power > 0, self._power / mean_power, 0)).sqrt()
+        return (magnitude @ self._basis.mT).clamp(min=self._min_magnitude).log().mT

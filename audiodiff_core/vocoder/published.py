@@ -1,8 +1,11 @@
-"""Published neural vocoders, from a folder or the Hugging Face Hub. Each needs an extra of its own: `pip install audiodiff[vocos]`, `audiodiff[bigvgan]`.
+"""Published neural vocoders, from a folder or the Hugging Face Hub.
 
-A checkpoint fits a mel configuration of its own sample rate, n_fft and hop_length; its bands may differ from the image's (`LogMagnitude`).
-Weights are read as a checkpoint's are (`checkpoint.weights`): no code is unpickled, and the file's size bounds the memory. The network takes none of
-its own, and what settings could still ask for (layers, samples for each frame, dilation) is bounded before it is built.
+Each vocoder needs an extra: `pip install audiodiff[vocos]` or `pip install audiodiff[bigvgan]`. The sample rate, n_fft
+and hop_length of a checkpoint must equal those of the mel configuration. The filterbanks may differ (`LogMagnitude`).
+
+Checkpoints are untrusted. No code in a weight file is executed (`audiodiff_core.files.weights`). The network is built
+without memory of its own and adopts the tensors of the file, so the size of the file limits the memory. Settings that
+could still take much memory or time (layers, samples per frame, dilation) are checked first.
 """
 
 import contextlib
@@ -22,14 +25,16 @@ from audiodiff_core.files.hub_names import repository_name
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.vocoder.neural import LogMagnitude, NeuralVocoder
 
-VOCOS_LEAST, BIGVGAN_LEAST = 1e-7, 1e-5
-"""The magnitudes at which the two clip before the logarithm (vocos 0.1.0, modules.safe_log; bigvgan 2.4.1, meldataset)."""
+VOCOS_MIN_MAGNITUDE = 1e-7
+"""Magnitude at which vocos 0.1.0 clips before the logarithm (modules.safe_log)."""
 
-LARGEST_SETTINGS = 1 << 20
-"""Bytes."""
+BIGVGAN_MIN_MAGNITUDE = 1e-5
+"""Magnitude at which bigvgan 2.4.1 clips before the logarithm (meldataset)."""
 
-LARGEST_DILATION = 64
-"""BigVGAN's published networks reach 5; each convolution pads its input by multiples of it."""
+MAX_SETTINGS_BYTES = 1 << 20
+
+MAX_DILATION = 64
+"""Each convolution pads its input by a multiple of the dilation. The published networks of BigVGAN use up to 5."""
 
 VOCOS_PARTS = {
     "feature_extractor": "vocos.feature_extractors.MelSpectrogramFeatures",
@@ -48,15 +53,22 @@ class _Vocos(torch.nn.Module):
 
 
 def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
-    """A Vocos (Siuzdak 2023) that takes mel spectra, such as charactr/vocos-mel-24khz (24 kHz, n_fft 1024, hop_length 256).
+    """Load a Vocos (Siuzdak 2023) for mel spectra.
 
-    Raises ValueError where the checkpoint is for another mel, of another kind or damaged, and where the extra is not installed.
+    Args:
+        source: Folder or Hub repository, such as charactr/vocos-mel-24khz (24 kHz, n_fft 1024, hop_length 256).
+        mel: The mel configuration of the images.
+        device: Device of the network.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the mel configuration, has other parts or is damaged, or if the extra
+            is not installed.
     """
     with _reading(source):
         settings = _settings(source, "config.yaml", yaml.safe_load)
         for part, path in VOCOS_PARTS.items():
-            if (found := settings[part]["class_path"]) != path:
-                raise ValueError(f"its {part} is {found}; {path} is taken")
+            if (class_path := settings[part]["class_path"]) != path:
+                raise ValueError(f"its {part} is {class_path}, only {path} is supported")
         extractor = settings["feature_extractor"]["init_args"]
         lead = 0 if extractor["padding"] == "center" else mel.hop_length // 2
         head = settings["head"]["init_args"]
@@ -72,13 +84,21 @@ def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu"
         network.load_state_dict(
             {key: value for key, value in weights.items() if not key.startswith("feature_extractor.")}, assign=True
         )
-        return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_LEAST, device), lead, device)
+        return NeuralVocoder(network, mel, LogMagnitude(mel, basis, VOCOS_MIN_MAGNITUDE, device), lead, device)
 
 
 def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
-    """A BigVGAN (Lee et al. 2023), such as nvidia/bigvgan_v2_44khz_128band_512x (44.1 kHz, n_fft 2048, hop_length 512).
+    """Load a BigVGAN (Lee et al. 2023).
 
-    Raises ValueError where the checkpoint is for another mel or damaged, and where the extra is not installed.
+    Args:
+        source: Folder or Hub repository, such as nvidia/bigvgan_v2_44khz_128band_512x (44.1 kHz, n_fft 2048,
+            hop_length 512).
+        mel: The mel configuration of the images.
+        device: Device of the network.
+
+    Raises:
+        ValueError: If the checkpoint does not fit the mel configuration or is damaged, or if the extra is not
+            installed.
     """
     from librosa.filters import mel as filterbank
 
@@ -86,12 +106,12 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
         settings = _settings(source, "config.json", json.loads)
         _require(mel, settings["sampling_rate"], settings["n_fft"], settings["hop_size"])
         rates, dilations = settings["upsample_rates"], settings["resblock_dilation_sizes"]
-        if (each := math.prod(rates)) != settings["hop_size"]:
+        if (frame_samples := math.prod(rates)) != settings["hop_size"]:
             raise ValueError(
-                f"upsample_rates {rates} make {each} samples of a frame, hop_size is {settings['hop_size']}"
+                f"upsample_rates {rates} make {frame_samples} samples per frame, hop_size is {settings['hop_size']}"
             )
-        if (widest := max(max(block) for block in dilations)) > LARGEST_DILATION:
-            raise ValueError(f"resblock_dilation_sizes reach {widest}: at most {LARGEST_DILATION} are taken")
+        if (dilation := max(max(block) for block in dilations)) > MAX_DILATION:
+            raise ValueError(f"resblock_dilation_sizes reach {dilation}, the limit is {MAX_DILATION}")
     package = _package("bigvgan.bigvgan", "bigvgan")
     with _reading(source):
         weights = _weights(source, "bigvgan_generator.pt", inside="generator")
@@ -99,7 +119,7 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
         with torch.device("meta"):
             network = package.BigVGAN(package.AttrDict(settings), use_cuda_kernel=False)
         network.load_state_dict(weights, assign=True)
-        with contextlib.redirect_stdout(None):  # it prints
+        with contextlib.redirect_stdout(None):  # remove_weight_norm prints
             network.remove_weight_norm()
         basis = filterbank(
             sr=mel.sample_rate,
@@ -109,33 +129,37 @@ def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cp
             fmax=settings["fmax"],
         )
         return NeuralVocoder(
-            network, mel, LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_LEAST, device), mel.hop_length // 2, device
+            network,
+            mel,
+            LogMagnitude(mel, torch.from_numpy(basis), BIGVGAN_MIN_MAGNITUDE, device),
+            mel.hop_length // 2,
+            device,
         )
 
 
 def _file(source: str | Path, name: str) -> Path:
-    """A file of a local folder, or of a repository of the Hub."""
+    """Return the path of a file in a local folder, or download the file from a repository of the Hub."""
     if (folder := Path(source)).is_dir():
         return folder / name
     return Path(hf_hub_download(repository_name(str(source)), name))
 
 
 def _settings(source: str | Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The settings in a file, as `parse` reads its text."""
+    """Read the settings in a file whose text `parse` understands."""
     file = _file(source, name)
-    if (size := file.stat().st_size) > LARGEST_SETTINGS:
-        raise ValueError(f"{name} has {size:,} bytes, {LARGEST_SETTINGS:,} are read")
+    if (size := file.stat().st_size) > MAX_SETTINGS_BYTES:
+        raise ValueError(f"{name} has {size:,} bytes, the limit is {MAX_SETTINGS_BYTES:,}")
     try:
         settings = parse(file.read_text())
-    except Exception as error:  # each format's own
+    except Exception as error:  # each parser raises its own exceptions
         raise ValueError(f"{name} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(settings, dict):
-        raise ValueError(f"{name} holds no settings by name")
+        raise ValueError(f"{name} is not a table of settings")
     return settings
 
 
 def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[str, torch.Tensor]:
-    """The tensors in a file, or in a table `inside` it."""
+    """Read the tensors of a file, or of the table `inside` in the file."""
     from audiodiff_core.files.weights import read_weights
 
     return {key: weight.clone() for key, weight in read_weights(_file(source, name), inside).items()}
@@ -143,7 +167,7 @@ def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[
 
 @contextlib.contextmanager
 def _reading(source: str | Path) -> Iterator[None]:
-    """Gives what a damaged or foreign checkpoint makes its readers raise, which is their own, as a ValueError that names the source."""
+    """Convert the exceptions for damaged or unsupported checkpoints to a ValueError with the source."""
     try:
         yield
     except Exception as error:
@@ -165,7 +189,7 @@ def _require(mel: MelConfig, sample_rate: int, n_fft: int, hop_length: int) -> N
 
 
 def _require_layers(stated: int, weights: Mapping[str, torch.Tensor]) -> None:
-    """Each layer has tensors of its own: more layers than those cannot be meant, and would take memory that no weights back."""
+    """Check that there are not more layers than tensors, since each layer has tensors of its own."""
     if stated > len(weights):
         raise ValueError(f"its settings state {stated:,} layers, its weights have {len(weights):,} tensors")
 

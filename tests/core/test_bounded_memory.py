@@ -16,7 +16,7 @@ from audiodiff_core.audio.mp4 import MAX_BOXES, MAX_PACKETS, check_sample_tables
 from audiodiff_core.compat.mel import Mel as CompatMel
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, pieces
-from audiodiff_core.pipeline.sources import LONGEST_TRACK, Audio, source_image, track_image
+from audiodiff_core.pipeline.sources import MAX_TRACK_COLUMNS, Audio, source_image, track_image
 from tests.malformed import aac
 
 RATE = 22_050
@@ -117,7 +117,7 @@ class TestSources:
 
     def test_a_track_is_decoded_no_further_than_the_longest(self, damaged: Path) -> None:
         fine = MEL.model_copy(update={"hop_length": 32, "n_fft": 512})
-        with pytest.raises(ValueError, match=f"at most {LONGEST_TRACK * 32 / RATE:.0f} s are decoded"):
+        with pytest.raises(ValueError, match=f"at most {MAX_TRACK_COLUMNS * 32 / RATE:.0f} s are decoded"):
             track_image(Audio(damaged), fine)
 
 

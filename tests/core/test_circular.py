@@ -150,7 +150,7 @@ def test_refuses_to_be_entered_twice_and_leaves_the_first_in_force() -> None:
 @torch.inference_mode()
 def test_a_width_that_a_layer_cannot_halve_is_refused() -> None:
     _, compute, _, _, _ = build = vae_encoder()
-    with circular_time(build[0]), pytest.raises(ValueError, match="width 15 at a layer that keeps every 2th frame"):
+    with circular_time(build[0]), pytest.raises(ValueError, match="width 15 at a layer of stride 2"):
         compute(torch.zeros(1, 1, 16, 30))
 
 

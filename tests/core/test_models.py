@@ -141,20 +141,20 @@ def test_an_objective_asked_for_is_the_presets_otherwise() -> None:
 
 def test_what_does_not_go_together_is_refused(published_vae: Any) -> None:
     mel = MelConfig()
-    with pytest.raises(ValueError, match="latent-256 works on latents: give the VAE"):
+    with pytest.raises(ValueError, match="latent-256 works on latents: pass the VAE"):
         build_network("latent-256", mel)
     with pytest.raises(ValueError, match=r"ddpm-256 works on images.*tiny-latent"):
         build_network("ddpm-256", mel, published_vae)
-    with pytest.raises(ValueError, match="conditional-latent-512 is conditional: give it encodings"):
+    with pytest.raises(ValueError, match="conditional-latent-512 is conditional: pass encodings"):
         build_network("conditional-latent-512", mel, published_vae)
     with pytest.raises(ValueError, match=r"tiny takes no encodings.*tiny-conditional"):
         build_network("tiny", mel, encoding_dim=10)
     with pytest.raises(
         ValueError,
-        match=r"128,256 does not suit preset latent-256 with a VAE that divides sides by 8: .* divide by 256",
+        match=r"128,256 does not fit preset latent-256 with a VAE that divides sides by 8: .* multiples of 256",
     ):
         check_resolution("latent-256", MelConfig(x_res=128), published_vae)
-    with pytest.raises(ValueError, match="100,64 does not suit preset vae-256: both sides must divide by 8"):
+    with pytest.raises(ValueError, match="100,64 does not fit preset vae-256: both sides must be multiples of 8"):
         build_vae("vae-256", MelConfig(x_res=100, y_res=64))
 
 
@@ -163,7 +163,7 @@ def test_what_does_not_go_together_is_refused(published_vae: Any) -> None:
 def test_a_side_that_cannot_be_halved_is_refused(preset: PresetName, multiple: int, axis: str) -> None:
     mel = MelConfig(**{"x_res": 64, "y_res": 64, axis: 100})
     with pytest.raises(
-        ValueError, match=rf"resolution {mel.x_res},{mel.y_res} .*preset {preset}: .* divide by {multiple}"
+        ValueError, match=rf"resolution {mel.x_res},{mel.y_res} .*preset {preset}: .* multiples of {multiple}"
     ):
         check_resolution(preset, mel)
     with pytest.raises(ValueError, match="resolution"):

@@ -85,7 +85,7 @@ def test_long_loops_that_are_short(one_level: AudioDiffusionPipeline) -> None:
 
 
 def test_windows_of_one_column_are_refused() -> None:
-    with pytest.raises(ValueError, match="width 4: windows so narrow"):
+    with pytest.raises(ValueError, match="width 4: windows this narrow"):
         Windows.over(64, 4, 0.5, factor=4)
 
 

@@ -177,10 +177,10 @@ def test_a_flow_is_found_again_and_has_its_own_scheduler() -> None:
     flow = Objective(prediction_type="flow")
     assert Objective.of(flow.scheduler()) == flow
     assert type(flow.scheduler()).__name__ == "FlowMatchEulerDiscreteScheduler"
-    with pytest.raises(ValueError, match="scheduler ddim does not go with prediction_type flow: use flow_euler"):
+    with pytest.raises(ValueError, match="scheduler ddim does not fit prediction_type flow: use flow_euler"):
         flow.scheduler("ddim")
     with pytest.raises(
-        ValueError, match="scheduler flow_euler does not go with prediction_type v_prediction: use ddim or ddpm"
+        ValueError, match="scheduler flow_euler does not fit prediction_type v_prediction: use ddim or ddpm"
     ):
         Objective().scheduler("flow_euler")
 

@@ -13,7 +13,7 @@ from diffusers import Mel as OracleMel
 
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.pipeline import PEAK, Audio, AudioDiffusionPipeline, Loop, normalise
+from audiodiff_core.pipeline import PEAK, Audio, AudioDiffusionPipeline, Loop, normalize
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.seeds import derived, initial_noise
 from audiodiff_core.vocoder import GriffinLim
@@ -113,7 +113,7 @@ class TestGenerate:
     ) -> None:
         (loop,) = pipeline.generate([GenerateRequest(seed=9, steps=2)])
         expected = GriffinLim(tiny_mel)(loop.image[np.newaxis], [9])[0]
-        np.testing.assert_array_equal(loop.audio, normalise(expected))
+        np.testing.assert_array_equal(loop.audio, normalize(expected))
 
     def test_widths_and_seamless_loops(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
         wide, round_, both = by_number(
@@ -341,7 +341,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("asked", "said"),
         [
-            ({"eta": 0.5, "scheduler": "euler"}, "eta 0.5: scheduler euler takes none"),
+            ({"eta": 0.5, "scheduler": "euler"}, "eta 0.5: scheduler euler has no eta"),
             ({"scheduler": "flow_euler"}, "scheduler flow_euler does not fit"),
             ({"guidance_scale": 2.0}, "guidance_scale 2.0: the model is not conditional"),
             ({"width": 15}, "width 15: the network takes multiples of 2 columns up to 128"),
@@ -355,7 +355,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("given", "said"),
         [
-            (None, "encodings are missing: the model is conditional, each request needs one of 8 numbers"),
+            (None, "encodings are missing: the model is conditional, pass one of 8 numbers per request"),
             (np.zeros((1, 7), np.float32), r"encoding of shape \(7,\): the model takes 8"),
             (np.zeros((2, 8), np.float32), "2 encodings for 1 requests"),
             (np.full((1, 8), np.nan, np.float32), "the model takes 8 finite numbers"),
@@ -394,7 +394,7 @@ class TestMistakes:
             ({"strength": 0.0}, "strength 0.0 is not in"),
             ({"strength": 1.1}, "strength 1.1 is not in"),
             ({"strength": float("nan")}, "strength nan is not in"),
-            ({"start_step": 2}, "start_step 2: 2 steps are taken, use 0 to 1"),
+            ({"start_step": 2}, "start_step 2: there are 2 steps, use 0 to 1"),
             ({"start_step": -1}, "start_step -1"),
             ({"start_step": 1, "strength": 0.5}, "strength 0.5 and start_step 1"),
         ],
@@ -410,7 +410,7 @@ class TestMistakes:
             ([(-0.1, 0.1)], "mask from -0.1 s"),
             ([(0.1, 0.1)], "mask from 0.1 s to 0.1 s"),
             ([(float("nan"), 0.1)], "mask from nan s"),
-            ([], "mask leaves nothing to be made anew"),
+            ([], "mask leaves nothing to regenerate"),
             (np.zeros((16, 15), np.bool_), r"mask of shape \(16, 15\)"),
             (np.zeros((16, 16), np.uint8), "type uint8"),
         ],
@@ -427,7 +427,7 @@ class TestMistakes:
             lambda: pipeline.remix(requests(1), []),
             lambda: pipeline.generate(requests(1), noises=np.zeros((2, 1, 16, 16), np.float32)),
         ):
-            with pytest.raises(ValueError, match=r"each needs one"):
+            with pytest.raises(ValueError, match=r"pass one per request"):
                 list(call())
 
     def test_lengths(self, pipeline: AudioDiffusionPipeline) -> None:
@@ -448,9 +448,9 @@ class TestMistakes:
             list(pipeline.generate(requests(1), noises=np.zeros((1, 1, 16, 8), np.float32)))
 
 
-def test_normalise() -> None:
+def test_normalize() -> None:
     assert pytest.approx(0.891_25, abs=1e-5) == PEAK
-    assert np.abs(normalise(np.array([0.01, -0.02], np.float32))).max() == pytest.approx(PEAK)
-    assert normalise(np.array([3, -1], np.float32)).dtype == np.float32
-    assert not normalise(np.zeros(10, np.float32)).any()
-    assert len(normalise(np.zeros(0, np.float32))) == 0
+    assert np.abs(normalize(np.array([0.01, -0.02], np.float32))).max() == pytest.approx(PEAK)
+    assert normalize(np.array([3, -1], np.float32)).dtype == np.float32
+    assert not normalize(np.zeros(10, np.float32)).any()
+    assert len(normalize(np.zeros(0, np.float32))) == 0

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.schedulers import (
     METHODS,
     SCHEDULERS,
     PredictionType,
-    Schedule,
     SchedulerName,
     prediction_type,
     resolved,
@@ -85,7 +85,7 @@ def sampled(
         warnings.simplefilter("ignore")
         schedule = Schedule(model_scheduler, GenerateRequest(scheduler=name, steps=steps, eta=eta))
     generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(1, 1, 1, pixels, generator=generator) * schedule.first_scale
+    sample = torch.randn(1, 1, 1, pixels, generator=generator) * schedule.init_noise_sigma
     schedule.begin(0)
     exact = None
     for call, timestep in enumerate(schedule.timesteps):
@@ -182,8 +182,12 @@ def test_flow_models_are_known_by_their_scheduler() -> None:
             {"scheduler": "euler_a"},
             "scheduler euler_a does not fit a model with prediction_type sample",
         ),
-        (model("v_prediction", True), {"scheduler": "heun"}, "scheduler heun does not know zero terminal SNR"),
-        (model("epsilon"), {"scheduler": "euler", "eta": 0.5}, "eta 0.5: scheduler euler takes none"),
+        (
+            model("v_prediction", True),
+            {"scheduler": "heun"},
+            "scheduler heun does not support the model.s zero terminal SNR",
+        ),
+        (model("epsilon"), {"scheduler": "euler", "eta": 0.5}, "eta 0.5: scheduler euler has no eta"),
         (model("epsilon"), {"scheduler": "dpm++", "steps": 1_000}, "steps 1000: dpm"),
         (
             DDPMScheduler(num_train_timesteps=20),
@@ -284,7 +288,7 @@ def test_levels_fall_to_the_clean_image_and_steps_are_counted_in_calls(
     assert tuple(map(float, schedule.levels[-1])) == (1, 0)
     assert [schedule.begin(step) for step in (0, 1, 5)] == ([0, 2, 10] if doubled else [0, 1, 5])
     for step in (-1, 6):
-        with pytest.raises(ValueError, match=f"start_step {step}: 6 steps are taken, use 0 to 5"):
+        with pytest.raises(ValueError, match=f"start_step {step}: there are 6 steps, use 0 to 5"):
             schedule.begin(step)
     clean, noise = torch.full((1, 1, 2, 2), 0.5), torch.ones(1, 1, 2, 2)
-    assert torch.equal(schedule.noised(clean, noise, schedule.calls), clean)
+    assert torch.equal(schedule.add_noise(clean, noise, schedule.calls), clean)

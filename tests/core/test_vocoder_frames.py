@@ -23,8 +23,8 @@ def test_spectra_are_torchs(n_fft: int, hop: int) -> None:
     expected = torch.stft(
         padded, n_fft, hop, window=torch.hann_window(n_fft), pad_mode="constant", return_complex=True
     ).mT[:, :20]
-    torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(0, 20)), expected)
-    torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(7, 9)), expected[:, 7:9])
+    torch.testing.assert_close(frames.analyze(frames.signal(audio), slice(0, 20)), expected)
+    torch.testing.assert_close(frames.analyze(frames.signal(audio), slice(7, 9)), expected[:, 7:9])
 
 
 @pytest.mark.parametrize("count", [3, 20])
@@ -38,7 +38,7 @@ def test_spectra_of_a_loop_are_those_of_its_repetition(n_fft: int, hop: int, cou
         audio.repeat(1, 2 * before + 2), n_fft, hop, window=torch.hann_window(n_fft), center=True, return_complex=True
     ).mT
     expected = long[:, before * count : (before + 1) * count]
-    torch.testing.assert_close(frames.analyse(frames.signal(audio), slice(0, count)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(frames.analyze(frames.signal(audio), slice(0, count)), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("circular", [False, True])
@@ -51,13 +51,13 @@ def test_a_signal_comes_back_from_its_spectra(
     audio = noise(frames)
     signal = frames.signal(audio)
     assert signal.shape == (2, frames.span)
-    again = frames.synthesise(2, lambda portion: frames.analyse(signal, portion))
+    again = frames.synthesize(2, lambda portion: frames.analyze(signal, portion))
     torch.testing.assert_close(frames.audio(again), audio, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again, signal, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(module, "PORTION_SAMPLES_CPU", 4 * n_fft)
+    monkeypatch.setattr(module, "CHUNK_SAMPLES_CPU", 4 * n_fft)
     piecemeal = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular)
     torch.testing.assert_close(
-        piecemeal.synthesise(2, lambda portion: piecemeal.analyse(signal, portion)), again, rtol=1e-5, atol=1e-6
+        piecemeal.synthesize(2, lambda portion: piecemeal.analyze(signal, portion)), again, rtol=1e-5, atol=1e-6
     )
 
 

@@ -91,7 +91,7 @@ def test_another_mel_is_refused(network: Upsample) -> None:
 
 
 def test_too_little_audio_and_broken_weights_are_refused(images: Bytes) -> None:
-    with pytest.raises(ValueError, match="the network made 1280 samples of 40 frames: hop_length 128 needs 4992"):
+    with pytest.raises(ValueError, match="the network made 1280 samples from 40 frames: hop_length 128 needs 4992"):
         NeuralVocoder(torch.nn.Identity(), CONFIG, log_power)(images, range(3))
     broken = Upsample()
     torch.nn.init.constant_(broken.convolution.weight, torch.nan)
@@ -221,7 +221,7 @@ def test_classes_that_a_file_names_are_not_called(vocos_folder: Path) -> None:
     settings = yaml.safe_load((vocos_folder / "config.yaml").read_text())
     settings["head"] = {"class_path": "os.system", "init_args": {"command": "false"}}
     (vocos_folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=r"its head is os.system; vocos.heads.ISTFTHead is taken"):
+    with pytest.raises(ValueError, match=r"its head is os.system, only vocos.heads.ISTFTHead is supported"):
         vocos(vocos_folder, CONFIG)
 
 
@@ -248,8 +248,8 @@ def test_settings_of_vocos_take_no_memory(
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("upsample_rates", [10**6, 8], "make 8000000 samples of a frame, hop_size is 128"),
-        ("resblock_dilation_sizes", [[1, 10**9]], "reach 1000000000: at most 64"),
+        ("upsample_rates", [10**6, 8], "make 8000000 samples per frame, hop_size is 128"),
+        ("resblock_dilation_sizes", [[1, 10**9]], "reach 1000000000, the limit is 64"),
         ("resblock_dilation_sizes", [[1, 3, 5]] * 1_000, "state 6,000 layers, its weights have 2 tensors"),
     ],
 )

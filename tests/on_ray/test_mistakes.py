@@ -195,7 +195,7 @@ def test_a_resolution_that_the_network_cannot_take(local_ray: None, run: Run, fe
         "ddpm-64",
     )
     assert status == 2
-    assert "resolution 40,32 does not suit preset ddpm-64: both sides must divide by 32" in line
+    assert "resolution 40,32 does not fit preset ddpm-64: both sides must be multiples of 32" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -112,7 +112,7 @@ def test_conditional_presets_and_encodings_need_each_other(dataset: Path, tmp_pa
     _refused(
         dataset,
         tmp_path / "run",
-        "preset tiny-conditional is conditional: give it encodings",
+        "preset tiny-conditional is conditional: pass encodings",
         preset="tiny-conditional",
     )
     model = _model(tmp_path / "conditional", MelDataset(str(dataset)).mel, "tiny-conditional", encoding_dim=5)
@@ -161,7 +161,7 @@ def test_a_model_is_gone_on_from_with_its_weights_and_objective(dataset: Path, t
 
 
 def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Path) -> None:
-    _refused(dataset, tmp_path / "run", "works on latents: give the VAE that makes them", preset="tiny-latent")
+    _refused(dataset, tmp_path / "run", "works on latents: pass the VAE that encodes them", preset="tiny-latent")
     save_vae(tmp_path / "vae", build_vae("vae-tiny", MelDataset(str(dataset)).mel))
     _refused(dataset, tmp_path / "run", "preset tiny works on images", vae=str(tmp_path / "vae"))
     _refused(dataset, tmp_path / "run", "the model needs the vae", latents=str(tmp_path))
@@ -223,7 +223,7 @@ def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset
     _refused(
         dataset,
         tmp_path / "run",
-        "^scheduler ddim does not go with prediction_type flow: use flow_euler",
+        "^scheduler ddim does not fit prediction_type flow: use flow_euler",
         prediction_type="flow",
         scheduler="ddim",
     )
@@ -231,7 +231,7 @@ def test_a_scheduler_that_does_not_suit_the_objective_is_refused_at_once(dataset
     _refused(
         dataset,
         tmp_path / "run",
-        "^scheduler flow_euler does not go with prediction_type epsilon",
+        "^scheduler flow_euler does not fit prediction_type epsilon",
         from_pretrained=model,
         scheduler="flow_euler",
     )
