@@ -1,4 +1,4 @@
-"""Metrics of generated items against real items, with confidence intervals and the scores of real items.
+"""Metrics of generated items against real items, with confidence intervals.
 
 The real items are the reference, the generated items are the candidate. Items of one track are similar. Resamples and
 splits of the real items therefore draw tracks, not items. Generated items are drawn independently. All draws use one
@@ -90,7 +90,7 @@ def compare(
           `NAME_low` and `NAME_high` bound the 95 % confidence interval from resampling. They are missing for `kernel`
           if most resamples of a side repeat a single item.
         - `frechet_real_to_real`, `kernel_real_to_real`: mean distance between two halves of the reference tracks.
-          Missing if the reference has fewer than two tracks.
+          Missing if no split of the tracks has at least two items in each half.
         - `nearest_candidate`: median distance of a candidate item to the nearest reference item.
         - `nearest_real`: median distance of a held-out item to the nearest reference item. Without `held_out`, median
           distance of a reference item to the nearest item of another track; missing if all items are of one track.
@@ -98,6 +98,9 @@ def compare(
           item. 0.5 is expected. Values near 1 indicate copies of training items. Missing without `nearest_real`.
         - `n_candidate`, `n_reference`, `n_held_out`, `n_reference_tracks`: numbers of all items and tracks, which
           `frechet` uses. `n_paired_...`: numbers in the samples, which the other metrics use. `n_features`: dimension.
+
+    Raises:
+        ValueError: If a side has too few items for a metric.
     """
     generator = np.random.default_rng(seed)
     real, generated = reference.sample, candidate.sample

@@ -1,4 +1,7 @@
-"""Density and coverage (Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020)."""
+"""Density and coverage of generated items.
+
+See Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", 2020.
+"""
 
 import numpy as np
 

@@ -9,7 +9,9 @@ from audiodiff_core.evaluation.features import Features, ItemWeights
 
 
 class FeatureStatistics:
-    """Count, mean and co-moments of a set of feature vectors. `a + b` are the statistics of the union of two sets.
+    """Count, mean and co-moments of a set of feature vectors.
+
+    `a + b` are the statistics of the union of two sets.
 
     Args:
         count: Number of feature vectors.
@@ -50,7 +52,7 @@ class FeatureStatistics:
 
 
 def frechet_distance(one: FeatureStatistics, other: FeatureStatistics) -> float:
-    """Compute the squared Fréchet distance of two Gaussian distributions, as in the Fréchet inception distance.
+    """Compute the squared Fréchet distance of two Gaussian distributions.
 
     Args:
         one: Statistics of at least 2 feature vectors.

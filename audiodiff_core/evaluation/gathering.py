@@ -51,7 +51,7 @@ class Items:
 
     @property
     def numbers(self) -> npt.NDArray[np.int64]:
-        """Number of the track of each item, of shape (n,). Tracks are numbered from 0 in the order of their names."""
+        """Number of the track of each item, of shape (n,), from 0 in the order of the names."""
         return np.unique(np.asarray(self.tracks), return_inverse=True)[1]
 
     def at(self, rows: Rows) -> "Items":
@@ -188,10 +188,9 @@ class Gathering:
 
 
 def rank(track: str, number: int) -> int:
-    """Hash the track of an item and its number within the track. A sample holds the items of the lowest ranks.
+    """Hash the track of an item and its number within the track to a rank in [0, 2^64).
 
-    Returns:
-        A rank in [0, 2^64).
+    A sample holds the items of the lowest ranks.
     """
     return int.from_bytes(hashlib.blake2b(f"{track}\0{number}".encode(), digest_size=8).digest())
 

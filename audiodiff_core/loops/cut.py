@@ -1,11 +1,11 @@
-"""Cutting of audio to loops of whole bars.
+"""Extraction of loops of whole bars from audio.
 
 1. `beats.track_beats` finds the beats.
 2. `cut_loop` cuts whole bars, beginning at a downbeat if the tracker detects downbeats, else at a beat. Each end of the
    loop lies at a zero crossing just before the attack of its beat. Of the zero crossings near the end of the loop,
    `cut_loop` chooses the one whose preceding samples match the samples before the start best.
-3. The last milliseconds of the loop fade into the audio before its first beat, so that the wrap sounds like that
-   passage of the audio.
+3. The last milliseconds of the loop fade into the audio before its first beat. The wrap is then the original
+   transition to this beat.
 4. If a tempo is requested, the loop is stretched on a circle to exactly
    round(bars * beats_per_bar * 60 / bpm * sample_rate) samples.
 
@@ -31,12 +31,12 @@ MIN_ATTACK_RISE = 4.0
 ATTACK_FLOOR = 1e-12
 """Power added to every block, relative to the power of the audio's peak. It hides rises of near silence."""
 CROSSING_S = 0.01
-"""Time in seconds before an attack in which a zero crossing is searched."""
+"""Length in seconds of the search for a zero crossing before an attack."""
 CROSSFADE_S = 0.02
 
 
 def tempo_bpm(audio: Samples, sample_rate: int) -> float | None:
-    """Measure the tempo of mono `audio` in beats per minute; None if it has no tempo. See `measure_tempo`."""
+    """Measure the tempo of mono audio with `measure_tempo`, in beats per minute; None without a tempo."""
     return measure_tempo(audio, sample_rate).bpm
 
 
@@ -206,7 +206,9 @@ def _cut_with_crossfade(audio: Samples, start: int, end: int, length: int) -> Sa
 
 
 def _crossfade(fade_out: Samples, fade_in: Samples) -> Samples:
-    """Crossfade two signals of equal length. Their correlation sets the gain, so that the power has no dip or bump.
+    """Crossfade two signals of equal length with constant power.
+
+    The gain depends on the correlation of the signals, so that the power has neither a dip nor a bump.
 
     See Fink, Holters & Zölzer, "Signal-matched power-complementary cross-fading and dry-wet mixing", 2016.
     """

@@ -25,7 +25,7 @@ MIN_BAND_RISE = 0.03
 MIN_BAND_MODULATION = 0.25
 """Smallest peak rise of a band that is used, relative to the peak level of the band.
 
-Sustained tones that interfere have smaller rises.
+It excludes the beating of sustained tones.
 """
 LOUDNESS_EXPONENT = 0.1
 """Exponent of a band's loudness. Rises are divided by the peak rise of the band, times this power of that peak."""

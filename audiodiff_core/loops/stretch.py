@@ -1,4 +1,4 @@
-"""Circular time stretching: change the length of a loop at constant pitch, so that the result still loops.
+"""Circular time stretching: change the length of a loop at constant pitch and keep it seamless.
 
 The algorithm is a phase vocoder on a circle. Frames are read at equal distances around the source loop and written at
 equal distances around the stretched loop. Each spectral peak advances its phase as it does in the source over the
@@ -62,7 +62,7 @@ def stretch_circular(loop: Samples, length: int, sample_rate: int) -> Samples:
 def _spectra(
     loop: Samples, starts: npt.NDArray[np.int64], window: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.complex128]:
-    """Spectra (frames, 1 + len(window) // 2) of the windowed frames that begin at `starts` and wrap around."""
+    """Spectra (frames, 1 + len(window) // 2) of the windowed frames that begin at `starts`."""
     return np.fft.rfft(loop[(starts[:, np.newaxis] + np.arange(len(window))) % len(loop)] * window)
 
 

@@ -94,7 +94,7 @@ class Grid:
     phase_s: float
 
     def beats(self, times_s: Values) -> tuple[Values, npt.NDArray[np.bool_]]:
-        """Return the index k of the beat nearest to each time, and a mask of the times that lie on their beat.
+        """Return the index k of the beat nearest to each time, and a mask of the times on their beat.
 
         `times_s` and both results are of shape (n,).
         """
@@ -220,7 +220,7 @@ def _metrical_level(onsets: Onsets, grid: Grid) -> Grid:
 
 
 def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
-    """Return True if only every `count`-th pulse of `fast` is a beat and the pulses between divide the beats.
+    """Return True if only every `count`-th pulse of `fast` is a beat.
 
     Beats all have the same sound, or alternate between sounds (kick and snare). Divisions are weaker and have another
     timbre (hi-hats). The accents of a metronome differ from its other beats in strength alone.
@@ -259,7 +259,7 @@ def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
 
 
 def _similarity_of_neighbors(rises: Values) -> float:
-    """Mean cosine similarity of successive beats, whose `rises` are (bands, beats), without the hi-hat band."""
+    """Mean cosine similarity of the `rises` (bands, beats) of successive beats, without the hi-hat band."""
     directions = rises[BANDS_BELOW_HATS] / np.maximum(np.linalg.norm(rises[BANDS_BELOW_HATS], axis=0), TINY)
     return float((directions[:, 1:] * directions[:, :-1]).sum(axis=0).mean())
 

@@ -25,7 +25,7 @@ from audiodiff_core.models import parameter_count
 from audiodiff_core.sampling import image_sides
 from audiodiff_core.training.optimizer import OptimizerName
 
-# Dense tensor-core peaks in FLOP/s from NVIDIA's data sheets, half of a peak with sparsity. The keys are the words of
+# Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of
 # the CUDA device name that identify the model.
 BF16_PEAKS = {
     "GB200": 2_500e12,

@@ -150,7 +150,7 @@ class TrainState:
 
 
 def sharding() -> FullyShardedDataParallelPlugin:
-    """Return the FSDP plugin for `Accelerator(fsdp_plugin=...)`. Each residual block is one unit of sharding."""
+    """Create a plugin for `Accelerator(fsdp_plugin=...)` that shards each residual block separately."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",

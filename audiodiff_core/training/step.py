@@ -40,8 +40,8 @@ def train_step(
 
     Raises:
         FloatingPointError: In all workers, if the gradient is not finite. The weights do not change. With a gradient
-            scaler (fp16), raised only if the loss is not finite either. The scaler finds its scale by gradients that
-            overflow, and skips the update of the weights in such a step.
+            scaler (fp16), gradients overflow while the scaler searches for its scale. The scaler then skips the
+            update of the weights, and the step raises only if the loss is not finite either.
     """
     total_loss = torch.zeros((), device=accelerator.device)
     samples = samples or sum(len(batch.numbers) for batch in micro_batches)
@@ -76,8 +76,9 @@ def train_step(
 def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
     """Return a copy of `batch` with the random draws of its samples.
 
-    A training step makes missing draws itself, but the GPU waits for them: a sample of 256x256 values takes about a
-    millisecond. A data loader should call this function ahead of time in another thread. numpy releases the GIL.
+    A training step makes missing draws itself while the GPU waits. The draws of a sample of 256x256 values take about a
+    millisecond. A data loader should therefore call this function ahead of time in another thread, since numpy releases
+    the GIL.
     """
     if state.vae is None:
         assert batch.images is not None
@@ -107,7 +108,9 @@ def on_device(
         (batch, dim) or None for an unconditional network.
     """
     device = accelerator.device
-    assert state.conditional == (batch.encodings is not None), "a conditional network, and no other, takes encodings"
+    assert state.conditional == (batch.encodings is not None), (
+        "conditional networks need encodings, other networks take none"
+    )
     drawn = _draws_to(batch.drawn or with_draws(state, batch).drawn, device)
     if state.vae is None:
         clean = to_model(torch.from_numpy(batch.images).to(device).unsqueeze(1))
@@ -128,7 +131,7 @@ def _mean_over_workers(accelerator: Accelerator, value: float) -> float:
 
 
 def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Tensor:
-    """Means and standard deviations of the latents, of shape (batch, 2, channels, height, width), on the device."""
+    """Means and standard deviations (batch, 2, channels, height, width) of the latents, on the device."""
     if batch.latents is not None:
         return torch.from_numpy(batch.latents).to(accelerator.device)
     assert batch.images is not None

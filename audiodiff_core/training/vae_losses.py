@@ -97,8 +97,9 @@ def spectral_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch
 
 
 def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
-    """Magnitudes (batch, rows, window // 2 + 1, frames) of the STFT along the last axis of (batch, rows, length).
+    """Magnitudes of the STFT along the last axis.
 
+    `values` is (batch, rows, length), the result is (batch, rows, window // 2 + 1, frames).
     A constant 1 has magnitude 1 at frequency 0.
     """
     taper = torch.hann_window(window, device=values.device)
@@ -111,7 +112,7 @@ def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN discriminator, which classifies overlapping patches as parts of images or of reconstructions.
+    """PatchGAN discriminator, which classifies overlapping patches as real or reconstructed.
 
     See Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", 2017. Group normalization
     replaces batch normalization, so that the logits of a sample do not depend on the other samples of its batch.
@@ -154,7 +155,7 @@ class PatchDiscriminator(nn.Module):
 
 
 def generator_losses(reconstruction_logits: torch.Tensor) -> torch.Tensor:
-    """Compute the adversarial loss of the autoencoder, of shape (batch,), from the logits of its reconstructions."""
+    """Compute the adversarial loss of the autoencoder, of shape (batch,), from discriminator logits."""
     return _sample_means(-reconstruction_logits)
 
 

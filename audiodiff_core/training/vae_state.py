@@ -107,7 +107,7 @@ class VaeTrainState:
         self.ema.steps = progress["ema_step"]
 
     def state_dict(self) -> StateDict:
-        """Return the live weights of the VAE (names with prefix `vae.`) and the discriminator (`discriminator.`)."""
+        """Return the live weights under names with the prefix `vae.` or `discriminator.`."""
         parts = (("vae", self.bare), ("discriminator", self.bare_discriminator))
         return {f"{part}.{name}": tensor for part, module in parts for name, tensor in module.state_dict().items()}
 

@@ -50,7 +50,7 @@ def train_vae_step(
 
     Raises:
         FloatingPointError: In all workers, if the gradient of the VAE or of the discriminator is not finite. The
-            weights of this network do not change.
+            weights of that network do not change.
     """
     objective, adversarial = state.objective, state.objective.adversarial(state.step)
     samples = samples or sum(len(batch.numbers) for batch in micro_batches)
@@ -131,7 +131,7 @@ def _sync_on_last(accelerator: Accelerator, module: Any, index: int, count: int)
 
 
 def _on_device(accelerator: Accelerator, state: VaeTrainState, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (batch, 1, y_res, x_res) in [-1, 1], and noise (batch, channels, height, width) for their latents."""
+    """Images (batch, 1, y_res, x_res) in [-1, 1], and noise of the shape of their latents."""
     assert batch.images is not None
     images = to_model(torch.from_numpy(batch.images).to(accelerator.device).unsqueeze(1))
     factor = latent_factor(state.bare)
