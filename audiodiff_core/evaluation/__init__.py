@@ -1,18 +1,18 @@
-"""Comparison of generated items with real ones: statistics and a sample of each side, and figures with their intervals."""
+"""Comparison of generated items with real items: distances, coverage, and detection of copies."""
 
 from audiodiff_core.evaluation.comparison import (
-    ITEMS_AT_LEAST,
+    MIN_ITEMS,
     closest,
     compare,
     evaluate_images,
     real_to_real,
     statistics_of,
 )
-from audiodiff_core.evaluation.gathering import SAMPLED_AT_MOST, Gathered, Gathering, Items, Part, rank
+from audiodiff_core.evaluation.gathering import MAX_SAMPLE_ITEMS, Gathered, Gathering, Items, Part, rank
 
 __all__ = [
-    "ITEMS_AT_LEAST",
-    "SAMPLED_AT_MOST",
+    "MAX_SAMPLE_ITEMS",
+    "MIN_ITEMS",
     "Gathered",
     "Gathering",
     "Items",

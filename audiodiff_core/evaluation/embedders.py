@@ -1,9 +1,11 @@
-"""What stands for an item when sets of items are compared: an embedder, by name.
+"""Embedders, which map items to feature vectors for the comparison of sets of items.
 
-    logmel-stats   statistics of the mel image itself (`metrics.logmel_stats`): no weights, so the same numbers everywhere
-    audio-encoder:SOURCE, clap:SOURCE, or a SOURCE alone: an encoder (`encoder.load_encoder`), which listens to the item's samples
+An item is a slice of audio. All slices are cut and analyzed with one mel configuration, for every embedder and on both
+sides of a comparison. Embedders have names:
 
-An item is a slice of audio, cut and analysed by one mel configuration, whichever embedder is used, so that items are alike on both sides.
+- `logmel-stats`: statistics of the mel image (`features.logmel_stats`). It has no weights, so its features are
+  reproducible.
+- `audio-encoder:SOURCE`, `clap:SOURCE` or `SOURCE`: an encoder of the audio samples (`embeddings.load_encoder`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,28 +25,45 @@ from audiodiff_core.mel.slices import mel_slices
 
 @dataclass(frozen=True)
 class EmbedderItem:
-    """A slice: its image (y_res, x_res) and, where there is audio, its samples (n,) at the mel configuration's rate."""
+    """Slice of audio.
+
+    Args:
+        image: uint8 mel image of shape (y_res, x_res).
+        samples: Audio samples of shape (n,) at the sample rate of the mel configuration. None if only the image is
+            available.
+    """
 
     image: Images
     samples: Samples | None
 
 
 class Embedder(Protocol):
-    """Items -> features."""
+    """Function from items to feature vectors.
+
+    Attributes:
+        name: Name of the embedder.
+        digest: Identifier of the weights.
+        needs_audio: The embedder reads `EmbedderItem.samples`.
+    """
 
     name: str
-    digest: str  # names the weights
-    listens: bool  # needs the items' samples
+    digest: str
+    needs_audio: bool
 
     def __call__(self, items: Sequence[EmbedderItem]) -> Features:
-        """(n, d) for n items, at least one."""
+        """Compute the features of n > 0 items, of shape (n, d)."""
         ...
 
 
 class EncoderEmbedder:
-    """An encoder as embedder; items are brought to its sample rate."""
+    """Embedder that encodes the audio of items, resampled to the sample rate of its encoder.
 
-    listens = True
+    Args:
+        encoder: The encoder.
+        sample_rate: Sample rate of the items in Hz.
+    """
+
+    needs_audio = True
 
     def __init__(self, encoder: Encoder, sample_rate: int) -> None:
         self._encoder, self._sample_rate = encoder, sample_rate
@@ -53,37 +72,59 @@ class EncoderEmbedder:
     def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         audios = []
         for item in items:
-            assert item.samples is not None, "who listens is given audio"
-            audios.append(
-                soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ").astype(
-                    np.float32, copy=False
-                )
-            )
+            assert item.samples is not None, "items of an encoder need samples"
+            resampled = soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ")
+            audios.append(resampled.astype(np.float32, copy=False))
         return self._encoder.encode(audios, self._encoder.sample_rate).astype(np.float64)
 
 
 class LogmelStats:
-    """The embedder without weights."""
+    """Embedder that computes `logmel_stats` of the images of items."""
 
     name = digest = EMBEDDER
-    listens = False
+    needs_audio = False
 
     def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         return logmel_stats(np.stack([item.image for item in items]))
 
 
 def items_of(source: str | Path | bytes, mel: Mel) -> Iterator[EmbedderItem]:
-    """The slices of an audio file that prepare takes by default; raises AudioDecodeError as `mel_slices` does."""
-    for piece in mel_slices(source, mel):
-        yield EmbedderItem(piece.image, piece.samples)
+    """Cut an audio file into the slices that `prepare` uses by default.
+
+    Args:
+        source: Path or content of the file.
+        mel: Mel configuration of the slices.
+
+    Raises:
+        AudioDecodeError: If the file cannot be decoded.
+    """
+    for mel_slice in mel_slices(source, mel):
+        yield EmbedderItem(mel_slice.image, mel_slice.samples)
 
 
-def heard(samples: Samples, mel: Mel) -> tuple[EmbedderItem, float]:
-    """An item of at most a slice's samples (n,), and the level in dB of power that its image is relative to."""
+def item_from_samples(samples: Samples, mel: Mel) -> tuple[EmbedderItem, float]:
+    """Analyze audio of at most one slice.
+
+    Args:
+        samples: Samples of shape (n,) at the sample rate of `mel`.
+        mel: Mel configuration of the image.
+
+    Returns:
+        The item, and the reference level of its image in dB of power.
+    """
     images, references_db = mel.images(samples[np.newaxis])
     return EmbedderItem(images[0], samples), float(references_db[0])
 
 
 def load_embedder(name: str, sample_rate: int, device: str = "cpu") -> Embedder:
-    """The embedder of that name, for items at `sample_rate` Hz; raises ValueError where there is none, or where its weights cannot be had."""
+    """Load the embedder `name`.
+
+    Args:
+        name: Name of the embedder, see the module.
+        sample_rate: Sample rate of the items in Hz.
+        device: Device of an encoder.
+
+    Raises:
+        ValueError: If the name is unknown or the weights cannot be loaded.
+    """
     return LogmelStats() if name == EMBEDDER else EncoderEmbedder(load_encoder(name, device), sample_rate)

@@ -1,6 +1,7 @@
-"""Times and strengths of onsets: peaks in the rise of the magnitude in four frequency bands.
+"""Onset detection: peaks in the rise of the magnitude in four frequency bands.
 
-librosa's onset strength is a rise in decibels, in which a soft hat over silence counts nearly as much as a kick.
+librosa's onset strength is not used. It measures rises in decibels, in which a soft hi-hat over silence is nearly as
+strong as a kick.
 """
 
 import itertools
@@ -16,28 +17,39 @@ Values = npt.NDArray[np.float64]
 HOP_S = 0.005
 WINDOW_S = 0.03
 BAND_EDGES_HZ = (20.0, 180.0, 700.0, 2_800.0)
-"""Lower edges of the bands: kick, body of a snare, most melodies, noise of hats."""
+"""Lower edges of the bands in Hz: kick, body of a snare, most melodies, noise of hi-hats."""
 BAND_WEIGHTS = np.array([[1.0], [1.0], [0.8], [0.35]])
-"""Hats divide beats more often than they mark them."""
-FAINT_BAND = 0.03
-"""Bands whose loudest rise is less than this share of the loudest of all are ignored."""
-SUDDEN = 0.25
-"""Bands whose loudest rise is less than this share of their loudest level are ignored: sustained tones that beat."""
+"""Weights of the bands. Hi-hats have a low weight because they often play between the beats."""
+MIN_BAND_RISE = 0.03
+"""Smallest peak rise of a band that is used, relative to the peak rise of all bands."""
+MIN_BAND_MODULATION = 0.25
+"""Smallest peak rise of a band that is used, relative to the peak level of the band.
+
+It excludes the beating of sustained tones.
+"""
 LOUDNESS_EXPONENT = 0.1
-"""A band counts relative to its own loudest rise, times a weak power of that rise."""
+"""Exponent of a band's loudness. Rises are divided by the peak rise of the band, times this power of that peak."""
 RISE_FRAMES = 3
-"""A rise is measured over so many frames."""
+"""Number of frames over which a rise is measured."""
 ONSET_SPACING_S = 0.03
-FAINT_ONSET = 0.05
-"""Peaks of less than this share of the strongest are ignored."""
+"""Smallest distance in seconds between onsets."""
+MIN_STRENGTH = 0.05
+"""Smallest strength of an onset, relative to the strongest onset."""
 TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Onsets:
-    """Onsets of audio of `duration_s` seconds, and the rise in each band that they were picked from.
+    """Onsets of an audio signal, and the rises of its frequency bands.
 
-    times_s: ascending, (n,). strengths: (n,) in (0, 1]. rises: (bands, frames) in [0, 1]; frame i is at `i * hop_s - delay_s`.
+    Args:
+        times_s: Times of the onsets in seconds, ascending, of shape (n,).
+        strengths: Strengths in (0, 1], of shape (n,).
+        rises: Rise of the magnitude in each band, in [0, 1], of shape (bands, frames). The time of frame i is
+            `i * hop_s - delay_s`.
+        hop_s: Time between frames in seconds.
+        delay_s: Offset of the frame times in seconds.
+        duration_s: Duration of the audio in seconds.
     """
 
     times_s: Values
@@ -49,13 +61,18 @@ class Onsets:
 
     @property
     def envelope(self) -> Values:
-        """The strongest weighted rise of any band (frames,)."""
+        """Largest weighted rise of any band in each frame, of shape (frames,)."""
         strongest: Values = (self.rises * BAND_WEIGHTS).max(axis=0)
         return strongest
 
 
 def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
-    """Find the onsets of mono `audio` (n,), which is not silence throughout. The level of the audio has no influence."""
+    """Find the onsets of mono audio. The result does not depend on the level of the audio.
+
+    Args:
+        audio: Mono samples of shape (n,), not all 0.
+        sample_rate: Sample rate in Hz.
+    """
     import scipy.fft
 
     hop, size = max(1, round(HOP_S * sample_rate)), 2 * max(4, round(WINDOW_S * sample_rate / 2))
@@ -66,23 +83,24 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     levels = np.sqrt([power[:, low:high].sum(axis=1, dtype=np.float64) for low, high in itertools.pairwise(edges)])
     rises = np.zeros_like(levels)
     rises[:, RISE_FRAMES:] = np.maximum(0, levels[:, RISE_FRAMES:] - levels[:, :-RISE_FRAMES])
-    loudest = rises[:, 2 * size // hop :].max(
-        axis=1, keepdims=True, initial=0
-    )  # without the rise at which the audio begins
-    relative = loudest / max(float(loudest.max()), TINY)
-    is_used = (loudest > SUDDEN * levels.max(axis=1, keepdims=True)) & (relative > FAINT_BAND)
-    scale = np.where(is_used, relative**LOUDNESS_EXPONENT / np.maximum(loudest, TINY), 0)
-    return _picked(np.minimum(1, rises * scale), hop / sample_rate, size / 2 / sample_rate, len(audio) / sample_rate)
+    # The first frames hold the rise from the zero padding to the audio.
+    peak_rises = rises[:, 2 * size // hop :].max(axis=1, keepdims=True, initial=0)
+    loudness = peak_rises / max(float(peak_rises.max()), TINY)
+    is_used = (peak_rises > MIN_BAND_MODULATION * levels.max(axis=1, keepdims=True)) & (loudness > MIN_BAND_RISE)
+    scale = np.where(is_used, loudness**LOUDNESS_EXPONENT / np.maximum(peak_rises, TINY), 0)
+    return _pick_peaks(
+        np.minimum(1, rises * scale), hop / sample_rate, size / 2 / sample_rate, len(audio) / sample_rate
+    )
 
 
-def _picked(rises: Values, hop_s: float, delay_s: float, duration_s: float) -> Onsets:
-    """The onsets at the peaks of the envelope, with times between frames by parabolic interpolation."""
+def _pick_peaks(rises: Values, hop_s: float, delay_s: float, duration_s: float) -> Onsets:
+    """Place onsets at the peaks of the envelope, refined between frames by parabolic interpolation."""
     from scipy.ndimage import maximum_filter1d
 
     envelope = (rises * BAND_WEIGHTS).max(axis=0)
     envelope /= max(float(envelope.max()), TINY)
     reach = round(ONSET_SPACING_S / hop_s)
-    is_peak = (envelope >= maximum_filter1d(envelope, 2 * reach + 1)) & (envelope > FAINT_ONSET)
+    is_peak = (envelope >= maximum_filter1d(envelope, 2 * reach + 1)) & (envelope > MIN_STRENGTH)
     is_peak[[0, -1]] = False
     peaks = np.flatnonzero(is_peak)
     peaks = peaks[np.diff(peaks, prepend=-reach) > 1]

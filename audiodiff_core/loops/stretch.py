@@ -1,9 +1,12 @@
-"""Another length for a loop at the same pitch, so that it is still a loop: a phase vocoder on a circle.
+"""Circular time stretching: change the length of a loop at constant pitch and keep it seamless.
 
-Frames are read at even distances around the given loop and written at even distances around the new one. Each peak of the spectrum
-advances its phase by as much as the audio's own does over the same distance, and takes the bins around it along (Laroche & Dolson,
-"Improved phase vocoder time-scale modification of audio", 1999). After one turn a peak's phase need not be that of the start: the
-remainder, less than half a period, is spread over the turn. So the last frame leads into the first like any other into its next.
+The algorithm is a phase vocoder on a circle. Frames are read at equal distances around the source loop and written at
+equal distances around the stretched loop. Each spectral peak advances its phase as it does in the source over the
+distance between two written frames, and the bins around the peak are rotated with it (Laroche & Dolson, "Improved
+phase vocoder time-scale modification of audio", 1999).
+
+After one turn, the phase of a peak can differ from its phase at the start. This difference, at most half a period, is
+spread over all frames, so that the last frame continues into the first.
 """
 
 import numpy as np
@@ -13,68 +16,80 @@ from audiodiff_core.audio import Samples
 
 WINDOW_S = 0.093
 FRAMES_PER_WINDOW = 4
-FURTHEST = 2.0
-"""Shorter or longer than by this factor, music sounds torn."""
+MAX_STRETCH = 2.0
+"""Largest factor by which a loop is lengthened or shortened. Larger factors have audible artifacts."""
 
 Phases = npt.NDArray[np.float64]
 
 
 def stretch_circular(loop: Samples, length: int, sample_rate: int) -> Samples:
-    """The loop (n,) in `length` samples, (length,), pitch kept; both wrap. The same length gives the same samples.
+    """Stretch a loop to `length` samples at constant pitch.
 
-    Raises ValueError where the length is not within a factor of 2.
+    Args:
+        loop: Mono samples of shape (n,), which wrap around.
+        length: Number of samples of the result, from n / 2 to 2 * n.
+        sample_rate: Sample rate in Hz.
+
+    Returns:
+        Samples of shape (length,), which wrap around. `loop` itself if its length does not change.
+
+    Raises:
+        ValueError: If `length` is out of range.
     """
-    if not len(loop) / FURTHEST <= length <= len(loop) * FURTHEST:
+    if not len(loop) / MAX_STRETCH <= length <= len(loop) * MAX_STRETCH:
         raise ValueError(
-            f"a loop of {len(loop)} samples cannot be stretched to {length}: half to twice the length can be"
+            f"a loop of {len(loop)} samples cannot be stretched to {length}: must be half to twice the length"
         )
     if length == len(loop):
         return loop
     size = 1 << round(np.log2(WINDOW_S * sample_rate))
     window = np.hanning(size + 1)[:-1]
     count = max(FRAMES_PER_WINDOW, -(-length * FRAMES_PER_WINDOW // size))
-    places = np.round(np.arange(count) * length / count).astype(np.int64)
-    hops = np.diff(places, prepend=places[-1] - length)
-    sources = np.round(places * len(loop) / length).astype(np.int64)
-    spectra = _spectra(loop, sources, window)
-    advances = np.angle(spectra) - np.angle(_spectra(loop, sources - hops, window))
+    starts = np.round(np.arange(count) * length / count).astype(np.int64)
+    hops = np.diff(starts, prepend=starts[-1] - length)
+    source_starts = np.round(starts * len(loop) / length).astype(np.int64)
+    spectra = _spectra(loop, source_starts, window)
+    advances = np.angle(spectra) - np.angle(_spectra(loop, source_starts - hops, window))
     frames = np.fft.irfft(spectra * np.exp(1j * _rotations(spectra, advances)), size) * window
-    out, weight = np.zeros(length), np.zeros(length)
-    for place, frame in zip(places, frames, strict=True):
-        where = (place + np.arange(size)) % length
-        np.add.at(out, where, frame)
-        np.add.at(weight, where, np.square(window))
-    return (out / weight).astype(np.float32)
+    stretched, weight = np.zeros(length), np.zeros(length)
+    for start, frame in zip(starts, frames, strict=True):
+        samples = (start + np.arange(size)) % length
+        np.add.at(stretched, samples, frame)
+        np.add.at(weight, samples, np.square(window))
+    return (stretched / weight).astype(np.float32)
 
 
 def _spectra(
-    loop: Samples, places: npt.NDArray[np.int64], window: npt.NDArray[np.float64]
+    loop: Samples, starts: npt.NDArray[np.int64], window: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.complex128]:
-    """(places, 1 + window // 2) of the frames that begin at `places`, around the loop."""
-    return np.fft.rfft(loop[(places[:, np.newaxis] + np.arange(len(window))) % len(loop)] * window)
+    """Spectra (frames, 1 + len(window) // 2) of the windowed frames that begin at `starts`."""
+    return np.fft.rfft(loop[(starts[:, np.newaxis] + np.arange(len(window))) % len(loop)] * window)
 
 
 def _rotations(spectra: npt.NDArray[np.complex128], advances: Phases) -> Phases:
-    """By how much each frame's bins are turned, (frames, bins); advances: the phase that each bin gains in the audio from one place to the next."""
+    """Phase in radians to add to each bin of each frame (frames, bins).
+
+    `advances` (frames, bins) is the phase that a bin gains in the source over the hop before each written frame.
+    """
     count = len(spectra)
-    owners = [_nearest_peak(np.abs(spectrum)) for spectrum in spectra]
+    peaks = [_nearest_peak(np.abs(spectrum)) for spectrum in spectra]
     phases = np.angle(spectra)
-    turned = np.zeros((count + 1, phases.shape[1]))
-    for frame in range(1, count + 1):
-        here = frame % count
-        turned[frame] = (phases[frame - 1] + turned[frame - 1] + advances[here] - phases[here])[owners[here]]
-    remainder = np.angle(np.exp(1j * turned[count]))
-    return np.stack([turned[frame] - frame / count * remainder[owners[frame]] for frame in range(count)])
+    rotations = np.zeros((count + 1, phases.shape[1]))
+    for step in range(1, count + 1):
+        frame = step % count
+        rotations[step] = (phases[step - 1] + rotations[step - 1] + advances[frame] - phases[frame])[peaks[frame]]
+    mismatch = np.angle(np.exp(1j * rotations[count]))
+    return np.stack([rotations[frame] - frame / count * mismatch[peaks[frame]] for frame in range(count)])
 
 
 def _nearest_peak(magnitude: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """For each bin the peak (larger than its two neighbours on either side) that is nearest to it."""
+    """Index of the peak nearest to each bin; a peak exceeds its two neighbors on either side."""
     padded = np.pad(magnitude, 2, constant_values=-1)
-    around = np.stack([padded[0:-4], padded[1:-3], padded[3:-1], padded[4:]])
-    peaks = np.flatnonzero(magnitude > around.max(axis=0))
+    neighbors = np.stack([padded[0:-4], padded[1:-3], padded[3:-1], padded[4:]])
+    peaks = np.flatnonzero(magnitude > neighbors.max(axis=0))
     bins = np.arange(len(magnitude))
     if not len(peaks):
         return bins
-    right = np.searchsorted((peaks[1:] + peaks[:-1]) / 2, bins)
-    nearest: npt.NDArray[np.int64] = peaks[right]
-    return nearest
+    nearest = np.searchsorted((peaks[1:] + peaks[:-1]) / 2, bins)
+    nearest_peaks: npt.NDArray[np.int64] = peaks[nearest]
+    return nearest_peaks

@@ -1,10 +1,12 @@
-"""Tempo of audio, from the grid of beats that explains its onsets best.
+"""Tempo estimation: the beat grid that explains the onsets of the audio best.
 
-1. A period scores by the share of its beats that have an onset times the share of onsets (by strength) that lie on its beats: half the
-   tempo misses onsets, twice the tempo has beats without any. Audio that repeats after 2, 3 or 4 beats adds to the score.
-2. Whether the beats or every second or third of them are the beats is decided by what sounds between (`_divides`).
-3. Linear regression over the onsets on the grid gives the exact period.
-4. Where chance would put about as much on the best grid, or the audio does not repeat, there is no tempo.
+1. Each candidate period is scored. The score is the product of two shares: the share of beats that have an onset, and
+   the share of onset strength that lies on beats. Half the tempo misses onsets, and twice the tempo has beats without
+   onsets. The score is higher if the audio repeats after 2, 3 or 4 beats.
+2. The metrical level is chosen. The sounds between the beats decide between the period, its multiples and its
+   fractions (`_divides`).
+3. Linear regression over the onsets on the grid refines the period.
+4. The audio has no tempo if random onsets would fit the best grid about as well, or if the audio does not repeat.
 """
 
 import math
@@ -17,40 +19,68 @@ from audiodiff_core.audio import Samples
 from audiodiff_core.loops.beats import require_mono
 from audiodiff_core.loops.onsets import TINY, Onsets, Values, find_onsets
 
-TEMPOS_BPM = (40.0, 240.0)
-USUAL_BPM = (57.0, 186.0)
-UNUSUAL = 0.7
-"""Factor of the score of tempos beyond USUAL_BPM."""
-STEP = 0.0015
-"""Relative distance of the periods that are tried."""
-PHASES = 128
+TEMPO_RANGE_BPM = (40.0, 240.0)
+"""Lowest and highest tempo that is detected."""
+COMMON_RANGE_BPM = (57.0, 186.0)
+UNCOMMON_TEMPO_WEIGHT = 0.7
+"""Factor of the score of tempos outside COMMON_RANGE_BPM."""
+PERIOD_STEP = 0.0015
+"""Relative difference of successive candidate periods."""
+PHASE_BINS = 128
 STRENGTH_EXPONENT = 0.7
-"""Of onsets on a grid: accents count less than they are stronger."""
+"""Exponent of onset strengths on a grid. It reduces the influence of accents."""
 TOLERANCES_S = (0.012, 0.024)
-"""An onset this close to a beat lies on it: half, or wholly."""
+"""Distances in seconds from a beat. An onset counts fully within the first and half within the second."""
 REGRESSION_TOLERANCE_S = 0.03
+"""Largest distance in seconds of an onset from its beat in the regression."""
 REPETITION_BEATS = ((2, 1.0), (3, 0.75), (4, 1.0))
-"""Beats after which audio may repeat, with a factor: bars of three are rare."""
+"""Numbers of beats after which audio may repeat, with their weights. Bars of three beats are rare."""
 REPETITION_FLOOR = 0.3
-BEATS_AT_LEAST = 4
+"""Factor of the score of a period after whose multiples the audio does not repeat."""
+MIN_BEATS = 4
 
-# Which pulses are beats, from drum loops and metronomes of known tempo: strengths are relative to those on the beat.
-BELOW_HATS = slice(0, 3)
-FAINT_BEAT, NO_PULSE = 0.03, 0.1
-ALIKE, BETWEEN_ALIKE, BETWEEN_UNLIKE = 0.9, 0.6, 0.85
-KICK, KICKLESS = 0.6, 0.25
-NO_SNARE, SNARE = 1.15, 1.4
-OTHER_SOUND = 0.5
+# Thresholds of `_divides`, tuned on drum loops and metronomes of known tempo. A ratio is the strength of the pulses
+# between the beats divided by the strength of the pulses on the beats.
+BANDS_BELOW_HATS = slice(0, 3)
+MIN_BAND_RISE = 0.03
+"""Smallest mean rise on the beats of a band that is compared."""
+ABSENT_PULSE_RATIO = 0.1
+"""Ratio below which nothing plays between the beats."""
+SIMILAR_BEATS = 0.9
+"""Mean cosine similarity from which successive beats have the same sound."""
+DIVISION_RATIO = 0.85
+"""Ratio below which the pulses between divide beats that alternate between sounds."""
+BEAT_RATIO = 0.6
+"""Ratio from which the pulses between are beats too."""
+MIN_KICK_RISE = 0.6
+"""Median rise of the lowest band above which a kick plays on the beats."""
+MAX_KICK_RATIO = 0.25
+"""Ratio of the lowest band below which no kick plays between the beats."""
+MAX_RATIO_WITHOUT_SNARE = 1.15
+"""Ratio of every band below which no snare plays between the beats."""
+MIN_SNARE_RATIO = 1.4
+"""Ratio of any band above which a snare plays between the beats, so that the pulses between are beats too."""
+MAX_TIMBRE_RATIO = 0.5
+"""Smallest ratio divided by largest ratio of the bands, below which the pulses between have another timbre."""
 
-# Noise, speech and crackle exceed chance by up to 5 deviations and have a confidence of up to 0.3; drum loops and clicks have 0.4 or more.
-CHANCE_DEVIATIONS, CHANCE_RATIOS = (3.0, 7.0), (1.5, 3.0)
-ACCEPTED = 0.35
-"""Confidence from which on there is a tempo."""
+# Noise, speech and crackle exceed chance by up to 5 standard deviations and have a confidence of up to 0.3. Drum loops
+# and clicks have a confidence of 0.4 or more.
+CHANCE_DEVIATIONS = (3.0, 7.0)
+"""Excess over chance, in standard deviations, at which the confidence is 0 and at which it is not reduced."""
+CHANCE_RATIOS = (1.5, 3.0)
+"""Strength relative to chance at which the confidence is 0 and at which it is not reduced."""
+MIN_CONFIDENCE = 0.35
+"""Smallest confidence at which the audio has a tempo."""
 
 
 @dataclass(frozen=True)
 class Tempo:
-    """Beats per minute, None where there is no tempo, and a confidence in [0, 1], also where there is none."""
+    """Tempo of audio.
+
+    Args:
+        bpm: Beats per minute; None if the audio has no tempo.
+        confidence: Confidence in [0, 1] of the best beat grid, also if `bpm` is None.
+    """
 
     bpm: float | None
     confidence: float
@@ -58,79 +88,89 @@ class Tempo:
 
 @dataclass(frozen=True)
 class Grid:
-    """Beats at `phase_s + k * period_s`."""
+    """Grid of beats at `phase_s + k * period_s` seconds for all integers k."""
 
     period_s: float
     phase_s: float
 
     def beats(self, times_s: Values) -> tuple[Values, npt.NDArray[np.bool_]]:
-        """The nearest beat to each time (n,), and which times lie on it."""
+        """Return the index k of the beat nearest to each time, and a mask of the times on their beat.
+
+        `times_s` and both results are of shape (n,).
+        """
         beats = np.round((times_s - self.phase_s) / self.period_s)
         return beats, np.abs(times_s - self.phase_s - beats * self.period_s) < REGRESSION_TOLERANCE_S
 
 
 def measure_tempo(audio: Samples, sample_rate: int) -> Tempo:
-    """Measure the tempo of mono `audio` (n,), which needs at least 4 beats. The level of the audio has no influence.
+    """Measure the tempo of mono audio. The result does not depend on the level of the audio.
 
-    Raises ValueError as `require_mono` does.
+    Args:
+        audio: Mono samples of shape (n,). Audio of fewer than 4 beats has no tempo.
+        sample_rate: Sample rate in Hz, at least 1000.
+
+    Raises:
+        ValueError: If the audio is empty, not mono, or holds NaN or infinite samples.
     """
     require_mono(audio, sample_rate)
-    nothing = Tempo(None, 0.0)
-    if len(audio) / sample_rate < BEATS_AT_LEAST * 60 / TEMPOS_BPM[1] or not audio.any():
-        return nothing
+    no_tempo = Tempo(None, 0.0)
+    if len(audio) / sample_rate < MIN_BEATS * 60 / TEMPO_RANGE_BPM[1] or not audio.any():
+        return no_tempo
     onsets = find_onsets(audio, sample_rate)
-    if len(onsets.times_s) < BEATS_AT_LEAST:
-        return nothing
-    longest = min(60 / TEMPOS_BPM[0], onsets.duration_s / BEATS_AT_LEAST)
-    shortest = 60 / TEMPOS_BPM[1]
-    periods = shortest * np.exp(STEP * np.arange(math.floor(math.log(longest / shortest) / STEP) + 1))
+    if len(onsets.times_s) < MIN_BEATS:
+        return no_tempo
+    longest = min(60 / TEMPO_RANGE_BPM[0], onsets.duration_s / MIN_BEATS)
+    shortest = 60 / TEMPO_RANGE_BPM[1]
+    steps = math.floor(math.log(longest / shortest) / PERIOD_STEP)
+    periods = shortest * np.exp(PERIOD_STEP * np.arange(steps + 1))
     on_beat, phases = _strength_on_beats(onsets, periods)
     scores = (
         np.square(on_beat)
         * periods
         * (REPETITION_FLOOR + _repetition(onsets, periods))
-        * np.where(_usual(periods), 1, UNUSUAL)
+        * np.where(_is_common(periods), 1, UNCOMMON_TEMPO_WEIGHT)
     )
     best = int(scores.argmax())
-    grid = _regressed(onsets, _metrical_level(onsets, _regressed(onsets, Grid(periods[best], phases[best]))))
+    grid = _refine(onsets, _metrical_level(onsets, _refine(onsets, Grid(periods[best], phases[best]))))
     confidence = _confidence(onsets, grid.period_s)
-    return Tempo(60 / grid.period_s if confidence >= ACCEPTED else None, confidence)
+    return Tempo(60 / grid.period_s if confidence >= MIN_CONFIDENCE else None, confidence)
 
 
-def _usual(periods: Values) -> npt.NDArray[np.bool_]:
-    return (periods > 60 / USUAL_BPM[1]) & (periods < 60 / USUAL_BPM[0])
+def _is_common(periods: Values) -> npt.NDArray[np.bool_]:
+    return (periods > 60 / COMMON_RANGE_BPM[1]) & (periods < 60 / COMMON_RANGE_BPM[0])
 
 
 def _strength_on_beats(onsets: Onsets, periods: Values) -> tuple[Values, Values]:
-    """For each period the largest sum of strengths on a grid of beats, and the phase of that grid in seconds."""
+    """Largest sum of onset strengths on a grid of each period, and the phase of that grid in seconds."""
     rows = np.arange(len(periods))[:, np.newaxis]
     phases = np.mod(onsets.times_s / periods[:, np.newaxis], 1)
-    cells = np.minimum((phases * PHASES).astype(np.int64), PHASES - 1) + rows * PHASES
-    strengths = np.broadcast_to(onsets.strengths**STRENGTH_EXPONENT, cells.shape)
-    folded = np.bincount(cells.ravel(), strengths.ravel(), len(periods) * PHASES).reshape(len(periods), PHASES)
+    bins = np.minimum((phases * PHASE_BINS).astype(np.int64), PHASE_BINS - 1) + rows * PHASE_BINS
+    strengths = np.broadcast_to(onsets.strengths**STRENGTH_EXPONENT, bins.shape)
+    folded = np.bincount(bins.ravel(), strengths.ravel(), len(periods) * PHASE_BINS)
+    folded = folded.reshape(len(periods), PHASE_BINS)
+    # Running sums over four periods: a window around a beat may extend over either end of its period.
     sums = np.cumsum(np.concatenate([np.zeros_like(folded[:, :1]), folded, folded], axis=1), axis=1)
     sums = np.concatenate([sums, sums[:, 1:] + sums[:, -1:]], axis=1)
+    centers = np.arange(PHASE_BINS) + PHASE_BINS + 0.5
     on_beat: Values = np.zeros(folded.shape)
-    for tolerance_s in TOLERANCES_S:  # an onset counts the more the closer it is
-        reach = (tolerance_s / periods * PHASES)[:, np.newaxis]
-        low, high = np.arange(PHASES) + PHASES + 0.5 - reach, np.arange(PHASES) + PHASES + 0.5 + reach
-        on_beat += (_at(sums, high) - _at(sums, low)) / len(TOLERANCES_S)
+    for tolerance_s in TOLERANCES_S:
+        reach = (tolerance_s / periods * PHASE_BINS)[:, np.newaxis]
+        on_beat += (_interpolate(sums, centers + reach) - _interpolate(sums, centers - reach)) / len(TOLERANCES_S)
     best = on_beat.argmax(axis=1)
-    return on_beat.max(axis=1), (best + 0.5) / PHASES * periods
+    return on_beat.max(axis=1), (best + 0.5) / PHASE_BINS * periods
 
 
-def _at(rows: Values, places: Values) -> Values:
-    """Each row at its fractional places."""
-    low = np.floor(places).astype(np.int64)
-    part = places - low
-    values: Values = (1 - part) * np.take_along_axis(rows, low, axis=1) + part * np.take_along_axis(
-        rows, low + 1, axis=1
-    )
+def _interpolate(rows: Values, positions: Values) -> Values:
+    """Interpolate each row linearly at its fractional positions."""
+    low = np.floor(positions).astype(np.int64)
+    fraction = positions - low
+    below, above = np.take_along_axis(rows, low, axis=1), np.take_along_axis(rows, low + 1, axis=1)
+    values: Values = (1 - fraction) * below + fraction * above
     return values
 
 
 def _repetition(onsets: Onsets, periods: Values) -> Values:
-    """The largest correlation of the envelope with itself 2, 3 or 4 beats later, in [0, 1]."""
+    """Largest correlation of the envelope with itself 2, 3 or 4 beats later, in [0, 1]."""
     import scipy.fft
     from scipy.ndimage import maximum_filter1d
 
@@ -144,14 +184,14 @@ def _repetition(onsets: Onsets, periods: Values) -> Values:
     correlations = np.where(np.arange(count) < count * 2 / 3, products / np.maximum(overlapping, TINY), 0)
     lags = periods / onsets.hop_s
     repetitions = [
-        factor * np.interp(beats * lags, np.arange(count), correlations, right=0) for beats, factor in REPETITION_BEATS
+        weight * np.interp(beats * lags, np.arange(count), correlations, right=0) for beats, weight in REPETITION_BEATS
     ]
     largest: Values = np.clip(np.max(repetitions, axis=0), 0, 1)
     return largest
 
 
-def _regressed(onsets: Onsets, grid: Grid) -> Grid:
-    """The grid by least squares over the onsets that lie on it."""
+def _refine(onsets: Onsets, grid: Grid) -> Grid:
+    """Fit the grid by least squares to the onsets that lie on it."""
     for _ in range(3):
         beats, on = grid.beats(onsets.times_s)
         if len(set(beats[on])) < 2:
@@ -162,25 +202,28 @@ def _regressed(onsets: Onsets, grid: Grid) -> Grid:
 
 
 def _metrical_level(onsets: Onsets, grid: Grid) -> Grid:
-    """`grid`, or one of 2 or 3 times or a half or a third of its tempo, within USUAL_BPM."""
+    """Return `grid`, or the grid of 2, 3, 1/2 or 1/3 times its tempo whose pulses are the beats.
+
+    Another grid is returned only if its tempo is in COMMON_RANGE_BPM.
+    """
     for count in (2, 3):
         faster = Grid(grid.period_s / count, grid.phase_s)
-        if _usual(np.array(faster.period_s)) and not _divides(onsets, faster, count):
+        if _is_common(np.array(faster.period_s)) and not _divides(onsets, faster, count):
             return faster
     for count in (2, 3):
-        if _usual(np.array(grid.period_s * count)):
+        if _is_common(np.array(grid.period_s * count)):
             slower = [Grid(grid.period_s * count, grid.phase_s + first * grid.period_s) for first in range(count)]
-            first = int(np.argmax([onsets.strengths[option.beats(onsets.times_s)[1]].sum() for option in slower]))
-            if _divides(onsets, Grid(grid.period_s, slower[first].phase_s), count):
-                return slower[first]
+            strongest = max(slower, key=lambda option: onsets.strengths[option.beats(onsets.times_s)[1]].sum())
+            if _divides(onsets, Grid(grid.period_s, strongest.phase_s), count):
+                return strongest
     return grid
 
 
 def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
-    """Tell whether only each `count`-th pulse of `fast`, from its phase on, is a beat, and the pulses between divide beats.
+    """Return True if only every `count`-th pulse of `fast` is a beat.
 
-    Beats are all alike, or alternate between sounds (kick and snare). Divisions are weaker and of another sound, as hats are. The accents
-    of a metronome differ in strength alone.
+    Beats all have the same sound, or alternate between sounds (kick and snare). Divisions are weaker and have another
+    timbre (hi-hats). The accents of a metronome differ from its other beats in strength alone.
     """
     from scipy.ndimage import maximum_filter1d
 
@@ -196,33 +239,33 @@ def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
     on, between = near[:, frames[pulses % count == 0]], near[:, frames[pulses % count != 0]]
     if on.shape[1] < 2 or not between.size:
         return True
-    weakest_on = float(np.quantile(on[BELOW_HATS].max(axis=0), 0.25))
-    strength_between = float(np.median(between[BELOW_HATS].max(axis=0)))
-    if strength_between < NO_PULSE * weakest_on:
+    strength_on = float(np.quantile(on[BANDS_BELOW_HATS].max(axis=0), 0.25))
+    strength_between = float(np.median(between[BANDS_BELOW_HATS].max(axis=0)))
+    if strength_between < ABSENT_PULSE_RATIO * strength_on:
         return True
-    is_heard = on.mean(axis=1) > FAINT_BEAT
-    ratios = between.mean(axis=1)[is_heard] / on.mean(axis=1)[is_heard]
-    highest = float(ratios.max(initial=0))
+    is_active = on.mean(axis=1) > MIN_BAND_RISE
+    ratios = between.mean(axis=1)[is_active] / on.mean(axis=1)[is_active]
+    largest_ratio = float(ratios.max(initial=0))
     if count == 2:
-        if _neighbours_alike(on) < ALIKE and strength_between < BETWEEN_UNLIKE * weakest_on:
+        if _similarity_of_neighbors(on) < SIMILAR_BEATS and strength_between < DIVISION_RATIO * strength_on:
             return True
-        has_kick_on_beats_alone = np.median(on[0]) > KICK and between[0].mean() < KICKLESS * on[0].mean()
-        if has_kick_on_beats_alone and highest < NO_SNARE:
+        has_kick_on_beats_only = np.median(on[0]) > MIN_KICK_RISE and between[0].mean() < MAX_KICK_RATIO * on[0].mean()
+        if has_kick_on_beats_only and largest_ratio < MAX_RATIO_WITHOUT_SNARE:
             return True
-    if strength_between >= BETWEEN_ALIKE * weakest_on or highest > SNARE:
+    if strength_between >= BEAT_RATIO * strength_on or largest_ratio > MIN_SNARE_RATIO:
         return False
-    below_hats = ratios[: int(is_heard[BELOW_HATS].sum())]
-    return bool(below_hats.min(initial=highest) < OTHER_SOUND * highest)
+    ratios_below_hats = ratios[: int(is_active[BANDS_BELOW_HATS].sum())]
+    return bool(ratios_below_hats.min(initial=largest_ratio) < MAX_TIMBRE_RATIO * largest_ratio)
 
 
-def _neighbours_alike(rises: Values) -> float:
-    """The mean cosine of neighbouring beats' rises (bands, beats) below the hats."""
-    tones = rises[BELOW_HATS] / np.maximum(np.linalg.norm(rises[BELOW_HATS], axis=0), TINY)
-    return float((tones[:, 1:] * tones[:, :-1]).sum(axis=0).mean())
+def _similarity_of_neighbors(rises: Values) -> float:
+    """Mean cosine similarity of the `rises` (bands, beats) of successive beats, without the hi-hat band."""
+    directions = rises[BANDS_BELOW_HATS] / np.maximum(np.linalg.norm(rises[BANDS_BELOW_HATS], axis=0), TINY)
+    return float((directions[:, 1:] * directions[:, :-1]).sum(axis=0).mean())
 
 
 def _confidence(onsets: Onsets, period_s: float) -> float:
-    """Degree to which the strength on the best grid exceeds chance, times the repetition of the audio, in [0, 1]."""
+    """Excess of the strength on the best grid over chance, times the repetition of the audio, in [0, 1]."""
     periods = np.array([period_s])
     strength, total = float(_strength_on_beats(onsets, periods)[0][0]), float(onsets.strengths.sum())
     chance = 2 * sum(TOLERANCES_S) / len(TOLERANCES_S) / period_s

@@ -1,8 +1,8 @@
-"""Training on one device: state, optimizer step, draws, autoencoder losses, validation, cost.
+"""Training: state, optimizer step, random draws, losses of autoencoders, validation, and cost.
 
-Accelerate carries a step to many devices; the platform places it. Noise, timesteps, dropout and latent draws are functions of
-(seed, sample number): they do not depend on the worker or on restarts. The gradient is that of the mean loss over all samples of a
-step, for any number of workers and micro-batches.
+Accelerate runs a step on one or many devices. Noise, timesteps, dropout and latents are functions of (seed, sample
+number), so they do not depend on the worker or on restarts. The gradient of a step is the gradient of the mean loss
+over all samples of the step, for any number of workers and micro-batches.
 """
 
 from audiodiff_core.training.draws import Draws, TrainBatch, draws

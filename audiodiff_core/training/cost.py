@@ -1,8 +1,11 @@
-"""What training costs: counted and estimated beforehand, related to the device's peak afterwards.
+"""Cost of training: FLOPs and memory before training, utilization of the device afterwards.
 
-FLOPs are counted on the network itself (torch's flop counter, on the meta device: nothing is computed); a multiplication and an
-addition are two. Memory: weights, average, optimizer and gradients are exact; activations are the most that a forward and a backward pass
-hold beyond those, counted the same way, without the allocator's and kernels' own needs.
+FLOPs are counted by torch's flop counter in a forward pass on the meta device, without computation. A multiplication
+and an addition count as two FLOPs.
+
+The memory of weights, average, optimizer and gradients is exact. The memory of activations is the peak of all other
+tensors in a forward and a backward pass on the meta device. It does not include the overhead of the allocator and the
+workspaces of kernels.
 """
 
 import json
@@ -22,8 +25,8 @@ from audiodiff_core.models import parameter_count
 from audiodiff_core.sampling import image_sides
 from audiodiff_core.training.optimizer import OptimizerName
 
-# Dense tensor-core peaks in FLOP/s from NVIDIA's data sheets (half of a figure with sparsity), by the words of the
-# CUDA name that tell the model.
+# Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of
+# the CUDA device name that identify the model.
 BF16_PEAKS = {
     "GB200": 2_500e12,
     "B200": 2_250e12,
@@ -64,24 +67,28 @@ FP16_PEAKS = BF16_PEAKS | {
     "V100S PCIE": 130e12,
     "T4": 65e12,
 }
-"""The same peaks in fp16, and those of GPUs without bf16."""
+"""The same peaks in fp16, and the peaks of GPUs without bf16."""
 
-# Words of a CUDA name that leave the peak as it is. Boards of 64 GB are made for one customer each, with peaks of
-# their own.
-_WITHOUT_EFFECT = re.compile(r"NVIDIA|TESLA|GEFORCE|(?!64)\d+GB?|HBM3E?")
+# Words of a CUDA device name that do not affect the peak. Boards of 64 GB are custom models with other peaks.
+_IRRELEVANT_WORD = re.compile(r"NVIDIA|TESLA|GEFORCE|(?!64)\d+GB?|HBM3E?")
 
 OPTIMIZER_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2}
+"""Bytes of the moments of one parameter."""
 FLOAT_BYTES = 4
-BACKWARD_FLOPS = 2  # the gradients of weights and of inputs, each as many as the forward pass
+BACKWARD_FLOPS = 2
+"""FLOPs of a backward pass in forward passes: one for the gradients of weights and one for those of inputs."""
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Of training on one worker.
+    """Cost of training on one worker under DDP.
 
-    flops_per_sample: forward and backward (and the forward again, with gradient checkpointing). state_bytes: weights, their average, gradients and
-    the optimizer's moments, on each worker (DDP). activation_bytes: the most that the passes of one micro-batch hold at a time (with gradient
-    checkpointing, the block that is computed again among it).
+    Args:
+        parameters: Number of parameters.
+        flops_per_sample: FLOPs of the forward and backward pass of one sample, including the second forward pass of
+            gradient checkpointing.
+        state_bytes: Bytes of the weights, their average, the gradients and the moments of the optimizer.
+        activation_bytes: Peak bytes of the activations of one micro-batch.
     """
 
     parameters: int
@@ -91,13 +98,16 @@ class TrainingCost:
 
     @property
     def memory_bytes(self) -> int:
+        """Bytes of the state and the activations."""
         return self.state_bytes + self.activation_bytes
 
     def describe(self) -> str:
-        """One line for the user."""
+        """Return a one-line description for log output."""
+        gib = 2**30
         return (
-            f"{self.parameters / 1e6:.1f} M parameters, {self.flops_per_sample / 1e9:.1f} GFLOP per sample, about {self.memory_bytes / 2**30:.2f} GiB "
-            f"per worker ({self.state_bytes / 2**30:.2f} weights and optimizer, {self.activation_bytes / 2**30:.2f} activations)"
+            f"{self.parameters / 1e6:.1f} M parameters, {self.flops_per_sample / 1e9:.1f} GFLOP per sample, "
+            f"about {self.memory_bytes / gib:.2f} GiB per worker ({self.state_bytes / gib:.2f} weights and optimizer, "
+            f"{self.activation_bytes / gib:.2f} activations)"
         )
 
 
@@ -109,43 +119,57 @@ def training_cost(
     gradient_checkpointing: bool = False,
     precision: Literal["no", "bf16", "fp16"] = "no",
 ) -> TrainingCost:
-    """The cost of training `network` (on any device, or on meta) with micro-batches of `samples` on each worker."""
+    """Estimate the cost of training `network`.
+
+    Args:
+        network: A diffusers network on any device, including meta.
+        samples: Samples of one micro-batch of one worker.
+        optimizer: Determines the bytes of the moments.
+        gradient_checkpointing: Activations are recomputed in the backward pass.
+        precision: bf16 and fp16 halve the memory of the activations.
+    """
     parameters = parameter_count(network)
     network_class: Any = type(network)
-    forward, held = _passes(network_class, network.to_json_string(), samples, gradient_checkpointing)
-    per_parameter = 3 * FLOAT_BYTES + OPTIMIZER_BYTES[optimizer]
+    forward_flops, peak_bytes = _dry_run(network_class, network.to_json_string(), samples, gradient_checkpointing)
+    bytes_per_parameter = 3 * FLOAT_BYTES + OPTIMIZER_BYTES[optimizer]  # weights, average, gradients, moments
     return TrainingCost(
         parameters=parameters,
-        flops_per_sample=forward * (1 + BACKWARD_FLOPS + gradient_checkpointing),
-        state_bytes=parameters * per_parameter,
-        activation_bytes=held // (1 if precision == "no" else 2),
+        flops_per_sample=forward_flops * (1 + BACKWARD_FLOPS + gradient_checkpointing),
+        state_bytes=parameters * bytes_per_parameter,
+        activation_bytes=peak_bytes // (1 if precision == "no" else 2),
     )
 
 
 def peak_flops(device_name: str, precision: Literal["bf16", "fp16"] = "bf16") -> float | None:
-    """Look up a GPU's dense tensor-core peak in FLOP/s by the name that `torch.cuda.get_device_name` gives.
+    """Look up the dense tensor-core peak of a GPU in FLOP/s.
 
-    The whole name must be known. None for any other: laptop and Max-Q versions, MIG and vGPU slices, `D`, `Ti` and
-    `SUPER` are other devices.
+    Args:
+        device_name: The result of `torch.cuda.get_device_name`.
+        precision: Number format of the matrix multiplications.
+
+    Returns:
+        The peak, or None if the full name is unknown. Laptop and Max-Q versions, MIG and vGPU slices, and names with
+        `D`, `Ti` or `SUPER` are different devices.
     """
     words = re.split(r"[\s/-]+", device_name.strip().upper())
-    model = " ".join(word for word in words if not _WITHOUT_EFFECT.fullmatch(word))
+    model = " ".join(word for word in words if not _IRRELEVANT_WORD.fullmatch(word))
     return (BF16_PEAKS if precision == "bf16" else FP16_PEAKS).get(model)
 
 
 def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: float) -> float:
-    """What part of one device's peak training made use of; `samples_per_second` are that device's."""
+    """Compute the utilization of one device: the FLOP/s of training as a fraction of the peak.
+
+    Args:
+        flops_per_sample: FLOPs of the forward and backward pass of one sample.
+        samples_per_second: Rate of this device.
+        peak: Peak of the device in FLOP/s.
+    """
     return flops_per_sample * samples_per_second / peak
 
 
-def seconds_needed(samples: int, samples_per_second: float) -> float:
-    """Time for so many samples at a rate that was measured."""
-    return samples / samples_per_second
-
-
 @lru_cache(maxsize=8)
-def _passes(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
-    """FLOPs of one sample's forward pass, and the most bytes in float32 that forward and backward of so many samples hold, counted without data."""
+def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
+    """FLOPs of the forward pass of one sample, and peak float32 bytes of the passes of a micro-batch."""
     with torch.device("meta"):
         network = network_class.from_config(json.loads(config))
     if gradient_checkpointing:
@@ -154,14 +178,17 @@ def _passes(network_class: Any, config: str, samples: int, gradient_checkpointin
     with FlopCounterMode(display=False) as counter:
         network(**_inputs(network, 1))
     for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # there already, of the micro-batch before
+        # Gradients are part of the state. They exist from the second micro-batch of a step on.
+        parameter.grad = torch.zeros_like(parameter)
     inputs = _inputs(network, samples)
-    with LiveBytes(parameter for weight in network.parameters() for parameter in (weight, weight.grad)) as live:
+    state = [tensor for parameter in network.parameters() for tensor in (parameter, parameter.grad)]
+    with LiveBytes(ignored=state) as live:
         network(**inputs)[0].square().mean().backward()
-    return float(counter.get_total_flops()), live.most
+    return float(counter.get_total_flops()), live.peak
 
 
 def _inputs(network: Any, samples: int) -> dict[str, Any]:
+    """Keyword arguments of `network` on the meta device."""
     height, width = image_sides(network)
     inputs: dict[str, Any] = {"timestep": torch.zeros(samples, device="meta"), "return_dict": False}
     if "cross_attention_dim" in network.config:
@@ -170,12 +197,22 @@ def _inputs(network: Any, samples: int) -> dict[str, Any]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that live, each storage once, of those made inside; `known` ones were there before. `most`: at one time."""
+    """Dispatch mode that counts the bytes of the live tensors that are created in its context.
 
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+    Args:
+        ignored: Tensors that exist already.
+
+    Attributes:
+        current: Bytes of the storages that are alive, each storage counted once.
+        peak: Largest value of `current`.
+    """
+
+    def __init__(self, ignored: Iterable[torch.Tensor]) -> None:
         super().__init__()
-        self.now = self.most = 0
-        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(tensor.untyped_storage() for tensor in known)
+        self.current = self.peak = 0
+        self.seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet(
+            tensor.untyped_storage() for tensor in ignored
+        )
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = operator(*args, **(kwargs or {}))
@@ -186,6 +223,6 @@ class LiveBytes(TorchDispatchMode):
                 weakref.finalize(storage, self._count, -storage.nbytes())
         return result
 
-    def _count(self, more: int) -> None:
-        self.now += more
-        self.most = max(self.most, self.now)
+    def _count(self, change: int) -> None:
+        self.current += change
+        self.peak = max(self.peak, self.current)

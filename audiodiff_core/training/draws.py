@@ -1,4 +1,4 @@
-"""Random draws of training samples, each from the stream of (seed, sample number)."""
+"""Random draws of training samples: timesteps, noise, and dropout of the conditioning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,15 @@ from audiodiff_core.mel import Images
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """Samples by their numbers, counted from the start of training, as images or as latents made before.
+    """Batch of training samples, either images or encoded latents.
 
-    images: (batch, y_res, x_res) uint8, or None where `latents` are given. encodings: (batch, dim) float32, for a conditional network.
-    latents: (batch, 2, channels, height, width) float32, mean and standard deviation as `posteriors` has them. drawn: what `with_draws` adds.
+    Args:
+        numbers: Numbers of the samples, counted from the start of training.
+        images: uint8 images of shape (batch, y_res, x_res). None if the batch holds `latents`.
+        encodings: Conditioning of shape (batch, dim), for a conditional network only.
+        latents: Means and standard deviations of the latents, of shape (batch, 2, channels, height, width). See
+            `latents.posteriors`.
+        drawn: Random draws of the samples. `with_draws` adds them.
     """
 
     numbers: Sequence[int]
@@ -29,10 +34,14 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides for each sample of a batch, on the CPU.
+    """Random draws of a batch of samples.
 
-    timesteps: (batch,) int64, or float32 for a flow. noise: (batch, channels, height, width) ~ N(0, 1). kept: (batch,) bool, whether the
-    encoding is shown. latent_noise: as noise, which latents are drawn by; None where the network works on images.
+    Args:
+        timesteps: Timesteps of shape (batch,), int64, or float32 for a flow objective.
+        noise: Noise ~ N(0, 1) of shape (batch, channels, height, width) that is added to the clean values.
+        kept: Mask of shape (batch,). The network receives the encodings of True samples. Other encodings are dropped.
+        latent_noise: Noise ~ N(0, 1) of the shape of `noise` with which latents are drawn from their mean and
+            standard deviation. None if the network is trained on images.
     """
 
     timesteps: torch.Tensor
@@ -44,7 +53,18 @@ class Draws:
 def draws(
     seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latents: bool = False
 ) -> Draws:
-    """Each sample's from its own stream: timestep, noise of `shape` (channels, height, width), dropout, noise of the latent's draw."""
+    """Draw the random values of each sample from its own stream, seeded with (seed, sample number).
+
+    Args:
+        seed: Seed of the training.
+        numbers: Numbers of the samples, counted from the start of training.
+        objective: Distribution of the timesteps, and rate of the conditioning dropout.
+        shape: Shape of the noise of one sample: (channels, height, width).
+        latents: Also draw `latent_noise`.
+
+    Returns:
+        The draws on the CPU.
+    """
     timesteps = np.empty(len(numbers), np.float32 if objective.prediction_type == "flow" else np.int64)
     noise = np.empty((len(numbers), *shape), np.float32)
     kept = np.empty(len(numbers), np.bool_)

@@ -1,4 +1,4 @@
-"""Optimizers, their state, and learning rate schedules."""
+"""Optimizers, their moments, and learning rate schedules."""
 
 import math
 from importlib import import_module
@@ -11,14 +11,16 @@ RateSchedule = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 
 FINAL_LEARNING_RATE_FRACTION = 0.05
+"""Learning rate at the end of a cosine or linear schedule, as a fraction of the peak learning rate."""
 
 
 def moments_of(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]:
-    """An optimizer's moments by parameter name, whole and on the CPU: none before its first step.
+    """Return the moments of an optimizer by parameter name, unsharded and on the CPU.
 
-    (Asked then, torch would make some by a step of no length, which the optimizer would go on counting.)
+    The result is empty before the first optimizer step.
     """
     if not optimizer.state:
+        # torch would initialize the state with a step of learning rate 0, which increments the step count.
         return {}
     return distributed.get_optimizer_state_dict(
         network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -26,7 +28,7 @@ def moments_of(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]
 
 
 def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[str, Any]) -> None:
-    """Gives a new optimizer what `moments_of` gave."""
+    """Load the result of `moments_of` into a new optimizer of `network`."""
     if moments:
         distributed.set_optimizer_state_dict(
             network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True)
@@ -34,26 +36,44 @@ def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[s
 
 
 def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, device: str) -> torch.optim.Optimizer:
-    """AdamW in one fused kernel, or with moments of 8 bits (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022; 2 bytes
-    for each parameter instead of 8). Raises ValueError where the device or the installation has no such optimizer.
+    """Create an optimizer for the parameters of a network.
+
+    Args:
+        name: `adamw` is AdamW in one fused kernel. `adamw_8bit` stores the moments in 8 bits, 2 bytes for each
+            parameter instead of 8 (Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022). It needs a
+            CUDA GPU and the package bitsandbytes.
+        network: The network to train.
+        learning_rate: The initial learning rate.
+        device: Device type, for example "cuda".
+
+    Raises:
+        ValueError: If `adamw_8bit` is not available.
     """
     if name == "adamw":
         return torch.optim.AdamW(network.parameters(), lr=learning_rate, fused=True)
     if device != "cuda":
-        raise ValueError(f"optimizer {name} needs a CUDA GPU, and this is {device}: use adamw")
+        raise ValueError(f"optimizer {name} needs a CUDA GPU, but the device is {device}: use adamw")
     try:
-        eight_bit = import_module("bitsandbytes.optim").AdamW8bit
+        adamw_8bit = import_module("bitsandbytes.optim").AdamW8bit
     except ImportError as error:
         raise ValueError(f"optimizer {name} needs the package bitsandbytes: install it, or use adamw") from error
-    moments_of_8_bits: torch.optim.Optimizer = eight_bit(network.parameters(), lr=learning_rate)
-    return moments_of_8_bits
+    optimizer: torch.optim.Optimizer = adamw_8bit(network.parameters(), lr=learning_rate)
+    return optimizer
 
 
 def learning_rate(
     peak: float, step: int, warmup_steps: int, progress: float, schedule: RateSchedule = "cosine"
 ) -> float:
-    """Linear warm-up over `warmup_steps`, then down to a twentieth of `peak` as `progress` goes from 0 to 1: half a cosine or a line; or constant."""
-    done = min(progress, 1)
-    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule]
-    fraction = FINAL_LEARNING_RATE_FRACTION + (1 - FINAL_LEARNING_RATE_FRACTION) * left
+    """Compute the learning rate of an optimizer step: linear warmup, then decay to 5 % of the peak.
+
+    Args:
+        peak: Learning rate after the warmup.
+        step: Number of the optimizer step, from 0.
+        warmup_steps: Optimizer steps of the warmup.
+        progress: Completed fraction of the training. Values above 1 count as 1.
+        schedule: Shape of the decay; `constant` does not decay.
+    """
+    progress = min(progress, 1)
+    decay = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}[schedule]
+    fraction = FINAL_LEARNING_RATE_FRACTION + (1 - FINAL_LEARNING_RATE_FRACTION) * decay
     return peak * min(1.0, (step + 1) / max(1, warmup_steps)) * fraction

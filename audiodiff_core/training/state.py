@@ -1,4 +1,4 @@
-"""State of a training: network, averaged weights, optimizer and progress, on one or many devices."""
+"""Training state of a denoising network: network, averaged weights, optimizer and progress."""
 
 from typing import Any
 
@@ -16,16 +16,40 @@ MAX_GRADIENT_NORM = 1.0
 
 
 def memory_format(accelerator: Accelerator) -> torch.memory_format:
-    """How a network that learns keeps its values: channels_last where tensor cores want it; on CPUs it makes a step slower."""
+    """Return the memory format in which a training step is fastest: channels_last except on CPUs."""
     return torch.contiguous_format if accelerator.device.type == "cpu" else torch.channels_last
 
 
 class TrainState:
-    """The live network, its moving average (kept apart), the optimizer, and how far training has come.
+    """State of the training of a denoising network on one or many devices.
 
-    `network` is what accelerate prepared and may be wrapped or sharded; `bare` is the diffusers model inside. `vae` is the frozen
-    autoencoder of a latent network. Under FSDP (version 2), every worker must call the methods that give or take weights, each holds its
-    shard, and the whole comes out on the main process (elsewhere: empty).
+    Under FSDP 2 each worker holds a shard of the weights. All workers must call the methods that return or load
+    weights or moments. Weights are returned unsharded. Moments are returned unsharded on the main process, and empty
+    on the other workers.
+
+    Args:
+        accelerator: Prepares the network and the optimizer.
+        network: The diffusers model to train.
+        objective: The training objective.
+        learning_rate: The initial learning rate.
+        seed: Seed of the random draws.
+        vae: The frozen autoencoder of a latent network.
+        optimizer: The optimizer.
+        ema_decay: Decay of the weight average after its warmup, in [0, 1].
+        max_gradient_norm: Norm to which gradients are clipped.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        compiled: Compile the network with `torch.compile`.
+
+    Attributes:
+        network: The network as prepared by accelerate, possibly wrapped or sharded.
+        bare: The diffusers model inside `network`.
+        step: Number of completed optimizer steps.
+        samples: Number of samples trained on.
+        seconds: Training time in seconds.
+        ema: The average of the weights.
+
+    Raises:
+        ValueError: For FSDP version 1, and for conditioning dropout with an unconditional network.
     """
 
     def __init__(
@@ -46,9 +70,8 @@ class TrainState:
         sharded = accelerator.distributed_type == DistributedType.FSDP
         if sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
-        self.bare = (
-            network if sharded else network.to(memory_format=memory_format(accelerator))
-        )  # FSDP shards contiguous weights only
+        # FSDP shards contiguous weights only.
+        self.bare = network if sharded else network.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed
         self.max_gradient_norm = max_gradient_norm
@@ -71,7 +94,7 @@ class TrainState:
         self.ema = WeightAverage(list(self.network.parameters()), ema_decay)
 
     def progress(self) -> dict[str, Any]:
-        """How far training has come: JSON values, given back to `load_progress`."""
+        """Return the progress of the training as JSON values for `load_progress`."""
         scaler = None if self.optimizer.scaler is None else self.optimizer.scaler.state_dict()
         return {
             "step": self.step,
@@ -82,45 +105,52 @@ class TrainState:
         }
 
     def load_progress(self, progress: dict[str, Any]) -> None:
+        """Load the result of `progress`."""
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
         self.ema.steps = progress["ema_step"]
         if self.optimizer.scaler is not None:
             self.optimizer.scaler.load_state_dict(progress["scaler"])
 
     def state_dict(self) -> StateDict:
-        """The live weights under the network's own names."""
-        return {name: whole_tensor(tensor) for name, tensor in self.bare.state_dict().items()}
+        """Return the live weights under the names of the diffusers model."""
+        return {name: full_tensor(tensor) for name, tensor in self.bare.state_dict().items()}
 
     def load_state_dict(self, weights: StateDict) -> None:
-        held = self.bare.state_dict()
-        assert weights.keys() == held.keys(), "weights of another network"
+        """Load the result of `state_dict`."""
+        live = self.bare.state_dict()
+        assert weights.keys() == live.keys(), "weights of another network"
         with torch.no_grad():
-            for name, tensor in held.items():
-                tensor.copy_(_like(weights[name], tensor))
+            for name, tensor in live.items():
+                tensor.copy_(_sharded_like(tensor, weights[name]))
 
     def ema_state_dict(self) -> StateDict:
-        """The averaged weights under the network's own names."""
+        """Return the averaged weights under the names of the diffusers model."""
         averaged = {
-            name: whole_tensor(average)
+            name: full_tensor(average)
             for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)
         }
         buffers = {name: tensor for name, tensor in self.bare.state_dict().items() if name not in averaged}
         return {**buffers, **averaged}
 
     def load_ema_state_dict(self, weights: StateDict) -> None:
+        """Load the result of `ema_state_dict`."""
         for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True):
-            average.copy_(_like(weights[name], average))
+            average.copy_(_sharded_like(average, weights[name]))
 
     def optimizer_state_dict(self) -> dict[str, Any]:
-        """The optimizer's moments by parameter name, the same however the weights were sharded; tensors and plain values only."""
+        """Return the moments of the optimizer by parameter name.
+
+        The result consists of tensors and plain values only, and does not depend on the sharding of the weights.
+        """
         return moments_of(self.optimizer.optimizer, self.bare)
 
     def load_optimizer_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the result of `optimizer_state_dict`."""
         load_moments(self.optimizer.optimizer, self.bare, state)
 
 
 def sharding() -> FullyShardedDataParallelPlugin:
-    """How FSDP shards these networks, for `Accelerator(fsdp_plugin=...)`: each residual block by itself, the rest together."""
+    """Create a plugin for `Accelerator(fsdp_plugin=...)` that shards each residual block separately."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -129,15 +159,13 @@ def sharding() -> FullyShardedDataParallelPlugin:
     )
 
 
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor of which this worker may hold a shard; shards come together on the CPU."""
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Gather a sharded tensor on the CPU, and return other tensors unchanged."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
-def _like(whole: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """What this worker holds of a tensor: all of it, or the shard that `held` is."""
-    return (
-        distribute_tensor(whole.to(held.device), held.device_mesh, held.placements)
-        if isinstance(held, DTensor)
-        else whole
-    )
+def _sharded_like(reference: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
+    """Shard the full tensor as `reference` is sharded, if it is."""
+    if isinstance(reference, DTensor):
+        return distribute_tensor(full.to(reference.device), reference.device_mesh, reference.placements)
+    return full

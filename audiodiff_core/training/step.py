@@ -1,4 +1,4 @@
-"""One optimizer step."""
+"""Optimizer step of a denoising network."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from audiodiff_core.latents import latent_factor
 from audiodiff_core.latents.posteriors import drawn_latents, posterior_moments
 from audiodiff_core.mel import to_model
 from audiodiff_core.training.draws import Draws, TrainBatch, draws
-from audiodiff_core.training.state import TrainState, whole_tensor
+from audiodiff_core.training.state import TrainState, full_tensor
 
 
 def train_step(
@@ -25,54 +25,60 @@ def train_step(
     rate: float,
     samples: float | None = None,
 ) -> tuple[float, float]:
-    """Take one optimizer step over the micro-batches of this worker -> (loss, gradient norm before clipping).
-
-    The loss is this worker's part of the mean over all samples of the step, times the number of workers, so that its mean
-    over the workers, like that of the gradients, is the mean over the samples.
+    """Take one optimizer step over the micro-batches of this worker.
 
     Args:
-        accelerator: Synchronises the gradients of all workers.
-        state: The network and its optimizer.
-        micro_batches: The share of this worker, at least one sample in each.
+        accelerator: Synchronizes the gradients of all workers.
+        state: State of the training. The step updates the weights, their average and `state.step`.
+        micro_batches: Samples of this worker, at least one in each micro-batch.
         rate: The learning rate.
-        samples: The mean number of samples of a worker, where shares differ; None where every worker has as many.
+        samples: Mean number of samples per worker. None if every worker has the same number of samples.
+
+    Returns:
+        The loss, and the norm of the gradient before clipping. The loss is the sum of the losses of this worker's
+        samples divided by `samples`. Its mean over the workers is the mean loss of all samples of the step.
 
     Raises:
-        FloatingPointError: In all workers, if the gradient is not finite; the weights are untouched. With a scaler (fp16)
-            only if a loss is not finite either: a gradient that overflows is how the scaler finds its scale, and such a
-            step changes no weights.
+        FloatingPointError: In all workers, if the gradient is not finite. The weights do not change. With a gradient
+            scaler (fp16), gradients overflow while the scaler searches for its scale. The scaler then skips the
+            update of the weights, and the step raises only if the loss is not finite either.
     """
-    total = torch.zeros((), device=accelerator.device)
+    total_loss = torch.zeros((), device=accelerator.device)
     samples = samples or sum(len(batch.numbers) for batch in micro_batches)
     for index, batch in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(state.network):
             clean, drawn, encodings = on_device(accelerator, state, batch)
             with accelerator.autocast():
-                each = losses(state.network, state.objective, clean, drawn.noise, drawn.timesteps, encodings=encodings)
-            value = (each * weights(state.objective, drawn.timesteps)).sum() / samples
-            accelerator.backward(value)
-        total += value.detach()
-    norm = float(whole_tensor(accelerator.clip_grad_norm_(state.network.parameters(), state.max_gradient_norm)))
-    loss = float(total)
+                values = losses(
+                    state.network, state.objective, clean, drawn.noise, drawn.timesteps, encodings=encodings
+                )
+            loss = (values * weights(state.objective, drawn.timesteps)).sum() / samples
+            accelerator.backward(loss)
+        total_loss += loss.detach()
+    norm = float(full_tensor(accelerator.clip_grad_norm_(state.network.parameters(), state.max_gradient_norm)))
+    mean_loss = float(total_loss)
     if not math.isfinite(norm) and (
-        accelerator.scaler is None or not math.isfinite(_of_all_workers(accelerator, loss))
+        accelerator.scaler is None or not math.isfinite(_mean_over_workers(accelerator, mean_loss))
     ):
         state.optimizer.zero_grad()
-        raise FloatingPointError(f"gradient norm {norm} at step {state.step} (loss {loss}): lower learning_rate")
+        raise FloatingPointError(f"gradient norm {norm} at step {state.step} (loss {mean_loss}): lower learning_rate")
     for group in state.optimizer.param_groups:
         group["lr"] = rate
     state.optimizer.step()
     state.optimizer.zero_grad()
-    if math.isfinite(norm):  # or the scaler of fp16 has left the weights as they were
+    if math.isfinite(norm):  # otherwise the gradient scaler has skipped the update
         state.ema.update(list(state.network.parameters()))
     state.step += 1
-    return loss, norm
+    return mean_loss, norm
 
 
 def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
-    """The batch with its draws, which a step makes where they are missing. They take a millisecond for 256x256 values on a CPU, for which a GPU
-    would wait: a loader's thread should make them ahead (numpy lets other threads run meanwhile).
+    """Return a copy of `batch` with the random draws of its samples.
+
+    A training step makes missing draws itself while the GPU waits. The draws of a sample of 256x256 values take about a
+    millisecond. A data loader should therefore call this function ahead of time in another thread, since numpy releases
+    the GIL.
     """
     if state.vae is None:
         assert batch.images is not None
@@ -89,12 +95,23 @@ def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
 def on_device(
     accelerator: Accelerator, state: TrainState, batch: TrainBatch, dropout: bool = True
 ) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
-    """What the network is trained on, on its device: clean images or latents (batch, channels, height, width), the draws, and the encodings
-    (batch, dim), those dropped at zero; None for an unconditional network. Images travel as uint8.
+    """Move a batch to the device of the accelerator. Images are moved as uint8 and converted there.
+
+    Args:
+        accelerator: The accelerator of the training.
+        state: State of the training: seed, objective and VAE.
+        batch: Batch on the CPU. Missing draws are made.
+        dropout: Set the encodings of samples with dropped conditioning to 0.
+
+    Returns:
+        The clean images or latents of shape (batch, channels, height, width), the draws, and the encodings of shape
+        (batch, dim) or None for an unconditional network.
     """
     device = accelerator.device
-    assert state.conditional == (batch.encodings is not None), "a conditional network, and no other, takes encodings"
-    drawn = _moved(batch.drawn or with_draws(state, batch).drawn, device)
+    assert state.conditional == (batch.encodings is not None), (
+        "conditional networks need encodings, other networks take none"
+    )
+    drawn = _draws_to(batch.drawn or with_draws(state, batch).drawn, device)
     if state.vae is None:
         clean = to_model(torch.from_numpy(batch.images).to(device).unsqueeze(1))
     else:
@@ -108,12 +125,13 @@ def on_device(
     return clean, drawn, encodings
 
 
-def _of_all_workers(accelerator: Accelerator, value: float) -> float:
-    shared: torch.Tensor = reduce(torch.tensor(value, device=accelerator.device), reduction="mean")
-    return float(shared)
+def _mean_over_workers(accelerator: Accelerator, value: float) -> float:
+    mean: torch.Tensor = reduce(torch.tensor(value, device=accelerator.device), reduction="mean")
+    return float(mean)
 
 
 def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Tensor:
+    """Means and standard deviations (batch, 2, channels, height, width) of the latents, on the device."""
     if batch.latents is not None:
         return torch.from_numpy(batch.latents).to(accelerator.device)
     assert batch.images is not None
@@ -121,7 +139,7 @@ def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Ten
         return posterior_moments(vae, batch.images)
 
 
-def _moved(drawn: Draws | None, device: torch.device) -> Draws:
+def _draws_to(drawn: Draws | None, device: torch.device) -> Draws:
     assert drawn is not None
     latent_noise = None if drawn.latent_noise is None else drawn.latent_noise.to(device)
     return Draws(drawn.timesteps.to(device), drawn.noise.to(device), drawn.kept.to(device), latent_noise)

@@ -1,7 +1,7 @@
-"""What the training of a VAE minimises: errors of the mel image, of what one hears in it, and what a discriminator can tell.
+"""Losses of the training of a VAE: reconstruction, KL divergence, spectral and adversarial losses.
 
-Values are mel images in the range of networks, (batch, 1, y_res, x_res) in [-1, 1]; every loss is one number for each sample, so that
-its mean over a batch is the same function of the samples whichever workers and micro-batches they are split into.
+Images are mel images of shape (batch, 1, y_res, x_res) in [-1, 1]. Every loss has one value per sample, so that the
+mean loss does not depend on the distribution of samples over workers and micro-batches.
 """
 
 from itertools import pairwise
@@ -13,73 +13,98 @@ from torch import nn
 from torch.nn.functional import l1_loss, leaky_relu, relu
 
 WINDOWS = (8, 16, 32, 64)
+"""Window lengths of the spectral loss, in frames or mel bands."""
 MAGNITUDE_FLOOR = 0.05
-"""In the spectra of values in [-1, 1]: a modulation by about six of the 255 levels, well below which logarithms should not tell differences."""
+"""Value added to magnitudes before the logarithm, a modulation by about 6 of the 255 levels of an image.
+
+It hides differences between much smaller modulations.
+"""
 
 
 class VaeObjective(pydantic.BaseModel):
-    """How the parts of the loss are weighed, all per pixel of the image."""
+    """Weights of the losses, all per pixel of the image."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    kl_weight: float = pydantic.Field(1e-6, ge=0, description="weight of the latents' divergence from N(0, 1)")
+    kl_weight: float = pydantic.Field(1e-6, ge=0, description="weight of the KL divergence of the latents from N(0, 1)")
     spectral_weight: float = pydantic.Field(
-        0.5, ge=0, description="weight of the spectral distance of image and reconstruction"
+        0.5, ge=0, description="weight of the spectral distance between image and reconstruction"
     )
     adversarial_weight: float = pydantic.Field(
-        0.05, ge=0, description="weight of the discriminator's verdict; 0: no discriminator"
+        0.05, ge=0, description="weight of the adversarial loss; 0: no discriminator"
     )
     adversarial_start: int = pydantic.Field(
-        10_000, ge=0, description="optimizer steps before the discriminator comes in"
+        10_000, ge=0, description="number of optimizer steps before the adversarial loss is used"
     )
 
     def adversarial(self, step: int) -> bool:
-        """Whether the discriminator takes part in the step counted `step` (from 0)."""
+        """Return True if the adversarial loss is used in optimizer step `step`, counted from 0."""
         return self.adversarial_weight > 0 and step >= self.adversarial_start
 
 
 def reconstruction_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of each sample (batch,)."""
-    return _of_samples(l1_loss(reconstruction, images, reduction="none"))
+    """Compute the mean absolute error of each sample, of shape (batch,)."""
+    return _sample_means(l1_loss(reconstruction, images, reduction="none"))
 
 
 def kl_losses(posterior: Any, pixels: int) -> torch.Tensor:
-    """Divergence of each sample's posterior from N(0, 1), over the pixels of its image (batch,): the sum over latents that Rombach et al. 2022 weigh
-    against a sum over pixels.
+    """Compute the KL divergence of the posterior of each sample from N(0, 1), per pixel of the image.
+
+    Rombach et al. 2022 weight the sum over the latents against a sum over the pixels. Both are divided by the number
+    of pixels here.
+
+    Args:
+        posterior: diffusers' `DiagonalGaussianDistribution` of the latents.
+        pixels: Number of pixels of an image.
+
+    Returns:
+        Losses of shape (batch,).
     """
     divergence: torch.Tensor = posterior.kl()
     return divergence / pixels
 
 
 def spectral_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """How differently two images sound, for each sample (batch,).
+    """Compute the spectral distance between reconstructions and images of each sample.
 
-    Spectra over several lengths of window, of each band's course in time (modulation: rhythm, attack, tremolo) and of each frame's course
-    over the bands (harmonics, formants): their magnitudes and the logarithms of these differ by so much on average. It is the
-    multi-resolution STFT distance of Yamamoto et al. ("Parallel WaveGAN", 2020) on the mel image instead of the waveform. Blurring, which a mean
-    absolute error forgives, takes the high modulations away and costs here. First differences along both axes are compared besides.
+    This is the multi-resolution STFT loss of Yamamoto et al. ("Parallel WaveGAN", 2020) on mel images instead of
+    waveforms. Spectra are computed with several window lengths along two axes: along the time of each band (modulation:
+    rhythm, attack, tremolo), and along the bands of each frame (harmonics, formants). The distance is the mean absolute
+    difference of the magnitudes, of the log magnitudes, and of the first differences of the image along both axes.
+
+    A mean absolute error of pixels barely penalizes blur. Blur attenuates fast modulations, which this loss penalizes.
+
+    Args:
+        reconstruction: Reconstructions of shape (batch, 1, y_res, x_res) in [-1, 1].
+        images: Images of the same shape and range.
+
+    Returns:
+        Losses of shape (batch,).
     """
     distance = torch.zeros(len(images), device=images.device)
     terms = 0
-    for made, wanted in ((reconstruction[:, 0], images[:, 0]), (reconstruction[:, 0].mT, images[:, 0].mT)):
-        for window in (window for window in WINDOWS if window <= wanted.shape[-1]):
-            one, other = _magnitudes(made, window), _magnitudes(wanted, window)
+    for made, target in ((reconstruction[:, 0], images[:, 0]), (reconstruction[:, 0].mT, images[:, 0].mT)):
+        for window in (window for window in WINDOWS if window <= target.shape[-1]):
+            made_magnitudes, target_magnitudes = _magnitudes(made, window), _magnitudes(target, window)
+            log_ratio = (made_magnitudes + MAGNITUDE_FLOOR).log() - (target_magnitudes + MAGNITUDE_FLOOR).log()
             distance = (
-                distance
-                + _of_samples((one - other).abs())
-                + _of_samples(((one + MAGNITUDE_FLOOR).log() - (other + MAGNITUDE_FLOOR).log()).abs())
+                distance + _sample_means((made_magnitudes - target_magnitudes).abs()) + _sample_means(log_ratio.abs())
             )
             terms += 2
-        distance = distance + _of_samples((made.diff() - wanted.diff()).abs())
+        distance = distance + _sample_means((made.diff() - target.diff()).abs())
         terms += 1
     return distance / terms
 
 
 def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
-    """Spectra along the last axis, (batch, rows, length) -> (batch, rows, window // 2 + 1, frames); a constant 1 has magnitude 1 at frequency 0."""
+    """Magnitudes of the STFT along the last axis.
+
+    `values` is (batch, rows, length), the result is (batch, rows, window // 2 + 1, frames).
+    A constant 1 has magnitude 1 at frequency 0.
+    """
     taper = torch.hann_window(window, device=values.device)
     spectra = torch.stft(values.flatten(0, 1), window, window // 4, window=taper, return_complex=True) / taper.sum()
-    # abs() has no gradient at 0
+    # The gradient of abs() is undefined at 0.
     magnitudes: torch.Tensor = (
         (spectra.real.square() + spectra.imag.square() + 1e-12).sqrt().unflatten(0, values.shape[:2])
     )
@@ -87,10 +112,16 @@ def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of overlapping patches whether they are from an image or a reconstruction (Isola et al., "Image-to-Image Translation with Conditional
-    Adversarial Networks", 2017): (batch, 1, height, width) -> verdicts (batch, 1, about height / 2^layers, about width / 2^layers).
+    """PatchGAN discriminator, which classifies overlapping patches as real or reconstructed.
 
-    Sides are at least `smallest_side`. Groups are normalised instead of batches, so that a sample's verdict does not depend on its neighbours.
+    See Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", 2017. Group normalization
+    replaces batch normalization, so that the logits of a sample do not depend on the other samples of its batch.
+
+    Args:
+        channels: Channels of the first layer, a multiple of 4.
+
+    Attributes:
+        smallest_side: Smallest height and width of an image.
     """
 
     layers = 3
@@ -101,28 +132,40 @@ class PatchDiscriminator(nn.Module):
         widths = [channels * min(2**level, 8) for level in range(self.layers + 1)]
         self.convs = nn.ModuleList([nn.Conv2d(1, widths[0], 4, stride=2, padding=1)])
         self.norms = nn.ModuleList([nn.Identity()])
-        for level, (taken, given) in enumerate(pairwise(widths), start=1):
-            self.convs.append(nn.Conv2d(taken, given, 4, stride=2 if level < self.layers else 1, padding=1, bias=False))
-            self.norms.append(nn.GroupNorm(8, given))
+        for level, (inputs, outputs) in enumerate(pairwise(widths), start=1):
+            stride = 2 if level < self.layers else 1
+            self.convs.append(nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=False))
+            self.norms.append(nn.GroupNorm(8, outputs))
         self.verdict = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Compute the logits of the patches of `images`.
+
+        Args:
+            images: Images of shape (batch, 1, height, width) in [-1, 1].
+
+        Returns:
+            Logits of shape (batch, 1, about height / 2^layers, about width / 2^layers), high for patches of images.
+        """
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
             hidden = leaky_relu(norm(conv(hidden)), 0.2)
-        verdicts: torch.Tensor = self.verdict(hidden)
-        return verdicts
+        logits: torch.Tensor = self.verdict(hidden)
+        return logits
 
 
-def deceiving_losses(verdicts: torch.Tensor) -> torch.Tensor:
-    """The autoencoder's, of verdicts on its reconstructions (batch,)."""
-    return _of_samples(-verdicts)
+def generator_losses(reconstruction_logits: torch.Tensor) -> torch.Tensor:
+    """Compute the adversarial loss of the autoencoder, of shape (batch,), from discriminator logits."""
+    return _sample_means(-reconstruction_logits)
 
 
-def discriminating_losses(of_images: torch.Tensor, of_reconstructions: torch.Tensor) -> torch.Tensor:
-    """The discriminator's hinge loss (batch,): verdicts on images should be above 1, on reconstructions below -1."""
-    return (_of_samples(relu(1 - of_images)) + _of_samples(relu(1 + of_reconstructions))) / 2
+def discriminator_losses(image_logits: torch.Tensor, reconstruction_logits: torch.Tensor) -> torch.Tensor:
+    """Compute the hinge loss of the discriminator, of shape (batch,).
+
+    It is 0 if all logits of images are above 1 and all logits of reconstructions are below -1.
+    """
+    return (_sample_means(relu(1 - image_logits)) + _sample_means(relu(1 + reconstruction_logits))) / 2
 
 
-def _of_samples(values: torch.Tensor) -> torch.Tensor:
+def _sample_means(values: torch.Tensor) -> torch.Tensor:
     return values.flatten(1).mean(dim=1)

@@ -1,7 +1,8 @@
-"""The loss on samples held out, by how much noise they bear: what the training loss, an average over all levels, does not tell.
+"""Validation loss on held-out samples, separately for bands of noise levels.
 
-A sample's place on the way to pure noise and its noise belong to its number, so that two validations differ by the weights alone. The
-places are spread evenly (the golden ratio's multiples), so that even few samples fill every band.
+The training loss is an average over all noise levels and hides their differences. The noise level and the noise of a
+validation sample are functions of its number, so that two validations differ in the weights only. The noise levels are
+multiples of the golden ratio modulo 1. These are evenly distributed, so that even few samples fill every band.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,11 @@ GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 def noise_fractions(numbers: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Samples' places (batch,) in [0, 1) on the way from image to pure noise."""
+    """Return the noise levels of samples by their numbers.
+
+    Returns:
+        Array of shape (batch,) in [0, 1): 0 is the clean image, 1 is pure noise.
+    """
     return np.asarray([number * GOLDEN_RATIO % 1 for number in numbers])
 
 
@@ -29,20 +34,36 @@ def noise_fractions(numbers: Sequence[int]) -> npt.NDArray[np.float64]:
 def validation_losses(
     accelerator: Accelerator, state: TrainState, network: Any, batch: TrainBatch
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Places in [0, 1) and mean squared errors, each (batch,), of `network` (the state's, or another with averaged weights) on its objective.
+    """Compute the loss of each sample of a batch, without conditioning dropout.
 
-    Conditional networks see every encoding. Numbers are the samples' own in the held-out data, from 0.
+    Args:
+        accelerator: The accelerator of the training.
+        state: State of the training: objective, seed and VAE.
+        network: Network to validate: the network of `state`, or a copy with averaged weights.
+        batch: Validation samples, numbered from 0 in the held-out data.
+
+    Returns:
+        Noise levels in [0, 1) and mean squared errors, both of shape (batch,).
     """
     clean, drawn, encodings = on_device(accelerator, state, batch, dropout=False)
     fractions = noise_fractions(batch.numbers)
     timesteps = state.objective.timesteps_at(fractions).to(accelerator.device)
     with accelerator.autocast():
-        each = losses(network, state.objective, clean, drawn.noise, timesteps, encodings=encodings)
-    return fractions, each.double().cpu().numpy()
+        values = losses(network, state.objective, clean, drawn.noise, timesteps, encodings=encodings)
+    return fractions, values.double().cpu().numpy()
 
 
 def band_means(fractions: npt.NDArray[np.float64], values: npt.NDArray[np.float64], bands: int) -> list[float]:
-    """Means of `values` in equal bands of [0, 1), least noise first; NaN where a band is empty."""
+    """Average `values` over equal bands of noise levels.
+
+    Args:
+        fractions: Noise levels in [0, 1), of shape (n,).
+        values: Losses of shape (n,).
+        bands: Number of bands.
+
+    Returns:
+        The mean of each band, lowest noise level first. NaN for an empty band.
+    """
     band = np.minimum((fractions * bands).astype(np.int64), bands - 1)
     counts = np.bincount(band, minlength=bands)
     sums = np.bincount(band, weights=values, minlength=bands)

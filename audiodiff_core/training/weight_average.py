@@ -1,4 +1,7 @@
-"""The moving average of a network's weights: what is saved as the model, while training goes on from the live weights."""
+"""Exponential moving average of the weights of a network.
+
+The averaged weights are saved as the model. Training continues from the live weights.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +10,18 @@ import torch
 
 EMA_DECAY = 0.9999
 EMA_POWER = 0.75
-"""Of the warm-up: the decay is 0.968 after 100 steps, 0.994 after 1,000, 0.999 after 10,000."""
+"""Exponent of the decay warmup. The decay is 0.968 at step 100, 0.994 at step 1,000, 0.999 at step 10,000."""
 
 
 class WeightAverage:
-    """The exponential moving average of weights, in tensors of its own: the live weights are read, never written.
+    """Exponential moving average of weights, stored in separate tensors. The live weights are only read.
 
-    Its decay warms up, 1 - steps^-EMA_POWER up to `decay`, so that short runs average too (Crowson's schedule in k-diffusion). Sharded
-    weights are averaged shard by shard.
+    The decay warms up so that the average follows the weights in short runs too. Each worker averages its own shard of
+    sharded weights.
+
+    Args:
+        parameters: Live weights, which initialize the average.
+        decay: Decay after the warmup, in [0, 1].
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
@@ -23,11 +30,12 @@ class WeightAverage:
         self.steps = 0
 
     def decay_at(self, step: int) -> float:
-        """How much of the average the step counted `step` (from 1) keeps: nothing of it at the first."""
-        return min(self.decay, 1 - math.pow(step, -EMA_POWER))
+        """Return the decay at optimizer step `step`, counted from 1. It is 0 at the first step."""
+        return min(self.decay, 1 - math.pow(step, -EMA_POWER))  # the schedule of EMAWarmup in k-diffusion
 
     @torch.no_grad()
     def update(self, parameters: Sequence[torch.Tensor]) -> None:
-        """Takes an optimizer step's weights in: average = decay * average + (1 - decay) * weights."""
+        """Update the average with the weights after an optimizer step."""
         self.steps += 1
+        # average = decay * average + (1 - decay) * weights
         torch._foreach_lerp_(self.weights, list(parameters), 1 - self.decay_at(self.steps))

@@ -13,7 +13,6 @@ from audiodiff_core.training.cost import (
     FP16_PEAKS,
     TrainingCost,
     peak_flops,
-    seconds_needed,
     share_of_peak,
     training_cost,
 )
@@ -73,7 +72,6 @@ def test_a_conditional_network_is_counted_too() -> None:
 
 def test_rates_by_hand() -> None:
     assert share_of_peak(1.5e12, 200, 989e12) == pytest.approx(0.3033, rel=1e-3)
-    assert seconds_needed(1_000, 4.0) == 250
     assert TrainingCost(1, 1.0, 3, 4).memory_bytes == 7
 
 

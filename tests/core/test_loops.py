@@ -190,7 +190,7 @@ def test_a_loop_is_cut_at_the_same_beats_at_any_level() -> None:
         ({"bpm": 1_000}, "bpm 1000"),
         ({"bpm": float("nan")}, "bpm nan"),
         ({"beats_per_bar": 0}, "beats_per_bar 0"),
-        ({"tracker": "madmom"}, "tracker madmom: librosa and beat_this are known"),
+        ({"tracker": "madmom"}, "tracker madmom: must be librosa or beat_this"),
         ({"tracker": None}, "tracker None needs bars and bpm"),
         ({"tracker": None, "bars": 9, "bpm": 60}, "bars 9 at bpm 60 are 793800 samples, the audio has 88200"),
     ],
@@ -239,7 +239,7 @@ def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     audio = clicks(6, 120, first_s=0.2) * np.linspace(0.5, 1, 6 * RATE, dtype=np.float32)  # no two beats are alike
-    with pytest.raises(ValueError, match=r"tracker beat_this: its weights cannot be fetched .*beat_this-final0\.ckpt"):
+    with pytest.raises(ValueError, match=r"tracker beat_this: cannot download its weights .*beat_this-final0\.ckpt"):
         cut_loop(audio, RATE, tracker="beat_this")
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "final0.ckpt").write_bytes(b"weights")

@@ -18,7 +18,8 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae
 from audiodiff_core.training import TrainBatch, TrainState, sharding, train_step
 from audiodiff_core.training.vae_losses import VaeObjective
-from audiodiff_core.training.vae_step import VaeTrainState, train_vae_step
+from audiodiff_core.training.vae_state import VaeTrainState
+from audiodiff_core.training.vae_step import train_vae_step
 
 WORLD = 2
 STEPS = 2

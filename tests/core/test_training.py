@@ -354,7 +354,7 @@ def test_gradient_checkpointing_changes_memory_not_results(
 def test_an_optimizer_that_the_device_has_not_is_refused(
     accelerator: Accelerator, make_unet: Callable[[int], Any]
 ) -> None:
-    with pytest.raises(ValueError, match="adamw_8bit needs a CUDA GPU, and this is cpu: use adamw"):
+    with pytest.raises(ValueError, match="adamw_8bit needs a CUDA GPU, but the device is cpu: use adamw"):
         TrainState(accelerator, make_unet(0), Objective(), 1e-3, seed=0, optimizer="adamw_8bit")
 
 

@@ -23,13 +23,14 @@ from audiodiff_core.training import TrainBatch
 from audiodiff_core.training.vae_losses import (
     PatchDiscriminator,
     VaeObjective,
-    deceiving_losses,
-    discriminating_losses,
+    discriminator_losses,
+    generator_losses,
     kl_losses,
     reconstruction_losses,
     spectral_losses,
 )
-from audiodiff_core.training.vae_step import VaeTrainState, check_sides, train_vae_step
+from audiodiff_core.training.vae_state import VaeTrainState, check_sides
+from audiodiff_core.training.vae_step import train_vae_step
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1_024)
 WITHOUT = VaeObjective(adversarial_weight=0)
@@ -200,8 +201,8 @@ def test_what_blurs_or_shifts_costs_more_than_its_mean_error(images: Images) -> 
 
 def test_losses_by_hand() -> None:
     of_images, of_made = torch.tensor([2.0, 0.5]).reshape(2, 1, 1, 1), torch.tensor([-3.0, 0.5]).reshape(2, 1, 1, 1)
-    assert discriminating_losses(of_images, of_made).tolist() == pytest.approx([0, (0.5 + 1.5) / 2])
-    assert deceiving_losses(of_made).tolist() == pytest.approx([3, -0.5])
+    assert discriminator_losses(of_images, of_made).tolist() == pytest.approx([0, (0.5 + 1.5) / 2])
+    assert generator_losses(of_made).tolist() == pytest.approx([3, -0.5])
     vae = build_vae("vae-tiny", MEL)
     posterior = vae.encode(torch.zeros(2, 1, 32, 32)).latent_dist
     by_hand = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).flatten(1).sum(1) / 1_024

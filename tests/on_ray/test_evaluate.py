@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from audiodiff_core.audio import Samples, encode_audio
 from audiodiff_core.checkpoint import ModelRecord, load_model, record_metrics, save_model
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
-from audiodiff_core.evaluation import SAMPLED_AT_MOST, Gathered, Items, compare, rank
+from audiodiff_core.evaluation import MAX_SAMPLE_ITEMS, Gathered, Items, compare, rank
 from audiodiff_core.evaluation.embedders import EmbedderItem, items_of
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -92,7 +92,7 @@ def _unlike(figures: dict[str, Any], items: tuple[Items, Items], at_most: int) -
 
 
 def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides: tuple[Items, Items]) -> None:
-    assert _unlike(found, sides, SAMPLED_AT_MOST) == {}
+    assert _unlike(found, sides, MAX_SAMPLE_ITEMS) == {}
     assert (found["n_paired_reference"], found["n_paired_candidate"], found["n_paired_held_out"]) == (
         *map(len, sides),
         0,
@@ -102,7 +102,7 @@ def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides:
 def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
     sides: tuple[Items, Items], dataset: Path, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "SAMPLED_AT_MOST", 6)
+    monkeypatch.setattr(evaluate_module, "MAX_SAMPLE_ITEMS", 6)
     options: dict[str, Any] = {"reference": str(dataset), "candidate": str(few_loops), "round_trips": 3}
     alone = evaluate(EvaluateOptions(**options, num_workers=1))
     assert _unlike(alone, sides, 6) == {}

@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 
 from audiodiff_core.checkpoint import load_model, record_metrics
-from audiodiff_core.evaluation import ITEMS_AT_LEAST, SAMPLED_AT_MOST, Gathered, Gathering, closest, compare
+from audiodiff_core.evaluation import MAX_SAMPLE_ITEMS, MIN_ITEMS, Gathered, Gathering, closest, compare
 from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.evaluation.features import EMBEDDER, Features
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
@@ -101,7 +101,7 @@ class Side:
 
     portions: list[Portion]
     mel: MelConfig | None = None
-    gathering: Gathering = field(default_factory=lambda: Gathering(SAMPLED_AT_MOST))
+    gathering: Gathering = field(default_factory=lambda: Gathering(MAX_SAMPLE_ITEMS))
     round_trips: dict[int, tuple[Features, Features]] = field(default_factory=dict)
     """Features of items, and of the same after their round trips, by portion."""
     unusable: int = 0
@@ -143,7 +143,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     mel = _agreed_mel(options, sides, model.mel if model else None)
     embedder = load_embedder(options.embedder, mel.sample_rate)
     for name, side in sides.items():
-        if embedder.listens and side.mel is not None:
+        if embedder.needs_audio and side.mel is not None:
             uri = getattr(options, name) or options.reference
             raise ValueError(
                 f"{name} {uri}: a mel dataset holds no audio, which {options.embedder} listens to: name what it was prepared from"
@@ -153,7 +153,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         for name, side in sides.items():
             first[name] = len(portions)
             portions += side.portions
-        method = Method(options.embedder, embedder.digest, mel, SAMPLED_AT_MOST)
+        method = Method(options.embedder, embedder.digest, mel, MAX_SAMPLE_ITEMS)
         _embed(
             options, portions, method, lambda shard, result: sides[result.side].add(shard - first[result.side], result)
         )
@@ -338,8 +338,8 @@ def _figures(sides: dict[str, Side], gathered: dict[str, Gathered]) -> dict[str,
 
 def _warn(figures: dict[str, float]) -> None:
     fewest = min(figures["n_candidate"], figures["n_reference"])
-    if fewest < ITEMS_AT_LEAST:
-        say(f"warning: {fewest:,.0f} items on a side: distances of fewer than {ITEMS_AT_LEAST} say little")
+    if fewest < MIN_ITEMS:
+        say(f"warning: {fewest:,.0f} items on a side: distances of fewer than {MIN_ITEMS} say little")
     if fewest <= figures["n_features"]:
         say(
             f"warning: {fewest:,.0f} items of {figures['n_features']:.0f} features: Fréchet distances of so few are far too large, go by kernel distances"

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from audiodiff_core.audio import AudioDecodeError
-from audiodiff_core.evaluation.embedders import EmbedderItem, heard, load_embedder
+from audiodiff_core.evaluation.embedders import EmbedderItem, item_from_samples, load_embedder
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.sampling import ExecutionProfile
@@ -110,9 +110,9 @@ class EvaluateWorker:
 
     def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
         """The slices of an audio file. Raises AudioDecodeError before the first one."""
-        listens = self.embedder.listens
+        needs_audio = self.embedder.needs_audio
         for image, samples in self._decoder.items(
-            file.name, file.local, scratch / "items", self.mel.config, with_samples=listens
+            file.name, file.local, scratch / "items", self.mel.config, with_samples=needs_audio
         ):
             yield EmbedderItem(image, samples)
 
@@ -136,7 +136,7 @@ class EvaluateWorker:
         result.silent += count == 0
 
     def _round_trip(self, item: EmbedderItem, seed: int) -> EmbedderItem:
-        return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
+        return item_from_samples(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
 def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:

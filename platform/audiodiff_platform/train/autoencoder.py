@@ -22,7 +22,8 @@ from audiodiff_core.latents.posteriors import set_scaling_factor
 from audiodiff_core.mel import Images
 from audiodiff_core.models import build_vae, parameter_count
 from audiodiff_core.training import TrainBatch, learning_rate
-from audiodiff_core.training.vae_step import VaeTrainState, check_sides, train_vae_step
+from audiodiff_core.training.vae_state import VaeTrainState, check_sides
+from audiodiff_core.training.vae_step import train_vae_step
 from audiodiff_platform.cluster import connected
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.mel_dataset import DATASET_VERSION, MEL_CONFIG, TrainingImages
