@@ -11,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from audiodiff_platform.storage.listing import (
     matches,
     without_hidden,
 )
-from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_objects
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_objects, remove_tree
 from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.storage.store_errors import named_os_errors
 
@@ -37,10 +37,14 @@ MAX_RANGE_BYTES = 16 << 20  # per request of `fetch_ranges`
 class Folder:
     """A folder on a local disk or on an object store.
 
-    Methods take the names of files relative to the folder, with forward slashes.
+    The methods take names relative to the folder, with forward slashes.
 
     Args:
         uri: A local path or a URI. The folder need not exist.
+
+    Attributes:
+        filesystem: The fsspec filesystem of the folder.
+        root: The path of the folder in `filesystem`.
     """
 
     def __init__(self, uri: str) -> None:
@@ -53,6 +57,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
+        """True for a folder on disk."""
         return "://" not in self.uri or self.uri.startswith("file://")
 
     @property
@@ -66,10 +71,12 @@ class Folder:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
+        """Return True if a file or a subfolder exists; without a name, if this folder exists."""
         with self.reached(name):
             return bool(self.filesystem.exists(self.path(name)))
 
     def is_folder(self) -> bool:
+        """Return True if this folder exists and is not a file."""
         with self.reached(""):
             return bool(self.filesystem.isdir(self.root))
 
@@ -107,7 +114,7 @@ class Folder:
         return without_hidden((entry for entry in entries if not entry.name.endswith("/")), passed_over)
 
     def entry(self, name: str) -> Entry:
-        """Return the current size and version of a file. Raise FileNotFoundError if it does not exist."""
+        """Return the current entry of a file. Raise FileNotFoundError if the file does not exist."""
         if self.is_local:
             return entry_on_disk(name, os.stat(self.path(name)))
         with self.reached(name):
@@ -115,10 +122,12 @@ class Folder:
         return entry_on_store(name, details["size"], details)
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         with self.reached(name):
             return bytes(self.filesystem.cat_file(self.path(name)))
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a JSON file. Raise ValueError if the file is not a JSON object."""
         content = json.loads(self.read(name))
         if not isinstance(content, dict):
             raise ValueError(f"{self.uri}/{name} is not a JSON object")
@@ -202,10 +211,11 @@ class Folder:
         return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write or replace a JSON file atomically."""
         self.write(name, _json(content))
 
     def move_in(self, local_file: str | Path, name: str) -> None:
-        """Move a complete local file into the folder. For a local folder, the file must be on the same disk."""
+        """Move a complete local file into the folder, on disk by a rename on the same filesystem."""
         if not self.is_local:
             with self.reached(name):
                 self.filesystem.put_file(str(local_file), self.path(name))
@@ -226,7 +236,7 @@ class Folder:
         """Remove a file, or a folder with its contents, if it exists."""
         if not self.is_local:
             with self.reached(name):
-                self._remove_prefix(name)
+                remove_tree(self.filesystem, self.root, name)
             return
         path = self.path(name)
         if os.path.isdir(path) and not os.path.islink(path):
@@ -243,16 +253,8 @@ class Folder:
         with self.reached(names[0] if names else ""):
             remove_objects(self.filesystem, [self.path(name) for name in names])
 
-    def _remove_prefix(self, name: str) -> None:
-        """Remove the object `name` and all objects below it."""
-        names = [entry.name for entry in objects(self.filesystem, self.root, name)]
-        with suppress(FileNotFoundError):
-            if self.filesystem.info(self.path(name))["type"] == "file":
-                names.append(name)
-        remove_objects(self.filesystem, [self.path(entry) for entry in names])
-
     def reached(self, name: str) -> AbstractContextManager[None]:
-        """Return a context that converts errors of the store's client to OSError with the address of `name`."""
+        """Return a context that converts errors of the store's client to OSError with the name."""
         return nullcontext() if self.is_local else named_os_errors(f"{self.uri}/{name}", self.root)
 
     @contextmanager
@@ -263,7 +265,7 @@ class Folder:
 
     @property
     def scratch_parent(self) -> Path:
-        """The parent of scratch folders: `_tmp` in a local folder, else the system's folder for temporary files."""
+        """The parent of scratch folders: `_tmp` in a local folder, else the system's temporary folder."""
         return Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
 
     def require_free_space(self, needed_bytes: int, what: str) -> None:

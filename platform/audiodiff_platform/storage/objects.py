@@ -12,6 +12,7 @@ Names are relative to `root`. They are in the order of the store, which sorts na
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,8 +170,20 @@ def _pages_of_gcs(filesystem: Any, root: str, within: _Range, deep: bool) -> Ite
         yield _Page(entries, [_Range(folder[len(prefix) :]) for folder in page.get("prefixes", [])], more)
 
 
+def remove_tree(filesystem: Any, root: str, name: str) -> None:
+    """Remove the object `name` of `root`, and all objects below it, if they exist."""
+    paths = [f"{root}/{entry.name}" for entry in objects(filesystem, root, name)]
+    path = f"{root}/{name}" if name else root
+    with suppress(FileNotFoundError):
+        if filesystem.info(path)["type"] == "file":
+            paths.append(path)
+    remove_objects(filesystem, paths)
+
+
 def remove_objects(filesystem: Any, paths: Sequence[str]) -> None:
-    """Remove existing objects of one bucket by their exact paths. `filesystem.rm` would expand paths as patterns.
+    """Remove existing objects of one bucket by their exact paths.
+
+    `filesystem.rm` is not used, because it expands paths as patterns.
 
     Raises:
         OSError: An object could not be removed.
