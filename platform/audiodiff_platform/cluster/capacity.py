@@ -67,7 +67,10 @@ def total(kind: str) -> int:
 
 
 def free(kind: str) -> int:
-    """Return the unreserved amount of a resource ("CPU" or "GPU"), including nodes that Ray knows it can add."""
+    """Return the unreserved amount of a resource ("CPU" or "GPU").
+
+    The amount includes nodes that Ray knows the cluster can add.
+    """
     growth = max(0, (_limit(kind) or 0) - total(kind))
     return int(ray.available_resources().get(kind, 0)) + growth
 
@@ -88,7 +91,7 @@ def grows() -> bool:
 
 
 def _limit(kind: str) -> int | None:
-    """Return the largest amount of a resource that the cluster can have, or None if Ray does not know."""
+    """Return the largest amount of a resource that the cluster can have, or None if unknown."""
     if started_here():
         return total(kind)
     limits = largest_cluster()

@@ -10,12 +10,15 @@ JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def started_here() -> bool:
-    """Return True if this process started the head node of its cluster, so that the cluster ends with this process."""
+    """Return True if this process started the head node of its cluster.
+
+    The cluster then ends with this process.
+    """
     node = import_module("ray._private.worker")._global_node
     return node is not None and bool(node.is_head())
 
 
 def largest_cluster() -> dict[str, int] | None:
-    """Return the largest amount of each resource that the cluster can grow to, or None if Ray does not know."""
+    """Return the largest amount of each resource that the cluster can have, or None if unknown."""
     limits: dict[str, int] | None = import_module("ray._private.state").state.get_max_resources_from_cluster_config()
     return limits

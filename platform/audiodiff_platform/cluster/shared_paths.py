@@ -54,13 +54,21 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
 
 
 def usable_encoder(name: str) -> str:
-    """Return an encoder name for `load_encoder` that works in every process of a job: local folders become absolute."""
+    """Return an encoder name that works in every process of a job.
+
+    Args:
+        name: The name for `load_encoder`: a local folder or a Hub id, with or without the kind of the encoder before it.
+            The path of a local folder becomes absolute.
+
+    Raises:
+        ValueError: As in `usable_path`.
+    """
     source = encoder_source(name)
     return name.removesuffix(source) + usable_path("encoder", source, hub_id=True)
 
 
 def encoder_source(name: str) -> str:
-    """Return the folder or Hub id in an encoder name, without the prefix that states the kind of the encoder."""
+    """Return the folder or Hub id in an encoder name, without the kind of the encoder."""
     return name.removeprefix("audio-encoder:").removeprefix("clap:")
 
 
@@ -77,7 +85,7 @@ def holds_secret(uri: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return True if `name` has the form OWNER/NAME of the Hugging Face Hub and is not an existing local path."""
+    """Return True if `name` has the form OWNER/NAME of the Hub and is not an existing local path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 

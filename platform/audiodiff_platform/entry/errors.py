@@ -41,4 +41,7 @@ def one_line(text: str) -> str:
 
 
 class LeaseLostError(Exception):
-    """Loss of the lease of an output folder: another job took it over, or the owner could not renew it in time."""
+    """Loss of the lease of an output folder.
+
+    Another job took over the lease, or the owner could not renew the lease in time.
+    """

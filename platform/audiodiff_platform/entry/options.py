@@ -177,7 +177,7 @@ def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, f
 
 
 def _value(options: type[Options], name: str, value: Any) -> Any:
-    """Convert a text to the value that pydantic validates: None for `none`, a list for an option with many values."""
+    """Convert a text for pydantic: `none` to None, any text of a repeatable option to a list."""
     if not isinstance(value, str):
         return value
     if _is_repeatable(options, name):
@@ -239,7 +239,7 @@ def _shown(value: Any) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that raises ValueError instead of exiting, like every other check of the options."""
+    """An argument parser that raises ValueError instead of exiting."""
 
     def error(self, message: str) -> Any:
         raise ValueError(message.replace("unrecognized arguments", "unknown arguments"))

@@ -1,4 +1,4 @@
-"""Run of a verb as a command: parse the options, run the verb, print its summary, return an exit status."""
+"""Execution of a verb as a command: options, summary, error messages, exit status."""
 
 import json
 import sys

@@ -4,7 +4,10 @@ import sys
 
 
 def say(message: str) -> None:
-    """Print a progress line or a warning to standard error. Standard output is for the JSON summary of a job."""
+    """Print a progress line or a warning to standard error.
+
+    Standard output is for the JSON summary of a job.
+    """
     sys.stderr.write(f"{message}\n")
     sys.stderr.flush()
 

@@ -1,4 +1,7 @@
-"""Atomic writes of files on a local disk: a reader sees the complete new file, or the state before the write."""
+"""Atomic writes of files on a local disk.
+
+A reader sees the complete new file, or the state before the write.
+"""
 
 import os
 import uuid
@@ -8,13 +11,17 @@ from pathlib import Path
 
 
 def replace_file(target: Path, content: bytes) -> None:
-    """Write a file, and replace an existing file. Missing folders are created."""
+    """Write or replace a file, atomically. Missing folders are created."""
     with _temporary_file(target, content) as temporary:
         os.replace(temporary, target)
 
 
 def create_file(target: Path, content: bytes) -> bool:
-    """Write a new file. Return False and write nothing if the file exists. Missing folders are created."""
+    """Write a new file, atomically. Missing folders are created.
+
+    Returns:
+        False if the file exists already. The file is then unchanged.
+    """
     with _temporary_file(target, content) as temporary:
         try:
             os.link(temporary, target)

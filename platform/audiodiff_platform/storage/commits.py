@@ -117,7 +117,7 @@ def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
 
 
 def pack(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> None:
-    """Replace the commit records of a finished job by Parquet files, if there are more than MAX_LOOSE_RECORDS.
+    """Replace more than MAX_LOOSE_RECORDS commit records of a finished job by Parquet files.
 
     A Parquet file with RECORDS_PER_PACK records is complete before the records that it replaces are removed, so a
     killed process loses no record.

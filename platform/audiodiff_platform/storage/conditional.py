@@ -1,4 +1,6 @@
-"""Conditional writes on object stores: create a file only if it does not exist, replace it only if it is unchanged.
+"""Conditional writes on object stores.
+
+A file is created only if it does not exist. A file is replaced only if it is unchanged.
 
 S3 compares entity tags (`If-None-Match`, `If-Match`), GCS compares generations. If the answer to a successful write is
 lost, the client retries the write and the store rejects the retry. A rejected write therefore counts as successful if

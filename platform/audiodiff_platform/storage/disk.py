@@ -108,7 +108,7 @@ class DiskListing:
         return None
 
     def _contains(self, target: tuple[int, int], link: str) -> bool:
-        """Return True if the folder `target` contains the link, by its real path or by the path of the listing."""
+        """Return True if `target` contains the link, by its real path or by the path of the listing."""
         parent = os.path.dirname(self._path(link))
         ancestors = {parent, os.path.realpath(parent)}
         for path in list(ancestors):

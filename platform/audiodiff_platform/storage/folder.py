@@ -1,4 +1,4 @@
-"""One interface to folders on a local disk and on object stores (`s3://`, `gs://`), with atomic writes.
+"""Folders on a local disk or on an object store (`s3://`, `gs://`), with atomic writes.
 
 The client libraries of the stores retry throttled and broken requests with growing pauses. Errors that remain are
 raised as OSError with the name of the object.

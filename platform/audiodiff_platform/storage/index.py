@@ -53,7 +53,10 @@ def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[CommittedPart
 
 
 def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
-    """Return the row groups of the part `data/<split>-<shard>.parquet`; records of one split do not name the split."""
+    """Return the row groups of the part `data/<split>-<shard>.parquet`, or None for another part.
+
+    A record has the row groups of each split, or of its only split without the name of the split.
+    """
     folder, _, name = path.rpartition("/")
     return record.get(name.rpartition("-")[0], record).get("row_groups") if folder == "data" else None
 

@@ -52,7 +52,7 @@ def entry_on_store(name: str, size: int | str, details: dict[str, Any]) -> Entry
 
 
 def fixed_folder(pattern: str) -> str:
-    """Return the leading parts of a glob pattern without wildcards: the folder that contains all matches."""
+    """Return the folder that contains all matches of a glob pattern: its first parts without wildcards."""
     fixed: list[str] = []
     for part in pattern.split("/")[:-1]:
         if any(character in part for character in "*?["):
@@ -62,7 +62,10 @@ def fixed_folder(pattern: str) -> str:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Return True if every part of a name matches its part of a glob pattern. `**` matches any number of parts."""
+    """Return True if a name matches a glob pattern.
+
+    `*` and `?` match within one part of the name. `**` matches any number of parts.
+    """
     return _match(name.split("/"), pattern.split("/"))
 
 

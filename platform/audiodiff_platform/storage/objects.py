@@ -100,7 +100,10 @@ def _deep(pages: _Pages, top: _Range) -> Iterator[Entry]:
 
 
 def _split(pages: _Pages, top: _Range, pool: ThreadPoolExecutor) -> list[Entry | _Range]:
-    """Return objects, and folders with all other objects: CONCURRENT_REQUESTS folders or more, if possible."""
+    """Return the objects of the upper levels, and the folders that contain all other objects.
+
+    The levels are listed until there are CONCURRENT_REQUESTS folders or more.
+    """
     items: list[Entry | _Range] = [top]
     for _ in range(MAX_LEVELS):
         folders = [item for item in items if isinstance(item, _Range)]
@@ -112,7 +115,10 @@ def _split(pages: _Pages, top: _Range, pool: ThreadPoolExecutor) -> list[Entry |
 
 
 def _level(pages: _Pages, folder: _Range) -> list[Entry | _Range]:
-    """Return the objects and folders directly in a folder, and one range for all names after MAX_FOLDERS folders."""
+    """Return the objects and folders directly in a folder.
+
+    After MAX_FOLDERS folders, all further names are one range.
+    """
     if folder.after:
         return [folder]
     level: list[Entry | _Range] = []

@@ -39,7 +39,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders in `parent` that killed processes of this user on this machine abandoned."""
+    """Remove the scratch folders in `parent` of killed processes of this user on this machine."""
     if not parent.is_dir():
         return
     with os.scandir(parent) as entries:
