@@ -57,8 +57,8 @@ def usable_encoder(name: str) -> str:
     """Return an encoder name that works in every process of a job.
 
     Args:
-        name: The name for `load_encoder`: a local folder or a Hub id, with or without the kind of the encoder before it.
-            The path of a local folder becomes absolute.
+        name: The name for `load_encoder`: a local folder or a Hub id, with an optional prefix for the kind of the
+            encoder. The path of a local folder becomes absolute.
 
     Raises:
         ValueError: As in `usable_path`.
