@@ -19,7 +19,7 @@ class AudioEncoder(audio_encoder.AudioEncoder):
     The network runs on the device that it was moved to.
 
     Args:
-        name: A name for the encoder.
+        name: The name of the encoder: its folder or Hugging Face id.
     """
 
     def __init__(self, name: str = "audio-encoder") -> None:

@@ -105,8 +105,10 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
             )
     flags = vars(parser.parse_args(_with_dashed_values(arguments, options)))
     recipe = None if verb_reads_recipe else flags.pop("recipe")
-    defaults = read_recipe(recipe).get(section, {}) if recipe else {}
-    return validated(options, {**defaults, **flags}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, flags)
+    recipe_values = read_recipe(recipe).get(section, {}) if recipe else {}
+    return validated(
+        options, {**recipe_values, **flags}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, flags
+    )
 
 
 def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
