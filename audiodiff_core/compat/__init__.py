@@ -1,9 +1,11 @@
-"""The original's public API, for notebooks and apps written for it: change the import, keep the code.
+"""Public API of the `audiodiffusion` package, for notebooks and apps that use it.
+
+Only the import changes:
 
     from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, AudioEncoder, Mel
 
-The images are those of before, number for number and faults included; the phases of the audio, which were random, are not. The
-submodules have the original's names too (`audiodiff_core.compat.mel` for `audiodiffusion.mel`).
+Images are equal to the images of `audiodiffusion`, including its bugs. Audio differs in its phases, which were random.
+The submodules have the same names as in `audiodiffusion`: `audiodiff_core.compat.mel` replaces `audiodiffusion.mel`.
 """
 
 from audiodiff_core.compat.audio_diffusion import AudioDiffusion

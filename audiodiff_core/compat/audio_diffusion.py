@@ -1,4 +1,4 @@
-"""The original's `AudioDiffusion`: one model, one loop at a time."""
+"""`AudioDiffusion` of the `audiodiffusion` package: a model that generates one loop at a time."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,7 +19,13 @@ SpectrogramAndAudio = tuple[Image.Image, tuple[int, Audio]]
 
 
 class AudioDiffusion:
-    """A model by its folder, fsspec URI or Hugging Face id, on the GPU where there is one (or as `cuda` says)."""
+    """A model that generates one loop at a time.
+
+    Args:
+        model_id: A folder, an fsspec URI or a Hugging Face id.
+        cuda: Run the model on the GPU. Defaults to True if there is a GPU.
+        progress_bar: A function that wraps the denoising steps, or None for no progress bar.
+    """
 
     def __init__(
         self,
@@ -42,7 +48,13 @@ class AudioDiffusion:
         noise: torch.Tensor | None = None,
         encoding: torch.Tensor | None = None,
     ) -> SpectrogramAndAudio:
-        """A new picture and (sample rate in Hz, audio (n,)). The arguments are those of the pipeline."""
+        """Generate an image and its audio.
+
+        The arguments are the same as in `AudioDiffusionPipeline.__call__`.
+
+        Returns:
+            The image, and the audio as (sample rate in Hz, samples (n,)).
+        """
         return self._first(
             steps=steps, generator=generator, step_generator=step_generator, eta=eta, noise=noise, encoding=encoding
         )
@@ -62,7 +74,13 @@ class AudioDiffusion:
         encoding: torch.Tensor | None = None,
         noise: torch.Tensor | None = None,
     ) -> SpectrogramAndAudio:
-        """A variation of a slice of audio, a continuation of it, or both. The arguments are those of the pipeline."""
+        """Generate a variation or a continuation of a slice of audio.
+
+        The arguments are the same as in `AudioDiffusionPipeline.__call__`.
+
+        Returns:
+            The image, and the audio as (sample rate in Hz, samples (n,)).
+        """
         return self._first(
             audio_file=audio_file,
             raw_audio=raw_audio,
@@ -85,10 +103,18 @@ class AudioDiffusion:
 
     @staticmethod
     def loop_it(audio: npt.NDArray[Any], sample_rate: int, loops: int = 12) -> npt.NDArray[Any] | None:
-        """`loops` times the whole bars of four beats between the first and the last beat that librosa hears; None where there is no bar.
+        """Repeat the complete bars of four beats between the first and the last beat.
 
-        `audiodiff_core.loops.cut` makes loops that are exact in length and have no seam.
+        librosa tracks the beats. `audiodiff_core.loops.cut` makes loops of exact length without a seam.
+
+        Args:
+            audio: Samples (n,).
+            sample_rate: The sample rate in Hz.
+            loops: The number of repetitions.
+
+        Returns:
+            Samples, or None if the audio has no complete bar.
         """
         _, beats = beat_track(y=audio, sr=sample_rate, units="samples")
-        whole = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR
-        return np.tile(audio[beats[0] : beats[whole]], loops) if whole > 0 else None
+        last = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR
+        return np.tile(audio[beats[0] : beats[last]], loops) if last > 0 else None

@@ -1,4 +1,4 @@
-"""The original's `AudioEncoder`: files in, a tensor of embeddings out."""
+"""`AudioEncoder` of the `audiodiffusion` package: embeddings of audio files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,13 @@ from audiodiff_core.mel import IMAGE_MAX
 
 
 class AudioEncoder(audio_encoder.AudioEncoder):
-    """The network of `audiodiff_core.embeddings.audio_encoder.AudioEncoder`, on whatever device it was moved to, with the original's way of asking."""
+    """Audio encoder with the `encode` method of `audiodiffusion`.
+
+    The network runs on the device that it was moved to.
+
+    Args:
+        name: The name of the encoder: its folder or Hugging Face id.
+    """
 
     def __init__(self, name: str = "audio-encoder") -> None:
         super().__init__(name)
@@ -22,7 +28,11 @@ class AudioEncoder(audio_encoder.AudioEncoder):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
-        """The weights of a local folder or of a Hugging Face id such as teticio/audio-encoder; only tensors are unpickled."""
+        """Load an encoder. Only tensors are unpickled.
+
+        Args:
+            pretrained_model_name_or_path: A local folder, or a Hugging Face id such as teticio/audio-encoder.
+        """
         source = str(pretrained_model_name_or_path)
         return cls.of(local_folder(source), source)
 
@@ -30,30 +40,38 @@ class AudioEncoder(audio_encoder.AudioEncoder):
     def encode(  # type: ignore[override]  # the original's signature
         self, audio_files: Sequence[str | Path], pool: Literal["average", "max"] | None = "average"
     ) -> torch.Tensor:
-        """Embeddings (files, 100), averaged or maximised over each file's slices of 5.015 s, or with `pool` None (files, slices, 100).
+        """Embed audio files.
 
-        Raises ValueError for an unknown `pool`, and with None for files of different lengths: `audiodiff_core.embeddings.encoder` gives those as a list.
+        Args:
+            audio_files: Local files. Each file is divided into slices of 5.015 s.
+            pool: The mean ("average") or the maximum ("max") over the slices of a file, or None for no pooling.
+
+        Returns:
+            Embeddings (files, 100), or (files, slices, 100) if `pool` is None.
+
+        Raises:
+            ValueError: `pool` is unknown. Or `pool` is None and the files have different numbers of slices; the
+                encoders of `audiodiff_core.embeddings.encoder` return a list for such files.
         """
         if pool not in ("average", "max", None):
-            raise ValueError(f"pool {pool!r}: average, max and None are known")
-        each = [self(self._slices(file)) for file in audio_files]
+            raise ValueError(f"pool {pool!r}: must be average, max or None")
+        embeddings = [self(self._slices(file)) for file in audio_files]
         match pool:
             case "average":
-                return torch.stack([slices.mean(dim=0) for slices in each])
+                return torch.stack([of_slices.mean(dim=0) for of_slices in embeddings])
             case "max":
-                return torch.stack([slices.amax(dim=0) for slices in each])
-        lengths = {len(slices) for slices in each}
-        if len(lengths) > 1:
+                return torch.stack([of_slices.amax(dim=0) for of_slices in embeddings])
+        counts = {len(of_slices) for of_slices in embeddings}
+        if len(counts) > 1:
             raise ValueError(
-                f"pool None: the files have from {min(lengths)} to {max(lengths)} slices, which make no tensor: use average or max"
+                f"pool None: the files have from {min(counts)} to {max(counts)} slices and do not fit into one tensor: "
+                "use average or max"
             )
-        return torch.stack(each)
+        return torch.stack(embeddings)
 
     def _slices(self, audio_file: str | Path) -> torch.Tensor:
-        """A file's slices as the network takes them: (slices, 1, 96, 216) in [0, 1]."""
+        """Return the slices of a file as input for the network: (slices, 1, 96, 216) in [0, 1]."""
         self.images.load_audio(audio_file)
         count = self.images.get_number_of_slices()
-        levels = np.stack([np.asarray(self.images.audio_slice_to_image(index)) for index in range(count)])[
-            :, np.newaxis
-        ]
-        return torch.Tensor(levels / IMAGE_MAX).to(self.embedding.weight.device)
+        levels = np.stack([np.asarray(self.images.audio_slice_to_image(index)) for index in range(count)])
+        return torch.Tensor(levels[:, np.newaxis] / IMAGE_MAX).to(self.embedding.weight.device)

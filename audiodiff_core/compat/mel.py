@@ -1,4 +1,7 @@
-"""The original's `Mel`, one object that holds the audio of the moment: for code written for it. New code uses `audiodiff_core.mel.analysis.Mel`."""
+"""`Mel` of the `audiodiffusion` package: conversion between the audio that it holds and mel images.
+
+New code uses `audiodiff_core.mel.Mel`.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +21,26 @@ from audiodiff_core.vocoder import GriffinLim
 DEFAULTS = MelConfig()
 
 
-class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no types
-    """Audio <-> images, number for number as the original (and diffusers' copy) made them: by librosa, each slice relative to its own maximum.
+class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # diffusers has no types
+    """Converter between audio and mel images.
 
-    Audio is made by this project's vocoder: the original's phases were random, these are the same for the same image.
+    Images are equal to the images of `audiodiffusion` and of the `Mel` class in diffusers: librosa computes the mel
+    spectrogram, and the levels of a slice are relative to its own maximum. Audio is made by `GriffinLim`, with the same
+    phases for the same image. The phases of `audiodiffusion` were random.
+
+    Args:
+        x_res: Image width in frames.
+        y_res: Image height in mel bands.
+        sample_rate: Sample rate in Hz.
+        n_fft: FFT window length in samples.
+        hop_length: Distance of frames in samples.
+        top_db: Dynamic range in dB. Level 255 is the maximum of a slice, level 0 is `top_db` below.
+        n_iter: Number of Griffin-Lim iterations.
     """
 
     config_name = "mel_config.json"
 
-    @register_to_config  # type: ignore[untyped-decorator]  # diffusers states no types for it
+    @register_to_config  # type: ignore[untyped-decorator]  # diffusers has no types
     def __init__(
         self,
         x_res: int = DEFAULTS.x_res,
@@ -43,11 +57,12 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
 
     @classmethod
     def of(cls, config: MelConfig) -> "Mel":
+        """Create a converter from the configuration of a model."""
         made: Mel = cls(**config.model_dump())
         return made
 
     def mel_config(self) -> MelConfig:
-        """What this object is set to now, which `set_resolution` and assigned attributes may have changed since it was made."""
+        """Return the current configuration, with changes by `set_resolution` and assigned attributes."""
         return MelConfig(
             x_res=self.x_res,
             y_res=self.y_res,
@@ -59,19 +74,26 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
         )
 
     def set_resolution(self, x_res: int, y_res: int) -> None:
-        """Image width in frames and height in mel bands."""
+        """Set the image width in frames and the image height in mel bands."""
         self.x_res, self.y_res, self.n_mels = x_res, y_res, y_res
         self.slice_size = x_res * self.hop_length - 1
 
     def load_audio(self, audio_file: str | Path | None = None, raw_audio: npt.NDArray[Any] | None = None) -> None:
-        """Load a file, mono at this object's rate, or take samples (n,) as they are; less than x_res * hop_length samples are padded with silence.
+        """Load audio from a file or from samples.
 
-        Raises ValueError for a file that lasts more than LONGEST_DECODED_S.
+        Audio of less than `x_res * hop_length` samples is padded with silence.
+
+        Args:
+            audio_file: A local file, which is decoded to mono at the sample rate of this object.
+            raw_audio: Mono samples (n,) at the sample rate of this object, if there is no `audio_file`.
+
+        Raises:
+            ValueError: The file is longer than LONGEST_DECODED_S seconds, or there is no audio argument.
         """
         if audio_file is not None:
             audio, _ = librosa.load(audio_file, mono=True, sr=self.sr, duration=LONGEST_DECODED_S + 1)
             if len(audio) > LONGEST_DECODED_S * self.sr:
-                raise ValueError(f"{audio_file}: lasts more than {LONGEST_DECODED_S:.0f} s, use a shorter file")
+                raise ValueError(f"{audio_file}: lasts more than {LONGEST_DECODED_S:.0f} s: use a shorter file")
         elif raw_audio is not None:
             audio = raw_audio
         else:
@@ -80,17 +102,27 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
         self.audio = audio if missing <= 0 else np.concatenate([audio, np.zeros(missing)])
 
     def get_number_of_slices(self) -> int:
+        """Return the number of complete slices of `slice_size` samples in the loaded audio."""
         return len(self._loaded()) // self.slice_size
 
     def get_audio_slice(self, slice: int = 0) -> npt.NDArray[Any]:  # noqa: A002  # the original's name
-        """The samples of a slice, counted from 0: (slice_size,)."""
+        """Return the samples (slice_size,) of a slice. Slices are numbered from 0."""
         return self._loaded()[self.slice_size * slice : self.slice_size * (slice + 1)]
 
     def get_sample_rate(self) -> int:
+        """Return the sample rate in Hz."""
         return self.sr
 
     def audio_slice_to_image(self, slice: int, ref: float | Callable[..., Any] = np.max) -> Image.Image:  # noqa: A002  # the original's name
-        """A slice as a greyscale image, x_res wide, y_res high. `ref`: the power that is 255, or what gives it from the slice's powers."""
+        """Convert a slice to a grayscale image of width `x_res` and height `y_res`.
+
+        Args:
+            slice: The number of the slice, from 0.
+            ref: The power of level 255, or a function that computes this power from the mel power spectrogram.
+
+        Raises:
+            ValueError: The loaded audio has no such slice.
+        """
         samples = self.get_audio_slice(slice)
         if len(samples) == 0:
             raise ValueError(f"slice {slice}: the audio has {self.get_number_of_slices()}, counted from 0")
@@ -102,10 +134,16 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # they have no ty
         return Image.fromarray(levels.astype(np.uint8))
 
     def image_to_audio(self, image: Image.Image) -> npt.NDArray[np.float32]:
-        """A greyscale image -> audio ((width - 1) * hop_length,), its level that of an image whose 255 is power 1."""
-        samples: npt.NDArray[np.float32] = GriffinLim(self.mel_config())(np.asarray(image, np.uint8)[np.newaxis], [0])[
-            0
-        ]
+        """Convert a grayscale image to audio.
+
+        Args:
+            image: A mel image. Level 255 is power 1.
+
+        Returns:
+            Samples ((width - 1) * hop_length,).
+        """
+        vocoder = GriffinLim(self.mel_config())
+        samples: npt.NDArray[np.float32] = vocoder(np.asarray(image, np.uint8)[np.newaxis], [0])[0]
         return samples
 
     def _loaded(self) -> npt.NDArray[Any]:

@@ -1,9 +1,15 @@
-"""The original's pipeline: the same arguments, the same images for the same generators, its faults included.
+"""Pipeline of the `audiodiffusion` package: same arguments, and same images for the same generators.
 
-For code written for it, and for results that must be those of before. What it does wrong is kept, because what it makes depends on it:
-variations start at one level of noise and are denoised from the next, only the first item of a batch takes the audio, the pasted part of
-a mask is one level too noisy, the caller's `noise` is overwritten, inversion gives a latent network pixels. `audiodiff_core.pipeline`
-does all of it right, for batches.
+Use this pipeline for existing code, and to reproduce earlier results. Its images depend on these bugs of
+`audiodiffusion`, which are kept:
+
+- A variation starts at the noise level of one step, and denoising starts at the next step.
+- Only the first item of a batch starts from the audio.
+- The part of the image that a mask keeps is one step too noisy.
+- The tensor in the argument `noise` is overwritten.
+- Inversion passes pixels to a latent network.
+
+`audiodiff_core.pipeline` has none of these bugs, and works on batches.
 """
 
 import math
@@ -30,10 +36,19 @@ Audios = list[npt.NDArray[np.float32]]
 DDIM_STEPS, OTHER_STEPS = 50, 1_000
 
 
-class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has no types
-    """Network, noise schedule, `Mel` and, for latent models, `vqvae`; each may be assigned anew."""
+class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
+    """A diffusion model for mel images and their audio.
 
-    _optional_components = ["vqvae"]  # noqa: RUF012  # diffusers' own convention
+    The components are attributes, and can be replaced.
+
+    Args:
+        vqvae: The autoencoder of a latent model, or None.
+        unet: The denoising network.
+        mel: The converter between audio and images.
+        scheduler: The noise schedule.
+    """
+
+    _optional_components = ["vqvae"]  # noqa: RUF012  # convention of diffusers
 
     def __init__(self, vqvae: Any, unet: Any, mel: Mel, scheduler: Any) -> None:
         super().__init__()
@@ -41,17 +56,21 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path) -> Self:
-        """A model from a folder, an fsspec URI or a Hugging Face id, in any layout that `audiodiff_core.checkpoint` reads; nothing is unpickled."""
+        """Load a model in any layout that `audiodiff_core.checkpoint` reads. Nothing is unpickled.
+
+        Args:
+            pretrained_model_name_or_path: A folder, an fsspec URI or a Hugging Face id.
+        """
         model = load_model(pretrained_model_name_or_path)
         return cls(vqvae=model.vae, unet=model.unet, mel=Mel.of(model.mel), scheduler=model.scheduler)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes the model as a folder that this package and diffusers load, safetensors only."""
+        """Write the model to a folder that this package and diffusers can load, as safetensors only."""
         record = ModelRecord(recipe={}, data_digest="unknown", metrics={})
         save_model(save_directory, self.unet, self.scheduler, self.mel.mel_config(), record, vae=self.vqvae)
 
     def get_default_steps(self) -> int:
-        """50 with DDIM, 1000 with any other scheduler."""
+        """Return the default number of steps: 50 for DDIM, 1000 for any other scheduler."""
         return DDIM_STEPS if isinstance(self.scheduler, DDIMScheduler) else OTHER_STEPS
 
     @torch.no_grad()
@@ -72,12 +91,27 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         encoding: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> BaseOutput | tuple[OutputImages, tuple[int, Audios]]:
-        """Generates `batch_size` images and their audio.
+        """Generate images and their audio.
 
-        audio_file, raw_audio (n,): audio whose slice number `slice` is varied from `start_step` on; its first `mask_start_secs` and last
-        `mask_end_secs` seconds are kept. noise: (batch, channels, height, width), overwritten where start_step > 0. encoding: (batch, length,
-        width) for conditional networks. eta: DDIM's. Gives an output with `images` and `audios` (batch, 1, n), or with return_dict False
-        (images, (sample rate in Hz, audios)).
+        Args:
+            batch_size: The number of images.
+            audio_file: A local file to vary.
+            raw_audio: Mono samples (n,) to vary, at the sample rate of the model.
+            slice: The number of the slice of the audio, from 0.
+            start_step: The step at which the variation of the audio starts.
+            steps: The number of denoising steps. Defaults to `get_default_steps()`.
+            generator: The random generator of the initial noise and of the latents of the audio.
+            mask_start_secs: The duration in seconds at the start of the audio that is kept.
+            mask_end_secs: The duration in seconds at the end of the audio that is kept.
+            step_generator: The random generator of the noise of the steps. Defaults to `generator`.
+            eta: The stochasticity of DDIM, 0 (deterministic) to 1. Other schedulers ignore it.
+            noise: The initial noise (batch, channels, height, width). It is overwritten if `start_step` is more than 0.
+            encoding: The conditioning (batch, length, width) of a conditional network.
+            return_dict: Return an output object instead of a tuple.
+
+        Returns:
+            An object with `images`, a list, and `audios`, an array (batch, 1, n). If `return_dict` is False, a tuple
+            (images, (sample rate in Hz, list of samples (n,))).
         """
         self.scheduler.set_timesteps(steps or self.get_default_steps())
         timesteps = self.scheduler.timesteps[start_step:]
@@ -106,15 +140,26 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
                 images[..., :first] = kept[:, step, :, :first]
             if kept is not None and last > 0:
                 images[..., -last:] = kept[:, step, :, -last:]
-        pictures = self._pictures(images)
-        audios = [self.mel.image_to_audio(picture) for picture in pictures]
+        outputs = self._output_images(images)
+        audios = [self.mel.image_to_audio(image) for image in outputs]
         if not return_dict:
-            return pictures, (self.mel.get_sample_rate(), audios)
-        return BaseOutput(**AudioPipelineOutput(np.array(audios)[:, np.newaxis, :]), **ImagePipelineOutput(pictures))
+            return outputs, (self.mel.get_sample_rate(), audios)
+        return BaseOutput(**AudioPipelineOutput(np.array(audios)[:, np.newaxis, :]), **ImagePipelineOutput(outputs))
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], steps: int = DDIM_STEPS) -> torch.Tensor:
-        """Noise (batch, 1, height, width) from which DDIM makes about these images in as many steps: its steps run backwards."""
+        """Invert images to noise, by DDIM steps in reverse order.
+
+        Args:
+            images: Grayscale images of the size of the model.
+            steps: The number of steps.
+
+        Returns:
+            Noise (batch, 1, height, width) from which DDIM generates approximately these images in `steps` steps.
+
+        Raises:
+            ValueError: The scheduler is not DDIMScheduler.
+        """
         if not isinstance(self.scheduler, DDIMScheduler):
             raise ValueError(f"encode needs DDIMScheduler, the pipeline has {type(self.scheduler).__name__}")
         self.scheduler.set_timesteps(steps)
@@ -122,17 +167,27 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         sample = torch.Tensor(levels / IMAGE_MAX * 2 - 1).to(self.device)
         stride = self.scheduler.config.num_train_timesteps // self.scheduler.num_inference_steps
         for timestep in self.progress_bar(torch.flip(self.scheduler.timesteps, (0,))):
-            before = timestep - stride
-            kept = self.scheduler.alphas_cumprod[timestep]
-            kept_before = self.scheduler.alphas_cumprod[before] if before >= 0 else self.scheduler.final_alpha_cumprod
+            previous = timestep - stride
+            alpha = self.scheduler.alphas_cumprod[timestep]
+            alpha_previous = (
+                self.scheduler.alphas_cumprod[previous] if previous >= 0 else self.scheduler.final_alpha_cumprod
+            )
             prediction = self.unet(sample, timestep)["sample"]
-            sample = (sample - (1 - kept_before) ** 0.5 * prediction) * kept_before ** (-0.5)
-            sample = sample * kept**0.5 + (1 - kept) ** 0.5 * prediction
+            # DDIM step (Song et al. 2020, eq. 12 with sigma 0), solved for the noisier sample
+            sample = (sample - (1 - alpha_previous) ** 0.5 * prediction) * alpha_previous ** (-0.5)
+            sample = sample * alpha**0.5 + (1 - alpha) ** 0.5 * prediction
         return sample
 
     @staticmethod
     def slerp(x0: torch.Tensor, x1: torch.Tensor, alpha: float) -> torch.Tensor:
-        """Spherical interpolation of two tensors, each taken as one vector: x0 at `alpha` 0, x1 at 1. Parallel ones have none."""
+        """Interpolate between two tensors on a sphere, with each tensor as one vector.
+
+        Args:
+            x0: The tensor at `alpha` 0.
+            x1: The tensor at `alpha` 1, of the same shape. It must not be parallel to `x0`.
+            alpha: The position between the tensors.
+        """
+        # Shoemake 1985
         angle = math.acos(torch.dot(torch.flatten(x0), torch.flatten(x1)) / torch.norm(x0) / torch.norm(x1))
         return math.sin((1 - alpha) * angle) * x0 / math.sin(angle) + math.sin(alpha * angle) * x1 / math.sin(angle)
 
@@ -141,7 +196,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def _source(self, number: int, generator: torch.Generator | None) -> torch.Tensor:
-        """A slice of the loaded audio as the network's values (channels, height, width)."""
+        """Return a slice of the loaded audio as input for the network: (channels, height, width)."""
         levels = np.asarray(self.mel.audio_slice_to_image(number))
         source = torch.tensor((levels / IMAGE_MAX * 2 - 1)[np.newaxis], dtype=torch.float).to(self.device)
         if self.vqvae is None:
@@ -157,8 +212,8 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # it has
         prediction: torch.Tensor = self.unet(*inputs)["sample"]
         return prediction
 
-    def _pictures(self, images: torch.Tensor) -> OutputImages:
-        """The network's values (or latents) as greyscale pictures."""
+    def _output_images(self, images: torch.Tensor) -> OutputImages:
+        """Convert the output of the network, pixels or latents, to grayscale images."""
         if self.vqvae is not None:
             images = self.vqvae.decode(1 / self.vqvae.config.scaling_factor * images)["sample"]
         values = (images / 2 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).numpy()

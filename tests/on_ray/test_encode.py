@@ -146,7 +146,7 @@ def test_another_autoencoder_in_the_same_folder_is_refused(
     with torch.no_grad():
         next(network.parameters()).add_(1)
     save_vae(tmp_path / "other", network)
-    with pytest.raises(ValueError, match=r"vae_digest '\w+' there, '\w+' asked for"):
+    with pytest.raises(ValueError, match=r"vae_digest is '\w+' in the folder, '\w+' in this job"):
         encode(_asked(held_out, tmp_path / "other", latents))
 
 

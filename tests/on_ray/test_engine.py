@@ -247,7 +247,7 @@ def test_the_number_of_workers_is_printed(local_ray: None, capsys: pytest.Captur
     with engine(3, None) as running:
         assert isinstance(running, RayDataEngine)
         assert running.workers == 4
-    assert "4 workers, a CPU each (4 of 4 CPUs are free)" in capsys.readouterr().err
+    assert "4 workers, one CPU each (4 of 4 CPUs are free)" in capsys.readouterr().err
 
     holder = ray.remote(num_cpus=3)(Holder).remote()
     assert ray.get(holder.here.remote())

@@ -108,7 +108,7 @@ def test_a_finished_folder_needs_no_space(
 
 
 def test_other_settings_in_the_same_folder_are_refused(eighteen: Path, model: Path) -> None:
-    with pytest.raises(ValueError, match="steps 3 there, 4 asked for"):
+    with pytest.raises(ValueError, match="steps is 3 in the folder, 4 in this job"):
         generate(GenerateOptions(model=str(model), output_dir=str(eighteen), count=18, steps=4))
 
 

@@ -76,7 +76,7 @@ def test_records_that_are_packed_and_not_yet_removed_count_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state after a kill between the two."""
-    monkeypatch.setattr(commits, "LOOSE_AT_MOST", 3)
+    monkeypatch.setattr(commits, "MAX_LOOSE_RECORDS", 3)
     folder = Folder(str(tmp_path))
     records = {shard: _record(shard) for shard in range(5)}
     for _ in range(2):
@@ -94,7 +94,7 @@ def test_an_index_of_another_state_is_refused(tmp_path: Path) -> None:
     earlier = folder.read(INDEX)
     _simulated(folder, 4)
     folder.write(INDEX, earlier)
-    with pytest.raises(ValueError, match=r"_index\.parquet is not the one that _SUCCESS names"):
+    with pytest.raises(ValueError, match=r"_index\.parquet does not match the digest in _SUCCESS"):
         MelDataset(folder.uri)
 
 

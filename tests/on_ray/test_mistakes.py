@@ -100,7 +100,7 @@ def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
     for text, words in (
         ("prepare: {hop_lenght: 3}", "hop_lenght is unknown; did you mean hop_length?"),
         ("prepair: {}", "section prepair is unknown; did you mean prepare?"),
-        ("prepare: 3", "each of its sections must hold options"),
+        ("prepare: 3", "section prepare is a text: must be a mapping of options"),
         ("a: [", "is not YAML"),
     ):
         recipe.write_text(text)

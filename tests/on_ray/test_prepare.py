@@ -153,7 +153,7 @@ def test_another_configuration_or_a_changed_input_is_refused(local_ray: None, fe
     shutil.copytree(few_loops, source)
     prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), **SMALL))
     whole = _contents(out)
-    with pytest.raises(ValueError, match=r"overlap 0\.0 there, 0\.5 asked for"):
+    with pytest.raises(ValueError, match=r"overlap is 0\.0 in the folder, 0\.5 in this job"):
         prepare(PrepareOptions(input_dir=str(source), output_dir=str(out), overlap=0.5, **SMALL))
     (source / "loop_mika.flac").write_bytes(b"changed")
     with pytest.raises(ValueError, match=r"loop_mika\.flac has changed"):

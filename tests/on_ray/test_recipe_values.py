@@ -296,7 +296,7 @@ def test_values_left_out_and_empty_ones(tmp_path: Path, section: str) -> None:
         assert (
             _from_recipe(tmp_path, section, stated, "'")
             == _from_flags(section, stated)
-            == f": {name} is empty: give a value, or none for no value"
+            == f": {name} is empty: set a value, or none to unset the option"
         )
 
 
@@ -430,10 +430,10 @@ def test_an_empty_recipe_has_no_sections(tmp_path: Path, text: str) -> None:
         (b"train: {vae: @x}", "cannot start any token"),
         ("train: {vae: Größe}".encode("latin1"), "save it as UTF-8"),
         (b"train: {vae: \0}", "position 13"),
-        (b"train:\n", "section train is a text: each of its sections must hold options"),
+        (b"train:\n", "section train is a text: must be a mapping of options"),
         (b"train: [1]", "section train is a list"),
-        (b"- train", "is a list, not a mapping of sections"),
-        (b"train", "is a text, not a mapping of sections"),
+        (b"- train", "is a list, must be a mapping of sections"),
+        (b"train", "is a text, must be a mapping of sections"),
         (b"1: {}", "section 1 is unknown"),
         (b"2026-11-25: {}", "section 2026-11-25 is unknown"),
     ],

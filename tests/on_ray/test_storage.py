@@ -170,7 +170,7 @@ def test_many_folders_are_listed_at_a_time_in_the_order_of_their_names(store: St
 def test_a_level_of_very_many_folders_is_listed_page_by_page_behind_the_first(
     store: Store, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "FOLDERS_AT_MOST", PAGE)
+    monkeypatch.setattr(objects, "MAX_FOLDERS", PAGE)
     folder = Folder(uri)
     names = sorted([f"{number:02d}/{track}" for number in range(2 * PAGE) for track in "ab"] + ["05", "14 1", "99"])
     with ThreadPoolExecutor() as pool:

@@ -145,7 +145,7 @@ def test_digests_of_a_worker_that_did_not_commit_are_not_taken(planned: Planned)
         planned.run_again()
 
 
-@pytest.mark.parametrize("loose_at_most", [commits.LOOSE_AT_MOST, 0], ids=["records", "packs"])
+@pytest.mark.parametrize("loose_at_most", [commits.MAX_LOOSE_RECORDS, 0], ids=["records", "packs"])
 def test_prepare_goes_on_with_a_restored_corpus(
     local_ray: None,
     few_loops: Path,
@@ -155,7 +155,7 @@ def test_prepare_goes_on_with_a_restored_corpus(
     loose_at_most: int,
 ) -> None:
     """Among the files are a container, a duplicate, one without a slice, and one that is no audio."""
-    monkeypatch.setattr(commits, "LOOSE_AT_MOST", loose_at_most)
+    monkeypatch.setattr(commits, "MAX_LOOSE_RECORDS", loose_at_most)
     music, mel = tmp_path / "in", tmp_path / "mel"
     shutil.copytree(few_loops, music)
     shutil.copy(few_loops / "loop_mika.flac", music / "mika, again.flac")

@@ -208,7 +208,7 @@ def test_a_finished_run_is_not_trained_again_and_needs_no_space(
 
 
 def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path) -> None:
-    with pytest.raises(ValueError, match=r"learning_rate 0\.001 there, 0\.002 asked for"):
+    with pytest.raises(ValueError, match=r"learning_rate is 0\.001 in the folder, 0\.002 in this job"):
         train(_options(dataset, run, learning_rate=2e-3))
 
 

@@ -26,7 +26,7 @@ def test_a_tilde_is_the_home_folder(home: Path) -> None:
     assert usable_path("output_dir", "./~") == str(home.parent / "~")
     with pytest.raises(
         ValueError,
-        match=r"^output_dir ~no-such-user/runs: no such user's home: name the path itself, or \./~no-such-user/runs",
+        match=r"^output_dir ~no-such-user/runs: no home folder for this user: use the full path, or \./~no-such-user/runs",
     ):
         usable_path("output_dir", "~no-such-user/runs")
 

@@ -1,4 +1,4 @@
-"""CPUs and GPUs that a job can use."""
+"""CPUs and GPUs of the cluster that a job can use."""
 
 from typing import Literal
 
@@ -11,49 +11,66 @@ Device = Literal["auto", "cpu", "gpu"]
 
 
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:
-    """Raise ValueError if the cluster can never have a CPU (and `gpus_each` GPUs) for each worker.
+    """Require that the cluster has, or can grow to, one CPU and `gpus_each` GPUs for each worker.
 
-    A cluster whose limits Ray does not know may grow: the job then waits, and a line names the missing resources.
+    If Ray does not know the limits of the cluster, the cluster may grow. The job then waits, and a line on the terminal
+    names the missing resources.
+
+    Args:
+        workers: The number of workers.
+        gpus_each: The number of GPUs of each worker.
+        option: The option that sets the number of workers, for the error message.
+
+    Raises:
+        ValueError: The cluster can never have enough CPUs or GPUs.
     """
     for kind, needed in (("CPU", workers), ("GPU", workers * gpus_each)):
         limit, present = _limit(kind), total(kind)
         if limit is not None and needed > limit:
-            most = limit // max(1, needed // workers)
-            raise ValueError(f"{option} {workers} needs {needed} {kind}s, the cluster has {limit}: use at most {most}")
+            max_workers = limit // max(1, needed // workers)
+            raise ValueError(
+                f"{option} {workers} needs {needed} {kind}s, the cluster has {limit}: use at most {max_workers}"
+            )
         if needed > present:
             say(f"{option} {workers} needs {needed} {kind}s, the cluster has {present} now: waiting for it to grow")
 
 
-def workers_for(asked: int | None, device: Device = "auto") -> tuple[int, int]:
+def workers_for(requested: int | None, device: Device = "auto") -> tuple[int, int]:
     """Choose the number of workers of a job and the number of GPUs of each worker, and print both.
 
     Args:
-        asked: The number of workers, or None for one on each GPU or CPU that nothing has reserved.
-        device: "auto" uses GPUs if the cluster has any now.
+        requested: The number of workers, or None for one worker on each unreserved GPU or CPU.
+        device: The kind of processor. "auto" uses GPUs if the cluster has GPUs now or is known to add them.
+
+    Returns:
+        The number of workers and the number of GPUs of each worker (0 or 1).
 
     Raises:
-        ValueError: The cluster can never have that many.
+        ValueError: The cluster can never have enough CPUs or GPUs.
     """
     gpu = uses_gpus(device)
     kind = "GPU" if gpu else "CPU"
-    workers = asked or max(1, free(kind))
+    workers = requested or max(1, free(kind))
     require_resources(workers, gpus_each=int(gpu))
-    say(f"{workers} worker{'s' * (workers > 1)}, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
+    say(f"{workers} worker{'s' * (workers > 1)}, one {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
     return workers, int(gpu)
 
 
 def uses_gpus(device: Device) -> bool:
-    """Return True if work goes to GPUs: by choice, or because the cluster has one now."""
+    """Return True if a job with this `device` runs on GPUs."""
     return device == "gpu" or (device == "auto" and gpus() > 0)
 
 
 def total(kind: str) -> int:
-    """Return how much of the resource `kind` ("CPU", "GPU") the cluster has now."""
+    """Return the amount of a resource ("CPU" or "GPU") that the cluster has now."""
     return int(ray.cluster_resources().get(kind, 0))
 
 
 def free(kind: str) -> int:
-    """Return how much of the resource `kind` nothing has reserved, including what Ray knows that it can add."""
+    """Return the unreserved amount of a resource ("CPU" or "GPU").
+
+    The amount includes nodes that Ray knows the cluster can add.
+    """
     growth = max(0, (_limit(kind) or 0) - total(kind))
     return int(ray.available_resources().get(kind, 0)) + growth
 
@@ -69,12 +86,12 @@ def gpus() -> int:
 
 
 def grows() -> bool:
-    """Return True if Ray knows that the cluster can grow."""
+    """Return True if Ray knows that the cluster can add CPUs or GPUs."""
     return any((_limit(kind) or 0) > total(kind) for kind in ("CPU", "GPU"))
 
 
 def _limit(kind: str) -> int | None:
-    """Return the most of a resource that the cluster can have, or None if Ray does not know."""
+    """Return the largest amount of a resource that the cluster can have, or None if unknown."""
     if started_here():
         return total(kind)
     limits = largest_cluster()

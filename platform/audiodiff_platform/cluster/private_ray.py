@@ -1,18 +1,24 @@
-"""The few facts that only Ray's private modules know; `tests/on_ray/test_private_ray.py` checks each against the installed Ray."""
+"""Information that only private modules of Ray provide.
+
+`tests/on_ray/test_private_ray.py` checks each item against the installed Ray.
+"""
 
 from importlib import import_module
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""The environment variable which Ray's job server sets for the entry point of a submitted job."""
+"""The environment variable that Ray's job server sets for the entry point of a submitted job."""
 
 
 def started_here() -> bool:
-    """Return True if this process started the head node that it is connected to, so that Ray ends with this process."""
+    """Return True if this process started the head node of its cluster.
+
+    The cluster then ends with this process.
+    """
     node = import_module("ray._private.worker")._global_node
     return node is not None and bool(node.is_head())
 
 
 def largest_cluster() -> dict[str, int] | None:
-    """Return the most of each resource that the cluster can grow to, or None if Ray does not know."""
+    """Return the largest amount of each resource that the cluster can have, or None if unknown."""
     limits: dict[str, int] | None = import_module("ray._private.state").state.get_max_resources_from_cluster_config()
     return limits

@@ -1,4 +1,4 @@
-"""Paths as every process of a job can use them."""
+"""Paths and URIs in a form that works in every process of a job, on every node."""
 
 import os
 from pathlib import Path
@@ -13,11 +13,20 @@ from audiodiff_platform.cluster.connection import inside_submitted_job
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
-    """Return `uri` as every process of the job can use it: paths, also with `~`, are made absolute, since workers run elsewhere.
+    """Return `uri` in a form that works in every process of a job.
 
-    With `hub_id`, OWNER/NAME and the address of its page on the Hugging Face Hub stand for a repository. Raises ValueError for a relative path
-    in a submitted job, whose working directory is a copy that vanishes, for a `~NAME` of no user, for a URI that holds a secret, and for an
-    address on the Hub that is not a repository's.
+    Relative paths and paths with `~` become absolute, because workers have other working directories. URIs stay
+    unchanged.
+
+    Args:
+        option: The option that holds the path, for error messages.
+        uri: A path or a URI.
+        hub_id: Accept OWNER/NAME, or the address of its page on the Hugging Face Hub, as the id of a repository.
+
+    Raises:
+        ValueError: The URI holds a secret. Or the path is relative in a submitted job, whose working directory is a
+            temporary copy. Or the path begins with `~NAME` and there is no such user. Or an address on the Hub is not
+            the address of a repository.
     """
     if hub_id:
         try:
@@ -26,37 +35,48 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
             raise ValueError(f"{option} {uri.partition('?')[0]}: {error}") from error
     if holds_secret(uri):
         raise ValueError(
-            f"{option} holds a query or a password, which would be written down: use a plain URI, with credentials in the environment"
+            f"{option} holds a query or a password, which the job would write to its files: "
+            "use a URI without them, and set credentials in the environment"
         )
     if "://" in uri or (hub_id and is_hub_id(uri)):
         return uri
     path = os.path.expanduser(uri)
     if path.startswith("~"):
         raise ValueError(
-            f"{option} {uri}: no such user's home: name the path itself, or ./{uri} for a folder of that name"
+            f"{option} {uri}: no home folder for this user: use the full path, or ./{uri} for a folder with this name"
         )
     if inside_submitted_job() and not Path(path).is_absolute():
         raise ValueError(
-            f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, or s3:// or gs://"
+            f"{option} {uri} is relative: in a submitted job use an absolute path that all nodes share, "
+            "or s3:// or gs://"
         )
     return str(Path(path).absolute())
 
 
 def usable_encoder(name: str) -> str:
-    """An encoder's name, as `load_encoder` takes it, as every process of the job can use it: a local folder's made absolute."""
+    """Return an encoder name that works in every process of a job.
+
+    Args:
+        name: The name for `load_encoder`: a local folder or a Hub id, with an optional prefix for the kind of the
+            encoder. The path of a local folder becomes absolute.
+
+    Raises:
+        ValueError: As in `usable_path`.
+    """
     source = encoder_source(name)
     return name.removesuffix(source) + usable_path("encoder", source, hub_id=True)
 
 
 def encoder_source(name: str) -> str:
-    """The folder or Hub id in an encoder's name, which may begin with its kind."""
+    """Return the folder or Hub id in an encoder name, without the kind of the encoder."""
     return name.removeprefix("audio-encoder:").removeprefix("clap:")
 
 
 def holds_secret(uri: str) -> bool:
-    """Return True for a URI with a query (a signature) or user information (a key), which would be written down and shown.
+    """Return True if a URI has a query, such as a signature, or user information, such as a key.
 
-    Names on disk and on object stores may hold `?`; a query there has a value.
+    Jobs write URIs to their files and print them, so a URI must not hold a secret. Names of files on disk and on object
+    stores can contain `?`: in their URIs, only text with `=` after the `?` is a query.
     """
     scheme, separator, rest = uri.partition("://")
     _, question_mark, query = rest.partition("?")
@@ -65,12 +85,23 @@ def holds_secret(uri: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` reads as OWNER/NAME on the Hugging Face Hub and is no path that exists here."""
+    """Return True if `name` has the form OWNER/NAME of the Hub and is not an existing local path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def require_shared(option: str, uri: str, probe_file: str) -> None:
-    """Raise ValueError if a local folder of this node is not on another node of a cluster; `witness` is a file in it."""
+    """Require that every node of the cluster can read a local folder of this node.
+
+    URIs of object stores, and folders without `probe_file`, are not checked.
+
+    Args:
+        option: The option that holds the path, for error messages.
+        uri: A path or a URI.
+        probe_file: The name of a file in the folder that each node looks for; empty for the folder itself.
+
+    Raises:
+        ValueError: A node lacks the file, or the cluster can add nodes.
+    """
     if not ray.is_initialized():
         return
     file = Path(uri.removeprefix("file://")).absolute() / probe_file
@@ -82,11 +113,11 @@ def require_shared(option: str, uri: str, probe_file: str) -> None:
     if len(nodes) < 2:
         return
     probe = ray.remote(num_cpus=0)(os.path.exists)
-    strategies = [
-        NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes
-    ]  # soft: one that has just died is asked elsewhere
+    # Soft: the probe of a node that has just died runs on another node.
+    strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
     seen = ray.get([probe.options(scheduling_strategy=strategy).remote(str(file)) for strategy in strategies])
     if not all(seen):
         raise ValueError(
-            f"{option} {uri} is not on {seen.count(False)} of {len(nodes)} nodes: use a path that all share, or s3:// or gs://"
+            f"{option} {uri} is missing on {seen.count(False)} of {len(nodes)} nodes: "
+            "use a path that all nodes share, or s3:// or gs://"
         )

@@ -1,1 +1,1 @@
-"""The way into every verb: options and recipes, exit status, errors, terminal output."""
+"""Common start and end of every verb: options and recipes, errors, terminal output, exit status."""

@@ -1,8 +1,11 @@
-"""Options of the verbs, from a recipe file (`jobs/recipes/NAME.yaml`, a section a verb) and the flags that override it.
+"""Options of the verbs, from a recipe file and from command-line flags, which override the recipe.
 
-Each verb states its options beside the code that obeys them, as a subclass of `Options`; names, defaults and ranges exist nowhere else.
-A recipe gives the texts that flags give, and `validated` parses both: an option means the same in a recipe and on the
-command line.
+A verb is one of the jobs: prepare, train, generate, and so on. A recipe is a YAML file (`jobs/recipes/NAME.yaml`) with
+one section for each verb.
+
+Each verb declares its options as a subclass of `Options`, in the module that uses them. Only that subclass states
+names, defaults and ranges. Recipes and flags both supply text, and `validated` parses the text of both, so a value has
+the same meaning in a recipe and on the command line.
 """
 
 import argparse
@@ -26,29 +29,30 @@ SECTIONS: Mapping[str, str] = {
     "evaluate": "audiodiff_platform.evaluate.job:EvaluateOptions",
     "serve": "audiodiff_platform.serve.job:ServeOptions",
 }
+"""The options class of each section, as MODULE:CLASS. The modules load Ray, so they are imported on use."""
 
 NO_VALUE = frozenset({"none", "null", "~"})
-"""Texts, in any case, that leave an option without a value."""
+"""Texts that unset an option. Upper and lower case are equal."""
 
 COMMAND_LINE = "command line"
 VALUES_HELP = (
-    "The value none leaves an option unset. Every option may stand in a recipe under its name; "
-    "switches are true or false there."
+    "The value none unsets an option. A recipe can set every option by its name; a switch is true or false in a recipe."
 )
 
 
 class Options(pydantic.BaseModel):
-    """What a verb can be told. Frozen; an unknown key is an error that names the nearest known one."""
+    """Base class for the options of a verb. Instances are frozen, and unknown keys are errors."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
 class OutputOptions(Options):
-    """Options of a verb that owns its output folder while it works."""
+    """Options of a verb that holds the lease of its output folder while it runs."""
 
     take_over: bool = pydantic.Field(
         False,
-        description="on an object store: take the folder of a job that died, without waiting for its lease to expire",
+        description="on an object store: take over the output folder of a dead job at once, "
+        "without waiting for its lease to expire",
     )
 
 
@@ -56,24 +60,31 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def from_command_line(options: type[OptionsT], section: str, arguments: Sequence[str], description: str) -> OptionsT:
-    """Parse `arguments`, and the recipe that they may name, to options; raises ValueError in one line for a mistake.
+    """Parse command-line arguments, and the recipe that they name, into options.
 
-    A verb whose own options include `recipe` reads that file itself.
+    Args:
+        options: The class to parse into. A verb whose options include `recipe` reads the recipe itself.
+        section: The recipe section of the verb.
+        arguments: The arguments after the program name.
+        description: The text at the top of `--help`.
+
+    Raises:
+        ValueError: A flag, a value or the recipe is wrong. The message is one line.
     """
-    reads_itself = "recipe" in options.model_fields
+    verb_reads_recipe = "recipe" in options.model_fields
     parser = _Parser(
         prog=f"python jobs/{section}.py",
         description=description,
-        epilog=None if reads_itself else VALUES_HELP,
+        epilog=None if verb_reads_recipe else VALUES_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if not reads_itself:
+    if not verb_reads_recipe:
         parser.add_argument(
             "--recipe",
             type=Path,
             metavar="FILE",
-            help=f"YAML file whose section '{section}' is read; flags override it",
+            help=f"YAML file with a section '{section}'; flags override its values",
         )
     for name, field in options.model_fields.items():
         default = (
@@ -84,7 +95,7 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
             parser.add_argument(
                 f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
             )
-        elif _takes_several(options, name):
+        elif _is_repeatable(options, name):
             parser.add_argument(
                 f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=name.upper()
             )
@@ -92,16 +103,19 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
             parser.add_argument(
                 f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1]
             )
-    given = vars(parser.parse_args(_with_dashed_values(arguments, options)))
-    recipe = None if reads_itself else given.pop("recipe")
-    stated = read_recipe(recipe).get(section, {}) if recipe else {}
-    return validated(options, {**stated, **given}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, given)
+    flags = vars(parser.parse_args(_with_dashed_values(arguments, options)))
+    recipe = None if verb_reads_recipe else flags.pop("recipe")
+    recipe_values = read_recipe(recipe).get(section, {}) if recipe else {}
+    return validated(
+        options, {**recipe_values, **flags}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, flags
+    )
 
 
 def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the sections of a recipe file, each scalar as its text.
+    """Read the sections of a recipe file without parsing values: every scalar stays text.
 
-    Raises ValueError for a file that is not YAML, and for a section that is unknown or not a mapping.
+    Raises:
+        ValueError: The file cannot be read or is not YAML, or a section is unknown or not a mapping.
     """
     try:
         content = load_text(file.read_bytes())
@@ -112,20 +126,23 @@ def read_recipe(file: Path) -> dict[str, dict[str, Any]]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ValueError(f"recipe {file}: is a {_kind(content)}, not a mapping of sections such as train:")
+        raise ValueError(f"recipe {file}: is a {_kind(content)}, must be a mapping of sections such as train:")
     for name, options in content.items():
         if name not in SECTIONS:
             raise ValueError(f"recipe {file}: section {name} is unknown{_nearest(name, SECTIONS)}")
         if not isinstance(options, dict):
             raise ValueError(
-                f"recipe {file}: section {name} is a {_kind(options)}: "
-                "each of its sections must hold options as NAME: VALUE"
+                f"recipe {file}: section {name} is a {_kind(options)}: must be a mapping of options as NAME: VALUE"
             )
     return content
 
 
 def load_recipe(file: Path) -> dict[str, Options]:
-    """All sections of a recipe file, validated."""
+    """Read and validate all sections of a recipe file.
+
+    Raises:
+        ValueError: The file, a section or a value is wrong. The message is one line.
+    """
     sections = {}
     for name, values in read_recipe(file).items():
         module, _, options = SECTIONS[name].partition(":")
@@ -134,21 +151,27 @@ def load_recipe(file: Path) -> dict[str, Options]:
 
 
 def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, flags: Collection[str] = ()) -> OptionsT:
-    """Parse `values`, texts or typed, to options.
+    """Parse values into options.
 
-    origin: where the values are from, those named in `flags` excepted. Raises ValueError that names each wrong value,
-    its origin and what is right.
+    Args:
+        options: The class to parse into.
+        values: The values by option name, as text or already typed.
+        origin: The source of the values for error messages, such as a file name.
+        flags: The names of the values that come from the command line instead of `origin`.
+
+    Raises:
+        ValueError: A value is wrong. The one-line message names every wrong value, its origin and what is valid.
     """
 
     def origin_of(name: str) -> str:
         return COMMAND_LINE if name in flags else origin
 
-    given = {name: _value(options, name, value) for name, value in values.items()}
-    if empty := [name for name, value in given.items() if value in ("", [""])]:
-        reports = (f"{origin_of(name)}: {name} is empty: give a value, or none for no value" for name in empty)
+    parsed = {name: _value(options, name, value) for name, value in values.items()}
+    if empty := [name for name, value in parsed.items() if value in ("", [""])]:
+        reports = (f"{origin_of(name)}: {name} is empty: set a value, or none to unset the option" for name in empty)
         raise ValueError("; ".join(reports))
     try:
-        return options.model_validate(given)
+        return options.model_validate(parsed)
     except pydantic.ValidationError as error:
         problems = ((".".join(map(str, problem["loc"][:1])), problem) for problem in error.errors())
         reports = (_mistake(problem, options, origin_of(name)) for name, problem in problems)
@@ -156,20 +179,20 @@ def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, f
 
 
 def _value(options: type[Options], name: str, value: Any) -> Any:
-    """The value that pydantic validates: None for `none`, a list for an option that takes several."""
+    """Convert a text for pydantic: `none` to None, any text of a repeatable option to a list."""
     if not isinstance(value, str):
         return value
-    if _takes_several(options, name):
+    if _is_repeatable(options, name):
         return [value]
     return None if value.casefold() in NO_VALUE else value
 
 
-def _takes_several(options: type[Options], name: str) -> bool:
+def _is_repeatable(options: type[Options], name: str) -> bool:
     return name in options.model_fields and get_origin(options.model_fields[name].annotation) is tuple
 
 
 def _with_dashed_values(arguments: Sequence[str], options: type[Options]) -> list[str]:
-    """Join values such as -6e1 to their flags: argparse takes only plain numbers as values that begin with a dash."""
+    """Join values such as -6e1 to their flags, because argparse accepts only plain numbers after a dash."""
     flags = {f"--{name}" for name, field in options.model_fields.items() if field.annotation is not bool}
     joined: list[str] = []
     for argument in arguments:
@@ -195,7 +218,7 @@ def _mistake(problem: Any, options: type[Options], origin: str) -> str:
 
 def _nearest(name: str, known: Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+    return f"; did you mean {close[0]}?" if close else f"; valid names are {', '.join(known)}"
 
 
 def _kind(content: object) -> str:
@@ -203,7 +226,7 @@ def _kind(content: object) -> str:
 
 
 def _bounds(field: FieldInfo) -> list[str]:
-    """Name the bounds of an option for its help, such as `at least 1`."""
+    """Return the bounds of an option as words for its help, such as "at least 1"."""
     names = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
     return [
         f"{words} {getattr(bound, name)}"
@@ -218,7 +241,7 @@ def _shown(value: Any) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as the ValueError that all other mistakes are, in one line."""
+    """An argument parser that raises ValueError instead of exiting."""
 
     def error(self, message: str) -> Any:
         raise ValueError(message.replace("unrecognized arguments", "unknown arguments"))

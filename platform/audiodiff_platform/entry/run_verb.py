@@ -1,4 +1,4 @@
-"""What every entry point does: options, the verb, one JSON line, an exit status."""
+"""Execution of a verb as a command: options, summary, error messages, exit status."""
 
 import json
 import sys
@@ -17,12 +17,24 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def run(section: str, options: type[OptionsT], verb: Callable[[OptionsT], Mapping[str, Any]], description: str) -> int:
-    """Runs `verb` as a command: the exit status is 0 when all is done, 2 for a user's mistake, 1 otherwise (bugs show a traceback)."""
+    """Run a verb as a command, with the options in `sys.argv`.
+
+    The summary of the verb is printed to standard output as one line of JSON. Errors are printed to standard error as
+    one line; only bugs show a traceback.
+
+    Args:
+        section: The recipe section of the verb.
+        options: The options class of the verb.
+        verb: The function that does the work and returns the summary.
+        description: The text at the top of `--help`.
+
+    Returns:
+        The exit status: 0 if the verb finished, 2 for a mistake of the user, 1 for any other failure.
+    """
     try:
         summary = verb(from_command_line(options, section, sys.argv[1:], description))
-    except (
-        RayError
-    ) as failure:  # before ValueError: what a worker raised is an instance of both, and no mistake of the user's
+    # Before ValueError: an error of a worker can be an instance of both, and is no mistake of the user.
+    except RayError as failure:
         say(f"error: a worker failed: {cause_of(failure)}")
         return FAILED
     except ValueError as mistake:
@@ -32,7 +44,7 @@ def run(section: str, options: type[OptionsT], verb: Callable[[OptionsT], Mappin
         say(f"error: {' '.join(str(failure).split())}")
         return FAILED
     except KeyboardInterrupt:
-        say("interrupted: run the same command again to go on from what is finished")
+        say("interrupted: run the same command again to continue from the finished work")
         return FAILED
     print(json.dumps(summary, sort_keys=True), flush=True)
     return DONE

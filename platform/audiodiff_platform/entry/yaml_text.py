@@ -1,8 +1,8 @@
-"""YAML in which every scalar is its own text: no type is guessed from its spelling.
+"""YAML loader that keeps every scalar as text and guesses no types.
 
-YAML 1.1 reads `2:8` as 128, `no` as false, `010` as 8 and `1e-4` as a string. Here each stays as written, quoted or
-not, and the reader of the value decides its type. A value that is left out (`key:`) is the text `null`. Anchors,
-aliases and merge keys (`<<`) work.
+YAML 1.1 reads `2:8` as 128, `no` as false, `010` as 8 and `1e-4` as a string. This loader returns each scalar as
+written, quoted or not, and the code that uses the value decides its type. A missing value (`key:`) is the text `null`.
+Anchors, aliases and merge keys (`<<`) work.
 """
 
 import re
@@ -11,14 +11,18 @@ from typing import Any
 import yaml
 
 _TAG = "tag:yaml.org,2002:"
-_LEFT_OUT = "null"
+_MISSING_VALUE = "null"
 
 
 def load_text(content: bytes) -> Any:
-    """Load one document in UTF-8 or UTF-16 as nested dicts, lists and texts; None for an empty document.
+    """Load one YAML document in UTF-8 or UTF-16.
 
-    Raises ValueError in one line if `content` is not YAML, repeats a key in a mapping, or has a tag other than text,
-    list and mapping.
+    Returns:
+        Nested dicts, lists and texts, or None for an empty document.
+
+    Raises:
+        ValueError: `content` is not YAML, repeats a key in a mapping, or has a tag other than text, list and mapping.
+            The message is one line.
     """
     try:
         loader = _TextLoader(content)
@@ -31,19 +35,19 @@ def load_text(content: bytes) -> Any:
         raise ValueError(f"{str(error).splitlines()[0]} at position {error.position}: save it as UTF-8") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{place}{error.problem}") from None
+        position = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{position}{error.problem}") from None
     except RecursionError:
         raise ValueError("its lists and mappings are nested too deeply") from None
 
 
 class _TextLoader(yaml.SafeLoader):
-    """A loader that constructs texts, lists and mappings alone."""
+    """A loader that constructs only texts, lists and mappings."""
 
     yaml_implicit_resolvers = {"<": [(f"{_TAG}merge", re.compile("^<<$"))]}  # noqa: RUF012
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose a mapping; raises ConstructorError for a key that it repeats, which SafeLoader overwrites."""
+        """Compose a mapping, and raise ConstructorError for a repeated key, which SafeLoader would overwrite."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         keys = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -53,8 +57,8 @@ class _TextLoader(yaml.SafeLoader):
         return node
 
     def construct_text(self, node: Any) -> str:
-        """Construct a scalar as its text, and an unquoted empty one as `null`."""
-        return str(self.construct_scalar(node)) or ("" if node.style else _LEFT_OUT)
+        """Return the text of a scalar, or `null` for an unquoted empty scalar."""
+        return str(self.construct_scalar(node)) or ("" if node.style else _MISSING_VALUE)
 
     yaml_constructors = {  # noqa: RUF012
         **dict.fromkeys((f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "merge")), construct_text),

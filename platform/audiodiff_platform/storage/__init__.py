@@ -1,4 +1,4 @@
-"""Folders on local disks and on object stores."""
+"""Folders on local disks and on object stores, and the commits and leases of jobs in them."""
 
 from audiodiff_platform.storage.folder import Folder
 from audiodiff_platform.storage.listing import Entry, PassedOver

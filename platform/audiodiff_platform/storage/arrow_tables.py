@@ -1,4 +1,7 @@
-"""Arrow tables from Python values without pandas: pyarrow imports it for the first list that it takes, which costs each process half a second."""
+"""Arrow tables from Python values without an import of pandas.
+
+pyarrow imports pandas for the first list that it converts, which costs each process half a second.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +11,12 @@ import pyarrow as pa
 
 
 def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """As `pa.Table.from_pylist`, for numbers, text, bytes, and lists and structs of them; only text and bytes may be None."""
+    """Convert rows to a table, like `pa.Table.from_pylist`.
+
+    Args:
+        rows: The values of each row by column name. Only text and bytes can be None.
+        schema: The columns: numbers, text, bytes, and lists and structs of these.
+    """
     return pa.Table.from_arrays(
         [_array([row[field.name] for row in rows], field.type) for field in schema], schema=schema
     )
@@ -22,14 +30,14 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         items = _array([item for value in values for item in value], kind.value_type)
         return pa.Array.from_buffers(kind, len(values), [None, _offsets(values)], children=[items])
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        known = pa.py_buffer(np.packbits(np.array([value is not None for value in values], bool), bitorder="little"))
+        valid = pa.py_buffer(np.packbits(np.array([value is not None for value in values], bool), bitorder="little"))
         contents = [value.encode() if isinstance(value, str) else value or b"" for value in values]
-        return pa.Array.from_buffers(kind, len(values), [known, _offsets(contents), pa.py_buffer(b"".join(contents))])
+        return pa.Array.from_buffers(kind, len(values), [valid, _offsets(contents), pa.py_buffer(b"".join(contents))])
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
 
 
 def _offsets(values: Sequence[Any]) -> pa.Buffer:
-    """Where each of `values` begins in all of them joined, and where the last one ends."""
+    """Return the start of each value in the joined values, and the end of the last value."""
     ends = np.cumsum([0, *map(len, values)])
     assert ends[-1] <= np.iinfo(np.int32).max, "more than 2 GiB in a column"
     return pa.py_buffer(ends.astype(np.int32))

@@ -1,10 +1,12 @@
-"""The commit protocol of sharded jobs.
+"""Commit protocol of jobs whose work is divided into shards.
 
-1. `claim`: the settings of the work are written once; the same folder with other settings is refused, the difference shown.
-2. A worker puts its shard's files in place, then `commit`s the shard: `_commits/<shard>.json`, last.
-3. `committed` shards are left out of a rerun; what belongs to no commit is a leftover.
-4. `succeed`: `_index.parquet`, by which readers find the parts, then `_SUCCESS`, which holds the digest of the index.
-5. `pack`: the records of a finished job become `_commits/NNNN.parquet`, if there are many.
+A part is an output file of a shard. A shard is committed when its commit record exists; the record lists the parts.
+
+1. `claim` writes the settings of the job to the output folder. A job with other settings cannot use the folder.
+2. A worker writes the parts of a shard, then `commit` writes the commit record `_commits/<shard>.json`.
+3. A rerun skips the shards that `committed` returns. Files that no commit record lists are leftovers.
+4. `succeed` writes `_index.parquet`, a list of all parts for readers, then `_SUCCESS` with the digest of the index.
+5. `pack` replaces the commit records of a finished job by `_commits/NNNN.parquet`, if there are many records.
 """
 
 import hashlib
@@ -22,37 +24,52 @@ from audiodiff_platform.storage.index import INDEX, CommittedPart, from_parquet,
 from audiodiff_platform.storage.lease import require_token
 
 SUCCESS = "_SUCCESS"
-LOOSE_AT_MOST = 1_000  # records that stay files of their own
+MAX_LOOSE_RECORDS = 1_000  # records that stay separate files
 RECORDS_PER_PACK = 1_000
 PACK_SCHEMA = pa.schema([("shard", pa.int32()), ("record", pa.string())])
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """Names settings: the first 16 hex digits of the SHA-256 of their canonical JSON."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the settings as sorted JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def require_same(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where a folder holds work of other settings, the difference shown."""
+    """Require that a folder holds no settings, or the same settings.
+
+    Args:
+        folder: The output folder of the job.
+        name: The name of the settings file.
+        settings: The settings of the job.
+
+    Raises:
+        ValueError: The folder holds other settings. The message shows the differences.
+    """
     if not folder.exists(name):
         return
-    stated = folder.read_json(name)
+    stored = folder.read_json(name)
     differences = [
-        f"{key} {stated.get(key)!r} there, {settings.get(key)!r} asked for"
-        for key in sorted({*stated, *settings} - {"digest"})
-        if stated.get(key) != settings.get(key)
+        f"{key} is {stored.get(key)!r} in the folder, {settings.get(key)!r} in this job"
+        for key in sorted({*stored, *settings} - {"digest"})
+        if stored.get(key) != settings.get(key)
     ]
     if differences:
         raise ValueError(
-            f"{folder.uri} holds other work ({'; '.join(differences)}): use another folder, or the same settings"
+            f"{folder.uri} holds work with other settings ({'; '.join(differences)}): "
+            "use another folder, or the same settings"
         )
 
 
 def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
-    """Write `settings` and their digest to `name`, if nothing is there.
+    """Write the settings of a job and their digest, unless the folder holds the same settings.
+
+    Args:
+        folder: The output folder of the job.
+        name: The name of the settings file.
+        settings: The settings of the job.
 
     Raises:
-        ValueError: Other settings are there; the message shows the differences.
+        ValueError: The folder holds other settings. The message shows the differences.
     """
     require_same(folder, name, settings)
     try:
@@ -62,17 +79,17 @@ def claim(folder: Folder, name: str, settings: Mapping[str, Any]) -> None:
 
 
 def commit(folder: Folder, shard: int, record: Mapping[str, Any], token: str | None = None) -> None:
-    """Declare the parts of a shard whole.
+    """Write the commit record of a shard, after all its parts.
 
     Args:
-        folder: The folder of the job.
+        folder: The output folder of the job.
         shard: The number of the shard.
-        record: What the parts hold: rows, sizes, digests.
-        token: The token of the lease under which the shard was made; None where no lease is held.
+        record: The names, digests, sizes and rows of the parts.
+        token: The token of the lease of the job, or None for a job without a lease.
 
     Raises:
-        LeaseLostError: The folder has another owner by now.
-        FileExistsError: Another record of the shard is there.
+        LeaseLostError: The folder now has another owner.
+        FileExistsError: The shard has another record.
     """
     if token is not None:
         require_token(folder, token)
@@ -80,7 +97,7 @@ def commit(folder: Folder, shard: int, record: Mapping[str, Any], token: str | N
 
 
 def committed(folder: Folder) -> dict[int, dict[str, Any]]:
-    """Return the records of the finished shards by shard."""
+    """Return the commit records of a folder by shard."""
     records: dict[int, dict[str, Any]] = {}
     loose: dict[int, dict[str, Any]] = {}
     for name, content in folder.read_all("_commits/*").items():
@@ -92,7 +109,7 @@ def committed(folder: Folder) -> dict[int, dict[str, Any]]:
 
 
 def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """Return the record of a shard that was finished in this run, or None; records of earlier runs may be packed."""
+    """Return the unpacked commit record of a shard, or None. Records of earlier runs can be packed."""
     try:
         return folder.read_json(commit_name(shard))
     except FileNotFoundError:
@@ -100,12 +117,17 @@ def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
 
 
 def pack(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> None:
-    """Put the records of a finished job into files of RECORDS_PER_PACK records each, if more than LOOSE_AT_MOST are files.
+    """Replace more than MAX_LOOSE_RECORDS commit records of a finished job by Parquet files.
 
-    A pack is whole before the files that it replaces are removed, so a kill loses no record.
+    A Parquet file with RECORDS_PER_PACK records is complete before the records that it replaces are removed, so a
+    killed process loses no record.
+
+    Args:
+        folder: The output folder of the job.
+        records: All commit records by shard.
     """
     loose = [int(name.rsplit("/", 1)[-1].removesuffix(".json")) for name in folder.names("_commits/*.json")]
-    if len(loose) <= LOOSE_AT_MOST:
+    if len(loose) <= MAX_LOOSE_RECORDS:
         return
     for number in sorted({shard // RECORDS_PER_PACK for shard in loose}):
         shards = sorted(records.keys() & range(number * RECORDS_PER_PACK, (number + 1) * RECORDS_PER_PACK))
@@ -117,23 +139,31 @@ def pack(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> None:
 
 
 def file_sha256(file: Path) -> str:
-    """The digest by which a part is known, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def sha256(content: bytes) -> str:
-    """As `file_sha256`, of a part in memory."""
+    """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def begin(folder: Folder) -> None:
-    """Withdraws `_SUCCESS` before shards are added."""
+    """Remove `_SUCCESS`, because the job is about to add shards."""
     folder.remove(SUCCESS)
 
 
 def succeed(folder: Folder, summary: Mapping[str, Any], records: Mapping[int, Mapping[str, Any]]) -> None:
-    """Remove what unfinished workers left, write the index of the parts, then `_SUCCESS` with the summary; pack the records."""
+    """Mark a folder as finished: write the index, then `_SUCCESS`, and pack the commit records.
+
+    Temporary files of killed workers are removed.
+
+    Args:
+        folder: The output folder of the job.
+        summary: The content of `_SUCCESS`.
+        records: All commit records by shard.
+    """
     folder.remove("_tmp")
     index = to_parquet(list(parts_of(records)))
     folder.write(INDEX, index)
@@ -142,13 +172,16 @@ def succeed(folder: Folder, summary: Mapping[str, Any], records: Mapping[int, Ma
 
 
 def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes]:
-    """Read a finished folder -> the summary in `_SUCCESS`, the parts, and the content of the index.
+    """Read the summary and the index of a finished folder.
 
-    Folders of earlier versions have no index: their commit records are read.
+    Folders of earlier versions have no index. Their commit records are read instead.
+
+    Returns:
+        The summary in `_SUCCESS`, the parts, and the content of the index file.
 
     Raises:
         FileNotFoundError: The folder has no `_SUCCESS`.
-        ValueError: The index is not the one of `_SUCCESS`.
+        ValueError: The index does not match the digest in `_SUCCESS`.
     """
     summary = folder.read_json(SUCCESS)
     if "index_sha256" not in summary:
@@ -157,7 +190,8 @@ def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes
     content = folder.read(INDEX)
     if sha256(content) != summary["index_sha256"]:
         raise ValueError(
-            f"{folder.uri}: {INDEX} is not the one that {SUCCESS} names: a job adds to the folder or was stopped, run that job to its end"
+            f"{folder.uri}: {INDEX} does not match the digest in {SUCCESS}: a job is adding to the folder "
+            "or was stopped: run this job to its end"
         )
     return summary, from_parquet(content), content
 
@@ -168,22 +202,23 @@ def commit_name(shard: int) -> str:
 
 
 def pack_name(shard: int) -> str:
-    """Return the name of the pack that holds the commit record of a shard, once packed."""
+    """Return the name of the Parquet file for the packed commit record of a shard."""
     return f"_commits/{shard // RECORDS_PER_PACK:04d}.parquet"
 
 
 def record_places(folder: Folder, shards: Iterable[int]) -> list[str]:
-    """Return the names of the files that hold the commit records of `shards`: without these files, the shards are made anew.
+    """Return the names of the files with the commit records of `shards`.
 
-    A record that was packed just before a kill is in two files.
+    Without these files, a rerun makes the shards again. A record can be in two files, if a process was killed while it
+    packed the record.
     """
-    wanted = set(shards)
-    loose = {commit_name(shard) for shard in wanted}.intersection(folder.names("_commits/*.json"))
+    numbers = set(shards)
+    loose = {commit_name(shard) for shard in numbers}.intersection(folder.names("_commits/*.json"))
     packs = folder.read_all("_commits/*.parquet")
-    return sorted(loose.union(name for name, content in packs.items() if wanted.intersection(_unpacked(content))))
+    return sorted(loose.union(name for name, content in packs.items() if numbers.intersection(_unpacked(content))))
 
 
 def _unpacked(content: bytes) -> dict[int, dict[str, Any]]:
-    """Return the records in a pack, by shard."""
+    """Return the commit records in a Parquet file by shard."""
     packed = pq.read_table(io.BytesIO(content), schema=PACK_SCHEMA).to_pydict()
     return dict(zip(packed["shard"], map(json.loads, packed["record"]), strict=True))

@@ -1,7 +1,10 @@
-"""Conditional writes on object stores: create a file only if it is absent, replace it only if it is unchanged.
+"""Conditional writes on object stores.
 
-S3 compares entity tags (`If-None-Match`, `If-Match`), GCS compares generations. A store whose answer is lost may have done
-the write, and the client's retry is then refused, so a refused write is compared with what the store holds.
+A file is created only if it does not exist. A file is replaced only if it is unchanged.
+
+S3 compares entity tags (`If-None-Match`, `If-Match`), GCS compares generations. If the answer to a successful write is
+lost, the client retries the write and the store rejects the retry. A rejected write therefore counts as successful if
+the file has the written content.
 """
 
 import uuid
@@ -10,11 +13,14 @@ from urllib.parse import quote
 from audiodiff_platform.storage.folder import Folder
 
 PROBE = "_conditional"
-_REFUSALS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+_REJECTIONS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
 
 def read_version(folder: Folder, name: str) -> tuple[bytes, str] | None:
-    """Read a file and its version, at most as new as the content, or return None if there is no file."""
+    """Read a file and its version. Return None if the file does not exist.
+
+    The version is read first, so it is never newer than the content.
+    """
     try:
         with folder.reached(name):
             info = folder.filesystem.info(folder.path(name))
@@ -24,18 +30,22 @@ def read_version(folder: Folder, name: str) -> tuple[bytes, str] | None:
 
 
 def create(folder: Folder, name: str, content: bytes) -> bool:
-    """Write a file that is absent; return False if another content is there."""
+    """Write a file that does not exist yet. Return False if the file exists with other content."""
     return folder.create(name, content) or _holds(folder, name, content)
 
 
 def replace(folder: Folder, name: str, content: bytes, version: str) -> bool:
-    """Write a file that still has `version`; return False if it has another by now.
+    """Replace a file if its version is still `version`.
 
     Args:
         folder: A folder on S3 or GCS.
         name: The name of the file.
-        content: A content that no other process writes, so that a write whose answer was lost is recognised.
-        version: The version that `read_version` gave.
+        content: The new content. No other process must write the same content: a rejected write counts as successful
+            if the file has this content.
+        version: The version from `read_version`.
+
+    Returns:
+        False if the file has another version.
     """
     bucket, _, key = folder.path(name).partition("/")
     try:
@@ -50,7 +60,7 @@ def replace(folder: Folder, name: str, content: bytes, version: str) -> bool:
     except FileExistsError:
         return _holds(folder, name, content)
     except OSError as error:
-        if not _is_refusal(error):
+        if not _is_rejection(error):
             raise
         return _holds(folder, name, content)
     finally:
@@ -59,29 +69,32 @@ def replace(folder: Folder, name: str, content: bytes, version: str) -> bool:
 
 
 def require_conditional_writes(folder: Folder) -> None:
-    """Raise ValueError if the store of a folder overwrites files that it was told not to overwrite."""
+    """Require that the store of a folder supports conditional writes.
+
+    Raises:
+        ValueError: The folder is not on S3 or GCS, or the store ignores the conditions.
+    """
     if folder.scheme not in ("s3", "gs"):
-        raise ValueError(f"{folder.uri}: only local paths, s3:// and gs:// can hold what a job writes")
+        raise ValueError(f"{folder.uri}: jobs write only to local paths, s3:// and gs://")
     probe = f"{PROBE}-{uuid.uuid4().hex}"
-    first = create(folder, probe, b"1")
-    refused = not create(folder, probe, b"2") and not replace(
-        folder, probe, b"3", "0" * 32 if folder.scheme == "s3" else "1"
-    )
+    created = create(folder, probe, b"1")
+    wrong_version = "0" * 32 if folder.scheme == "s3" else "1"
+    rejected = not create(folder, probe, b"2") and not replace(folder, probe, b"3", wrong_version)
     folder.remove(probe)
-    if not (first and refused):
+    if not (created and rejected):
         raise ValueError(
-            f"{folder.uri}: the store ignores conditional writes, by which two jobs are kept apart: use S3, GCS, "
-            "a store that implements If-Match and If-None-Match, or a local path"
+            f"{folder.uri}: the store ignores conditional writes, which keep two jobs from using one folder: "
+            "use S3, GCS, a store that implements If-Match and If-None-Match, or a local path"
         )
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Return True for a write that the store refused for its condition, by the answer that the client raised."""
+def _is_rejection(error: BaseException) -> bool:
+    """Return True for the error of a write that the store rejected because of its condition."""
     cause: BaseException | None = error
     while cause is not None:
-        answer = getattr(cause, "response", None)
-        code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else getattr(cause, "code", None)
-        if code in _REFUSALS or str(code) == "412":
+        response = getattr(cause, "response", None)
+        code = response.get("Error", {}).get("Code") if isinstance(response, dict) else getattr(cause, "code", None)
+        if code in _REJECTIONS or str(code) == "412":
             return True
         cause = cause.__cause__
     return False

@@ -1,4 +1,4 @@
-"""Files below a folder on disk: links are followed, and each real folder is entered once."""
+"""Recursive listing of a folder on disk that follows links and enters each real folder once."""
 
 import errno
 import heapq
@@ -8,25 +8,30 @@ from collections.abc import Iterator
 
 from audiodiff_platform.storage.listing import Entry, PassedOver, entry_on_disk
 
-# Errors by which a folder cannot be entered however often it is tried; others, as of a failing disk, end the listing.
-_CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
+# Permanent errors of one folder or link. Other errors, such as errors of a failing disk, end the listing.
+_UNREADABLE = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG})
 
 
 class DiskListing:
-    """The files below a folder, in no order.
+    """A listing of the files in a folder and its subfolders, in no order.
 
-    Real folders come first, then links to folders in the order of their names, so that the name under which a file is
-    listed does not depend on the order in which the disk lists folders. Links to a folder that contains them are cycles.
-    Without `passed_over`, a folder that cannot be read raises its OSError; the top folder always does.
+    Real folders are listed first, then links to folders in the order of their names. The name of a file in the listing
+    therefore does not depend on the order in which the disk lists folders. A link to a folder that contains the link is
+    a cycle and is skipped.
+
+    Args:
+        root: The path of the folder.
+        passed_over: Selects the folders to skip, and counts what the listing skips. If None, a subfolder that cannot be
+            read raises OSError. If the folder itself cannot be read, OSError is always raised.
     """
 
     def __init__(self, root: str, passed_over: PassedOver | None = None) -> None:
         self._root, self._passed_over = root, passed_over
         self._entered: set[tuple[int, int]] = set()
-        self._links: list[str] = []  # a heap of names
+        self._links: list[str] = []  # heap of the names of links to folders
 
     def entries(self, folder: str = "") -> Iterator[Entry]:
-        """All files below a folder of the root, by their names relative to the root."""
+        """Yield all files below a folder. Names are relative to the root."""
         yield from self._tree(folder, top=folder)
         while self._links:
             link = heapq.heappop(self._links)
@@ -40,11 +45,11 @@ class DiskListing:
                 yield from self._tree(link, top=folder)
 
     def files(self, folder: str) -> Iterator[Entry]:
-        """Files directly in a folder of the root."""
+        """Yield the files directly in a folder. Names are relative to the root."""
         return self._files(folder, [])
 
     def _tree(self, start: str, top: str) -> Iterator[Entry]:
-        """Files of a folder and its real subfolders; links to folders are put aside."""
+        """Yield the files of a folder and its real subfolders, and collect links to folders in `_links`."""
         waiting = [start]
         while waiting:
             folder = waiting.pop()
@@ -54,18 +59,18 @@ class DiskListing:
                 if identity not in self._entered:
                     self._entered.add(identity)
                     yield from self._files(folder, subfolders)
-            except FileNotFoundError:  # removed since its parent was listed
+            except FileNotFoundError:  # removed after its parent was listed
                 if folder == top:
                     raise
             except OSError as error:
-                if folder == top or self._passed_over is None or error.errno not in _CLOSED:
+                if folder == top or self._passed_over is None or error.errno not in _UNREADABLE:
                     raise
                 self._count("unreadable folders")
                 self._passed_over.unreadable.append(f"{folder} ({error.strerror})")
             waiting += sorted(subfolders, reverse=True)
 
     def _files(self, folder: str, subfolders: list[str]) -> Iterator[Entry]:
-        """Files directly in a folder; adds its real subfolders to `subfolders`."""
+        """Yield the files directly in a folder, and append its real subfolders to `subfolders`."""
         with os.scandir(self._path(folder)) as entries:
             for entry in entries:
                 name = f"{folder}/{entry.name}" if folder else entry.name
@@ -87,7 +92,7 @@ class DiskListing:
                     heapq.heappush(self._links, name)
 
     def _target(self, entry: os.DirEntry[str], name: str) -> os.stat_result | None:
-        """The status of what a link leads to; counts links that lead nowhere."""
+        """Return the status of the target of a link, or None and count a link without a readable target."""
         try:
             return entry.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -95,7 +100,7 @@ class DiskListing:
         except OSError as error:
             if error.errno == errno.ELOOP:
                 self._count("link cycles")
-            elif self._passed_over is None or error.errno not in _CLOSED:
+            elif self._passed_over is None or error.errno not in _UNREADABLE:
                 raise
             else:
                 self._count("unreadable links")
@@ -103,13 +108,13 @@ class DiskListing:
         return None
 
     def _contains(self, target: tuple[int, int], link: str) -> bool:
-        """True where a folder is among those by which a link was reached, or in which it lies."""
-        place = os.path.dirname(self._path(link))
-        reached = {place, os.path.realpath(place)}
-        for path in list(reached):
+        """Return True if `target` contains the link, by its real path or by the path of the listing."""
+        parent = os.path.dirname(self._path(link))
+        ancestors = {parent, os.path.realpath(parent)}
+        for path in list(ancestors):
             while path != (path := os.path.dirname(path)):
-                reached.add(path)
-        return any(_identity(os.stat(path)) == target for path in reached)
+                ancestors.add(path)
+        return any(_identity(os.stat(path)) == target for path in ancestors)
 
     def _hidden(self, name: str) -> bool:
         if self._passed_over is None or not self._passed_over.hides(name):
@@ -128,7 +133,7 @@ class DiskListing:
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
         return entry.stat()
-    except FileNotFoundError:  # removed since the folder was listed
+    except FileNotFoundError:  # removed after the folder was listed
         return None
 
 

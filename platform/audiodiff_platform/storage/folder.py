@@ -1,7 +1,7 @@
-"""Folders on local disk and on object stores (`s3://`, `gs://`) by one interface, with writes that are whole or absent.
+"""Folders on a local disk or on an object store (`s3://`, `gs://`), with atomic writes.
 
-The stores' clients try again, with growing pauses, where a store throttles or a connection breaks; what they cannot overcome is an
-OSError that names the object.
+The client libraries of the stores retry throttled and broken requests with growing pauses. Errors that remain are
+raised as OSError with the name of the object.
 """
 
 import json
@@ -11,11 +11,12 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from audiodiff_core.files.filesystems import filesystem_of
+from audiodiff_platform.storage.atomic_files import create_file, replace_file
 from audiodiff_platform.storage.disk import DiskListing
 from audiodiff_platform.storage.listing import (
     Entry,
@@ -26,65 +27,82 @@ from audiodiff_platform.storage.listing import (
     matches,
     without_hidden,
 )
-from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_from_s3
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, remove_objects, remove_tree
 from audiodiff_platform.storage.scratch import scratch_folder
+from audiodiff_platform.storage.store_errors import named_os_errors
 
-RANGE_BYTES = 16 << 20  # of a file that is fetched in part, in a request
+MAX_RANGE_BYTES = 16 << 20  # per request of `fetch_ranges`
 
 
 class Folder:
-    """A folder by its URI. Names are relative to it and use forward slashes."""
+    """A folder on a local disk or on an object store.
+
+    The methods take names relative to the folder, with forward slashes.
+
+    Args:
+        uri: A local path or a URI. The folder need not exist.
+
+    Attributes:
+        filesystem: The fsspec filesystem of the folder.
+        root: The path of the folder in `filesystem`.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
-        # One stream an object: s3fs does not take up a broken one where it reads several.
+        # One stream for each object: s3fs does not resume a broken stream if it reads several.
         options: dict[str, Any] = {"max_concurrency": 1} if uri.startswith("s3://") else {}
-        if uri.startswith(("s3://", "s3a://")):  # of ten connections, which are botocore's default, others would wait
+        if uri.startswith(("s3://", "s3a://")):  # botocore's default is ten connections
             options["config_kwargs"] = {"max_pool_connections": CONCURRENT_REQUESTS}
         self.filesystem, self.root = filesystem_of(self.uri, use_listings_cache=False, **options)
 
     @property
     def is_local(self) -> bool:
+        """True for a folder on disk."""
         return "://" not in self.uri or self.uri.startswith("file://")
 
     @property
     def scheme(self) -> str:
         """The scheme of the folder's URI ("s3", "gs"), or "file"."""
-        return (
-            "file" if self.is_local else {"s3a": "s3", "gcs": "gs"}.get(scheme := self.uri.partition("://")[0], scheme)
-        )
+        scheme = "file" if self.is_local else self.uri.partition("://")[0]
+        return {"s3a": "s3", "gcs": "gs"}.get(scheme, scheme)
 
     def path(self, name: str) -> str:
-        """What the filesystem calls `name`: for a local folder, an absolute path."""
+        """Return the path of a file for `filesystem`: an absolute path, or BUCKET/KEY."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
+        """Return True if a file or a subfolder exists; without a name, if this folder exists."""
         with self.reached(name):
             return bool(self.filesystem.exists(self.path(name)))
 
     def is_folder(self) -> bool:
+        """Return True if this folder exists and is not a file."""
         with self.reached(""):
             return bool(self.filesystem.isdir(self.root))
 
     def names(self, pattern: str) -> list[str]:
-        """List the files that match a glob pattern, sorted, by their names relative to the folder.
+        """Return the sorted names of the files that match a glob pattern.
 
-        `*` and `?` match within one part of a name.
+        `*` and `?` match within one part of a name. `**` matches any number of parts.
         """
         return sorted(entry.name for entry in self.files(pattern))
 
     def files(self, pattern: str) -> list[Entry]:
-        """List the files that match a glob pattern, with their sizes, in no order."""
+        """Return the files that match a glob pattern, with sizes and versions, in no order."""
         with self.reached(pattern):
             try:
                 folder = fixed_folder(pattern)
                 deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
                 return [entry for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern)]
-            except (FileNotFoundError, NotADirectoryError):  # a folder on disk that does not exist yet
+            except (FileNotFoundError, NotADirectoryError):  # the folder does not exist yet
                 return []
 
     def walk(self, passed_over: PassedOver | None = None) -> Iterator[Entry]:
-        """All files in the folder and below, in no order; from a store a page at a time."""
+        """Yield all files in the folder and its subfolders, in no order.
+
+        Args:
+            passed_over: Selects the folders to skip, and counts the skipped folders and files.
+        """
         with self.reached(""):
             yield from self._entries("", passed_over)
 
@@ -96,7 +114,7 @@ class Folder:
         return without_hidden((entry for entry in entries if not entry.name.endswith("/")), passed_over)
 
     def entry(self, name: str) -> Entry:
-        """A file as it is now; raises FileNotFoundError where there is none."""
+        """Return the current entry of a file. Raise FileNotFoundError if the file does not exist."""
         if self.is_local:
             return entry_on_disk(name, os.stat(self.path(name)))
         with self.reached(name):
@@ -104,23 +122,25 @@ class Folder:
         return entry_on_store(name, details["size"], details)
 
     def read(self, name: str) -> bytes:
+        """Return the content of a file."""
         with self.reached(name):
             return bytes(self.filesystem.cat_file(self.path(name)))
 
     def read_json(self, name: str) -> dict[str, Any]:
+        """Return the object in a JSON file. Raise ValueError if the file is not a JSON object."""
         content = json.loads(self.read(name))
         if not isinstance(content, dict):
             raise ValueError(f"{self.uri}/{name} is not a JSON object")
         return content
 
     def read_all(self, pattern: str) -> dict[str, bytes]:
-        """The files that match a glob pattern, by name; from an object store many at a time."""
+        """Return the contents of the files that match a glob pattern, by name."""
         names = self.names(pattern)
         with ThreadPoolExecutor(1 if self.is_local else CONCURRENT_REQUESTS) as pool:
             return dict(zip(names, pool.map(self.read, names), strict=True))
 
     def fetch(self, name: str, scratch: Path) -> Path:
-        """The file as a local one: itself, or a copy in `scratch`."""
+        """Return the local path of a file: the file itself, or a copy in `scratch`."""
         if self.is_local:
             return Path(self.path(name))
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
@@ -129,80 +149,73 @@ class Folder:
         return local
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """The bytes of a file from `start` up to `stop`."""
+        """Return the bytes `start` to `stop - 1` of a file. Raise OSError if the file is shorter."""
         with self.reached(name):
             content = bytes(self.filesystem.cat_file(self.path(name), start=start, end=stop))
         if len(content) != stop - start:
-            raise OSError(
-                f"{self.uri}/{name}: {len(content):,} bytes from byte {start:,} on, {stop - start:,} were asked for"
-            )
+            raise OSError(f"{self.uri}/{name}: read {len(content):,} of {stop - start:,} bytes from byte {start:,}")
         return content
 
     def fetch_ranges(self, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
-        """A copy in `scratch` of a file of `size` bytes that has these ranges, and holes for the rest."""
+        """Copy parts of a file to a sparse local file in `scratch`.
+
+        Args:
+            name: The name of the file.
+            size: The size of the file in bytes.
+            ranges: The parts as (start, stop) in bytes. The rest of the local file is a hole.
+            scratch: A local folder.
+
+        Returns:
+            The local file of `size` bytes.
+        """
         local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
         with local.open("wb") as file:
             file.truncate(size)
             for start, stop in ranges:
-                for first in range(start, stop, RANGE_BYTES):
+                for first in range(start, stop, MAX_RANGE_BYTES):
                     file.seek(first)
-                    file.write(self.read_range(name, first, min(first + RANGE_BYTES, stop)))
+                    file.write(self.read_range(name, first, min(first + MAX_RANGE_BYTES, stop)))
         return local
 
     def write(self, name: str, content: bytes) -> None:
-        """Puts a whole file: locally by an atomic rename, on an object store by one put."""
-        if not self.is_local:
-            with self.reached(name):
-                self.filesystem.pipe_file(self.path(name), content)
+        """Write or replace a file atomically."""
+        if self.is_local:
+            replace_file(Path(self.path(name)), content)
             return
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self.reached(name):
+            self.filesystem.pipe_file(self.path(name), content)
 
     def create_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file that is absent.
+        """Write a JSON file that does not exist yet.
 
         Raises:
-            FileExistsError: A file with another content is there.
+            FileExistsError: The file exists with other content.
         """
         if not self.create(name, _json(content)) and self.read(name) != _json(content):
-            raise FileExistsError(f"{self.uri}/{name} is there, and not what was to be put there")
+            raise FileExistsError(f"{self.uri}/{name} exists with other content")
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file that is absent, whole or not at all.
+        """Write a file that does not exist yet, atomically.
 
         Returns:
-            False if a file is there. It may be this one: a store's answer can be lost, and its client tries again.
+            False if the file exists. On an object store, this call may have written it: if the answer of the store is
+            lost, the client retries the write and finds the file.
         """
-        if not self.is_local:
-            try:
-                with self.reached(name):
-                    self.filesystem.pipe_file(self.path(name), content, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        if self.is_local:
+            return create_file(Path(self.path(name)), content)
         try:
-            temporary.write_bytes(content)
-            os.link(temporary, target)
+            with self.reached(name):
+                self.filesystem.pipe_file(self.path(name), content, mode="create")
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink(missing_ok=True)
         return True
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write or replace a JSON file atomically."""
         self.write(name, _json(content))
 
     def move_in(self, local_file: str | Path, name: str) -> None:
-        """Makes a finished local file `name` of this folder; a local one must lie on the same disk."""
+        """Move a complete local file into the folder, on disk by a rename on the same filesystem."""
         if not self.is_local:
             with self.reached(name):
                 self.filesystem.put_file(str(local_file), self.path(name))
@@ -213,17 +226,17 @@ class Folder:
         os.replace(local_file, target)
 
     def download(self, name: str, target: Path) -> None:
-        """Copy a folder with all files in it to a local one."""
+        """Copy the subfolder `name` with all its files to the local folder `target`."""
         for entry in Folder(f"{self.uri}/{name}").walk():
             (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
             with self.reached(f"{name}/{entry.name}"):
                 self.filesystem.get_file(self.path(f"{name}/{entry.name}"), str(target / entry.name))
 
     def remove(self, name: str) -> None:
-        """Remove a file or a folder with all in it; nothing happens where there is none."""
+        """Remove a file, or a folder with its contents, if it exists."""
         if not self.is_local:
             with self.reached(name):
-                self._remove_objects(name)
+                remove_tree(self.filesystem, self.root, name)
             return
         path = self.path(name)
         if os.path.isdir(path) and not os.path.islink(path):
@@ -232,68 +245,49 @@ class Folder:
             os.remove(path)
 
     def remove_files(self, names: Sequence[str]) -> None:
-        """Remove files that exist, from a store many in a request."""
+        """Remove existing files. On an object store, one request removes many files."""
         if self.is_local:
             for name in names:
                 os.remove(self.path(name))
             return
         with self.reached(names[0] if names else ""):
-            self._remove_named(names)
+            remove_objects(self.filesystem, [self.path(name) for name in names])
 
-    def _remove_objects(self, name: str) -> None:
-        """Remove an object and all below it."""
-        names = [entry.name for entry in objects(self.filesystem, self.root, name)]
-        with suppress(FileNotFoundError):
-            if self.filesystem.info(self.path(name))["type"] == "file":
-                names.append(name)
-        self._remove_named(names)
-
-    def _remove_named(self, names: Sequence[str]) -> None:
-        """Remove objects by their exact names: `filesystem.rm` takes names for patterns."""
-        if self.uri.startswith("s3"):
-            remove_from_s3(self.filesystem, [self.path(entry) for entry in names])
-            return
-        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-            list(pool.map(self.filesystem.rm_file, [self.path(entry) for entry in names]))
-
-    @contextmanager
-    def reached(self, name: str) -> Iterator[None]:
-        """Gives the errors of a store's client, which come from five libraries, as an OSError that names the object."""
-        try:
-            yield
-        except (FileNotFoundError, PermissionError) as error:
-            if self.is_local or self.root in str(error):
-                raise
-            raise type(error)(f"{self.uri}/{name}: {error}") from error
-        except OSError:
-            raise
-        except Exception as error:
-            if self.is_local:
-                raise
-            raise OSError(f"{self.uri}/{name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    def reached(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that converts errors of the store's client to OSError with the name."""
+        return nullcontext() if self.is_local else named_os_errors(f"{self.uri}/{name}", self.root)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A local folder for unfinished files, gone at the end."""
+        """Yield a local folder for unfinished files, and remove it at the end."""
         with scratch_folder(self.scratch_parent) as folder:
             yield folder
 
     @property
     def scratch_parent(self) -> Path:
-        """The place of scratch folders: `_tmp` in a local folder, the system's place for one on an object store."""
+        """The parent of scratch folders: `_tmp` in a local folder, else the system's temporary folder."""
         return Path(self.path("_tmp")) if self.is_local else Path(tempfile.gettempdir())
 
     def require_free_space(self, needed_bytes: int, what: str) -> None:
-        """Raises ValueError where a local disk has less than `needed_bytes` free; object stores have no such bound."""
+        """Require free space on the disk of a local folder. Object stores have no limit.
+
+        Args:
+            needed_bytes: The free space to require.
+            what: The data to write, for the error message.
+
+        Raises:
+            ValueError: The disk has less free space.
+        """
         if not self.is_local:
             return
-        place = Path(self.root)
-        while not place.exists():
-            place = place.parent
-        free = shutil.disk_usage(place).free
+        existing = Path(self.root)
+        while not existing.exists():
+            existing = existing.parent
+        free = shutil.disk_usage(existing).free
         if free < needed_bytes:
             raise ValueError(
-                f"{self.uri}: {what} needs about {needed_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: make room or choose another disk"
+                f"{self.uri}: {what} needs about {needed_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free: "
+                "free more space or use another disk"
             )
 
 

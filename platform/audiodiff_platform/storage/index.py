@@ -1,14 +1,15 @@
-"""The index of a finished folder: every committed part, in one file that readers open in place of the commit records.
+"""Index of a finished folder: one Parquet file that lists every committed part.
 
-`_SUCCESS` holds the digest of `_index.parquet`. The index has a row for each part, in the order of shards and names:
+Readers open the index instead of the commit records. `_SUCCESS` holds the digest of `_index.parquet`. The index has one
+row for each part, in the order of shards and names:
 
-    shard       the shard that the part belongs to
-    path        the name of the part in the folder
-    row_groups  the number of rows of each row group, null if the part is no Parquet file
-    bytes       the size of the part, null if its commit does not state the size
-    sha256      the digest of the part
+    shard       number of the shard of the part
+    path        name of the part in the folder
+    row_groups  number of rows of each row group, or null if the part is not a Parquet file
+    bytes       size of the part, or null if its commit record has no size
+    sha256      SHA-256 of the part in hexadecimal
 
-Parts are never changed, so an index is a version of the folder: it can be read after more parts have been added.
+Parts never change. An index is therefore a version of the folder, and stays valid after a job adds more parts.
 """
 
 import io
@@ -34,7 +35,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class CommittedPart:
-    """A committed part."""
+    """A row of the index: an output file of a committed shard."""
 
     shard: int
     path: str
@@ -44,7 +45,7 @@ class CommittedPart:
 
 
 def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[CommittedPart]:
-    """Yield the parts that commit records name, in the order of shards and names."""
+    """Yield the parts in commit records, in the order of shards and names."""
     for shard, record in sorted(records.items()):
         sizes = record.get("sizes", {})
         for path, sha256 in sorted(record["parts"].items()):
@@ -52,7 +53,10 @@ def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[CommittedPart
 
 
 def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
-    """Return the row groups that a record states of the part `data/<split>-<shard>.parquet`, by split or of its only split."""
+    """Return the row groups of the part `data/<split>-<shard>.parquet`, or None for another part.
+
+    A record has the row groups of each split, or of its only split without the name of the split.
+    """
     folder, _, name = path.rpartition("/")
     return record.get(name.rpartition("-")[0], record).get("row_groups") if folder == "data" else None
 
@@ -66,13 +70,13 @@ def to_parquet(parts: Sequence[CommittedPart]) -> bytes:
 
 
 def from_parquet(content: bytes) -> list[CommittedPart]:
-    """Return the parts that the content of an index file lists."""
+    """Return the parts in the content of an index file."""
     columns = pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA).to_pydict()
     return [CommittedPart(*row) for row in zip(*(columns[name] for name in INDEX_SCHEMA.names), strict=True)]
 
 
 def with_digest(content: bytes, digest: str) -> bytes:
-    """Return an index file that also names the digest of the dataset whose version it is."""
+    """Return the content of an index file with the digest of its data set in the metadata."""
     table = pq.read_table(io.BytesIO(content))
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata({_DIGEST: digest}), buffer, compression="zstd")
@@ -80,5 +84,5 @@ def with_digest(content: bytes, digest: str) -> bytes:
 
 
 def digest_of(content: bytes) -> str:
-    """Return the digest that `with_digest` named."""
+    """Return the digest that `with_digest` stored in an index file."""
     return str(pq.read_schema(io.BytesIO(content)).metadata[_DIGEST].decode())

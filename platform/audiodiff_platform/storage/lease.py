@@ -1,45 +1,53 @@
-"""One owner of an output folder.
+"""Lease of an output folder, so that only one job at a time writes to the folder.
 
-`_lease.json` names the owner and its generation. On an object store, the owner renews the lease by compare-and-swap. An
-observer watches the lease by its own clock: a lease that is renewed meanwhile has a live owner, a lease that is not renewed
-for its whole term has expired and is taken over with the next generation. On a local disk, the owner also holds an OS lock
-on `_lease.lock`, which disappears with its process. Workers compare the token of the lease before they commit, so a worker
-of an earlier owner commits nothing.
+The job that holds the lease is the owner of the folder. `_lease.json` names the owner and the generation of the lease,
+which counts the owners.
+
+On an object store, the owner renews the lease with conditional writes. Another job that wants the folder watches the
+lease for one term of its own clock. If the lease is renewed during the term, its owner is alive. Otherwise, the lease
+has expired, and the other job takes it over with the next generation.
+
+On a local disk, the owner also holds an operating-system lock on `_lease.lock`, which ends with the process.
+
+A worker compares the token of its job with the token of the lease before it commits a shard. A worker of an earlier
+owner therefore commits nothing.
 """
 
 import fcntl
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from audiodiff_platform.entry.errors import LeaseLostError
+from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import conditional
 from audiodiff_platform.storage.folder import Folder
 
 LEASE, LOCK = "_lease.json", "_lease.lock"
 TERM_S = 60.0
 RENEWALS_PER_TERM = 4
+CHECKS_PER_TERM = 12  # of a job that waits for the lease to expire
 
 
 @dataclass
 class Lease:
     """A lease that this process holds.
 
-    Args:
-        folder: The folder.
-        owner: The name of this process for people: host and process id.
-        generation: One more than that of the lease before.
-        token: A name of this lease, different from those of all others.
-        since: The time when this process took the lease, as UTC text.
+    Attributes:
+        folder: The output folder.
+        owner: The host and id of this process, as text for messages.
+        generation: The generation of the previous lease plus 1.
+        token: A unique name of this lease.
+        since: The time of the start of the lease, as UTC text.
+        term_s: The time in seconds after which the lease expires if it is not renewed.
     """
 
     folder: Folder
@@ -52,48 +60,65 @@ class Lease:
     _lost: str = ""
 
     def check(self) -> None:
-        """Raise LeaseLostError if the lease has another owner or could not be renewed in time."""
+        """Raise LeaseLostError if another job took over the lease, or if it could not be renewed in time."""
         if self._lost:
             raise LeaseLostError(f"{self.folder.uri}: {self._lost}: run the same command again to continue")
 
     def content(self) -> bytes:
         """Return the content of the lease file."""
-        stated = {"owner": self.owner, "generation": self.generation, "token": self.token, "since": self.since}
-        return json.dumps({**stated, "term_s": self.term_s, "renewals": self._renewals}, indent=2).encode()
+        content = {
+            "owner": self.owner,
+            "generation": self.generation,
+            "token": self.token,
+            "since": self.since,
+            "term_s": self.term_s,
+            "renewals": self._renewals,
+        }
+        return json.dumps(content, indent=2).encode()
 
     def renew(self) -> None:
-        """Renew the lease on the store, or mark it as lost."""
+        """Renew the lease on the store, or mark the lease as lost if another job took it over."""
         current = conditional.read_version(self.folder, LEASE)
-        if current is None or json.loads(current[0])["token"] != self.token:
-            self._lost = f"another job took over ({_named(current)})"
+        if current is None:
+            self._lost = "another job took over and has ended"
+            return
+        stored = json.loads(current[0])
+        if stored["token"] != self.token:
+            self._lost = f"another job took over ({_description(stored)})"
             return
         self._renewals += 1
         if not conditional.replace(self.folder, LEASE, self.content(), current[1]):
             self._lost = "another job took over"
 
     def keep(self, stopped: threading.Event) -> None:
-        """Renew the lease until `stopped` is set; a store out of reach for a whole term costs the lease."""
-        renewed = time.monotonic()
+        """Renew the lease until `stopped` is set or the lease is lost.
+
+        The lease is lost if the store cannot be reached for one term.
+        """
+        renewed_at = time.monotonic()
         while not stopped.wait(self.term_s / RENEWALS_PER_TERM) and not self._lost:
             try:
                 self.renew()
-                renewed = time.monotonic()
+                renewed_at = time.monotonic()
             except OSError as error:
-                if time.monotonic() - renewed > self.term_s:
+                if time.monotonic() - renewed_at > self.term_s:
                     self._lost = f"the lease could not be renewed for {self.term_s:.0f} s ({error})"
 
 
 @contextmanager
 def owned(folder: Folder, take_over: bool = False, term_s: float = TERM_S) -> Iterator[Lease]:
-    """Hold the lease of an output folder.
+    """Hold the lease of an output folder for the duration of the context.
 
     Args:
-        folder: The folder, which need not exist.
-        take_over: Take the lease of another owner of a folder on an object store without waiting until it expires.
-        term_s: Seconds after which a lease that is not renewed has expired.
+        folder: The output folder, which need not exist.
+        take_over: On an object store, take over the lease of another job at once, without waiting for it to expire.
+        term_s: The time in seconds after which a lease expires if it is not renewed.
+
+    Yields:
+        The lease.
 
     Raises:
-        ValueError: A live process owns the folder, or its store ignores conditional writes.
+        ValueError: A live job owns the folder, or the store of the folder ignores conditional writes.
     """
     if folder.is_local:
         with _locked(folder) as lock, _removed_at_the_end(_next_local(folder, term_s)) as lease:
@@ -113,18 +138,25 @@ def owned(folder: Folder, take_over: bool = False, term_s: float = TERM_S) -> It
 
 
 def require_token(folder: Folder, token: str) -> None:
-    """Raise LeaseLostError if the folder's lease is not the lease of this token."""
+    """Require that a folder is leased under `token`.
+
+    Raises:
+        LeaseLostError: The folder has no lease, or a lease with another token.
+    """
     try:
-        current = folder.read_json(LEASE)
+        stored = folder.read_json(LEASE)
     except FileNotFoundError:
-        current = {"token": None, "owner": "no process"}
-    if current["token"] != token:
-        raise LeaseLostError(f"{folder.uri} is owned by {current['owner']} by now: this worker's job has ended")
+        stored = {"token": None, "owner": "no process"}
+    if stored["token"] != token:
+        raise LeaseLostError(f"{folder.uri} is now owned by {stored['owner']}: this worker's job has ended")
 
 
 @contextmanager
 def _locked(folder: Folder) -> Iterator[IO[str]]:
-    """Hold the OS lock of a local folder; a folder that is created for the lock and stays empty is removed."""
+    """Hold the operating-system lock of a local folder.
+
+    The folder is created if it does not exist. If it is still empty at the end, it is removed again.
+    """
     path = Path(folder.path(LOCK))
     is_new = not path.parent.exists()
     while True:
@@ -134,9 +166,9 @@ def _locked(folder: Folder) -> Iterator[IO[str]]:
         except BlockingIOError:
             lock.close()
             raise ValueError(
-                f"{folder.uri} is owned by a live job ({_named_local(folder)}): wait for it, or stop it"
+                f"{folder.uri} is owned by a live job ({_local_owner(folder)}): wait for it, or stop it"
             ) from None
-        if _is(lock, path):  # an owner removes the file at its end
+        if _is_at(path, lock):  # if not, the previous owner removed the file before it was locked
             break
         lock.close()
     try:
@@ -145,18 +177,18 @@ def _locked(folder: Folder) -> Iterator[IO[str]]:
         path.unlink(missing_ok=True)
         lock.close()
         if is_new:
-            with suppress(OSError):  # it is not empty
+            with suppress(OSError):  # the folder is not empty
                 path.parent.rmdir()
 
 
 def _opened(path: Path) -> IO[str]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # an owner removed its empty folder
+        with suppress(FileNotFoundError):  # another owner removed the empty folder
             return path.open("a")
 
 
-def _is(lock: IO[str], path: Path) -> bool:
+def _is_at(path: Path, lock: IO[str]) -> bool:
     try:
         return os.path.samestat(os.fstat(lock.fileno()), path.stat())
     except FileNotFoundError:
@@ -165,44 +197,46 @@ def _is(lock: IO[str], path: Path) -> bool:
 
 def _next_local(folder: Folder, term_s: float) -> Lease:
     generation = folder.read_json(LEASE)["generation"] + 1 if folder.exists(LEASE) else 1
-    lease = Lease(folder, _owner(), generation, term_s=term_s)
+    lease = Lease(folder, _this_process(), generation, term_s=term_s)
     folder.write(LEASE, lease.content())
     return lease
 
 
 def _acquired(folder: Folder, take_over: bool, term_s: float) -> Lease:
-    """Create the lease, or take over an expired lease of an object store."""
-    from audiodiff_platform.entry.terminal import say
-
+    """Create the lease of a folder on an object store, or take over the lease of a dead owner."""
     current = conditional.read_version(folder, LEASE)
     while True:
+        if current is not None and not take_over:
+            current = _unrenewed(folder, current)
         generation = 1 if current is None else json.loads(current[0])["generation"] + 1
-        lease = Lease(folder, _owner(), generation, term_s=term_s)
+        lease = Lease(folder, _this_process(), generation, term_s=term_s)
         if current is None:
-            if conditional.create(folder, LEASE, lease.content()):
-                return lease
-            current = conditional.read_version(folder, LEASE)
-            continue
-        stated = json.loads(current[0])
-        if not take_over:
-            say(
-                f"{folder.uri} is leased by {_named(current)}: taking over in {stated['term_s']:.0f} s if the lease is not renewed (--take_over: at once)"
-            )
-            deadline = time.monotonic() + stated["term_s"]
-            clock = threading.Event()
-            while time.monotonic() < deadline:
-                clock.wait(min(stated["term_s"] / 12, max(0.0, deadline - time.monotonic())))
-                now = conditional.read_version(folder, LEASE)
-                if now is None:
-                    break
-                if now[1] != current[1]:
-                    raise ValueError(f"{folder.uri} is owned by a live job ({_named(now)}): wait for it, or stop it")
-            if now is None:
-                current = None
-                continue
-        if conditional.replace(folder, LEASE, lease.content(), current[1]):
+            written = conditional.create(folder, LEASE, lease.content())
+        else:
+            written = conditional.replace(folder, LEASE, lease.content(), current[1])
+        if written:
             return lease
         current = conditional.read_version(folder, LEASE)
+
+
+def _unrenewed(folder: Folder, current: tuple[bytes, str]) -> tuple[bytes, str] | None:
+    """Wait for one term. Return the lease if it was not renewed, or None if its owner removed it."""
+    stored = json.loads(current[0])
+    term_s = stored["term_s"]
+    say(
+        f"{folder.uri} is leased by {_description(stored)}: taking over in {term_s:.0f} s if the lease is not renewed "
+        "(use --take_over to take over at once)"
+    )
+    deadline = time.monotonic() + term_s
+    while (remaining_s := deadline - time.monotonic()) > 0:
+        time.sleep(min(term_s / CHECKS_PER_TERM, remaining_s))
+        latest = conditional.read_version(folder, LEASE)
+        if latest is None:
+            return None
+        if latest[1] != current[1]:
+            owner = _description(json.loads(latest[0]))
+            raise ValueError(f"{folder.uri} is owned by a live job ({owner}): wait for it, or stop it")
+    return current
 
 
 @contextmanager
@@ -215,24 +249,20 @@ def _removed_at_the_end(lease: Lease) -> Iterator[Lease]:
                 lease.folder.remove(LEASE)
         except FileNotFoundError:
             pass
-        except OSError as error:  # the outcome of the job stands; the lease expires
-            sys.stderr.write(f"warning: the lease of {lease.folder.uri} could not be removed ({error})\n")
+        except OSError as error:  # the result of the job is valid, and the lease expires
+            say(f"warning: the lease of {lease.folder.uri} could not be removed ({error})")
 
 
-def _owner() -> str:
+def _this_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _named(current: tuple[bytes, str] | None) -> str:
-    if current is None:
-        return "no process"
-    stated: dict[str, Any] = json.loads(current[0])
-    return f"{stated['owner']}, since {stated['since']}"
+def _description(stored: Mapping[str, Any]) -> str:
+    return f"{stored['owner']}, since {stored['since']}"
 
 
-def _named_local(folder: Folder) -> str:
+def _local_owner(folder: Folder) -> str:
     try:
-        stated = folder.read_json(LEASE)
+        return _description(folder.read_json(LEASE))
     except FileNotFoundError:
         return "just started"
-    return f"{stated['owner']}, since {stated['since']}"

@@ -1,4 +1,4 @@
-"""Listings of folders on object stores and by pattern, in which the folder's own name is never a pattern."""
+"""Entries of folder listings, and their selection by glob patterns and hidden folders."""
 
 import os
 from collections import Counter
@@ -10,7 +10,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A file of a folder: its name relative to it, its size in bytes, and what changes when its content does."""
+    """A file in a folder listing.
+
+    Attributes:
+        name: The name of the file relative to the folder.
+        size: The size of the file in bytes.
+        version: A text that changes when the content changes.
+    """
 
     name: str
     size: int
@@ -19,9 +25,12 @@ class Entry:
 
 @dataclass
 class PassedOver:
-    """Counts, by kind, of what a listing passes over, and the names of the folders that cannot be read.
+    """Folders, links and files that a listing skips.
 
-    Folders whose name `hides` accepts are not listed.
+    Attributes:
+        hides: A function that returns True for the name of a folder to skip.
+        counts: The number of skipped items of each kind, such as "hidden folders".
+        unreadable: The names of folders and links that cannot be read.
     """
 
     hides: Callable[[str], bool]
@@ -30,11 +39,12 @@ class PassedOver:
 
 
 def entry_on_disk(name: str, status: os.stat_result) -> Entry:
+    """Return the entry of a file on disk. Its version is the time of the last change."""
     return Entry(name, status.st_size, str(status.st_mtime_ns))
 
 
 def entry_on_store(name: str, size: int | str, details: dict[str, Any]) -> Entry:
-    """An entry from what a store reports of an object; the version is a property that changes with the content."""
+    """Return the entry of an object from the details that its store reports."""
     for key in ("ETag", "etag", "blob_id", "mtime"):
         if details.get(key):
             return Entry(name, int(size), str(details[key]).strip('"'))
@@ -42,7 +52,7 @@ def entry_on_store(name: str, size: int | str, details: dict[str, Any]) -> Entry
 
 
 def fixed_folder(pattern: str) -> str:
-    """The folder in which all matches of a glob pattern lie: its leading parts without wildcards."""
+    """Return the folder that contains all matches of a glob pattern: its first parts without wildcards."""
     fixed: list[str] = []
     for part in pattern.split("/")[:-1]:
         if any(character in part for character in "*?["):
@@ -52,7 +62,10 @@ def fixed_folder(pattern: str) -> str:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """True where each part of a name matches that part of a glob pattern; `**` stands for any number of parts."""
+    """Return True if a name matches a glob pattern.
+
+    `*` and `?` match within one part of the name. `**` matches any number of parts.
+    """
     return _match(name.split("/"), pattern.split("/"))
 
 
@@ -65,16 +78,17 @@ def _match(parts: list[str], patterns: list[str]) -> bool:
 
 
 def without_hidden(entries: Iterable[Entry], passed_over: PassedOver | None) -> Iterator[Entry]:
-    """The entries that lie in no hidden folder; an object store has folders only as parts of names."""
-    last = None
+    """Yield the entries of an object store that are not in a hidden folder, and count the hidden folders."""
+    last_hidden = None
     for entry in entries:
         if passed_over and (hidden := _hidden_folder(entry.name, passed_over.hides)):
-            passed_over.counts["hidden folders"] += hidden != last  # a store lists the objects of a folder together
-            last = hidden
+            # Objects of a folder are adjacent in the listing of a store.
+            passed_over.counts["hidden folders"] += hidden != last_hidden
+            last_hidden = hidden
         else:
             yield entry
 
 
 def _hidden_folder(name: str, hides: Callable[[str], bool]) -> str | None:
     parts = name.split("/")
-    return next(("/".join(parts[: place + 1]) for place, part in enumerate(parts[:-1]) if hides(part)), None)
+    return next(("/".join(parts[: depth + 1]) for depth, part in enumerate(parts[:-1]) if hides(part)), None)

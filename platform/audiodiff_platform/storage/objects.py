@@ -1,15 +1,18 @@
-"""Objects of stores: listed, many prefixes at a time where there is more than a page of them, and removed.
+"""Concurrent listing and removal of objects on S3 and GCS.
 
-1. A first page tells whether there are more.
-2. The folders on the way down are listed one level at a time, until there are enough of them.
+A listing that has more than one page is split into folders, that is, prefixes that end in a slash:
+
+1. The first page shows that there are more pages.
+2. Folders are listed one level at a time, until there are enough folders to list concurrently.
 3. All objects below each of these folders are listed, many folders at a time.
 
-Names are relative to `root`. They come in the store's order, that of their bytes.
+Names are relative to `root`. They are in the order of the store, which sorts names by their bytes.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,16 +20,16 @@ from typing import Any
 from audiodiff_platform.storage.listing import Entry, entry_on_store
 
 CONCURRENT_REQUESTS = 32
-LEVELS_AT_MOST = 4
-FOLDERS_AT_MOST = 20_000  # of a level: a request for each; what comes behind is listed page by page
-LISTED_AHEAD = 8 * CONCURRENT_REQUESTS
+MAX_LEVELS = 4
+MAX_FOLDERS = 20_000  # per folder, one request each; objects after the last of these folders are listed page by page
+MAX_WAITING = 8 * CONCURRENT_REQUESTS
 LAST_CHARACTER = "\U0010ffff"
 S3_KEYS_PER_REQUEST = 1_000
 
 
 @dataclass(frozen=True)
 class _Range:
-    """The objects whose names begin with a prefix, or those of them behind `after`."""
+    """The objects whose names begin with `prefix` and sort after `after`."""
 
     prefix: str
     after: str = ""
@@ -38,7 +41,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Page:
-    """A page of a listing: objects, and folders if it is a listing of one level."""
+    """A page of a listing: objects, and the folders of a listing of one level."""
 
     entries: list[Entry]
     folders: list[_Range]
@@ -46,15 +49,22 @@ class _Page:
 
 
 _Pages = Callable[[_Range, bool], Iterator[_Page]]
-"""Lists a range, deep or one level of it."""
+"""A function that lists the pages of a range: all levels if its second argument is True, else one level."""
 
 
 def objects(filesystem: Any, root: str, folder: str = "", *, deep: bool = True) -> Iterator[Entry]:
-    """All objects below a folder of `root`, or only those directly in it.
+    """Yield the objects in a folder.
 
-    Markers of empty folders have names that end in a slash.
+    Args:
+        filesystem: The fsspec filesystem of the store.
+        root: The path of the bucket or folder that names are relative to.
+        folder: The name of the folder in `root`.
+        deep: Include the objects in subfolders.
+
+    Yields:
+        The objects. The names of objects that mark empty folders end in a slash.
     """
-    whole = _Range(f"{folder}/" if folder else "")
+    top = _Range(f"{folder}/" if folder else "")
     match filesystem.protocol:
         case "s3" | ("s3", *_):
             pages: _Pages = partial(_pages_of_s3, filesystem, root)
@@ -66,59 +76,65 @@ def objects(filesystem: Any, root: str, folder: str = "", *, deep: bool = True) 
                 yield entry_on_store(path[len(root) + 1 :], details["size"], details)
             return
     if deep:
-        yield from _below(pages, whole)
+        yield from _deep(pages, top)
     else:
-        yield from (entry for page in pages(whole, False) for entry in page.entries)
+        yield from (entry for page in pages(top, False) for entry in page.entries)
 
 
-def _below(pages: _Pages, whole: _Range) -> Iterator[Entry]:
-    first = next(pages(whole, True))
+def _deep(pages: _Pages, top: _Range) -> Iterator[Entry]:
+    first = next(pages(top, True))
     if not first.more:
         yield from first.entries
         return
     pool = ThreadPoolExecutor(CONCURRENT_REQUESTS)
     waiting: deque[Entry | Future[list[Entry]]] = deque()
     try:
-        for found in _spread(pages, whole, pool):
-            waiting.append(found if isinstance(found, Entry) else pool.submit(_listed, pages, found))
-            while len(waiting) > LISTED_AHEAD or (waiting and isinstance(waiting[0], Entry)):
-                yield from _finished(waiting.popleft())
+        for item in _split(pages, top, pool):
+            waiting.append(item if isinstance(item, Entry) else pool.submit(_listed, pages, item))
+            while len(waiting) > MAX_WAITING or (waiting and isinstance(waiting[0], Entry)):
+                yield from _result(waiting.popleft())
         while waiting:
-            yield from _finished(waiting.popleft())
+            yield from _result(waiting.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _spread(pages: _Pages, whole: _Range, pool: ThreadPoolExecutor) -> list[Entry | _Range]:
-    """Objects, and folders that hold the others: enough to be listed at a time, if there are so many."""
-    found: list[Entry | _Range] = [whole]
-    for _ in range(LEVELS_AT_MOST):
-        folders = [item for item in found if isinstance(item, _Range)]
+def _split(pages: _Pages, top: _Range, pool: ThreadPoolExecutor) -> list[Entry | _Range]:
+    """Return the objects of the upper levels, and the folders that contain all other objects.
+
+    The levels are listed until there are CONCURRENT_REQUESTS folders or more.
+    """
+    items: list[Entry | _Range] = [top]
+    for _ in range(MAX_LEVELS):
+        folders = [item for item in items if isinstance(item, _Range)]
         levels = dict(zip(folders, pool.map(partial(_level, pages), folders), strict=True))
-        found = [inside for item in found for inside in (levels[item] if isinstance(item, _Range) else [item])]
-        if not 0 < sum(isinstance(item, _Range) for item in found) < CONCURRENT_REQUESTS:
+        items = [child for item in items for child in (levels[item] if isinstance(item, _Range) else [item])]
+        if not 0 < sum(isinstance(item, _Range) for item in items) < CONCURRENT_REQUESTS:
             break
-    return found
+    return items
 
 
 def _level(pages: _Pages, folder: _Range) -> list[Entry | _Range]:
-    """The objects directly in a folder, and the folders in it; behind so many of them, one range."""
+    """Return the objects and folders directly in a folder.
+
+    After MAX_FOLDERS folders, all further names are one range.
+    """
     if folder.after:
         return [folder]
     level: list[Entry | _Range] = []
     folders = 0
     for page in pages(folder, False):
-        both: list[Entry | _Range] = [*page.entries, *page.folders]
-        inside = sorted(both, key=lambda item: item.name)
+        items: list[Entry | _Range] = [*page.entries, *page.folders]
+        items.sort(key=lambda item: item.name)
         folders += len(page.folders)
-        if page.more and page.folders and folders >= FOLDERS_AT_MOST:
+        if page.more and page.folders and folders >= MAX_FOLDERS:
             last = page.folders[-1].prefix
             return [
                 *level,
-                *(item for item in inside if item.name <= last),
+                *(item for item in items if item.name <= last),
                 _Range(folder.prefix, last + LAST_CHARACTER),
             ]
-        level += inside
+        level += items
     return level
 
 
@@ -126,42 +142,67 @@ def _listed(pages: _Pages, folder: _Range) -> list[Entry]:
     return [entry for page in pages(folder, True) for entry in page.entries]
 
 
-def _finished(found: "Entry | Future[list[Entry]]") -> list[Entry]:
-    return [found] if isinstance(found, Entry) else found.result()
+def _result(item: "Entry | Future[list[Entry]]") -> list[Entry]:
+    return [item] if isinstance(item, Entry) else item.result()
 
 
 def _pages_of_s3(filesystem: Any, root: str, within: _Range, deep: bool) -> Iterator[_Page]:
-    bucket, place = _place(root)
-    request = {"Bucket": bucket, "Prefix": place + within.prefix}
+    bucket, prefix = _bucket_and_prefix(root)
+    request = {"Bucket": bucket, "Prefix": prefix + within.prefix}
     request |= {"Delimiter": "/"} if not deep else {}
-    request |= {"StartAfter": place + within.after} if within.after else {}
+    request |= {"StartAfter": prefix + within.after} if within.after else {}
     while request:
         page = filesystem.call_s3("list_objects_v2", **request)
         more = bool(page.get("IsTruncated"))
         request = {**request, "ContinuationToken": page["NextContinuationToken"]} if more else {}
-        found = page.get("Contents", [])
-        entries = [entry_on_store(details["Key"][len(place) :], details["Size"], details) for details in found]
-        folders = [_Range(prefix["Prefix"][len(place) :]) for prefix in page.get("CommonPrefixes", [])]
+        contents = page.get("Contents", [])
+        entries = [entry_on_store(details["Key"][len(prefix) :], details["Size"], details) for details in contents]
+        folders = [_Range(folder["Prefix"][len(prefix) :]) for folder in page.get("CommonPrefixes", [])]
         yield _Page(entries, folders, more)
 
 
 def _pages_of_gcs(filesystem: Any, root: str, within: _Range, deep: bool) -> Iterator[_Page]:
-    bucket, place = _place(root)
-    request = {"prefix": (place + within.prefix) or None, "pageToken": None}
+    bucket, prefix = _bucket_and_prefix(root)
+    request = {"prefix": (prefix + within.prefix) or None, "pageToken": None}
     request |= {"delimiter": "/"} if not deep else {}
-    request |= {"startOffset": place + within.after} if within.after else {}
+    request |= {"startOffset": prefix + within.after} if within.after else {}
     more = True
     while more:
         page = filesystem.call("GET", "b/{}/o", bucket, json_out=True, **request)
         more = "nextPageToken" in page
         request["pageToken"] = page.get("nextPageToken")
-        found = page.get("items", [])
-        entries = [entry_on_store(details["name"][len(place) :], details["size"], details) for details in found]
-        yield _Page(entries, [_Range(prefix[len(place) :]) for prefix in page.get("prefixes", [])], more)
+        contents = page.get("items", [])
+        entries = [entry_on_store(details["name"][len(prefix) :], details["size"], details) for details in contents]
+        yield _Page(entries, [_Range(folder[len(prefix) :]) for folder in page.get("prefixes", [])], more)
 
 
-def remove_from_s3(filesystem: Any, paths: Sequence[str]) -> None:
-    """Remove objects of one bucket; raises OSError that names one that stays."""
+def remove_tree(filesystem: Any, root: str, name: str) -> None:
+    """Remove the object `name` of `root`, and all objects below it, if they exist."""
+    paths = [f"{root}/{entry.name}" for entry in objects(filesystem, root, name)]
+    path = f"{root}/{name}" if name else root
+    with suppress(FileNotFoundError):
+        if filesystem.info(path)["type"] == "file":
+            paths.append(path)
+    remove_objects(filesystem, paths)
+
+
+def remove_objects(filesystem: Any, paths: Sequence[str]) -> None:
+    """Remove existing objects of one bucket by their exact paths.
+
+    `filesystem.rm` is not used, because it expands paths as patterns.
+
+    Raises:
+        OSError: An object could not be removed.
+    """
+    match filesystem.protocol:
+        case "s3" | ("s3", *_):
+            _remove_from_s3(filesystem, paths)
+        case _:
+            with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+                list(pool.map(filesystem.rm_file, paths))
+
+
+def _remove_from_s3(filesystem: Any, paths: Sequence[str]) -> None:
     for first in range(0, len(paths), S3_KEYS_PER_REQUEST):
         batch = [path.partition("/") for path in paths[first : first + S3_KEYS_PER_REQUEST]]
         keys = {"Objects": [{"Key": key} for _, _, key in batch], "Quiet": True}
@@ -169,7 +210,7 @@ def remove_from_s3(filesystem: Any, paths: Sequence[str]) -> None:
             raise OSError(f"s3://{batch[0][0]}/{error.get('Key')} cannot be removed: {error.get('Message')}")
 
 
-def _place(root: str) -> tuple[str, str]:
-    """The bucket, and what names in it have before those relative to `root`."""
+def _bucket_and_prefix(root: str) -> tuple[str, str]:
+    """Return the bucket of `root`, and the prefix of all keys below `root`."""
     bucket, _, key = root.partition("/")
     return bucket, f"{key}/" if key else ""

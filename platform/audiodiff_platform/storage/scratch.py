@@ -1,10 +1,11 @@
-"""Local folders for unfinished files, which outlive a killed process no longer than until the next worker starts.
+"""Scratch folders: local folders for unfinished files.
 
-    PARENT/audiodiff-scratch-HOST-XXXXXXXX/lock    locked by the process while it lives
+    PARENT/audiodiff-scratch-HOST-XXXXXXXX/lock    locked by the process while it runs
     PARENT/audiodiff-scratch-HOST-XXXXXXXX/files   the unfinished files
 
-The lock tells a process that is gone from one that lives, also in another container of the machine. The name tells the
-machine, because locks on some shared folders do not reach another one.
+A killed process abandons its scratch folder, and the next worker to start removes the folder. The lock shows whether
+the process still runs, even if it runs in another container of the same machine. Only scratch folders of the same host
+are removed, because locks on some shared disks do not work across machines.
 """
 
 import fcntl
@@ -21,10 +22,14 @@ LOCK, FILES = "lock", "files"
 
 @contextmanager
 def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Yield a new folder in `parent`, by default in the system's place for temporary files; it is gone at the end."""
-    place = Path(tempfile.gettempdir()) if parent is None else parent
-    place.mkdir(parents=True, exist_ok=True)
-    folder, lock = _new(place)
+    """Yield a new empty folder, and remove it at the end.
+
+    Args:
+        parent: The folder to create the scratch folder in. Defaults to the system's folder for temporary files.
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    parent.mkdir(parents=True, exist_ok=True)
+    folder, lock = _new_folder(parent)
     try:
         yield folder / FILES
     finally:
@@ -34,29 +39,29 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders in `parent` that processes of this user on this machine left when they were killed."""
+    """Remove the scratch folders in `parent` of killed processes of this user on this machine."""
     if not parent.is_dir():
         return
     with os.scandir(parent) as entries:
-        named = [entry for entry in entries if f"{entry.name.rpartition('-')[0]}-" == _prefix()]
-    for entry in named:
+        candidates = [entry for entry in entries if f"{entry.name.rpartition('-')[0]}-" == _prefix()]
+    for entry in candidates:
         if _is_own_folder(entry) and (lock := _locked(Path(entry.path))) is not None:
             shutil.rmtree(entry.path, ignore_errors=True)
             os.close(lock)
 
 
-def _new(place: Path) -> tuple[Path, int]:
-    """A new folder and the descriptor of its lock."""
+def _new_folder(parent: Path) -> tuple[Path, int]:
+    """Create a scratch folder. Return the folder and the descriptor of its lock."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(), dir=parent))
         lock = _locked(folder)
-        if lock is not None:  # else another process took the folder, which was not locked yet, for an abandoned one
+        if lock is not None:  # if None, another process removed the folder as abandoned before it was locked
             (folder / FILES).mkdir()
             return folder, lock
 
 
 def _locked(folder: Path) -> int | None:
-    """The descriptor of the folder's lock, which this process then holds; None if another holds it, or removed it."""
+    """Lock a scratch folder. Return the descriptor of the lock, or None if a process holds or removed it."""
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
@@ -74,7 +79,7 @@ def _locked(folder: Path) -> int | None:
 def _is_own_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # another process removed the folder
         return False
 
 

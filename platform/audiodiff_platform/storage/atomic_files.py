@@ -1,0 +1,42 @@
+"""Atomic writes of files on a local disk.
+
+A reader sees the complete new file, or the state before the write.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def replace_file(target: Path, content: bytes) -> None:
+    """Write or replace a file, atomically. Missing folders are created."""
+    with _temporary_file(target, content) as temporary:
+        os.replace(temporary, target)
+
+
+def create_file(target: Path, content: bytes) -> bool:
+    """Write a new file, atomically. Missing folders are created.
+
+    Returns:
+        False if the file exists already. The file is then unchanged.
+    """
+    with _temporary_file(target, content) as temporary:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def _temporary_file(target: Path, content: bytes) -> Iterator[Path]:
+    """Yield a file with `content` in the folder of `target`, and remove it at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
