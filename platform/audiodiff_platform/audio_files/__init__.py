@@ -1,4 +1,4 @@
-"""Audio files that a job reads: a folder, a list, or containers of many files."""
+"""Input audio of jobs: files in a folder or on a list, and members of containers."""
 
 from audiodiff_platform.audio_files.containers import items
 from audiodiff_platform.audio_files.fetching import fetched
