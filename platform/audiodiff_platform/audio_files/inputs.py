@@ -85,7 +85,7 @@ class Inputs(SourceFiles):
                 yield from pool.map(self.look_up, batch)
 
     def describe(self) -> list[str]:
-        """Return log lines on what `sources` skipped: the counts, then the first UNREADABLE_SHOWN unreadable folders."""
+        """Return log lines on what `sources` skipped: counts, and the names of unreadable folders."""
         lines = [f"skipped: {described(self.skipped)}"] if self.skipped else []
         shown = self.unreadable[:UNREADABLE_SHOWN]
         lines += [f"warning: skipped, cannot be read: {self.folder.uri}/{name}" for name in shown]
