@@ -123,9 +123,9 @@ def test_entries_that_are_no_files_have_a_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.wav")
     (folder / "loop.wav").symlink_to("loop.wav")
     reasons = {
-        "sub": "a folder: list its files",
-        "album.flac": "a folder: list its files",
-        "pipe.wav": "a device, pipe or socket",
+        "sub": "is a folder: list its files",
+        "album.flac": "is a folder: list its files",
+        "pipe.wav": "is a device, pipe or socket",
         "loop.wav": "no such file",
         "first.wav/a.wav": "no such file",
         "#absent.wav": "no such file",
@@ -171,7 +171,7 @@ def test_absolute_names_in_a_hidden_folder_are_read(folder: Path, tmp_path_facto
 def test_a_parquet_list_that_is_not_utf8_is_named(folder: Path) -> None:
     names = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9.wav"]).buffers())
     pq.write_table(pa.table({"path": names}), folder / "list.parquet")
-    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: Parquet that cannot be read .*utf-8"):
+    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: cannot read Parquet .*utf-8"):
         uris(folder / "list.parquet")
 
 
@@ -182,5 +182,5 @@ def test_a_parquet_list_that_is_damaged_is_named(folder: Path) -> None:
     content = bytearray((folder / "list.parquet").read_bytes())
     content[4:40] = b"\xff" * 36
     (folder / "list.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: Parquet that cannot be read"):
+    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: cannot read Parquet"):
         uris(folder / "list.parquet")

@@ -183,7 +183,7 @@ class Inputs(SourceFiles):
         for number, uri in enumerate(list_entries(self.folder, listing.name), start=1):
             if holds_secret(uri):
                 raise ValueError(
-                    f"input_dir {self.uri}: entry {number} has a query or a password, and the dataset stores names: "
+                    f"input_dir {self.uri}: entry {number} holds a query or a password, and the dataset stores names: "
                     "list URIs without them, and put credentials into the environment"
                 )
             yield uri
@@ -204,7 +204,7 @@ class Inputs(SourceFiles):
 
     def _permission_error(self, error: PermissionError) -> ValueError:
         return ValueError(
-            f"input_dir {self.uri}: cannot be read ({error.strerror or error}): grant access, or choose another input_dir"
+            f"input_dir {self.uri}: cannot be read ({error.strerror or error}): grant access, or use another folder"
         )
 
 

@@ -119,7 +119,7 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
 
 
 def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
-    """Return True if an error means a damaged Parquet file. pyarrow raises some such errors as OSError without errno."""
+    """Return True if an error is caused by a damaged Parquet file. pyarrow raises some as OSError without errno."""
     return not isinstance(error, OSError) or error.errno is None
 
 
@@ -133,8 +133,8 @@ def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
     rows = files[example]
     more = f" (also rows of {len(files) - 1:,} other files)" if len(files) > 1 else ""
     return (
-        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} checked rows of {example} have only a path{more}: "
-        "rewrite the files with dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} checked rows of {example} have only a path{more}"
+        ": rewrite the files with dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
         ".with_format(None).to_parquet(FILE), or list the paths in a .txt file"
     )
 
