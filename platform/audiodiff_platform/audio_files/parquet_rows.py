@@ -175,7 +175,7 @@ def row_group_starts(file: io.RawIOBase) -> Iterator[int]:
 
 
 def _span(table: pq.ParquetFile, group: int) -> tuple[int, int]:
-    """Return the byte offsets of the begin and the end of a row group."""
+    """Return the byte offsets of the start and the end of a row group."""
     row_group = table.metadata.row_group(group)
     chunks = [row_group.column(place) for place in range(row_group.num_columns)]
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]

@@ -67,8 +67,8 @@ def member_starts(file: io.RawIOBase) -> Iterator[int]:
     """Yield the byte offsets of members, including their extended headers, at which an archive can be divided.
 
     Raises:
-        IndivisibleError: The archive is damaged or its members depend on each other. Offsets before this member have
-            been yielded.
+        IndivisibleError: The archive is damaged or its members depend on each other. Some offsets may have been
+            yielded before.
     """
     names: set[int] = set()
     try:

@@ -40,7 +40,7 @@ from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 REASONS_SHOWN = 10
 MIN_SHARD_SECONDS = 300
 LATENT_BATCH_SIZE = 8
-"""Number of images encoded at once. The latents depend on this number, by rounding."""
+"""Number of images encoded at once. The rounding of the latents depends on this number."""
 BYTES_PER_LATENT_VALUE = 8  # float32 mean and log variance
 
 
@@ -164,8 +164,8 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
         relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
         if relative is not None:
             raise ValueError(
-                f"dataset_name {options.dataset_name} names audio files relative to a folder ({relative}): "
-                "pass this folder as input_dir"
+                f"dataset_name {options.dataset_name} holds no audio, and names its audio files relative to a "
+                f"folder ({relative}): pass this folder as input_dir"
             )
         yield from inputs.named(sorted(tracks))
         return

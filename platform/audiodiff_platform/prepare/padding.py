@@ -9,7 +9,7 @@ from typing import Any, Self
 from audiodiff_core.mel import MelConfig
 
 MIN_CONTENT = 0.5
-"""Share of a slice below which its content counts as mostly padding."""
+"""Share of content below which a slice counts as mostly padding."""
 NOTABLE_SHARE = 0.1
 """Share of mostly padded slices above which `Padding.advice` gives advice."""
 WIDTH_MULTIPLE = 32
