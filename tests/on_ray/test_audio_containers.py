@@ -345,7 +345,7 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
     uri = {"file": folder / "train.parquet", "folder": folder, "list": folder / "list.txt"}[place]
     with pytest.raises(
         ValueError,
-        match=r"audio is not embedded: 3 of 3 rows checked of train\.parquet have only a path: write .*embed_table_storage",
+        match=r"audio is not embedded: 3 of 3 checked rows of train\.parquet have only a path: rewrite .*embed_table_storage",
     ):
         list(Inputs(str(uri)).sources())
 
@@ -355,14 +355,14 @@ def test_parquet_without_audio_is_refused_after_a_bounded_number_of_rows(
 ) -> None:
     monkeypatch.setattr(parquet_rows, "MAX_EMPTY_ROWS_CHECKED", 200)
     parquet(tmp_path / "train.parquet", [{"path": "a.wav"}] * 300)
-    with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 rows checked of train\.parquet"):
+    with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 checked rows of train\.parquet"):
         list(Inputs(str(tmp_path)).sources())
 
 
 def test_the_advice_on_embedding_works(few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = Dataset.from_dict({"audio": [str(few_loops / "loop_mika.flac")] * 2}).cast_column("audio", Audio())
     dataset.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="audio is not embedded: 2 of 2 rows"):
+    with pytest.raises(ValueError, match="audio is not embedded: 2 of 2 checked rows"):
         list(Inputs(str(tmp_path / "train.parquet")).sources())
     embedded = dataset.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
     embedded.to_parquet(tmp_path / "train.parquet")
@@ -376,7 +376,7 @@ def test_rows_without_audio_among_others_are_reported_once_and_have_a_reason(
     column = [{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": None, "path": "b.wav"}, None, {"bytes": b"", "path": None}]
     parquet(tmp_path / "train.parquet", column)
     found = rows(tmp_path / "train.parquet", tmp_path)
-    assert capsys.readouterr().err.count("audio is not embedded: 2 of 4 rows checked of train.parquet") == 1
+    assert capsys.readouterr().err.count("audio is not embedded: 2 of 4 checked rows of train.parquet") == 1
     assert [(item.name, item.reason) for item in found] == [
         ("train.parquet/0-a.wav", ""),
         ("train.parquet/1-b.wav", "row has a path but no audio: embed the files in the Parquet file"),
@@ -389,7 +389,7 @@ def test_parquet_whose_audio_begins_late_is_a_warning(tmp_path: Path, capsys: py
     column = [{"bytes": None, "path": "a.wav"}] * 3_000 + [{"bytes": b"RIFF", "path": "b.wav"}]
     parquet(tmp_path / "train.parquet", column, row_group_size=1_000)
     assert len(rows(tmp_path / "train.parquet", tmp_path)) == 3_001
-    assert "3,000 of 3,001 rows checked" in capsys.readouterr().err
+    assert "3,000 of 3,001 checked rows" in capsys.readouterr().err
 
 
 def test_parquet_with_much_audio_is_checked_at_its_beginning(
@@ -398,7 +398,7 @@ def test_parquet_with_much_audio_is_checked_at_its_beginning(
     column = [{"bytes": None, "path": "a.wav"}, *[{"bytes": bytes(1 << 19), "path": "b.wav"}] * 10]
     parquet(tmp_path / "train.parquet", column)
     assert len(rows(tmp_path / "train.parquet", tmp_path)) == 11
-    assert "1 of 4 rows checked" in capsys.readouterr().err
+    assert "1 of 4 checked rows" in capsys.readouterr().err
 
 
 def test_parquet_without_audio_beside_other_audio_is_a_warning(
@@ -409,7 +409,7 @@ def test_parquet_without_audio_beside_other_audio_is_a_warning(
     (tmp_path / "c.wav").write_bytes(b"")
     assert {source.uri for source in Inputs(str(tmp_path)).sources()} == {"a.parquet", "b.parquet", "c.wav"}
     assert (
-        "warning: audio is not embedded: 1 of 1 rows checked of a.parquet have only a path (and rows of 1 more files)"
+        "warning: audio is not embedded: 1 of 1 checked rows of a.parquet have only a path (also rows of 1 other files)"
         in capsys.readouterr().err
     )
 
@@ -502,7 +502,7 @@ def test_samples_that_a_small_file_states_by_the_million_are_refused(
     column = [{"array": np.zeros(1_000_000, np.float32), "sampling_rate": RATE}]
     file = parquet(tmp_path / "train.parquet", column)
     assert file.stat().st_size < 1 << 16
-    with pytest.raises(AudioDecodeError, match=r"row group 0 states 1,000,000 samples in"):
+    with pytest.raises(AudioDecodeError, match=r"row group 0 declares 1,000,000 samples in"):
         rows(file, tmp_path)
 
 

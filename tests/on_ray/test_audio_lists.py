@@ -66,8 +66,8 @@ def test_a_list_of_many_buffers_in_utf16(folder: Path) -> None:
     ("content", "message"),
     [
         ("first.wav\n#1 hit.wav\nCafé.wav\n".encode("latin-1"), "line 3 is not UTF-8: save the list as UTF-8"),
-        ("first.wav\n".encode("utf-16-le"), r"line 1 holds NUL characters \(UTF-16 without a byte order mark"),
-        ("first.wav\n".encode("utf-16-be"), r"line 1 holds NUL characters \(UTF-16 without a byte order mark"),
+        ("first.wav\n".encode("utf-16-le"), r"line 1 has NUL characters \(UTF-16 without a byte order mark"),
+        ("first.wav\n".encode("utf-16-be"), r"line 1 has NUL characters \(UTF-16 without a byte order mark"),
         ("a.wav\nb.wav\n".encode("utf-16")[:-1], "is not UTF-16 after line"),
         (codecs.BOM_UTF16_LE + "a.wav\n".encode("utf-16-le") + b"\x00\xd8\n\x00", "line 2 is not UTF-16"),
         (b"first.wav\n" + b"x" * (MAX_LINE_CHARACTERS + 1), "line 2 has more than 65,536 characters"),
