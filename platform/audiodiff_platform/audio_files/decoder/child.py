@@ -37,7 +37,7 @@ class ChildProcess:
     """A running `process` module, and its pipes.
 
     Args:
-        memory_bytes: The initial memory limit of the process. Each request states its own limit.
+        memory_bytes: The initial memory limit of the process in bytes. Each request states its own limit.
 
     Attributes:
         is_ready: True once the process has started completely.

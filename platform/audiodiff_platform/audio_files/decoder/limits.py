@@ -31,7 +31,7 @@ UNSTATED_BYTES_PER_SECOND = 8_000
 CPU_SECONDS_PER_SECOND = 2
 """Processor time for each second of the time limit.
 
-The time limit is normally reached first. The limit of processor time ends files of a worker that is suspended.
+The time limit is normally reached first. The limit on processor time stops a file while its worker is suspended.
 """
 
 SECONDS_PER_STATED_SECOND = 2.0
@@ -45,10 +45,10 @@ class Limits:
     """Limits of each file that a process decodes.
 
     Args:
-        memory_bytes: The memory of the process, for a file of size zero.
-        base_s: The time for a file of size zero. The duration of the audio adds to this time.
-        audio_bytes: The size of the decoded audio for a file of size zero, as 16-bit samples of all channels at the
-            sample rate of the file.
+        memory_bytes: The memory of the process in bytes, for a file of size zero.
+        base_s: The time in seconds for a file of size zero. The duration of the audio adds to this time.
+        audio_bytes: The size in bytes of the decoded audio for a file of size zero, as 16-bit samples of all channels
+            at the sample rate of the file.
         audio_bytes_per_byte: The additional size of the decoded audio for each byte of the file.
     """
 

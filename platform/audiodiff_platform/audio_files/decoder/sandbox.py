@@ -58,8 +58,8 @@ def confine(memory_bytes: int, max_memory_bytes: int) -> None:
     starts later.
 
     Args:
-        memory_bytes: The memory limit until `allow` sets another limit.
-        max_memory_bytes: The maximum of the memory limits that `allow` can set.
+        memory_bytes: The memory limit in bytes until `allow` sets another limit.
+        max_memory_bytes: The maximum of the memory limits that `allow` can set, in bytes.
     """
     limits = (
         (resource.RLIMIT_DATA, memory_bytes, max_memory_bytes),
@@ -79,8 +79,8 @@ def allow(cpu_s: int, file_bytes: int, memory_bytes: int) -> None:
 
     Args:
         cpu_s: The additional processor time in seconds, starting now.
-        file_bytes: The maximum size of a written file.
-        memory_bytes: The maximum memory.
+        file_bytes: The maximum size of a written file in bytes.
+        memory_bytes: The maximum memory in bytes.
     """
     used = resource.getrusage(resource.RUSAGE_SELF)
     limits = (
