@@ -204,7 +204,7 @@ def test_members_that_hold_no_audio_are_counted_or_named(tmp_path: Path) -> None
         ("1. Prelude in C", b"", tarfile.REGTYPE),
     ]
     found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
-    assert found == {"a.wav": b"a", "gone.wav": "a hard link to absent.wav, which its archive does not hold"}
+    assert found == {"a.wav": b"a", "gone.wav": "hard link to absent.wav, which is not in the archive"}
     assert skipped == {"dangling link": 4, "special file": 2, ".tar.gz": 1, "none": 2}
 
 
@@ -222,7 +222,7 @@ def test_a_sparse_member_is_named(tmp_path: Path) -> None:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     found, _ = listed(tmp_path / "a.tar", tmp_path)
-    assert found["holes.wav"] == "stored with holes (a sparse member): pack it without --sparse"
+    assert found["holes.wav"] == "sparse members are not supported: pack the file without --sparse"
     assert "b.wav" in found
 
 
@@ -307,7 +307,7 @@ def test_damaged_archives_give_what_precedes_the_damage_and_a_reason(
     inputs = Inputs(str(file))
     (source,) = inputs.sources()
     names: list[str] = []
-    with pytest.raises(AudioDecodeError, match="archive that cannot be read on"):
+    with pytest.raises(AudioDecodeError, match="damaged archive, remaining members skipped"):
         names.extend(item.name for item in items(source, file, tmp_path))
     assert names[:1] == ["a.tar/a.wav"]
 
@@ -345,7 +345,7 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
     uri = {"file": folder / "train.parquet", "folder": folder, "list": folder / "list.txt"}[place]
     with pytest.raises(
         ValueError,
-        match=r"audio is not embedded: 3 of 3 rows checked of train\.parquet have only a path: write .*embed_table_storage",
+        match=r"audio is not embedded: 3 of 3 checked rows of train\.parquet have only a path: rewrite .*embed_table_storage",
     ):
         list(Inputs(str(uri)).sources())
 
@@ -353,16 +353,16 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
 def test_parquet_without_audio_is_refused_after_a_bounded_number_of_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_rows, "EMPTY_ROWS_CHECKED", 200)
+    monkeypatch.setattr(parquet_rows, "MAX_EMPTY_ROWS_CHECKED", 200)
     parquet(tmp_path / "train.parquet", [{"path": "a.wav"}] * 300)
-    with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 rows checked of train\.parquet"):
+    with pytest.raises(ValueError, match=r"audio is not embedded: 200 of 200 checked rows of train\.parquet"):
         list(Inputs(str(tmp_path)).sources())
 
 
 def test_the_advice_on_embedding_works(few_loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = Dataset.from_dict({"audio": [str(few_loops / "loop_mika.flac")] * 2}).cast_column("audio", Audio())
     dataset.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(ValueError, match="audio is not embedded: 2 of 2 rows"):
+    with pytest.raises(ValueError, match="audio is not embedded: 2 of 2 checked rows"):
         list(Inputs(str(tmp_path / "train.parquet")).sources())
     embedded = dataset.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
     embedded.to_parquet(tmp_path / "train.parquet")
@@ -376,11 +376,11 @@ def test_rows_without_audio_among_others_are_reported_once_and_have_a_reason(
     column = [{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": None, "path": "b.wav"}, None, {"bytes": b"", "path": None}]
     parquet(tmp_path / "train.parquet", column)
     found = rows(tmp_path / "train.parquet", tmp_path)
-    assert capsys.readouterr().err.count("audio is not embedded: 2 of 4 rows checked of train.parquet") == 1
+    assert capsys.readouterr().err.count("audio is not embedded: 2 of 4 checked rows of train.parquet") == 1
     assert [(item.name, item.reason) for item in found] == [
         ("train.parquet/0-a.wav", ""),
-        ("train.parquet/1-b.wav", "a path without audio: embed the files in the Parquet file"),
-        ("train.parquet/2", "a row without audio"),
+        ("train.parquet/1-b.wav", "row has a path but no audio: embed the files in the Parquet file"),
+        ("train.parquet/2", "row has no audio"),
         ("train.parquet/3", ""),
     ]
 
@@ -389,7 +389,7 @@ def test_parquet_whose_audio_begins_late_is_a_warning(tmp_path: Path, capsys: py
     column = [{"bytes": None, "path": "a.wav"}] * 3_000 + [{"bytes": b"RIFF", "path": "b.wav"}]
     parquet(tmp_path / "train.parquet", column, row_group_size=1_000)
     assert len(rows(tmp_path / "train.parquet", tmp_path)) == 3_001
-    assert "3,000 of 3,001 rows checked" in capsys.readouterr().err
+    assert "3,000 of 3,001 checked rows" in capsys.readouterr().err
 
 
 def test_parquet_with_much_audio_is_checked_at_its_beginning(
@@ -398,7 +398,7 @@ def test_parquet_with_much_audio_is_checked_at_its_beginning(
     column = [{"bytes": None, "path": "a.wav"}, *[{"bytes": bytes(1 << 19), "path": "b.wav"}] * 10]
     parquet(tmp_path / "train.parquet", column)
     assert len(rows(tmp_path / "train.parquet", tmp_path)) == 11
-    assert "1 of 4 rows checked" in capsys.readouterr().err
+    assert "1 of 4 checked rows" in capsys.readouterr().err
 
 
 def test_parquet_without_audio_beside_other_audio_is_a_warning(
@@ -409,7 +409,7 @@ def test_parquet_without_audio_beside_other_audio_is_a_warning(
     (tmp_path / "c.wav").write_bytes(b"")
     assert {source.uri for source in Inputs(str(tmp_path)).sources()} == {"a.parquet", "b.parquet", "c.wav"}
     assert (
-        "warning: audio is not embedded: 1 of 1 rows checked of a.parquet have only a path (and rows of 1 more files)"
+        "warning: audio is not embedded: 1 of 1 checked rows of a.parquet have only a path (also rows of 1 other files)"
         in capsys.readouterr().err
     )
 
@@ -463,20 +463,20 @@ def test_a_dataset_of_decoded_samples_of_datasets_own_making(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("array", "kind", "rate", "reason"),
     [
-        ([0.1], pa.list_(pa.float32()), None, "claims a rate of None Hz"),
-        ([0.1], pa.list_(pa.float32()), 0, "claims a rate of 0 Hz, 1000 to 768000 can be read"),
-        ([0.1], pa.list_(pa.float32()), -44_100, "claims a rate of -44100 Hz"),
-        ([0.1], pa.list_(pa.float32()), 1 << 40, "claims a rate of 1099511627776 Hz"),
-        ([], pa.list_(pa.float32()), RATE, "an array without samples"),
-        ([], pa.list_(pa.list_(pa.float32())), RATE, "an array without samples"),
-        ([[]], pa.list_(pa.list_(pa.float32())), RATE, "an array without samples"),
-        ([0.1, None], pa.list_(pa.float32()), RATE, "an array with missing samples"),
-        ([[0.1, 0.2], [0.1]], pa.list_(pa.list_(pa.float32())), RATE, "an array whose channels differ in length"),
-        ([[0.1], None], pa.list_(pa.list_(pa.float32())), RATE, "an array whose channels differ in length"),
-        ([1, 2], pa.list_(pa.int64()), RATE, "an array of the type list<element: int64>"),
-        (["a"], pa.list_(pa.string()), RATE, "an array of the type list<element: string>"),
-        ([[[0.1]]], pa.list_(pa.list_(pa.list_(pa.float32()))), RATE, "an array of the type list"),
-        (np.zeros((1_100, 1_100)).tolist(), pa.list_(pa.list_(pa.float32())), RATE, "an array of 1100 channels"),
+        ([0.1], pa.list_(pa.float32()), None, "sample rate None Hz"),
+        ([0.1], pa.list_(pa.float32()), 0, "sample rate 0 Hz: must be 1000 to 768000 Hz"),
+        ([0.1], pa.list_(pa.float32()), -44_100, "sample rate -44100 Hz"),
+        ([0.1], pa.list_(pa.float32()), 1 << 40, "sample rate 1099511627776 Hz"),
+        ([], pa.list_(pa.float32()), RATE, "array has no samples"),
+        ([], pa.list_(pa.list_(pa.float32())), RATE, "array has no samples"),
+        ([[]], pa.list_(pa.list_(pa.float32())), RATE, "array has no samples"),
+        ([0.1, None], pa.list_(pa.float32()), RATE, "array has missing samples"),
+        ([[0.1, 0.2], [0.1]], pa.list_(pa.list_(pa.float32())), RATE, "array has channels of different lengths"),
+        ([[0.1], None], pa.list_(pa.list_(pa.float32())), RATE, "array has channels of different lengths"),
+        ([1, 2], pa.list_(pa.int64()), RATE, "array of type list<element: int64>"),
+        (["a"], pa.list_(pa.string()), RATE, "array of type list<element: string>"),
+        ([[[0.1]]], pa.list_(pa.list_(pa.list_(pa.float32()))), RATE, "array of type list"),
+        (np.zeros((1_100, 1_100)).tolist(), pa.list_(pa.list_(pa.float32())), RATE, "array has 1100 channels"),
     ],
 )
 def test_rows_of_samples_that_are_no_audio_have_a_reason(
@@ -492,17 +492,17 @@ def test_rows_of_samples_that_are_no_audio_have_a_reason(
 def test_rates_may_be_floats(tmp_path: Path, rate: float) -> None:
     column = [{"array": [0.1], "sampling_rate": rate}]
     (item,) = rows(parquet(tmp_path / "train.parquet", column), tmp_path)
-    assert item.reason.startswith("" if rate == 8_000 else "claims a rate of")
+    assert item.reason.startswith("" if rate == 8_000 else "sample rate")
 
 
 def test_samples_that_a_small_file_states_by_the_million_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_rows, "ARRAY_BYTES_AT_LEAST", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "MIN_ARRAY_BYTES", 1 << 20)
     column = [{"array": np.zeros(1_000_000, np.float32), "sampling_rate": RATE}]
     file = parquet(tmp_path / "train.parquet", column)
     assert file.stat().st_size < 1 << 16
-    with pytest.raises(AudioDecodeError, match=r"row group 0 states 1,000,000 samples in"):
+    with pytest.raises(AudioDecodeError, match=r"row group 0 declares 1,000,000 samples in"):
         rows(file, tmp_path)
 
 
@@ -514,5 +514,5 @@ def test_damaged_parquet_in_a_folder_is_planned_to_be_quarantined(tmp_path: Path
     sources = list(inputs.sources())
     assert {source.uri for source in sources} == {"cut.parquet", "junk.parquet"}
     for source in sources:
-        with pytest.raises(AudioDecodeError, match="Parquet that cannot be read on"):
+        with pytest.raises(AudioDecodeError, match="damaged Parquet file, remaining rows skipped"):
             list(items(source, inputs.fetch(source, tmp_path), tmp_path))

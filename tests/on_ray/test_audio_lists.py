@@ -66,8 +66,8 @@ def test_a_list_of_many_buffers_in_utf16(folder: Path) -> None:
     ("content", "message"),
     [
         ("first.wav\n#1 hit.wav\nCafé.wav\n".encode("latin-1"), "line 3 is not UTF-8: save the list as UTF-8"),
-        ("first.wav\n".encode("utf-16-le"), r"line 1 holds NUL characters \(UTF-16 without a byte order mark"),
-        ("first.wav\n".encode("utf-16-be"), r"line 1 holds NUL characters \(UTF-16 without a byte order mark"),
+        ("first.wav\n".encode("utf-16-le"), r"line 1 has NUL characters \(UTF-16 without a byte order mark"),
+        ("first.wav\n".encode("utf-16-be"), r"line 1 has NUL characters \(UTF-16 without a byte order mark"),
         ("a.wav\nb.wav\n".encode("utf-16")[:-1], "is not UTF-16 after line"),
         (codecs.BOM_UTF16_LE + "a.wav\n".encode("utf-16-le") + b"\x00\xd8\n\x00", "line 2 is not UTF-16"),
         (b"first.wav\n" + b"x" * (MAX_LINE_CHARACTERS + 1), "line 2 has more than 65,536 characters"),
@@ -123,9 +123,9 @@ def test_entries_that_are_no_files_have_a_reason(folder: Path) -> None:
     os.mkfifo(folder / "pipe.wav")
     (folder / "loop.wav").symlink_to("loop.wav")
     reasons = {
-        "sub": "a folder: list its files",
-        "album.flac": "a folder: list its files",
-        "pipe.wav": "a device, pipe or socket",
+        "sub": "is a folder: list its files",
+        "album.flac": "is a folder: list its files",
+        "pipe.wav": "is a device, pipe or socket",
         "loop.wav": "no such file",
         "first.wav/a.wav": "no such file",
         "#absent.wav": "no such file",
@@ -171,7 +171,7 @@ def test_absolute_names_in_a_hidden_folder_are_read(folder: Path, tmp_path_facto
 def test_a_parquet_list_that_is_not_utf8_is_named(folder: Path) -> None:
     names = pa.Array.from_buffers(pa.string(), 1, pa.array([b"caf\xe9.wav"]).buffers())
     pq.write_table(pa.table({"path": names}), folder / "list.parquet")
-    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: Parquet that cannot be read .*utf-8"):
+    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: cannot read Parquet .*utf-8"):
         uris(folder / "list.parquet")
 
 
@@ -182,5 +182,5 @@ def test_a_parquet_list_that_is_damaged_is_named(folder: Path) -> None:
     content = bytearray((folder / "list.parquet").read_bytes())
     content[4:40] = b"\xff" * 36
     (folder / "list.parquet").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: Parquet that cannot be read"):
+    with pytest.raises(ValueError, match=rf"input_dir {folder}/list\.parquet: cannot read Parquet"):
         uris(folder / "list.parquet")

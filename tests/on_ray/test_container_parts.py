@@ -29,7 +29,7 @@ Found = list[tuple[str, str]]
 @pytest.fixture(autouse=True)
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Containers of more than 20 kB are divided, into parts of 10 kB."""
-    monkeypatch.setattr(parts, "WHOLE_BYTES", 20_000)
+    monkeypatch.setattr(parts, "MAX_UNDIVIDED_BYTES", 20_000)
     monkeypatch.setattr(parts, "PART_BYTES", 10_000)
 
 
@@ -262,7 +262,7 @@ def test_prepare_makes_the_same_of_parts(
     shutil.copy(loops[1], music / "alone.flac")
     options = {"input_dir": str(music), "shard_minutes": 0.001, "drop_duplicates": True, **SMALL}
     divided = prepare(PrepareOptions(output_dir=str(tmp_path / "divided"), **options))
-    monkeypatch.setattr(parts, "WHOLE_BYTES", 1 << 30)
+    monkeypatch.setattr(parts, "MAX_UNDIVIDED_BYTES", 1 << 30)
     whole = prepare(PrepareOptions(output_dir=str(tmp_path / "whole"), **options))
     assert divided["shards"] > whole["shards"]
     assert divided["duplicates"] == whole["duplicates"] == 4

@@ -20,6 +20,7 @@ from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_platform.audio_files.decoder import Decoder, Limits, SlicedFile
+from audiodiff_platform.audio_files.decoder import child as child_module
 from audiodiff_platform.audio_files.decoder import decoder as decoder_module
 from tests.poison import expanding_flac
 
@@ -38,7 +39,7 @@ def decoder() -> Iterator[Decoder]:
 @pytest.fixture
 def hasty() -> Iterator[Decoder]:
     """A decoder that waits a second for a file, and twice its duration."""
-    made = Decoder(Limits(least_s=1.0))
+    made = Decoder(Limits(base_s=1.0))
     yield made
     made.close()
 
@@ -162,7 +163,7 @@ def test_a_file_whose_process_ends_once_is_used(decoder: Decoder, noise: Path, t
 
 
 def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(decoder_module, "WORKED_SHARE", -1.0)  # a stopped process then counts as one at work
+    monkeypatch.setattr(child_module, "MIN_CPU_SHARE", -1.0)  # a stopped process then counts as one at work
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
@@ -189,7 +190,7 @@ def test_a_process_that_waits_for_storage_is_replaced_once(hasty: Decoder, tmp_p
 def test_a_process_is_replaced_after_many_files(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(decoder_module, "FILES_OF_A_PROCESS", 2)
+    monkeypatch.setattr(decoder_module, "MAX_FILES_PER_PROCESS", 2)
     processes = []
     for _ in range(5):
         assert len(_sliced(decoder, loops / "bass_hit_c.flac", tmp_path / "spool").slices) > 0
@@ -203,7 +204,7 @@ def test_a_file_that_needs_too_much_memory_is_unusable_and_its_process_replaced(
     large = tmp_path / "large.wav"
     soundfile.write(large, np.random.default_rng(0).normal(0, 0.1, 22_050), 22_050)
     mel = MelConfig(x_res=8_192, y_res=512, hop_length=1_024, n_fft=8_192)
-    with pytest.raises(AudioDecodeError, match="needs more memory than a file may take"):
+    with pytest.raises(AudioDecodeError, match="needs more memory than the limit for a file of its size"):
         small.slices("large.wav", large, tmp_path / "spool", mel, Slicing())
     assert not child.is_running()
     small.close()
@@ -289,7 +290,7 @@ def test_processes_that_cannot_start_blame_no_file(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     made = Decoder()
     with pytest.raises(
-        ChildProcessError, match=r"2 processes that decode audio ended at their start \(exit status 1\)"
+        ChildProcessError, match=r"2 processes that decode audio ended before they were ready \(exit status 1\)"
     ):
         _sliced(made, loops / "loop_mika.flac", tmp_path / "spool")
     monkeypatch.undo()

@@ -14,12 +14,12 @@ DEFAULT = MelConfig()
 
 def test_time_follows_the_stated_length_as_far_as_the_size_bears_it_out() -> None:
     limit = Limits().time(17 * 24_000)
-    assert (limit.seconds(17), limit.described(17)) == (94, "its stated 17 s")
-    assert (limit.seconds(1e9), limit.described(1e9)) == (60 + 2 * 17 * 24_000 / 500, "a file of its size")
+    assert (limit.seconds(17), limit.basis(17)) == (94, "its stated 17 s")
+    assert (limit.seconds(1e9), limit.basis(1e9)) == (60 + 2 * 17 * 24_000 / 500, "a file of its size")
     of_many_parts = Limits().time(MINUTE_OF_CD)
-    assert (of_many_parts.seconds(1), of_many_parts.described(1)) == (180, "a file of its size")
+    assert (of_many_parts.seconds(1), of_many_parts.basis(1)) == (180, "a file of its size")
     assert of_many_parts.before_header == 180
-    assert (of_many_parts.seconds(None), of_many_parts.described(None)) == (
+    assert (of_many_parts.seconds(None), of_many_parts.basis(None)) == (
         60 + 2 * MINUTE_OF_CD / 8_000,
         "a file of its size",
     )
@@ -41,7 +41,7 @@ def test_time_grows_with_the_work_of_slicing() -> None:
     assert 2 < once < 2.2
     assert per_second(DEFAULT, Slicing(reference="track")) == pytest.approx(2 * once)
     assert per_second(DEFAULT, Slicing(overlap=0.99)) == pytest.approx(2 + 100 * (once - 2), rel=0.01)
-    assert Limits().time(0, MelConfig(x_res=16_384, n_fft=32_768, hop_length=16_384)).least_s > 500, (
+    assert Limits().time(0, MelConfig(x_res=16_384, n_fft=32_768, hop_length=16_384)).base_s > 500, (
         "one slice of 3 hours"
     )
 

@@ -179,7 +179,10 @@ def test_embeddings_of_a_datasets_files(
         "output_dir": str(tmp_path / "out"),
         "num_workers": 1,
     }
-    with pytest.raises(ValueError, match=r"names it relative to a folder \(bass_hit_c.flac\): name that as input_dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"names its audio files relative to a folder \(bass_hit_c.flac\): pass this folder as input_dir",
+    ):
         encode(EncodeOptions(**options))
     with pytest.raises(ValueError, match=r"lacks 1 of the 4 files of dataset_name .* such as sub/ambi_piano.flac"):
         encode(EncodeOptions(**options, input_dir=str(loops)))

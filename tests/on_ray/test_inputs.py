@@ -114,7 +114,7 @@ def test_a_list_with_secrets_is_refused_without_showing_them(tmp_path: Path, uri
 
 def test_a_list_without_uris_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"length": [1]}), tmp_path / "list.parquet")
-    with pytest.raises(ValueError, match=r"neither an audio column nor one of URIs .*its columns are length"):
+    with pytest.raises(ValueError, match=r"neither an audio column nor a column of URIs .*its columns are length"):
         list(Inputs(str(tmp_path / "list.parquet")).sources())
 
 
@@ -126,7 +126,7 @@ def test_a_container_that_breaks_off_gives_what_it_can(tar: Path, parquet: Path,
     source = Source(file.name, file.stat().st_size, str(file.stat().st_mtime_ns))
     inputs = Inputs(str(file.parent))
     names: list[str] = []
-    with pytest.raises(AudioDecodeError, match="cannot be read on") as caught:
+    with pytest.raises(AudioDecodeError, match=r"^\S+: damaged .*, remaining (members|rows) skipped") as caught:
         names.extend(item.name for item in items(source, inputs.fetch(source, tmp_path), tmp_path))
     assert caught.value.source == file.name
     assert str(tmp_path) not in caught.value.reason

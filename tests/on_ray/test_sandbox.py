@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audiodiff_platform.audio_files.decoder.sandbox import OPEN_FILES
+from audiodiff_platform.audio_files.decoder.sandbox import MAX_OPEN_FILES
 
 MEMORY_BYTES, MEMORY_BYTES_AT_MOST = 512 << 20, 640 << 20
 RAW_CALL = (
@@ -67,7 +67,7 @@ def test_resources_are_bounded(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])"
     assert (
         _confined(code, tmp_path).stdout
-        == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (OPEN_FILES, OPEN_FILES), (0, 0)]}\n"
+        == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (MAX_OPEN_FILES, MAX_OPEN_FILES), (0, 0)]}\n"
     )
     assert "MemoryError" in _confined(f"bytearray({MEMORY_BYTES})", tmp_path).stderr
     assert (

@@ -65,9 +65,7 @@ def test_a_source_that_the_disk_cannot_hold_is_named(
 ) -> None:
     source = next(source for source in music.sources() if source.uri == "3.wav")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399))
-    with pytest.raises(
-        OSError, match=rf"3\.wav: 0 MB do not fit on the disk of {tmp_path}, where 0 MB are free: make room"
-    ):
+    with pytest.raises(OSError, match=rf"3\.wav: 0 MB do not fit in {tmp_path}, 0 MB are free: free space"):
         music.fetch(source, tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=400))
     assert music.fetch(source, tmp_path).stat().st_size == 400

@@ -1,4 +1,4 @@
-"""The audio files of a source: one, or those of a container (tar shard, Parquet), which are named `CONTAINER/MEMBER`."""
+"""Audio files of a source: the file itself, or the members of a container (tar shard, Parquet file)."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,10 +10,19 @@ from audiodiff_platform.audio_files.source import Source
 
 
 def items(source: Source, local: Path, scratch: Path, skipped: Counter[str] | None = None) -> Iterator[AudioItem]:
-    """The audio files of a source, each to be read before the next is requested.
+    """Yield the audio files of a source. Read each audio file before requesting the next.
 
-    What a container holds besides is counted in `skipped`. Raises AudioDecodeError, also after some items, where a
-    container cannot be read on.
+    Args:
+        source: An audio file, a container or a part of a container.
+        local: The local file of the source.
+        scratch: A folder for the members of a container. Each member overwrites the previous one.
+        skipped: A counter to which members that are not read are added, by kind.
+
+    Yields:
+        The audio files. Members of a container are named `CONTAINER/MEMBER`.
+
+    Raises:
+        AudioDecodeError: The container is damaged. Members before the damage have been yielded.
     """
     match source.extension:
         case ".tar":

@@ -1,4 +1,4 @@
-"""Sources as local files, some of them fetched ahead, with a bound on the disk that they take."""
+"""Download of sources ahead of their use, with a bound on disk space."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,30 +9,42 @@ from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.source import Source
 
 FETCHED_AHEAD = 2
-SCRATCH_BYTES = 1 << 30  # of a worker; a node has a worker for each core
+SCRATCH_BYTES = 1 << 30  # per worker; a node runs one worker per core
 
 
 def fetched(inputs: Inputs, sources: Iterable[Source], scratch: Path) -> Iterator[tuple[Source, "Future[Path]"]]:
-    """Each source with its local file, which is removed from `scratch` when the next source is asked for.
+    """Yield each source with a future of its local file.
 
-    The next sources are on their way meanwhile, at most FETCHED_AHEAD. What is in `scratch` and on its way there has at
-    most SCRATCH_BYTES, or is one larger source.
+    The next sources, up to FETCHED_AHEAD, are fetched in the background. A copy in `scratch` is removed when the
+    following source is requested. All copies together hold at most SCRATCH_BYTES, or are one larger source.
+
+    Args:
+        inputs: The input to fetch from.
+        sources: The sources to fetch, in this order.
+        scratch: A local folder for copies of remote files.
+
+    Yields:
+        A source and a future, which returns or raises what `Inputs.fetch` does.
     """
     remaining = iter(sources)
     following = next(remaining, None)
     ahead: deque[tuple[Source, Future[Path]]] = deque()
-    held = 0
+    scratch_bytes = 0
     pool = ThreadPoolExecutor(1)
     try:
         while following is not None or ahead:
-            while following and len(ahead) <= FETCHED_AHEAD and (not held or held + following.bytes <= SCRATCH_BYTES):
+            while (
+                following
+                and len(ahead) <= FETCHED_AHEAD
+                and (not scratch_bytes or scratch_bytes + following.bytes <= SCRATCH_BYTES)
+            ):
                 ahead.append((following, pool.submit(inputs.fetch, following, scratch)))
-                held += following.bytes
+                scratch_bytes += following.bytes
                 following = next(remaining, None)
             source, fetching = ahead.popleft()
             yield source, fetching
             if fetching.exception() is None and fetching.result().parent == scratch:
                 fetching.result().unlink()
-            held -= source.bytes
+            scratch_bytes -= source.bytes
     finally:
         pool.shutdown(cancel_futures=True)

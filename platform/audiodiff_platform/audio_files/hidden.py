@@ -1,6 +1,5 @@
-"""Names of files and folders that hold no music of the user's: hidden ones, and those that systems keep beside it."""
+"""Names of hidden files, hidden folders and system folders, which are skipped."""
 
-# In lower case: wastebaskets, versions, thumbnails, snapshots and metadata of operating systems and network drives.
 SYSTEM_FOLDERS = frozenset(
     {
         "#recycle",
@@ -19,13 +18,14 @@ SYSTEM_FOLDERS = frozenset(
         "~snapshot",
     }
 )
+"""Lower-case names of the trash, version, thumbnail, snapshot and metadata folders of systems and network drives."""
 
 
 def is_hidden(name: str) -> bool:
-    """True for a name that begins with a dot; titles such as "...And Justice for All" begin with three."""
+    """Return True if a name begins with a dot, but not with three: "...And Justice for All" is a title."""
     return name.startswith(".") and not name.startswith("...")
 
 
 def is_hidden_folder(name: str) -> bool:
-    """True for the name of a hidden folder or of one that a system keeps for itself."""
+    """Return True for the name of a hidden folder or a system folder."""
     return is_hidden(name) or name.lower() in SYSTEM_FOLDERS

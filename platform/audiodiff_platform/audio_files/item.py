@@ -1,4 +1,4 @@
-"""One audio file, as the jobs read it."""
+"""One audio file to read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,13 @@ from audiodiff_core.audio import AudioDecodeError
 
 @dataclass(frozen=True)
 class AudioItem:
-    """An audio file: its name in the dataset, and the local file that holds it now or the reason why there is none."""
+    """An audio file, or the reason why it cannot be read.
+
+    Args:
+        name: The name of the audio file in the dataset.
+        file: The local file that holds the audio, or None if it cannot be read.
+        reason: The reason why `file` is None.
+    """
 
     name: str
     file: Path | None
@@ -16,12 +22,16 @@ class AudioItem:
 
     @property
     def local(self) -> Path:
-        """The local file. Raises AudioDecodeError if there is none."""
+        """The local file.
+
+        Raises:
+            AudioDecodeError: The audio file cannot be read.
+        """
         if self.file is None:
             raise AudioDecodeError(self.name, self.reason)
         return self.file
 
     @property
     def size(self) -> int:
-        """Bytes of the local file, 0 if there is none."""
+        """The size of the local file in bytes; 0 if the audio file cannot be read."""
         return self.file.stat().st_size if self.file else 0

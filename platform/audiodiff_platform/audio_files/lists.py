@@ -1,6 +1,7 @@
-"""Lists of audio files: a text file with a name a line, or Parquet with a column of names.
+"""Lists of audio files: a text file with one name per line, or a Parquet file with a column of names.
 
-A name is a URI, an absolute path or a path relative to the list's folder. A text file has no comments and no quotes.
+A name is a URI, an absolute path, or a path relative to the folder of the list. Text files have no comments and no
+quotes.
 """
 
 import codecs
@@ -18,7 +19,7 @@ LIST_COLUMNS = ("uri", "url", "path", "audio_file", "file", "file_name")
 MAX_LINE_CHARACTERS = 65_536
 
 _BYTE_ORDER_MARK = "\ufeff"
-# Byte order marks, the longer first: that of UTF-32 begins with that of UTF-16.
+# Longer byte order marks first: the mark of UTF-32-LE begins with the mark of UTF-16-LE.
 _ENCODINGS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -27,8 +28,16 @@ _ENCODINGS = {
 }
 
 
-def listed(folder: Folder, name: str) -> Iterator[str]:
-    """The entries of the list `name` in `folder`. Raises ValueError if the file is no list."""
+def list_entries(folder: Folder, name: str) -> Iterator[str]:
+    """Yield the entries of a list.
+
+    Args:
+        folder: The folder of the list.
+        name: The file name of the list, with the extension .txt or .parquet.
+
+    Raises:
+        ValueError: The file is not a list, or is damaged.
+    """
     if PurePosixPath(name).suffix.lower() == ".txt":
         yield from _lines(folder, name)
     else:
@@ -36,7 +45,10 @@ def listed(folder: Folder, name: str) -> Iterator[str]:
 
 
 def spellings(entry: str) -> list[str]:
-    """The names that an entry may mean: as it stands, without the blanks around it, with `/` for its backslashes."""
+    """Return the file names that a list entry may stand for, in the order in which they are tried.
+
+    The entry itself comes first, then the entry without surrounding blanks, then both with `/` for each backslash.
+    """
     stripped = without_blanks(entry)
     if "://" in stripped:
         return [stripped]
@@ -45,12 +57,12 @@ def spellings(entry: str) -> list[str]:
 
 
 def without_blanks(entry: str) -> str:
-    """An entry without blanks around it, and without the byte order mark of a list that was appended to another."""
+    """Strip surrounding blanks, and the byte order mark of a list that was appended to another list."""
     return entry.strip().strip(_BYTE_ORDER_MARK).strip()
 
 
 def _lines(folder: Folder, name: str) -> Iterator[str]:
-    """The lines of a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; a line is in memory at a time."""
+    """Yield the nonempty lines of a text file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
     place = f"input_dir {folder.uri}/{name}"
     with folder.filesystem.open(folder.path(name), "rb") as file:
         start = file.read(4)
@@ -63,11 +75,11 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
                 number += 1
                 if len(line) > MAX_LINE_CHARACTERS:
                     too_long = f"more than {MAX_LINE_CHARACTERS:,} characters"
-                    raise ValueError(f"{place}: line {number} has {too_long}: a list has a file name a line")
-                line.encode()  # refuses what could not be decoded
+                    raise ValueError(f"{place}: line {number} has {too_long}: write one file name per line")
+                line.encode()  # raises UnicodeEncodeError for surrogates, which stand for bytes that were not decoded
                 if "\0" in line:
-                    cause = "UTF-16 without a byte order mark, or no text"
-                    raise ValueError(f"{place}: line {number} holds NUL characters ({cause}): save the list as UTF-8")
+                    cause = "UTF-16 without a byte order mark, or not text"
+                    raise ValueError(f"{place}: line {number} has NUL characters ({cause}): save the list as UTF-8")
                 if line.strip():
                     yield line.removesuffix("\n")
         except UnicodeEncodeError as error:
@@ -77,6 +89,7 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
 
 
 def _column(folder: Folder, name: str) -> Iterator[str]:
+    """Yield the names in a column of a Parquet file: the first text column in the order of LIST_COLUMNS."""
     place = f"input_dir {folder.uri}/{name}"
     with folder.filesystem.open(folder.path(name), "rb") as file:
         try:
@@ -87,14 +100,14 @@ def _column(folder: Folder, name: str) -> Iterator[str]:
                 columns = ", ".join(table.schema_arrow.names)
                 known = ", ".join(LIST_COLUMNS)
                 raise ValueError(
-                    f"{place}: neither an audio column nor one of URIs ({known}); its columns are {columns}"
+                    f"{place}: has neither an audio column nor a column of URIs ({known}); its columns are {columns}"
                 )
             for batch in table.iter_batches(columns=[column]):
                 yield from filter(None, batch.column(0).to_pylist())
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if not is_damage(error):
                 raise
-            raise ValueError(f"{place}: Parquet that cannot be read ({' '.join(str(error).split())})") from error
+            raise ValueError(f"{place}: cannot read Parquet ({' '.join(str(error).split())})") from error
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -1,6 +1,6 @@
 """Audio files in the rows of Parquet files (Hugging Face datasets).
 
-A row holds a file's bytes, alone or in a struct beside its path, or decoded samples: a struct of `array` and
+An audio column holds the bytes of a file, a struct of `bytes` and `path`, or decoded samples: a struct of `array` and
 `sampling_rate`.
 """
 
@@ -19,51 +19,72 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.arrays import write_wav
 from audiodiff_platform.audio_files.item import AudioItem
-from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over
+from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed_error, hidden_kind
 
 FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
-ROWS_CHECKED, EMPTY_ROWS_CHECKED, BYTES_CHECKED = 1_000, 100_000, 1 << 20
-READ_BUFFER_BYTES = 1 << 20  # buffered, or a whole row group's audio would be in memory
-# A row of few bytes may state any number of equal samples. These bound the memory that a row group's samples could take.
-ARRAY_BYTES_AT_LEAST = 256 << 20
+MAX_ROWS_CHECKED, MAX_CHECKED_BYTES = 1_000, 1 << 20
+MAX_EMPTY_ROWS_CHECKED = 100_000  # while no row holds audio
+READ_BUFFER_BYTES = 1 << 20  # without a buffer, pyarrow reads the audio of a complete row group into memory
+# A few compressed bytes may expand to any number of equal samples. The samples of a row group may take MIN_ARRAY_BYTES
+# of memory, or ARRAY_BYTES_PER_BYTE for each stored byte if this is more.
+MIN_ARRAY_BYTES = 256 << 20
 ARRAY_BYTES_PER_BYTE = 64
 
-NOT_EMBEDDED = "a path without audio: embed the files in the Parquet file"
+NOT_EMBEDDED = "row has a path but no audio: embed the files in the Parquet file"
 
 
 @dataclass(frozen=True)
 class RowsWithoutAudio:
-    """The number of rows of a Parquet file that lack audio, and of those that were checked."""
+    """The result of a check for rows without audio in a Parquet file.
+
+    Args:
+        missing: The number of checked rows without audio.
+        checked: The number of checked rows.
+    """
 
     missing: int
     checked: int
 
     @property
     def are_all(self) -> bool:
-        """True if no row that was checked holds audio."""
+        """True if no checked row holds audio."""
         return self.missing == self.checked
 
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
-    """The audio files of a Parquet file, each in a file that the next one replaces; names hold the row's number."""
+    """Yield the audio files of a Parquet file. Read each audio file before requesting the next.
+
+    Args:
+        source: The Parquet file, or a part of it.
+        local: The local file of the source.
+        scratch: A folder for the audio files. Each audio file overwrites the previous one.
+        skipped: A counter to which hidden files are added.
+
+    Yields:
+        The audio files, named `CONTAINER/ROW` or `CONTAINER/ROW-FILE`.
+
+    Raises:
+        AudioDecodeError: The Parquet file is damaged or has no audio column.
+    """
     for number, cell in _all_cells(source, local):
         path = _path(cell)
-        if kind := passed_over(PurePosixPath(path)):
+        if kind := hidden_kind(PurePosixPath(path)):
             skipped[kind] += 1
             continue
         yield _item(f"{source.uri}/{number}" + (f"-{PurePosixPath(path).name}" if path else ""), cell, path, scratch)
 
 
 def audio_column(schema: pa.Schema) -> str | None:
-    """The column that Hugging Face's metadata calls audio, else `audio`, else the first of decoded samples.
+    """Return the name of the audio column, or None if no column can hold audio.
 
-    None if there is no such column or if its type cannot hold audio.
+    The first match of this order is returned: the columns that the Hugging Face metadata declares as audio, the column
+    `audio`, the columns of decoded samples.
     """
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         typed = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
         stated = [name for name, feature in typed.items() if feature.get("_type") == "Audio"]
-    except (ValueError, KeyError, TypeError, AttributeError):  # the metadata is not that of datasets
+    except (ValueError, KeyError, TypeError, AttributeError):  # not metadata of the `datasets` library
         stated = []
     decoded = [field.name for field in schema if {"array", "sampling_rate"} <= _fields(field.type)]
     for name in [*stated, "audio", *decoded]:
@@ -75,9 +96,14 @@ def audio_column(schema: pa.Schema) -> str | None:
 
 
 def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
-    """Count the rows of an audio column that lack audio, up to a bound on rows and on bytes read.
+    """Count rows without audio in an audio column.
 
-    Rows are read: damaged statistics would end the process in pyarrow. Samples are not read.
+    The check stops after MAX_CHECKED_BYTES of audio, or after MAX_ROWS_CHECKED rows (MAX_EMPTY_ROWS_CHECKED if none of
+    them holds audio). Null counts in the file's statistics are not used, because pyarrow crashes on damaged statistics.
+
+    Args:
+        table: The Parquet file.
+        column: The name of the audio column.
     """
     fields = _fields(table.schema_arrow.field(column).type)
     paths = [path for path in _leaves(table, column) if not path.startswith(f"{column}.array.")]
@@ -87,29 +113,34 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
         content = _value(cell, "bytes")
         has_audio = content is not None or ("array" in fields and cell.is_valid)
         missing, checked, size = missing + (not has_audio), checked + 1, size + len(content or b"")
-        if size > BYTES_CHECKED or checked == (ROWS_CHECKED if missing < checked else EMPTY_ROWS_CHECKED):
+        if size > MAX_CHECKED_BYTES or checked == (MAX_ROWS_CHECKED if missing < checked else MAX_EMPTY_ROWS_CHECKED):
             break
     return RowsWithoutAudio(missing, checked)
 
 
 def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
-    """True for an error in a Parquet file's content; pyarrow raises some as OSError, which has no number then."""
+    """Return True if an error is caused by a damaged Parquet file. pyarrow raises some as OSError without errno."""
     return not isinstance(error, OSError) or error.errno is None
 
 
 def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
-    """Advice on Parquet files of which some or all rows lack audio."""
+    """Format advice on Parquet files that have rows without audio.
+
+    Args:
+        files: The results of `rows_without_audio`, by the URI of the file.
+    """
     example = min(files)
     rows = files[example]
-    more = f" (and rows of {len(files) - 1:,} more files)" if len(files) > 1 else ""
+    more = f" (also rows of {len(files) - 1:,} other files)" if len(files) > 1 else ""
     return (
-        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} rows checked of {example} have only a path{more}: "
-        "write the files anew by dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
+        f"audio is not embedded: {rows.missing:,} of {rows.checked:,} checked rows of {example} have only a path{more}"
+        ": rewrite the files with dataset.with_format('arrow').map(datasets.table.embed_table_storage, batched=True)"
         ".with_format(None).to_parquet(FILE), or list the paths in a .txt file"
     )
 
 
 def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> AudioItem:
+    """Write the audio of a cell to a file in `scratch`."""
     if (content := _value(cell, "bytes")) is not None:
         extension = PurePosixPath(path).suffix.lower()
         target = scratch / f"item{extension if extension in AUDIO_EXTENSIONS else ''}"
@@ -121,13 +152,14 @@ def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> AudioItem:
         except AudioDecodeError as error:
             return AudioItem(name, None, error.reason)
         return AudioItem(name, scratch / "item.wav")
-    return AudioItem(name, None, NOT_EMBEDDED if path else "a row without audio")
+    return AudioItem(name, None, NOT_EMBEDDED if path else "row has no audio")
 
 
 def row_group_starts(file: io.RawIOBase) -> Iterator[int]:
-    """The places at which a Parquet file can be divided: where row groups begin.
+    """Yield the byte offsets of row groups, at which a Parquet file can be divided.
 
-    Raises IndivisibleError if row groups do not lie one after the other, or if the file is damaged.
+    Raises:
+        IndivisibleError: The row groups are not stored in order, or the file is damaged.
     """
     try:
         size = file.seek(0, io.SEEK_END)
@@ -138,12 +170,12 @@ def row_group_starts(file: io.RawIOBase) -> Iterator[int]:
             raise
         raise IndivisibleError(str(error)) from error
     if any(start < stop for (_, stop), (start, _) in pairwise([(0, 0), *spans, (size, size)])):
-        raise IndivisibleError("row groups that lie in another order")
+        raise IndivisibleError("row groups are not stored in order")
     yield from (start for start, _ in spans)
 
 
 def _span(table: pq.ParquetFile, group: int) -> tuple[int, int]:
-    """Return the places where the bytes of a row group begin and end."""
+    """Return the byte offsets of the start and the end of a row group."""
     row_group = table.metadata.row_group(group)
     chunks = [row_group.column(place) for place in range(row_group.num_columns)]
     starts = [chunk.dictionary_page_offset or chunk.data_page_offset for chunk in chunks]
@@ -151,20 +183,20 @@ def _span(table: pq.ParquetFile, group: int) -> tuple[int, int]:
 
 
 def _all_cells(source: Source, local: Path) -> Iterator[tuple[int, pa.Scalar]]:
-    """The audio of all rows of a source, with the numbers of the rows in their file. Raises AudioDecodeError where the file cannot be read."""
+    """Yield the row number in the file and the audio cell of each row of a source."""
     try:
         with pq.ParquetFile(local, buffer_size=READ_BUFFER_BYTES) as table:
             column = audio_column(table.schema_arrow)
             if column is None:
-                raise AudioDecodeError(source.uri, "Parquet without an audio column")
+                raise AudioDecodeError(source.uri, "Parquet file has no audio column")
             yield from _cells(table, column, source)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = f"Parquet that cannot be read on ({' '.join(str(error).split())})"
+        reason = f"damaged Parquet file, remaining rows skipped ({' '.join(str(error).split())})"
         raise AudioDecodeError(source.uri, reason) from error
 
 
 def _cells(table: pq.ParquetFile, column: str, source: Source) -> Iterator[tuple[int, pa.Scalar]]:
-    """A column's cells, one in memory at a time. Raises ArrowInvalid for samples that would fill the memory."""
+    """Yield row numbers and cells of a column, with one cell in memory at a time."""
     number = 0
     for group in range(table.num_row_groups):
         if source.part is not None:
@@ -173,7 +205,7 @@ def _cells(table: pq.ParquetFile, column: str, source: Source) -> Iterator[tuple
                 number += table.metadata.row_group(group).num_rows
                 continue
             if stop > source.part.stop:
-                raise changed(source)
+                raise changed_error(source)
         if "array" in _fields(table.schema_arrow.field(column).type):
             _check_samples(table, column, group)
         for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=_leaves(table, column)):
@@ -183,23 +215,24 @@ def _cells(table: pq.ParquetFile, column: str, source: Source) -> Iterator[tuple
 
 
 def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:
+    """Raise ArrowInvalid if the samples of a row group could exhaust the memory."""
     row_group = table.metadata.row_group(group)
     for chunk in (row_group.column(place) for place in range(row_group.num_columns)):
         stored = chunk.total_compressed_size
-        bound = max(ARRAY_BYTES_AT_LEAST, ARRAY_BYTES_PER_BYTE * stored)
+        bound = max(MIN_ARRAY_BYTES, ARRAY_BYTES_PER_BYTE * stored)
         if chunk.path_in_schema.startswith(f"{column}.array.") and chunk.num_values * 8 > bound:
-            raise pa.ArrowInvalid(f"row group {group} states {chunk.num_values:,} samples in {stored:,} bytes")
+            raise pa.ArrowInvalid(f"row group {group} declares {chunk.num_values:,} samples in {stored:,} bytes")
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
-    """Paths of an audio column that are read: other fields of a struct are left alone."""
+    """Return the paths of the leaf columns to read: the audio column, or those of its struct fields in FIELDS."""
     paths = [table.schema.column(place).path for place in range(len(table.schema))]
     wanted = tuple(f"{column}.{name}." for name in FIELDS)
     return [path for path in paths if path == column or f"{path}.".startswith(wanted)]
 
 
 def _part(cell: pa.Scalar, field: str) -> pa.Scalar | None:
-    """A field of a cell, None if there is no such field; a cell that is no struct is its own `bytes`."""
+    """Return a field of a struct cell, or None if the field is missing. A cell that is not a struct is `bytes`."""
     if not pa.types.is_struct(cell.type):
         return cell if field == "bytes" else None
     return cell[field] if cell.is_valid and cell.type.get_field_index(field) >= 0 else None
@@ -211,7 +244,7 @@ def _value(cell: pa.Scalar, field: str) -> Any:
 
 
 def _path(cell: pa.Scalar) -> str:
-    """The path of a row, empty if there is none; bytes that are not UTF-8 are escaped."""
+    """Return the path of a cell, or an empty text. Bytes that are not UTF-8 are escaped."""
     part = _part(cell, "path")
     if (
         part is None

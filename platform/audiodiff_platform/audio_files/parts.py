@@ -1,8 +1,11 @@
-"""Large containers in parts, which workers fetch and read apart: a tar by its members, Parquet by its row groups.
+"""Division of large containers into parts: tar shards between members, Parquet files between row groups.
 
-The parts of a container are ranges that hold all its bytes; a member or row group belongs to the part in which it begins.
-A tar whose members depend on each other (links, names that occur twice, global headers), or that is damaged, stays whole;
-so does Parquet whose row groups do not lie one after the other. Compressed tars are not read at all.
+Workers fetch and read parts independently. The parts of a container are consecutive ranges that cover all its bytes. A
+member or row group belongs to the part in which it begins.
+
+These containers are not divided: damaged tar shards, tar shards whose members depend on each other (links, repeated
+names, global headers), and Parquet files whose row groups are not stored in order. Compressed tar files are not
+supported.
 """
 
 from collections.abc import Sequence
@@ -15,35 +18,50 @@ from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.source import ByteRange, IndivisibleError, Source
 from audiodiff_platform.entry.terminal import say
 
-WHOLE_BYTES = 1 << 30
-"""Containers up to this size stay whole: a core reads them in five minutes, and to divide a tar all its headers are read.
-The usual WebDataset shards are as large."""
+MAX_UNDIVIDED_BYTES = 1 << 30
+"""Size up to which containers are not divided: the usual size of WebDataset shards.
+
+A core reads a container of this size in five minutes. Dividing a tar shard requires reading all its headers.
+"""
 PART_BYTES = 256 << 20
-"""About three hours of compressed audio, the most that a shard holds."""
-CONTAINERS_AT_ONCE = 32
+"""Minimum size of a part: about three hours of compressed audio, the maximum duration of a shard."""
+CONCURRENT_CONTAINERS = 32
 
 
 def in_parts(sources: Sequence[Source], inputs: Inputs) -> list[Source]:
-    """The sources, with the parts of large containers in their places."""
-    large = [source for source in sources if source.part is None and source.is_container and source.size > WHOLE_BYTES]
+    """Divide large containers into parts.
+
+    Args:
+        sources: The sources to divide. Sources that are parts already are kept.
+        inputs: The input that holds the sources.
+
+    Returns:
+        The sources, with the parts of each large container in its place.
+    """
+    large = [
+        source
+        for source in sources
+        if source.part is None and source.is_container and source.size > MAX_UNDIVIDED_BYTES
+    ]
     if not large:
         return list(sources)
-    say(f"{len(large):,} large containers: looking for the places where they can be divided")
-    with ThreadPoolExecutor(CONTAINERS_AT_ONCE) as pool:
+    say(f"{len(large):,} large containers: reading their structure to divide them")
+    with ThreadPoolExecutor(CONCURRENT_CONTAINERS) as pool:
         parts = dict(zip(large, pool.map(partial(_parts, inputs), large), strict=True))
     return [part for source in sources for part in parts.get(source, [source])]
 
 
 def _parts(inputs: Inputs, source: Source) -> list[Source]:
+    """Return the parts of a container, or the container itself if it cannot be divided."""
     starts = tar_shards.member_starts if source.extension == ".tar" else parquet_rows.row_group_starts
     bounds = [0]
     try:
-        with inputs.opened(source) as file:
+        with inputs.open_file(source) as file:
             for start in starts(file):
                 if start - bounds[-1] >= PART_BYTES:
                     bounds.append(start)
     except (IndivisibleError, FileNotFoundError, PermissionError):
-        return [source]  # the worker that reads it names what is wrong
+        return [source]  # the worker that reads the container reports the error
     if len(bounds) == 1:
         return [source]
     return [

@@ -1,4 +1,4 @@
-"""Ranges of bytes of files: read from a store, presented as a file, and digested."""
+"""Byte ranges of files: reading from object stores, file objects and digests."""
 
 import hashlib
 import io
@@ -11,12 +11,12 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.commits import file_sha256
 
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 8 << 20
-READ_ON_BYTES = 2 << 20  # to read on so far takes no longer than another request
-DIGESTED_BYTES = 1 << 20
+MAX_SKIPPED_BYTES = 2 << 20  # reading this much takes no longer than another request
+DIGEST_BLOCK_BYTES = 1 << 20
 
 
 class _Positioned(io.RawIOBase):
-    """A file of `size` bytes with a position; a subclass reads the bytes."""
+    """Read-only file object of `size` bytes. Subclasses implement `_read`."""
 
     def __init__(self, size: int) -> None:
         self._size, self._position = size, 0
@@ -30,7 +30,7 @@ class _Positioned(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if position < 0:
-            raise ValueError(f"no byte {position}")
+            raise ValueError(f"seek to byte {position}: must be at least 0")
         self._position = position
         return position
 
@@ -43,11 +43,16 @@ class _Positioned(io.RawIOBase):
 
     @abstractmethod
     def _read(self, start: int, count: int) -> bytes:
-        """Return at least one byte from `start`, at most `count`."""
+        """Return 1 to `count` bytes, beginning at byte `start`."""
 
 
 class PartFile(_Positioned):
-    """The bytes of a part of a local file, as a file."""
+    """File object over a byte range of a local file.
+
+    Args:
+        local: The local file.
+        part: The range. Position 0 of the file object is the first byte of the range.
+    """
 
     def __init__(self, local: Path, part: ByteRange) -> None:
         super().__init__(part.stop - part.start)
@@ -63,9 +68,14 @@ class PartFile(_Positioned):
 
 
 class StoredFile(_Positioned):
-    """A file of a folder on a store, of which the last range read is in memory.
+    """File object over a file on an object store, which keeps the last range read in memory.
 
-    A range is small where reads lie far apart, and large where it costs less to read on.
+    A request reads LARGE_BYTES if it continues within MAX_SKIPPED_BYTES after the last range, else SMALL_BYTES.
+
+    Args:
+        folder: The folder of the file.
+        name: The name of the file in the folder.
+        size: The size of the file in bytes.
     """
 
     def __init__(self, folder: Folder, name: str, size: int) -> None:
@@ -76,29 +86,49 @@ class StoredFile(_Positioned):
     def _read(self, start: int, count: int) -> bytes:
         end = self._start + len(self._content)
         if not self._start <= start < end:
-            length = LARGE_BYTES if self._content and 0 <= start - end <= READ_ON_BYTES else SMALL_BYTES
+            length = LARGE_BYTES if self._content and 0 <= start - end <= MAX_SKIPPED_BYTES else SMALL_BYTES
             self._content = self._folder.read_range(self._name, start, min(start + length, self._size))
             self._start = start
         return self._content[start - self._start : start - self._start + count]
 
 
-def fetched_part(folder: Folder, name: str, source: Source, part: ByteRange, scratch: Path) -> Path:
-    """A local file that has the bytes of a part at their place: the file itself, or a copy with holes."""
+def fetch_part(folder: Folder, name: str, source: Source, part: ByteRange, scratch: Path) -> Path:
+    """Fetch a part of a container.
+
+    Args:
+        folder: The folder of the container.
+        name: The name of the container in the folder.
+        source: The source that the part belongs to.
+        part: The range to fetch.
+        scratch: A local folder for the copy.
+
+    Returns:
+        A local file of the size of the container, with the bytes of the part at their original offsets. For a local
+        folder this is the container itself, else a sparse copy. Of Parquet files the footer is fetched too.
+    """
     if folder.is_local:
         return Path(folder.path(name))
     ranges = [(part.start, part.stop)]
     if source.extension == ".parquet":
         length = int.from_bytes(folder.read_range(name, source.size - 8, source.size - 4), "little")
-        ranges.append((max(0, source.size - 8 - length), source.size))  # the footer
+        ranges.append((max(0, source.size - 8 - length), source.size))
     return folder.fetch_ranges(name, source.size, ranges, scratch)
 
 
 def source_sha256(source: Source, local: Path) -> str:
-    """The digest of a source's bytes in hexadecimal, given the local file that has them at their place."""
+    """Compute the SHA-256 digest of a source.
+
+    Args:
+        source: A file, or a part of a container.
+        local: The local file of the source, with the bytes of a part at their original offsets.
+
+    Returns:
+        The digest of the bytes of the file or part, in hexadecimal.
+    """
     if source.part is None:
         return file_sha256(local)
     digest = hashlib.sha256()
     with PartFile(local, source.part) as file:
-        while content := file.read(DIGESTED_BYTES):
+        while content := file.read(DIGEST_BLOCK_BYTES):
             digest.update(content)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""A file of the input as it is planned: one audio file, or a container of many."""
+"""Planned files of the input: audio files and containers of audio files."""
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -9,7 +9,7 @@ from audiodiff_platform.entry.errors import JobError
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
 HIDDEN = "hidden files"
 
-# Bytes per second of typical files, to balance shards; a wrong guess makes a shard larger or smaller, nothing else.
+# Bytes per second of typical files. They balance the sizes of shards and have no other effect.
 _PCM_EXTENSIONS = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd")
 _BYTES_PER_SECOND = {**dict.fromkeys(_PCM_EXTENSIONS, 176_000), ".flac": 100_000}
 _COMPRESSED_BYTES_PER_SECOND = 24_000
@@ -17,7 +17,12 @@ _COMPRESSED_BYTES_PER_SECOND = 24_000
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """The bytes of a part of a container: its members or row groups are those that begin in the range."""
+    """A range of bytes of a container. The members or row groups that begin in the range belong to it.
+
+    Args:
+        start: The first byte of the range.
+        stop: The byte after the range.
+    """
 
     start: int
     stop: int
@@ -28,10 +33,10 @@ class Source:
     """A file of the input, or a part of a container.
 
     Args:
-        uri: The URI of the file, relative to the input folder if it lies in it.
-        size: The bytes of the file.
-        version: What changes when the file does.
-        part: The part of the file, or None for the whole.
+        uri: The URI of the file, relative to the input folder for files in that folder.
+        size: The size of the file in bytes.
+        version: A text that changes when the file changes, such as its modification time or ETag.
+        part: The part of the container, or None for the complete file.
     """
 
     uri: str
@@ -41,12 +46,12 @@ class Source:
 
     @property
     def key(self) -> str:
-        """The name of the source in a plan: the URI, for a part with its range."""
+        """The name of the source in a plan: the URI, followed by the range of a part."""
         return self.uri if self.part is None else f"{self.uri}[{self.part.start}:{self.part.stop}]"
 
     @property
     def bytes(self) -> int:
-        """The bytes of the source, of a part those of the part."""
+        """The size of the source in bytes: the size of the part, or of the complete file."""
         return self.size if self.part is None else self.part.stop - self.part.start
 
     @property
@@ -59,7 +64,7 @@ class Source:
 
     @property
     def seconds(self) -> float:
-        """The audio that it may hold, guessed from its size."""
+        """The duration of the audio in seconds, estimated from the size and the extension."""
         return self.bytes / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)
 
 
@@ -67,20 +72,20 @@ class IndivisibleError(Exception):
     """A container that cannot be read in parts."""
 
 
-def changed(source: Source) -> JobError:
-    """The error for a source that is no longer the planned one."""
+def changed_error(source: Source) -> JobError:
+    """Return the error for a source that changed after it was planned."""
     return JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
 
 
 def utf8(name: str) -> str:
-    """A name that was bytes once, as text that Parquet can hold."""
+    """Escape the bytes of a file name that are not UTF-8, so that Parquet can store the name."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def passed_over(path: PurePosixPath) -> str | None:
-    """The kind by which a hidden file or one of the system is counted, None for all others.
+def hidden_kind(path: PurePosixPath) -> str | None:
+    """Return HIDDEN for hidden files and for files in hidden or system folders, None for other files.
 
-    Of an absolute path only the file's name counts: a corpus may lie in `.cache`.
+    The folders of an absolute path are not checked: a corpus may lie in `.cache`.
     """
     folders = () if path.is_absolute() else path.parts[:-1]
     return HIDDEN if is_hidden(path.name) or any(is_hidden_folder(name) for name in folders if name != "..") else None

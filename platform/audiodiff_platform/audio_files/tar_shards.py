@@ -1,7 +1,7 @@
-"""Audio files in tar archives (WebDataset shards), by the rules for a folder.
+"""Audio files in tar archives (WebDataset shards).
 
-A first pass over the headers finds names that occur twice, of which the last counts as in `tar -x`, and the targets of
-links. Names are names only: no member is written to where its name says.
+The same files are skipped as in a folder. A first pass over the headers finds repeated names and the targets of links.
+Of members with the same name the last is read, as `tar -x` does. No member is written to the path in its name.
 """
 
 import io
@@ -17,7 +17,7 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError
 from audiodiff_platform.audio_files.item import AudioItem
 from audiodiff_platform.audio_files.ranges import PartFile
 from audiodiff_platform.audio_files.skipped import kind_of
-from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed, passed_over, utf8
+from audiodiff_platform.audio_files.source import IndivisibleError, Source, changed_error, hidden_kind, utf8
 
 BLOCK_BYTES = 512
 MAX_READ_BYTES = 1 << 20
@@ -25,12 +25,26 @@ MAX_LINKS_FOLLOWED = 40
 MAX_PATH_LENGTH = 4_096
 DANGLING, REPLACED, SPECIAL = "dangling link", "replaced in its archive", "special file"
 
-# tarfile raises those after TarError for headers that are no numbers, that end early or that extend each other endlessly.
-_UNREADABLE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
+# The errors after TarError are raised by tarfile for headers that are not numbers, are truncated or extend each other
+# recursively.
+_HEADER_ERRORS = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
-    """The audio files of an archive, each in a file that the next one replaces; other members count in `skipped`."""
+    """Yield the audio files of an archive. Read each audio file before requesting the next.
+
+    Args:
+        source: The archive, or a part of it.
+        local: The local file of the source.
+        scratch: A folder for the audio files. Each audio file overwrites the previous one.
+        skipped: A counter to which other members are added, by kind.
+
+    Yields:
+        The audio files, named `ARCHIVE/MEMBER`.
+
+    Raises:
+        AudioDecodeError: The archive is damaged. Members before the damage have been yielded.
+    """
     try:
         with _TarFile(io.FileIO(local) if source.part is None else PartFile(local, source.part)) as file:
             contents = _Contents.of(file)
@@ -39,66 +53,70 @@ def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -
                 for name in names:
                     yield _item(source, name, archive, member, scratch)
             for name, target in contents.lost:
-                reason = f"a hard link to {utf8(target)}, which its archive does not hold"
+                reason = f"hard link to {utf8(target)}, which is not in the archive"
                 yield AudioItem(_item_name(source, name), None, reason)
             skipped.update(contents.skipped)
-    except _UNREADABLE as error:
-        if source.part is not None:  # an archive is divided only if all its headers can be read
-            raise changed(source) from error
-        reason = f"archive that cannot be read on ({' '.join(str(error).split())})"
+    except _HEADER_ERRORS as error:
+        if source.part is not None:  # only archives without damage are divided
+            raise changed_error(source) from error
+        reason = f"damaged archive, remaining members skipped ({' '.join(str(error).split())})"
         raise AudioDecodeError(source.uri, reason) from error
 
 
 def member_starts(file: io.RawIOBase) -> Iterator[int]:
-    """The places at which an archive can be divided: where members with their extended headers begin.
+    """Yield the byte offsets of members, including their extended headers, at which an archive can be divided.
 
-    Raises IndivisibleError, also after some places, for an archive whose members depend on each other, or that is damaged.
+    Raises:
+        IndivisibleError: The archive is damaged or its members depend on each other. Some offsets may have been
+            yielded before.
     """
     names: set[int] = set()
     try:
         for archive, member in _headers(_TarFile(file)):
             name = _normal(member.name)
             if archive.pax_headers:
-                raise IndivisibleError("headers of the whole archive")
+                raise IndivisibleError("global headers")
             if not member.isdir() and _is_audio(name):
                 if member.issym() or member.islnk() or hash(name) in names:
-                    raise IndivisibleError(f"{name} is a link or occurs twice")
+                    raise IndivisibleError(f"{name} is a link or a repeated name")
                 names.add(hash(name))
             yield member.offset
-    except _UNREADABLE as error:
+    except _HEADER_ERRORS as error:
         raise IndivisibleError(str(error)) from error
 
 
 class _Archive(tarfile.TarFile):
-    """A tar archive, which keeps the headers that it has read in `members`."""
+    """tarfile.TarFile with the type of `members`, its cache of headers."""
 
     members: list[tarfile.TarInfo]
 
 
 class _TarFile(io.BufferedReader):
-    """A tar file of which a megabyte is read at most at once: extended headers state sizes of their own."""
+    """Tar file that rejects reads of more than MAX_READ_BYTES, because extended headers declare their own sizes."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_READ_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+            raise tarfile.ReadError(f"header of {size} bytes: at most {MAX_READ_BYTES}")
         return super().read(size)
 
 
 @dataclass
 class _Contents:
-    """The findings of the pass over the headers; members are known by the offset of their header."""
+    """Results of the first pass over the headers. Members are identified by the offsets of their headers."""
 
     replaced: set[int] = field(default_factory=set)
+    """Members that are followed by a member of the same name."""
     links: dict[int, list[str]] = field(default_factory=dict)
-    """The names of the links to a member."""
+    """Names of the links to a member."""
     lost: list[tuple[str, str]] = field(default_factory=list)
-    """Hard links to members that are not there, with their targets."""
+    """Names and targets of hard links to missing members."""
     skipped: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, file: _TarFile) -> "_Contents":
+        """Read the headers of an archive."""
         contents = cls()
-        last: dict[int, int] = {}  # by the hash of the name: an archive may have a million members
+        last: dict[int, int] = {}  # keys are hashes of names, to save memory in archives of a million members
         links: dict[str, _Link] = {}
         for member in _readable_headers(file):
             name = _normal(member.name)
@@ -117,7 +135,11 @@ class _Contents:
         return contents
 
     def _resolve(self, links: Mapping[str, "_Link"], file: _TarFile) -> None:
-        """Finds the members that audio files are links to: the last of that name, for a hard link the last before it."""
+        """Find the targets of links to audio files.
+
+        The target of a symbolic link is the last member of the name, the target of a hard link is the last member of
+        the name before the link.
+        """
         ends = {name: _end(name, links) for name in links if _is_audio(name)}
         wanted = set(ends.values())
         targets: dict[str, int] = {}
@@ -145,7 +167,7 @@ class _Link:
 
 
 def _end(name: str, links: Mapping[str, _Link]) -> str:
-    """The path that a link leads to, over links to files and to folders; empty if it leads to no place in the archive."""
+    """Follow links to files and folders; return the final path, or an empty text if it is not in the archive."""
     remaining: list[str] = []
     path = name
     for _ in range(MAX_LINKS_FOLLOWED):
@@ -160,7 +182,7 @@ def _end(name: str, links: Mapping[str, _Link]) -> str:
 
 
 def _next_link(remaining: list[str], links: Mapping[str, _Link]) -> str:
-    """Take the parts of a path from the end of `remaining` up to the first link; return the path that they form."""
+    """Pop path components from the end of `remaining` up to the first link; return the path that they form."""
     reached: list[str] = []
     path = ""
     while remaining:
@@ -176,22 +198,25 @@ def _next_link(remaining: list[str], links: Mapping[str, _Link]) -> str:
 
 
 def _readable_headers(file: _TarFile) -> Iterator[tarfile.TarInfo]:
-    """The headers up to the first that cannot be read."""
+    """Yield the headers before the first damaged header."""
     try:
         for _, member in _headers(file):
             yield member
-    except _UNREADABLE:
+    except _HEADER_ERRORS:
         return
 
 
 def _headers(file: _TarFile) -> Iterator[tuple["_Archive", tarfile.TarInfo]]:
-    """All members, also of archives behind the first (`cat a.tar b.tar`). Raises TarError if anything else follows."""
+    """Yield the headers of all members, including those of concatenated archives (`cat a.tar b.tar`).
+
+    Raises TarError if the file is truncated or if other data follows an archive.
+    """
     size = file.seek(0, io.SEEK_END)
     start: int | None = file.seek(0)
     while start is not None:
         archive = _Archive.open(fileobj=file, mode="r:")
         while (member := archive.next()) is not None:
-            archive.members.clear()  # or the headers of a large archive would fill the memory
+            archive.members.clear()  # the headers of a large archive would exhaust the memory
             if not member.offset < archive.offset <= size + BLOCK_BYTES:
                 raise tarfile.ReadError("unexpected end of data")
             yield archive, member
@@ -202,7 +227,7 @@ def _headers(file: _TarFile) -> Iterator[tuple["_Archive", tarfile.TarInfo]]:
 
 
 def _next_block(file: _TarFile, position: int) -> int | None:
-    """Where the first block that is not all zeros begins, with the file there; None if there is none."""
+    """Seek to the first block with nonzero bytes and return its offset; return None at the end of the file."""
     file.seek(position)
     while content := file.read(MAX_READ_BYTES):
         if kept := content.lstrip(b"\0"):
@@ -213,11 +238,11 @@ def _next_block(file: _TarFile, position: int) -> int | None:
 
 
 def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str]) -> list[str]:
-    """The name by which a member is an audio file, if it is one; counts it if it is none."""
+    """Return the name of an audio file in a list. Count any other member and return an empty list."""
     name = _normal(member.name)
     is_link = member.issym() or member.islnk()
     if member.isdir() or (is_link and _is_audio(name) and member.offset not in contents.replaced):
-        return []  # a link has its item where its target is
+        return []  # a link is yielded together with its target
     if kind := _skipped_kind(name):
         skipped[kind] += 1
     elif member.offset in contents.replaced:
@@ -230,10 +255,10 @@ def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str
 
 
 def _item(source: Source, name: str, archive: "_Archive", member: tarfile.TarInfo, scratch: Path) -> AudioItem:
+    """Extract a member to a file in `scratch`."""
     if member.issparse():
-        return AudioItem(
-            _item_name(source, name), None, "stored with holes (a sparse member): pack it without --sparse"
-        )
+        reason = "sparse members are not supported: pack the file without --sparse"
+        return AudioItem(_item_name(source, name), None, reason)
     content = archive.extractfile(member)
     assert content is not None, "a regular member has content"
     target = scratch / f"item{PurePosixPath(name).suffix.lower()}"
@@ -247,12 +272,13 @@ def _item_name(source: Source, name: str) -> str:
 
 
 def _normal(name: str) -> str:
-    """A member's name as a folder would have it: without `./` and a leading `/`."""
+    """Return the name of a member as a relative path, without `./` and a leading `/`."""
     return str(PurePosixPath(name.lstrip("/")))
 
 
 def _skipped_kind(name: str) -> str | None:
-    if kind := passed_over(PurePosixPath(name)):
+    """Return the kind of a member that is skipped because of its name, None for an audio file."""
+    if kind := hidden_kind(PurePosixPath(name)):
         return kind
     return None if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS else kind_of(name)
 

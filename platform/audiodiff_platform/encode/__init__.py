@@ -1,1 +1,1 @@
-"""encode: audio files to embeddings, or a mel data set to latents."""
+"""The verb encode: compute embeddings of audio files, or latents of a mel dataset."""

@@ -1,4 +1,4 @@
-"""The worker of encode for embeddings: a planned shard's audio files -> a vector of each, then its commit."""
+"""Worker of encode that computes the embeddings of the audio files of a planned shard."""
 
 from collections import Counter
 from concurrent.futures import Future
@@ -21,24 +21,34 @@ from audiodiff_platform.work.plan import read_shard
 from audiodiff_platform.work.source_digests import record_digests
 
 LONGEST_EMBEDDED_S = 3_600.0
-"""An audio file is decoded whole: 700 MB at 48 kHz, on the disk and then in memory."""
+"""Maximum duration of an audio file in seconds. A complete file is in memory: 700 MB at 48 kHz."""
 
 
 class EmbeddingsWorker:
-    """A worker that embeds shards with one loaded encoder; its decoder runs in a process of its own."""
+    """A worker that embeds shards with one loaded encoder. Audio files are decoded in a child process.
+
+    Args:
+        input_dir: The URI of the input.
+        output_dir: The folder of the embeddings.
+        encoder: The folder or Hugging Face id of the encoder.
+        encoder_digest: The expected digest of the encoder.
+
+    Raises:
+        ValueError: The encoder has another digest.
+    """
 
     def __init__(self, input_dir: str, output_dir: str, encoder: str, encoder_digest: str) -> None:
         self.inputs, self.output, self.decoder = Inputs(input_dir), Folder(output_dir), Decoder()
         profile = ExecutionProfile.here()
         profile.prepare_process()
         self.encoder, self.digest = load_encoder(encoder, profile.device), encoder_digest
-        if (found := self.encoder.digest) != encoder_digest:
+        if (digest := self.encoder.digest) != encoder_digest:
             raise ValueError(
-                f"encoder {encoder} has changed since the job began: digest {found}, it was {encoder_digest}"
+                f"encoder {encoder} has changed since the job began: digest is {digest}, was {encoder_digest}"
             )
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write the embeddings of a shard."""
+        """Write the embeddings of a shard, and return its commit record."""
         draft = _Draft()
         with scratch_folder() as scratch:
             sources = [source for source, _ in read_shard(self.output, shard)]
@@ -62,7 +72,7 @@ class EmbeddingsWorker:
         return {**counts, "parts": parts, "sizes": sizes, **record_digests(self.output, shard, draft.digests)}
 
     def _embed(self, source: Source, fetching: "Future[Path]", scratch: Path, draft: "_Draft") -> None:
-        """Add the files of a source to `draft`."""
+        """Add the embeddings of the audio files of a source to `draft`."""
         try:
             local = fetching.result()
             draft.digests[source.key] = source_sha256(source, local)
@@ -71,34 +81,36 @@ class EmbeddingsWorker:
                     draft.vectors[item.name] = self._embedded(item, scratch)
                 except AudioDecodeError as error:
                     draft.failed(item.name, error.reason)
-        except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+        except AudioDecodeError as error:  # the source cannot be fetched, or is damaged
             draft.failed(source.uri, error.reason)
 
     def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
-        """Compute the vector (dim,) of an audio file. Raises AudioDecodeError for unusable audio, also for more than LONGEST_EMBEDDED_S."""
+        """Compute the embedding (dim,) of an audio file. Raise AudioDecodeError if it is unusable or too long."""
         rate = self.encoder.sample_rate
         samples = self.decoder.samples(item.name, item.local, scratch / "samples", rate, LONGEST_EMBEDDED_S)
         vector: Samples = self.encoder.encode([samples], rate)[0]
         if not np.isfinite(vector).all():
-            raise AudioDecodeError(item.name, "its embedding is not finite")
+            raise AudioDecodeError(item.name, "the embedding is not finite")
         return vector
 
 
 @dataclass
 class _Draft:
-    """A shard in the making."""
+    """Results of a shard."""
 
     vectors: dict[str, Samples] = field(default_factory=dict)
+    """Embeddings (dim,) by the name of the audio file."""
     failures: list[dict[str, str]] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
-    """By source."""
+    """Digests of the sources that were read, by key."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Counts of what containers hold besides audio files."""
+    """Counts of skipped members of containers, by kind."""
 
     def failed(self, name: str, reason: str) -> None:
+        """Add an unusable audio file."""
         self.failures.append({"audio_file": name, "reason": reason})
 
 
 def embedded(record: Record) -> Counts:
-    """Count the embedded and the unusable files of a shard."""
+    """Return the progress counts of a commit record: embedded and unusable files."""
     return {"files": record["rows"], "unusable": len(record["failures"])}

@@ -1,12 +1,14 @@
-"""Audio -> embeddings to condition on, or a mel dataset -> latents to train on; by shards, each of them whole or absent.
+"""Job that computes embeddings of audio files or latents of a mel dataset, in shards that are complete or absent.
 
     OUT/encode.json          settings and their digest
-    OUT/data/NNNNNN.parquet  embeddings: a row for each audio file (`encodings.py`); latents: see `latents_dataset.py`
-    OUT/_plan                embeddings: which files make which shard
+    OUT/data/NNNNNN.parquet  embeddings, a row for each audio file (`mel_data/encodings.py`), or latents
+                             (`mel_data/latents.py`)
+    OUT/_plan                embeddings only: the files of each shard
     OUT/_commits, _SUCCESS   the commit protocol
 
-An encoder listens to audio, and a mel dataset holds pictures of it: its files are found again by the names in it, in the folder that it was
-prepared from (input_dir) or, where they are absolute, where they say.
+An encoder needs audio, but a mel dataset holds only images. The audio files of a mel dataset are therefore looked up by
+their names: relative names in `input_dir`, the folder from which the dataset was prepared, and absolute names as they
+are.
 """
 
 import time
@@ -36,44 +38,49 @@ from audiodiff_platform.work.plan import ShardSize, SourcePlan, new_sources, sha
 from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 
 REASONS_SHOWN = 10
-SHARD_SECONDS_AT_LEAST = 300  # of audio
-LATENT_BATCH_SIZE = 8  # images at once, part of what fixes the bytes
-BYTES_PER_LATENT_VALUE = 8  # mean and log variance
+MIN_SHARD_SECONDS = 300
+LATENT_BATCH_SIZE = 8
+"""Number of images encoded at once. The rounding of the latents depends on this number."""
+BYTES_PER_LATENT_VALUE = 8  # float32 mean and log variance
 
 
 class EncodeOptions(OutputOptions):
-    """What to encode with what."""
+    """Options of encode: input, output, and the encoder or autoencoder."""
 
     dataset_name: str | None = pydantic.Field(
-        None, description="mel dataset whose latents, or embeddings of whose files, are made: a path, s3:// or gs://"
+        None,
+        description="mel dataset to compute latents of, or embeddings of its audio files: a path, s3:// or gs://",
     )
     input_dir: str | None = pydantic.Field(
         None,
-        description="audio to embed, as prepare takes it: a folder or a list; beside dataset_name: what that was prepared from",
+        description="audio to embed: a folder or a list, as for prepare; with dataset_name: the input of that dataset",
     )
-    output_dir: str = pydantic.Field(description="folder for the embeddings or latents: a path, s3:// or gs://")
+    output_dir: str = pydantic.Field(description="folder of the embeddings or latents: a path, s3:// or gs://")
     encoder: str | None = pydantic.Field(
-        None, description="what makes embeddings: folder or Hugging Face id of an AudioEncoder or a CLAP"
+        None, description="encoder for embeddings: the folder or Hugging Face id of an AudioEncoder or a CLAP model"
     )
     latents: bool = pydantic.Field(
-        False, description="make latents of the dataset's images by the autoencoder `vae`, instead of embeddings"
+        False, description="compute latents of the images of dataset_name with vae, instead of embeddings"
     )
     vae: str | None = pydantic.Field(
         None,
-        description="autoencoder for latents: a folder of train_vae or of a latent model, a URI or a Hugging Face id",
+        description="autoencoder for latents: the folder, URI or Hugging Face id of a result of train_vae or of a "
+        "latent model",
     )
     max_bad_fraction: float = pydantic.Field(
-        0.5, ge=0, le=1, description="share of audio files that may be unusable before the job fails, 0 to 1"
+        0.5, ge=0, le=1, description="share of unusable audio files above which the job fails, 0 to 1"
     )
     num_workers: int | None = pydantic.Field(
-        None, ge=1, description="parallel workers, a CPU or GPU each; none: all that nothing else has reserved"
+        None,
+        ge=1,
+        description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
     )
     device: Device = pydantic.Field(
-        "auto", description="what workers run on: cpu, gpu, or auto for GPUs if the cluster has any now"
+        "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has any now"
     )
 
     @pydantic.model_validator(mode="after")
-    def _one_thing_is_asked_for(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.latents and not (self.dataset_name and self.vae and not self.encoder and not self.input_dir):
             raise ValueError("latents needs dataset_name and vae, and neither encoder nor input_dir")
         if not self.latents and (self.vae or not self.encoder or not (self.dataset_name or self.input_dir)):
@@ -82,13 +89,19 @@ class EncodeOptions(OutputOptions):
 
 
 def encode(options: EncodeOptions) -> dict[str, Any]:
-    """Runs the job; says how many embeddings or latents there are and where."""
+    """Run the job.
+
+    Returns:
+        The summary: settings, the number of embeddings or latents, the digest of the result and the time in seconds.
+
+    Raises:
+        ValueError: An option is invalid, or the input lacks audio files.
+        JobError: More than `options.max_bad_fraction` of the files are unusable, or planned files have changed.
+    """
     began = time.monotonic()
-    stated = {
-        name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))
-    }
+    uris = {name: uri for name in ("dataset_name", "input_dir", "output_dir", "vae") if (uri := getattr(options, name))}
     options = options.model_copy(
-        update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in stated.items()}
+        update={name: usable_path(name, uri, hub_id=name == "vae") for name, uri in uris.items()}
     )
     summary = encode_latents(options) if options.latents else embed(options)
     return {
@@ -100,7 +113,7 @@ def encode(options: EncodeOptions) -> dict[str, Any]:
 
 
 def embed(options: EncodeOptions) -> dict[str, Any]:
-    """Embed the audio files of a folder, or of those that a mel dataset was made of -> the summary."""
+    """Compute embeddings of the audio files of an input or of a mel dataset, and return the summary."""
     assert options.encoder is not None
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
@@ -119,14 +132,15 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
             say(line)
         if not planned and not new:
             raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
-        plan = SourcePlan(output, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+        plan = SourcePlan(output, planned, new, shard_seconds(new, MIN_SHARD_SECONDS))
         arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
         work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
         job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "embeddings")
         if job.pending:
             seconds = sum(source.seconds for source in new)
             say(
-                f"{len({source.uri for source in new}):,} new files to embed, about {seconds / 60:,.0f} minutes by their sizes"
+                f"{len({source.uri for source in new}):,} new files to embed, "
+                f"about {seconds / 60:,.0f} minutes estimated from their sizes"
             )
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 if new:
@@ -137,12 +151,12 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
 
 
 def _tracks(dataset_name: str) -> set[str]:
-    """The names of the files that a mel dataset was made of, held-out ones too."""
+    """Return the names of the audio files of a mel dataset, of both splits."""
     return MelDataset(dataset_name).audio_files() | MelDataset(dataset_name, VALIDATION_SPLIT).audio_files()
 
 
 def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
-    """What is to be embedded; raises ValueError where a dataset's files are not to be found."""
+    """Yield the sources to embed. Raise ValueError if audio files of the dataset, `tracks`, are not in the input."""
     if tracks is None:
         yield from inputs.sources()
         return
@@ -150,41 +164,43 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
         relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
         if relative is not None:
             raise ValueError(
-                f"dataset_name {options.dataset_name} holds no audio and names it relative to a folder ({relative}): name that as input_dir"
+                f"dataset_name {options.dataset_name} holds no audio, and names its audio files relative to a "
+                f"folder ({relative}): pass this folder as input_dir"
             )
         yield from inputs.named(sorted(tracks))
         return
-    left = set(tracks)
+    remaining = set(tracks)
     for source in inputs.sources():
-        if source.is_container and (members := {track for track in left if track.startswith(f"{source.uri}/")}):
-            left -= members
+        if source.is_container and (members := {track for track in remaining if track.startswith(f"{source.uri}/")}):
+            remaining -= members
             yield source
         elif source.uri in tracks:
-            left.discard(source.uri)
+            remaining.discard(source.uri)
             yield source
-    if left:
-        of = f"{len(left):,} of the {len(tracks):,} files of dataset_name {options.dataset_name}"
-        raise ValueError(f"input_dir {options.input_dir}: lacks {of}, such as {min(left)}")
+    if remaining:
+        missing = f"{len(remaining):,} of the {len(tracks):,} files of dataset_name {options.dataset_name}"
+        raise ValueError(f"input_dir {options.input_dir}: lacks {missing}, such as {min(remaining)}")
 
 
 def _finish_embeddings(
     options: EncodeOptions, job: ShardedJob, settings: dict[str, Any], tracks: set[str] | None, inputs: Inputs
 ) -> dict[str, Any]:
-    """Check the whole, then write `_SUCCESS`; return the summary."""
+    """Check the number of unusable files, write `_SUCCESS` and return the summary."""
     records = job.records()
     failures = [failure for record in records.values() for failure in record["failures"]]
     for failure in failures[:REASONS_SHOWN]:
         say(f"unusable: {failure['audio_file']}: {failure['reason']}")
-    made = sum(record["rows"] for record in records.values())
-    if len(failures) > options.max_bad_fraction * (made + len(failures)) or not made:
+    embeddings = sum(record["rows"] for record in records.values())
+    files = embeddings + len(failures)
+    if len(failures) > options.max_bad_fraction * files or not embeddings:
         raise JobError(
-            f"{len(failures)} of {made + len(failures)} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})"
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})"
         )
     if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
         raise JobError(
             f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}"
         )
-    summary = {**settings, "embeddings": made, "unusable": len(failures), "digest": _digest(settings, records)}
+    summary = {**settings, "embeddings": embeddings, "unusable": len(failures), "digest": _digest(settings, records)}
     job.succeed(summary)
     in_containers = skipped_in(records.values())
     return {
@@ -195,7 +211,7 @@ def _finish_embeddings(
 
 
 def encode_latents(options: EncodeOptions) -> dict[str, Any]:
-    """Latents of all slices of a mel dataset, in its order."""
+    """Compute latents of all slices of a mel dataset, in the order of the dataset, and return the summary."""
     assert options.dataset_name is not None
     assert options.vae is not None
     dataset, output = MelDataset(options.dataset_name), Folder(options.output_dir)
@@ -230,7 +246,8 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
             values = shape[0] * shape[1] * shape[2]
             output.require_free_space(pending * values * BYTES_PER_LATENT_VALUE, "the latents")
             say(
-                f"{pending:,} images to latents of {'x'.join(map(str, shape))}, {len(job.pending):,} of {len(plan.shards):,} shards to do"
+                f"{pending:,} images to encode as latents of {'x'.join(map(str, shape))}, "
+                f"{len(job.pending):,} of {len(plan.shards):,} shards"
             )
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("dataset_name", options.dataset_name, MelDataset.probe_file)
@@ -248,6 +265,6 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
 
 
 def _digest(settings: dict[str, Any], records: dict[int, dict[str, Any]]) -> str:
-    """Return the digest of the content of a finished folder."""
+    """Return the digest of the settings and parts of a finished folder."""
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     return commits.settings_digest({"settings": settings, "parts": parts})

@@ -1,4 +1,4 @@
-"""What each worker of `encode --latents` does: a shard of a mel dataset -> its latents (`latents_dataset.py`), then its commit."""
+"""Worker of encode that computes the latents of a shard of a mel dataset (format: `mel_data/latents.py`)."""
 
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,31 @@ from audiodiff_platform.work.engine import Counts, Record
 
 
 class LatentsWorker:
-    """A worker that encodes shards with one loaded autoencoder."""
+    """A worker that encodes shards with one loaded autoencoder.
+
+    Args:
+        dataset_name: The folder of the mel dataset.
+        output_dir: The folder of the latents.
+        vae: The folder, URI or Hugging Face id of the autoencoder.
+        vae_digest: The expected digest of the autoencoder.
+        batch_size: The number of images that are encoded at once.
+
+    Raises:
+        ValueError: The autoencoder has another digest.
+    """
 
     def __init__(self, dataset_name: str, output_dir: str, vae: str, vae_digest: str, batch_size: int) -> None:
         self.dataset, self.output, self.batch_size = MelDataset(dataset_name), Folder(output_dir), batch_size
         profile = ExecutionProfile.here()
         profile.prepare_process()
         self.vae = load_vae(vae).to(profile.device).eval()
-        if (found := network_digest(self.vae)) != vae_digest:
-            raise ValueError(f"vae {vae} has changed since the job began: digest {found}, it was {vae_digest}")
+        if (digest := network_digest(self.vae)) != vae_digest:
+            raise ValueError(f"vae {vae} has changed since the job began: digest is {digest}, was {vae_digest}")
         self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
         self.schema = schema(self.shape, vae_digest)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write the latents of a shard, by split."""
+        """Write the latents of both splits of a shard, and return its commit record."""
         record: dict[str, Any] = {}
         parts: dict[str, str] = {}
         sizes: dict[str, int] = {}
@@ -54,7 +65,7 @@ class LatentsWorker:
         return {**record, "rows": rows, "parts": parts, "sizes": sizes}
 
     def _encoded(self, name: str, target: Path, attempts: Attempts) -> list[int]:
-        """Writes the latents of a part of the mel dataset, row group by row group; says how many rows each has."""
+        """Write the latents of a part of the mel dataset; return the number of rows of each row group."""
         rows = []
         folder, shape = self.dataset.folder, (self.dataset.mel.y_res, self.dataset.mel.x_res)
         with (
@@ -71,6 +82,7 @@ class LatentsWorker:
         return rows
 
     def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
+        """Return a table of latents for slices and the moments (n, 2, channels, height, width) of their posteriors."""
         columns = [
             pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size)
             for index in (0, 1)
@@ -79,5 +91,5 @@ class LatentsWorker:
 
 
 def encoded(record: Record) -> Counts:
-    """Count the slices of a shard."""
+    """Return the progress counts of a commit record: the number of encoded slices."""
     return {"slices": record["rows"]}

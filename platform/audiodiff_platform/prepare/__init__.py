@@ -1,1 +1,1 @@
-"""prepare: audio files to a mel data set."""
+"""The verb prepare: write audio files as a mel dataset."""

@@ -1,7 +1,9 @@
-"""Which items repeat another's bytes: a digest pass over the sources before they are planned.
+"""Detection of duplicate audio files: a pass over the sources that digests every item before shards are planned.
 
 DIR/_digests/NNNN/_plan, _commits       the commit protocol, as for the dataset itself
-DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of a shard's items, kept: files added later are compared with them
+DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of the items of a shard
+
+The digests are kept, so that files added later can be compared with them.
 """
 
 import io
@@ -25,26 +27,34 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.source_digests import DUPLICATES, record_digests
 
 DIGESTS_SETTINGS = "digests.json"
-SHARD_SECONDS_AT_LEAST = 1_800
+MIN_SHARD_SECONDS = 1_800
 DIGESTS_SCHEMA = pa.schema([("source", pa.string()), ("item", pa.string()), ("sha256", pa.binary(32))])
 Starts = npt.NDArray[np.uint64]
+"""The first eight bytes of digests."""
 _DIGEST = np.dtype([("start", np.uint64), ("rest", "V24")])
 _NO_STARTS: Starts = np.empty(0, np.uint64)
 
 
 def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], running: Engine) -> dict[str, list[str]]:
-    """Find the items of new `sources` whose bytes repeat those of another item.
+    """Find the items of new sources that are duplicates: their bytes equal the bytes of another item.
 
-    Reads all of `sources` on workers. An interrupted pass continues from its finished shards.
+    Workers read all sources. An interrupted pass continues from its finished shards.
+
+    Args:
+        input_dir: The URI of the input.
+        output: The folder of the dataset.
+        sources: The new sources.
+        running: The engine that runs the workers.
 
     Returns:
-        By source, the items whose bytes an item planned earlier has, or an item of a smaller name.
+        The names of the duplicates, by source. Of several equal items, the item of an earlier plan is kept, else the
+        item with the smallest name.
     """
     generation = len(output.names("_plan/*.parquet"))
     folder = Folder(f"{output.uri}/{DUPLICATES}/{generation:04d}")
-    with owned(folder, take_over=True) as lease:  # the owner of `output` owns its subfolders
+    with owned(folder, take_over=True) as lease:  # safe, because the owner of `output` owns its subfolders
         planned, new = new_sources(folder, sources, Inputs(input_dir))
-        plan = SourcePlan(folder, planned, new, shard_seconds(new, SHARD_SECONDS_AT_LEAST))
+        plan = SourcePlan(folder, planned, new, shard_seconds(new, MIN_SHARD_SECONDS))
         work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
         job = ShardedJob(work, lease, (DIGESTS_SETTINGS, {"digest_of": "bytes"}), plan, ("parts",), "digests")
         job.run(running)
@@ -54,34 +64,43 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
 
 
 def repeated(earlier: Sequence[Folder], folder: Folder) -> dict[str, list[str]]:
-    """The items of `folder`, by source, whose digest an item of `earlier` folders has, or an item of a smaller name.
+    """Find the items of `folder` whose digest is repeated.
 
-    Two passes over the digests: the first keeps eight bytes of each, the second the rows of those that occur twice.
+    The first of two passes over the digests keeps eight bytes of each. The second pass reads the rows of digests whose
+    first eight bytes occur more than once.
+
+    Args:
+        earlier: The folders of earlier digest passes.
+        folder: The folder of the latest digest pass.
+
+    Returns:
+        The names of the items, by source, whose digest belongs to an item of an `earlier` folder, or to an item of
+        `folder` with a smaller name.
     """
     folders = [*earlier, folder]
-    starts = np.concatenate([_NO_STARTS, *(_starts(batch) for place in folders for batch in _digests(place))])
+    starts = np.concatenate([_NO_STARTS, *(_starts(batch) for one in folders for batch in _digests(one))])
     starts.sort()
     twice = np.unique(starts[1:][starts[1:] == starts[:-1]])
     del starts
     if not len(twice):
         return {}
-    seen = {row["sha256"] for place in earlier for row in _rows_of(place, twice)}
-    left_out: dict[str, list[str]] = {}
+    seen = {row["sha256"] for one in earlier for row in _rows_of(one, twice)}
+    duplicates: dict[str, list[str]] = {}
     for item, source, sha256 in sorted((row["item"], row["source"], row["sha256"]) for row in _rows_of(folder, twice)):
         if sha256 in seen:
-            left_out.setdefault(source, []).append(item)
+            duplicates.setdefault(source, []).append(item)
         seen.add(sha256)
-    return left_out
+    return duplicates
 
 
 def _rows_of(folder: Folder, starts: Starts) -> Iterator[dict[str, Any]]:
-    """The rows of a folder whose digests begin with one of `starts`."""
+    """Yield the rows of a folder whose digests begin with one of `starts`."""
     for batch in _digests(folder):
         yield from batch.filter(pa.array(np.isin(_starts(batch), starts))).to_pylist()
 
 
 def _starts(batch: pa.RecordBatch) -> Starts:
-    """The first eight bytes of each digest."""
+    """Return the first eight bytes of each digest."""
     digests = batch.column("sha256")
     rows = np.frombuffer(digests.buffers()[1], _DIGEST, len(digests), digests.offset * _DIGEST.itemsize)
     return rows["start"].copy()
@@ -93,20 +112,25 @@ def _digests(folder: Folder) -> Iterator[pa.RecordBatch]:
             yield from table.iter_batches()
 
 
-def _name(shard: int) -> str:
+def _part_name(shard: int) -> str:
     return f"parts/{shard:06d}.parquet"
 
 
 class DigestWorker:
-    """A worker that digests the items of shards."""
+    """A worker that digests the items of shards.
+
+    Args:
+        input_dir: The URI of the input.
+        folder: The folder of the digest pass.
+    """
 
     def __init__(self, input_dir: str, folder: str) -> None:
         self.inputs, self.folder = Inputs(input_dir), Folder(folder)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write the digests of the items of a shard.
+        """Write the digests of the items of a shard, and return its commit record.
 
-        An item that cannot be read has no digest: prepare quarantines it.
+        Items that cannot be read are omitted: prepare quarantines them.
         """
         rows = []
         digests: dict[str, str] = {}
@@ -127,12 +151,12 @@ class DigestWorker:
         attempts.require_ownership()
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, DIGESTS_SCHEMA), buffer, compression="zstd")
-        self.folder.write(_name(shard), buffer.getvalue())
-        parts = {_name(shard): commits.sha256(buffer.getvalue())}
-        sizes = {_name(shard): len(buffer.getvalue())}
+        self.folder.write(_part_name(shard), buffer.getvalue())
+        parts = {_part_name(shard): commits.sha256(buffer.getvalue())}
+        sizes = {_part_name(shard): len(buffer.getvalue())}
         return {"rows": len(rows), "parts": parts, "sizes": sizes, **record_digests(self.folder, shard, digests)}
 
 
 def digested(record: Record) -> Counts:
-    """Count the items of a shard."""
+    """Return the progress counts of a commit record: the number of digested items."""
     return {"files": record["rows"]}

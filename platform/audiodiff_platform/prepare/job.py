@@ -1,9 +1,9 @@
-"""Audio files -> a mel dataset, by shards, each of them whole or absent.
+"""Job that writes audio files as a mel dataset, in shards that are complete or absent.
 
-1. The settings are claimed and the sources planned into shards (`work/sharded_job.py`, `work/plan.py`).
-2. Workers on Ray Data make shards (`prepare_worker.py`): file by file, slice by slice, into `data/train-NNNNNN.parquet`;
-   files that cannot be used go to `quarantine/`.
-3. When every planned shard is committed: mel configuration, dataset card, `_SUCCESS`.
+1. Write the settings, and assign the sources to shards (`work/sharded_job.py`, `work/plan.py`).
+2. Run workers on Ray Data (`worker.py`). Each worker writes the slices of a shard to `data/train-NNNNNN.parquet`, and
+   the names of unusable files to `quarantine/`.
+3. When all planned shards are committed, write the mel configuration, the dataset card and `_SUCCESS`.
 """
 
 import time
@@ -41,60 +41,70 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.verify import verify
 
 REASONS_SHOWN = 10
-SHARD_SECONDS_AT_LEAST = 300
-SHARD_SLICES_AT_LEAST = 96
+MIN_SHARD_SECONDS = 300
+MIN_SHARD_SLICES = 96
 
 
 class PrepareOptions(Slicing, OutputOptions):
-    """What to cut into which images. The mel parameters are stated here and nowhere else."""
+    """Options of prepare: input, output, slicing and mel parameters. No other verb sets mel parameters."""
 
     input_dir: str = pydantic.Field(
-        description="audio: a folder searched recursively (a path, s3://, gs://, hf://datasets/OWNER/NAME) for audio files, .tar shards and Parquet "
-        "with an audio column, or a list (.txt, a URI or a name relative to the list a line, no comments; .parquet with a "
-        "column of them)"
+        description="input audio: a folder (a path, s3://, gs:// or hf://datasets/OWNER/NAME), searched recursively "
+        "for audio files, .tar shards and Parquet files with an audio column; or a list of files (.txt with one URI or "
+        "path relative to the list per line, no comments; .parquet with a column of them)"
     )
-    output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
+    output_dir: str = pydantic.Field(description="folder of the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field(
-        "256", description="image size in pixels: one side, or width,height (frames,bands)"
+        "256", description="image size in pixels: the side of a square, or width,height (frames, mel bands)"
     )
     sample_rate: int = pydantic.Field(MelConfig().sample_rate, description="sample rate in Hz")
-    hop_length: int = pydantic.Field(MelConfig().hop_length, description="samples between frames")
-    n_fft: int = pydantic.Field(MelConfig().n_fft, description="STFT window in samples")
+    hop_length: int = pydantic.Field(MelConfig().hop_length, description="hop length: samples between STFT frames")
+    n_fft: int = pydantic.Field(MelConfig().n_fft, description="length of the STFT window in samples")
     validation_fraction: float = pydantic.Field(
-        0.0, ge=0, lt=1, description="share of tracks held out as split validation, by a hash of their content, 0 to 1"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of tracks in the split validation, selected by a hash of their content, 0 to 1",
     )
     drop_duplicates: bool = pydantic.Field(
-        False, description="leave out files whose bytes a file of smaller URI has (reads all files twice)"
+        False, description="leave out files with the same bytes as a file of smaller URI (reads all files twice)"
     )
     max_bad_fraction: float = pydantic.Field(
-        0.5, ge=0, le=1, description="share of files that may be unusable before the job fails, 0 to 1"
+        0.5, ge=0, le=1, description="share of unusable files above which the job fails, 0 to 1"
     )
     shard_minutes: float | None = pydantic.Field(
-        None, gt=0, description="audio per shard in minutes, estimated from file sizes; none: 5 to 180 by corpus"
+        None,
+        gt=0,
+        description="audio per shard in minutes, estimated from file sizes; none: 5 to 180, by the size of the input",
     )
     num_workers: int | None = pydantic.Field(
-        None, ge=1, description="parallel workers, a CPU each; none: all that nothing else has reserved"
+        None, ge=1, description="number of workers, each on one CPU; none: all CPUs that are not reserved"
     )
-    verify: bool = pydantic.Field(False, description="read the finished dataset again and compare all digests")
+    verify: bool = pydantic.Field(False, description="read the finished dataset again and check all digests")
     push_to_hub: str | None = pydantic.Field(
-        None, description="Hugging Face dataset OWNER/NAME to publish the finished dataset as; none: not published"
+        None,
+        description="Hugging Face dataset OWNER/NAME to which the finished dataset is published; none: not published",
     )
 
     @pydantic.field_validator("resolution", mode="before")
     @classmethod
-    def _as_text(cls, value: object) -> object:
+    def _resolution_text(cls, value: object) -> object:
         return str(value) if isinstance(value, int) else value
 
     @pydantic.model_validator(mode="after")
-    def _mel_is_possible(self) -> Self:
+    def _check_mel_options(self) -> Self:
         self.mel()
         return self
 
     def mel(self) -> MelConfig:
-        """The mel configuration asked for; raises ValueError that names the value out of range."""
+        """Return the mel configuration.
+
+        Raises:
+            ValueError: A mel option is out of range.
+        """
         sides = self.resolution.split(",")
         if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
-            raise ValueError(f"resolution is {self.resolution!r}: one whole number, or two as width,height")
+            raise ValueError(f"resolution is {self.resolution!r}: must be one integer, or two as width,height")
         values = {
             "x_res": sides[0],
             "y_res": sides[-1],
@@ -110,26 +120,35 @@ class PrepareOptions(Slicing, OutputOptions):
             ) from None
 
     def slicing(self) -> Slicing:
+        """Return the options of slicing."""
         return Slicing.model_validate(self.model_dump(include=set(Slicing.model_fields)))
 
     def shard_seconds(self, sources: list[Source]) -> float:
-        """The audio for a shard: by default enough slices for a row group, so that small corpora use all workers too."""
+        """Return the audio per shard in seconds. The default depends on the audio in `sources`."""
         if self.shard_minutes is not None:
             return self.shard_minutes * 60
         step_s = self.mel().slice_duration_s * (1 - self.overlap)
-        return shard_seconds(sources, max(SHARD_SECONDS_AT_LEAST, SHARD_SLICES_AT_LEAST * step_s))
+        return shard_seconds(sources, max(MIN_SHARD_SECONDS, MIN_SHARD_SLICES * step_s))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what the dataset holds."""
+        """Return the settings that determine the content of the dataset."""
         chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
         return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen}
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
-    """Run the job -> numbers of files, slices and shards."""
+    """Run the job.
+
+    Returns:
+        The summary: numbers of files, slices and shards, the digest of the dataset and the time in seconds.
+
+    Raises:
+        ValueError: An option is invalid or the input holds no audio files.
+        JobError: More than `options.max_bad_fraction` of the files are unusable, or planned files have changed.
+    """
     began = time.monotonic()
-    places = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
-    options = options.model_copy(update=places)
+    uris = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
+    options = options.model_copy(update=uris)
     inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
     commits.require_same(output, DATASET_SETTINGS, options.settings())
     if options.push_to_hub:
@@ -147,14 +166,14 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
-    """Make what is missing of the dataset whose folder this process owns -> the summary."""
+    """Write the missing shards and complete the dataset in the folder of `lease`; return the summary."""
     planned, new = new_sources(lease.folder, inputs.sources(), inputs)
     for line in inputs.describe():
         say(line)
     if not planned and not new:
-        readable = " ".join(sorted(AUDIO_EXTENSIONS))
+        supported = " ".join(sorted(AUDIO_EXTENSIONS))
         raise ValueError(
-            f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; read are {readable})"
+            f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)}; supported: {supported})"
         )
     plan = SourcePlan(lease.folder, planned, new, options.shard_seconds(new))
     job = _job(options, lease, plan)
@@ -183,11 +202,12 @@ def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
-    """Says what is about to be made; raises ValueError where it cannot be."""
+    """Print the expected work and the findings on the mel configuration. Raise ValueError for an error."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
-    say(f"{len({source.uri for source in new}):,} new files, about {seconds / 60:,.0f} minutes by their sizes")
+    files = len({source.uri for source in new})
+    say(f"{files:,} new files, about {seconds / 60:,.0f} minutes estimated from their sizes")
     for finding in check_mel(mel, slices):
         if finding.severity == "error":
             raise ValueError(finding.message)
@@ -196,12 +216,11 @@ def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
 
 
 def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: Engine) -> None:
-    """Make the pending shards; raise JobError as soon as more files are unusable than may be in the end."""
+    """Write the pending shards. Raise JobError as soon as more files are unusable than `max_bad_fraction` allows."""
     unusable = sum(len(record["failures"]) for record in job.done.values())
     files = sum(size.sources for size in plan.shards.values())
-    known = not any(
-        size.containers for size in plan.shards.values()
-    )  # containers hold a number of files that only workers learn
+    # The number of audio files in a container is unknown until a worker reads the container.
+    is_count_known = not any(size.containers for size in plan.shards.values())
 
     def leave_out_duplicates() -> None:
         if options.drop_duplicates:
@@ -210,16 +229,17 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
     def count(counts: Counts) -> None:
         nonlocal unusable
         unusable += counts["unusable"]
-        if known and unusable > options.max_bad_fraction * files:
+        if is_count_known and unusable > options.max_bad_fraction * files:
             raise JobError(
-                f"{unusable} of {files} files cannot be used already (max_bad_fraction {options.max_bad_fraction:g}): see {job.output.uri}/quarantine"
+                f"{unusable} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}): "
+                f"see {job.output.uri}/quarantine"
             )
 
     job.run(running, before_plan=leave_out_duplicates, on_shard=count)
 
 
 def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
-    """Check the whole, then write the mel configuration, the card and `_SUCCESS`."""
+    """Check the number of unusable files, then write the mel configuration, the dataset card and `_SUCCESS`."""
     output, records = job.output, job.records()
     files, duplicates, train = (
         sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows")
@@ -233,8 +253,8 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         say(f"quarantined: {len(failures) - REASONS_SHOWN:,} more, see {output.uri}/quarantine")
     if len(failures) > options.max_bad_fraction * files or train == 0:
         raise JobError(
-            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), {train} slices are left to train on "
-            f"(passed over: {described(inputs.skipped + in_containers)})"
+            f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g}), "
+            f"the training split has {train} slices (skipped: {described(inputs.skipped + in_containers)})"
         )
     padding = Padding.of(records.values())
     if advice := padding.advice(options.mel()):

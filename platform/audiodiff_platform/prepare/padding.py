@@ -1,4 +1,4 @@
-"""Slices that are mostly padding: their count in commit records, their share of a dataset, and settings that avoid them."""
+"""Statistics of slices that are mostly padding, and advice on settings that avoid them."""
 
 import math
 from collections import Counter
@@ -8,25 +8,39 @@ from typing import Any, Self
 
 from audiodiff_core.mel import MelConfig
 
-MOSTLY = 0.5
+MIN_CONTENT = 0.5
+"""Share of content below which a slice counts as mostly padding."""
 NOTABLE_SHARE = 0.1
+"""Share of mostly padded slices above which `Padding.advice` gives advice."""
 WIDTH_MULTIPLE = 32
-"""Of suggested widths: every preset takes them."""
-SHORTEST_HOP = 16
+"""Suggested widths are multiples of this number, so that every preset supports them."""
+MIN_HOP = 16
+"""Smallest suggested hop length in samples."""
 
 
 @dataclass
 class Padding:
-    """Slices that are more than half padding, of all `slices`: whole files by their duration in seconds, and the ends of longer files."""
+    """Counts of slices that are more than half padding.
+
+    Args:
+        slices: The number of all slices.
+        files: The number of mostly padded first slices, by the duration of their file in seconds.
+        tails: The number of mostly padded last slices of longer files.
+    """
 
     slices: int = 0
     files: Counter[str] = field(default_factory=Counter)
     tails: int = 0
 
     def add(self, piece: Mapping[str, Any], slice_s: float) -> None:
-        """Count a slice (index, duration_s)."""
+        """Count a slice.
+
+        Args:
+            piece: The `index` of the slice in its file, and the duration of its content in seconds as `duration_s`.
+            slice_s: The duration of a slice in seconds.
+        """
         self.slices += 1
-        if piece["duration_s"] >= MOSTLY * slice_s:
+        if piece["duration_s"] >= MIN_CONTENT * slice_s:
             return
         if piece["index"]:
             self.tails += 1
@@ -34,12 +48,12 @@ class Padding:
             self.files[_rounded_down(piece["duration_s"])] += 1
 
     def record(self) -> dict[str, Any]:
-        """The counts as JSON, for a commit record."""
+        """Return the counts as JSON for a commit record."""
         return {"slices": self.slices, "files": dict(sorted(self.files.items())), "tails": self.tails}
 
     @classmethod
     def of(cls, records: Iterable[Mapping[str, Any]]) -> Self:
-        """The sum over commit records; shards made by earlier versions have no counts and are left out."""
+        """Sum the counts of commit records. Records of earlier versions without counts are ignored."""
         total = cls()
         for counts in (record["padding"] for record in records if "padding" in record):
             total.slices += counts["slices"]
@@ -49,11 +63,15 @@ class Padding:
 
     @property
     def share(self) -> float:
-        """The share of slices that are more than half padding, in [0, 1]."""
+        """The share of slices that are more than half padding, 0 to 1."""
         return (self.files.total() + self.tails) / max(1, self.slices)
 
     def advice(self, mel: MelConfig) -> str | None:
-        """A line with the share and settings that lower it; None for a share of NOTABLE_SHARE or less."""
+        """Format the share and settings that reduce it as one line; return None up to NOTABLE_SHARE.
+
+        Args:
+            mel: The mel configuration of the dataset.
+        """
         if self.share <= NOTABLE_SHARE:
             return None
         count = self.files.total() + self.tails
@@ -62,11 +80,12 @@ class Padding:
             return f"{start}, most of them ends of files: use --tail drop"
         median_s = sorted(map(float, self.files.elements()))[self.files.total() // 2]
         options = " or ".join([*_settings_for(mel, median_s), "longer files"])
-        return f"{start}: their files last {median_s:g} s (median), a slice lasts {mel.slice_duration_s:.3g} s; use {options}"
+        durations = f"their files last {median_s:g} s (median), a slice lasts {mel.slice_duration_s:.3g} s"
+        return f"{start}: {durations}; use {options}"
 
 
 def _rounded_down(seconds: float) -> str:
-    """Seconds to two significant digits, so that a record holds few different values."""
+    """Round a duration down to two significant digits, so that a record has few distinct durations."""
     if seconds <= 0:
         return "0"
     unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
@@ -74,7 +93,7 @@ def _rounded_down(seconds: float) -> str:
 
 
 def _settings_for(mel: MelConfig, seconds: float) -> Iterator[str]:
-    """Options whose slices last `seconds` at most: a smaller width, a smaller hop, or both where neither is enough."""
+    """Yield options with slices of at most `seconds`: a smaller width, a smaller hop length, or both if necessary."""
     samples = round(seconds * mel.sample_rate)
     width = samples // mel.hop_length // WIDTH_MULTIPLE * WIDTH_MULTIPLE
     if width:
@@ -86,6 +105,6 @@ def _settings_for(mel: MelConfig, seconds: float) -> Iterator[str]:
 
 
 def _hop(samples: int, width: int) -> int:
-    """The largest power of two with which `width` frames last `samples` at most; 0 where it is less than SHORTEST_HOP."""
+    """Return the largest power of two with which `width` frames span at most `samples`, or 0 if less than MIN_HOP."""
     hop = 1 << (samples // width).bit_length() >> 1
-    return hop if hop >= SHORTEST_HOP else 0
+    return hop if hop >= MIN_HOP else 0

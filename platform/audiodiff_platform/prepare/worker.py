@@ -1,4 +1,4 @@
-"""The worker of prepare: the sources of a planned shard become its part of each split, and its quarantine."""
+"""Worker of prepare: writes the slices of a planned shard by split, and its quarantine."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -27,7 +27,15 @@ QUARANTINE_SCHEMA = pa.schema([("audio_file", pa.string()), ("reason", pa.string
 
 
 class PrepareWorker:
-    """A worker that makes shards of a dataset; its decoder runs in a process of its own."""
+    """A worker that writes shards of a mel dataset. Audio files are decoded in a child process.
+
+    Args:
+        input_dir: The URI of the input.
+        output_dir: The folder of the dataset.
+        mel: The mel configuration of the images.
+        slicing: The options of slicing.
+        validation_fraction: The share of audio files in the validation split, 0 to 1.
+    """
 
     def __init__(
         self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float
@@ -37,7 +45,7 @@ class PrepareWorker:
         self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Put the files of a shard in place: its part of each split, and its quarantine."""
+        """Write a shard: its part of each split and its quarantine. Return its commit record."""
         planned = read_shard(self.output, shard)
         wanted = {source: frozenset(left_out) for source, left_out in planned if source.uri not in left_out}
         with self.output.scratch() as scratch:
@@ -51,7 +59,7 @@ class PrepareWorker:
                     attempts.start(source.key)
                     self._add_source(source, wanted[source], local, draft)
                     attempts.start()
-                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+                except AudioDecodeError as error:  # the source cannot be fetched, or is damaged
                     draft.failed(source.uri, error.reason, source.bytes)
             splits = {split: part.closed() for split, part in draft.parts.items()}
             sources = record_digests(self.output, shard, draft.sources)
@@ -73,6 +81,7 @@ class PrepareWorker:
             return {**record, "parts": parts, "sizes": sizes}
 
     def _add_source(self, source: Source, left_out: Collection[str], local: Path, draft: "Draft") -> None:
+        """Add the items of a source to `draft`, except the duplicates `left_out`."""
         draft.sources[source.key] = sha256 = source_sha256(source, local)
         for item in items(source, local, draft.scratch, draft.skipped):
             if item.name in left_out:
@@ -84,7 +93,7 @@ class PrepareWorker:
                 draft.failed(item.name, error.reason, item.size)
 
     def _add(self, item: AudioItem, sha256: str, draft: "Draft") -> None:
-        """Add the slices of an item of that digest to its split, all or (raising AudioDecodeError) none."""
+        """Add the slices of an item to its split. If the item is unusable, raise AudioDecodeError and add none."""
         sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
         part = draft.parts[VALIDATION_SPLIT if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN_SPLIT]
         for piece, png in sliced:
@@ -105,7 +114,7 @@ class PrepareWorker:
     def _put(
         self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]
     ) -> tuple[dict[str, str], dict[str, int]]:
-        """Move the finished files of a shard in -> their digests and their sizes by name."""
+        """Move the finished files of a shard to the dataset; return their digests and sizes in bytes, by name."""
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
             parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
@@ -118,13 +127,18 @@ class PrepareWorker:
 
 
 def prepared(record: Record) -> Counts:
-    """Count the files, slices and unusable files of a shard."""
+    """Return the progress counts of a commit record: files, slices and unusable files."""
     slices = record["rows"] + record[VALIDATION_SPLIT]["rows"]
     return {"files": record["files"], "slices": slices, "unusable": len(record["failures"])}
 
 
 class Draft:
-    """A shard in the making: its parts by split, and what became of its files."""
+    """A shard that is being written: its parts by split, and statistics of its files.
+
+    Args:
+        scratch: The local folder for the files of the shard.
+        duplicates: The number of sources that were left out as duplicates.
+    """
 
     def __init__(self, scratch: Path, duplicates: int) -> None:
         self.scratch, self.duplicates = scratch, duplicates
@@ -132,18 +146,24 @@ class Draft:
         self.used, self.padding = 0, Padding()
         self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
-        self.sources: dict[str, str] = {}  # the digest of each source that was read
+        self.sources: dict[str, str] = {}  # digests of the sources that were read, by key
 
     @property
     def files(self) -> int:
+        """The number of usable and unusable audio files."""
         return self.used + len(self.failures)
 
     def failed(self, name: str, reason: str, size: int) -> None:
+        """Add an unusable audio file of `size` bytes."""
         self.failures.append({"audio_file": name, "reason": reason, "size": size})
 
 
 class Part:
-    """A shard's rows of one split, on their way into a Parquet file: a row group is in memory, no more."""
+    """Writer of the rows of one split of a shard, which keeps at most one row group in memory.
+
+    Args:
+        file: The Parquet file to write.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -155,12 +175,13 @@ class Part:
         self._row_groups: list[int] = []
 
     def add(self, row: dict[str, Any]) -> None:
+        """Add a row of DATASET_SCHEMA."""
         self._waiting.append(row)
         if len(self._waiting) == ROW_GROUP_ROWS:
             self._write()
 
     def closed(self) -> dict[str, Any]:
-        """Ends the file; says what it holds."""
+        """Close the file; return its numbers of rows, its size in bytes and its SHA-256 digest."""
         if self._waiting:
             self._write()
         self._writer.close()

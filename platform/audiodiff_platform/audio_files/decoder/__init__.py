@@ -1,10 +1,14 @@
-"""Audio files from outside are decoded in a process of their own, which is confined: what a file does to it costs the file alone.
+"""Decoding of untrusted audio files in a confined child process.
 
-1. A worker has a `Decoder` (`decoder`) and asks it for the slices, samples or items of a file.
-2. `limits` says how much time, memory and output a file may take.
-3. The process (`process`) confines itself (`sandbox`), decodes a file at a time, and writes what it gives into a spool file.
+A malicious file can make only itself unusable.
 
-The package imports neither Ray nor Arrow, since the process imports it.
+1. A worker has a `Decoder` (`decoder`) and requests the slices, samples or items of a file.
+2. `limits` computes the time, memory and output that a file may use.
+3. `child` starts the child process, sends requests to it and enforces the time limit.
+4. The child process (`process`) confines itself (`sandbox`), decodes one file at a time and writes the result to a
+   spool file.
+
+The package imports neither Ray nor Arrow, because the child process imports it.
 """
 
 from audiodiff_platform.audio_files.decoder.decoder import Decoder, SlicedFile

@@ -1,7 +1,7 @@
-"""Limits of the decoding of an audio file: memory, time, and the audio that the file expands to.
+"""Limits of the decoding of an audio file: memory, time and size of the decoded audio.
 
-No limit is met by an audio file of use, on a slow and loaded machine either. Of the usual formats, Opus at 6 kbit/s expands most, 128 times;
-digital silence in FLAC may expand a thousand times, and is of no use.
+Usable audio files stay below all limits, even on slow machines under load. Of the usual formats, Opus at 6 kbit/s
+expands most: 128 times. Digital silence in FLAC may expand 1,000 times and exceed the limit, but it is unusable anyway.
 """
 
 from dataclasses import dataclass
@@ -11,109 +11,134 @@ from audiodiff_core.audio import SAMPLE_RATES_HZ
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing
 
-MEMORY_BYTES_PER_SAMPLE = 64  # of a slice: spectra, power and image of large slices
-FILTERBANK_BYTES_PER_VALUE = 24  # while it is made
-TABLE_BYTES_AT_MOST = 768 << 20  # 70 hours of AAC
+MEMORY_BYTES_PER_SAMPLE = 64
+"""Memory for each sample of a slice: its spectra, power and image."""
+FILTERBANK_BYTES_PER_VALUE = 24
+"""Memory for each value of the mel filterbank while it is computed."""
+MAX_TABLE_BYTES = 768 << 20
+"""Maximum size of the sample table of an MP4 file: 70 hours of AAC."""
 DECODED_SAMPLE_BYTES = 2
-"""Decoded audio is counted as 16-bit samples."""
+"""Size of a decoded sample, which is counted as 16-bit."""
 
-# A file's seconds of audio by its size. Stated seconds count from the rate of a CD on, since a header may state the first part of a file
-# alone, and up to less than any codec needs.
+# The stated duration of a file is clamped to the range that the size of the file allows. The lower bound is the
+# duration at the rate of a CD, because a header may state only the duration of the first part of a file. The upper
+# bound is the duration at MIN_BYTES_PER_SECOND, which is less than any codec needs.
 CD_BYTES_PER_SECOND = 176_400
+MIN_BYTES_PER_SECOND = 500
 UNSTATED_BYTES_PER_SECOND = 8_000
-LEAST_BYTES_PER_SECOND = 500
+"""Assumed rate of a file whose header states no duration."""
 
 CPU_SECONDS_PER_SECOND = 2
-"""Processor time for each second of the time limit. The clock ends a file first, the processor's time a file whose worker does not look at the clock."""
+"""Processor time for each second of the time limit.
+
+The time limit is normally reached first. The limit on processor time stops a file while its worker is suspended.
+"""
 
 SECONDS_PER_STATED_SECOND = 2.0
 SECONDS_PER_VALUE = 1e-6
-"""Seconds for each value of the windows and bands of a spectrogram: a hundred times what a value takes."""
-PNG_BYTES_AT_MOST = 1_024
-"""Beyond those of the pixels, of which a hundredth is added: zlib may lengthen what it cannot compress."""
+"""Time for each value of the windows and bands of a spectrogram: 100 times the usual time."""
+MAX_PNG_HEADER_BYTES = 1_024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of each file that a process decodes."""
+    """Limits of each file that a process decodes.
+
+    Args:
+        memory_bytes: The memory of the process in bytes, for a file of size zero.
+        base_s: The time in seconds for a file of size zero. The duration of the audio adds to this time.
+        audio_bytes: The size in bytes of the decoded audio for a file of size zero, as 16-bit samples of all channels
+            at the sample rate of the file.
+        audio_bytes_per_byte: The additional size of the decoded audio for each byte of the file.
+    """
 
     memory_bytes: int = 384 << 20
-    """Memory of the process."""
-    least_s: float = 60.0
-    """Seconds for a file of no length. The stated length adds to them."""
+    base_s: float = 60.0
     audio_bytes: int = 64 << 20
-    """Decoded audio, as 16-bit samples of all channels at the file's rate. The size of the file adds to it."""
     audio_bytes_per_byte: int = 500
 
     @classmethod
     def of(cls, mel: MelConfig) -> Self:
-        """Return the limits of a process that makes slices by `mel`."""
+        """Return the limits of a process that computes images with the configuration `mel`."""
         filterbank = FILTERBANK_BYTES_PER_VALUE * mel.y_res * (mel.n_fft // 2 + 1)
         return cls(memory_bytes=cls.memory_bytes + MEMORY_BYTES_PER_SAMPLE * mel.slice_size + filterbank)
 
     def memory_of(self, size: int) -> int:
-        """Return the bytes of memory that the process may take for a file of `size` bytes: FFmpeg holds the sample table of an MP4 file."""
-        return self.memory_bytes + min(size // 2, TABLE_BYTES_AT_MOST)
+        """Return the memory limit in bytes for a file of `size` bytes."""
+        return self.memory_bytes + min(size // 2, MAX_TABLE_BYTES)  # FFmpeg keeps the sample table of an MP4 file
 
     def largest_audio(self, size: int) -> int:
-        """Return the bytes of decoded audio that a file of `size` bytes may expand to."""
+        """Return the maximum size of the decoded audio in bytes for a file of `size` bytes."""
         return self.audio_bytes + self.audio_bytes_per_byte * size
 
     def time(self, size: int, mel: MelConfig | None = None, slicing: Slicing | None = None) -> "TimeLimit":
-        """Return the time limit of a file of `size` bytes, of which images are made if there is a `mel`."""
+        """Return the time limit for a file.
+
+        Args:
+            size: The size of the file in bytes.
+            mel: The configuration of the images that are computed, or None if only samples are decoded.
+            slicing: The options of slicing; default: `Slicing()`.
+        """
         if mel is None:
-            return TimeLimit(size, self.least_s, SECONDS_PER_STATED_SECOND)
+            return TimeLimit(size, self.base_s, SECONDS_PER_STATED_SECOND)
         slicing = slicing or Slicing()
-        times = 2 if slicing.reference == "track" else 1  # the file is decoded for its level first
-        slice_s = times * SECONDS_PER_VALUE * mel.x_res * (mel.n_fft + mel.y_res)
+        passes = 2 if slicing.reference == "track" else 1  # the first pass finds the level of the track
+        slice_s = passes * SECONDS_PER_VALUE * mel.x_res * (mel.n_fft + mel.y_res)
         slices_per_s = mel.sample_rate / slice_step(mel, slicing)
-        return TimeLimit(size, self.least_s + slice_s, times * SECONDS_PER_STATED_SECOND + slice_s * slices_per_s)
+        return TimeLimit(size, self.base_s + slice_s, passes * SECONDS_PER_STATED_SECOND + slice_s * slices_per_s)
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """The seconds by the clock that a file of `size` bytes may take."""
+    """The wall-clock time that a file may take.
+
+    Args:
+        size: The size of the file in bytes.
+        base_s: The time for a file of size zero, in seconds.
+        per_second: The time for each second of audio, in seconds.
+    """
 
     size: int
-    least_s: float
+    base_s: float
     per_second: float
-    """For each second of audio."""
 
     @property
     def before_header(self) -> float:
-        """Seconds while the length that the file states is not known."""
-        return self.least_s + self.per_second * self.size / CD_BYTES_PER_SECOND
+        """The limit in seconds before the header of the file has been read."""
+        return self.base_s + self.per_second * self.size / CD_BYTES_PER_SECOND
 
     def seconds(self, stated_s: float | None) -> float:
-        """Return the limit for a file that states a length of so many seconds, or none."""
-        return self.least_s + self.per_second * self._audio_s(stated_s)
+        """Return the limit in seconds for a file with a stated duration of `stated_s` seconds, or with none."""
+        return self.base_s + self.per_second * self._audio_s(stated_s)
 
-    def described(self, stated_s: float | None) -> str:
-        """Return what the limit follows from, in a few words."""
+    def basis(self, stated_s: float | None) -> str:
+        """Describe what `seconds` computes the limit from: the stated duration or the size of the file."""
         return f"its stated {stated_s:.0f} s" if stated_s == self._audio_s(stated_s) else "a file of its size"
 
     def _audio_s(self, stated_s: float | None) -> float:
+        """Return the duration of the audio on which the limit is based, in seconds."""
         if stated_s is None:
             return self.size / UNSTATED_BYTES_PER_SECOND
-        return min(max(stated_s, self.size / CD_BYTES_PER_SECOND), self.size / LEAST_BYTES_PER_SECOND)
+        return min(max(stated_s, self.size / CD_BYTES_PER_SECOND), self.size / MIN_BYTES_PER_SECOND)
 
 
 def slice_step(mel: MelConfig, slicing: Slicing) -> int:
-    """Return the samples between the starts of neighbouring slices."""
+    """Return the number of samples between the starts of adjacent slices."""
     return Mel(mel).slice_step(slicing.overlap)
 
 
 def spool_of_slices(audio_bytes: int, mel: MelConfig, slicing: Slicing) -> int:
-    """Return the most bytes that the PNG images of so much decoded audio may take."""
-    rows = mel.y_res * (mel.x_res + 1)
-    return _slices_at_most(audio_bytes, mel, slicing) * (rows + rows // 100 + PNG_BYTES_AT_MOST)
+    """Return the maximum size in bytes of the PNGs of `audio_bytes` of decoded audio."""
+    rows = mel.y_res * (mel.x_res + 1)  # each row of a PNG begins with a filter byte
+    expansion = rows // 100  # zlib expands data that it cannot compress
+    return _max_slices(audio_bytes, mel, slicing) * (rows + expansion + MAX_PNG_HEADER_BYTES)
 
 
 def spool_of_items(audio_bytes: int, mel: MelConfig) -> int:
-    """Return the most bytes that the images and samples of so much decoded audio may take."""
-    return _slices_at_most(audio_bytes, mel, Slicing()) * (mel.y_res * mel.x_res + 4 * mel.slice_size)
+    """Return the maximum size in bytes of the images and samples of `audio_bytes` of decoded audio."""
+    return _max_slices(audio_bytes, mel, Slicing()) * (mel.y_res * mel.x_res + 4 * mel.slice_size)
 
 
-def _slices_at_most(audio_bytes: int, mel: MelConfig, slicing: Slicing) -> int:
+def _max_slices(audio_bytes: int, mel: MelConfig, slicing: Slicing) -> int:
     longest_s = audio_bytes / DECODED_SAMPLE_BYTES / SAMPLE_RATES_HZ[0]
     return 2 + int(longest_s * mel.sample_rate / slice_step(mel, slicing))

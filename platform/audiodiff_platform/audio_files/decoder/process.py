@@ -1,8 +1,13 @@
-"""The process that decodes. It answers each line of standard input, a request as JSON, on what was standard output.
+"""Main program of the child process that decodes audio files.
 
-The first answer says that it is ready. A request is answered by a line for each header that is read, `stated_s`, then by one of
-`result`, `unusable` (the reason), `machine` (the number and the file of an error that is no fault of the audio file) and `memory`
-(the process needed more memory than it may take).
+The process reads one request per line of standard input, as JSON, and writes answers as lines of JSON to standard
+output. The first answer is `ready`. Each request is answered by a line with `stated_s`, the stated duration in seconds,
+for each header that is read, and then by one line with one of these keys:
+
+- `result`: the result.
+- `unusable`: the reason why the file is unusable.
+- `machine`: the errno and the file of a system error that is not the fault of the audio file.
+- `memory`: the process needed more memory than its limit.
 """
 
 import errno
@@ -26,23 +31,23 @@ from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_
 from audiodiff_platform.audio_files.decoder.limits import (
     CPU_SECONDS_PER_SECOND,
     DECODED_SAMPLE_BYTES,
-    TABLE_BYTES_AT_MOST,
+    MAX_TABLE_BYTES,
     TimeLimit,
 )
 from audiodiff_platform.audio_files.decoder.sandbox import allow, confine
 
-FAULTS_OF_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Of the disk that holds the spool file."""
+SPOOL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""Error numbers of the disk that holds the spool file."""
 
 Request = dict[str, Any]
 Answer = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
-    """Answer requests until the worker is gone."""
+    """Answer requests until the worker ends."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # a decoder's own prints are no answers
-        confine(int(sys.argv[1]), int(sys.argv[1]) + TABLE_BYTES_AT_MOST)
+        os.dup2(2, 1)  # redirect prints of decoder libraries to standard error
+        confine(int(sys.argv[1]), int(sys.argv[1]) + MAX_TABLE_BYTES)
         requests: SimpleQueue[str] = SimpleQueue()
         threading.Thread(target=_read, args=(sys.stdin, requests), daemon=True).start()
 
@@ -53,18 +58,23 @@ def main() -> None:
         answer({"ready": True})
         while True:
             request = json.loads(requests.get())
-            answer(_answered(request, Allowance(request, answer)))
+            answer(_answered(request, LimitWatch(request, answer)))
 
 
 def _read(lines: IO[str], requests: "SimpleQueue[str]") -> None:
-    """Hands requests on; when there can be no more, the worker is gone, and so is the use of this process."""
+    """Put requests into the queue. Exit at the end of `lines`, when the worker has ended."""
     for line in lines:
         requests.put(line)
     os._exit(0)
 
 
-class Allowance:
-    """The limits of a request, applied as the file is decoded: processor time by the length that the file states, and decoded audio."""
+class LimitWatch:
+    """A `Watch` that enforces the limits of a request: processor time and size of the decoded audio.
+
+    Args:
+        request: The request with its limits.
+        answer: The function that sends an answer to the worker.
+    """
 
     def __init__(self, request: Request, answer: Answer) -> None:
         self._time, self._answer = TimeLimit(**request["time"]), answer
@@ -77,13 +87,13 @@ class Allowance:
         self._allow(self._time.before_header)
 
     def opened(self, stated_s: float | None) -> None:
-        """See `Watch.opened`."""
+        """Set the limit of processor time from the stated duration, and send the duration to the worker."""
         self._decoded = 0
         self._allow(self._time.seconds(stated_s))
         self._answer({"stated_s": stated_s})
 
     def decoded(self, block: Samples) -> None:
-        """See `Watch.decoded`."""
+        """Count the size of a block (channels, n). Raise UnusableError if the decoded audio is too large."""
         self._decoded += DECODED_SAMPLE_BYTES * block.size
         if self._decoded > self._audio_bytes:
             limit, size = self._audio_bytes / 1e6, self._time.size / 1e6
@@ -95,42 +105,41 @@ class Allowance:
         allow(math.ceil(CPU_SECONDS_PER_SECOND * seconds), self._spool_bytes, self._memory_bytes)
 
 
-def _answered(request: Request, allowance: Allowance) -> dict[str, Any]:
+def _answered(request: Request, watch: LimitWatch) -> dict[str, Any]:
+    """Return the last line of the answer to a request."""
     try:
-        return {"result": _KINDS[request["kind"]](request, allowance)}
+        return {"result": _KINDS[request["kind"]](request, watch)}
     except AudioDecodeError as error:
-        return {"memory": True} if _is_for_lack_of_memory(error) else {"unusable": error.reason}
+        return {"memory": True} if _is_out_of_memory(error) else {"unusable": error.reason}
     except MemoryError:
         return {"memory": True}
     except OSError as error:
-        if error.errno in FAULTS_OF_DISK or error.filename == request["spool"]:
+        if error.errno in SPOOL_ERRORS or error.filename == request["spool"]:
             return {"machine": [error.errno, request["spool"]]}
         if error.errno in MACHINE_ERRORS:
             return {"machine": [error.errno, request["file"]]}
         raise
 
 
-def _is_for_lack_of_memory(error: BaseException | None) -> bool:
-    """Return True if a decoder was refused memory, by a leak of its own or because the file states absurd sizes."""
-    return error is not None and (
-        getattr(error, "errno", None) == errno.ENOMEM or _is_for_lack_of_memory(error.__cause__)
-    )
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Return True if a decoder ran out of memory, because it leaks memory or because the file states absurd sizes."""
+    return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_out_of_memory(error.__cause__))
 
 
-def _slices(request: Request, allowance: Allowance) -> list[dict[str, Any]]:
-    """Write the PNG of each slice; return what is known of each, and its size."""
+def _slices(request: Request, watch: LimitWatch) -> list[dict[str, Any]]:
+    """Write the PNG of each slice to the spool file; return the metadata of each slice and the size of its PNG."""
     mel, slicing = _mel(json.dumps(request["mel"])), Slicing.model_validate(request["slicing"])
     with Path(request["spool"]).open("wb") as file:
         pieces = [
-            {**_facts(piece), "bytes": file.write(encode_png(piece.image))}
-            for piece in mel_slices(request["file"], mel, slicing, allowance)
+            {**_metadata(piece), "bytes": file.write(encode_png(piece.image))}
+            for piece in mel_slices(request["file"], mel, slicing, watch)
         ]
     if not pieces:
         raise AudioDecodeError(request["file"], SILENT)
     return pieces
 
 
-def _facts(piece: MelSlice) -> dict[str, Any]:
+def _metadata(piece: MelSlice) -> dict[str, Any]:
     return {
         "index": piece.index,
         "start_s": piece.start_s,
@@ -139,11 +148,11 @@ def _facts(piece: MelSlice) -> dict[str, Any]:
     }
 
 
-def _items(request: Request, allowance: Allowance) -> list[int]:
-    """Write the image of each slice, and its samples where they are asked for; return the number of samples of each."""
+def _items(request: Request, watch: LimitWatch) -> list[int]:
+    """Write the image and, if requested, the samples of each slice; return the number of samples written for each."""
     mel, counts = _mel(json.dumps(request["mel"])), []
     with Path(request["spool"]).open("wb") as file:
-        for piece in mel_slices(request["file"], mel, watch=allowance):
+        for piece in mel_slices(request["file"], mel, watch=watch):
             file.write(piece.image.tobytes())
             if request["with_samples"]:
                 file.write(piece.samples.tobytes())
@@ -151,12 +160,12 @@ def _items(request: Request, allowance: Allowance) -> list[int]:
     return counts
 
 
-def _samples(request: Request, allowance: Allowance) -> int:
-    """Write the whole file as mono float32 samples; return their number."""
+def _samples(request: Request, watch: LimitWatch) -> int:
+    """Write the complete audio file as mono float32 samples; return their number."""
     name, rate, longest_s = request["file"], request["sample_rate"], request["longest_s"]
     meter, count, peak = PeakMeter(), 0, 0.0
     with Path(request["spool"]).open("wb") as file:
-        for block in stream(name, rate, meter, allowance):
+        for block in stream(name, rate, meter, watch):
             count += len(block)
             if count > longest_s * rate:
                 raise too_long(name, count / rate, longest_s)
@@ -173,7 +182,7 @@ def _mel(config: str) -> Mel:
     return Mel(MelConfig.model_validate_json(config))
 
 
-_KINDS: dict[str, Callable[[Request, Allowance], Any]] = {"slices": _slices, "items": _items, "samples": _samples}
+_KINDS: dict[str, Callable[[Request, LimitWatch], Any]] = {"slices": _slices, "items": _items, "samples": _samples}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,12 @@
+# The public names of the package. `__init__.py` reads them from here.
+from .containers import items as items
+from .fetching import fetched as fetched
+from .inputs import Inputs as Inputs
+from .item import AudioItem as AudioItem
+from .parts import in_parts as in_parts
+from .ranges import source_sha256 as source_sha256
+from .skipped import described as described
+from .skipped import shortened as shortened
+from .skipped import skipped_in as skipped_in
+from .source import ByteRange as ByteRange
+from .source import Source as Source
