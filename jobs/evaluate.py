@@ -10,7 +10,8 @@ The Fréchet distance is of all items; all else is of samples of at most 10,000 
 import sys
 
 from audiodiff_platform.entry.run_verb import run
-from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.evaluate.job import evaluate
+from audiodiff_platform.evaluate.options import EvaluateOptions
 
 if __name__ == "__main__":
     sys.exit(run("evaluate", EvaluateOptions, evaluate, __doc__ or ""))

@@ -17,7 +17,8 @@ from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_platform.audio_files import Inputs
 from audiodiff_platform.cluster import usable_path
 from audiodiff_platform.encode.job import EncodeOptions, encode
-from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.evaluate.job import evaluate
+from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.original_datasets import given_mel, open_dataset
