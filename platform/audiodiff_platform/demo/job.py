@@ -53,11 +53,11 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     report = root / "report.html"
     figures = write_report(
         report,
-        preparing.output_dir,
-        preparing.input_dir,
-        Path(training.output_dir),
-        Path(generating.output_dir),
-        untrained / "loops",
+        dataset_dir=preparing.output_dir,
+        input_dir=preparing.input_dir,
+        run_dir=Path(training.output_dir),
+        loops_dir=Path(generating.output_dir),
+        untrained_dir=untrained / "loops",
     )
     audio = Path(generating.output_dir) / "audio"
     say(f"\naudio:  {audio}\nreport: {report}\n")
