@@ -22,7 +22,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
     MelDataset,
     data_file,
 )
-from audiodiff_platform.mel_data.original_datasets import given_mel
+from audiodiff_platform.mel_data.original_datasets import read_mel_config
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import assign_shards
 
@@ -171,7 +171,7 @@ def common_mel(options: EvaluateOptions, sides: dict[str, Side], model_mel: MelC
         f"{name} {getattr(options, name) or options.reference}": side.mel for name, side in sides.items() if side.mel
     }
     if options.mel_config:
-        stated[f"mel_config {options.mel_config}"] = given_mel(options.mel_config)
+        stated[f"mel_config {options.mel_config}"] = read_mel_config(options.mel_config)
     if model_mel:
         stated[f"model {options.model}"] = model_mel
     if not stated:

@@ -56,13 +56,13 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
         ValueError: There is no dataset that training can read, or `mel_config` differs from that of the dataset.
         ConnectionError: The Hugging Face Hub cannot be reached.
     """
-    given = None if mel_config is None else given_mel(mel_config)
+    option_mel = None if mel_config is None else read_mel_config(mel_config)
     if is_hub_id(name):
-        return OriginalDataset(name, "", _loaded(name, name), _carried_on_hub(name), given)
+        return OriginalDataset(name, "", _loaded(name, name), _hub_mel(name), option_mel)
     folder = Folder(name)
     if folder.exists(commits.SUCCESS) or (run is not None and run.exists(DATASET_VERSION)):
         finished = MelDataset(name, run=run)
-        _require_same(name, finished.mel, given)
+        _require_same(name, finished.mel, option_mel)
         return finished
     if not folder.exists():
         raise ValueError(f"dataset_name {name}: no such folder")
@@ -72,13 +72,10 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
             f"dataset_name {name}: not a finished mel dataset (no {commits.SUCCESS}: run jobs/prepare.py to its end), "
             "and not a local folder of save_to_disk or of Parquet files"
         )
-    rows = (
-        _saved(name, plainly_named(folder))
-        if probe_file in SAVE_TO_DISK_FILES
-        else _loaded(name, plainly_named(folder))
-    )
-    carried = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
-    return OriginalDataset(name, probe_file, rows, carried, given)
+    path = plainly_named(folder)
+    rows = _saved(name, path) if probe_file in SAVE_TO_DISK_FILES else _loaded(name, path)
+    own_mel = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
+    return OriginalDataset(name, probe_file, rows, own_mel, option_mel)
 
 
 class OriginalDataset:
@@ -88,8 +85,8 @@ class OriginalDataset:
         name: Path or Hub id of the dataset.
         probe_file: A file by which nodes check that they can see the dataset.
         rows: The rows, as a `datasets.Dataset`.
-        carried: Mel configuration in the dataset, or None if it holds none.
-        given: Mel configuration that the option mel_config names, if it is set.
+        own_mel: Mel configuration in the dataset, or None if the dataset holds none.
+        option_mel: Mel configuration that the option mel_config names, or None if the option is not set.
 
     Raises:
         ValueError: The dataset has no images, the two mel configurations differ, or the first image has another size
@@ -99,14 +96,14 @@ class OriginalDataset:
     added, version = 0, None
 
     def __init__(
-        self, name: str, probe_file: str, rows: Any, carried: MelConfig | None, given: MelConfig | None
+        self, name: str, probe_file: str, rows: Any, own_mel: MelConfig | None, option_mel: MelConfig | None
     ) -> None:
         self.name, self.probe_file = name, probe_file
         if not isinstance(rows.features.get("image"), datasets.Image):
             raise ValueError(
                 f"dataset_name {name}: has no column image of images, its columns are {', '.join(rows.column_names)}"
             )
-        _require_same(name, carried, given)
+        _require_same(name, own_mel, option_mel)
         columns = [column for column in COLUMNS if column in rows.column_names]
         self._rows = rows.select_columns(columns).cast_column("image", datasets.Image(decode=False))
         self.rows = len(rows)
@@ -115,11 +112,14 @@ class OriginalDataset:
             for index, first in enumerate(range(0, self.rows, GROUP_ROWS))
         ]
         height, width = self._shape(0)
-        if stated := carried or given:
-            self.mel, self.mel_origin = stated, f"its {MEL_CONFIG}" if carried else "the option mel_config"
+        if stated := own_mel or option_mel:
+            self.mel, self.mel_origin = stated, f"its {MEL_CONFIG}" if own_mel else "the option mel_config"
         else:
             self.mel = _config(f"dataset_name {name}", json.dumps({"x_res": width, "y_res": height}).encode())
-            self.mel_origin = f"the defaults of the original project, because it has no {MEL_CONFIG}: set mel_config if they are wrong"
+            self.mel_origin = (
+                f"the defaults of the original project, because it has no {MEL_CONFIG}: "
+                "set mel_config if they are wrong"
+            )
         self._checked_image(0)
 
     @cached_property
@@ -211,7 +211,7 @@ def _loaded(name: str, source: str) -> Any:
     try:
         if is_hub_id(name):
             return datasets.load_dataset(source, split="train", keep_in_memory=False)
-        # Load the files by name: the cache of a folder with a dataset card depends only on the card, and can be outdated.
+        # Load the files by name: the cache of a folder with a dataset card depends only on the card and can be stale.
         files = {
             str(split): list(files) for split, files in datasets.load_dataset_builder(source).config.data_files.items()
         }
@@ -229,7 +229,7 @@ def _loaded(name: str, source: str) -> Any:
         raise ValueError(f"dataset_name {name}: cannot be loaded ({error.__cause__ or error})") from error
 
 
-def _carried_on_hub(name: str) -> MelConfig | None:
+def _hub_mel(name: str) -> MelConfig | None:
     """Return the mel configuration in a Hub repository, or the cached one if the Hub cannot be reached."""
     try:
         file = hf_hub_download(name, MEL_CONFIG, repo_type="dataset")
@@ -239,13 +239,13 @@ def _carried_on_hub(name: str) -> MelConfig | None:
         if try_to_load_from_cache(name, MEL_CONFIG, repo_type="dataset") is _CACHED_NO_EXIST:
             return None
         raise ConnectionError(
-            f"dataset_name {name}: the Hugging Face Hub cannot be reached to check whether the dataset has a {MEL_CONFIG}"
+            f"dataset_name {name}: its {MEL_CONFIG} is unknown, because the Hugging Face Hub cannot be reached"
         ) from error
     with open(file, "rb") as opened:
         return _config(f"{name}/{MEL_CONFIG}", opened.read())
 
 
-def given_mel(mel_config: str) -> MelConfig:
+def read_mel_config(mel_config: str) -> MelConfig:
     """Read a mel configuration.
 
     Args:
@@ -275,8 +275,8 @@ def _config(origin: str, content: bytes) -> MelConfig:
         raise ValueError(f"{origin}: is not JSON ({error})") from error
 
 
-def _require_same(name: str, carried: MelConfig | None, given: MelConfig | None) -> None:
-    if carried and given and carried != given:
+def _require_same(name: str, own_mel: MelConfig | None, option_mel: MelConfig | None) -> None:
+    if own_mel and option_mel and own_mel != option_mel:
         raise ValueError(
-            f"dataset_name {name} has another mel configuration than mel_config: {carried.difference(given)}"
+            f"dataset_name {name} has another mel configuration than mel_config: {own_mel.difference(option_mel)}"
         )
