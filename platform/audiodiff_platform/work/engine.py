@@ -196,8 +196,8 @@ class ShardRunner:
 
     def _counts(self, shard: int) -> Counts:
         """Run a shard unless it is committed, and return its counts."""
-        if self.output is not None and (record := commits.committed_one(self.output, shard)) is not None:
-            return self.work.counts(record)
+        if self.output is not None and (committed := commits.committed_one(self.output, shard)) is not None:
+            return self.work.counts(committed)
         token, generation = self.work.lease or (None, None)
         attempts = Attempts(self.work.attempts_folder(), shard, self.process, token)
         if attempts.exhausted:
