@@ -104,7 +104,13 @@ def test_shell_can_read_all_commands(name: str) -> None:
 def test_nodes_get_what_the_install_needs_in_the_pinned_versions(name: str) -> None:
     config = read(name)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {Path(folder).parts[0] for folder in project["tool"]["setuptools"]["package-dir"].values()}
+    packages = project["tool"]["setuptools"]["packages"]["find"]
+    folders = {
+        package.relative_to(ROOT).parts[0]
+        for parent in packages["where"]
+        for pattern in packages["include"]
+        for package in (ROOT / parent).glob(pattern)
+    }
     needed = {
         "pyproject.toml",
         "constraints.txt",
