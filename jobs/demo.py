@@ -1,4 +1,4 @@
-"""Makes the whole journey of a recipe, prepare -> train -> generate, and writes a report with pictures, players and figures.
+"""Run a whole recipe (prepare, train, generate) and write a report with images, audio players and figures.
 
 python jobs/demo.py --recipe jobs/recipes/demo.yaml
 """

@@ -1,9 +1,9 @@
-"""Encodes audio to embeddings that a model can be conditioned on, or a mel dataset to latents that a latent model can be trained on.
+"""Encode audio to embeddings for conditional models, or a mel dataset to latents for latent diffusion models.
 
     python jobs/encode.py --input_dir MUSIC --encoder teticio/audio-encoder --output_dir ENCODINGS
     python jobs/encode.py --dataset_name DATASET --latents --vae VAE/model --output_dir LATENTS
 
-Run again, it goes on from the finished shards.
+A second run of the same command continues from the finished shards.
 """
 
 import sys

@@ -1,8 +1,8 @@
-"""Generates loops from a model: audio files and a manifest. The seed names the loop: the same seed, the same bytes.
+"""Generate loops with a model, as audio files and a manifest. The same seed always gives the same bytes.
 
     python jobs/generate.py --model RUN/model --output_dir LOOPS --count 100
 
-Run again, it goes on from the finished shards.
+A second run of the same command continues from the finished shards.
 """
 
 import sys

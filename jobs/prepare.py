@@ -1,8 +1,8 @@
-"""Cuts audio into mel-spectrogram images and writes them as a dataset: Parquet that `datasets.load_dataset` reads.
+"""Cut audio into mel spectrogram images and write them as a Parquet dataset for `datasets.load_dataset`.
 
     python jobs/prepare.py --input_dir MUSIC --output_dir DATASET --resolution 64 --hop_length 1024
 
-Run again, it goes on from the finished shards; files added to the input become new shards.
+A second run of the same command continues from the finished shards. Files added to the input become new shards.
 """
 
 import sys

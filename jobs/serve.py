@@ -1,4 +1,4 @@
-"""Serves models over HTTP until Ctrl-C.
+"""Serve models over HTTP until Ctrl-C.
 
 python jobs/serve.py --model loops=RUN/model
 curl -X POST http://127.0.0.1:8000/v1/generate -H 'Content-Type: application/json' -d '{"seed": 7}' -o loop.wav

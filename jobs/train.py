@@ -1,8 +1,9 @@
-"""Trains a diffusion model on a mel dataset; the finished model lies in OUTPUT_DIR/model.
+"""Train a diffusion model on a mel dataset. The finished model is written to OUTPUT_DIR/model.
 
     python jobs/train.py --dataset_name DATASET --output_dir RUN --max_train_minutes 60
 
-Run again, it goes on from the last checkpoint; with a later stopping point, a finished run is trained further.
+A second run of the same command continues from the last checkpoint. With a later stopping point, it continues the
+training of a finished run.
 """
 
 import sys

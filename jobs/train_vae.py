@@ -1,8 +1,9 @@
-"""Trains an autoencoder of mel images on a mel dataset, for latent diffusion; the finished one lies in OUTPUT_DIR/model.
+"""Train an autoencoder of mel images for latent diffusion. The finished model is written to OUTPUT_DIR/model.
 
     python jobs/train_vae.py --dataset_name DATASET --output_dir RUN --max_train_minutes 60
 
-Run again, it goes on from the last checkpoint; with a later stopping point, a finished run is trained further.
+A second run of the same command continues from the last checkpoint. With a later stopping point, it continues the
+training of a finished run.
 """
 
 import sys

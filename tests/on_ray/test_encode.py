@@ -317,7 +317,7 @@ def test_a_file_that_ends_its_workers_is_given_up(
         EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1)
     )
     assert (summary["embeddings"], summary["unusable"]) == (3, 1)
-    assert "unusable: loop_mika.flac: ended 2 processes that worked on it" in capsys.readouterr().err
+    assert "unusable: loop_mika.flac: killed 2 worker processes" in capsys.readouterr().err
     assert (tmp_path / "out" / "deaths").read_text() == ".."
     rest = [name for name in FILES if name != "loop_mika.flac"]
     np.testing.assert_array_equal(

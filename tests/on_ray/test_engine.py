@@ -15,7 +15,8 @@ from ray import cloudpickle
 
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.work import engine as engine_module
-from audiodiff_platform.work.attempts import DEATHS_OF_A_SHARD, Attempts
+from audiodiff_platform.work import retries
+from audiodiff_platform.work.attempts import MAX_UNEXPLAINED_DEATHS, Attempts
 from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, Record, ShardWork, engine
 
 pytestmark = pytest.mark.workers
@@ -129,7 +130,7 @@ def test_more_workers_than_cpus_use_those_that_are_there(local_ray: None, tmp_pa
 def test_rows_hold_several_shards_where_there_are_very_many(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "MOST_ROWS", 3)
+    monkeypatch.setattr(engine_module, "MAX_ROWS", 3)
     assert shards_done(list(RayDataEngine(2).run(work(Writer, tmp_path, "death", 1), range(10)))) == list(range(10))
 
 
@@ -166,7 +167,7 @@ def test_storage_that_keeps_failing_ends_the_job_after_all_other_shards(
         JobError, match=r"^storage failed at 1 of 1 shards, such as 1 .*: run the same command again to continue$"
     ):
         counts.extend(make().run(work(Writer, tmp_path, "storage", 99), range(4)))
-    assert len(list(tmp_path.glob("try-1-*"))) == engine_module.ROUNDS
+    assert len(list(tmp_path.glob("try-1-*"))) == retries.MAX_ATTEMPTS
     assert len(list(tmp_path.glob("done-*"))) == 3
 
 
@@ -197,10 +198,10 @@ def test_a_process_that_dies_in_its_constructor_is_started_again(local_ray: None
 
 def test_a_shard_that_always_ends_its_process_is_given_up_after_the_others(local_ray: None, tmp_path: Path) -> None:
     counts: list[Counts] = []
-    with pytest.raises(JobError, match=f"^shard 1 ended {DEATHS_OF_A_SHARD} processes: "):
+    with pytest.raises(JobError, match=f"^shard 1 killed {MAX_UNEXPLAINED_DEATHS} worker processes: "):
         counts.extend(RayDataEngine(1).run(work(Writer, tmp_path, "death", 10**9), range(3)))
     assert shards_done(counts) == [0, 2]
-    assert len(list(tmp_path.glob("try-1-*"))) == DEATHS_OF_A_SHARD
+    assert len(list(tmp_path.glob("try-1-*"))) == MAX_UNEXPLAINED_DEATHS
 
 
 @pytest.mark.parametrize("commits", [True, False], ids=["with a folder", "without"])

@@ -21,7 +21,9 @@ from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distanc
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform.evaluate import job as evaluate_module
-from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.evaluate import sides as sides_module
+from audiodiff_platform.evaluate.job import evaluate
+from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
@@ -102,7 +104,8 @@ def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides:
 def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
     sides: tuple[Items, Items], dataset: Path, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate_module, "MAX_SAMPLE_ITEMS", 6)
+    for module in (evaluate_module, sides_module):
+        monkeypatch.setattr(module, "MAX_SAMPLE_ITEMS", 6)
     options: dict[str, Any] = {"reference": str(dataset), "candidate": str(few_loops), "round_trips": 3}
     alone = evaluate(EvaluateOptions(**options, num_workers=1))
     assert _unlike(alone, sides, 6) == {}
@@ -193,7 +196,7 @@ def test_generated_loops_and_the_models_card(
     assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 2)
     assert "n_round_trip" not in figures
     said = capsys.readouterr().err
-    assert "warning: 5 items on a side: distances of fewer than 128 say little" in said
+    assert "warning: a side has only 5 items: distances of fewer than 128 are unreliable" in said
     assert "warning: 1 candidate files are silent" in said
     assert "left out: broken.wav" in said
     assert "left out: poison.flac: expands to more than" in said
@@ -263,7 +266,8 @@ def test_an_encoder_as_embedder(
     for file in ("audiodiff.json", "README.md"):  # which may be published
         assert str(tmp_path) not in (tmp_path / "model" / file).read_text()
     with pytest.raises(
-        ValueError, match=f"reference {dataset}: a mel dataset holds no audio, which audio-encoder:.* listens to"
+        ValueError,
+        match=f"reference {dataset}: a mel dataset holds no audio, which the embedder audio-encoder:.* needs",
     ):
         evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), embedder=name, num_workers=1))
 
@@ -295,7 +299,7 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
     (tmp_path / "silent").mkdir()
     (tmp_path / "silent" / "a.wav").write_bytes(encode_audio(np.zeros(9_000, np.float32), 22_050))
     refused(
-        "holds no slice that could be used .0 unusable files, 1 silent ones",
+        "holds no usable slices .0 unusable files, 1 silent files",
         candidate=str(tmp_path / "silent"),
         reference=str(dataset),
     )

@@ -17,10 +17,11 @@ from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_platform.audio_files import Inputs
 from audiodiff_platform.cluster import usable_path
 from audiodiff_platform.encode.job import EncodeOptions, encode
-from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.evaluate.job import evaluate
+from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.mel_data.original_datasets import given_mel, open_dataset
+from audiodiff_platform.mel_data.original_datasets import read_mel_config, open_dataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.diffusion import train
@@ -144,7 +145,7 @@ def test_models_of_any_name_are_loaded_and_written(parent: str, model: Path) -> 
     record = load_model(uri).record
     assert isinstance(record, ModelRecord)
     assert record.metrics == {"figure": 1.0}
-    assert given_mel(f"{uri}/mel/mel_config.json") == load_model(model).mel
+    assert read_mel_config(f"{uri}/mel/mel_config.json") == load_model(model).mel
     convert(uri, f"{uri} converted")
     assert load_model(f"{uri} converted").digest == digest
 

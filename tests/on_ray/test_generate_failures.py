@@ -76,7 +76,7 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
     ("fault", "reason", "tries"),
     [
         ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 1 "),
-        ("death", "ended 2 processes that worked on it", "7 7 1 1 "),
+        ("death", "killed 2 worker processes", "7 7 1 1 "),
     ],
 )
 def test_a_loop_that_fails_costs_itself_alone(

@@ -150,7 +150,7 @@ def test_training_takes_a_saved_folder_and_says_what_it_assumed(
     assert train(options)["steps"] == 2
     said = capsys.readouterr().err
     assert (
-        "32x32, 22050 Hz, hop length 512, n_fft 2048 (by the original's defaults, since it carries no mel_config.json"
+        "32x32, 22050 Hz, hop length 512, n_fft 2048 (by the defaults of the original project, because it has no mel_config.json"
         in said
     )
     assert load_model(tmp_path / "model").mel == MEL
@@ -205,12 +205,15 @@ def test_what_prepare_made_and_the_hub_gave_back_is_the_same(dataset: Path, tmp_
 @pytest.mark.parametrize(
     ("contents", "words"),
     [
-        ([_png((32, 32)), _png((64, 32))], "image 1 is 32x64, not 32x32 by the original's defaults"),
+        ([_png((32, 32)), _png((64, 32))], "image 1 is 32x64, not 32x32 by the defaults of the original project"),
         ([_png((32, 32)), _png((32, 32, 3))], "image 1: PNG of mode RGB"),
         ([_png((32, 32, 3))], "image 0: PNG of mode RGB"),
         ([_png((32, 32)), b"\xff\xd8\xff\xe0 a JPEG"], "image 1: 11 bytes that are not a valid PNG"),
         ([_png((4, 32))], "y_res is 4"),
-        ([_png((32, 32)), _stating(13_000, 13_000)], "image 1 is 13000x13000, not 32x32 by the original's defaults"),
+        (
+            [_png((32, 32)), _stating(13_000, 13_000)],
+            "image 1 is 13000x13000, not 32x32 by the defaults of the original project",
+        ),
         ([_stating(32, 60_000)], "y_res is 60000"),
         ([_stating(32, 32)], "image 0: 57 bytes that are not a valid PNG"),
     ],
@@ -239,8 +242,8 @@ def test_datasets_that_are_none(original: Dataset, tmp_path: Path) -> None:
         ("missing", "no such folder"),
         ("no_image", "no column image of images, its columns are audio_file, slice"),
         ("no_train", "has no split train, only test"),
-        ("part", "is no whole folder of save_to_disk"),
-        ("names", "image 0 is only named, not held"),
+        ("part", "is not a complete folder of save_to_disk"),
+        ("names", "image 0 has a path but no content"),
         ("empty", "holds no images"),
         ("broken", "cannot be loaded"),
         ("halfway", "not a finished mel dataset"),
@@ -258,7 +261,7 @@ def test_a_mel_config_that_is_none(saved: Path, tmp_path: Path) -> None:
         ("none.json", "no such file"),
         ("text.json", "is not JSON"),
         ("unknown.json", "hop_lenght is 512"),
-        ("larger.json", "image 0 is 32x32, not 256x256 by the mel_config given"),
+        ("larger.json", "image 0 is 32x32, not 256x256 by the option mel_config"),
     ):
         with pytest.raises(ValueError, match=words):
             open_dataset(str(saved), str(tmp_path / name))

@@ -14,7 +14,7 @@ from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.mel import MelConfig
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.encode import embeddings as embeddings_worker
-from audiodiff_platform.evaluate.job import REFERENCE
+from audiodiff_platform.evaluate.options import REFERENCE
 from audiodiff_platform.evaluate.result import Result
 from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, Portion
 from audiodiff_platform.prepare.job import PrepareOptions, prepare

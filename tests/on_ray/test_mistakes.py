@@ -17,7 +17,8 @@ from audiodiff_platform.demo.job import DemoOptions, demo
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.entry import run_verb as job
 from audiodiff_platform.entry.options import Options
-from audiodiff_platform.evaluate.job import EvaluateOptions, evaluate
+from audiodiff_platform.evaluate.job import evaluate
+from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.prepare.job import PrepareOptions, prepare

@@ -69,11 +69,11 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     report = root / "report.html"
     figures = write_report(
         report,
-        prepare_options.output_dir,
-        prepare_options.input_dir,
-        Path(train_options.output_dir),
-        loops,
-        untrained / "loops",
+        dataset_dir=prepare_options.output_dir,
+        input_dir=prepare_options.input_dir,
+        run_dir=Path(train_options.output_dir),
+        loops_dir=loops,
+        untrained_dir=untrained / "loops",
     )
     audio = loops / "audio"
     say(f"\naudio:  {audio}\nreport: {report}\n")

@@ -1,1 +1,1 @@
-"""evaluate: distances of generated from real audio."""
+"""The evaluate job: distances of generated audio from real audio."""

@@ -1,4 +1,4 @@
-"""The result of a portion of evaluate: while the worker embeds it, and as JSON values that go to the driver or into a file."""
+"""Results of the portions of the evaluate job, which workers return to the driver or write to files as JSON."""
 
 import base64
 from collections import Counter
@@ -17,7 +17,10 @@ from audiodiff_platform.audio_files import shortened
 
 @dataclass
 class Embedded:
-    """A portion as it is embedded: features (n, d) and, of each item, track and rank; round trips; files that are left out."""
+    """The items of a portion that are embedded so far, and the files that are left out.
+
+    `features` and `round_trips` are batches (n, d). `tracks` and `ranks` have one entry per item.
+    """
 
     side: str
     features: list[Features] = field(default_factory=list)
@@ -27,12 +30,18 @@ class Embedded:
     unusable: list[str] = field(default_factory=list)
     silent: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    """Counts of what containers hold besides audio files."""
+    """Counts of files in containers that are not audio, by kind."""
     items_of: Counter[str] = field(default_factory=Counter)
     """The number of items of each track."""
 
     def add(self, track: str, features: list[Features], round_trips: list[Features]) -> None:
-        """Add features of the next items of a track, and those of their round trips."""
+        """Add the next items of a track.
+
+        Args:
+            track: Name of the track.
+            features: Features of the items, as batches (n, d).
+            round_trips: Features of the items after their round trips through the vocoder, as batches (n, d).
+        """
         count, first = sum(map(len, features)), self.items_of[track]
         self.features += features
         self.tracks += [track] * count
@@ -40,17 +49,27 @@ class Embedded:
         self.items_of[track] += count
         self.round_trips += round_trips
 
-    def result(self, at_most: int) -> "Result":
-        """Return what is kept for a sample of `at_most` items of the side."""
-        features = _rows(self.features)
-        after = _rows(self.round_trips)
-        part = Part.of(Items(features, self.tracks), np.array(self.ranks, np.uint64), at_most)
+    def result(self, sample_size: int) -> "Result":
+        """Return the result of the portion. It keeps the features of at most `sample_size` items."""
+        features = _concatenated(self.features)
+        after = _concatenated(self.round_trips)
+        part = Part.of(Items(features, self.tracks), np.array(self.ranks, np.uint64), sample_size)
         return Result(self.side, part, features[: len(after)], after, self.unusable, self.silent, self.skipped)
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a portion: its part of the side, features of the first items and of their round trips, and the files left out."""
+    """The result of a portion.
+
+    Args:
+        side: Name of the side.
+        part: Statistics of all items, and the items that the sample of the side may contain.
+        before: Features (n, d) of the first items.
+        after: Features (n, d) of the same items after their round trips through the vocoder.
+        unusable: Name and reason of each file that cannot be used.
+        silent: Number of silent files.
+        skipped: Counts of files in containers that are not audio, by kind.
+    """
 
     side: str
     part: Part
@@ -61,7 +80,7 @@ class Result:
     skipped: Counter[str]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON values."""
+        """Convert the result to JSON values."""
         part, left_out = self.part, self.part.left_out
         return {
             "side": self.side,
@@ -80,7 +99,7 @@ class Result:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Result":
-        """Return the result that `to_json` gave as JSON values."""
+        """Create a result from the JSON values of `to_json`."""
         left_out = values["left_out"]
         part = Part(
             Items(_unpacked(values["features"]), values["tracks"]),
@@ -95,8 +114,8 @@ class Result:
         )
 
 
-def _rows(batches: list[Features]) -> Features:
-    """Features (n, d) of batches, (0, 0) of none."""
+def _concatenated(batches: list[Features]) -> Features:
+    """Return the rows of all batches (n, d), or an array of shape (0, 0) if there are no batches."""
     return np.concatenate(batches) if batches else np.empty((0, 0))
 
 

@@ -1,4 +1,4 @@
-"""The worker of evaluate: a few audio files, or a shard of a mel dataset -> features of their slices."""
+"""The worker of the evaluate job, which embeds the slices of audio files or of a mel dataset."""
 
 import json
 from collections.abc import Iterator
@@ -25,13 +25,21 @@ from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 
-ITEMS_AT_ONCE = 16
+BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Portion:
-    """What a worker does at a time: some sources of an audio folder, or a part of a mel dataset. Of the first `round_trips` items it also
-    makes audio from their images, and embeds that."""
+    """A unit of work: some sources of an audio folder, or one file of a mel dataset.
+
+    Args:
+        side: Name of the side.
+        uri: URI of the audio folder or of the mel dataset.
+        sources: Sources in the audio folder.
+        part: Path of the file in the mel dataset.
+        round_trips: Number of items at the start of the portion that are also converted to audio by the vocoder and
+            embedded again.
+    """
 
     side: str
     uri: str
@@ -42,16 +50,23 @@ class Portion:
 
 @dataclass(frozen=True)
 class Method:
-    """The method of an evaluation: the embedder, the mel configuration, and the number of items of a side that are sampled."""
+    """The method of an evaluation.
+
+    Args:
+        embedder: Name of the embedder.
+        embedder_digest: Digest of its weights.
+        mel: Mel configuration by which audio is cut and analyzed.
+        sample_size: Maximum number of items in the sample of a side.
+    """
 
     embedder: str
     embedder_digest: str
     mel: MelConfig
-    sampled_at_most: int
+    sample_size: int
 
 
 class EvaluateWorker:
-    """A worker that embeds portions with one loaded embedder; audio files are decoded in a process of its own."""
+    """A worker that embeds portions. It loads the embedder once, and decodes audio files in a separate process."""
 
     def __init__(self, portions: list[Portion], output: str | None, method: Method) -> None:
         profile = ExecutionProfile.here()
@@ -60,8 +75,10 @@ class EvaluateWorker:
         self.output = None if output is None else Folder(output)
         self.embedder = load_embedder(method.embedder, method.mel.sample_rate, profile.device)
         if self.embedder.digest != method.embedder_digest:
-            changed = f"digest {self.embedder.digest}, it was {method.embedder_digest}"
-            raise ValueError(f"embedder {method.embedder} has changed since the job began: {changed}")
+            raise ValueError(
+                f"embedder {method.embedder} has changed since the job began: "
+                f"its digest is {self.embedder.digest}, it was {method.embedder_digest}"
+            )
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -72,10 +89,10 @@ class EvaluateWorker:
         return GriffinLim(self.mel.config)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Embed a portion -> the result, which goes into a file if the job has a folder."""
+        """Embed a portion. The result is written to a file if the job has a folder, or else returned in the record."""
         portion = self.portions[shard]
-        embedded = self._of_part(portion, attempts) if portion.part else self._of_sources(portion, attempts)
-        result = embedded.result(self.method.sampled_at_most)
+        embedded = self._embed_part(portion, attempts) if portion.part else self._embed_sources(portion, attempts)
+        result = embedded.result(self.method.sample_size)
         if self.output is None:
             return {"result": result.to_json()}
         attempts.require_ownership()
@@ -83,14 +100,14 @@ class EvaluateWorker:
         self.output.write(name, content)
         return {"rows": len(result.part), "parts": {name: commits.sha256(content)}, "sizes": {name: len(content)}}
 
-    def _of_part(self, portion: Portion, attempts: Attempts) -> Embedded:
+    def _embed_part(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
         for track, image in _rows(Folder(portion.uri), portion.part, (self.mel.config.y_res, self.mel.config.x_res)):
             attempts.require_running()
             self._add(track, iter([EmbedderItem(image, None)]), portion, result)
         return result
 
-    def _of_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
+    def _embed_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
         result = Embedded(portion.side)
         inputs = Inputs(portion.uri)
         with scratch_folder() as scratch:
@@ -104,31 +121,30 @@ class EvaluateWorker:
                     for file in items(source, local, scratch, result.skipped):
                         self._add(file.name, self._items(file, scratch), portion, result)
                     attempts.start()
-                except AudioDecodeError as error:  # it cannot be fetched, or not be read on
+                except AudioDecodeError as error:  # the source cannot be fetched or read to its end
                     result.unusable.append(str(error))
         return result
 
     def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
-        """The slices of an audio file. Raises AudioDecodeError before the first one."""
-        needs_audio = self.embedder.needs_audio
+        """Yield the slices of an audio file. AudioDecodeError is raised before the first slice."""
         for image, samples in self._decoder.items(
-            file.name, file.local, scratch / "items", self.mel.config, with_samples=needs_audio
+            file.name, file.local, scratch / "items", self.mel.config, with_samples=self.embedder.needs_audio
         ):
             yield EmbedderItem(image, samples)
 
     def _add(self, track: str, track_items: Iterator[EmbedderItem], portion: Portion, result: Embedded) -> None:
-        """Adds all items of a track or, where it cannot be read, none."""
+        """Embed a track and add its items to `result`. A track that cannot be read adds no items."""
         features, round_trips, count = [], [], 0
         try:
-            while some := list(islice(track_items, ITEMS_AT_ONCE)):
-                features.append(self.embedder(some))
+            while batch := list(islice(track_items, BATCH_SIZE)):
+                features.append(self.embedder(batch))
                 first = len(result.tracks) + count
                 if trips := [
-                    self._round_trip(item, first + place)
-                    for place, item in enumerate(some[: max(0, portion.round_trips - first)])
+                    self._round_trip(item, seed)
+                    for seed, item in enumerate(batch[: max(0, portion.round_trips - first)], start=first)
                 ]:
                     round_trips.append(self.embedder(trips))
-                count += len(some)
+                count += len(batch)
         except AudioDecodeError as error:
             result.unusable.append(f"{track}: {error.reason}")
             return
@@ -136,25 +152,31 @@ class EvaluateWorker:
         result.silent += count == 0
 
     def _round_trip(self, item: EmbedderItem, seed: int) -> EmbedderItem:
-        return item_from_samples(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
+        """Convert the image of an item to audio and analyze the audio."""
+        return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
 def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:
-    """Read the track and the image of `shape` (height, width) of each row of a part of a mel dataset."""
+    """Yield the track and the image, of `shape` (height, width), of each row of a file of a mel dataset."""
     with folder.filesystem.open(folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
         for group in range(table.num_row_groups):
             for row in table.read_row_group(group, columns=["image", "audio_file"]).to_pylist():
                 yield row["audio_file"], decode_png(row["image"]["bytes"], shape)
 
 
-def result_of(output: Folder | None, record: Record) -> Result:
-    """Return the result of a portion, given its record and the folder of the job, if the job has one."""
+def portion_result(output: Folder | None, record: Record) -> Result:
+    """Return the result of a portion.
+
+    Args:
+        output: Folder of the job, or None if `record` holds the result.
+        record: Record of the portion.
+    """
     if output is None:
         return Result.of(record["result"])
     (name,) = record["parts"]
     return Result.of(output.read_json(name))
 
 
-def embedded_slices(record: Record) -> Counts:
-    """Count the slices of a committed portion."""
+def slice_counts(record: Record) -> Counts:
+    """Return the number of slices of a committed portion."""
     return {"slices": record["rows"]}

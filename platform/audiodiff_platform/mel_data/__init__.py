@@ -1,1 +1,1 @@
-"""Formats that the verbs share: data sets, latents, encodings, sample order, folders of loops and of runs."""
+"""Data formats that several jobs share: mel datasets, latents, encodings, folders of loops and of training runs."""

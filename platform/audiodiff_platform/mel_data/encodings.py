@@ -1,8 +1,12 @@
-"""What a model is conditioned on: a vector for each audio file.
+"""Encodings: one vector per audio file, on which a conditional model is trained.
 
-Parquet        `audio_file` string, `encoding` list<float32>; the schema's metadata names the encoder and its digest. One file, or
-               the folder that `encode` writes
-the original's a pickled dict, file name -> tensor (1, n), which does not say what made it
+Two formats are read:
+
+- Parquet with the columns `audio_file` (string) and `encoding` (list<float32>), in one file or in the folder that
+encode
+  writes. The metadata of the schema states the name and the digest of the encoder.
+- The pickle of the original audio-diffusion project, which maps file names to tensors (1, n). It does not state the
+  encoder.
 """
 
 import hashlib
@@ -26,21 +30,31 @@ ENCODER, ENCODER_DIGEST = b"audiodiff_encoder", b"audiodiff_encoder_digest"
 ENCODINGS_VERSION = "encodings.parquet"
 MAX_PICKLE_BYTES = 4 << 30
 MAX_DIM = 16_384
-MAX_VALUES = 2 << 30  # 8 GiB of vectors, which each process that trains holds
-NAMED = 3  # missing files that an error names
+MAX_VALUES = 2 << 30  # 8 GiB of vectors, which each training process holds in memory
+MAX_NAMED_FILES = 3  # in an error message
 _PARQUET_MAGIC = b"PAR1"
 _PICKLE_MAGIC = b"\x80"
 
 
 class Encodings:
-    """A vector (dim,) for each audio file; `name` and `digest` of the encoder, None where the file does not say."""
+    """Encodings of audio files.
+
+    Args:
+        audio_files: Names of the files, each once.
+        vectors: Encodings (n, dim) in the order of `audio_files`.
+        name: Name of the encoder, or None if it is unknown.
+        digest: Digest of the encoder's weights, or None if it is unknown.
+    """
 
     def __init__(self, audio_files: Iterable[str], vectors: Vectors, name: str | None, digest: str | None) -> None:
         self._rows = {audio_file: row for row, audio_file in enumerate(audio_files)}
-        assert len(self._rows) == len(vectors), "each file has one vector"
+        assert len(self._rows) == len(vectors), "each file must have one vector"
         self.vectors, self.name, self.digest = vectors, name, digest
         self.version: bytes | None = None
-        """The file that a run keeps, to go on with the same encodings when some are added: the index of their folder, if encode wrote it."""
+        """Index of the folder that encode wrote, or None for a single file.
+
+        A training run keeps the index, so that the run continues with the same encodings after others are added.
+        """
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,7 +69,7 @@ class Encodings:
 
     @cached_property
     def content_digest(self) -> str:
-        """Names what the vectors are, in whatever order and kind of file: 16 hex digits."""
+        """Digest of names and vectors as 16 hex digits. It does not depend on their order or on the file format."""
         total = hashlib.sha256()
         for audio_file, row in sorted(self._rows.items()):
             total.update(f"{len(audio_file.encode())}:{audio_file}".encode())
@@ -63,18 +77,24 @@ class Encodings:
         return total.hexdigest()[:16]
 
     def vectors_for(self, audio_files: Sequence[str]) -> Vectors:
-        """(n, dim) float32, one for each of `audio_files`, as a mel dataset names them; raises ValueError that names those without one."""
+        """Return the encodings (n, dim) of `audio_files`.
+
+        Args:
+            audio_files: Names as in the column `audio_file` of a mel dataset.
+
+        Raises:
+            ValueError: A file has no encoding.
+        """
         missing = sorted({audio_file for audio_file in audio_files if audio_file not in self._rows})
         if missing:
-            more = f" and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
-            raise ValueError(
-                f"no encoding for {', '.join(missing[:NAMED])}{more}: encode the dataset that is trained on"
-            )
+            names = ", ".join(missing[:MAX_NAMED_FILES])
+            more = f" and {len(missing) - MAX_NAMED_FILES:,} more" if len(missing) > MAX_NAMED_FILES else ""
+            raise ValueError(f"no encoding for {names}{more}: encode the dataset that is used for training")
         return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
 
 
 def schema(name: str, digest: str) -> pa.Schema:
-    """Of a Parquet file of encodings."""
+    """Return the Parquet schema of encodings, with the name and the digest of the encoder in its metadata."""
     return pa.schema(
         [("audio_file", pa.string()), ("encoding", pa.list_(pa.float32()))],
         metadata={ENCODER: name.encode(), ENCODER_DIGEST: digest.encode()},
@@ -82,10 +102,15 @@ def schema(name: str, digest: str) -> pa.Schema:
 
 
 def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
-    """The encodings at a path or URI: what encode finished, a Parquet file, or the original's pickle. No code of the file's is run.
+    """Read encodings. No code that a pickle names is run.
 
-    A run folder `run` may hold the version that its training began with, which is then read.
-    Raises ValueError where there are none, or where they are damaged, of several sizes or encoders, or not finite.
+    Args:
+        uri: Path or URI of a folder written by encode, of a Parquet file, or of a pickle of the original project.
+        run: Folder of a training run. If it holds the index with which the training began, the encodings of that
+            index are read.
+
+    Raises:
+        ValueError: The encodings are missing, unfinished or damaged, have several sizes or encoders, or are not finite.
     """
     folder = Folder(uri)
     if folder.is_folder():
@@ -98,28 +123,28 @@ def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
             ) from error
         encodings.version = version
         return encodings
-    parent, _, name = uri.rpartition("/")
-    holder = Folder(parent or ("/" if uri.startswith("/") else "."))
+    parent_uri, _, name = uri.rpartition("/")
+    parent = Folder(parent_uri or ("/" if uri.startswith("/") else "."))
     try:
-        entry = holder.entry(name)
+        entry = parent.entry(name)
     except FileNotFoundError:
         raise ValueError(f"encodings {uri}: no such file or folder") from None
-    with holder.filesystem.open(holder.path(name), "rb") as file:
-        start = file.read(len(_PARQUET_MAGIC))
-    if start == _PARQUET_MAGIC:
-        return _read_parquet(uri, [(holder, name)])
-    if start[:1] != _PICKLE_MAGIC:
+    with parent.filesystem.open(parent.path(name), "rb") as file:
+        magic = file.read(len(_PARQUET_MAGIC))
+    if magic == _PARQUET_MAGIC:
+        return _read_parquet(uri, [(parent, name)])
+    if magic[:1] != _PICKLE_MAGIC:
         raise ValueError(f"encodings {uri}: is neither Parquet nor a pickle")
     if entry.size > MAX_PICKLE_BYTES:
-        raise ValueError(f"encodings {uri}: a pickle of {entry.size:,} bytes, at most {MAX_PICKLE_BYTES:,} are read")
+        raise ValueError(f"encodings {uri}: the pickle has {entry.size:,} bytes, must be at most {MAX_PICKLE_BYTES:,}")
     try:
-        return _stacked(read_pickled(holder.read(name)))
+        return _stacked(read_pickled(parent.read(name)))
     except ValueError as error:
         raise ValueError(f"encodings {uri}: {error}") from error
 
 
 def _version(folder: Folder, run: Folder | None) -> bytes:
-    """The index of a folder that encode wrote, or the one that a run began with."""
+    """Return the index with which a run began, or else the present index of a folder that encode wrote."""
     if run is not None and run.exists(ENCODINGS_VERSION):
         return run.read(ENCODINGS_VERSION)
     try:
@@ -130,14 +155,16 @@ def _version(folder: Folder, run: Folder | None) -> bytes:
         ) from None
 
 
-def _stacked(found: dict[str, Vectors]) -> Encodings:
-    sizes = sorted({len(vector) for vector in found.values()})
+def _stacked(by_file: dict[str, Vectors]) -> Encodings:
+    sizes = sorted({len(vector) for vector in by_file.values()})
     if len(sizes) != 1:
-        raise ValueError(f"holds vectors of {' and '.join(map(str, sizes)) or 'no'} values: all must have as many")
-    vectors = np.stack(list(found.values()))
+        raise ValueError(
+            f"holds vectors of {' and '.join(map(str, sizes)) or 'no'} values: all must have the same size"
+        )
+    vectors = np.stack(list(by_file.values()))
     if not np.isfinite(vectors).all():
         raise ValueError("holds vectors that are not finite")
-    return Encodings(found, vectors, None, None)
+    return Encodings(by_file, vectors, None, None)
 
 
 def _read_parquet(uri: str, parts: Sequence[tuple[Folder, str]]) -> Encodings:
@@ -164,20 +191,21 @@ def _joined(parts: Sequence[tuple[Folder, str]]) -> Encodings:
     sizes = {block.shape[1] for block in vectors}
     if len(sizes) != 1 or len(encoders) != 1:
         raise ValueError(
-            f"holds vectors of {sorted(sizes) or 'no'} values by the encoders {sorted(map(str, encoders))}: one of each is taken"
+            f"holds vectors of {sorted(sizes) or 'no'} values by the encoders {sorted(map(str, encoders))}: "
+            "all must have the same size and the same encoder"
         )
     if len(set(audio_files)) != len(audio_files):
         repeated = [name for name, count in Counter(audio_files).items() if count > 1]
-        raise ValueError(f"holds several encodings of {', '.join(repeated[:NAMED])}")
+        raise ValueError(f"holds several encodings of {', '.join(repeated[:MAX_NAMED_FILES])}")
     return Encodings(audio_files, np.concatenate(vectors), *encoders.pop())
 
 
 def _encoder(stated: pa.Schema) -> tuple[str | None, str | None]:
-    """Name and digest of the encoder that a file's metadata states, once its columns are seen to be right."""
-    kinds = {field.name: field.type for field in stated}
-    if not _is_list_of_floats(kinds.get("encoding")) or not _is_text(kinds.get("audio_file")):
-        columns = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-        raise ValueError(f"has the columns {columns}: audio_file string and encoding list<float> are taken")
+    """Check the columns of a file, and return the name and the digest of the encoder in its metadata."""
+    types = {field.name: field.type for field in stated}
+    if not _is_list_of_floats(types.get("encoding")) or not _is_text(types.get("audio_file")):
+        columns = ", ".join(f"{name} {kind}" for name, kind in types.items())
+        raise ValueError(f"has the columns {columns}, must have audio_file string and encoding list<float>")
     metadata = stated.metadata or {}
     name, digest = (
         metadata[key].decode(errors="replace") if key in metadata else None for key in (ENCODER, ENCODER_DIGEST)
@@ -198,7 +226,7 @@ def _is_text(kind: pa.DataType | None) -> bool:
 
 
 def _blocks(table: pq.ParquetFile) -> Iterator[tuple[list[str], Vectors]]:
-    """File names with their vectors (n, dim), a few thousand at a time."""
+    """Yield file names and their vectors (n, dim), in batches of a few thousand rows."""
     for batch in table.iter_batches(batch_size=4_096, columns=["audio_file", "encoding"]):
         names, column = batch.column("audio_file"), batch.column("encoding")
         if not batch.num_rows:
@@ -212,7 +240,9 @@ def _blocks(table: pq.ParquetFile) -> Iterator[tuple[list[str], Vectors]]:
             or set(column.value_lengths().to_pylist()) != {dim}
             or not 1 <= dim <= MAX_DIM
         ):
-            raise ValueError(f"holds empty cells, or vectors that do not all have as many values, 1 to {MAX_DIM}")
+            raise ValueError(
+                f"holds empty cells, or vectors of different sizes: all must have the same size, 1 to {MAX_DIM}"
+            )
         vectors = values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, dim)
         if not np.isfinite(vectors).all():
             raise ValueError("holds vectors that are not finite")
@@ -220,7 +250,14 @@ def _blocks(table: pq.ParquetFile) -> Iterator[tuple[list[str], Vectors]]:
 
 
 def encoded_table(audio_files: Sequence[str], vectors: Vectors, name: str, digest: str) -> bytes:
-    """A Parquet file of encodings: `vectors` (n, dim), one for each of `audio_files`, by the encoder of that name and digest."""
+    """Return the content of a Parquet file of encodings.
+
+    Args:
+        audio_files: Names of the files.
+        vectors: Encodings (n, dim) in the order of `audio_files`.
+        name: Name of the encoder.
+        digest: Digest of the encoder's weights.
+    """
     offsets = pa.array(np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1])
     lists = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1)))
     buffer = io.BytesIO()

@@ -1,4 +1,7 @@
-"""A finished dataset or model -> the Hugging Face Hub: the one as `datasets.load_dataset(NAME)` and the original's trainer read it."""
+"""Upload of finished datasets and models to the Hugging Face Hub.
+
+`datasets.load_dataset(NAME)` and the trainer of the original audio-diffusion project read the uploaded datasets.
+"""
 
 from pathlib import Path
 from typing import Literal
@@ -11,15 +14,30 @@ FILES_PER_COMMIT = 32
 
 
 def claim_repository(name: str, kind: Literal["dataset", "model"] = "dataset") -> None:
-    """Makes the repository OWNER/NAME, private, where there is none; raises ValueError for a name that cannot be one, OSError where the
-    token (HF_TOKEN, or of `hf auth login`) does not allow it."""
-    from huggingface_hub import HfApi  # its import takes a while that the other runs need not wait
+    """Create the private repository OWNER/NAME if it does not exist.
+
+    Args:
+        name: Name of the repository.
+        kind: Kind of the repository.
+
+    Raises:
+        ValueError: The name is not a valid repository name.
+        OSError: The token (HF_TOKEN, or that of `hf auth login`) does not permit the creation.
+    """
+    from huggingface_hub import HfApi  # a slow import, which most runs do not need
 
     HfApi().create_repo(name, repo_type=kind, private=True, exist_ok=True)
 
 
 def publish(output: Folder, name: str) -> None:
-    """Uploads the data, then configuration and card, to a repository that is claimed; with these go the shards of an earlier dataset."""
+    """Upload a finished mel dataset: first the data, then the configuration and the dataset card.
+
+    The last commit removes data files of an earlier dataset from the repository.
+
+    Args:
+        output: Folder of the dataset.
+        name: Name of a repository that `claim_repository` has created.
+    """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = [*output.names("data/*"), MEL_CONFIG, DATASET_SETTINGS, "README.md"]
@@ -30,16 +48,16 @@ def publish(output: Folder, name: str) -> None:
                 CommitOperationAdd(file, str(output.fetch(file, scratch))) for file in batch
             ]
             if batch[-1] == files[-1]:
-                there = HfApi().list_repo_files(name, repo_type="dataset")
+                uploaded = HfApi().list_repo_files(name, repo_type="dataset")
                 operations += [
-                    CommitOperationDelete(file) for file in there if file.startswith("data/") and file not in files
+                    CommitOperationDelete(file) for file in uploaded if file.startswith("data/") and file not in files
                 ]
             HfApi().create_commit(name, operations, repo_type="dataset", commit_message=f"{batch[0]} to {batch[-1]}")
         say(f"published {first + len(batch):,} of {len(files):,} files to {name}")
 
 
 def publish_model(output: Folder, folder: str, name: str) -> None:
-    """Uploads the model in a folder of `output`, in one commit."""
+    """Upload the model in the subfolder `folder` of `output` to the repository `name`, in one commit."""
     from audiodiff_core.checkpoint import push_to_hub
 
     with output.scratch() as scratch:

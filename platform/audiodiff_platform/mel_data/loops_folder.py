@@ -1,4 +1,4 @@
-"""Format of a folder of generated loops, as generate writes it and evaluate, reports and servers read it."""
+"""The format of a folder of generated loops, which generate writes, and which evaluate, reports and servers read."""
 
 import pyarrow as pa
 
@@ -25,11 +25,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("mel_digest", pa.string()),
         ("sha256", pa.string()),
         ("duration_s", pa.float64()),
-        ("tempo_bpm", pa.float64()),  # null where there is no tempo
+        ("tempo_bpm", pa.float64()),  # null if no tempo was detected
         ("tempo_confidence", pa.float64()),
         ("seam_score", pa.float64()),
         ("level_db", pa.float64()),
-        ("reason", pa.string()),  # of a loop that could not be made, which has no file
+        ("reason", pa.string()),  # why the loop could not be generated; such a loop has no file
     ],
     metadata={"audiodiff_format_version": str(LOOPS_FORMAT_VERSION)},
 )

@@ -1,15 +1,17 @@
-"""The mel dataset on disk.
+"""The format of a mel dataset, which prepare writes.
 
-    DIR/mel_config.json            diffusers' seven mel parameters
+    DIR/mel_config.json            the seven mel parameters of diffusers
     DIR/prepare.json               format version, all other settings, digest
     DIR/README.md                  dataset card, by which `datasets.load_dataset(DIR)` finds the data
-    DIR/data/train-NNNNNN.parquet  the slices (`DATASET_SCHEMA`); validation-NNNNNN.parquet where tracks are held out
-    DIR/quarantine/*.parquet       files that could not be used, with the reason
+    DIR/data/train-NNNNNN.parquet  the slices (`DATASET_SCHEMA`); also validation-NNNNNN.parquet if tracks are held out
+    DIR/quarantine/*.parquet       files that cannot be used, with the reason
     DIR/_plan, DIR/_commits        the commit protocol
-    DIR/_index.parquet             the parts, by which the dataset is opened; then DIR/_SUCCESS, last
+    DIR/_index.parquet             the list of parts, by which the dataset is opened
+    DIR/_SUCCESS                   written last
 
-A version of a dataset is its index: parts are only ever added. A training keeps the index that it began with as
-`dataset.parquet` in its run folder (`DATASET_VERSION`), and goes on with these parts whatever is added.
+A part is one file of slices. Parts are only added, never changed, so the index identifies a version of the dataset. A
+training run keeps the index with which it began as `dataset.parquet` in its folder (`DATASET_VERSION`). The run
+continues with these parts after others are added.
 """
 
 import json
@@ -34,7 +36,7 @@ DATASET_SETTINGS = "prepare.json"
 
 DATASET_VERSION = "dataset.parquet"
 
-HELD_ROW_GROUPS = 72
+MAX_CACHED_ROW_GROUPS = 72  # see `sample_order.py`
 
 _FEATURES = {
     "image": {"_type": "Image"},
@@ -63,11 +65,12 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 
 
 def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
+    """Return the path of the slices of a shard, relative to the dataset."""
     return f"data/{split}-{shard:06d}.parquet"
 
 
 def groups_of(parts: Iterable[CommittedPart], split: str) -> list[tuple[int, int, int]]:
-    """Return the row groups of a split in their order: the shard, the row group in its part, and the number of rows."""
+    """Return the row groups of a split in order, each as (shard, index in the part, number of rows)."""
     return [
         (part.shard, group, rows)
         for part in parts
@@ -84,8 +87,17 @@ def _read(folder: Folder, name: str) -> bytes | None:
 
 
 def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
-    """The dataset card, whose front matter tells `datasets` which files are data. The digest stands in it because the cache of `datasets`
-    goes by the front matter alone: without it, a dataset that has grown would be read as it was."""
+    """Return the content of the dataset card. Its front matter lists the data files for the `datasets` library.
+
+    The front matter contains the digest because the cache of `datasets` depends only on the front matter: without the
+    digest, `datasets` would read a grown dataset from its cache in the old state.
+
+    Args:
+        mel: Mel configuration of the dataset.
+        slicing: Options by which audio was cut into slices.
+        splits: Names of the splits.
+        summary: Counts and digest of the dataset.
+    """
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
     cut = ", ".join(f"{name} {value}" for name, value in slicing.model_dump().items() if value is not None)
     return f"""---
@@ -97,51 +109,65 @@ configs:
 ---
 # Mel dataset
 
-{summary["slices"]} slices of {mel.slice_duration_s:.3f} s from {summary["files"] - summary["quarantined"]} files, as {mel.x_res}x{mel.y_res} log-mel
-images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}; {cut}. {summary["validation_slices"]} of the slices are held out for validation,
-by track. {summary["quarantined"]} more files could not be used (`quarantine/`), {summary["duplicates"]} repeated another.
+{summary["slices"]} slices of {mel.slice_duration_s:.3f} s from {summary["files"] - summary["quarantined"]} files, as \
+{mel.x_res}x{mel.y_res} log-mel images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}; {cut}.
+{summary["validation_slices"]} of the slices are held out for validation, by track. \
+{summary["quarantined"]} other files cannot be used (`quarantine/`), {summary["duplicates"]} are duplicates.
 Digest `{summary["digest"]}`.
 """
 
 
 class TrainingImages(Protocol):
-    """What training reads: mel images by their place, whoever wrote them (`imported.open_dataset` opens any)."""
+    """Mel images by their place in a dataset of any format (`original_datasets.open_dataset`)."""
 
     mel: MelConfig
-    mel_origin: str  # where `mel` was stated, in words
+    mel_origin: str
+    """Source of `mel`, in words."""
     rows: int
-    groups: list[tuple[int, int, int]]  # (shard, row group in it, rows): what is read together
-    probe_file: str  # a file of the dataset, which each node must see
-    added: int  # rows that were added since the run began, which are not read
+    groups: list[tuple[int, int, int]]
+    """Rows that are read together, each group as (shard, row group in the shard, number of rows)."""
+    probe_file: str
+    """A file of the dataset, by which nodes check that they can see the dataset."""
+    added: int
+    """Number of rows that were added since the run began. They are not read."""
 
     @property
     def digest(self) -> str:
-        """Names the content."""
+        """Digest of the content."""
 
     @property
     def version(self) -> bytes | None:
-        """The file that a run keeps, to go on with the same rows when rows are added; None for a dataset that is never added to."""
+        """Index of the dataset, or None for a format without an index.
+
+        A training run keeps the index, so that the run continues with the same rows after others are added.
+        """
 
     def image(self, group: int, row: int) -> Images:
-        """The image (y_res, x_res) at a row of a row group, an index into `groups`."""
+        """Return an image (y_res, x_res).
+
+        Args:
+            group: Index into `groups`.
+            row: Row in the row group.
+        """
 
     def audio_file(self, group: int, row: int) -> str:
-        """The file that the image at a row of a row group was cut from."""
+        """Return the file from which the slice of an image was cut."""
 
     def audio_files(self) -> set[str]:
-        """All files that the images were cut from."""
+        """Return all files from which slices were cut."""
 
 
 class MelDataset:
-    """A split of a finished mel dataset, local or on an object store: its size, its mel configuration, and any stretch of any epoch.
+    """One split of a finished mel dataset. The most recently used row groups are cached.
 
     Args:
-        uri: The folder.
-        split: The split to read.
-        run: A run folder. If it holds a version of the dataset, that version is opened, also while parts are added.
+        uri: Folder of the dataset.
+        split: Split to read.
+        run: Folder of a training run. If it holds a version of the dataset, that version is opened, even while parts
+            are added.
 
     Raises:
-        ValueError: The folder holds no finished dataset, or not the version of `run`.
+        ValueError: The folder holds no finished dataset, or lacks parts of the version of `run`.
     """
 
     mel_origin = f"its {MEL_CONFIG}"
@@ -156,21 +182,22 @@ class MelDataset:
         self.groups = groups_of(parts, split)
         self.shards = list(dict.fromkeys(shard for shard, _, _ in self.groups))
         self.rows = sum(rows for _, _, rows in self.groups)
-        self._open = lru_cache(maxsize=64)(self._opened)
-        self._held: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
+        self._open = lru_cache(maxsize=64)(self._open_shard)
+        self._cached: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
 
     def _finished(self) -> tuple[str, list[CommittedPart], bytes]:
-        """Return the digest of the dataset as it is now, its parts, and its index."""
+        """Return the present digest, parts and index of the dataset."""
         try:
             summary, parts, index = commits.finished(self.folder)
         except FileNotFoundError:
             raise ValueError(
-                f"dataset_name {self.folder.uri}: not a finished mel dataset (no {commits.SUCCESS}); make one with jobs/prepare.py"
+                f"dataset_name {self.folder.uri}: not a finished mel dataset (no {commits.SUCCESS}): "
+                "run jobs/prepare.py to its end"
             ) from None
         if summary.get("format_version") != DATASET_FORMAT_VERSION:
             stated = summary.get("format_version")
             raise ValueError(
-                f"dataset_name {self.folder.uri}: format version {stated}, this version reads {DATASET_FORMAT_VERSION}"
+                f"dataset_name {self.folder.uri}: format version {stated}, must be {DATASET_FORMAT_VERSION}"
             )
         digest = str(summary["digest"])
         return digest, parts, index
@@ -183,7 +210,8 @@ class MelDataset:
         digests = {part.path: part.sha256 for part in present}
         if lacking := next((part.path for part in parts if digests.get(part.path) != part.sha256), None):
             raise ValueError(
-                f"dataset_name {self.folder.uri}: lacks {lacking} of the version {digest} that the run began with: name that dataset, or use another run folder"
+                f"dataset_name {self.folder.uri}: lacks {lacking} of the version {digest} that the run began with: "
+                "name that dataset, or use another run folder"
             )
         kept = {part.path for part in parts}
         self.added = sum(sum(part.row_groups or []) for part in present if part.path not in kept)
@@ -191,21 +219,21 @@ class MelDataset:
 
     @property
     def version(self) -> bytes:
-        """The file that a run keeps, to go on with the same rows when rows are added."""
+        """Index of the dataset with its digest. See `TrainingImages.version`."""
         return with_digest(self._index, self.digest)
 
     def all_images(self) -> Images:
-        """Every image in the order of the files (rows, y_res, x_res): for datasets that fit in memory."""
+        """Return all images (rows, y_res, x_res) in the order of `groups`. They must fit in memory."""
         return np.stack(
             [self.image(group, row) for group, (_, _, rows) in enumerate(self.groups) for row in range(rows)]
         )
 
     def column(self, name: str) -> list[Any]:
-        """A column of all rows, in the order of the files."""
+        """Return a column of all rows, in the order of `groups`."""
         return [value for shard in self.shards for value in self._open(shard).read(columns=[name])[name].to_pylist()]
 
     def audio_files(self) -> set[str]:
-        """All files that the images were cut from."""
+        """Return all files from which slices were cut."""
         return {
             name
             for shard in self.shards
@@ -213,28 +241,28 @@ class MelDataset:
         }
 
     def image(self, group: int, row: int) -> Images:
-        """Return the image (y_res, x_res) at a row of a row group, an index into `groups`."""
+        """Return an image (y_res, x_res). See `TrainingImages.image`."""
         try:
             return decode_png(self._group(group)[0][row], (self.mel.y_res, self.mel.x_res))
         except ValueError as error:
             raise ValueError(f"{self.folder.uri}: row {row} of row group {group}: {error}") from error
 
     def audio_file(self, group: int, row: int) -> str:
-        """The file that the image at a row of a row group was cut from."""
+        """Return the file from which the slice of an image was cut."""
         return self._group(group)[1][row]
 
     def _group(self, group: int) -> tuple[list[bytes], list[str]]:
-        if group not in self._held:
+        if group not in self._cached:
             shard, index, _ = self.groups[group]
             content = self._open(shard).read_row_group(index, columns=["image", "audio_file"])
-            self._held[group] = (
+            self._cached[group] = (
                 content["image"].combine_chunks().field("bytes").to_pylist(),
                 content["audio_file"].to_pylist(),
             )
-            while len(self._held) > HELD_ROW_GROUPS:
-                self._held.popitem(last=False)
-        self._held.move_to_end(group)
-        return self._held[group]
+            while len(self._cached) > MAX_CACHED_ROW_GROUPS:
+                self._cached.popitem(last=False)
+        self._cached.move_to_end(group)
+        return self._cached[group]
 
-    def _opened(self, shard: int) -> pq.ParquetFile:
+    def _open_shard(self, shard: int) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder.filesystem.open(self.folder.path(data_file(shard, self.split)), "rb"))

@@ -1,10 +1,12 @@
-"""The original's encodings: a pickled dict of tensors, read without running anything that the file names.
+"""A safe reader for the encodings of the original audio-diffusion project: a pickled dict of tensors.
 
-Python's unpickler calls whatever a file asks for. This one takes only the opcodes that plain containers and tensors need, answers the
-few names that a tensor's pickle holds with functions of its own, and refuses every other; torch is not involved. A tensor holds its
-storage as the bytes of torch's older file format, which are pickles too and are read the same way:
+Python's unpickler calls any function that a file names. The unpickler of this module accepts only the opcodes of
+plain containers and tensors. It replaces the few functions that the pickle of a tensor names with functions of its
+own, and rejects all others. It does not use torch. The storage of a tensor is a byte string in the legacy file format
+of torch, a sequence of pickles that is read in the same way:
 
-    magic number, protocol, machine (byte order), reference to the storage (kind, elements), keys, then per storage its element count and data
+    magic number, protocol, machine (byte order), reference to the storage (type, number of elements), keys,
+    then for each storage its number of elements and its data
 """
 
 import io
@@ -20,7 +22,7 @@ import numpy.typing as npt
 
 Vector = npt.NDArray[np.float32]
 
-MAX_VALUES = 16_384  # of a tensor
+MAX_TENSOR_VALUES = 16_384
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 TORCH_PROTOCOL = 1001
 
@@ -77,34 +79,45 @@ _OPCODES = [
 
 
 class _RefusedError(ValueError):
-    """What a pickle holds or asks for, as the end of a sentence about the file."""
+    """Error for a rejected pickle. The message is a predicate whose subject is the file."""
 
 
 def read_pickled(content: bytes) -> dict[str, Vector]:
-    """The vectors (n,) of a pickled dict, name -> tensor (1, n) or (n,).
+    """Read a pickled dict from name to tensor (1, n) or (n,).
 
-    Raises ValueError where the pickle is anything else, in one line that says what it asked for.
+    Args:
+        content: Content of the pickle.
+
+    Returns:
+        The tensors by name, as vectors (n,).
+
+    Raises:
+        ValueError: The pickle is damaged, holds anything else, or names a function that tensors do not need. The
+            message is one line, a predicate whose subject is the file.
     """
     try:
-        found = _Tensors(content).load()
+        tensors = _TensorUnpickler(content).load()
     except _RefusedError:
         raise
-    except Exception as error:  # whatever a damaged pickle makes the unpickler do
+    except Exception as error:  # a damaged pickle can cause any error in the unpickler
         raise ValueError(
-            f"is no pickle that can be read ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"cannot be read as a pickle ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in found.items()
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, np.ndarray) for name, value in tensors.items()
     ):
         raise ValueError("is a pickle, but not of a dict from file names to tensors")
-    for name, value in found.items():
+    for name, value in tensors.items():
         if value.ndim not in (1, 2) or (value.ndim == 2 and len(value) != 1):
-            raise ValueError(f"holds a tensor of shape {value.shape} for {name}: (1, n) or (n,) is taken")
-    return {name: np.ascontiguousarray(value.reshape(-1), np.float32) for name, value in found.items()}
+            raise ValueError(f"holds a tensor of shape {value.shape} for {name}: must be (1, n) or (n,)")
+    return {name: np.ascontiguousarray(value.reshape(-1), np.float32) for name, value in tensors.items()}
 
 
-class _Plain(pickle._Unpickler):
-    """Containers, numbers and text. In Python, not C: it takes no memory for sizes that a file only claims."""
+class _PlainUnpickler(pickle._Unpickler):
+    """An unpickler for containers, numbers and text.
+
+    The base class is the Python implementation: the C implementation allocates memory for the sizes that a file claims.
+    """
 
     dispatch: ClassVar = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _OPCODES}
 
@@ -114,18 +127,22 @@ class _Plain(pickle._Unpickler):
         except KeyError as error:
             if isinstance(error.args[0], int) and error.args[0] not in self.dispatch:
                 raise _RefusedError(
-                    f"is a pickle with the operation {bytes(error.args)!r}, which no tensor needs: refused"
+                    f"is a pickle with the operation {bytes(error.args)!r}, which tensors do not need: refused"
                 ) from error
             raise
 
     def find_class(self, module: str, name: str) -> Any:
         raise _RefusedError(
-            f"is a pickle that asks for {module}.{name}, which tensors do not need: refused, since a pickle can run anything"
+            f"is a pickle that names {module}.{name}, which tensors do not need: refused, because it could run any code"
         )
 
 
-class _Tensors(_Plain):
-    """Containers of tensors, which become arrays: in all no more values than the file has bytes, since views can repeat those of a small storage."""
+class _TensorUnpickler(_PlainUnpickler):
+    """An unpickler for containers of tensors, which become arrays.
+
+    All tensors together may not hold more values than the file has bytes: a small file can hold many views of one
+    storage, each of which becomes an array.
+    """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
@@ -138,28 +155,26 @@ class _Tensors(_Plain):
             case "torch.storage", "_load_from_bytes":
                 return self._counted_storage
             case "collections", "OrderedDict":
-                return _no_hooks
+                return _empty_ordered_dict
         return super().find_class(module, name)
 
     def _counted_storage(self, content: Any) -> npt.NDArray[Any]:
         storage = _storage(content)
         self._stored += storage.nbytes
         if self._stored > self._bytes:
-            raise _RefusedError(f"holds storages of more than its {self._bytes} bytes: some are named again and again")
+            raise _RefusedError(f"holds storages of more than its {self._bytes} bytes: some are used repeatedly")
         return storage
 
     def _counted_tensor(self, *parts: Any) -> npt.NDArray[Any]:
         tensor = _tensor(*parts)
         self._values += tensor.size
         if self._values > self._bytes:
-            raise _RefusedError(
-                f"holds tensors of more values than its {self._bytes} bytes: they repeat what it stores"
-            )
+            raise _RefusedError(f"holds tensors of more values than its {self._bytes} bytes: views repeat its values")
         return tensor
 
 
-class _Storage(_Plain):
-    """The pickles inside a storage's bytes: `persistent_load` takes the reference to the storage apart."""
+class _StorageUnpickler(_PlainUnpickler):
+    """An unpickler for the pickles inside the bytes of a storage. It resolves the reference to the storage."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _STORAGES[name] if module == "torch" and name in _STORAGES else super().find_class(module, name)
@@ -168,23 +183,23 @@ class _Storage(_Plain):
         match reference:
             case ("storage", np.dtype() as kind, str(), str(), int(count), *view) if view in ([], [None]):
                 return kind, count
-        raise _RefusedError(f"holds a tensor whose storage is {reference!r}: float32, float64 or float16 is taken")
+        raise _RefusedError(f"holds a tensor whose storage is {reference!r}: must be float32, float64 or float16")
 
 
 def _storage(content: Any) -> npt.NDArray[Any]:
-    """The values of a storage in torch's older file format."""
+    """Return the values of a storage in the legacy file format of torch."""
     if not isinstance(content, bytes):
         raise _RefusedError("holds a tensor whose storage is not bytes")
     file = io.BytesIO(content)
-    magic, protocol, machine, reference, keys = (_Storage(file).load() for _ in range(5))
+    magic, protocol, machine, reference, keys = (_StorageUnpickler(file).load() for _ in range(5))
     if (
         (magic, protocol) != (TORCH_MAGIC, TORCH_PROTOCOL)
         or not isinstance(machine, dict)
         or machine.get("little_endian") is not True
     ):
-        raise _RefusedError("holds a tensor whose storage is not in the format that torch pickles")
+        raise _RefusedError("holds a tensor whose storage is not in the legacy format of torch")
     if not isinstance(reference, tuple) or not isinstance(keys, list) or len(keys) != 1:
-        raise _RefusedError("holds a tensor whose storage is not one storage")
+        raise _RefusedError("holds a tensor whose byte string does not hold exactly one storage")
     kind, count = reference
     (stored,) = struct.unpack("<q", file.read(8))
     data = file.read()
@@ -194,25 +209,25 @@ def _storage(content: Any) -> npt.NDArray[Any]:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> npt.NDArray[Any]:
-    """The values of a view of a storage, copied; what else a tensor has (whether it needs a gradient, hooks) does not matter."""
+    """Return a copy of the values of a view of a storage. Other properties of the tensor are ignored."""
     numbers = [offset, *size, *stride]
     if (
         not isinstance(storage, np.ndarray)
         or len(size) != len(stride)
         or not all(isinstance(number, int) and number >= 0 for number in numbers)
     ):
-        raise _RefusedError(f"holds a tensor of size {size!r} and stride {stride!r}, which is none")
-    if math.prod(size) == 0 or math.prod(size) > MAX_VALUES:
-        raise _RefusedError(f"holds a tensor of {math.prod(size)} values: 1 to {MAX_VALUES} are taken")
-    if offset + _last(size, stride) >= len(storage):
+        raise _RefusedError(f"holds a tensor of size {size!r} and stride {stride!r}, which is invalid")
+    if math.prod(size) == 0 or math.prod(size) > MAX_TENSOR_VALUES:
+        raise _RefusedError(f"holds a tensor of {math.prod(size)} values: must be 1 to {MAX_TENSOR_VALUES}")
+    if offset + _last_index(size, stride) >= len(storage):
         raise _RefusedError(f"holds a tensor of size {size!r} that reaches beyond its storage of {len(storage)} values")
     return np.lib.stride_tricks.as_strided(storage[offset:], size, [step * storage.itemsize for step in stride]).copy()
 
 
-def _no_hooks() -> "OrderedDict[Any, Any]":
-    """What torch pickles for a tensor's hooks, and Python for an ordered dict before its items."""
+def _empty_ordered_dict() -> "OrderedDict[Any, Any]":
+    """Replace `collections.OrderedDict`: torch pickles an empty one as the hooks of a tensor."""
     return OrderedDict()
 
 
-def _last(size: Sequence[int], stride: Sequence[int]) -> int:
+def _last_index(size: Sequence[int], stride: Sequence[int]) -> int:
     return sum((length - 1) * step for length, step in zip(size, stride, strict=True))

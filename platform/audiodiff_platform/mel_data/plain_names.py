@@ -1,4 +1,7 @@
-"""Local folders for the `datasets` library, which takes some characters of a path for patterns or for chains."""
+"""Paths that the `datasets` library reads literally.
+
+`datasets` treats some characters of a path as patterns or as chained URLs.
+"""
 
 import hashlib
 import os
@@ -11,28 +14,28 @@ import datasets
 
 from audiodiff_platform.storage import Folder
 
-LINKS = "audiodiff-links"
-_NOT_PLAIN = re.compile(r"[*?\[\]]|::")
+LINKS_FOLDER = "audiodiff-links"
+_SPECIAL = re.compile(r"[*?\[\]]|::")
 
 
 def plainly_named(folder: Folder) -> str:
-    """Return the path of a local folder, or of links to its files where `datasets` misreads its names.
+    """Return a path for `datasets`: the local folder itself, or a folder of links if its names have special characters.
 
-    The links lie in the cache of `datasets`, at a place that depends on the folder's path alone, so that the cache knows
-    the folder again.
+    The links lie in the cache of `datasets`, at a path that depends only on the path of the folder, so that the cache
+    recognizes the folder in later runs.
     """
     names = folder.names("**/*")
-    if not any(map(_NOT_PLAIN.search, (folder.root, *names))):
+    if not any(map(_SPECIAL.search, (folder.root, *names))):
         return folder.root
     digest = hashlib.sha256(folder.root.encode(errors="surrogateescape")).hexdigest()
-    place = Path(datasets.config.HF_DATASETS_CACHE) / LINKS / digest[:32]
-    links = {place / quote(name): folder.path(name) for name in names}
+    link_folder = Path(datasets.config.HF_DATASETS_CACHE) / LINKS_FOLDER / digest[:32]
+    links = {link_folder / quote(name): folder.path(name) for name in names}
     for link, target in links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         temporary = link.with_name(f".{uuid.uuid4().hex}")
         os.symlink(target, temporary)
         os.replace(temporary, link)
-    for link in place.rglob("*"):
+    for link in link_folder.rglob("*"):
         if link.is_symlink() and link not in links and not link.name.startswith("."):
             link.unlink(missing_ok=True)
-    return str(place)
+    return str(link_folder)

@@ -1,4 +1,4 @@
-"""Names of files and folders in the folder of a training run."""
+"""Names of the files and folders in the output folder of a training run."""
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

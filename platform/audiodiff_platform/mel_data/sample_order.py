@@ -1,13 +1,19 @@
-"""The order in which training reads a mel dataset.
+"""The order in which training reads the samples of a mel dataset.
 
-The order is a function of (seed, epoch) alone. Row groups are permuted and laid end to end; the sequence is cut into STREAMS equal
-parts; each part is shuffled within windows; sample i of the epoch is the next of stream i mod STREAMS. Any place in an epoch is
-found by arithmetic, and memory holds a window per stream, whatever the dataset's size. Where the number of workers w divides STREAMS,
-a worker owns every w-th stream and reads its own row groups; where it does not, workers read some row groups of each other too.
+The order depends only on (seed, epoch):
 
-A window of 256 rows lies in up to three of the row groups of 128 that prepare writes, and a lone worker turns from stream to stream
-with each sample. So it has 3 * STREAMS row groups in use at once, which is what the dataset keeps read (`dataset.HELD_ROW_GROUPS`):
-with fewer, it would read a row group anew for nearly every sample.
+1. The row groups of the dataset are permuted and laid end to end.
+2. The sequence of rows is cut into STREAMS equal parts, the streams.
+3. Each stream is shuffled within windows of WINDOW_ROWS rows.
+4. Sample i of the epoch is the next sample of stream i mod STREAMS.
+
+The place of any sample is computed without a scan, and memory holds one window per stream for any size of dataset. If
+the number of workers w divides STREAMS, each worker owns every w-th stream and reads row groups of its own.
+Otherwise, workers share some row groups.
+
+A window of 256 rows overlaps up to three of the row groups of 128 rows that prepare writes. A single worker
+alternates between all streams, so it uses 3 * STREAMS row groups at a time. Datasets cache this number of row groups
+(`MAX_CACHED_ROW_GROUPS`). With a smaller cache, almost every sample would read a row group again.
 """
 
 from collections.abc import Sequence
@@ -26,11 +32,18 @@ WINDOW_ROWS = 256
 
 Numbers = npt.NDArray[np.int64]
 Place = tuple[int, int]
-"""A row group, an index into the dataset's, and a row in it."""
+"""An index into the row groups of the dataset, and a row in the row group."""
 
 
 class DataOrder:
-    """A dataset's samples by their numbers: training counts them through all epochs, number = epoch * rows + place in the epoch."""
+    """The samples of a dataset by number. Samples are numbered through all epochs: epoch * rows + place in the epoch.
+
+    Args:
+        dataset: The dataset.
+        seed: Seed of the order.
+        latents: Latents of the dataset, which are read instead of the images.
+        encodings: Encodings of the audio files, which are added to the samples.
+    """
 
     def __init__(
         self,
@@ -40,13 +53,12 @@ class DataOrder:
         latents: LatentsDataset | None = None,
         encodings: Encodings | None = None,
     ) -> None:
-        """`latents` of the same dataset are read instead of its images; `encodings` go along with them."""
         self.dataset, self.seed, self.latents, self.encodings = dataset, seed, latents, encodings
         self._group_rows = [rows for _, _, rows in dataset.groups]
         self._epochs: dict[int, Epoch] = {}
 
     def batch(self, numbers: Sequence[int]) -> TrainBatch:
-        """The samples of those numbers, of which the lowest says which epochs are over."""
+        """Return the samples of `numbers`. Epochs before the lowest number are forgotten."""
         first = min(numbers) // self.dataset.rows
         self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= first}
         return samples(
@@ -67,7 +79,15 @@ def samples(
     latents: LatentsDataset | None = None,
     encodings: Encodings | None = None,
 ) -> TrainBatch:
-    """What training sees of a dataset's rows: their latents or else their images, and the encodings of their files."""
+    """Read samples of a dataset.
+
+    Args:
+        numbers: Numbers of the samples.
+        places: Row group and row of each sample.
+        dataset: The dataset.
+        latents: Latents of the dataset, which are read instead of the images.
+        encodings: Encodings of the audio files, which are added to the samples.
+    """
     vectors = None if encodings is None else encodings.vectors_for([dataset.audio_file(*place) for place in places])
     if latents is None:
         return TrainBatch(numbers, np.stack([dataset.image(*place) for place in places]), vectors)
@@ -75,7 +95,13 @@ def samples(
 
 
 class Epoch:
-    """Where each sample of an epoch lies, by the rule in the module's docstring."""
+    """The order of one epoch, as described at the top of this module.
+
+    Args:
+        group_rows: Number of rows of each row group.
+        seed: Seed of the order.
+        epoch: Number of the epoch.
+    """
 
     def __init__(self, group_rows: Sequence[int], seed: int, epoch: int) -> None:
         self.key = (seed, epoch)
@@ -85,7 +111,7 @@ class Epoch:
         self._windows: dict[int, tuple[int, Numbers]] = {}
 
     def locate(self, sample: int) -> Place:
-        """(row group, row in it) of a sample in [0, total)."""
+        """Return the row group and the row of `sample`, a number in [0, total)."""
         stream, place = sample % STREAMS, sample // STREAMS
         first = stream * (self.total // STREAMS) + min(stream, self.total % STREAMS)
         window = place // WINDOW_ROWS
@@ -94,9 +120,9 @@ class Epoch:
         return int(self.groups[group]), position - (int(self.ends[group - 1]) if group else 0)
 
     def _shuffled(self, stream: int, window: int) -> Numbers:
-        """The order within a stream's window; the last one used of each stream is kept."""
-        kept, order = self._windows.get(stream, (-1, None))
-        if order is None or kept != window:
+        """Return the order within a window of a stream. The last window of each stream is cached."""
+        cached_window, order = self._windows.get(stream, (-1, None))
+        if order is None or cached_window != window:
             length = (self.total - stream + STREAMS - 1) // STREAMS
             order = np.random.default_rng([*self.key, stream, window]).permutation(
                 min(WINDOW_ROWS, length - window * WINDOW_ROWS)
@@ -105,10 +131,10 @@ class Epoch:
         return order
 
 
-def spread_places(dataset: TrainingImages | LatentsDataset, at_most: int) -> list[Place]:
-    """Up to `at_most` rows, evenly spread."""
+def spread_places(dataset: TrainingImages | LatentsDataset, max_places: int) -> list[Place]:
+    """Return the places of up to `max_places` rows, evenly spread over the dataset."""
     ends = np.cumsum([rows for _, _, rows in dataset.groups])
-    numbers = np.unique(np.linspace(0, dataset.rows - 1, min(at_most, dataset.rows)).astype(np.int64))
+    numbers = np.unique(np.linspace(0, dataset.rows - 1, min(max_places, dataset.rows)).astype(np.int64))
     groups = np.searchsorted(ends, numbers, side="right")
     return [
         (int(group), int(number - (ends[group - 1] if group else 0)))

@@ -1,1 +1,1 @@
-"""Reports: pages that show a run."""
+"""HTML reports of training and generation runs."""

@@ -1,4 +1,7 @@
-"""One self-contained page that shows a run: how the loss fell, what real and generated loops look and sound like, and how close they are."""
+"""A self-contained HTML report of a run: training loss, images and audio of real and generated loops, and distances.
+
+All images and audio are embedded in the page, so that it can be opened without other files.
+"""
 
 import base64
 import html
@@ -19,21 +22,33 @@ from audiodiff_core.mel.png import encode_png
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from audiodiff_platform.mel_data.run_folder import METRICS
 
-LOOPS_SHOWN = 16
-REAL_SHOWN = 8
+MAX_GENERATED_CLIPS = 16
+MAX_REAL_CLIPS = 8
+MAX_UNTRAINED_CLIPS = 2
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1c2430; background: #fbfaf7; }
-table { border-collapse: collapse; } td, th { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
+body { color: #1c2430; background: #fbfaf7; }
+table { border-collapse: collapse; }
+td, th { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd; }
 .loops { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
-figure { margin: 0; } figure img { width: 100%; image-rendering: pixelated; transform: scaleY(-1); border-radius: 4px; }
-audio { width: 100%; } figcaption { font-size: .85rem; color: #566; } svg { width: 100%; height: auto; background: #fff; }
+figure { margin: 0; }
+figure img { width: 100%; image-rendering: pixelated; transform: scaleY(-1); border-radius: 4px; }
+audio { width: 100%; }
+figcaption { font-size: .85rem; color: #566; }
+svg { width: 100%; height: auto; background: #fff; }
 """
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A loop to show: its name, its picture and its sound as a WAV file."""
+    """A loop on the page.
+
+    Args:
+        name: Caption of the loop.
+        image: Mel image (y_res, x_res).
+        wav: Content of a WAV file.
+    """
 
     name: str
     image: Images
@@ -41,8 +56,8 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The clips on the page."""
+class Clips:
+    """The loops on the page."""
 
     generated: Sequence[Clip]
     real: Sequence[Clip]
@@ -50,29 +65,48 @@ class Shown:
 
 
 def write_report(
-    page: Path, dataset_dir: str, input_dir: str, run: Path, loops: Path, untrained: Path
+    page: Path, *, dataset_dir: str, input_dir: str, run_dir: Path, loops_dir: Path, untrained_dir: Path
 ) -> dict[str, float]:
-    """Writes the page and returns its figures. Distances are between audio: what was generated is analysed as the real audio was."""
+    """Write the page and return its figures.
+
+    The generated audio is analyzed with the mel configuration of the dataset, so that the distances compare audio with
+    audio.
+
+    Args:
+        page: HTML file to write.
+        dataset_dir: Mel dataset of the real audio.
+        input_dir: Audio that the dataset was prepared from.
+        run_dir: Folder of the training run.
+        loops_dir: Loops of the trained model.
+        untrained_dir: Loops of the untrained model.
+
+    Returns:
+        Distances, spreads and sample sizes by name.
+    """
     dataset = MelDataset(dataset_dir)
     mel = Mel(dataset.mel)
     real = dataset.all_images()
     tracks = np.unique(dataset.column("audio_file"), return_inverse=True)[1]
-    generated_clips, untrained_clips = list(_clips(loops, mel)), list(_clips(untrained, mel))
-    generated, blank = (np.stack([clip.image for clip in clips]) for clips in (generated_clips, untrained_clips))
+    generated_clips, untrained_clips = list(_clips(loops_dir, mel)), list(_clips(untrained_dir, mel))
+    generated, untrained = (np.stack([clip.image for clip in clips]) for clips in (generated_clips, untrained_clips))
     figures = {
         "frechet_trained": _distance(generated, real),
-        "frechet_untrained": _distance(blank, real),
+        "frechet_untrained": _distance(untrained, real),
         "frechet_real_to_real": _distance(real[tracks % 2 == 0], real[tracks % 2 == 1]),
         "spread_generated": spread(generated),
         "spread_real": spread(real),
         "n_generated": len(generated),
-        "n_untrained": len(blank),
+        "n_untrained": len(untrained),
         "n_real": len(real),
     }
     figures["untrained_over_trained"] = figures["frechet_untrained"] / figures["frechet_trained"]
-    losses = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    shown = Shown(generated_clips[:LOOPS_SHOWN], list(_real_clips(input_dir, dataset, mel, real)), untrained_clips[:2])
-    page.write_text(_page(figures, losses, shown, len(set(tracks))))
+    losses = [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
+    clips = Clips(
+        generated_clips[:MAX_GENERATED_CLIPS],
+        list(_real_clips(input_dir, dataset, mel, real)),
+        untrained_clips[:MAX_UNTRAINED_CLIPS],
+    )
+    page.write_text(_page(figures, losses, clips, len(set(tracks))))
     return {name: round(value, 4) for name, value in figures.items()}
 
 
@@ -81,23 +115,23 @@ def _distance(one: Images, other: Images) -> float:
 
 
 def _clips(folder: Path, mel: Mel) -> Iterable[Clip]:
-    """What generate wrote, in the order of the seeds."""
+    """Yield the loops of a folder written by generate, in the order of their seeds."""
     for row in sorted(pq.read_table(folder / "manifest").to_pylist(), key=lambda row: int(row["seed"])):
         wav = (folder / row["path"]).read_bytes()
         yield Clip(f"seed {row['seed']}", mel.images(decode_audio(wav, mel.config.sample_rate)[np.newaxis])[0][0], wav)
 
 
 def _real_clips(input_dir: str, dataset: MelDataset, mel: Mel, images: Images) -> Iterable[Clip]:
-    """Slices of the dataset from different files, with the audio that they were cut from."""
+    """Yield one slice of each of the first files of the dataset, with its audio."""
     names, starts = dataset.column("audio_file"), dataset.column("start_s")
     first_rows = {name: row for row, name in reversed(list(enumerate(names)))}
-    for name, row in sorted(first_rows.items())[:REAL_SHOWN]:
+    for name, row in sorted(first_rows.items())[:MAX_REAL_CLIPS]:
         file = f"{input_dir.rstrip('/')}/{name}"
-        piece = decode_audio(file, mel.config.sample_rate, start_s=starts[row], duration_s=mel.config.slice_duration_s)
-        yield Clip(name, images[row], encode_audio(piece, mel.config.sample_rate))
+        audio = decode_audio(file, mel.config.sample_rate, start_s=starts[row], duration_s=mel.config.slice_duration_s)
+        yield Clip(name, images[row], encode_audio(audio, mel.config.sample_rate))
 
 
-def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], shown: Shown, tracks: int) -> str:
+def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], clips: Clips, tracks: int) -> str:
     f = figures
     rows = [
         (
@@ -119,19 +153,21 @@ def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], shown: Sh
     table = "".join(f"<tr><td>{name}</td><td>{value:.3f}</td><td>{sizes}</td></tr>" for name, value, sizes in rows)
     last = losses[-1]
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>audiodiff: a run</title><style>{_STYLE}</style>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>audiodiff: a run</title><style>{_STYLE}</style>
 <h1>From audio to loops</h1>
 <p>Trained for {last["step"]} steps on {last["samples"]:,} samples in {last["seconds"]:.0f} s. The trained model is
 {f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained one.</p>
 <h2>Fréchet distance ({EMBEDDER}, smaller is closer)</h2>
 <table><tr><th>from, to</th><th>distance</th><th>samples</th></tr>{table}</table>
-<p>Two halves of a small collection are far apart where their tracks differ, so real to real is no floor here: it says how varied the collection is.
-Spread between loops (mean difference between pairs of pictures, in levels of 255): generated {f["spread_generated"]:.1f}, real {f["spread_real"]:.1f};
-0 would be one picture again and again.</p>
+<p>The real to real distance measures the variety of the collection. It is not a lower bound for the other distances,
+because the two halves of a small collection can differ strongly.</p>
+<p>Spread between loops (mean difference between pairs of images, in levels from 0 to 255): generated
+{f["spread_generated"]:.1f}, real {f["spread_real"]:.1f}. A spread of 0 means that all images are identical.</p>
 <h2>Training loss</h2>{_curve([line["step"] for line in losses], [line["loss"] for line in losses])}
-<h2>Generated loops</h2><div class="loops">{"".join(map(_figure, shown.generated))}</div>
-<h2>Real loops</h2><div class="loops">{"".join(map(_figure, shown.real))}</div>
-<h2>The same network, untrained</h2><div class="loops">{"".join(map(_figure, shown.untrained))}</div>
+<h2>Generated loops</h2><div class="loops">{"".join(map(_figure, clips.generated))}</div>
+<h2>Real loops</h2><div class="loops">{"".join(map(_figure, clips.real))}</div>
+<h2>Loops of the untrained network</h2><div class="loops">{"".join(map(_figure, clips.untrained))}</div>
 </html>
 """
 
@@ -140,13 +176,13 @@ def _figure(clip: Clip) -> str:
     image, wav = (base64.b64encode(content).decode() for content in (encode_png(clip.image), clip.wav))
     name = html.escape(clip.name)
     return (
-        f'<figure><img alt="mel picture of {name}" src="data:image/png;base64,{image}">'
+        f'<figure><img alt="mel image of {name}" src="data:image/png;base64,{image}">'
         f'<audio controls src="data:audio/wav;base64,{wav}"></audio><figcaption>{name}</figcaption></figure>'
     )
 
 
 def _curve(steps: Sequence[int], losses: Sequence[float]) -> str:
-    """A line on logarithmic losses, as SVG."""
+    """Plot losses on a logarithmic scale, as SVG."""
     width, height, margin = 900, 260, 40
     low, high = np.log10(min(losses)), np.log10(max(losses)) + 1e-9
     x = margin + (np.array(steps) - steps[0]) / max(1, steps[-1] - steps[0]) * (width - 2 * margin)

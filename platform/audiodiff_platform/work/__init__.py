@@ -1,1 +1,1 @@
-"""Sharded jobs: plan, Ray Data, attempts, and the sequence that all of them share."""
+"""Sharded jobs: the plan of shards, their execution on Ray Data, and the sequence of steps common to all jobs."""

@@ -1,8 +1,11 @@
-"""Deaths of processes by shard, kept on disk: an item that ends two processes is given up.
+"""Per-shard records of worker process deaths, kept on disk so that an item that kills workers is skipped.
 
-`_attempts/<shard>.json` names the item that a process works on. A process that starts a shard and finds the mark of
-another process of the same job there counts one death, unless the node of the other process is gone: a node that is taken
-away blames no item. On an object store, items are marked from the second attempt on, which saves a request for each item.
+An item is one input of a shard, such as an audio file. `_attempts/<shard>.json` holds the mark of the process that
+works on the shard, with the item in progress. A process that starts the shard and reads the mark of another process
+of the same job counts one death against that item. A death is not counted if the node of the other process is gone:
+the loss of a node, such as a reclaimed spot instance, blames no item.
+
+On an object store, items are marked from the second attempt on, which saves one request per item.
 """
 
 import time
@@ -16,24 +19,24 @@ from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import require_token
 
 FOLDER = "_attempts"
-DEATHS_OF_AN_ITEM = 2
-DEATHS_OF_A_SHARD = 8  # that no item explains
-CHECK_S = 2.0
+MAX_ITEM_DEATHS = 2
+MAX_UNEXPLAINED_DEATHS = 8  # per shard, beyond the deaths blamed on skipped items
+LEASE_CHECK_INTERVAL_S = 2.0
 
 
 class CommittedError(Exception):
-    """Another process committed the shard meanwhile."""
+    """Another process has committed the shard."""
 
 
 @dataclass
 class Attempts:
-    """The record of one shard, which outlives the process that works on it.
+    """The record of process deaths of one shard, which outlives the process that works on the shard.
 
     Args:
-        output: The folder that holds the record.
-        shard: The number of the shard.
-        process: A name of this process, different from those of all others.
-        token: The token of the lease of the job, or None if the job holds none.
+        output: Folder that holds the record.
+        shard: Number of the shard.
+        process: Unique name of this process.
+        token: Token of the job's lease, or None if the job holds no lease.
     """
 
     output: Folder
@@ -41,9 +44,9 @@ class Attempts:
     process: str
     token: str | None = None
     deaths: list[str] = field(default_factory=list)
-    """The item in work at each death; empty where no item was marked."""
+    """The item in progress at each death, or "" if no item was marked."""
     checked: float = field(default_factory=time.monotonic)
-    """The time at which the lease was last seen, by the monotonic clock."""
+    """Time of the last lease check, in seconds of the monotonic clock."""
 
     def __post_init__(self) -> None:
         record = self._record()
@@ -54,7 +57,7 @@ class Attempts:
             self.deaths.append(record["item"])
 
     def start(self, item: str = "") -> None:
-        """Mark `item` (or the shard as a whole) as in work by this process.
+        """Mark `item`, or the shard if `item` is empty, as in progress in this process.
 
         Raises:
             LeaseLostError: The job has ended.
@@ -64,32 +67,34 @@ class Attempts:
             self._write(self.process, item)
 
     def stop(self) -> None:
-        """Mark the shard as in work by no process: an error that the process survives is no death."""
+        """Clear the mark of this process, so that an error that the process survives is not counted as a death."""
         record = self._record()
         if record is None or record["process"] != self.process:
-            return  # of a process that was started in place of this one
+            return  # the mark belongs to a process that has replaced this one
         if self.deaths:
             self._write("", "")
         else:
             self.output.remove(self._name)
 
     def require_running(self) -> None:
-        """Check between two items, at most every `CHECK_S` seconds, that the job goes on: Ray ends no method of an actor.
+        """Check that the job still holds its lease, at most once per `LEASE_CHECK_INTERVAL_S`.
+
+        Call this method between two items: Ray does not interrupt a running actor method when its job ends.
 
         Raises:
-            LeaseLostError: The job was stopped, or the folder has another owner by now.
+            LeaseLostError: The job was stopped, or another job owns the folder.
         """
-        if self.token is not None and time.monotonic() - self.checked > CHECK_S:
-            with suppress(OSError):  # the shard goes on while the store is out of reach: its commit checks again
+        if self.token is not None and time.monotonic() - self.checked > LEASE_CHECK_INTERVAL_S:
+            with suppress(OSError):  # the store is unreachable: continue, the commit checks the lease again
                 require_token(self.output, self.token)
             self.checked = time.monotonic()
 
     def require_ownership(self) -> None:
-        """Check, before parts are put in place, that the shard is still this process's to make.
+        """Check, before the files of the shard are written, that this process may still write them.
 
         Raises:
-            LeaseLostError: The folder has another owner by now.
-            CommittedError: The shard is committed by now.
+            LeaseLostError: Another job owns the folder.
+            CommittedError: The shard is already committed.
         """
         if self.token is not None:
             require_token(self.output, self.token)
@@ -97,21 +102,24 @@ class Attempts:
                 raise CommittedError
 
     def gives_up(self, item: str) -> bool:
-        """Return True if `item` was in work at two deaths, of which the first need not have been marked on a store."""
+        """Return True if `item` has killed `MAX_ITEM_DEATHS` processes and must be skipped.
+
+        The first attempt on an object store marks no items. A death in that attempt counts against every item that was
+        in progress at a later death.
+        """
         unmarked = 0 if self.output.is_local else self.deaths.count("")
-        return item in self.deaths and self.deaths.count(item) + unmarked >= DEATHS_OF_AN_ITEM
+        return item in self.deaths and self.deaths.count(item) + unmarked >= MAX_ITEM_DEATHS
 
     @property
     def exhausted(self) -> bool:
-        """True if more processes died of the shard than its items explain."""
-        return len(self.deaths) >= DEATHS_OF_A_SHARD + DEATHS_OF_AN_ITEM * sum(
-            map(self.gives_up, set(self.deaths) - {""})
-        )
+        """True if the shard has killed more processes than its skipped items explain."""
+        skipped_items = sum(map(self.gives_up, set(self.deaths) - {""}))
+        return len(self.deaths) >= MAX_UNEXPLAINED_DEATHS + MAX_ITEM_DEATHS * skipped_items
 
     @property
     def reason(self) -> str:
-        """The reason for which an item is given up."""
-        return f"ended {DEATHS_OF_AN_ITEM} processes that worked on it"
+        """The reason reported for a skipped item."""
+        return f"killed {MAX_ITEM_DEATHS} worker processes"
 
     @property
     def _name(self) -> str:
@@ -128,8 +136,11 @@ class Attempts:
         self.output.write_json(self._name, record)
 
 
-def died_in_this_machines_driver(output: Folder) -> bool:
-    """Return True if a process that ran shards without Ray left a mark: its successor runs them in workers, which may die."""
+def driver_died_without_ray(output: Folder) -> bool:
+    """Return True if an earlier process that ran shards without Ray left a mark, and so died.
+
+    The shards must then run in worker processes, so that a death does not end the job.
+    """
     marks = output.read_all(f"{FOLDER}/*.json").values()
     return any(b'"node": ""' in mark and b'"process": ""' not in mark for mark in marks)
 
@@ -138,5 +149,5 @@ def _node() -> str:
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
-def _is_alive(node: str) -> bool:
-    return any(known["NodeID"] == node and known["Alive"] for known in ray.nodes()) if ray.is_initialized() else False
+def _is_alive(node_id: str) -> bool:
+    return ray.is_initialized() and any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())

@@ -1,11 +1,12 @@
-"""Which sources make which shard: `_plan/NNNN.parquet`, append-only.
+"""The plan of a job over audio files: which source belongs to which shard.
 
-    _plan/NNNN.parquet            shard, URI, size and version of each source, range of bytes of a part of a large container
-    _plan/digests/NNNNNN.parquet  SHA-256 of each source that a shard was made of (`source_digests.py`)
-    _plan/versions/NNNN.parquet   later versions of planned sources whose content is the same, append-only
+    _plan/NNNN.parquet            shard, URI, size and version of each source, byte range of a part of a large container
+    _plan/digests/NNNNNN.parquet  SHA-256 of each source that was read for a shard (`source_digests.py`)
+    _plan/versions/NNNN.parquet   later versions of planned sources with unchanged content, append-only
 
-Sources are ordered by a hash of their URI, so that neighbours in a shard are not the same album, and cut into shards of about equal
-duration, estimated from their sizes. None of it depends on the number of workers. The driver holds one listing, and no planned source twice.
+Sources are sorted by a hash of their URI, so that files of one album rarely lie in the same shard. The sorted sources
+are cut into shards of about equal duration, estimated from file sizes. The plan does not depend on the number of
+workers. The driver holds the listing of the input in memory, but reads the planned sources as a stream.
 """
 
 import hashlib
@@ -31,20 +32,26 @@ PLAN_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("version", pa.string()),
         ("left_out", pa.list_(pa.string())),
-        ("start", pa.int64()),  # of the part of a container
-        ("stop", pa.int64()),  # 0 for a whole file; plans of earlier versions have no parts, and lack both columns
+        ("start", pa.int64()),  # byte range of a part of a container
+        ("stop", pa.int64()),  # 0 for a whole file; plans of earlier versions lack both columns
     ]
 )
 
-SHARD_SECONDS_AT_MOST = 3 * 3_600
-SHARDS_AIMED_AT = 256
-ROW_GROUP_ROWS = 4_096  # a worker reads only those that hold its shard
-READ_AHEAD_BYTES = 1 << 20  # about a row group: a store's client would read 50 MB ahead
+MAX_SHARD_S = 3 * 3_600
+TARGET_SHARDS = 256
+ROW_GROUP_ROWS = 4_096  # a worker reads only the row groups that hold its shard
+READ_AHEAD_BYTES = 1 << 20  # about one row group; the default of an object store client is 50 MB
 
 
 @dataclass(slots=True)
 class ShardSize:
-    """How many sources a shard has, how many of them are containers, and how many seconds of audio they may hold."""
+    """The size of a shard.
+
+    Args:
+        sources: Number of sources.
+        containers: Number of sources that are containers.
+        seconds: Estimated duration of the audio.
+    """
 
     sources: int = 0
     containers: int = 0
@@ -54,11 +61,22 @@ class ShardSize:
 def new_sources(
     folder: Folder, sources: Iterable[Source], inputs: Inputs | None = None
 ) -> tuple[dict[int, ShardSize], list[Source]]:
-    """The shards planned so far, and those of `sources` that are in none of them, large containers in parts.
+    """Compare the plan with the present sources.
 
-    A planned container counts by all its parts. A source of the planned size with another version (a time of modification,
-    an ETag) is read from `inputs` and compared by its digest; without `inputs` it counts as changed, and containers are not divided.
-    Raises ValueError that names a planned source which has changed or vanished.
+    A planned container counts as present with all its parts. A source of the planned size but another version, such
+    as a modification time or an ETag, is read and compared by its digest.
+
+    Args:
+        folder: Folder that holds `_plan`.
+        sources: All sources of the input.
+        inputs: Reads sources to compare their content and to divide large containers into parts. If None, a source with
+            another version counts as changed, and containers are not divided.
+
+    Returns:
+        The planned shards by number, and the sources that are in no planned shard, large containers as their parts.
+
+    Raises:
+        ValueError: A planned source has changed or vanished.
     """
     present = {source.key: source for source in sources}
     divided: set[str] = set()
@@ -66,18 +84,19 @@ def new_sources(
     shards: dict[int, ShardSize] = {}
     touched: list[tuple[int, Source]] = []
     for shard, planned, _ in _all_rows(folder):
-        now = present.pop(planned.key, None)
-        if now is None and planned.part is not None and (whole := present.get(planned.uri)):
+        current = present.pop(planned.key, None)
+        if current is None and planned.part is not None and (container := present.get(planned.uri)):
             divided.add(planned.uri)
-            now = replace(whole, part=planned.part)
-        if now is None:
+            current = replace(container, part=planned.part)
+        if current is None:
             raise ValueError(
-                f"{planned.uri} was planned for {folder.uri} and has vanished: put it back, or prepare into another folder"
+                f"{planned.uri} was planned for {folder.uri} and has vanished: "
+                "put it back, or prepare into another folder"
             )
-        if now.size != planned.size:
+        if current.size != planned.size:
             raise _changed(folder, planned)
-        if now.version != versions.get(planned.uri, planned.version):
-            touched.append((shard, now))
+        if current.version != versions.get(planned.uri, planned.version):
+            touched.append((shard, current))
         _count(shards, shard, planned)
     if touched and (changed := first_changed(folder, touched, inputs) if inputs else touched[0][1]):
         raise _changed(folder, changed)
@@ -90,14 +109,26 @@ def _changed(folder: Folder, source: Source) -> ValueError:
     return ValueError(f"{source.uri} has changed since it was planned for {folder.uri}: {remedy}")
 
 
-def shard_seconds(sources: Iterable[Source], at_least: float) -> float:
-    """The audio that each of their shards should hold: a share of the whole, at least `at_least` and at most SHARD_SECONDS_AT_MOST."""
+def shard_seconds(sources: Iterable[Source], min_seconds: float) -> float:
+    """Return the target duration of a shard in seconds.
+
+    The total duration divided by `TARGET_SHARDS`, limited to `MAX_SHARD_S`, but never less than `min_seconds`.
+    """
     total = sum(source.seconds for source in sources)
-    return max(at_least, min(total / SHARDS_AIMED_AT, SHARD_SECONDS_AT_MOST))
+    return max(min_seconds, min(total / TARGET_SHARDS, MAX_SHARD_S))
 
 
 def assign_shards(sources: list[Source], seconds: float, first: int) -> list[tuple[int, Source]]:
-    """Sources in the plan's order, each with its shard, counted from `first`: shards of about equal size, of `seconds` or more."""
+    """Assign sources to shards of about equal duration.
+
+    Args:
+        sources: The sources.
+        seconds: Minimum average duration of the shards.
+        first: Number of the first shard.
+
+    Returns:
+        Each source with its shard, in the order of the plan.
+    """
     total = sum(source.seconds for source in sources)
     target = total / max(1, int(total / seconds))
     assigned = []
@@ -115,7 +146,7 @@ def _order(source: Source) -> tuple[bytes, str]:
 
 
 def sizes(assigned: Iterable[tuple[int, Source]]) -> dict[int, ShardSize]:
-    """The shards that `assign_shards` made."""
+    """Return the sizes of the shards that `assign_shards` has assigned."""
     shards: dict[int, ShardSize] = {}
     for shard, source in assigned:
         _count(shards, shard, source)
@@ -124,13 +155,14 @@ def sizes(assigned: Iterable[tuple[int, Source]]) -> dict[int, ShardSize]:
 
 @dataclass
 class SourcePlan:
-    """The plan of a job over audio files: shards planned earlier, and new shards of the sources that no shard holds.
+    """The plan of a job over audio files: the shards planned earlier, and new shards for the remaining sources.
 
     Args:
-        folder: The folder that holds `_plan`.
-        planned: The shards planned earlier.
-        new: The sources that no shard holds.
-        seconds: The audio of each new shard.
+        folder: Folder that holds `_plan`.
+        planned: Shards planned earlier.
+        new: Sources that no planned shard holds.
+        seconds: Duration of audio per new shard.
+        left_out: Names of items that are not used, by source.
     """
 
     folder: Folder
@@ -138,7 +170,6 @@ class SourcePlan:
     new: list[Source]
     seconds: float
     left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    """Items that are not used, by source."""
 
     def __post_init__(self) -> None:
         self._generation = len(self.folder.names("_plan/*.parquet"))
@@ -156,24 +187,24 @@ def append_plan(
     left_out: Mapping[str, list[str]],
     generation: int | None = None,
 ) -> None:
-    """Write new shards to the plan, beside those that are there.
+    """Append new shards to the plan, as one more plan file.
 
     Args:
-        folder: The folder that holds `_plan`.
-        assigned: The sources of the new shards.
-        left_out: Items not to be used, by source.
-        generation: The number of plan files that were there when the shards were planned; None for those that are there now.
+        folder: Folder that holds `_plan`.
+        assigned: Sources of the new shards, each with its shard.
+        left_out: Names of items that are not used, by source.
+        generation: Number of plan files at the time when the shards were planned, or None for the present number.
 
     Raises:
-        JobError: Another job has written its plan meanwhile.
+        JobError: Another job has written its plan in the meantime.
     """
     if not assigned:
         return
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, PLAN_SCHEMA, compression="zstd") as writer:
         for start in range(0, len(assigned), ROW_GROUP_ROWS):
-            some = assigned[start : start + ROW_GROUP_ROWS]
-            writer.write_table(table([_row(shard, source, left_out) for shard, source in some], PLAN_SCHEMA))
+            row_group = assigned[start : start + ROW_GROUP_ROWS]
+            writer.write_table(table([_row(shard, source, left_out) for shard, source in row_group], PLAN_SCHEMA))
     if generation is None:
         generation = len(folder.names("_plan/*.parquet"))
     name = f"_plan/{generation:04d}.parquet"
@@ -193,10 +224,11 @@ def _source(row: Mapping[str, Any]) -> Source:
 
 
 def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:
-    """The sources of a planned shard in their order, each with its items that are left out.
+    """Return the sources of a planned shard, each with the names of its items that are not used.
 
-    Opens the last plan file, which holds the shards of a run that adds files. Other shards are found by bisection: each
-    plan file begins where the one before ends.
+    The last plan file is read first: if a run has added files, the last plan file holds the shards of that run. Other
+    shards are found by bisection, because each plan file begins at the shard after the last shard of the preceding
+    file.
     """
     names = folder.names("_plan/*.parquet")
     first, last = 0, len(names)  # the plan file that holds the shard is in names[first:last]
@@ -229,13 +261,13 @@ def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
         yield plan
 
 
-def _rows(plan: pq.ParquetFile, only: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
+def _rows(plan: pq.ParquetFile, wanted: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
     for group in range(plan.num_row_groups):
         shards = plan.metadata.row_group(group).column(0).statistics
-        if only is not None and not shards.min <= only <= shards.max:
+        if wanted is not None and not shards.min <= wanted <= shards.max:
             continue
         for row in plan.read_row_group(group).to_pylist():
-            if only is None or row["shard"] == only:
+            if wanted is None or row["shard"] == wanted:
                 yield row["shard"], _source(row), row["left_out"]
 
 

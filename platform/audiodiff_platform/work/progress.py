@@ -1,4 +1,4 @@
-"""How far a job of shards is, in lines for a person."""
+"""Progress lines of sharded jobs."""
 
 import time
 from collections import Counter
@@ -7,31 +7,40 @@ from collections.abc import Mapping
 from audiodiff_platform.entry.terminal import duration, say
 from audiodiff_platform.work.plan import ShardSize
 
-SECONDS_BETWEEN_LINES = 2.0
+LINE_INTERVAL_S = 2.0
 
 
 class Progress:
-    """Counts finished shards and says how far the work is, at what rate, and how long the rest will take by the audio in it."""
+    """A counter of finished shards that prints progress, throughput and the estimated time left.
 
-    def __init__(self, work: str, pending: Mapping[int, ShardSize]) -> None:
-        self._work, self._pending = work, pending
-        self._began = self._said = time.monotonic()
+    The time left is estimated from the seconds of audio in the finished and in the remaining shards.
+
+    Args:
+        unit: Name of the work at the start of each line, such as "slices".
+        pending: The shards to run.
+    """
+
+    def __init__(self, unit: str, pending: Mapping[int, ShardSize]) -> None:
+        self._unit, self._pending = unit, pending
+        self._began = self._last_line = time.monotonic()
         self._shards, self._seconds = 0, 0.0
         self._counts: Counter[str] = Counter()
 
     def finished(self, counts: Mapping[str, int]) -> None:
-        """Takes in what the worker of a shard counted (`shard`: which)."""
+        """Add the counts of a finished shard, among them its number as `shard`, and print a line if one is due."""
         self._shards += 1
         self._seconds += self._pending[counts["shard"]].seconds
-        self._counts.update({what: count for what, count in counts.items() if what != "shard"})
+        self._counts.update({name: count for name, count in counts.items() if name != "shard"})
         now = time.monotonic()
-        if now - self._said >= SECONDS_BETWEEN_LINES or self._shards == len(self._pending):
-            self._said = now
+        if now - self._last_line >= LINE_INTERVAL_S or self._shards == len(self._pending):
+            self._last_line = now
             say(self._line(now - self._began))
 
     def _line(self, elapsed: float) -> str:
         total = sum(size.seconds for size in self._pending.values())
         left = elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
-        counts = ", ".join(f"{count:,} {what}" for what, count in self._counts.items())
-        rate = self._counts["files"] / elapsed
-        return f"{self._work}: {self._shards:,} of {len(self._pending):,} shards, {counts}, {rate:,.1f} files/s, {duration(left)} left"
+        counts = ", ".join(f"{count:,} {name}" for name, count in self._counts.items())
+        shards = f"{self._shards:,} of {len(self._pending):,} shards"
+        return (
+            f"{self._unit}: {shards}, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {duration(left)} left"
+        )

@@ -1,11 +1,11 @@
-"""The sequence of every sharded job, from the check of its settings to `_SUCCESS`.
+"""The sequence of steps of every sharded job, from the check of its settings to `_SUCCESS`.
 
-1. The caller checks that the folder holds no work of other settings, and takes its lease.
-2. `run`: claim the settings, write the plan, and do the planned shards that no commit names.
-3. `records`: planned, committed and present agree; what no commit names is removed.
-4. `succeed`: `_SUCCESS`, last.
+1. The caller checks that the folder holds no work of other settings, and takes the lease of the folder.
+2. `run` writes the settings and the plan, and runs the planned shards that are not committed.
+3. `records` checks that the plan, the commits and the files agree, and removes files that no commit names.
+4. `succeed` writes `_SUCCESS` as the last file.
 
-A verb supplies the settings, the plan, the worker, and what it writes beside the parts.
+Each job provides the settings, the plan and the worker, and writes any other files of its folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ class Plan(Protocol):
 
     @property
     def shards(self) -> Mapping[int, ShardSize]:
-        """All shards, planned earlier or about to be planned."""
+        """All shards of the job, including those that are not written to the plan yet."""
 
     def write(self) -> None:
         """Append the shards that are not planned yet to the plan in the output folder."""
@@ -35,7 +35,7 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class FixedPlan:
-    """Shards that the settings of a job determine, so that no plan is written."""
+    """Shards that follow from the settings of the job, so that no plan is written."""
 
     shards: Mapping[int, ShardSize]
 
@@ -45,15 +45,18 @@ class FixedPlan:
 
 @dataclass
 class ShardedJob:
-    """A folder that is made shard by shard.
+    """A job that fills its output folder shard by shard.
 
     Args:
-        work: The worker and the name of the job.
-        lease: The lease of the folder, which the caller holds until the job has ended.
-        claim: The name of the settings file in the folder, and all that decides what the folder holds.
+        work: Worker and name of the job.
+        lease: Lease of the output folder. The caller holds it until the job has ended.
+        claim: Name of the settings file in the folder, and all settings that determine the content of the folder.
         plan: The shards.
-        parts: The subfolders of the parts that commits name.
-        unit: The noun of the progress line ("slices").
+        parts: Subfolders of the files that commits name.
+        unit: Name of the work in progress lines, such as "slices".
+
+    Raises:
+        ValueError: The folder holds work of other settings.
     """
 
     work: ShardWork
@@ -63,10 +66,11 @@ class ShardedJob:
     parts: tuple[str, ...]
     unit: str
     pending: Mapping[int, ShardSize] = field(init=False)
+    """The shards that are not committed."""
 
     @property
     def output(self) -> Folder:
-        """The folder."""
+        """The output folder."""
         return self.lease.folder
 
     def __post_init__(self) -> None:
@@ -77,8 +81,8 @@ class ShardedJob:
 
     @property
     def needs_isolation(self) -> bool:
-        """True if the last run ended in the midst of a shard that it did without Ray."""
-        return attempts.died_in_this_machines_driver(self.output)
+        """True if an earlier run died during a shard that it ran without Ray."""
+        return attempts.driver_died_without_ray(self.output)
 
     def run(
         self,
@@ -87,16 +91,17 @@ class ShardedJob:
         before_plan: Callable[[], None] = lambda: None,
         on_shard: Callable[[Counts], None] = lambda _: None,
     ) -> None:
-        """Do the pending shards.
+        """Run the pending shards.
 
         Args:
-            engine: Runs the shards.
-            before_plan: Called between the claim and the plan.
-            on_shard: Called with the counts of each finished shard; an exception ends the job.
+            engine: Engine that runs the shards.
+            before_plan: Called after the settings and before the plan are written.
+            on_shard: Called with the counts of each finished shard. An exception from it ends the job.
 
         Raises:
-            ValueError: The folder holds work of other settings, or is not shared by all nodes.
+            ValueError: The folder holds work of other settings, or some nodes cannot see it.
             JobError: A worker failed.
+            LeaseLostError: Another job owns the folder.
         """
         name, settings = self.claim
         commits.claim(self.output, name, settings)
@@ -118,7 +123,8 @@ class ShardedJob:
         """Return the commit records by shard, and remove files that no record names.
 
         Raises:
-            JobError: Planned, committed and present disagree.
+            JobError: The plan, the commits and the files disagree.
+            LeaseLostError: Another job owns the folder.
         """
         require_token(self.output, self.lease.token)
         records = commits.committed(self.output)
@@ -130,19 +136,24 @@ class ShardedJob:
                 f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}"
             )
         present = {entry.name: entry.size for folder in self.parts for entry in self.output.files(f"{folder}/*")}
-        owner = {name: shard for shard, record in records.items() for name in record["parts"]}
+        shard_of = {name: shard for shard, record in records.items() for name in record["parts"]}
         sizes = {name: size for record in records.values() for name, size in record.get("sizes", {}).items()}
-        if lost := sorted(name for name in owner if present.get(name) != sizes.get(name, present.get(name, -1))):
+        if lost := sorted(name for name in shard_of if present.get(name) != sizes.get(name, present.get(name, -1))):
+            record_names = " ".join(commits.record_places(self.output, [shard_of[lost[0]]]))
             raise JobError(
-                f"{self.output.uri}: {len(lost)} committed files are missing or have another size, such as {lost[0]}: remove "
-                f"{' '.join(commits.record_places(self.output, [owner[lost[0]]]))} and run again to make its shard anew"
+                f"{self.output.uri}: {len(lost)} committed files are missing or have another size, "
+                f"such as {lost[0]}: remove {record_names} and run again to rebuild its shard"
             )
-        self.output.remove_files(sorted(present.keys() - owner.keys()))
+        self.output.remove_files(sorted(present.keys() - shard_of.keys()))
         self.done = dict(sorted(records.items()))
         return dict(self.done)
 
     def succeed(self, summary: Mapping[str, Any]) -> None:
-        """Remove the records of unfinished work, and write `_SUCCESS` with the summary. `records` has been called."""
+        """Remove the attempt records and write `_SUCCESS` with `summary`. Call `records` first.
+
+        Raises:
+            LeaseLostError: Another job owns the folder.
+        """
         require_token(self.output, self.lease.token)
         self.output.remove(attempts.FOLDER)
         commits.succeed(self.output, summary, self.done)

@@ -1,8 +1,8 @@
-"""Digests of the sources of shards, by which a source that was only touched or copied is told from a changed one.
+"""SHA-256 digests of the sources of shards, to distinguish a changed source from one that was only touched or copied.
 
-_plan/digests/NNNNNN.parquet  URI (with the range of a part) and SHA-256 of each source that was read for a shard; the
-                              commit names its digest
-_plan/versions/NNNN.parquet   URI and later version of planned sources with the same content, append-only
+_plan/digests/NNNNNN.parquet  URI (with the byte range of a part) and SHA-256 of each source that was read for a shard.
+                              The commit of the shard states the SHA-256 of this file.
+_plan/versions/NNNN.parquet   URI and later version of planned sources with unchanged content, append-only.
 """
 
 import io
@@ -19,39 +19,54 @@ from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.arrow_tables import table
 
-RECORDED = "sources_sha256"  # key of a commit's record
-DUPLICATES = "_digests"  # where `duplicates.py` keeps plans of its own
-FILES_AT_ONCE = 8
-SAID_EVERY_S = 10.0
+DIGESTS_KEY = "sources_sha256"  # in the record of a commit
+DUPLICATES = "_digests"  # folder in which `prepare/duplicates.py` keeps plans of its own
+MAX_PARALLEL_READS = 8
+LINE_INTERVAL_S = 10.0
 _DIGESTS = pa.schema([("uri", pa.string()), ("sha256", pa.string())])
 _VERSIONS = pa.schema([("uri", pa.string()), ("version", pa.string())])
 
 
 def record_digests(folder: Folder, shard: int, digests: Mapping[str, str]) -> dict[str, str]:
-    """Write the digests of a shard's sources; returns what the shard's commit says of them."""
+    """Write the digests of the sources of a shard.
+
+    Args:
+        folder: Output folder of the job.
+        shard: Number of the shard.
+        digests: SHA-256 by source.
+
+    Returns:
+        The entry for the record of the shard's commit.
+    """
     content = _parquet([{"uri": uri, "sha256": sha256} for uri, sha256 in sorted(digests.items())], _DIGESTS)
     folder.write(_name(shard), content)
-    return {RECORDED: commits.sha256(content)}
+    return {DIGESTS_KEY: commits.sha256(content)}
 
 
 def later_versions(folder: Folder) -> dict[str, str]:
-    """The latest version of each planned source that has another one than the plan states."""
+    """Return the latest version, by URI, of each planned source whose version has changed but whose content has not."""
     files = folder.names("_plan/versions/*.parquet")
     return {row["uri"]: row["version"] for name in files for row in _rows(folder.read(name))}
 
 
 def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs: Inputs) -> Source | None:
-    """The first of planned sources, given with their shards, whose content changed; None where all are the same.
+    """Return the first source whose content has changed, or None if no content has changed.
 
-    The new versions are then kept, so that the next run compares none. A source that no finished shard was made of counts
-    as the same. A source of a finished shard whose content could not be read counts as changed.
+    If no content has changed, the new versions are written, so that the next run does not read these sources again. A
+    source that was not read for a finished shard counts as unchanged. A source of a finished shard without a recorded
+    digest counts as changed.
+
+    Args:
+        folder: Output folder of the job.
+        touched: Planned sources whose version has changed, each with its shard.
+        inputs: Reads the sources.
     """
     done = commits.committed(folder)
     known = _recorded(folder, {shard: done[shard] for shard, _ in touched if shard in done})
-    earlier = _recorded_for_duplicates(folder)
+    known_to_duplicates = _recorded_for_duplicates(folder)
     comparable: list[tuple[Source, str]] = []
     for shard, source in touched:
-        if sha256 := known.get(source.key) or earlier.get(source.key):
+        if sha256 := known.get(source.key) or known_to_duplicates.get(source.key):
             comparable.append((source, sha256))
         elif shard in done:
             return source
@@ -59,17 +74,17 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
         megabytes = sum(source.bytes for source, _ in comparable) / 1e6
         files = len({source.uri for source, _ in comparable})
         say(f"{files:,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
-    said_at = time.monotonic()
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+    last_line = time.monotonic()
+    with ThreadPoolExecutor(MAX_PARALLEL_READS) as pool:
         digests = pool.map(inputs.sha256, [source for source, _ in comparable])
-        for number, ((source, sha256), now) in enumerate(zip(comparable, digests, strict=True), start=1):
-            if now != sha256:
+        for number, ((source, recorded), sha256) in enumerate(zip(comparable, digests, strict=True), start=1):
+            if sha256 != recorded:
                 pool.shutdown(wait=False, cancel_futures=True)
                 return source
-            if time.monotonic() - said_at > SAID_EVERY_S:
-                said_at = time.monotonic()
+            if time.monotonic() - last_line > LINE_INTERVAL_S:
+                last_line = time.monotonic()
                 say(f"{number:,} of {len(comparable):,} files and parts compared")
-    versions = {source.uri: source.version for _, source in touched}  # of a container once, not for each part
+    versions = {source.uri: source.version for _, source in touched}  # one row per container, not per part
     rows = [{"uri": uri, "version": version} for uri, version in versions.items()]
     number = len(folder.names("_plan/versions/*.parquet"))
     folder.write(f"_plan/versions/{number:04d}.parquet", _parquet(rows, _VERSIONS))
@@ -77,20 +92,20 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
 
 
 def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
-    """The digests, by URI, of what finished shards were made of, without those of workers that did not commit."""
+    """Return the digests by URI of the sources of finished shards, without digests that no commit states."""
     digests: dict[str, str] = {}
     for shard, record in records.items():
-        if RECORDED in record and commits.sha256(content := folder.read(_name(shard))) == record[RECORDED]:
+        if DIGESTS_KEY in record and commits.sha256(content := folder.read(_name(shard))) == record[DIGESTS_KEY]:
             digests |= {row["uri"]: row["sha256"] for row in _rows(content)}
     return digests
 
 
 def _recorded_for_duplicates(folder: Folder) -> dict[str, str]:
-    """The digests, by URI, of what was read to find duplicates, which may be left out of all shards."""
+    """Return the digests by URI of the sources read to find duplicates. Some of these sources are in no shard."""
     digests: dict[str, str] = {}
     for generation in sorted({name.split("/")[1] for name in folder.names(f"{DUPLICATES}/*/_commits/*")}):
-        earlier = Folder(f"{folder.uri}/{DUPLICATES}/{generation}")
-        digests |= _recorded(earlier, commits.committed(earlier))
+        subfolder = Folder(f"{folder.uri}/{DUPLICATES}/{generation}")
+        digests |= _recorded(subfolder, commits.committed(subfolder))
     return digests
 
 

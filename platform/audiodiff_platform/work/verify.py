@@ -1,4 +1,4 @@
-"""Comparison of a finished dataset with its commits: every part is read again, on workers."""
+"""Verification of a finished dataset: workers read every part again and compare it with its commit."""
 
 from pathlib import Path
 
@@ -11,10 +11,14 @@ from audiodiff_platform.work.engine import Engine, Record, ShardWork
 
 
 def verify(output: Folder, engine: Engine) -> None:
-    """Read every part of a dataset again.
+    """Read every part of a dataset and compare its SHA-256 with the commit.
+
+    Args:
+        output: Folder of the finished dataset.
+        engine: Engine that runs the comparison.
 
     Raises:
-        JobError: A part is missing or differs from its commit; the message names the shards.
+        JobError: A part is missing or differs from its commit. The message names the commits of the affected shards.
     """
     shards = sorted({part.shard for part in commits.finished(output)[1]})
     work = ShardWork("audiodiff verify", VerifyWorker, (output.uri,))
@@ -22,13 +26,14 @@ def verify(output: Folder, engine: Engine) -> None:
     if wrong:
         names = " ".join(commits.record_places(output, wrong))
         raise JobError(
-            f"{output.uri}: {len(wrong)} of {len(shards)} shards are not what was committed: remove {names} and run again to make them anew"
+            f"{output.uri}: {len(wrong)} of {len(shards)} shards differ from their commits: "
+            f"remove {names} and run again to rebuild them"
         )
-    say(f"verified: all {len(shards):,} shards are what was committed")
+    say(f"verified: all {len(shards):,} shards match their commits")
 
 
 class VerifyWorker:
-    """A worker that compares the parts of shards with the index."""
+    """A worker that compares the parts of shards with the index of the dataset."""
 
     def __init__(self, output: str) -> None:
         self.output = Folder(output)

@@ -1,0 +1,72 @@
+"""Retries of shards after storage failures."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.entry.terminal import say
+
+MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one attempt at a shard.
+
+    Args:
+        shard: Number of the shard.
+        counts: Counts of the shard, if `kind` is "done".
+        failure: One-line error message, if `kind` is not "done".
+        kind: "done"; "storage" for a storage failure, which is retried; "lost" for a shard that killed too many
+            processes, which is reported after the other shards; "error" for any other error, which ends the job.
+    """
+
+    shard: int
+    counts: Mapping[str, Any]
+    failure: str = ""
+    kind: Literal["done", "storage", "lost", "error"] = "done"
+
+
+def with_retries(
+    attempt: Callable[[Sequence[int]], Generator[Outcome, None, None]], shards: Sequence[int]
+) -> Generator[Mapping[str, Any], None, None]:
+    """Run `shards`, and rerun the shards whose storage failed until `MAX_ATTEMPTS` is reached.
+
+    Args:
+        attempt: Runs shards and yields the outcome of each.
+        shards: Numbers of the shards.
+
+    Yields:
+        The counts of each finished shard, with its number as `shard`.
+
+    Raises:
+        JobError: A worker failed, storage failed in the last attempt, or a shard killed too many processes.
+    """
+    pending, lost = list(shards), list[str]()
+    if not pending:
+        return
+    for retries_left in reversed(range(MAX_ATTEMPTS)):
+        failures: dict[int, str] = {}
+        with closing(attempt(pending)) as outcomes:
+            for outcome in outcomes:
+                match outcome.kind:
+                    case "done":
+                        yield {"shard": outcome.shard, **outcome.counts}
+                    case "storage":
+                        failures[outcome.shard] = outcome.failure
+                    case "lost":
+                        lost.append(outcome.failure)
+                    case "error":
+                        raise JobError(f"a worker failed: {outcome.failure}")
+        if not failures:
+            break
+        shard, failure = next(iter(failures.items()))
+        report = f"storage failed at {len(failures)} of {len(pending)} shards, such as {shard} ({failure})"
+        if not retries_left:
+            raise JobError(f"{report}: run the same command again to continue")
+        say(f"{report}: retrying")
+        pending = sorted(failures)
+    if lost:
+        raise JobError(f"{'; '.join(lost)}: see the logs of the workers, then run the same command again")
