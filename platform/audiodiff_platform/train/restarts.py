@@ -1,8 +1,8 @@
 """Count of worker group starts from the same checkpoint, which ends a training that fails repeatedly.
 
 `_starts.json` in the run folder holds the newest checkpoint, the number of workers, the number of starts from this
-checkpoint, and the last error. The count starts again after a new checkpoint, and after a change of the number of workers
-(nodes joined or left).
+checkpoint, and the last error. The count starts again after a new checkpoint, and after a change of the number of
+workers (nodes joined or left).
 """
 
 from audiodiff_platform.entry.terminal import say

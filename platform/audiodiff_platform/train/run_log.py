@@ -6,10 +6,10 @@
 
 For a run folder on an object store, the TensorBoard files are written to a local folder and then uploaded.
 
-The other trackers are those of accelerate. Restarted workers continue the same tracker run. Trackers receive the results of
-validation at the next checkpoint, and from the job at the end. Each checkpoint records which results each tracker has
-received. After a restart, a tracker may therefore receive a result twice, but misses none. Training continues while a
-tracker is unreachable: a console line reports the failure, and the next checkpoint retries.
+The other trackers are those of accelerate. Restarted workers continue the same tracker run. Trackers receive the
+results of validation at the next checkpoint, and from the job at the end. Each checkpoint records which results each
+tracker has received. After a restart, a tracker may therefore receive a result twice, but misses none. Training
+continues while a tracker is unreachable: a console line reports the failure, and the next checkpoint retries.
 """
 
 import json
@@ -37,7 +37,7 @@ class TensorBoardFolder:
     Args:
         output: The run folder.
         part: Name of the folder below `tensorboard/`.
-        purge_step: First step whose earlier events TensorBoard discards, or None to keep all events.
+        purge_step: TensorBoard discards earlier events from this step on. None keeps all events.
     """
 
     def __init__(self, output: Folder, part: str, purge_step: int | None = None) -> None:

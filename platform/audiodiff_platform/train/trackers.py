@@ -54,13 +54,11 @@ def report_last_validations(options: RunOptions) -> None:
         finish_tracker(tracker)
 
 
-def log_results(
-    tracker: Any, results: Mapping[int, Mapping[str, float]], reported: set[int], step: int
-) -> set[int]:
+def log_results(tracker: Any, results: Mapping[int, Mapping[str, float]], reported: set[int], step: int) -> set[int]:
     """Log the validation results that a tracker has not received yet.
 
-    The results are logged at the steps just after `step`, each with the validated step as a value, because wandb rejects
-    values at steps before the last one.
+    The results are logged at the steps just after `step`, each with the validated step as a value, because wandb
+    rejects values at steps before the last one.
 
     Args:
         tracker: A started tracker.
@@ -69,7 +67,8 @@ def log_results(
         step: Last step that was logged.
 
     Returns:
-        The validated steps whose results the tracker has received now. After a failure, the remaining steps are missing.
+        The validated steps whose results the tracker has received now. After a failure, the remaining steps are
+        missing.
     """
     received = set(reported)
     for log_step, validated in enumerate(sorted(results.keys() - reported), step + 1):

@@ -1,8 +1,8 @@
 """Marks of checkpoints that wait for validation or are being validated.
 
-A mark is the file `_in_validation/<name>.json` in the run folder. It exists from the time a checkpoint is queued until its
-validation has finished. `begun` counts the validation tasks that have started with the checkpoint. `heard` is true if a task
-has started since the checkpoint was last queued.
+A mark is the file `_in_validation/<name>.json` in the run folder. It exists from the time a checkpoint is queued until
+its validation has finished. `begun` counts the validation tasks that have started with the checkpoint. `heard` is true
+if a task has started since the checkpoint was last queued.
 """
 
 import json
@@ -35,7 +35,8 @@ def start_validation(output: Folder, name: str) -> int | None:
     """Count the start of a validation task.
 
     Returns:
-        The number of tasks started for the checkpoint, including this task. None if its validation has already finished.
+        The number of tasks started for the checkpoint, including this task. None if its validation has already
+        finished.
     """
     try:
         begun = int(output.read_json(_mark(name))["begun"]) + 1
