@@ -16,9 +16,9 @@ from audiodiff_platform.train.checkpoints import (
     checkpoint_name,
     local_checkpoint,
     newest_checkpoint,
+    newest_intact_checkpoint,
     put_checkpoint,
     remove_superseded,
-    newest_intact_checkpoint,
     whole_checkpoints,
 )
 from audiodiff_platform.train.validation_marks import (

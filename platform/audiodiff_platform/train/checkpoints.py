@@ -102,16 +102,16 @@ def local_checkpoint(output: Folder, name: str) -> Iterator[tuple[Path, dict[str
 
 def whole_checkpoints(output: Folder) -> list[str]:
     """Return the names of the whole checkpoints in the run folder, in the order of their steps."""
-    whole = []
+    names = []
     for progress_file in output.names(f"{STATE}/*/{PROGRESS}"):
         name = progress_file.removesuffix(f"/{PROGRESS}")
         try:
             files = checkpoint_progress(output, name)["files"]
             if all(output.entry(f"{name}/{file}").size == record["bytes"] for file, record in files.items()):
-                whole.append(name)
+                names.append(name)
         except (ValueError, KeyError, FileNotFoundError):  # cut off by a kill, or being removed now
             continue
-    return sorted(whole, key=lambda name: (step_of(name), name))
+    return sorted(names, key=lambda name: (step_of(name), name))
 
 
 def newest_checkpoint(output: Folder) -> str | None:
@@ -159,15 +159,15 @@ def best_checkpoint(output: Folder, metric: str) -> str | None:
 def remove_superseded(output: Folder, kept: int, metric: str) -> None:
     """Remove the checkpoints that are no longer needed.
 
-    The newest `kept` whole checkpoints stay, and so do the best checkpoint by `metric` and the checkpoints in
-    validation. A checkpoint that is not whole stays unless a whole checkpoint has more steps, because a worker may be
-    writing it.
+    The newest `kept` whole checkpoints stay. The best checkpoint by `metric` and the checkpoints in validation stay
+    too. A checkpoint that is not whole stays unless a whole checkpoint has more steps, because a worker may be writing
+    it.
     """
-    whole = whole_checkpoints(output)
-    if not whole:
+    names = whole_checkpoints(output)
+    if not names:
         return
-    needed = {*whole[-kept:], *in_validation(output), best_checkpoint(output, metric)}
+    needed = {*names[-kept:], *in_validation(output), best_checkpoint(output, metric)}
     present = {file.rpartition("/")[0] for file in output.names(f"{STATE}/step-*/*")}
     for name in present - needed:
-        if name in whole or step_of(name) < step_of(whole[-1]):
+        if name in names or step_of(name) < step_of(names[-1]):
             output.remove(name)

@@ -99,7 +99,7 @@ def group_for(options: RunOptions) -> Group:
     kind = "GPU" if gpu else "CPU"
     low, high = group.min_workers, group.max_workers
     number = str(low) if low == high else f"{low} to {high}"
-    say(f"{number} workers, one {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
+    say(f"{number} workers, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
     if options.mixed_precision == "fp16" and not gpu:
         raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
     return group
@@ -162,7 +162,7 @@ def run_training(
 
 @contextmanager
 def model_folder(output: Folder) -> Iterator[Path]:
-    """Provide a local folder for the model: OUTPUT_DIR/model, or a folder that is uploaded to it on exit."""
+    """Provide a local folder to write the model into; on exit, upload it to OUTPUT_DIR/model on an object store."""
     if output.is_local:
         yield Path(output.path(MODEL))
         return

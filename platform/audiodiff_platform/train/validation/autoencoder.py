@@ -31,7 +31,7 @@ PICTURES = 4
 
 
 def validates_vae(options: TrainVaeOptions, dataset: TrainingImages) -> bool:
-    """Return True if checkpoints can be validated: there are held-out tracks, or TensorBoard shows pictures."""
+    """Return True if checkpoints can be validated: by held-out tracks, or by pictures in TensorBoard."""
     return validation_split(dataset) is not None or "tensorboard" in options.report_to
 
 
@@ -45,11 +45,11 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The validation metrics, which are also written to the run folder. Empty if the checkpoint was removed.
     """
-    run = TrainVaeOptions.model_validate(options)
-    output = Folder(run.output_dir)
+    train_options = TrainVaeOptions.model_validate(options)
+    output = Folder(train_options.output_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = open_dataset(run.dataset_name, run.mel_config, output)
-    vae = build_vae(run.preset, dataset.mel).eval()
+    dataset = open_dataset(train_options.dataset_name, train_options.mel_config, output)
+    vae = build_vae(train_options.preset, dataset.mel).eval()
     try:
         with local_checkpoint(output, name) as (folder, _):
             vae.load_state_dict(load_file(folder / EMA_WEIGHTS))
@@ -70,7 +70,7 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
         metrics["validation_loss"] = levels * 2 / IMAGE_MAX
         say(f"step {step_of(name)}: mean absolute error of held-out images: {levels:.2f} of {IMAGE_MAX} gray levels")
     output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    if "tensorboard" in run.report_to:
+    if "tensorboard" in train_options.report_to:
         board = TensorBoardFolder(output, FOLDER)
         _write_board(board, step_of(name), metrics, images[:PICTURES], reconstructions[:PICTURES])
     return metrics

@@ -70,26 +70,26 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The validation metrics, which are also written to the run folder. Empty if the checkpoint was removed.
     """
-    run = TrainOptions.model_validate(options)
-    output = Folder(run.output_dir)
+    train_options = TrainOptions.model_validate(options)
+    output = Folder(train_options.output_dir)
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=run.mixed_precision if on_gpu else "no")
-    inputs = load_training_inputs(run)
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=train_options.mixed_precision if on_gpu else "no")
+    inputs = load_training_inputs(train_options)
     try:
         with local_checkpoint(output, name) as (folder, _):
             inputs.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
     except FileNotFoundError:
         say(f"validation of {name} skipped: the checkpoint was removed because newer checkpoints exist")
         return {}
-    metrics = _held_out_losses(run, inputs, accelerator)
+    metrics = _held_out_losses(train_options, inputs, accelerator)
     if metrics:  # keeps the losses if the previews fail
         output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    previews = _previews(run, inputs)
+    previews = _previews(train_options, inputs)
     if len(previews) >= MIN_FRECHET_PREVIEWS:
         images = np.stack([loop.image for loop in previews])
         metrics |= evaluate_images(images, statistics_of(_real_images(inputs.dataset)))
     output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    if "tensorboard" in run.report_to:
+    if "tensorboard" in train_options.report_to:
         board = TensorBoardFolder(output, FOLDER)
         _write_board(board, step_of(name), metrics, previews, inputs.mel.sample_rate)
     if "validation_loss" in metrics:
