@@ -77,4 +77,4 @@ def test_a_full_disk_loses_nothing(dataset: Path, small_disk: Path, tmp_path: Pa
         assert process.returncode == 1
         last = log.read_text().strip().splitlines()[-1]
         assert last.startswith("error: training failed: checkpoint ")
-        assert last.endswith("run the same command again to go on from the checkpoint before")
+        assert last.endswith("run the same command again to resume from the previous checkpoint")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import newest_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.train.diffusion import train
-from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions
+from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions
 from audiodiff_platform.train.validation_marks import in_validation
 from tests.simulated import Driver, SimulatedCluster
 
@@ -151,7 +151,7 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(
         _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
         saved = _step(out)
         _until(
-            lambda: "will be taken away: writing a checkpoint" in log.read_text(), driver, log
+            lambda: "will be preempted: writing a checkpoint" in log.read_text(), driver, log
         )  # Ray hands on what workers print when it gets to it
         cluster.remove_node(leaving)
         assert _ended(driver, log)["steps"] == 300
@@ -169,7 +169,7 @@ def test_what_is_in_validation_when_the_driver_is_killed_is_validated(
         "dataset_name": str(held_out),
         "max_train_steps": 150,
         "num_workers": 1,
-        "preview_count": FRECHET_FROM,
+        "preview_count": MIN_FRECHET_PREVIEWS,
         "checkpoints_kept": 1,
     }
     with Driver(cluster, "train", {**flags, "output_dir": str(out)}, log) as driver:

@@ -14,9 +14,10 @@ from audiodiff_platform.mel_data.run_folder import METRICS, VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import run_log, trackers
 from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
-from audiodiff_platform.train.options import TrackerName, TrainOptions
+from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.run_log import RunLog
-from audiodiff_platform.train.trackers import tell_last_validations
+from audiodiff_platform.train.run_options import TrackerName
+from audiodiff_platform.train.trackers import report_last_validations
 
 
 class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
@@ -67,11 +68,11 @@ def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
     output.write_json(f"{VALIDATION_RESULTS}/5.json", {"validation_loss": 0.5})
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"validation_loss": 0.25})
-    log.tell_validations()
-    log.tell_validations()
+    log.report_validations()
+    log.report_validations()
     assert [step for step, _ in tracker.taken] == [10, 20, 21]
     assert tracker.taken[-1] == (21, {"validation_loss": 0.25, "validated_step": 10})
-    assert log.told == {"orderly": {5, 10}}
+    assert log.reported == {"orderly": {5, 10}}
 
 
 def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +85,10 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
     )
     for module in (run_log, trackers):
         monkeypatch.setattr(module, "start_tracker", lambda name, options: tracker)
-    tell_last_validations(_options(tmp_path, "tensorboard"))
+    report_last_validations(_options(tmp_path, "tensorboard"))
     assert not tracker.taken
     tracker.taken.append((110, {"loss": 0.5}))
-    tell_last_validations(_options(tmp_path, "tensorboard", "wandb"))
+    report_last_validations(_options(tmp_path, "tensorboard", "wandb"))
     assert tracker.taken[1:] == [
         (110 + nth, {"validation_loss": 1 / step, "validated_step": step}) for nth, step in ((1, 100), (2, 110))
     ]
@@ -107,19 +108,19 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
     assert tracker.asked == 1
     assert (
-        "orderly takes nothing at step 10 (tracker.example refused): the run folder has it, and training goes on"
+        "orderly failed to log step 10 (tracker.example refused): training continues, and the run folder holds the values"
         in capsys.readouterr().err
     )
-    log.tell_validations()
-    assert (tracker.asked, log.told) == (2, {"orderly": set()})
+    log.report_validations()
+    assert (tracker.asked, log.reported) == (2, {"orderly": set()})
     tracker.reachable = True
-    log.tell_validations()
+    log.report_validations()
     log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
     assert [step for step, _ in tracker.taken] == [21, 22, 30]
-    assert log.told == {"orderly": {10, 20}}
+    assert log.reported == {"orderly": {10, 20}}
     tracker.reachable = False
     log.close()
-    assert "orderly did not end its run (tracker.example refused)" in capsys.readouterr().err
+    assert "orderly failed to finish its run (tracker.example refused)" in capsys.readouterr().err
     assert len((tmp_path / METRICS).read_text().splitlines()) == 3
 
 
@@ -131,9 +132,9 @@ def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> No
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
         output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": 1 / step})
-        log.tell_validations()
+        log.report_validations()
     assert [values.get("validated_step") for _, values in sound.taken] == [None, 10, None, 20]
-    assert log.told == {"lost": set(), "orderly": {10, 20}}
+    assert log.reported == {"lost": set(), "orderly": {10, 20}}
     asked = lost.asked
     log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
     assert lost.asked == asked
@@ -150,8 +151,8 @@ def test_a_tracker_out_of_reach_at_the_end_costs_no_model(
     )
     for module in (run_log, trackers):
         monkeypatch.setattr(module, "start_tracker", unreached)
-    tell_last_validations(_options(tmp_path, "wandb"))
-    assert "wandb cannot be told of the last validations (wandb.example refused)" in capsys.readouterr().err
+    report_last_validations(_options(tmp_path, "wandb"))
+    assert "wandb did not receive the last validation results (wandb.example refused)" in capsys.readouterr().err
 
 
 def test_a_log_that_cannot_be_written_hides_no_other_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +160,7 @@ def test_a_log_that_cannot_be_written_hides_no_other_error(tmp_path: Path, capsy
     log = _log(tmp_path, tracker)
     os.remove(tmp_path / METRICS)
     log.close()
-    assert "metrics.jsonl or tensorboard cannot be written to its end ([Errno 2]" in capsys.readouterr().err
+    assert "the last lines of metrics.jsonl or tensorboard cannot be written ([Errno 2]" in capsys.readouterr().err
     assert tracker.finished
 
 

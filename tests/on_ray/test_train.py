@@ -213,7 +213,7 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path)
 
 
 def test_numbers_of_workers_that_cannot_be_are_refused(local_ray: None, dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="num_workers 5 is more than train_batch_size"):
+    with pytest.raises(ValueError, match="num_workers 5: must be at most train_batch_size"):
         _options(dataset, tmp_path, num_workers=5, train_batch_size=4)
     with pytest.raises(ValueError, match="needs 8 CPUs, the cluster has 4"):
         train(_options(dataset, tmp_path, num_workers=8, train_batch_size=8))

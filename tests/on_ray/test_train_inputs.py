@@ -119,11 +119,11 @@ def test_conditional_presets_and_encodings_need_each_other(dataset: Path, tmp_pa
     _refused(
         dataset,
         tmp_path / "run",
-        rf"the model takes encodings of 5 values, {encodings} holds some of 8$",
+        rf"^encodings {encodings} with from_pretrained {model}: the encodings have 8 values, the model takes 5: use",
         from_pretrained=model,
         encodings=encodings,
     )
-    _refused(dataset, tmp_path / "run", "the model takes encodings of 5 values, none are given$", from_pretrained=model)
+    _refused(dataset, tmp_path / "run", "the model takes encodings of 5 values, set encodings$", from_pretrained=model)
 
 
 def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path
     _refused(
         dataset,
         tmp_path / "run",
-        r"other mel parameters \(hop_length 512 there, 1024 in the dataset\)",
+        r"other mel parameters than those of the dataset \(hop_length 512, dataset: 1024\)",
         from_pretrained=model,
     )
     save_vae(tmp_path / "vae", build_vae("vae-tiny", mel))
@@ -141,7 +141,7 @@ def test_a_model_or_vae_of_another_mel_is_refused_with_both_values(dataset: Path
     _refused(
         dataset,
         tmp_path / "run",
-        r"hop_length 512 there, 1024 in the dataset",
+        r"hop_length 512, dataset: 1024",
         preset="tiny-latent",
         vae=str(tmp_path / "vae"),
     )
@@ -164,7 +164,7 @@ def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Pa
     _refused(dataset, tmp_path / "run", "works on latents: pass the VAE that encodes them", preset="tiny-latent")
     save_vae(tmp_path / "vae", build_vae("vae-tiny", MelDataset(str(dataset)).mel))
     _refused(dataset, tmp_path / "run", "preset tiny works on images", vae=str(tmp_path / "vae"))
-    _refused(dataset, tmp_path / "run", "the model needs the vae", latents=str(tmp_path))
+    _refused(dataset, tmp_path / "run", "the model also needs the vae", latents=str(tmp_path))
 
 
 def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
 
 def test_dropout_without_encodings_is_refused(dataset: Path, tmp_path: Path) -> None:
     model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
-    words = f"^conditioning_dropout 0.1 with from_pretrained {model}: the model takes no encodings, leave it out$"
+    words = f"^conditioning_dropout 0.1 with from_pretrained {model}: the model takes no encodings, leave conditioning_dropout out$"
     _refused(dataset, tmp_path / "run", words, from_pretrained=model, conditioning_dropout=0.1)
 
 
@@ -286,7 +286,7 @@ def test_the_best_needs_held_out_tracks(dataset: Path, tmp_path: Path) -> None:
 
 def test_the_best_by_distance_needs_previews(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="best_by frechet with preview_count 4: the distance is taken from 64 previews on"
+        ValueError, match="best_by frechet with preview_count 4: the Fréchet distance needs preview_count 64 or more"
     ):
         _options(dataset, tmp_path, keep="best", best_by="frechet")
 
@@ -295,7 +295,10 @@ def test_previews_that_cannot_be_compared_are_refused(dataset: Path, tmp_path: P
     other = tmp_path / "other"
     shutil.copytree(dataset, other)
     (other / "mel_config.json").write_text(MelDataset(str(dataset)).mel.model_copy(update={"y_res": 24}).to_json())
-    words = rf"^preview_count 64: from 64 on their Fréchet distance is taken, which needs a multiple of 16 mel bands, {other} has 24: ask for at most 63$"
+    words = (
+        "^preview_count 64: the Fréchet distance of 64 or more previews needs a multiple of 16 mel bands, "
+        f"but {other} has 24: use at most 63$"
+    )
     _refused(other, tmp_path / "run", words, preview_count=64)
 
 
@@ -321,7 +324,7 @@ def _fill(file: Path, size: int) -> None:
 
 def test_resume_says_what_it_finds(dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    _refused(dataset, run, "^resume must: .* holds no whole checkpoint to go on from: use resume auto", resume="must")
+    _refused(dataset, run, "^resume must: .* holds no whole checkpoint: set resume auto", resume="must")
     put_checkpoint(Folder(str(run)), checkpoint_name(7, "aaaa"), lambda folder: None, {"step": 7})
     _refused(
         dataset,
@@ -349,13 +352,16 @@ def test_an_elastic_range_uses_every_number_up_to_the_batch(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--num_workers", "17:20"], r"num_workers 17 is more than train_batch_size \(16\)"),
-        (["--num_workers", "4:2"], "num_workers 4:2 is not a range"),
-        (["--num_workers", "0"], "num_workers 0 is not a number from 1 on"),
-        (["--num_workers", "17"], r"num_workers 17 is more than train_batch_size \(16\): each worker needs a sample"),
+        (["--num_workers", "17:20"], r"num_workers 17: must be at most train_batch_size \(16\)"),
+        (["--num_workers", "4:2"], "num_workers 4:2: must be LOW:HIGH"),
+        (["--num_workers", "0"], "num_workers 0: must be at least 1"),
+        (
+            ["--num_workers", "17"],
+            r"num_workers 17: must be at most train_batch_size \(16\), because each worker needs a sample",
+        ),
         (
             ["--report_to", "wandb"],
-            "report_to wandb: wandb cannot be imported: pip install 'audiodiff\\[wandb\\]', or report_to none",
+            "report_to wandb: wandb cannot be imported: pip install 'audiodiff\\[wandb\\]', or set report_to none",
         ),
         (["--prediction_type", "epsilon", "--zero_terminal_snr", "true"], "epsilon cannot have zero_terminal_snr"),
         (["--prediction_type", "flow", "--min_snr_gamma", "5"], r"prediction_type flow cannot have min_snr_gamma 5\.0"),

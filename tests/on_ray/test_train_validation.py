@@ -30,8 +30,8 @@ from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import best_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.diffusion_worker import train_worker
-from audiodiff_platform.train.options import FRECHET_FROM, TrainOptions, TrainVaeOptions
-from audiodiff_platform.train.validation.beside_training import TASKS_AT_MOST, validation_beside
+from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions, TrainVaeOptions
+from audiodiff_platform.train.validation.beside_training import MAX_TASKS, validation_beside
 from audiodiff_platform.train.validation.diffusion import validate
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
@@ -170,7 +170,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
     options = {
         "checkpoint_minutes": 1e-6,
         "checkpoints_kept": 1,
-        "preview_count": FRECHET_FROM,
+        "preview_count": MIN_FRECHET_PREVIEWS,
         "keep": "best",
         "best_by": "frechet",
     }
@@ -231,7 +231,7 @@ def test_a_validation_that_dies_costs_only_itself(
     assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
     said = capsys.readouterr().err
     assert (
-        "warning: keep best: no checkpoint that is left has a validation_loss, the model is the last one's (state/step-000000030"
+        "warning: keep best: no remaining checkpoint has a validation_loss: writing the model from the last checkpoint (state/step-000000030"
         in said
     )
 
@@ -282,7 +282,7 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
         **config.ray_remote_kwargs
     )
     found = []
-    for begun in (0, TASKS_AT_MOST):
+    for begun in (0, MAX_TASKS):
         queue_for_validation(output, name)
         for _ in range(begun):
             start_validation(output, name)

@@ -15,9 +15,9 @@ from audiodiff_platform.train.checkpoints import (
     checkpoint_name,
     local_checkpoint,
     newest_checkpoint,
+    newest_intact_checkpoint,
     put_checkpoint,
     remove_superseded,
-    soundest_checkpoint,
     whole_checkpoints,
 )
 from audiodiff_platform.train.validation_marks import (
@@ -55,10 +55,10 @@ def _put(output: Folder, step: int, attempt: str = "aaaa") -> str:
 
 def test_a_checkpoint_is_found_and_read_as_it_was_written(output: Folder) -> None:
     assert newest_checkpoint(output) is None
-    assert soundest_checkpoint(output) is None
+    assert newest_intact_checkpoint(output) is None
     names = [_put(output, step) for step in (20, 100)]
     assert whole_checkpoints(output) == names
-    assert newest_checkpoint(output) == soundest_checkpoint(output) == names[1]
+    assert newest_checkpoint(output) == newest_intact_checkpoint(output) == names[1]
     with local_checkpoint(output, names[1]) as (folder, progress):
         assert (folder / "weights").read_text() == "step 100 of aaaa"
         assert progress["step"] == 100
@@ -72,8 +72,8 @@ def test_what_is_not_whole_or_damaged_is_passed_over(output: Folder, capsys: pyt
     assert newest_checkpoint(output) == damaged
     content = output.read(f"{damaged}/weights")
     output.write(f"{damaged}/weights", content.swapcase())
-    assert soundest_checkpoint(output) == sound
-    assert f"{damaged} is damaged (weights): going on from the one before" in capsys.readouterr().err
+    assert newest_intact_checkpoint(output) == sound
+    assert f"{damaged} is damaged (weights): resuming from the checkpoint before it" in capsys.readouterr().err
 
 
 def test_the_last_and_the_best_are_kept(output: Folder) -> None:
@@ -84,7 +84,7 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
     output.write(f"{checkpoint_name(15, 'cccc')}/weights", b"cut off by a kill")
     output.write(f"{checkpoint_name(50, 'dddd')}/weights", b"just being written")
     assert best_checkpoint(output, "validation_loss") in {names[20], twin}
-    remove_superseded(output, kept=2, figure="validation_loss")
+    remove_superseded(output, kept=2, metric="validation_loss")
     assert set(whole_checkpoints(output)) == {names[30], names[40], best_checkpoint(output, "validation_loss")}
     assert not output.exists(f"{checkpoint_name(15, 'cccc')}/weights")
     assert output.exists(f"{checkpoint_name(50, 'dddd')}/weights")
@@ -93,12 +93,12 @@ def test_the_last_and_the_best_are_kept(output: Folder) -> None:
 def test_what_is_being_validated_is_kept_until_its_result_is_there(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20, 30)]
     queue_for_validation(output, names[1])
-    remove_superseded(output, kept=1, figure="validation_loss")
+    remove_superseded(output, kept=1, metric="validation_loss")
     assert whole_checkpoints(output) == names[1:]
     assert [start_validation(output, names[1]) for _ in range(2)] == [1, 2]
     output.write_json(f"{VALIDATION_RESULTS}/20.json", {"frechet": 0.5})
     finish_validation(output, names[1])
-    remove_superseded(output, kept=1, figure="validation_loss")
+    remove_superseded(output, kept=1, metric="validation_loss")
     assert whole_checkpoints(output) == names[2:]
 
 
@@ -139,7 +139,7 @@ def test_the_best_is_told_by_the_figure_that_is_asked_for(output: Folder) -> Non
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5, "n_candidate": 128})
     assert best_checkpoint(output, "frechet") == names[2], "distances of other numbers of previews were compared"
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5, "n_candidate": 64})
-    remove_superseded(output, kept=1, figure="frechet")
+    remove_superseded(output, kept=1, metric="frechet")
     assert whole_checkpoints(output) == [names[0], names[2]]
 
 
@@ -147,7 +147,7 @@ def test_previews_alone_make_no_checkpoint_the_best(output: Folder) -> None:
     names = [_put(output, step) for step in (10, 20)]
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"frechet": 0.5})
     assert best_checkpoint(output, "validation_loss") is None
-    remove_superseded(output, kept=1, figure="validation_loss")
+    remove_superseded(output, kept=1, metric="validation_loss")
     assert whole_checkpoints(output) == names[1:]
 
 

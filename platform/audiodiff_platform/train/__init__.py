@@ -1,1 +1,1 @@
-"""train and train_vae: a mel data set to a model, on Ray Train."""
+"""The verbs train and train_vae: training on a mel dataset with Ray Train."""

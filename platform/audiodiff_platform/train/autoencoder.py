@@ -1,9 +1,10 @@
-"""A mel dataset -> an autoencoder of mel images, by the loop that trains diffusion models too.
+"""Job that trains an autoencoder of mel images, with the same loop as diffusion training.
 
 OUTPUT_DIR/train_vae.json   settings and their digest
-OUTPUT_DIR/state/           checkpoints; metrics.jsonl and tensorboard/ as train's
-OUTPUT_DIR/model/           the finished autoencoder, with the averaged weights and the scaling factor measured on its latents:
-                            diffusers' AutoencoderKL, mel_config.json, audiodiff.json last
+OUTPUT_DIR/state/           checkpoints
+OUTPUT_DIR/metrics.jsonl    one line every LOG_STEPS steps; tensorboard/ holds the same values
+OUTPUT_DIR/model/           the finished autoencoder with the averaged weights: AutoencoderKL of diffusers with the
+                            scaling factor of its latents, mel_config.json, and audiodiff.json, which is written last
 """
 
 import time
@@ -36,7 +37,7 @@ from audiodiff_platform.train.diffusion_worker import save_weights
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainVaeOptions
 from audiodiff_platform.train.shared_steps import (
-    described,
+    describe_dataset,
     group_for,
     model_folder,
     require_own_folder,
@@ -50,12 +51,17 @@ from audiodiff_platform.train.validation.beside_training import validation_besid
 from audiodiff_platform.train.worker_process import run_worker
 
 TRAIN_VAE_SETTINGS = "train_vae.json"
-MEASURED_IMAGES = 1_024  # at most, for the scaling factor
+MAX_SCALING_IMAGES = 1_024  # sample from which the scaling factor is computed
 BATCH_SIZE = 16
 
 
 def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
-    """Runs the job; says how far training came and where the autoencoder is."""
+    """Train an autoencoder, and return a summary: the path of the autoencoder, seconds, counts and metrics.
+
+    Raises:
+        ValueError: Options or inputs contradict each other.
+        JobError: Training failed.
+    """
     began = time.monotonic()
     options = with_usable_paths(options)
     require_trackers(options.report_to)
@@ -67,10 +73,11 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
     output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
     require_own_folder(options, output, TRAIN_VAE_SETTINGS, settings)
     with owned(output, options.take_over) as lease:
-        metrics = _finished(options, dataset, output)
+        metrics = _finished_metrics(options, dataset, output)
         if metrics is None:
             require_space(options, output, parameters)
-            say(f"{options.preset}: {parameters / 1e6:.1f} M parameters, {dataset.rows} slices of {described(dataset)}")
+            size = f"{parameters / 1e6:.1f} M parameters"
+            say(f"{options.preset}: {size}, {dataset.rows} slices of {describe_dataset(dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
                 validation = (
@@ -87,7 +94,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
                     group=group,
                     validation=validation,
                 )
-            metrics = _finished(options, dataset, output)
+            metrics = _finished_metrics(options, dataset, output)
             assert metrics is not None, "training ended without a model"
     return {
         "verb": "train_vae",
@@ -98,16 +105,20 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
 
 
 def train_vae_worker(config: dict[str, Any]) -> str | None:
-    """Train from the last checkpoint (or the start) to the stopping point; rank 0 then writes the autoencoder.
+    """Train from the newest checkpoint, or from step 0, to the stopping point; rank 0 then writes the autoencoder.
+
+    Args:
+        config: `options` as a dictionary, and `token` of the lease of the run folder.
 
     Returns:
-        The reason for which training cannot continue, or None.
+        The reason if training cannot continue, else None.
     """
     options = TrainVaeOptions.model_validate(config["options"])
     return run_worker(options, partial(_train, options, config["token"]))
 
 
 def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator) -> None:
+    """Train on this worker, and write the autoencoder on rank 0."""
     dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
     torch.manual_seed(options.seed)
     state = VaeTrainState(
@@ -119,8 +130,8 @@ def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator
         ema_decay=options.ema_decay,
         gradient_checkpointing=options.gradient_checkpointing,
     )
-    order, validated = DataOrder(dataset, options.seed), validates_vae(options, dataset)
-    last = learn(options, accelerator, VaeLearner(options, accelerator, state), order, validates=validated, token=token)
+    learner, order = VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed)
+    last = learn(options, accelerator, learner, order, validates=validates_vae(options, dataset), token=token)
     if accelerator.is_main_process:
         if token is not None:
             require_token(Folder(options.output_dir), token)
@@ -128,7 +139,10 @@ def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator
 
 
 class VaeLearner:
-    """An autoencoder and its discriminator as the loop's learner; saves what a diffusion network's learner does."""
+    """Learner of an autoencoder and its discriminator.
+
+    A checkpoint holds the same files as a checkpoint of `DiffusionLearner`.
+    """
 
     def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
         self.options, self.accelerator, self.state = options, accelerator, state
@@ -180,6 +194,7 @@ class VaeLearner:
 def _write_model(
     options: TrainVaeOptions, state: VaeTrainState, dataset: TrainingImages, last: Mapping[str, float]
 ) -> None:
+    """Write the averaged weights with their scaling factor, the mel parameters and the record into the model folder."""
     vae = state.bare
     vae.load_state_dict(state.ema_state_dict())
     factor = set_scaling_factor(vae.eval(), _spread_images(dataset))
@@ -195,13 +210,14 @@ def _write_model(
 
 
 def _spread_images(dataset: TrainingImages) -> Iterator[Images]:
-    places = spread_places(dataset, MEASURED_IMAGES)
+    """Yield batches of images that are evenly spread over the dataset."""
+    places = spread_places(dataset, MAX_SCALING_IMAGES)
     for first in range(0, len(places), BATCH_SIZE):
         yield np.stack([dataset.image(*place) for place in places[first : first + BATCH_SIZE]])
 
 
-def _finished(options: TrainVaeOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
-    """The metrics of the autoencoder that is there, where it was trained just so."""
+def _finished_metrics(options: TrainVaeOptions, dataset: TrainingImages, output: Folder) -> dict[str, float] | None:
+    """Return the metrics of the finished autoencoder if it has the same recipe and data, else None."""
     if not output.exists(f"{MODEL}/{RECORD}"):
         return None
     record = ModelRecord.model_validate(output.read_json(f"{MODEL}/{RECORD}"))

@@ -1,4 +1,4 @@
-"""Batches of a worker, read ahead by a thread."""
+"""Batches of a worker, which a thread reads ahead of training."""
 
 import itertools
 from collections import deque
@@ -14,31 +14,44 @@ BATCHES_READ_AHEAD = 4
 
 @dataclass(frozen=True)
 class Share:
-    """Which samples of each batch are a worker's: every `world`-th, from `rank` on."""
+    """Share of a worker in each batch: every `world`-th sample.
+
+    Args:
+        batch_size: Samples in a batch, over all workers.
+        rank: Rank of the worker.
+        world: Number of workers.
+    """
 
     batch_size: int
     rank: int
     world: int
 
     def numbers(self, first: int) -> list[int]:
-        """Of the batch that begins with sample `first`."""
+        """Return the sample numbers of the worker in the batch that starts at sample number `first`."""
         return [number for number in range(first, first + self.batch_size) if number % self.world == self.rank]
 
 
 def read_ahead(
-    order: DataOrder, first: int, share: Share, ready: Callable[[TrainBatch], TrainBatch]
+    order: DataOrder, first: int, share: Share, prepare: Callable[[TrainBatch], TrainBatch]
 ) -> Generator[TrainBatch, None, None]:
-    """A worker's share of each batch from sample `first` on, made `ready`, without end; a thread reads the next ones meanwhile."""
+    """Yield the batches of a worker without end, while a thread reads and prepares the next batches.
+
+    Args:
+        order: Data order of the dataset.
+        first: Sample number at which the first batch starts.
+        share: Share of the worker in each batch.
+        prepare: Function that the thread applies to each batch.
+    """
 
     def read(start: int) -> TrainBatch:
-        return ready(order.batch(share.numbers(start)))
+        return prepare(order.batch(share.numbers(start)))
 
     with ThreadPoolExecutor(1, "reads-ahead") as reader:
-        ahead: deque[Future[TrainBatch]] = deque()
+        pending: deque[Future[TrainBatch]] = deque()
         try:
             for start in itertools.count(first, share.batch_size):
-                ahead.append(reader.submit(read, start))
-                if len(ahead) > BATCHES_READ_AHEAD:
-                    yield ahead.popleft().result()
+                pending.append(reader.submit(read, start))
+                if len(pending) > BATCHES_READ_AHEAD:
+                    yield pending.popleft().result()
         finally:
             reader.shutdown(cancel_futures=True)

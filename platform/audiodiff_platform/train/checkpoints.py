@@ -1,14 +1,17 @@
-"""Checkpoints of a training run: how one becomes whole, which one a run goes on from, which ones are kept.
+"""Checkpoints of a training run: writing, finding, reading and removing them.
 
-    OUTPUT_DIR/state/step-<step>-<attempt>/   what the learner saved (`training_loop.Learner`): weights, their average, optimizers
-                                              progress.json, last: step, samples, seconds; size and digest of each other file
-    OUTPUT_DIR/validation/<step>.json         what validation made of it (`validation.py`)
-    OUTPUT_DIR/_in_validation/<name>.json     while validation has a checkpoint in hand: how often a task has begun with it, and whether one has
-                                              since the checkpoint was last handed over
+    OUTPUT_DIR/state/step-<step>-<attempt>/   files of the learner (`learner.Learner`): weights, averages, optimizers;
+                                              progress.json, written last: step, samples, seconds, and the size and
+                                              digest of each other file
+    OUTPUT_DIR/validation/<step>.json         validation metrics of the checkpoint (`validation/`)
+    OUTPUT_DIR/_in_validation/<name>.json     mark of a checkpoint in validation (`validation_marks.py`)
 
-A checkpoint is whole when progress.json is there and the files have the sizes that it states: a kill in the middle leaves one that
-is passed over for the one before. Workers of a killed job live on for seconds; the attempt in the name keeps their files apart.
-Ray Train is told of checkpoints, but stores none: on a local disk, S3 and GCS alike they go through `Folder`.
+A checkpoint is whole if progress.json exists and all files have the sizes recorded in it. A kill during writing leaves
+a checkpoint that is not whole. Training then resumes from the whole checkpoint before it. The workers of a killed job
+live on for seconds. The attempt in the name keeps their files apart from those of the next job.
+
+Ray Train receives the names of checkpoints but stores none. Checkpoints are read and written through `Folder`, on a
+local disk, S3 and GCS alike.
 """
 
 import json
@@ -29,25 +32,36 @@ CHECKPOINT_FORMAT_VERSION = 4
 
 
 def checkpoint_name(step: int, attempt: str) -> str:
+    """Return the name of a checkpoint in the run folder."""
     return f"{STATE}/step-{step:09d}-{attempt}"
 
 
 def step_of(name: str) -> int:
-    """The step that a checkpoint's name states."""
+    """Return the step in the name of a checkpoint."""
     return int(name.rsplit("/", 1)[-1].split("-")[1])
 
 
 def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], progress: dict[str, Any]) -> None:
-    """Makes what `save` writes to a local folder the checkpoint `name`, whole or not at all; one that is whole already stays."""
+    """Write a checkpoint so that it is whole or ignored, unless a whole checkpoint of this name exists.
+
+    Args:
+        output: The run folder.
+        name: Name of the checkpoint in the run folder.
+        save: Function that writes the files of the checkpoint into a local folder.
+        progress: JSON values to record in progress.json.
+
+    Raises:
+        OSError: The disk is full or the store is unreachable.
+    """
     if name in whole_checkpoints(output):
         return
     with output.scratch() as scratch:
         (folder := scratch / "checkpoint").mkdir()
         save(folder)
         files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
-        mark = json.dumps({"format_version": CHECKPOINT_FORMAT_VERSION, **progress, "files": files})
+        content = json.dumps({"format_version": CHECKPOINT_FORMAT_VERSION, **progress, "files": files})
         if output.is_local:
-            (folder / PROGRESS).write_text(mark)
+            (folder / PROGRESS).write_text(content)
             output.remove(name)
             target = Path(output.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -55,20 +69,27 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
         else:
             for file in list(folder.iterdir()):
                 output.move_in(file, f"{name}/{file.name}")
-            output.write(f"{name}/{PROGRESS}", mark.encode())
+            output.write(f"{name}/{PROGRESS}", content.encode())
 
 
 def checkpoint_progress(output: Folder, name: str) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+    """Read progress.json of a checkpoint.
+
+    Raises:
+        ValueError: The checkpoint has another format version.
+    """
     progress = output.read_json(f"{name}/{PROGRESS}")
     if progress.get("format_version") != CHECKPOINT_FORMAT_VERSION:
-        raise ValueError(f"checkpoint {output.uri}/{name} was written by another version of audiodiff")
+        raise ValueError(
+            f"checkpoint {output.uri}/{name} was written by another version of audiodiff: "
+            "use that version, or another folder"
+        )
     return progress
 
 
 @contextmanager
 def local_checkpoint(output: Folder, name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A whole checkpoint as a local folder, with its progress."""
+    """Provide a whole checkpoint as a local folder, with its progress; download it from an object store."""
     progress = checkpoint_progress(output, name)
     if output.is_local:
         yield Path(output.path(name)), progress
@@ -80,67 +101,73 @@ def local_checkpoint(output: Folder, name: str) -> Iterator[tuple[Path, dict[str
 
 
 def whole_checkpoints(output: Folder) -> list[str]:
-    """The whole checkpoints, as names in the run folder, the furthest in training last."""
-    whole = []
-    for mark in output.names(f"{STATE}/*/{PROGRESS}"):
-        name = mark.removesuffix(f"/{PROGRESS}")
+    """Return the names of the whole checkpoints in the run folder, in the order of their steps."""
+    names = []
+    for progress_file in output.names(f"{STATE}/*/{PROGRESS}"):
+        name = progress_file.removesuffix(f"/{PROGRESS}")
         try:
             files = checkpoint_progress(output, name)["files"]
-            if all(output.entry(f"{name}/{file}").size == stated["bytes"] for file, stated in files.items()):
-                whole.append(name)
-        except (ValueError, KeyError, FileNotFoundError):  # cut off by a kill, or just being removed
+            if all(output.entry(f"{name}/{file}").size == record["bytes"] for file, record in files.items()):
+                names.append(name)
+        except (ValueError, KeyError, FileNotFoundError):  # cut off by a kill, or being removed now
             continue
-    return sorted(whole, key=lambda name: (step_of(name), name))
+    return sorted(names, key=lambda name: (step_of(name), name))
 
 
 def newest_checkpoint(output: Folder) -> str | None:
-    """The whole checkpoint of the most steps; None where there is none."""
+    """Return the whole checkpoint with the most steps, or None."""
     return next(reversed(whole_checkpoints(output)), None)
 
 
-def soundest_checkpoint(output: Folder) -> str | None:
-    """The newest checkpoint whose files have the digests that they were written with: damaged ones are passed over, and said."""
+def newest_intact_checkpoint(output: Folder) -> str | None:
+    """Return the newest whole checkpoint whose files match their digests, or None; print each damaged checkpoint."""
     for name in reversed(whole_checkpoints(output)):
         with local_checkpoint(output, name) as (folder, progress):
             damaged = [
-                file for file, stated in progress["files"].items() if file_sha256(folder / file) != stated["sha256"]
+                file for file, record in progress["files"].items() if file_sha256(folder / file) != record["sha256"]
             ]
         if not damaged:
             return name
-        say(f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): going on from the one before")
+        say(f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): resuming from the checkpoint before it")
     return None
 
 
 def validation_results(output: Folder) -> dict[int, dict[str, float]]:
-    """What validation found, by step."""
+    """Return the validation metrics by step."""
     contents = output.read_all(f"{VALIDATION_RESULTS}/*.json")
     return {int(Path(name).stem): json.loads(content) for name, content in sorted(contents.items())}
 
 
-def best_checkpoint(output: Folder, figure: str) -> str | None:
-    """The whole checkpoint with the lowest `figure` of validation; None where none has a finite one (not every validation finds every figure).
+def best_checkpoint(output: Folder, metric: str) -> str | None:
+    """Return the whole checkpoint with the lowest finite value of a validation metric, or None.
 
-    A Fréchet distance is the larger the fewer samples it is taken from: only those of as many as the latest are compared.
+    The Fréchet distance decreases with the number of samples. For `metric` "frechet", only distances with as many
+    samples as the latest distance are compared.
     """
-    found = {
+    results = {
         step: values
         for step, values in validation_results(output).items()
-        if math.isfinite(values.get(figure, math.nan))
+        if math.isfinite(values.get(metric, math.nan))
     }
-    if figure == "frechet" and found:
-        samples = found[max(found)]["n_candidate"]
-        found = {step: values for step, values in found.items() if values["n_candidate"] == samples}
-    validated = [name for name in whole_checkpoints(output) if step_of(name) in found]
-    return min(validated, key=lambda name: found[step_of(name)][figure], default=None)
+    if metric == "frechet" and results:
+        samples = results[max(results)]["n_candidate"]
+        results = {step: values for step, values in results.items() if values["n_candidate"] == samples}
+    validated = [name for name in whole_checkpoints(output) if step_of(name) in results]
+    return min(validated, key=lambda name: results[step_of(name)][metric], default=None)
 
 
-def remove_superseded(output: Folder, kept: int, figure: str) -> None:
-    """Removes the checkpoints that are neither among the last `kept` nor the best by `figure` nor in validation, and what is older and not whole."""
-    whole = whole_checkpoints(output)
-    if not whole:
+def remove_superseded(output: Folder, kept: int, metric: str) -> None:
+    """Remove the checkpoints that are no longer needed.
+
+    The newest `kept` whole checkpoints stay. The best checkpoint by `metric` and the checkpoints in validation stay
+    too. A checkpoint that is not whole stays unless a whole checkpoint has more steps, because a worker may be writing
+    it.
+    """
+    names = whole_checkpoints(output)
+    if not names:
         return
-    keep = {*whole[-kept:], *in_validation(output), best_checkpoint(output, figure)}
+    needed = {*names[-kept:], *in_validation(output), best_checkpoint(output, metric)}
     present = {file.rpartition("/")[0] for file in output.names(f"{STATE}/step-*/*")}
-    for name in present - keep:
-        if name in whole or step_of(name) < step_of(whole[-1]):
+    for name in present - needed:
+        if name in names or step_of(name) < step_of(names[-1]):
             output.remove(name)

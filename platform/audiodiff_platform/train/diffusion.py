@@ -1,13 +1,14 @@
-"""A mel dataset -> a trained model, on 1 to N workers of Ray Train.
+"""Job that trains a diffusion model on a mel dataset, with one or more workers of Ray Train.
 
-1. The settings are claimed; the number of workers and the stopping point may differ from run to run, nothing else.
-2. Workers step together (`training_loop.py`, `train_worker.py`); rank 0 writes checkpoints, from which a rerun or restarted workers
-   go on (`training_state.py`).
-3. At the end rank 0 writes `OUTPUT_DIR/model`, with the averaged weights.
+1. The job claims the run folder for its settings. A later run in the same folder may change the stopping point, the
+   number of workers and other options that do not affect the weights.
+2. The workers step together (`loop.py`, `diffusion_worker.py`). Rank 0 writes checkpoints, from which restarted
+   workers and later runs resume (`checkpoints.py`).
+3. At the end, the job writes the model with the averaged weights.
 
     OUTPUT_DIR/train.json      settings and their digest
     OUTPUT_DIR/state/          checkpoints
-    OUTPUT_DIR/metrics.jsonl   a line each LOG_STEPS steps; tensorboard/ likewise
+    OUTPUT_DIR/metrics.jsonl   one line every LOG_STEPS steps; tensorboard/ holds the same values
     OUTPUT_DIR/model/          the finished model
 """
 
@@ -35,10 +36,10 @@ from audiodiff_platform.train.checkpoints import (
     validation_results,
 )
 from audiodiff_platform.train.diffusion_worker import train_worker
-from audiodiff_platform.train.inputs import TrainingInputs, held_out, load_training_inputs, require_encodings
+from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, require_encodings, validation_split
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.shared_steps import (
-    described,
+    describe_dataset,
     group_for,
     model_folder,
     require_own_folder,
@@ -55,41 +56,47 @@ TRAIN_SETTINGS = "train.json"
 
 
 def train(options: TrainOptions) -> dict[str, Any]:
-    """Runs the job; says how far training came and where the model is."""
+    """Train a diffusion model, and return a summary: the path of the model, seconds, counts and metrics.
+
+    Raises:
+        ValueError: Options or inputs contradict each other.
+        JobError: Training failed.
+    """
     began = time.monotonic()
     options = with_usable_paths(options)
     require_trackers(options.report_to)
-    start = load_training_inputs(options, device="meta")
-    options = options.resolved(start.objective)
-    start.objective.scheduler(options.scheduler)  # which the model is written with at the end
-    require_encodings(options, start)
-    require_previews(options, start.dataset)
-    if options.keep == "best" and options.best_by == "validation_loss" and held_out(start.dataset) is None:
+    inputs = load_training_inputs(options, device="meta")
+    options = options.resolved(inputs.objective)
+    inputs.objective.scheduler(options.scheduler)  # rejects a scheduler that does not suit the objective
+    require_encodings(options, inputs)
+    require_previews(options, inputs.dataset)
+    if options.keep == "best" and options.best_by == "validation_loss" and validation_split(inputs.dataset) is None:
         raise ValueError(
-            f"keep best: {options.dataset_name} has no held-out tracks to tell by: prepare it with validation_fraction, or keep last, or best_by frechet"
+            f"keep best: {options.dataset_name} has no held-out tracks: prepare it with validation_fraction, "
+            "or set keep last or best_by frechet"
         )
     if options.push_to_hub:
         claim_repository(options.push_to_hub, "model")
-    output, settings = Folder(options.output_dir), options.settings(**start.digests)
+    output, settings = Folder(options.output_dir), options.settings(**inputs.digests)
     require_own_folder(options, output, TRAIN_SETTINGS, settings)
     with owned(output, options.take_over) as lease:
-        metrics = _finished(options, start, output)
+        metrics = _finished_metrics(options, inputs, output)
         if metrics is None:
-            require_space(options, output, parameter_count(start.network))
-            say(f"{start.dataset.rows} slices of {described(start.dataset)}")
+            require_space(options, output, parameter_count(inputs.network))
+            say(f"{inputs.dataset.rows} slices of {describe_dataset(inputs.dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
                 _require_optimizer(options, group)
-                cost = _cost(options, start, group.least)
-                say(f"{cost.describe()}; {_length(options, start)}")
-                validation = validation_beside(validate, options, group) if validates(options, start.dataset) else None
+                cost = _cost(options, inputs, group.min_workers)
+                say(f"{cost.describe()}; {_limits_text(options, inputs)}")
+                validation = validation_beside(validate, options, group) if validates(options, inputs.dataset) else None
                 claimed = TRAIN_SETTINGS, settings
                 run_training(
                     train_worker,
                     options,
-                    start.dataset,
+                    inputs.dataset,
                     claimed=claimed,
-                    versions=start.versions,
+                    versions=inputs.versions,
                     lease=lease,
                     group=group,
                     validation=validation,
@@ -101,20 +108,21 @@ def train(options: TrainOptions) -> dict[str, Any]:
 
 
 def _require_optimizer(options: TrainOptions, group: Group) -> None:
-    """Raises ValueError where the workers cannot make the optimizer that is asked for."""
+    """Check that the workers can run the optimizer."""
     if options.optimizer != "adamw_8bit":
         return
     if not group.gpu:
         raise ValueError(f"optimizer {options.optimizer} needs a CUDA GPU, and the cluster has none: use adamw")
     if find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"optimizer {options.optimizer} needs the package bitsandbytes: pip install 'audiodiff[bitsandbytes]', or use adamw"
+            f"optimizer {options.optimizer} needs the package bitsandbytes: "
+            "pip install 'audiodiff[bitsandbytes]', or use adamw"
         )
 
 
-def _cost(options: TrainOptions, start: TrainingInputs, workers: int) -> TrainingCost:
+def _cost(options: TrainOptions, inputs: TrainingInputs, workers: int) -> TrainingCost:
     return training_cost(
-        start.network,
+        inputs.network,
         options.train_batch_size // workers,
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
@@ -122,47 +130,59 @@ def _cost(options: TrainOptions, start: TrainingInputs, workers: int) -> Trainin
     )
 
 
-def _length(options: TrainOptions, start: TrainingInputs) -> str:
-    """How long training will be, as far as that is told; the time of the rest is shown once the rate is known."""
-    each = options.train_batch_size * options.gradient_accumulation_steps
-    steps = options.steps_at_most(start.dataset.rows)
-    bounds = [
-        "" if steps is None else f"{steps:,} steps of {each} samples, {steps * each / start.dataset.rows:.1f} epochs",
+def _limits_text(options: TrainOptions, inputs: TrainingInputs) -> str:
+    """Return the limits of training as text for the console."""
+    samples = options.train_batch_size * options.gradient_accumulation_steps
+    steps = options.step_limit(inputs.dataset.rows)
+    limits = [
+        ""
+        if steps is None
+        else f"{steps:,} steps of {samples} samples, {steps * samples / inputs.dataset.rows:.1f} epochs",
         "" if options.max_train_minutes is None else f"{options.max_train_minutes:g} minutes",
     ]
-    return "at most " + " or ".join(bound for bound in bounds if bound)
+    return "at most " + " or ".join(limit for limit in limits if limit)
 
 
 def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> dict[str, float]:
-    """Makes the model folder from the averaged weights of the checkpoint that is to be kept; gives its metrics and what training reached."""
+    """Write the model folder from the averaged weights of the last or the best checkpoint.
+
+    Args:
+        options: Options of the run.
+        output: The run folder.
+        cost: Cost of training, for the share of the peak performance.
+
+    Returns:
+        The metrics of the model: counts, throughput, last log line and validation metrics.
+    """
     name = newest_checkpoint(output)
     assert name is not None, "training ended without a checkpoint"
     if options.keep == "best" and (best := best_checkpoint(output, options.best_by)) is not None:
         name = best
     elif options.keep == "best":
         say(
-            f"warning: keep best: no checkpoint that is left has a {options.best_by}, the model is the last one's ({name})"
+            f"warning: keep best: no remaining checkpoint has a {options.best_by}: "
+            f"writing the model from the last checkpoint ({name})"
         )
-    start = load_training_inputs(options)
+    inputs = load_training_inputs(options)
     with local_checkpoint(output, name) as (folder, progress):
-        start.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+        inputs.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
     validation = {
         name: value
         for name, value in validation_results(output).get(step_of(name), {}).items()
         if isinstance(value, int | float)
     }
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
-    metrics = {**counts, **_reached(options, cost, progress), **progress["logged"], **validation}
-    record = ModelRecord(recipe=options.recipe(), data_digest=start.dataset.digest, metrics=metrics)
+    metrics = {**counts, **_throughput(options, cost, progress), **progress["logged"], **validation}
+    record = ModelRecord(recipe=options.recipe(), data_digest=inputs.dataset.digest, metrics=metrics)
     with model_folder(output) as folder:
         save_model(
-            folder, start.network, start.objective.scheduler(options.scheduler), start.mel, record, vae=start.vae
+            folder, inputs.network, inputs.objective.scheduler(options.scheduler), inputs.mel, record, vae=inputs.vae
         )
     return metrics
 
 
-def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
-    """Samples per second over the whole training and, on GPUs of a known half-precision peak, the share of it."""
+def _throughput(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
+    """Return samples per second and, for a GPU with a known half-precision peak, the achieved share of the peak."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
     peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
     share = (
@@ -173,9 +193,9 @@ def _reached(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, A
     return {"samples_per_second": round(rate, 2), **share}
 
 
-def _finished(options: TrainOptions, start: TrainingInputs, output: Folder) -> dict[str, float] | None:
-    """The metrics of the model that is there, where it was trained just so."""
+def _finished_metrics(options: TrainOptions, inputs: TrainingInputs, output: Folder) -> dict[str, float] | None:
+    """Return the metrics of the finished model if it has the same recipe and data, else None."""
     if not output.exists(f"{MODEL}/{RECORD}"):
         return None
     record = ModelRecord.model_validate(output.read_json(f"{MODEL}/{RECORD}"))
-    return record.metrics if record.recipe == options.recipe() and record.data_digest == start.dataset.digest else None
+    return record.metrics if record.recipe == options.recipe() and record.data_digest == inputs.dataset.digest else None

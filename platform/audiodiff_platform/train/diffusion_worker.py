@@ -1,4 +1,4 @@
-"""What each process of a diffusion training does; Ray Train has joined them to one process group, accelerate synchronises gradients."""
+"""Worker of a diffusion training: the function that each process runs, and the learner of the training loop."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,10 +19,13 @@ from audiodiff_platform.train.worker_process import run_worker
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Train from the last checkpoint (or the start) to the stopping point, and leave a checkpoint of it.
+    """Train from the newest checkpoint, or from step 0, to the stopping point, and write a checkpoint there.
+
+    Args:
+        config: `options` as a dictionary, and `token` of the lease of the run folder.
 
     Returns:
-        The reason for which training cannot continue, or None.
+        The reason if training cannot continue, else None.
     """
     options = TrainOptions.model_validate(config["options"])
 
@@ -33,38 +36,50 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
 
 def trained(
-    options: TrainOptions, accelerator: Accelerator, start: TrainingInputs, token: str | None = None
+    options: TrainOptions, accelerator: Accelerator, inputs: TrainingInputs, token: str | None = None
 ) -> TrainState:
-    """The state at the stopping point."""
+    """Train to the stopping point and return the state.
+
+    Args:
+        options: Options of the run.
+        accelerator: Accelerator of this worker.
+        inputs: Network, objective and data.
+        token: Token of the lease of the run folder, or None if no lease is held.
+
+    Raises:
+        FloatingPointError: The gradient norm is not finite.
+        TrainingStoppedError: A checkpoint cannot be written.
+    """
     state = TrainState(
         accelerator,
-        start.network,
-        start.objective,
+        inputs.network,
+        inputs.objective,
         options.learning_rate,
         options.seed,
-        vae=start.vae,
+        vae=inputs.vae,
         optimizer=options.optimizer,
         ema_decay=options.ema_decay,
         max_gradient_norm=options.max_gradient_norm,
         gradient_checkpointing=options.gradient_checkpointing,
         compiled=options.torch_compile,
     )
-    validated = validates(options, start.dataset)
+    has_validation = validates(options, inputs.dataset)
     learn(
         options,
         accelerator,
         DiffusionLearner(options, accelerator, state),
-        start.order(options.seed),
-        validates=validated,
+        inputs.order(options.seed),
+        validates=has_validation,
         token=token,
     )
     return state
 
 
 class DiffusionLearner:
-    """A diffusion network as the loop's learner.
+    """Learner of a diffusion network.
 
-    Saves network.safetensors (live weights), ema.safetensors (averaged weights) and optimizer.pt (the optimizer's moments).
+    A checkpoint holds network.safetensors (weights), ema.safetensors (averaged weights) and optimizer.pt (moments of
+    the optimizer).
     """
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
@@ -109,7 +124,14 @@ class DiffusionLearner:
 def save_weights(
     network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path
 ) -> None:
-    """Writes a learner's files."""
+    """Write the files of a checkpoint.
+
+    Args:
+        network: Weights by name.
+        average: Averaged weights by name.
+        optimizer: State of the optimizer.
+        folder: Local folder of the checkpoint.
+    """
     save_file(_contiguous(network), folder / "network.safetensors")
     save_file(_contiguous(average), folder / EMA_WEIGHTS)
     torch.save(optimizer, folder / "optimizer.pt")

@@ -1,6 +1,7 @@
-"""What a diffusion training starts from: the network, its objective, and what it is trained on, each checked against the others.
+"""Inputs of a diffusion training: network, objective and data, checked against each other.
 
-The job looks at it before any work on the cluster, with the network on the meta device; each worker then makes it anew.
+The job loads the inputs before any work on the cluster, with the network on the meta device. Each worker then loads the
+inputs again, with a network in memory.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,17 @@ from audiodiff_platform.train.options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """`vae` where the network works on latents, `latents` where they were made before, `encodings` where it is conditional."""
+    """Inputs of a diffusion training.
+
+    Args:
+        network: diffusers network.
+        objective: Training objective.
+        dataset: Dataset of mel images.
+        vae: Autoencoder of a latent network, else None.
+        latents: Latents of the dataset that were encoded before training, or None.
+        encodings: Encodings of the audio files for a conditional network, else None.
+        pretrained_digest: Digest of the model that training starts from, or None.
+    """
 
     network: Any
     objective: Objective
@@ -44,11 +55,12 @@ class TrainingInputs:
 
     @property
     def mel(self) -> MelConfig:
+        """The mel parameters of the dataset."""
         return self.dataset.mel
 
     @cached_property
     def digests(self) -> dict[str, str | None]:
-        """What decides the weights beside the options."""
+        """Digests of the inputs, which determine the weights together with the options."""
         return {
             "data_digest": self.dataset.digest,
             "pretrained_digest": self.pretrained_digest,
@@ -59,20 +71,26 @@ class TrainingInputs:
 
     @property
     def versions(self) -> dict[str, bytes | None]:
-        """The files by which the run folder keeps the versions of the data, by name."""
+        """Contents of the files that pin the versions of the data in the run folder, by name."""
         return {
             DATASET_VERSION: self.dataset.version,
             ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version,
         }
 
     def order(self, seed: int) -> DataOrder:
+        """Return the order in which training reads the samples."""
         return DataOrder(self.dataset, seed, latents=self.latents, encodings=self.encodings)
 
 
 def load_training_inputs(options: TrainOptions, device: str = "cpu") -> TrainingInputs:
-    """Opens and builds it all; a network that starts from nothing is initialised on `device` by the seed.
+    """Open the data, and build or load the networks.
 
-    Raises ValueError where parts do not go together: mel parameters, sizes, latents of other data.
+    Args:
+        options: Options of the run.
+        device: Device of a new network, which is initialized from the seed. A pretrained network is on the CPU.
+
+    Raises:
+        ValueError: Inputs do not match: mel parameters, resolutions, latents of other data, or missing encodings.
     """
     run = Folder(options.output_dir)
     dataset = open_dataset(options.dataset_name, options.mel_config, run)
@@ -90,21 +108,24 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
     return TrainingInputs(network, options.objective(), dataset, vae, latents, encodings, None)
 
 
-def require_encodings(options: TrainOptions, start: TrainingInputs) -> None:
-    """Raises ValueError that names files of the dataset that have no encoding; reads the names of all."""
-    if start.encodings is None:
+def require_encodings(options: TrainOptions, inputs: TrainingInputs) -> None:
+    """Check that all audio files of the dataset have encodings. This reads the names of all files.
+
+    Raises:
+        ValueError: Files have no encoding. The message names them.
+    """
+    if inputs.encodings is None:
         return
-    names = start.dataset.audio_files() | (
-        split.audio_files() if (split := held_out(start.dataset)) is not None else set()
-    )
+    split = validation_split(inputs.dataset)
+    names = inputs.dataset.audio_files() | (set() if split is None else split.audio_files())
     try:
-        start.encodings.vectors_for(sorted(names))
+        inputs.encodings.vectors_for(sorted(names))
     except ValueError as error:
         raise ValueError(f"encodings {options.encodings}: {error}") from error
 
 
-def held_out(dataset: TrainingImages) -> MelDataset | None:
-    """The split validation of a dataset made by prepare, where it has rows."""
+def validation_split(dataset: TrainingImages) -> MelDataset | None:
+    """Return the validation split of a dataset written by prepare, or None if the split has no rows."""
     if not isinstance(dataset, MelDataset):
         return None
     split = MelDataset(dataset.folder.uri, VALIDATION_SPLIT, dataset.run)
@@ -114,32 +135,44 @@ def held_out(dataset: TrainingImages) -> MelDataset | None:
 def _pretrained(
     options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None
 ) -> TrainingInputs:
-    """The network of a model, with its VAE and, where no other is asked for, its objective."""
+    """Load the network, the VAE and the objective of a pretrained model; options override its objective."""
     origin = f"from_pretrained {options.from_pretrained}"
     model = load_model(str(options.from_pretrained))
     _require_same_mel(origin, model.mel, dataset.mel)
     if options.vae is not None:
-        raise ValueError(
-            f"vae {options.vae} with {origin}: a model brings its own VAE, or works on images: leave vae out"
-        )
+        raise ValueError(f"vae {options.vae} with {origin}: the model determines the autoencoder, leave vae out")
     dim = model.unet.config.get("cross_attention_dim")
-    if (dim is None) != (encodings is None) or (encodings is not None and encodings.dim != dim):
-        wants = "takes no encodings" if dim is None else f"takes encodings of {dim} values"
-        gets = "none are given" if encodings is None else f"{options.encodings} holds some of {encodings.dim}"
-        raise ValueError(f"{origin}: the model {wants}, {gets}")
+    _require_encoding_dim(options, origin, dim, encodings)
     _require_shape(options, latents, model.vae, dataset.mel)
-    learned = Objective.of(model.scheduler)
+    pretrained = Objective.of(model.scheduler)
     if dim is not None:
-        learned = learned.model_copy(update={"conditioning_dropout": 0.1})
-    objective = options.objective(learned)
+        pretrained = pretrained.model_copy(update={"conditioning_dropout": 0.1})
+    objective = options.objective(pretrained)
     if dim is None and objective.conditioning_dropout:
         raise ValueError(
-            f"conditioning_dropout {objective.conditioning_dropout} with {origin}: the model takes no encodings, leave it out"
+            f"conditioning_dropout {objective.conditioning_dropout} with {origin}: "
+            "the model takes no encodings, leave conditioning_dropout out"
         )
     return TrainingInputs(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
 
 
+def _require_encoding_dim(options: TrainOptions, origin: str, dim: int | None, encodings: Encodings | None) -> None:
+    """Check that encodings are set for a conditional model only, and have the dimension of the model."""
+    if dim is None and encodings is not None:
+        raise ValueError(
+            f"encodings {options.encodings} with {origin}: the model takes no encodings, leave encodings out"
+        )
+    if dim is not None and encodings is None:
+        raise ValueError(f"{origin}: the model takes encodings of {dim} values, set encodings")
+    if encodings is not None and encodings.dim != dim:
+        raise ValueError(
+            f"encodings {options.encodings} with {origin}: the encodings have {encodings.dim} values, "
+            f"the model takes {dim}: use encodings of the encoder that the model was trained with"
+        )
+
+
 def _vae(source: str, mel: MelConfig) -> Any:
+    """Load an autoencoder, and check its mel parameters if they are stored with it."""
     vae = load_vae(source)
     if not is_hub_id(source) and (folder := Folder(source)).exists(MEL_CONFIG):
         _require_same_mel(f"vae {source}", MelConfig.from_json(folder.read(MEL_CONFIG).decode()), mel)
@@ -147,16 +180,18 @@ def _vae(source: str, mel: MelConfig) -> Any:
 
 
 def _latents(uri: str, dataset: TrainingImages) -> LatentsDataset:
+    """Open latents, and check that they were encoded from this dataset."""
     latents = LatentsDataset(uri)
     if latents.dataset_digest != dataset.digest or latents.groups != dataset.groups:
         raise ValueError(
-            f"latents {uri}: made of a dataset of digest {latents.dataset_digest}, this one's is {dataset.digest}: encode it anew"
+            f"latents {uri}: encoded from a dataset with digest {latents.dataset_digest}, "
+            f"but this dataset has digest {dataset.digest}: encode this dataset again"
         )
     return latents
 
 
 def _require_shape(options: TrainOptions, latents: LatentsDataset | None, vae: Any, mel: MelConfig) -> None:
-    """Latents made before are those that the VAE makes."""
+    """Check the resolution of the dataset, and that the latents match the autoencoder."""
     if options.preset is not None:
         check_resolution(options.preset, mel, vae)
     if latents is None:
@@ -164,26 +199,29 @@ def _require_shape(options: TrainOptions, latents: LatentsDataset | None, vae: A
     if vae is None:
         raise ValueError(f"latents {options.latents}: the network works on images, leave latents out")
     factor = latent_factor(vae)
-    made = (vae.config.latent_channels, mel.y_res // factor, mel.x_res // factor)
-    if latents.shape != made:
+    vae_shape = (vae.config.latent_channels, mel.y_res // factor, mel.x_res // factor)
+    if latents.shape != vae_shape:
         raise ValueError(
-            f"latents {options.latents}: are {latents.shape}, the vae makes {made}: encode the dataset with this vae"
+            f"latents {options.latents}: have shape {latents.shape}, but the latents of the vae have {vae_shape}: "
+            "encode the dataset with this vae"
         )
-    if latents.vae_digest != (ours := network_digest(vae)):
+    if latents.vae_digest != (digest := network_digest(vae)):
         raise ValueError(
-            f"latents {options.latents}: made by a vae of digest {latents.vae_digest}, this one's is {ours}: encode the dataset with this vae"
+            f"latents {options.latents}: encoded by a vae with digest {latents.vae_digest}, "
+            f"but this vae has digest {digest}: encode the dataset with this vae"
         )
 
 
-def _require_same_mel(origin: str, theirs: MelConfig, ours: MelConfig) -> None:
-    """Raises ValueError with both values of each mel parameter that differs."""
-    one, other = theirs.model_dump(), ours.model_dump()
+def _require_same_mel(origin: str, trained: MelConfig, dataset: MelConfig) -> None:
+    """Check that all mel parameters agree except n_iter, which affects the reconstruction of audio only."""
+    trained_values, dataset_values = trained.model_dump(), dataset.model_dump()
     differences = ", ".join(
-        f"{name} {one[name]} there, {other[name]} in the dataset"
-        for name in one
-        if one[name] != other[name] and name != "n_iter"
+        f"{name} {value}, dataset: {dataset_values[name]}"
+        for name, value in trained_values.items()
+        if value != dataset_values[name] and name != "n_iter"
     )
     if differences:
         raise ValueError(
-            f"{origin}: was trained with other mel parameters ({differences}): prepare the dataset with its own"
+            f"{origin}: trained with other mel parameters than those of the dataset ({differences}): "
+            "prepare the dataset with the same mel parameters"
         )

@@ -1,4 +1,4 @@
-"""The interface between the training loop and what is trained."""
+"""Interface between the training loop and the networks that it trains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,14 @@ from audiodiff_core.training import TrainBatch
 
 
 class TrainingStoppedError(Exception):
-    """Training cannot reach its stopping point, and another attempt would not either; the message says why, the same in all workers."""
+    """Failure that another attempt would repeat, so training ends before its stopping point.
+
+    The message states the reason and is the same on all workers.
+    """
 
 
 class TrainingProgress(Protocol):
-    """How far training has come: optimizer steps (the learner counts them), samples and seconds (the loop does)."""
+    """Counts of a training: optimizer steps (counted by the learner), samples and seconds (counted by the loop)."""
 
     step: int
     samples: int
@@ -20,23 +23,31 @@ class TrainingProgress(Protocol):
 
 
 class Learner(Protocol):
-    """What is trained: a step, and what it saves."""
+    """Networks in training, with their optimizer step and their state."""
 
     @property
     def counts(self) -> TrainingProgress:
-        """Counted on by the loop."""
+        """The counts, which the loop updates in place."""
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with what can be made of it before its step; called by the thread that reads ahead."""
+        """Prepare a batch for its step. The thread that reads ahead calls this method."""
 
     def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
-        """One optimizer step on this worker's share at `progress` in [0, 1] -> what is logged: at least `loss`."""
+        """Take one optimizer step on the share of this worker.
+
+        Args:
+            micro_batches: One batch per forward pass.
+            progress: Completed fraction of training, in [0, 1].
+
+        Returns:
+            The values to log by name, including `loss`.
+        """
 
     def snapshot(self) -> Callable[[Path], None]:
-        """All workers: what rank 0 then writes into a folder."""
+        """Copy the state, on all workers, and return the function with which rank 0 writes it into a folder."""
 
     def progress(self) -> dict[str, Any]:
-        """JSON values, among them `step`, that `load` is given back."""
+        """Return the state as JSON values, including `step`, for `load`."""
 
     def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
-        """Makes this the learner that was saved."""
+        """Restore the state from the files of `snapshot` and the values of `progress`."""

@@ -1,8 +1,10 @@
-"""The loop that every training runs, in each worker: what is learned, from which batches, until when, with which checkpoints.
+"""Training loop, which runs in each worker: batches, optimizer steps, log and checkpoints.
 
-1. All workers load the newest sound checkpoint, or start anew. Validation is told again of what it has in hand and has not heard of.
-2. They step together over the same stretch of the data order, each on its share, read ahead by a thread.
-3. Rank 0's clock says when to write a checkpoint, when to look whether a node is being taken away, and when to stop.
+1. All workers load the newest intact checkpoint, or start from step 0. Validations that were queued but never started
+   are requested again.
+2. In each step, the workers process their shares of the next samples in the data order. A thread reads the samples
+   ahead.
+3. The clock of rank 0 determines when to write a checkpoint, when to check for preempted nodes, and when to stop.
 """
 
 import itertools
@@ -30,19 +32,19 @@ from audiodiff_platform.train.batches import Share, read_ahead
 from audiodiff_platform.train.checkpoints import (
     checkpoint_name,
     local_checkpoint,
+    newest_intact_checkpoint,
     put_checkpoint,
     remove_superseded,
-    soundest_checkpoint,
     step_of,
 )
 from audiodiff_platform.train.learner import Learner, TrainingStoppedError
-from audiodiff_platform.train.options import RunOptions
 from audiodiff_platform.train.run_log import RunLog
+from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, validations_not_started
 
 LOG_STEPS = 10
-PREEMPTION_LOOK_S = 2.0
-WRITE_PAUSES_S = (1.0, 4.0, 16.0)  # before a checkpoint that could not be written is tried again
+PREEMPTION_INTERVAL_S = 2.0
+RETRY_PAUSES_S = (1.0, 4.0, 16.0)  # between attempts to write a checkpoint
 
 
 def learn(
@@ -54,10 +56,22 @@ def learn(
     validates: bool = False,
     token: str | None = None,
 ) -> dict[str, float]:
-    """Train to the stopping point -> the last metrics.
+    """Train to the stopping point.
 
-    With `validates`, each checkpoint is handed to validation. `token` names the lease of the run folder, without which no
-    checkpoint is written; None where no lease is held.
+    Args:
+        options: Options of the run.
+        accelerator: Accelerator of this worker.
+        learner: Networks to train.
+        order: Data order of the dataset.
+        validates: If True, request a validation of each checkpoint while no other checkpoint is in validation, and
+            always of the last checkpoint.
+        token: Token of the lease of the run folder, without which no checkpoint is written. None if no lease is held.
+
+    Returns:
+        The values of the last log line by name.
+
+    Raises:
+        TrainingStoppedError: A checkpoint cannot be written.
     """
     return _Loop(options, accelerator, learner, order, validates=validates, token=token).run()
 
@@ -84,33 +98,33 @@ class _Loop:
         self.attempt = uuid.uuid4().hex[:8]
         self.token = token
         self.since_logged: dict[str, list[float]] = {}
-        self.unheard: list[str] = []
-        told = self._load()
-        self.log = RunLog(options, learner.counts.step, told, accelerator.is_main_process)
-        self.earlier, self.began = learner.counts.seconds, time.monotonic()
-        self.saved_at = self.looked_at = self.began
+        self.not_validated: list[str] = []  # queued by workers that have died, and not started
+        reported = self._load()
+        self.log = RunLog(options, learner.counts.step, reported, accelerator.is_main_process)
+        self.earlier_seconds, self.began = learner.counts.seconds, time.monotonic()
+        self.saved_at = self.checked_at = self.began
         self.saved_step = learner.counts.step
-        self.leaving: frozenset[str] = frozenset()
-        self.handed: str | None = None
+        self.preempted: frozenset[str] = frozenset()
+        self.queued: str | None = None
 
     def run(self) -> dict[str, float]:
         options, learner, counts = self.options, self.learner, self.learner.counts
-        steps_at_most = options.steps_at_most(self.order.dataset.rows)
-        seconds_at_most = None if options.max_train_minutes is None else options.max_train_minutes * 60
-        began_at: float | None = None
+        max_steps = options.step_limit(self.order.dataset.rows)
+        max_seconds = None if options.max_train_minutes is None else options.max_train_minutes * 60
+        first_progress: float | None = None
         share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
         batches = read_ahead(self.order, counts.samples, share, learner.ready)
         with closing(batches), closing(self.log):
-            for name in self.unheard:
+            for name in self.not_validated:
                 self._report(name, validate=True)
             while True:
                 due = self._agree()
                 progress = max(
-                    0.0 if steps_at_most is None else counts.step / max(1, steps_at_most),
-                    0.0 if seconds_at_most is None else counts.seconds / seconds_at_most,
+                    0.0 if max_steps is None else counts.step / max(1, max_steps),
+                    0.0 if max_seconds is None else counts.seconds / max_seconds,
                 )
-                began_at = progress if began_at is None else began_at
-                finished = progress >= 1 or steps_at_most == 0
+                first_progress = progress if first_progress is None else first_progress
+                finished = progress >= 1 or max_steps == 0
                 if finished or due:
                     self._checkpoint(finished)
                 if finished:
@@ -121,19 +135,28 @@ class _Loop:
                 counts.samples += options.train_batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
                     means = {
-                        name: statistics.fmean(_finite(values) or [0.0]) for name, values in self._shared().items()
+                        name: statistics.fmean(_finite(values) or [0.0])
+                        for name, values in self._worker_means().items()
                     }
                     self.since_logged = {}
                     elapsed = time.monotonic() - self.began
-                    left = elapsed * (1 - progress) / (progress - began_at) if progress > began_at else None
+                    advance = progress - first_progress
+                    left = elapsed * (1 - progress) / advance if advance > 0 else None
                     self.log.add(counts, means, progress, left)
 
     def _load(self) -> dict[str, list[int]]:
-        """Makes the learner what the newest sound checkpoint holds, if there is one; gives the validated steps that each tracker knows of."""
-        found: list[Any] = [None, []]
+        """Restore the learner from the newest intact checkpoint, if any.
+
+        Returns:
+            The validated steps whose results each tracker has received.
+        """
+        start: list[Any] = [None, []]
         if self.accelerator.is_main_process:
-            found = [soundest_checkpoint(self.output), validations_not_started(self.output) if self.validates else []]
-        self.loaded, self.unheard = broadcast_object_list(found)
+            start = [
+                newest_intact_checkpoint(self.output),
+                validations_not_started(self.output) if self.validates else [],
+            ]
+        self.loaded, self.not_validated = broadcast_object_list(start)
         if self.loaded is None:
             return {}
         with local_checkpoint(self.output, self.loaded) as (folder, progress):
@@ -142,73 +165,85 @@ class _Loop:
         return dict(progress["validations_told"])
 
     def _agree(self) -> bool:
-        """Sets the clock; whether a checkpoint is due. Rank 0 decides for all, or one would stop while another waits for its gradient."""
+        """Set the seconds of all workers to the clock of rank 0, and return True if a checkpoint is due.
+
+        Rank 0 decides for all workers. Otherwise one worker could stop while another waits for its gradient.
+        """
         now = time.monotonic()
         learned = self.learner.counts.step > self.saved_step and not self.since_logged
         due = learned and now - self.saved_at > self.options.checkpoint_minutes * 60
-        values = [self.earlier + now - self.began, float(due), float(now - self.looked_at > PREEMPTION_LOOK_S)]
-        seconds, due_by_clock, look = broadcast(
+        check = now - self.checked_at > PREEMPTION_INTERVAL_S
+        values = [self.earlier_seconds + now - self.began, float(due), float(check)]
+        seconds, due_by_clock, check_nodes = broadcast(
             torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
         ).tolist()
         self.learner.counts.seconds = seconds
-        if not look:
+        if not check_nodes:
             return bool(due_by_clock)
-        self.looked_at = now
+        self.checked_at = now
         preemption = ray.train.get_preemption_info()
-        leaving = frozenset(() if preemption is None else preemption.preempted_node_ids)
-        news = leaving - self.leaving
-        self.leaving = leaving
-        if news and self.accelerator.is_main_process:
+        preempted = frozenset(() if preemption is None else preemption.preempted_node_ids)
+        newly_preempted = preempted - self.preempted
+        self.preempted = preempted
+        if newly_preempted and self.accelerator.is_main_process:
             say(
-                f"step {self.learner.counts.step}: {len(news)} node(s) of this training will be taken away: writing a checkpoint"
+                f"step {self.learner.counts.step}: {len(newly_preempted)} node(s) of this training will be preempted: "
+                "writing a checkpoint"
             )
-        return bool(due_by_clock or news)
+        return bool(due_by_clock or newly_preempted)
 
-    def _shared(self) -> dict[str, list[float]]:
-        """What was logged since the last line, each step's mean over the workers."""
+    def _worker_means(self) -> dict[str, list[float]]:
+        """Return the mean over the workers of each value since the last log line, as one number per step."""
         if not self.since_logged:
             return {}
-        mine = torch.tensor(
+        own = torch.tensor(
             list(itertools.chain(*self.since_logged.values())), dtype=torch.float64, device=self.accelerator.device
         )
-        values = iter(reduce(mine, reduction="mean").tolist())
+        values = iter(reduce(own, reduction="mean").tolist())
         return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
 
     def _checkpoint(self, finished: bool) -> None:
-        """Writes a checkpoint and tells Ray Train of it, all workers together. Raises TrainingStoppedError where it cannot be written."""
-        self.since_logged = self._shared()
+        """Write a checkpoint and report it to Ray Train, on all workers together.
+
+        Raises:
+            TrainingStoppedError: The checkpoint cannot be written.
+        """
+        self.since_logged = self._worker_means()
         save = self.learner.snapshot()
         if self.loaded is not None and step_of(self.loaded) == self.learner.counts.step:
             name = self.loaded
         else:
             name = checkpoint_name(self.learner.counts.step, self.attempt)
         (failure,) = broadcast_object_list(
-            [self._written(name, save, finished) if self.accelerator.is_main_process else None]
+            [self._write(name, save, finished) if self.accelerator.is_main_process else None]
         )
         if failure is not None:
             raise TrainingStoppedError(failure)
         self.saved_at, self.saved_step = time.monotonic(), self.learner.counts.step
-        self._report(name, validate=self.handed == name)
+        self._report(name, validate=self.queued == name)
 
     def _report(self, name: str, validate: bool) -> None:
-        """Tells Ray Train of a checkpoint, and whether to validate it, all workers together."""
+        """Report a checkpoint to Ray Train and request its validation if `validate`, on all workers together."""
         metrics = {"step": self.learner.counts.step, "samples": self.learner.counts.samples}
         if not self.accelerator.is_main_process:
             ray.train.report(metrics)
             return
-        storage = (
-            ray.train.get_context().get_storage()
-        )  # Ray Train lists checkpoints only in its own folder, where nothing is put
+        # Ray Train accepts only checkpoints in its own folder. The path that it gets is never read or written.
+        storage = ray.train.get_context().get_storage()
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
         validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if validate else False
         ray.train.report(
             metrics, checkpoint=pointer, checkpoint_upload_fn=lambda checkpoint, _: checkpoint, validation=validation
         )
 
-    def _written(self, name: str, save: Callable[[Path], None], finished: bool) -> str | None:
-        """Rank 0: writes the log and a checkpoint, and hands it to validation where that has time; it always has for the last.
+    def _write(self, name: str, save: Callable[[Path], None], finished: bool) -> str | None:
+        """Write the log and a checkpoint on rank 0, and queue the checkpoint for validation.
 
-        Where the disk is full or the store out of reach, it is tried again, then the error is given.
+        The checkpoint is queued if no other checkpoint is in validation, or if training has finished. A failed write is
+        retried, since the disk may be full or the store unreachable only for a while.
+
+        Returns:
+            The reason if the checkpoint cannot be written, else None.
         """
         progress = {
             **self.learner.progress(),
@@ -217,38 +252,28 @@ class _Loop:
             "since_logged": self.since_logged,
             "logged": self.log.last,
         }
-        for pause in (*WRITE_PAUSES_S, None):
+        for pause in (*RETRY_PAUSES_S, None):
             try:
                 if self.token is not None:
                     require_token(self.output, self.token)
                 self.log.flush()
-                self.log.tell_validations()
-                put_checkpoint(
-                    self.output,
-                    name,
-                    save,
-                    {
-                        **progress,
-                        "validations_told": {tracker: sorted(steps) for tracker, steps in self.log.told.items()},
-                    },
-                )
-                if self.validates and name not in self.unheard and (finished or not in_validation(self.output)):
+                self.log.report_validations()
+                reported = {tracker: sorted(steps) for tracker, steps in self.log.reported.items()}
+                put_checkpoint(self.output, name, save, {**progress, "validations_told": reported})
+                if self.validates and name not in self.not_validated and (finished or not in_validation(self.output)):
                     queue_for_validation(self.output, name)
-                    self.handed = name
-                remove_superseded(self.output, self.options.checkpoints_kept, self.options.judged_by)
+                    self.queued = name
+                remove_superseded(self.output, self.options.checkpoints_kept, self.options.best_metric)
             except LeaseLostError as error:
                 return str(error)
-            except (
-                OSError,
-                RuntimeError,
-                SafetensorError,
-            ) as error:  # the last two: what torch and safetensors make of an OSError
+            except (OSError, RuntimeError, SafetensorError) as error:
+                # torch reports a failed write as RuntimeError, safetensors as SafetensorError.
                 failure = f"checkpoint {self.output.uri}/{name} cannot be written ({' '.join(str(error).split())})"
                 if pause is None:
                     return (
-                        f"{failure}: with that mended, run the same command again to go on from the checkpoint before"
+                        f"{failure}: fix this, then run the same command again to resume from the previous checkpoint"
                     )
-                say(f"{failure}: trying again in {pause:.0f} s")
+                say(f"{failure}: retrying in {pause:.0f} s")
                 time.sleep(pause)
             else:
                 break
@@ -262,5 +287,5 @@ def _device_name(accelerator: Accelerator) -> str:
 
 
 def _finite(values: Sequence[float]) -> list[float]:
-    """With fp16, not all gradient norms are."""
+    """Return the finite values. With fp16, some gradient norms are infinite or NaN."""
     return [value for value in values if math.isfinite(value)]

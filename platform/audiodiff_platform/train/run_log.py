@@ -1,13 +1,15 @@
-"""What a person looks at while training runs: the console, `metrics.jsonl`, and trackers by name.
+"""Log of a training run: console lines, `metrics.jsonl`, TensorBoard event files and experiment trackers.
 
-    OUTPUT_DIR/metrics.jsonl        a line each LOG_STEPS steps
-    OUTPUT_DIR/tensorboard/train/   loss, learning rate, gradient norm, samples per second
-    OUTPUT_DIR/tensorboard/validation/   (`validation.py`) validation loss by noise level, pictures and audio with fixed seeds
+    OUTPUT_DIR/metrics.jsonl             one line every LOG_STEPS steps
+    OUTPUT_DIR/tensorboard/train/        loss, learning rate, gradient norm, samples per second
+    OUTPUT_DIR/tensorboard/validation/   written by `validation/`: validation loss by noise level, images and audio
 
-TensorBoard's files of a run folder on an object store are written to a local folder and copied. The other trackers are accelerate's; a
-restarted worker goes on with the same run of theirs. They are told what validation found with the next checkpoint, and by the job at the
-end. A checkpoint says what each has been told, so a restart tells them some things twice, none never. Training goes on without a tracker
-that is out of reach: the console says so, and it is tried again with the next checkpoint.
+For a run folder on an object store, the TensorBoard files are written to a local folder and then uploaded.
+
+The other trackers are those of accelerate. Restarted workers continue the same tracker run. Trackers receive the
+results of validation at the next checkpoint, and from the job at the end. Each checkpoint records which results each
+tracker has received. After a restart, a tracker may therefore receive a result twice, but misses none. Training
+continues while a tracker is unreachable: a console line reports the failure, and the next checkpoint retries.
 """
 
 import json
@@ -22,18 +24,24 @@ from audiodiff_platform.mel_data.run_folder import METRICS, TENSORBOARD
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import validation_results
 from audiodiff_platform.train.learner import TrainingProgress
-from audiodiff_platform.train.options import RunOptions
-from audiodiff_platform.train.trackers import finish_tracker, start_tracker, tell, took
+from audiodiff_platform.train.run_options import RunOptions
+from audiodiff_platform.train.trackers import finish_tracker, log_results, log_values, start_tracker
 
-SAID_EVERY_S = 10.0
-COPIED_EVERY_S = 60.0  # to an object store, which knows no appending
+CONSOLE_INTERVAL_S = 10.0
+UPLOAD_INTERVAL_S = 60.0  # an object store cannot append, so each upload writes the complete file
 
 
 class TensorBoardFolder:
-    """Event files of one writer in a run folder, local or not."""
+    """TensorBoard event files of one writer in a run folder, local or on an object store.
+
+    Args:
+        output: The run folder.
+        part: Name of the folder below `tensorboard/`.
+        purge_step: TensorBoard discards earlier events from this step on. None keeps all events.
+    """
 
     def __init__(self, output: Folder, part: str, purge_step: int | None = None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # takes a second
+        from torch.utils.tensorboard import SummaryWriter  # the import takes a second
 
         self.output, self.name = output, f"{TENSORBOARD}/{part}"
         self.scratch = None if output.is_local else tempfile.TemporaryDirectory(prefix="audiodiff-")
@@ -41,13 +49,14 @@ class TensorBoardFolder:
         self.writer: SummaryWriter = SummaryWriter(folder, purge_step=purge_step)
 
     def flush(self) -> None:
-        """Makes what was written so far visible in the run folder."""
+        """Write all pending events to the run folder."""
         self.writer.flush()
         if self.scratch is not None:
             for file in Path(self.scratch.name).iterdir():
                 self.output.write(f"{self.name}/{file.name}", file.read_bytes())
 
     def close(self) -> None:
+        """Flush and close the writer, and delete the local folder of an object store."""
         self.flush()
         self.writer.close()
         if self.scratch is not None:
@@ -55,9 +64,18 @@ class TensorBoardFolder:
 
 
 class RunLog:
-    """Written by rank 0 (`writes`); lines after the step that training goes on from are dropped. `told`: the validated steps that each tracker knows of."""
+    """Log of a run, which rank 0 writes.
 
-    def __init__(self, options: RunOptions, step: int, told: Mapping[str, Collection[int]], writes: bool) -> None:
+    Creating the log removes the lines of `metrics.jsonl` after the step that training resumes from.
+
+    Args:
+        options: Options of the run.
+        step: Step that training resumes from.
+        reported: Validated steps whose results each tracker has received, by tracker name.
+        writes: True on rank 0. On other ranks, the log only keeps the last values.
+    """
+
+    def __init__(self, options: RunOptions, step: int, reported: Mapping[str, Collection[int]], writes: bool) -> None:
         self.writes, self.folder, self.step = writes, Folder(options.output_dir), step
         self.last: dict[str, float] = {}
         if not writes:
@@ -68,17 +86,24 @@ class RunLog:
             self.last = _values(json.loads(self.lines[-1]))
         self.folder.write(METRICS, _joined(self.lines))
         self.written, self.size = len(self.lines), len(_joined(self.lines))
-        self.said_at = self.copied_at = self.added_at = time.monotonic()
+        self.printed_at = self.uploaded_at = self.added_at = time.monotonic()
         self.samples: int | None = None
         self.tensorboard = (
             TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
         )
         self.trackers = [start_tracker(name, options) for name in options.report_to if name != "tensorboard"]
-        self.told = {name: set(steps) for name, steps in told.items()}
-        self.unreached: set[str] = set()
+        self.reported = {name: set(steps) for name, steps in reported.items()}
+        self.unreachable: set[str] = set()
 
     def add(self, counts: TrainingProgress, values: Mapping[str, float], progress: float, left: float | None) -> None:
-        """Takes in the means since the last line; `left`: seconds until the end, where they can be told."""
+        """Add a line with the means of the values since the previous line.
+
+        Args:
+            counts: Steps, samples and seconds so far.
+            values: Means by name, including `loss`.
+            progress: Completed fraction of training, in [0, 1].
+            left: Estimated seconds until the end, or None if unknown.
+        """
         step, samples = counts.step, counts.samples
         self.last, self.step = dict(values), step
         if not self.writes:
@@ -94,33 +119,40 @@ class RunLog:
             json.dumps({"step": step, "samples": samples, "seconds": round(counts.seconds, 2), **values, **rate})
         )
         self._track({**values, **rate}, step)
-        if now - self.said_at > SAID_EVERY_S:
-            self.said_at = now
+        if now - self.printed_at > CONSOLE_INTERVAL_S:
+            self.printed_at = now
             remaining = "" if left is None else f", {duration(left)} left"
             speed = f", {rate['samples_per_second']:.1f} samples/s" if rate else ""
             say(f"step {step}, {progress:.0%}, loss {values['loss']:.4f}{speed}{remaining}")
-            if self.folder.is_local or now - self.copied_at > COPIED_EVERY_S:
-                self.copied_at = now
+            if self.folder.is_local or now - self.uploaded_at > UPLOAD_INTERVAL_S:
+                self.uploaded_at = now
                 try:
                     self.flush()
-                except OSError as error:  # the next checkpoint waits until it can be written
-                    say(f"{METRICS} cannot be written ({error}): trying again later")
+                except OSError as error:  # the next checkpoint waits until the log can be written
+                    say(f"{METRICS} cannot be written ({error}): retrying later")
 
-    def tell_validations(self) -> None:
-        """Hands what validation has found meanwhile to the trackers that it cannot write to itself."""
+    def report_validations(self) -> None:
+        """Log the validation results that the trackers have not received yet."""
         if not self.trackers:
             return
         results = validation_results(self.folder)
         for tracker in self.trackers:
-            self.told[tracker.name] = tell(tracker, results, self.told.get(tracker.name, set()), self.step)
-        self.unreached = {tracker.name for tracker in self.trackers if results.keys() - self.told[tracker.name]}
+            self.reported[tracker.name] = log_results(
+                tracker, results, self.reported.get(tracker.name, set()), self.step
+            )
+        self.unreachable = {tracker.name for tracker in self.trackers if results.keys() - self.reported[tracker.name]}
 
     def flush(self) -> None:
+        """Write all pending lines and TensorBoard events to the run folder.
+
+        Raises:
+            OSError: The disk is full or the store is unreachable. The lines stay pending.
+        """
         if not self.writes:
             return
         if self.folder.is_local:
             with open(self.folder.path(METRICS), "r+b") as file:
-                file.truncate(self.size)  # what a full disk let through of a line
+                file.truncate(self.size)  # a full disk may have left a partial line
                 file.seek(self.size)
                 file.write(_joined(self.lines[self.written :]))
                 file.flush()
@@ -132,21 +164,23 @@ class RunLog:
             self.tensorboard.flush()
 
     def close(self) -> None:
+        """Flush the log and finish the tracker runs; print errors instead of raising them."""
         if not self.writes:
             return
         try:
             self.flush()
             if self.tensorboard is not None:
                 self.tensorboard.close()
-        except OSError as error:  # where training ends for that, its own message says what to do
-            say(f"{METRICS} or {TENSORBOARD} cannot be written to its end ({error})")
+        except OSError as error:  # if the same error ends training, its own message states the remedy
+            say(f"the last lines of {METRICS} or {TENSORBOARD} cannot be written ({error})")
         for tracker in self.trackers:
             finish_tracker(tracker)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
+        """Log values to TensorBoard and to the trackers that are reachable."""
         for tracker in self.trackers:
-            if tracker.name not in self.unreached and not took(tracker, values, step):
-                self.unreached.add(tracker.name)  # clients take minutes to give up
+            if tracker.name not in self.unreachable and not log_values(tracker, values, step):
+                self.unreachable.add(tracker.name)  # each attempt may block for minutes
         if self.tensorboard is not None:
             for name, value in values.items():
                 self.tensorboard.writer.add_scalar(name, value, step)
@@ -157,13 +191,15 @@ def _joined(lines: Sequence[str]) -> bytes:
 
 
 def _step(line: str) -> float:
+    """Return the step of a line, or infinity for a line that a kill cut off."""
     try:
         return int(json.loads(line)["step"])
-    except ValueError:  # cut off by a kill
+    except ValueError:
         return math.inf
 
 
 def _values(line: Mapping[str, float]) -> dict[str, float]:
+    """Return the logged means of a line, without its counts."""
     return {
         name: value for name, value in line.items() if name not in {"step", "samples", "seconds", "samples_per_second"}
     }

@@ -1,4 +1,4 @@
-"""What the jobs that train do around the training itself: paths, claims, resources, the run, the finished model."""
+"""Steps that all training jobs share: paths, run folder, resources, workers and the model folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,63 +16,89 @@ from audiodiff_platform.mel_data.run_folder import IN_VALIDATION, MODEL, STARTS,
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.train.checkpoints import newest_checkpoint, remove_superseded
-from audiodiff_platform.train.options import RunOptions
-from audiodiff_platform.train.trackers import tell_last_validations
-from audiodiff_platform.train.validation.beside_training import validate_left
+from audiodiff_platform.train.run_options import RunOptions
+from audiodiff_platform.train.trackers import report_last_validations
+from audiodiff_platform.train.validation.beside_training import validate_remaining
 from audiodiff_platform.train.validation_marks import requeue_validations
 from audiodiff_platform.train.worker_group import Group, Worker, run_workers
 
 INPUTS = ("mel_config", "from_pretrained", "vae", "latents", "encodings")
 HUB_IDS = ("dataset_name", "from_pretrained", "vae")
-BYTES_PER_PARAMETER = 16  # float32 weights, their average and AdamW's two moments
+BYTES_PER_PARAMETER = 16  # float32 weights, averaged weights and the two moments of AdamW
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
 
 
 def with_usable_paths(options: OptionsT) -> OptionsT:
-    """The options with paths that every process of the job can use."""
-    stated = {name: getattr(options, name, None) for name in ("dataset_name", "output_dir", *INPUTS)}
-    places = {name: usable_path(name, uri, hub_id=name in HUB_IDS) for name, uri in stated.items() if uri is not None}
-    return options.model_copy(update=places)
+    """Return the options with paths that all processes of the job can use.
+
+    Raises:
+        ValueError: A path cannot be used, such as a relative path in a submitted job.
+    """
+    uris = {name: getattr(options, name, None) for name in ("dataset_name", "output_dir", *INPUTS)}
+    usable = {name: usable_path(name, uri, hub_id=name in HUB_IDS) for name, uri in uris.items() if uri is not None}
+    return options.model_copy(update=usable)
 
 
 def require_own_folder(options: RunOptions, output: Folder, name: str, settings: Mapping[str, Any]) -> None:
-    """Raises ValueError where the run folder holds another training, or does not suit the option resume."""
+    """Check that the run folder is empty or holds this training, and that it agrees with the option resume.
+
+    Args:
+        options: Options of the run.
+        output: The run folder.
+        name: Name of the settings file in the run folder.
+        settings: Settings of this training.
+
+    Raises:
+        ValueError: The run folder holds another training, or contradicts the option resume.
+    """
     commits.require_same(output, name, settings)
     if options.resume == "auto":
         return
     newest = newest_checkpoint(output)
     if options.resume == "never" and newest is not None:
         raise ValueError(
-            f"resume never: {output.uri} holds a checkpoint ({newest}): use another folder, or resume auto to go on from it"
+            f"resume never: {output.uri} holds a checkpoint ({newest}): "
+            "use another folder, or set resume auto to continue from the checkpoint"
         )
     if options.resume == "must" and newest is None:
-        raise ValueError(
-            f"resume must: {output.uri} holds no whole checkpoint to go on from: use resume auto to start anew"
-        )
+        raise ValueError(f"resume must: {output.uri} holds no whole checkpoint: set resume auto to start from step 0")
 
 
 def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
-    """Raises ValueError where the checkpoints of so many parameters would not fit beside those that are there."""
-    each = parameters * BYTES_PER_PARAMETER
-    there = sum(entry.size for entry in Folder(f"{output.uri}/{STATE}").walk()) if output.exists(STATE) else 0
-    output.require_free_space(max(each, each * (options.checkpoints_kept + 3) - there), "training")
+    """Check that the checkpoints of a network fit on the disk, in addition to the existing checkpoints.
+
+    Args:
+        options: Options of the run.
+        output: The run folder.
+        parameters: Number of parameters of the network.
+
+    Raises:
+        ValueError: The free space is too small.
+    """
+    checkpoint_bytes = parameters * BYTES_PER_PARAMETER
+    state = Folder(f"{output.uri}/{STATE}")
+    existing_bytes = sum(entry.size for entry in state.walk()) if output.exists(STATE) else 0
+    # Besides the newest checkpoints: the best checkpoint, one in validation, and the one being written.
+    needed_bytes = checkpoint_bytes * (options.checkpoints_kept + 3) - existing_bytes
+    output.require_free_space(max(checkpoint_bytes, needed_bytes), "training")
 
 
 def group_for(options: RunOptions) -> Group:
-    """Choose the workers: those asked for, or as many as nothing else has reserved room for.
+    """Choose the workers: `num_workers` of the options, or one on each GPU or CPU that is not reserved.
 
     Raises:
-        ValueError: The cluster can never have the least number of workers.
+        ValueError: The cluster cannot provide the minimum number of workers or the precision.
     """
     gpu = uses_gpus(options.device)
     workers = options.num_workers or min(options.train_batch_size, max(1, free("GPU" if gpu else "CPU")))
     if isinstance(workers, tuple):
         workers = workers[0], min(workers[1], options.train_batch_size)
     group = Group(workers, gpu)
-    require_resources(group.least, gpus_each=int(gpu))
+    require_resources(group.min_workers, gpus_each=int(gpu))
     kind = "GPU" if gpu else "CPU"
-    number = str(group.least) if group.least == group.most else f"{group.least} to {group.most}"
+    low, high = group.min_workers, group.max_workers
+    number = str(low) if low == high else f"{low} to {high}"
     say(f"{number} workers, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
     if options.mixed_precision == "fp16" and not gpu:
         raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
@@ -90,40 +116,53 @@ def run_training(
     group: Group,
     validation: ValidationConfig | None = None,
 ) -> None:
-    """Claim the run folder for its settings (a file's name and what it states), then run the workers to the end. Ray is connected to.
+    """Claim the run folder and run the workers until training ends. Ray must be connected.
 
-    `versions` are the files by which the run finds the same data when more is added.
+    Args:
+        worker: Function that each worker runs.
+        options: Options of the run.
+        dataset: The training data.
+        claimed: Name and contents of the settings file that claims the run folder.
+        versions: Contents of version files by name. They pin the rows that the run uses when rows are added later.
+        lease: Lease of the run folder.
+        group: Size and device of the worker group.
+        validation: Validation of checkpoints, or None.
+
+    Raises:
+        ValueError: Another training has claimed the run folder, or the nodes do not share an input.
+        JobError: Training failed.
+        LeaseLostError: Another job has taken over the run folder.
     """
     output = Folder(options.output_dir)
     require_shared("dataset_name", options.dataset_name, dataset.probe_file)
-    for place in INPUTS:
-        if (uri := getattr(options, place, None)) is not None:
-            require_shared(place, uri, probe_file="")
+    for name in INPUTS:
+        if (uri := getattr(options, name, None)) is not None:
+            require_shared(name, uri, probe_file="")
     commits.claim(output, *claimed)
     for name, version in versions.items():
         if version is not None:
             output.create(name, version)
     if dataset.added:
-        news = f"{dataset.added:,} rows were added after this run began and are not used"
-        say(f"dataset_name {options.dataset_name}: {news}: train in another folder to use them")
+        added = f"{dataset.added:,} rows were added after this run began and are not used"
+        say(f"dataset_name {options.dataset_name}: {added}: train in another run folder to use them")
     require_shared("output_dir", options.output_dir, claimed[0])
-    output.remove("_tmp")  # what killed workers left
-    output.remove(STARTS)  # of a job that was stopped
+    output.remove("_tmp")  # files of killed workers
+    output.remove(STARTS)  # starts of a previous job do not count
     if validation is None:
         output.remove(IN_VALIDATION)
     else:
         requeue_validations(output)
-    remove_superseded(output, options.checkpoints_kept, options.judged_by)
+    remove_superseded(output, options.checkpoints_kept, options.best_metric)
     run_workers(worker, options, group, validation, lease.token)
     require_token(output, lease.token)
     if validation is not None:
-        validate_left(validation, output)
-    tell_last_validations(options)
+        validate_remaining(validation, output)
+    report_last_validations(options)
 
 
 @contextmanager
 def model_folder(output: Folder) -> Iterator[Path]:
-    """OUTPUT_DIR/model, or for an object store a local folder that is then uploaded to it."""
+    """Provide a local folder to write the model into; on exit, upload it to OUTPUT_DIR/model on an object store."""
     if output.is_local:
         yield Path(output.path(MODEL))
         return
@@ -132,6 +171,8 @@ def model_folder(output: Folder) -> Iterator[Path]:
         upload_model(scratch / MODEL, f"{output.uri}/{MODEL}")
 
 
-def described(dataset: TrainingImages) -> str:
+def describe_dataset(dataset: TrainingImages) -> str:
+    """Return the mel parameters of a dataset and their origin as text for the console."""
     mel = dataset.mel
-    return f"{mel.x_res}x{mel.y_res}, {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft} (by {dataset.mel_origin})"
+    parameters = f"{mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}"
+    return f"{mel.x_res}x{mel.y_res}, {parameters} (from {dataset.mel_origin})"

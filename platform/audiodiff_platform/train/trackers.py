@@ -1,4 +1,4 @@
-"""Experiment trackers (accelerate's), which may be out of reach without ending the training."""
+"""Experiment trackers of accelerate, whose failures do not end training."""
 
 import importlib
 import importlib.util
@@ -10,100 +10,124 @@ from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.run_folder import VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import checkpoint_progress, newest_checkpoint, validation_results
-from audiodiff_platform.train.options import RunOptions, TrackerName
+from audiodiff_platform.train.run_options import RunOptions, TrackerName
 
 VALIDATED_STEP = "validated_step"
 
 
 def require_trackers(names: Sequence[TrackerName]) -> None:
-    """Raises ValueError where a tracker's package is not installed."""
+    """Check that the packages of the trackers are installed.
+
+    Raises:
+        ValueError: A package is missing.
+    """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         extras = ",".join(missing)
         raise ValueError(
-            f"report_to {','.join(names)}: {extras} cannot be imported: pip install 'audiodiff[{extras}]', or report_to none"
+            f"report_to {','.join(names)}: {extras} cannot be imported: "
+            f"pip install 'audiodiff[{extras}]', or set report_to none"
         )
 
 
-def tell_last_validations(options: RunOptions) -> None:
-    """Hands what validation has found since the last checkpoint to the trackers, when the workers and validation have ended."""
+def report_last_validations(options: RunOptions) -> None:
+    """Log the validation results since the last checkpoint to the trackers.
+
+    The job calls this function after the workers and validation have ended.
+    """
     names = [name for name in options.report_to if name != "tensorboard"]
     output = Folder(options.output_dir)
-    last = newest_checkpoint(output)
-    if last is None or not names:
+    checkpoint = newest_checkpoint(output)
+    if checkpoint is None or not names:
         return
-    progress, results = checkpoint_progress(output, last), validation_results(output)
+    progress, results = checkpoint_progress(output, checkpoint), validation_results(output)
     for name in names:
         try:
             tracker = start_tracker(name, options)
-        except Exception as error:  # as in took
+        except Exception as error:  # any client error, as in log_values
             say(
-                f"{name} cannot be told of the last validations ({' '.join(str(error).split())}): {output.uri}/{VALIDATION_RESULTS} has them"
+                f"{name} did not receive the last validation results ({_one_line(error)}): "
+                f"they are in {output.uri}/{VALIDATION_RESULTS}"
             )
             continue
-        tell(tracker, results, set(progress["validations_told"].get(name, ())), progress["step"])
+        log_results(tracker, results, set(progress["validations_told"].get(name, ())), progress["step"])
         finish_tracker(tracker)
 
 
-def tell(tracker: Any, results: Mapping[int, Mapping[str, float]], told: set[int], step: int) -> set[int]:
-    """Tells what is new in the steps just after `step`, where the log is, with the step that was validated: wandb takes nothing at one that is past.
+def log_results(tracker: Any, results: Mapping[int, Mapping[str, float]], reported: set[int], step: int) -> set[int]:
+    """Log the validation results that a tracker has not received yet.
 
-    Gives the validated steps that the tracker now knows of: where it took nothing, the rest is left for the next time.
+    The results are logged at the steps just after `step`, each with the validated step as a value, because wandb
+    rejects values at steps before the last one.
+
+    Args:
+        tracker: A started tracker.
+        results: Validation metrics by validated step.
+        reported: Validated steps whose results the tracker has received.
+        step: Last step that was logged.
+
+    Returns:
+        The validated steps whose results the tracker has received now. After a failure, the remaining steps are
+        missing.
     """
-    known = set(told)
-    for told_at, validated in enumerate(sorted(results.keys() - told), step + 1):
-        if not took(tracker, {**results[validated], VALIDATED_STEP: validated}, told_at):
+    received = set(reported)
+    for log_step, validated in enumerate(sorted(results.keys() - reported), step + 1):
+        if not log_values(tracker, {**results[validated], VALIDATED_STEP: validated}, log_step):
             break
-        known.add(validated)
-    return known
+        received.add(validated)
+    return received
 
 
-def took(tracker: Any, values: Mapping[str, float], step: int) -> bool:
-    """Hands values to a tracker; whether it took them. Clients raise errors of many kinds, none of which is worth a training."""
+def log_values(tracker: Any, values: Mapping[str, float], step: int) -> bool:
+    """Log values to a tracker, and return True on success.
+
+    Tracker clients raise errors of many kinds. None of them may end training, so they are printed.
+    """
     try:
         tracker.log(dict(values), step=step)
     except Exception as error:
         say(
-            f"{tracker.name} takes nothing at step {step} ({' '.join(str(error).split())}): the run folder has it, and training goes on"
+            f"{tracker.name} failed to log step {step} ({_one_line(error)}): "
+            "training continues, and the run folder holds the values"
         )
         return False
     return True
 
 
 def finish_tracker(tracker: Any) -> None:
+    """Finish the run of a tracker; print an error instead of raising it."""
     try:
         tracker.finish()
-    except Exception as error:  # as in took
-        say(f"{tracker.name} did not end its run ({' '.join(str(error).split())})")
+    except Exception as error:  # any client error, as in log_values
+        say(f"{tracker.name} failed to finish its run ({_one_line(error)})")
 
 
 def start_tracker(name: str, options: RunOptions) -> Any:
-    """accelerate's tracker, begun, or gone on with where this run folder has one already."""
+    """Start a tracker of accelerate, or continue the tracker run that belongs to the run folder."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     project, run = "audiodiff", options.run_id()
-    told = options.model_dump()
+    configuration = options.model_dump()
     match name:
         case "wandb":
             tracker = LOGGER_TYPE_TO_CLASS[name](project, id=run, resume="allow")
         case "trackio":
             tracker = LOGGER_TYPE_TO_CLASS[name](project, name=run, resume="allow")
         case _:
-            earlier = _mlflow_run(project, run)
-            tracker = LOGGER_TYPE_TO_CLASS[name](project, run_id=earlier, run_name=run)
-            told = (
-                told if earlier is None else {}
-            )  # mlflow refuses another value of what a run was told, such as a later stopping point
+            mlflow_run = _mlflow_run(project, run)
+            tracker = LOGGER_TYPE_TO_CLASS[name](project, run_id=mlflow_run, run_name=run)
+            if mlflow_run is not None:  # mlflow rejects changed parameters, such as a later stopping point
+                configuration = {}
     tracker.start()
-    tracker.store_init_configuration(told)
+    tracker.store_init_configuration(configuration)
     return tracker
 
 
 def _mlflow_run(project: str, name: str) -> str | None:
-    """The id of the run of that name, as mlflow knows runs by ids of its own."""
+    """Return the mlflow id of the run with this name, or None."""
     mlflow = importlib.import_module("mlflow")
 
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)  # by which accelerate goes first
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", project)  # accelerate prefers this variable too
     runs = mlflow.search_runs(
         experiment_names=[experiment],
         filter_string=f"attributes.run_name = '{name}'",
@@ -111,3 +135,7 @@ def _mlflow_run(project: str, name: str) -> str | None:
         output_format="list",
     )
     return runs[0].info.run_id if runs else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,8 +1,8 @@
-"""Training on Ray Train: the group of workers, restarts, and Ctrl-C.
+"""Worker group of a training on Ray Train: start, restarts after failures, and Ctrl-C.
 
-Ray Train restarts a group after every failure, since a long run on spot nodes has any number of them. The workers
-themselves end a training that fails again and again at one checkpoint (`training_starts.py`). The folder of Ray Train is
-a temporary one on this node: `training_state.py` keeps the checkpoints.
+Ray Train restarts the group after every failure, because a long run on spot nodes may fail many times. The workers
+themselves end a training that fails repeatedly from the same checkpoint (`restarts.py`). The folder of Ray Train is a
+temporary folder on this node. Checkpoints are stored in the run folder (`checkpoints.py`).
 """
 
 import os
@@ -18,14 +18,14 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Tr
 from ray.train.torch import TorchTrainer
 
 from audiodiff_platform.entry.errors import JobError, cause_of
-from audiodiff_platform.train.options import RunOptions
+from audiodiff_platform.train.run_options import RunOptions
 
-RESIZE_SECONDS_AT_LEAST = 5.0
-FAILURES_AT_MOST = (
-    1_000  # of a run, however long, so that even workers that die before they count their start come to an end
-)
+MIN_RESIZE_INTERVAL_S = 5.0
+MAX_FAILURES = 1_000  # per run; also ends a run whose workers die before they count their start
 RAY_TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",  # for the workers' places, not their imports: where a node has just died, fewer workers are tried then
+    # Time to reserve resources for the workers, not to import their modules. After a node died, Ray Train then tries
+    # fewer workers.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
@@ -35,18 +35,23 @@ Worker = Callable[[dict[str, Any]], str | None]
 
 @dataclass(frozen=True)
 class Group:
-    """The workers of a training: how many, or (least, most), and whether they run on GPUs."""
+    """Size and device of the worker group.
+
+    Args:
+        workers: Number of workers, or (minimum, maximum) for a group that follows the size of the cluster.
+        gpu: True if each worker uses a GPU.
+    """
 
     workers: int | tuple[int, int]
     gpu: bool
 
     @property
-    def least(self) -> int:
+    def min_workers(self) -> int:
         """The smallest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def most(self) -> int:
+    def max_workers(self) -> int:
         """The largest number of workers."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
@@ -58,29 +63,35 @@ def run_workers(
     validation: ValidationConfig | None = None,
     token: str | None = None,
 ) -> None:
-    """Run `worker` in a group of processes until it returns, through failures and changes of the cluster.
+    """Run `worker` in a group of processes until it returns, and restart the group after failures.
 
-    `token` names the lease of the run folder, which checkpoints compare.
+    Args:
+        worker: Function to run in each process. It returns the reason if training cannot continue, else None.
+        options: Options of the run.
+        group: Size and device of the group.
+        validation: Validation of checkpoints, or None.
+        token: Token of the lease of the run folder, without which workers write no checkpoint. None if no lease is
+            held.
 
     Raises:
-        JobError: A worker returned a reason for which training cannot continue, or Ray Train gave up.
-        KeyboardInterrupt: Ctrl-C; the workers are gone.
+        JobError: A worker returned a reason, or Ray Train gave up.
+        KeyboardInterrupt: Ctrl-C was pressed. The workers have ended.
     """
     for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # A resize restarts the group from its last checkpoint.
-    resize_seconds = max(RESIZE_SECONDS_AT_LEAST, options.checkpoint_minutes * 60)
+    # A resize restarts the group from its last checkpoint, so it should not be more frequent than checkpoints.
+    resize_interval_s = max(MIN_RESIZE_INTERVAL_S, options.checkpoint_minutes * 60)
     with tempfile.TemporaryDirectory(prefix="audiodiff-ray-train-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             worker,
             train_loop_config={"options": options.model_dump(), "token": token},
             scaling_config=ScalingConfig(
-                num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_seconds
+                num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_interval_s
             ),
             run_config=RunConfig(
                 name="run",
                 storage_path=folder,
-                failure_config=FailureConfig(max_failures=FAILURES_AT_MOST),
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="WARNING"),
             ),
             validation_config=validation,
@@ -96,9 +107,9 @@ def run_workers(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn Ray Train's answer to Ctrl-C into KeyboardInterrupt.
+    """Raise KeyboardInterrupt when Ray Train exits because of Ctrl-C.
 
-    On the main thread, Ray Train handles SIGINT: it ends its workers wherever they run, then exits with status 0.
+    On the main thread, Ray Train handles SIGINT: it ends the workers on all nodes, then exits with status 0.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -113,6 +124,6 @@ def _interruptible() -> Iterator[None]:
 
 
 def _cause(error: TrainingFailedError) -> str:
-    """Return the error of the first worker in one line, or else that of Ray Train."""
+    """Return the error of the first failed worker in one line, or the error of Ray Train."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     return cause_of(next(iter(failures.values())))

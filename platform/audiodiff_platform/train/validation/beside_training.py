@@ -1,6 +1,6 @@
-"""Validation of checkpoints beside training, in tasks that training does not wait for.
+"""Validation of checkpoints in separate Ray tasks, which training does not wait for.
 
-Which checkpoints validation has in hand stands in the run folder (`training_state.py`), so that it outlives workers and tasks.
+The run folder marks the checkpoints in validation (`validation_marks.py`), so that the marks outlive workers and tasks.
 """
 
 import os
@@ -16,28 +16,30 @@ from audiodiff_platform.cluster import WORKER_ENVIRONMENT, gpus
 from audiodiff_platform.entry.errors import cause_of
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train.options import RunOptions
+from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.validation_marks import finish_validation, in_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 
-TASKS_AT_MOST = 3  # for one checkpoint: Ray starts those anew that end for lack of memory, without end
+MAX_TASKS = 3  # per checkpoint, because Ray restarts a task that ran out of memory without limit
 
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
 def validation_beside(validate: Validate, options: RunOptions, group: Group) -> ValidationConfig:
-    """Configure the validation of each checkpoint by `validate(name, options)`.
+    """Configure validation on a GPU that training leaves free, else on a CPU.
 
-    Validation runs on a GPU that training leaves free, else on a CPU.
+    Args:
+        validate: Function that validates a checkpoint, called with its name and the options as a dictionary.
+        options: Options of the run.
+        group: Size and device of the worker group.
     """
-    spare = group.gpu and gpus() > group.most
-    environment = (
-        WORKER_ENVIRONMENT if spare else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
-    )  # Ray hides no GPU from a task that asks for none
+    spare_gpu = group.gpu and gpus() > group.max_workers
+    # Ray does not hide the GPUs from a task that requests none.
+    environment = WORKER_ENVIRONMENT if spare_gpu else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
     resources = {
         "num_cpus": 0,
-        "num_gpus": int(spare),
-        "max_retries": TASKS_AT_MOST,
+        "num_gpus": int(spare_gpu),
+        "max_retries": MAX_TASKS,
         "runtime_env": {"env_vars": environment},
     }
     return ValidationConfig(
@@ -58,54 +60,64 @@ def validate_in_own_task(
     all_cores: bool,
     resources: dict[str, Any],
 ) -> dict[str, Any]:
-    """Validate the checkpoint `name` of the run folder in a task of its own, whose death costs its result alone.
+    """Validate a checkpoint in a separate task, so that the death of the task loses only its result.
 
-    Ray Train calls this function, and would end the training if the function's own process died. Ray Train's `checkpoint`
-    only points to the checkpoint.
+    Ray Train calls this function in a task. If that task died, Ray Train would end the training.
+
+    Args:
+        validate: Function that validates a checkpoint.
+        checkpoint: Checkpoint object of Ray Train, which is not used.
+        name: Name of the checkpoint in the run folder.
+        options: Options of the run as a dictionary.
+        all_cores: Use all CPU cores if validation runs on a CPU.
+        resources: Ray options of the separate task.
+
+    Returns:
+        The validation metrics. Empty if the task died.
     """
     del checkpoint
     task = ray.remote(validate_in_task).options(**resources)
     try:
-        figures: dict[str, Any] = ray.get(task.remote(validate, name, options, all_cores))
+        metrics: dict[str, Any] = ray.get(task.remote(validate, name, options, all_cores))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as death:
         say(f"validation of {name} died ({cause_of(death)}): training continues without its result")
         finish_validation(Folder(options["output_dir"]), name)
         return {}
-    return figures
+    return metrics
 
 
 def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all_cores: bool) -> dict[str, Any]:
-    """Validate the checkpoint `name` -> its figures.
+    """Validate a checkpoint in this process, and return its metrics.
 
-    On a CPU, validation gives way to training, and keeps to one core unless training runs on GPUs.
+    On a CPU, the process has a low priority, and uses one core unless `all_cores` is set.
     """
     import torch
 
     if not torch.cuda.is_available():
         os.nice(10)
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)
-    output, found = Folder(options["output_dir"]), {}
+    output, metrics = Folder(options["output_dir"]), {}
     try:
         begun = start_validation(output, name)
         if begun is None:
-            return {}  # told of twice, since workers died just then, and done already
-        if begun > TASKS_AT_MOST:
-            say(f"validation: {name} has ended {TASKS_AT_MOST} processes: it is left without a result")
+            return {}  # requested twice because workers died, and validated already
+        if begun > MAX_TASKS:
+            say(f"validation of {name} died {MAX_TASKS} times: training continues without its result")
         else:
-            found = validate(name, options)
-    except Exception:  # a process that is killed does not come here: its task is retried, or given up by its caller
+            metrics = validate(name, options)
+    except Exception:  # after a kill, the mark stays: Ray retries the task, or the caller removes the mark
         finish_validation(output, name)
         raise
     finish_validation(output, name)
-    return found
+    return metrics
 
 
-def validate_left(validation: ValidationConfig, output: Folder) -> None:
-    """Validate the checkpoints that training handed over and whose validation has not ended with it."""
+def validate_remaining(validation: ValidationConfig, output: Folder) -> None:
+    """Validate the checkpoints that are still in validation after training has ended."""
     for name in in_validation(output):
-        say(f"validation of {name} is still to be made")
+        say(f"validating {name} after training")
         try:
             validation.fn(None, name=name, **validation.task_config.fn_kwargs)
         except RayError as error:
-            say(f"validation of {name} failed ({cause_of(error)}): training ends without it")
+            say(f"validation of {name} failed ({cause_of(error)}): training ends without its result")
             finish_validation(output, name)
