@@ -19,7 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.train import shared_steps
-from audiodiff_platform.train.options import RunOptions
+from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.validation import beside_training
 from audiodiff_platform.train.worker_group import Group
 from audiodiff_platform.work import engine

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from audiodiff_core import seeds as streams
+from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.sampling.network import ModelInput
 from audiodiff_core.sampling.requests import GenerateRequest

@@ -8,7 +8,7 @@ from typing import Any, Self
 import pydantic
 
 from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, SchedulerName, resolved
-from audiodiff_core.seeds import SEEDS
+from audiodiff_core.diffusion.seeds import SEEDS
 
 MAX_WIDTH = 16_384
 MAX_GUIDANCE = 100.0

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiodiff_core import seeds as streams
+from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import Images
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from audiodiff_core import seeds as streams
+from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
 from audiodiff_core.training.draws import TrainBatch

@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from audiodiff_core import seeds as streams
 from audiodiff_core.audio import Samples
+from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.vocoder.bands import Bands, power_of
 from audiodiff_core.vocoder.frames import Frames

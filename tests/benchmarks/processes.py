@@ -82,4 +82,4 @@ def role(command: Sequence[str]) -> str:
     """What a process of a job is, by its command line."""
     if command and command[0].startswith("ray::") and "PrepareWorker" in command[0]:
         return "worker"
-    return "decoder" if "audiodiff_platform.audio_files.decoder.process" in command else "Ray"
+    return "decoder" if "audiodiff_platform.decoder.process" in command else "Ray"

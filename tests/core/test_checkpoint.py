@@ -15,9 +15,9 @@ from diffusers import AudioDiffusionPipeline as OraclePipeline
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, card, load_model, save_model, upload_model
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
+from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.seeds import derived, initial_noise
 
 RECORD = ModelRecord(recipe={"preset": "tiny"}, data_digest="0123456789abcdef", metrics={"steps": 3, "loss": 0.25})
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DCond
 
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, load_pipeline, load_vae, save_model
 from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.seeds import derived, initial_noise
 
 RECORD = ModelRecord(recipe={"preset": "tiny"}, data_digest="0123456789abcdef", metrics={"steps": 3, "loss": 0.25})
 MEL = MelConfig(x_res=32, y_res=32, sample_rate=22_050, n_fft=512, hop_length=256)

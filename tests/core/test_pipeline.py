@@ -12,10 +12,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
+from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.pipeline import PEAK, Audio, AudioDiffusionPipeline, Loop, normalize
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.seeds import derived, initial_noise
 from audiodiff_core.vocoder import GriffinLim
 
 PROFILE = ExecutionProfile(batch_size=4)

@@ -19,11 +19,11 @@ from diffusers import Mel as OracleMel
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
+from audiodiff_core.diffusion.seeds import derived
+from audiodiff_core.diffusion.seeds import initial_noise as noise_stream
 from audiodiff_core.mel import MelConfig, to_image
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
 from audiodiff_core.sampling.network import ModelInput, Network
-from audiodiff_core.seeds import derived
-from audiodiff_core.seeds import initial_noise as noise_stream
 
 Bytes = npt.NDArray[np.uint8]
 PROFILE = ExecutionProfile(batch_size=4)

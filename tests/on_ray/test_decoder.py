@@ -19,9 +19,9 @@ from audiodiff_core.evaluation.embedders import items_of
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import Slicing, mel_slices
-from audiodiff_platform.audio_files.decoder import Decoder, Limits, SlicedFile
-from audiodiff_platform.audio_files.decoder import child as child_module
-from audiodiff_platform.audio_files.decoder import decoder as decoder_module
+from audiodiff_platform.decoder import Decoder, Limits, SlicedFile
+from audiodiff_platform.decoder import child as child_module
+from audiodiff_platform.decoder import decoder as decoder_module
 from tests.poison import expanding_flac
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1024)
@@ -52,7 +52,7 @@ def _child(parent: int) -> psutil.Process:
     (child,) = (
         process
         for process in psutil.Process(parent).children()
-        if "audiodiff_platform.audio_files.decoder.process" in process.cmdline()
+        if "audiodiff_platform.decoder.process" in process.cmdline()
     )
     return child
 
@@ -299,14 +299,14 @@ def test_processes_that_cannot_start_blame_no_file(
 
 
 def test_the_process_loads_no_more_than_it_needs() -> None:
-    code = "import sys, audiodiff_platform.audio_files.decoder.process; print({'ray', 'torch', 'pyarrow'} & set(sys.modules))"
+    code = "import sys, audiodiff_platform.decoder.process; print({'ray', 'torch', 'pyarrow'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_the_process_ends_with_its_worker(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from audiodiff_platform.audio_files.decoder import Decoder\n"
+        "from audiodiff_platform.decoder import Decoder\n"
         "decoder = Decoder()\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"

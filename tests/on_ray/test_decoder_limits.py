@@ -6,7 +6,7 @@ import pytest
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import Slicing
-from audiodiff_platform.audio_files.decoder.limits import Limits, spool_of_items, spool_of_slices
+from audiodiff_platform.decoder.limits import Limits, spool_of_items, spool_of_slices
 
 MINUTE_OF_CD = 60 * 176_400
 DEFAULT = MelConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from audiodiff_platform.audio_files.decoder.sandbox import MAX_OPEN_FILES
+from audiodiff_platform.decoder.sandbox import MAX_OPEN_FILES
 
 MEMORY_BYTES, MEMORY_BYTES_AT_MOST = 512 << 20, 640 << 20
 RAW_CALL = (
@@ -21,7 +21,7 @@ X32_GETPID = {
 
 
 def _confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    imports = "import os, resource, socket\nfrom audiodiff_platform.audio_files.decoder.sandbox import allow, confine"
+    imports = "import os, resource, socket\nfrom audiodiff_platform.decoder.sandbox import allow, confine"
     confined = f"{imports}\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
     return subprocess.run(
         [sys.executable, "-c", confined], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=60
@@ -80,7 +80,7 @@ def test_resources_are_bounded(tmp_path: Path) -> None:
 def test_lower_limits_of_the_worker_hold(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)])"
     lower = f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES // 2},) * 2)\nresource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))"
-    confined = f"{lower}\nfrom audiodiff_platform.audio_files.decoder.sandbox import confine\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
+    confined = f"{lower}\nfrom audiodiff_platform.decoder.sandbox import confine\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
     tried = subprocess.run(
         [sys.executable, "-c", confined], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
     )

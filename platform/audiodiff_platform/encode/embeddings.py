@@ -11,7 +11,7 @@ from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
-from audiodiff_platform.audio_files.decoder import Decoder
+from audiodiff_platform.decoder import Decoder
 from audiodiff_platform.mel_data.encodings import encoded_table
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.scratch import scratch_folder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from audiodiff_core.checkpoint import load_model, record_metrics
-from audiodiff_core.evaluation import MIN_ITEMS, MAX_SAMPLE_ITEMS, Gathered, closest, compare
+from audiodiff_core.evaluation import MAX_SAMPLE_ITEMS, MIN_ITEMS, Gathered, closest, compare
 from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.evaluation.features import EMBEDDER
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance

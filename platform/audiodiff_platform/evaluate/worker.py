@@ -18,7 +18,7 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform.audio_files import AudioItem as AudioFile
 from audiodiff_platform.audio_files import Inputs, Source, fetched, items
-from audiodiff_platform.audio_files.decoder import Decoder, Limits
+from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.evaluate.result import Embedded, Result
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.scratch import scratch_folder
@@ -153,7 +153,7 @@ class EvaluateWorker:
 
     def _round_trip(self, item: EmbedderItem, seed: int) -> EmbedderItem:
         """Convert the image of an item to audio and analyze the audio."""
-        return heard(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
+        return item_from_samples(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
 def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:

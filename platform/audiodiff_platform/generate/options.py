@@ -6,8 +6,8 @@ import pydantic
 
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
+from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, Precision, SamplingParameters
-from audiodiff_core.seeds import SEEDS
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION

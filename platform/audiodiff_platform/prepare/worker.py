@@ -12,7 +12,7 @@ from audiodiff_core.audio import AudioDecodeError
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
-from audiodiff_platform.audio_files.decoder import Decoder, Limits
+from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.mel_data.mel_dataset import DATASET_SCHEMA, TRAIN_SPLIT, VALIDATION_SPLIT, data_file
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.storage import Folder, commits

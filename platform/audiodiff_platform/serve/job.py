@@ -26,9 +26,9 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
+from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
-from audiodiff_core.seeds import SEEDS
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.entry.options import Options
 from audiodiff_platform.entry.terminal import say

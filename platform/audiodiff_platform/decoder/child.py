@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
-from audiodiff_platform.audio_files.decoder.limits import CPU_SECONDS_PER_SECOND, TimeLimit
+from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, TimeLimit
 
 MAX_ANSWER_BYTES = 1 << 28
 MIN_CPU_SHARE = 0.1
@@ -45,7 +46,7 @@ class ChildProcess:
     """
 
     def __init__(self, memory_bytes: int) -> None:
-        command = [sys.executable, "-P", "-m", "audiodiff_platform.audio_files.decoder.process", str(memory_bytes)]
+        command = [sys.executable, "-P", "-m", "audiodiff_platform.decoder.process", str(memory_bytes)]
         self._popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), start_new_session=True
         )
@@ -55,16 +56,12 @@ class ChildProcess:
         self._received = b""
         self.is_ready = False
         self.was_at_work = True
+        self._finalizer = weakref.finalize(self, _kill, self._popen)  # also at the exit of the worker
 
     def end(self) -> str:
         """Kill the process if it is running. Return its signal or exit status as text."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._finalizer()
         status = self._popen.wait()
-        for pipe in (self._popen.stdin, self._popen.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def answer(self, request: dict[str, Any], limit: TimeLimit) -> dict[str, Any] | None:
@@ -122,6 +119,17 @@ class ChildProcess:
         except ValueError:
             return None
         return answer
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and close its pipes."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
 
 
 class _Clock:

@@ -12,8 +12,8 @@ import numpy as np
 from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.slices import Slicing
-from audiodiff_platform.audio_files.decoder.child import ChildProcess
-from audiodiff_platform.audio_files.decoder.limits import Limits, TimeLimit, spool_of_items, spool_of_slices
+from audiodiff_platform.decoder.child import ChildProcess
+from audiodiff_platform.decoder.limits import Limits, TimeLimit, spool_of_items, spool_of_slices
 
 MAX_ATTEMPTS = 2
 """Number of processes that try a file before it is unusable."""

@@ -28,13 +28,13 @@ from audiodiff_core.audio import MACHINE_ERRORS, AudioDecodeError, PeakMeter, Sa
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence
-from audiodiff_platform.audio_files.decoder.limits import (
+from audiodiff_platform.decoder.limits import (
     CPU_SECONDS_PER_SECOND,
     DECODED_SAMPLE_BYTES,
     MAX_TABLE_BYTES,
     TimeLimit,
 )
-from audiodiff_platform.audio_files.decoder.sandbox import allow, confine
+from audiodiff_platform.decoder.sandbox import allow, confine
 
 SPOOL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 """Error numbers of the disk that holds the spool file."""

@@ -11,7 +11,7 @@ A malicious file can make only itself unusable.
 The package imports neither Ray nor Arrow, because the child process imports it.
 """
 
-from audiodiff_platform.audio_files.decoder.decoder import Decoder, SlicedFile
-from audiodiff_platform.audio_files.decoder.limits import Limits
+from audiodiff_platform.decoder.decoder import Decoder, SlicedFile
+from audiodiff_platform.decoder.limits import Limits
 
 __all__ = ["Decoder", "Limits", "SlicedFile"]
