@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AudioDiffusionPipeline
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
@@ -27,13 +25,10 @@ from audiodiff_platform.train import diffusion as train_module
 from audiodiff_platform.train import loop as training_loop
 from audiodiff_platform.train.checkpoints import newest_checkpoint
 from audiodiff_platform.train.diffusion import train
-from audiodiff_platform.train.diffusion_worker import train_worker, trained
-from audiodiff_platform.train.inputs import load_training_inputs
+from audiodiff_platform.train.diffusion_worker import train_worker
 from audiodiff_platform.train.options import TrainOptions
-from audiodiff_platform.train.worker_process import join_workers
+from tests.in_process import in_process
 from tests.servers.hub import Hub
-
-pytestmark = pytest.mark.workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +57,8 @@ def _losses(run: Path) -> list[float]:
 def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of 30 steps by one worker."""
     folder = tmp_path_factory.mktemp("run") / "train"
-    summary = train(_options(dataset, folder))
+    with in_process():
+        summary = train(_options(dataset, folder))
     assert (summary["steps"], summary["samples"]) == (30, 120)
     return folder
 
@@ -100,6 +96,8 @@ def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run
     assert record["data_digest"] == json.loads((run / "train.json").read_text())["data_digest"]
 
 
+@pytest.mark.soak_short
+@pytest.mark.workers
 def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, dataset: Path, tmp_path: Path) -> None:
     train(_options(dataset, tmp_path / "run", num_workers=4))
     assert _losses(tmp_path / "run") == pytest.approx(_losses(run), rel=1e-4)
@@ -107,26 +105,6 @@ def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, datase
         torch.cat([tensor.flatten() for tensor in _weights(folder).values()]) for folder in (run, tmp_path / "run")
     )
     assert float((expected - found).norm() / expected.norm()) < 1e-5
-
-
-def test_two_workers_see_the_same_samples_and_hold_the_same_weights(run: Path, dataset: Path, tmp_path: Path) -> None:
-    options = _options(dataset, tmp_path, num_workers=2)
-
-    def worker(config: dict[str, Any]) -> None:
-        accelerator = join_workers(options)
-        state = trained(options, accelerator, load_training_inputs(options))
-        flat = torch.cat([parameter.detach().flatten() for parameter in state.bare.parameters()])
-        torch.save(flat, tmp_path / f"rank{accelerator.process_index}.pt")
-
-    TorchTrainer(
-        worker,
-        train_loop_config={},
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(name="ray", storage_path=str(tmp_path)),
-    ).fit()
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
-    assert torch.equal(first, second)
-    assert _losses(tmp_path) == pytest.approx(_losses(run), rel=1e-4)
 
 
 def _metrics(run: Path) -> list[str]:

@@ -1,0 +1,108 @@
+"""Two workers train every kind of network as one worker does: the same samples, the same weights on both ranks.
+
+Starting a group takes longer than these trainings, so one group runs them all.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray.train
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+
+from audiodiff_platform.mel_data.encodings import encoded_table
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.train import loop as loop_module
+from audiodiff_platform.train.autoencoder import train_vae, train_vae_worker
+from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
+from tests.in_process import in_process
+
+pytestmark = pytest.mark.workers
+
+COMMON: dict[str, Any] = {
+    "max_train_steps": 20,
+    "train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "lr_warmup_steps": 5,
+    "report_to": (),
+}
+KINDS = ("pixel", "latent", "conditional", "autoencoder")
+
+
+def _options(kind: str, dataset: Path, vae: Path, encodings: Path, output: Path, workers: int) -> Any:
+    stated = {**COMMON, "dataset_name": str(dataset), "output_dir": str(output), "num_workers": workers}
+    match kind:
+        case "autoencoder":
+            return TrainVaeOptions(preset="vae-tiny", adversarial_start=10, **stated)
+        case "latent":
+            return TrainOptions(preset="tiny-latent", vae=str(vae), preview_count=0, **stated)
+        case "conditional":
+            return TrainOptions(preset="tiny-conditional", encodings=str(encodings), preview_count=0, **stated)
+        case _:
+            return TrainOptions(preview_count=0, **stated)
+
+
+@pytest.fixture(scope="module")
+def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders KIND-1 of one worker and KIND-2 of two, and the weights of each rank in KIND-2/rankN.pt."""
+    root = tmp_path_factory.mktemp("runs")
+    names = sorted(MelDataset(str(dataset)).audio_files())
+    vectors = np.random.default_rng(0).standard_normal((len(names), 8)).astype(np.float32)
+    (root / "encodings.parquet").write_bytes(encoded_table(names, vectors, "test", "0"))
+
+    def options(kind: str, workers: int) -> Any:
+        return _options(kind, dataset, vae, root / "encodings.parquet", root / f"{kind}-{workers}", workers)
+
+    stated = {kind: options(kind, 2).model_dump() for kind in KINDS}
+
+    def worker(config: dict[str, Any]) -> None:
+        """Train every kind, and save the live weights of this rank."""
+        checkpoint = loop_module._Loop._checkpoint
+        for kind, values in stated.items():
+
+            def save(loop: Any, finished: bool, kind: str = kind) -> None:
+                weights = loop.learner.state.state_dict()
+                rank = ray.train.get_context().get_world_rank()
+                torch.save(weights, root / f"{kind}-rank{rank}.pt")
+                checkpoint(loop, finished)
+
+            loop_module._Loop._checkpoint = save  # type: ignore[method-assign]
+            train_one = train_vae_worker if kind == "autoencoder" else train_worker
+            assert train_one({"options": values, "token": None}) is None
+
+    TorchTrainer(
+        worker,
+        train_loop_config={},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="ray", storage_path=str(root / "ray")),
+    ).fit()
+    with in_process():
+        for kind in KINDS:
+            (train_vae if kind == "autoencoder" else train)(options(kind, 1))
+    return root
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_train_as_one(runs: Path, kind: str) -> None:
+    one, two = (
+        [json.loads(line)["loss"] for line in (runs / f"{kind}-{workers}" / "metrics.jsonl").read_text().splitlines()]
+        for workers in (1, 2)
+    )
+    assert len(one) == 2
+    assert two == pytest.approx(one, rel=1e-4 if kind == "pixel" else 1e-3)
+    first, second = (torch.load(runs / f"{kind}-rank{rank}.pt") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    averaged = []
+    for workers in (1, 2):
+        (checkpoint,) = (runs / f"{kind}-{workers}" / "state").glob("step-000000020-*")
+        averaged.append(torch.cat([tensor.flatten() for tensor in load_file(checkpoint / "ema.safetensors").values()]))
+    expected, found = averaged
+    assert float((expected - found).norm() / expected.norm()) < (1e-5 if kind == "pixel" else 1e-3)
