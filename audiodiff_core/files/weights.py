@@ -109,7 +109,7 @@ def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
         CheckpointError: If the weight contains NaN or infinite values.
     """
     copy = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    # The sum needs no memory, but overflows for large finite values.
+    # The sum is a fast check without memory, but it can overflow although all values are finite.
     if not bool(torch.isfinite(copy.sum())) and not bool(torch.isfinite(copy).all()):
         raise CheckpointError(f"{part}: weight {name} contains NaN or infinite values")
     return copy
