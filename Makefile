@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ORIGINAL := .venv-original
 
-.PHONY: install demo test check soak bench
+.PHONY: install demo test check soak soak-short bench
 
 install: $(INSTALLED)
 
@@ -24,12 +24,18 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests of files run on two cores. Those of whole journeys start processes of their own.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_FLAGS) tests/core tests/on_ray
+	$(BIN)/pytest $(PYTEST_FLAGS) tests/journey
 
 # Long fault, load and quality runs.
 soak: install
 	$(BIN)/pytest --soak
+
+# Those of them that take minutes.
+soak-short: install
+	$(BIN)/pytest --soak-short
 
 # The original project, in an environment of its own since it needs older libraries: what `make bench` compares with.
 $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchmarks/original/constraints.txt

@@ -303,6 +303,7 @@ class Deadly(EmbeddingsWorker):
         return super()._embedded(item, scratch)
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_file_that_ends_its_workers_is_given_up(
     embeddings: Path,

@@ -18,8 +18,7 @@ from audiodiff_platform.generate import job as generate_module
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.worker import GenerateWorker
-
-pytestmark = pytest.mark.workers
+from tests.in_process import in_process
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
 
@@ -68,7 +67,8 @@ def options(model: Path, out: Path) -> GenerateOptions:
 @pytest.fixture(scope="module")
 def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "loops"
-    generate(options(model, out))
+    with in_process():
+        generate(options(model, out))
     return out
 
 
@@ -76,7 +76,12 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
     ("fault", "reason", "tries"),
     [
         ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 1 "),
-        ("death", "killed 2 worker processes", "7 7 1 1 "),
+        pytest.param(
+            "death",
+            "killed 2 worker processes",
+            "7 7 1 1 ",
+            marks=[pytest.mark.workers, pytest.mark.soak_short],
+        ),
     ],
 )
 def test_a_loop_that_fails_costs_itself_alone(

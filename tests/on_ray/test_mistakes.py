@@ -144,6 +144,7 @@ def test_values_out_of_range(run: Run, few_loops: Path, tmp_path: Path, argument
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.workers
 def test_more_workers_than_the_cluster_has(
     local_ray: None, run: Run, few_loops: Path, dataset: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def test_without_options_slices_are_the_originals(local_ray: None, few_loops: Pa
         assert (difference == 0).mean() >= 0.999
 
 
+@pytest.mark.workers
 def test_workers_and_shard_order_do_not_change_the_bytes(
     local_ray: None, dataset: Path, few_loops: Path, tmp_path: Path
 ) -> None:

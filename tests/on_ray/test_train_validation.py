@@ -35,26 +35,26 @@ from audiodiff_platform.train.validation.beside_training import MAX_TASKS, valid
 from audiodiff_platform.train.validation.diffusion import validate
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
+from tests.in_process import in_process
 from tests.servers.stores import Store, Stores
-
-pytestmark = pytest.mark.workers
 
 
 @pytest.fixture(scope="module")
 def split(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with held-out tracks."""
     folder = tmp_path_factory.mktemp("split") / "mel"
-    prepare(
-        PrepareOptions(
-            input_dir=str(loops),
-            output_dir=str(folder),
-            resolution="32",
-            hop_length=1024,
-            overlap=0.5,
-            validation_fraction=0.3,
-            num_workers=2,
+    with in_process():
+        prepare(
+            PrepareOptions(
+                input_dir=str(loops),
+                output_dir=str(folder),
+                resolution="32",
+                hop_length=1024,
+                overlap=0.5,
+                validation_fraction=0.3,
+                num_workers=2,
+            )
         )
-    )
     return folder
 
 
@@ -73,7 +73,8 @@ def _options(dataset: Path, output: str, **changes: Any) -> TrainOptions:
 def run(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint at each line of the log, validated beside it, of which the best is kept."""
     folder = tmp_path_factory.mktemp("validated") / "run"
-    train(_options(split, str(folder), checkpoint_minutes=1e-6, checkpoints_kept=1, preview_count=2, keep="best"))
+    with in_process():
+        train(_options(split, str(folder), checkpoint_minutes=1e-6, checkpoints_kept=1, preview_count=2, keep="best"))
     return folder
 
 
@@ -147,6 +148,8 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
     assert validation_results(output) == {step_of(name): pytest.approx(expected, rel=1e-6)}
 
 
+@pytest.mark.soak_short
+@pytest.mark.workers
 def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def found(name: str, options: dict[str, Any]) -> dict[str, Any]:
         step = step_of(name)
@@ -178,6 +181,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
     assert (summary["steps"], summary["frechet"]) == (10, 10.0)
 
 
+@pytest.mark.workers
 def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -> None:
     def seen() -> str | None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -188,6 +192,7 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
     assert ray.get(ray.remote(seen).options(**resources).remote()) == ""
 
 
+@pytest.mark.workers
 def test_a_validation_that_dies_costs_only_itself(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +241,8 @@ def test_a_validation_that_dies_costs_only_itself(
     )
 
 
+@pytest.mark.soak_short
+@pytest.mark.workers
 def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +277,7 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
     assert len(workers.read_text().split()) == 1, "the workers were started again"
 
 
+@pytest.mark.workers
 def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: Path) -> None:
     """Where tasks end for lack of memory, Ray begins anew without end."""
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
@@ -291,6 +299,7 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
     assert found == [{"begun": {name: 1}}, {}]
 
 
+@pytest.mark.workers
 def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tmp_path: Path) -> None:
     """As `ray stop` does on a node that is taken down: in the task it is an exception, unlike a kill."""
     output, name, told = Folder(str(tmp_path)), "state/step-000000010-aaaa", tmp_path / "told"
@@ -311,6 +320,7 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
     assert in_validation(output) == {}
 
 
+@pytest.mark.workers
 def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_path: Path) -> None:
     """What it has in hand would hold up those after it."""
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
@@ -326,6 +336,7 @@ def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_pat
     assert not output.exists(mark)
 
 
+@pytest.mark.workers
 def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: Path, tmp_path: Path) -> None:
     name = "state/step-000000010-aaaa"
     config = validation_beside(
@@ -338,6 +349,8 @@ def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: 
     assert [ray.get(task.remote()) for _ in range(2)] == [{"found": 1}, {}]
 
 
+@pytest.mark.soak_short
+@pytest.mark.workers
 def test_a_checkpoint_in_validation_outlives_its_workers(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
