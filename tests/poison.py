@@ -17,13 +17,13 @@ def expanding_flac(file: Path) -> Path:
     return file
 
 
-def repeating_m4a(file: Path, edits: int) -> Path:
-    """Write 0.1 s of AAC whose edit list plays it `edits` times.
+def repeating_m4a(file: Path, seconds: float, edits: int) -> Path:
+    """Write a tone in AAC whose edit list plays it `edits` times.
 
-    FFmpeg repeats the sample table for every edit: a list of 1,000 expands the file a thousand times, and a list of
-    20,000 keeps FFmpeg in a loop for many seconds, in a file of 240 kB.
+    FFmpeg repeats the sample table for every edit. 1,000 edits expand 2 s of audio in 30 kB to more than half an hour;
+    20,000 edits of 0.1 s, in 240 kB, keep FFmpeg in a loop for many seconds.
     """
-    tone = (np.sin(np.arange(4_410) * 0.05) * 8_000).astype(np.int16)
+    tone = (np.sin(np.arange(round(44_100 * seconds)) * 0.05) * 8_000).astype(np.int16)
     content = io.BytesIO()
     with av.open(content, "w", format="ipod") as container:
         stream = container.add_stream("aac", rate=44_100, layout="mono")
@@ -31,7 +31,9 @@ def repeating_m4a(file: Path, edits: int) -> Path:
         frame.sample_rate = 44_100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    edit_list = _box(b"elst", struct.pack(">II", 0, edits) + struct.pack(">IiI", 100, 0, 1 << 16) * edits)
+    edit_list = _box(
+        b"elst", struct.pack(">II", 0, edits) + struct.pack(">IiI", round(1_000 * seconds), 0, 1 << 16) * edits
+    )
 
     def edited(kind: bytes, content: bytes) -> bytes:
         if kind not in {b"moov", b"trak"}:

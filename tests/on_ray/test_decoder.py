@@ -50,12 +50,13 @@ def _sliced(decoder: Decoder, file: Path, spool: Path) -> SlicedFile:
 
 
 def _child(parent: int) -> psutil.Process:
-    (child,) = (
+    """The newest process that decodes for a worker."""
+    processes = [
         process
         for process in psutil.Process(parent).children()
         if "audiodiff_platform.decoder.process" in process.cmdline()
-    )
-    return child
+    ]
+    return max(processes, key=lambda process: (process.create_time(), process.pid))
 
 
 def test_slices_are_those_of_the_core(decoder: Decoder, loops: Path, tmp_path: Path) -> None:
