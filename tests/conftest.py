@@ -23,7 +23,7 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run only the long fault and quality runs")
-    parser.addoption("--soak-short", action="store_true", help="run only those of them that take minutes")
+    parser.addoption("--soak-short", action="store_true", help="run only the fault and quality runs that take minutes")
     parser.addoption("--max-cpu-seconds", type=float, help="fail a test that uses more CPU time")
 
 

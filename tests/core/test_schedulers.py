@@ -212,9 +212,9 @@ def test_what_is_not_exact_is_refused_by_name(model_scheduler: Any, values: dict
 
 
 def test_every_setting_of_the_model_is_handed_on() -> None:
-    """Check that Heun keeps the betas of the model.
+    """Check that every method keeps the settings of the model.
 
-    The betas equal the defaults of the model's class, so diffusers' from_config would replace them.
+    The betas equal the defaults of the model's class. diffusers' from_config would therefore give Heun other betas.
     """
     saved = model("v_prediction", spacing="trailing", clip=True)
     for name, method in METHODS.items():
