@@ -109,7 +109,7 @@ def committed(folder: Folder) -> dict[int, dict[str, Any]]:
 
 
 def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """Return the commit record of a shard, or None. Packed records, which are of earlier runs, are not read."""
+    """Return the commit record of a shard, or None. Packed records of earlier runs are not read."""
     try:
         return folder.read_json(commit_name(shard))
     except FileNotFoundError:

@@ -254,7 +254,7 @@ class Folder:
             remove_objects(self.filesystem, [self.path(name) for name in names])
 
     def reached(self, name: str) -> AbstractContextManager[None]:
-        """Return a context that converts errors of the store's client to OSError with the address of the file."""
+        """Return a context that converts errors of the store's client to OSError with the file's address."""
         return nullcontext() if self.is_local else named_os_errors(f"{self.uri}/{name}", self.root)
 
     @contextmanager

@@ -60,7 +60,7 @@ class Lease:
     _lost: str = ""
 
     def check(self) -> None:
-        """Raise LeaseLostError if another job took over the lease, or if the lease could not be renewed in time."""
+        """Raise LeaseLostError if another job took over the lease, or the lease was not renewed in time."""
         if self._lost:
             raise LeaseLostError(f"{self.folder.uri}: {self._lost}: run the same command again to continue")
 

@@ -61,8 +61,10 @@ def _new_folder(parent: Path) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int | None:
-    """Lock a scratch folder. Return the descriptor of the lock, or None if another process holds the lock or
-    removed the folder.
+    """Lock a scratch folder.
+
+    Returns:
+        The descriptor of the lock, or None if another process holds the lock or removed the folder.
     """
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)

@@ -94,7 +94,9 @@ class Engine(Protocol):
 def engine(
     shards: int, num_workers: int | None, device: Device = "auto", *, isolated: bool = False
 ) -> Iterator[Engine]:
-    """Connect to Ray and yield an engine. A single shard of a local run is run in this process, without Ray.
+    """Connect to Ray and yield an engine.
+
+    A local run of a single shard uses this process instead of Ray.
 
     Args:
         shards: Number of shards to run.
