@@ -13,8 +13,8 @@ Device = Literal["auto", "cpu", "gpu"]
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:
     """Require that the cluster has, or can grow to, one CPU and `gpus_each` GPUs for each worker.
 
-    If resources are missing but the cluster may grow, a line on the terminal says that the job waits for them. The
-    cluster may grow without limit if Ray does not know its maximum size.
+    If resources are missing but the cluster may grow, a line on the terminal says that the job waits for them. If
+    Ray does not know the maximum size of the cluster, the function assumes that the cluster may grow.
 
     Args:
         workers: The number of workers.

@@ -10,10 +10,10 @@ Training on precomputed latents does not run the VAE.
 Shards, row groups and rows correspond to those of the mel dataset, so that training reads the same samples in the same
 order.
 
-The columns are `audio_file` (string), `slice` (int32), and the posterior of the VAE as `mean` and `std`. Both
-are fixed-size lists of channels * height * width float32 values in row-major order. The values are the output of the
-VAE, without scaling_factor. A sample is scaling_factor * (mean + std * noise). The metadata of the
-schema states `audiodiff_latent_shape` (JSON, [channels, height, width]) and `audiodiff_vae_digest`.
+The columns are `audio_file` (string), `slice` (int32), and the posterior of the VAE as `mean` and `std`. Both are
+fixed-size lists of channels * height * width float32 values in row-major order. The values are the output of the VAE,
+without scaling_factor. A sample is scaling_factor * (mean + std * noise). The metadata of the schema states
+`audiodiff_latent_shape` (JSON, [channels, height, width]) and `audiodiff_vae_digest`.
 """
 
 import json

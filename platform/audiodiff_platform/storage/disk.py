@@ -92,7 +92,7 @@ class DiskListing:
                     heapq.heappush(self._links, name)
 
     def _target(self, entry: os.DirEntry[str], name: str) -> os.stat_result | None:
-        """Return the status of the target of a link. For an unreadable target, count the link and return None."""
+        """Return the status of the target of a link. If the target is unreadable, count it and return None."""
         try:
             return entry.stat()
         except (FileNotFoundError, NotADirectoryError):

@@ -124,7 +124,7 @@ def newest_checkpoint(output: Folder) -> str | None:
 def newest_intact_checkpoint(output: Folder) -> str | None:
     """Return the newest whole checkpoint whose files match their digests, or None.
 
-    A line on the terminal names each newer checkpoint, which is damaged.
+    A line on the terminal names each damaged checkpoint that is skipped.
     """
     for name in reversed(whole_checkpoints(output)):
         with local_checkpoint(output, name) as (folder, progress):

@@ -37,8 +37,7 @@ class TensorBoardFolder:
     Args:
         output: The run folder.
         part: Name of the folder below `tensorboard/`.
-        purge_step: First step of the events that TensorBoard discards, if an earlier writer wrote them. None keeps all
-            events.
+        purge_step: Step from which TensorBoard discards the events of earlier writers. None keeps all events.
     """
 
     def __init__(self, output: Folder, part: str, purge_step: int | None = None) -> None:

@@ -67,7 +67,7 @@ class Attempts:
             self._write(self.process, item)
 
     def stop(self) -> None:
-        """Clear the mark of this process, because the process has not died."""
+        """Clear the mark of this process, so that no death is counted after an error that it survives."""
         record = self._record()
         if record is None or record["process"] != self.process:
             return  # the mark belongs to a process that has replaced this one
