@@ -187,7 +187,7 @@ class _Loop:
         self.preempted = preempted
         if newly_preempted and self.accelerator.is_main_process:
             say(
-                f"step {self.learner.counts.step}: {len(newly_preempted)} nodes of this run will be preempted: "
+                f"step {self.learner.counts.step}: {len(newly_preempted)} node(s) of this run will be preempted: "
                 "writing a checkpoint"
             )
         return bool(due_by_clock or newly_preempted)
