@@ -1,4 +1,4 @@
-"""What all tests share: the real loops, a tiny model, one Ray for the whole run."""
+"""Fixtures of all tests: the real loops, a tiny model, and one Ray cluster for the whole run."""
 
 import os
 import shutil
@@ -23,14 +23,13 @@ pytest_plugins = ["tests.servers.fixtures"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run only the long fault and quality runs")
-    parser.addoption("--soak-short", action="store_true", help="run only those of them that take minutes")
+    parser.addoption("--soak-short", action="store_true", help="run only the fault and quality runs that take minutes")
     parser.addoption("--max-cpu-seconds", type=float, help="fail a test that uses more CPU time")
 
 
 def pytest_configure() -> None:
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
-        "false"  # read when gcsfs is imported; by default it asks for each bucket's kind over gRPC
-    )
+    # Read at the import of gcsfs, which by default queries the kind of each bucket over gRPC.
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -47,7 +46,7 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
 
 
 def _can_run(item: pytest.Item) -> bool:
-    """Return whether this machine has what the markers of a test name."""
+    """Return whether this machine meets the requirements that the markers of a test name."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         return False
     return all(find_spec(marker.args[0]) for marker in item.iter_markers("package"))
@@ -68,16 +67,16 @@ def _bounded_cpu_time(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 class CpuClock:
-    """CPU seconds of this process and its descendants, the processes of Ray among them.
+    """CPU seconds of this process and its descendants, including the processes of Ray.
 
-    Reading takes milliseconds, so a reading serves all tests of the next seconds.
+    A reading takes milliseconds, so all tests of the next seconds share the reading.
     """
 
     def __init__(self) -> None:
         self.read_at = self.at_start = 0.0
 
     def start(self) -> None:
-        """Start a measurement, by a reading that is a few seconds old at most."""
+        """Start a measurement with a reading that is at most a few seconds old."""
         if time.monotonic() - self.read_at > READING_S:
             self.read_at, self.at_start = time.monotonic(), _cpu_seconds()
 
@@ -98,13 +97,16 @@ def _cpu_seconds() -> float:
 
 @pytest.fixture(scope="session")
 def loops() -> Path:
-    """The folder of the 14 CC0 loops."""
+    """Return the folder of the 14 CC0 loops."""
     return LOOPS
 
 
 @pytest.fixture(scope="session")
 def local_ray(stores: Stores) -> Iterator[None]:
-    """One Ray cluster for all tests that need one: four logical CPUs, so that several workers fit on any machine. Its workers find the object stores."""
+    """Start one Ray cluster for all tests that need a cluster.
+
+    Four logical CPUs let several workers run on any machine. The workers have access to the object stores.
+    """
     import ray
 
     from audiodiff_platform.cluster import WORKER_ENVIRONMENT
@@ -122,7 +124,7 @@ def local_ray(stores: Stores) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def few_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of four loops, one of them in a subfolder, with a file that is not audio."""
+    """Return a folder of four loops, one of them in a subfolder, and a file that is not audio."""
     folder = tmp_path_factory.mktemp("few")
     (folder / "sub").mkdir()
     for name in ("loop_tabla", "loop_mika", "bass_hit_c"):
@@ -134,7 +136,7 @@ def few_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished dataset of 32x32 images in several shards."""
+    """Return a finished dataset of 32x32 images in several shards."""
     from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("dataset") / "mel"
@@ -154,7 +156,10 @@ def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="session")
 def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished dataset of 32x32 images, a file in each shard, with tracks held out: their shards have no other part."""
+    """Return a finished dataset of 32x32 images with held-out tracks.
+
+    Each shard holds one file, so the shard of a held-out track has no training part.
+    """
     from audiodiff_platform.prepare.job import PrepareOptions, prepare
 
     folder = tmp_path_factory.mktemp("held-out") / "mel"
@@ -168,7 +173,7 @@ def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with random weights for 32x32 images."""
+    """Return a model folder with random weights for 32x32 images."""
     import torch
 
     from audiodiff_core.checkpoint import ModelRecord, save_model
@@ -185,7 +190,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of a small autoencoder with random weights: latents of 2 channels, a quarter of the image on a side."""
+    """Return a folder of a small autoencoder with random weights.
+
+    Its latents have 2 channels and a quarter of the image's height and width.
+    """
     import torch
     from diffusers import AutoencoderKL
 
@@ -209,7 +217,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an AudioEncoder with random weights."""
+    """Return a folder of an AudioEncoder with random weights."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,6 +1,6 @@
 """Jobs without worker processes: shards, trainings and validations run in the test's own process.
 
-The imports of a worker process take seconds, and most tests do not concern processes.
+The imports of a worker process take seconds, and most tests do not depend on worker processes.
 """
 
 import os
@@ -54,7 +54,7 @@ def _validate_here(validate: Any, checkpoint: Any, *, name: str, options: Mappin
 
 @contextmanager
 def in_process() -> Iterator[None]:
-    """Run the shards of jobs, the trainings (by one worker) and the validations (after training) in this process."""
+    """Run shards of jobs, trainings (by one worker) and validations (after training) in this process."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         storage = SimpleNamespace(experiment_fs_path=folder, storage_filesystem=LocalFileSystem())
         context = SimpleNamespace(get_world_size=lambda: 1, get_storage=lambda: storage)

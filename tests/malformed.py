@@ -1,7 +1,8 @@
-"""Writes hundreds of malformed audio files, made from an excerpt of a loop in every format that can be read: python tests/malformed.py FOLDER
+"""Write hundreds of malformed audio files: python tests/malformed.py FOLDER
 
-FOLDER/healthy holds what they are made from, FOLDER/malformed the rest. A file's name says what is wrong with it: KIND_SOURCE_DETAIL.EXTENSION, where SOURCE
-is the name of a healthy file. The same files on each run.
+The files are made from an excerpt of a loop in every format that can be read. FOLDER/healthy holds the sources, and
+FOLDER/malformed holds the malformed files. A file name states the damage: KIND_SOURCE_DETAIL.EXTENSION, where SOURCE is
+the name of a healthy file. Each run writes the same files.
 """
 
 import io
@@ -47,7 +48,10 @@ MP4_BOXES = (
 
 
 def healthy_files(loops: Path) -> Files:
-    """Name -> content of a file that can be used, a good half second long, for each format, and for odd channel counts and rates."""
+    """Return names and contents of usable files of just over half a second, one for each format.
+
+    More files have other channel counts and sample rates.
+    """
     samples, _ = soundfile.read(loops / "loop_mika.flac", frames=24_000, dtype="float32")
     files = {
         "pcm16.wav": _sndfile(samples, "WAV", "PCM_16"),
@@ -74,7 +78,7 @@ def healthy_files(loops: Path) -> Files:
 
 
 def malformed_files(loops: Path) -> Files:
-    """Name -> content of every malformed file."""
+    """Return names and contents of all malformed files."""
     healthy = {
         name: content for name, content in healthy_files(loops).items() if not name.startswith(("channels", "rate"))
     }
@@ -86,8 +90,8 @@ def malformed_files(loops: Path) -> Files:
 
 
 def aac(samples: Samples, container_format: str, options: dict[str, str] | None = None) -> bytes:
-    """`samples` (n, 2) at 44.1 kHz as AAC."""
-    with tempfile.TemporaryDirectory() as folder:  # FFmpeg opens it twice for `faststart`
+    """Encode `samples` (n, 2) at 44.1 kHz as AAC."""
+    with tempfile.TemporaryDirectory() as folder:  # FFmpeg opens the file twice for `faststart`
         file = Path(folder) / "aac"
         container: Any = av.open(str(file), "w", format=container_format, options=options or {})
         with container:
@@ -107,7 +111,7 @@ def _sndfile(samples: Samples, file_format: str, subtype: str, rate: int = RATE)
     soundfile.write(buffer, samples, rate, format=file_format, subtype=subtype)
     content = buffer.getvalue()
     peak = content.find(b"PEAK", 0, 256)
-    return _put(content, peak + 12, bytes(4)) if peak > 0 else content  # the time of writing
+    return _put(content, peak + 12, bytes(4)) if peak > 0 else content  # bytes 12 to 15 are the time of writing
 
 
 def _name(kind: str, source: str, detail: object, extension: str | None = None) -> str:
@@ -119,11 +123,11 @@ def _put(content: bytes, at: int, value: bytes) -> bytes:
     return content[:at] + value + content[at + len(value) :]
 
 
-# Damage that knows nothing of the format
+# Damage that does not depend on the format
 
 
 def _flips(name: str, content: bytes, rng: np.random.Generator) -> Files:
-    """Flipped bits in the first 256 bytes, in the whole file, and nearly everywhere."""
+    """Flip bits in the first 256 bytes and in the whole file, up to a quarter as many bits as bytes."""
     files = {}
     for part, end, counts in (
         ("header", min(256, len(content)), (1, 1, 1, 1, 2, 4, 8, 16)),
@@ -138,14 +142,14 @@ def _flips(name: str, content: bytes, rng: np.random.Generator) -> Files:
 
 
 def _cuts(name: str, content: bytes, rng: np.random.Generator) -> Files:
-    """Truncations, in the header and at shares of the file."""
+    """Truncate the file in the header and at shares of its size."""
     sizes = {f"{size}bytes": size for size in (1, 8, 13, 27, 44, 60)}
     sizes |= {f"{percent}percent": len(content) * percent // 100 for percent in (10, 33, 50, 75, 90)}
     return {_name("cut", name, detail): content[:size] for detail, size in sizes.items()}
 
 
 def _garbage(name: str, content: bytes, rng: np.random.Generator) -> Files:
-    """Random bytes or zeros before, in and after the file; parts missing or doubled."""
+    """Put random bytes or zeros before, in and after the file, and omit, double or reverse parts."""
     middle, junk = len(content) // 2, rng.bytes(1_500)
     return {
         _name("garbage", name, detail): damaged
@@ -177,12 +181,12 @@ def _wrong_extensions(name: str, content: bytes, rng: np.random.Generator) -> Fi
 
 
 def _splices(name: str, content: bytes, rng: np.random.Generator) -> Files:
-    """Parts of the file (its chunks, boxes, pages or frames) in another order, left out or repeated."""
+    """Reorder, omit or repeat the parts of the file: chunks, boxes, pages or frames."""
     parts = _parts(name, content)
     files = {}
     for turn in range(5):
         order = rng.integers(0, len(parts), len(parts)) if turn % 2 else rng.permutation(len(parts))
-        head = turn % 3  # so many parts stay in front
+        head = turn % 3  # number of parts that stay in front
         chosen = parts[:head] + [parts[place] for place in order]
         files[_name("splice", name, turn)] = b"".join(chosen)
     return files
@@ -208,7 +212,7 @@ def _places(content: bytes, mark: bytes) -> list[int]:
     return places
 
 
-# Header lies: each sets one field of a healthy file
+# Header lies: each sets one field of a healthy file to a false value
 
 
 def _header_lies(healthy: Files) -> Files:
@@ -293,7 +297,7 @@ def _flac_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _ogg_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """Every page's check sum is right again, so that the lie is read."""
+    """Yield false fields with correct checksums, so that decoders read the fields."""
     pages = _places(content, b"OggS")
     last = pages[-1]
     values = {
@@ -317,9 +321,8 @@ def _ogg_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
     yield "no-end", _ogg(_put(content, last + 5, b"\0"))
     yield "other-serial", _ogg(content, serials={last: 7})
     packet = 28  # the first packet: the identification header
-    for offset in range(
-        7, 19
-    ):  # OpusHead: version, channels, pre-skip, rate, gain, family; Vorbis: version, channels, rate
+    # OpusHead: version, channels, pre-skip, rate, gain, family. Vorbis: version, channels, rate.
+    for offset in range(7, 19):
         for lie, byte in {"0": 0, "max": 0xFF}.items():
             yield f"head{offset}-{lie}", _ogg(_put(content, packet + offset, bytes([byte])))
     yield "blocksizes", _ogg(_put(content, packet + 28, b"\xff"))
@@ -357,7 +360,7 @@ def _mp4_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
                     f"{box.decode()}{offset}-{lie}",
                     _put(content, content.index(box) + offset, struct.pack(">I", value)),
                 )
-    for count in (10**7, 5 * 10**7, 10**9):  # of packets of one byte, in one chunk
+    for count in (10**7, 5 * 10**7, 10**9):  # packets of one byte, in one chunk
         claim = _put(content, content.index(b"stsz") + 8, struct.pack(">2I", 1, count))
         claim = _put(claim, content.index(b"stsc") + 8, struct.pack(">3I", 1, 1, count))
         yield f"packets-{count}", _put(claim, content.index(b"stts") + 8, struct.pack(">2I", 1, count))
@@ -369,7 +372,7 @@ def _mp4_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _fragment_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
     run = content.index(b"trun")
-    for count in (0, 10**7, 5 * 10**7, 10**9):  # with no size of their own
+    for count in (0, 10**7, 5 * 10**7, 10**9):  # packets without their own size
         yield f"packets-{count}", _put(content, run + 4, struct.pack(">2I", 0, count))
 
 
@@ -385,7 +388,10 @@ def _adts_lies(content: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _ogg(content: bytes, serials: dict[int, int] | None = None) -> bytes:
-    """An Ogg file with the stream number 1 (or that of `serials`, by the page's start) and right check sums."""
+    """Return an Ogg file with the stream number 1 and correct checksums.
+
+    `serials` maps the start of a page to another stream number.
+    """
     places = _places(content, b"OggS")
     pages = []
     for start, end in zip(places, [*places[1:], len(content)], strict=True):
@@ -417,7 +423,7 @@ def _ogg_crc(page: bytes) -> int:
     return value
 
 
-# Files that never were audio, and audio that cannot be used
+# Files that are not audio, and audio that cannot be used
 
 
 def _not_audio() -> Files:
@@ -467,7 +473,7 @@ def _not_audio() -> Files:
 
 
 def _unusable_samples() -> Files:
-    """Samples that are not numbers, silence, nothing."""
+    """Return files of samples that are NaN, infinite, too large or zero, and files without samples."""
     files: Files = {}
     for label, value in {"nan": np.nan, "inf": np.inf, "minusinf": -np.inf}.items():
         for place in (0, 9_999, 19_999):

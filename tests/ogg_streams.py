@@ -1,4 +1,4 @@
-"""Pages and packets of Ogg files, taken apart and put together again, and encoders other than libsndfile's."""
+"""Parsing and assembly of Ogg pages and packets, and encoders of Ogg files."""
 
 import dataclasses
 import io
@@ -40,11 +40,11 @@ class Page:
 class Packet:
     content: bytes
     granule: int
-    """Its page's granule position if it is the last one that ends on the page, else NO_GRANULE."""
+    """Granule position of the page if no later packet ends on the page, else NO_GRANULE."""
 
 
 def pages_of(content: bytes) -> list[Page]:
-    """The pages of an intact file."""
+    """Return the pages of an intact file."""
     pages, at = [], 0
     while at < len(content):
         mark, _, flags, granule, serial, number, _, count = struct.unpack_from("<4sBBqIIIB", content, at)
@@ -84,7 +84,7 @@ def packets_of(pages: Iterable[Page]) -> list[Packet]:
 
 
 def paged(groups: Iterable[Sequence[Packet]], serial: int = 1, segments: int = 255) -> list[Page]:
-    """A stream whose pages hold up to `segments` segments; each of `groups` begins on a new page."""
+    """Return a stream with up to `segments` segments per page. Each of `groups` begins on a new page."""
     pages: list[Page] = []
     for group in groups:
         pieces = [(packet, start) for packet in group for start in range(0, len(packet.content) + 1, 255)]
@@ -102,7 +102,7 @@ def paged(groups: Iterable[Sequence[Packet]], serial: int = 1, segments: int = 2
 
 
 def sndfile_ogg(samples: Samples, rate: int, subtype: str = "VORBIS") -> bytes:
-    """Samples (n, channels) as encoded by libsndfile. Opus knows 8, 12, 16, 24 and 48 kHz."""
+    """Encode samples (n, channels) with libsndfile. Opus supports 8, 12, 16, 24 and 48 kHz."""
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", rate, samples.shape[1], subtype, format="OGG") as sound:
         for start in range(0, len(samples), 10_000):
@@ -111,7 +111,7 @@ def sndfile_ogg(samples: Samples, rate: int, subtype: str = "VORBIS") -> bytes:
 
 
 def ffmpeg_ogg(samples: Samples, rate: int, codec: str) -> bytes:
-    """Stereo samples (n, 2) as encoded by FFmpeg: `vorbis` (its own encoder), `libopus` or `flac`."""
+    """Encode stereo samples (n, 2) with FFmpeg: `vorbis` (its own encoder), `libopus` or `flac`."""
     buffer = io.BytesIO()
     container: Any = av.open(buffer, "w", format="ogg")
     with container:
@@ -128,7 +128,7 @@ def ffmpeg_ogg(samples: Samples, rate: int, codec: str) -> bytes:
 
 
 def with_granules(packets: Sequence[Packet]) -> list[Packet]:
-    """The packets of a Vorbis or Opus stream that begins at 0, each with its granule position."""
+    """Return the packets of a Vorbis or Opus stream that begins at 0, with their granule positions."""
     head = packets[0].content
     opus = head.startswith(b"OpusHead")
     sizes = (0, 0) if opus else (1 << (head[28] & 15), 1 << (head[28] >> 4))
@@ -138,7 +138,7 @@ def with_granules(packets: Sequence[Packet]) -> list[Packet]:
     for packet in packets[headers:]:
         if opus:
             granule += _opus_frames(packet.content)
-        else:  # encoders write two modes: short blocks and long ones
+        else:  # encoders write two modes: short blocks and long blocks
             size = sizes[packet.content[0] >> 1 & 1]
             granule += (before + size) // 4 if before else 0
             before = size
@@ -148,7 +148,7 @@ def with_granules(packets: Sequence[Packet]) -> list[Packet]:
 
 
 def _opus_frames(packet: bytes) -> int:
-    """At 48 kHz (RFC 6716, section 3.1)."""
+    """Return the number of samples of a packet at 48 kHz (RFC 6716, section 3.1)."""
     configuration = packet[0] >> 3
     if configuration < 12:
         frames = (480, 960, 1_920, 2_880)[configuration % 4]

@@ -1,6 +1,7 @@
-"""The seven models that the original published, rebuilt with random weights: their configurations, in each layout that they were published in.
+"""The seven models of the original, rebuilt with random weights in each published layout.
 
-The configurations are those of the files on the Hub. Where a file's size there is known, the rebuilt one has it to the byte, which the tests check.
+The configurations are those of the files on the Hub. Where the size of a file on the Hub is known, the rebuilt file has
+the same size, which the tests check.
 """
 
 import json
@@ -22,7 +23,11 @@ _DDPM_PIXEL = {"A-0.2.2": 180, "A-0.2.4": 180, "C": 244, "D": 238}
 
 @dataclass(frozen=True)
 class Published:
-    """A model and its layouts, with the size of their model_index.json in bytes; `version` of diffusers wrote the later ones."""
+    """A model and its layouts.
+
+    `layouts` maps each layout to the size of its model_index.json in bytes. `version` is the version of diffusers that
+    wrote the later layouts.
+    """
 
     name: str
     kind: Literal["pixel", "latent", "conditional"]
@@ -49,7 +54,10 @@ class Published:
         }
 
     def unet_config(self, divisor: int) -> dict[str, Any]:
-        """Of the network whose widths are divided by `divisor`; beyond 4, its group norms have fewer groups too."""
+        """Return the configuration of the network with widths divided by `divisor`.
+
+        For divisors above 4, the group norms have fewer groups.
+        """
         if self.kind == "conditional":
             return {
                 **({} if divisor <= 4 else {"norm_num_groups": 128 // divisor}),
@@ -83,7 +91,7 @@ class Published:
         }
 
     def vae_config(self, divisor: int) -> dict[str, Any]:
-        """As in 2022, before diffusers stored the scaling factor."""
+        """Return the configuration of 2022, before diffusers stored the scaling factor."""
         return {
             "act_fn": "silu",
             "block_out_channels": [width // divisor for width in (128, 256, 512, 512)],
@@ -140,7 +148,7 @@ BY_NAME = {model.name: model for model in MODELS}
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks of a published model with random weights, their widths divided by `divisor`."""
+    """Networks of a published model with random weights, with widths divided by `divisor`."""
 
     divisor: int
     unet: Any
@@ -154,7 +162,7 @@ class Networks:
 
 
 def write(folder: Path, model: Published, layout: str, networks: Networks) -> Path:
-    """The model as it lay on the Hub: pickled weights, attention layers by their old names."""
+    """Write the model as on the Hub: pickled weights, and attention layers with their old names."""
     _json(folder / "model_index.json", model.index(layout))
     version = model.index(layout)["_diffusers_version"]
     _json(
@@ -182,15 +190,18 @@ def write(folder: Path, model: Published, layout: str, networks: Networks) -> Pa
 
 
 def old_names(network: Any) -> dict[str, torch.Tensor]:
-    """The weights by the names of diffusers' AttentionBlock, which was replaced in 0.15; attention within transformers never had them."""
+    """Return the weights with the names of diffusers' AttentionBlock, which was replaced in 0.15.
+
+    Attention within transformers never had the old names.
+    """
     return dict(_renamed(network))
 
 
 def _renamed(network: Any) -> Iterator[tuple[str, torch.Tensor]]:
     blocks = {name for name, module in network.named_modules() if getattr(module, "_from_deprecated_attn_block", False)}
     for name, weight in network.state_dict().items():
-        found = re.fullmatch(r"(.+)\.(to_q|to_k|to_v|to_out\.0)\.(weight|bias)", name)
-        yield (f"{found[1]}.{OLD_NAMES[found[2]]}.{found[3]}" if found and found[1] in blocks else name), weight
+        parts = re.fullmatch(r"(.+)\.(to_q|to_k|to_v|to_out\.0)\.(weight|bias)", name)
+        yield (f"{parts[1]}.{OLD_NAMES[parts[2]]}.{parts[3]}" if parts and parts[1] in blocks else name), weight
 
 
 def _json(file: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes on this machine, whose processes tests kill, and jobs that run on it as processes of their own."""
+"""A Ray cluster of several nodes on this machine, and jobs that run on it as separate processes.
+
+Tests kill the processes of the cluster.
+"""
 
 import contextlib
 import os
@@ -18,7 +21,7 @@ DEADLINE_S = 120
 
 
 class SimulatedCluster:
-    """A head without CPUs and nodes with some each."""
+    """A head node without CPUs, and worker nodes with `cpus` CPUs each."""
 
     def __init__(self, nodes: int = 2, cpus: int = 1) -> None:
         self.cpus = cpus
@@ -31,7 +34,7 @@ class SimulatedCluster:
         self.nodes.append(self.cluster.add_node(num_cpus=self.cpus))
 
     def kill_worker(self, title: str, chance: random.Random) -> None:
-        """Kills a process whose title holds `title`, once there is one."""
+        """Kill a random process whose title contains `title`, after waiting until such a process exists."""
         raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes]
         deadline = time.monotonic() + DEADLINE_S
         while not (workers := [child for raylet in raylets for child in raylet.children() if title in _title(child)]):
@@ -39,7 +42,7 @@ class SimulatedCluster:
         chance.choice(workers).kill()
 
     def kill_node(self, chance: random.Random) -> None:
-        """Ends a node with all its processes, at once; another takes its place."""
+        """End a random node with all its processes at once, and add a new node."""
         node = chance.choice(self.nodes)
         self.remove_node(node)
         self.add_node()
@@ -49,7 +52,7 @@ class SimulatedCluster:
         self.nodes.remove(node)
 
     def announce_preemption(self, node: Any, deadline_s: int) -> None:
-        """Tells Ray that a node will be taken away, as clouds do of theirs."""
+        """Announce to Ray that a node will be taken away, as clouds do."""
         ray = Path(sys.executable).with_name("ray")
         reason = [
             "--reason",
@@ -67,7 +70,7 @@ class SimulatedCluster:
 
 
 class Driver:
-    """`jobs/VERB.py` as a process on the simulated cluster, begun again whenever it is killed."""
+    """Process of `jobs/VERB.py` on the simulated cluster, which tests start again after each kill."""
 
     def __init__(self, cluster: SimulatedCluster, verb: str, flags: dict[str, Any], log: Path) -> None:
         given = ([f"--{name}"] if value is True else [f"--{name}", str(value)] for name, value in flags.items())
@@ -94,6 +97,6 @@ class Driver:
 
 
 def _title(process: psutil.Process) -> str:
-    with contextlib.suppress(psutil.Error):  # it may end meanwhile
+    with contextlib.suppress(psutil.Error):  # the process may end meanwhile
         return " ".join(process.cmdline())
     return ""

@@ -1,4 +1,4 @@
-"""A tiny CLAP with random weights, saved by transformers as the published ones are."""
+"""A tiny CLAP with random weights, saved by transformers like the published models."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ RATE = 16_000
 
 
 def write(folder: Path, fused: bool) -> None:
-    """Write a model for windows of 1 s at RATE, of transformers' kind for longer audio where `fused`."""
+    """Write a model for windows of 1 s at RATE. With `fused`, the model also fuses longer audio."""
     text = {
         "vocab_size": 16,
         "hidden_size": 16,

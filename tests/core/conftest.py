@@ -1,4 +1,4 @@
-"""What the core's tests share: the shipped loops, signals, and a network small enough for a few milliseconds a step."""
+"""Fixtures of the core's tests: the shipped loops, signals, and networks with steps of milliseconds."""
 
 import io
 import subprocess
@@ -40,9 +40,10 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def core_alone(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
-    """A fresh interpreter that imports every module of the core where Ray and HTTP cannot be imported.
+    """Start an interpreter that imports every module of the core while Ray and HTTP are blocked.
 
-    It takes seconds, so it runs beside the other tests; test_structure.py, without which it is not started, reads its outcome.
+    The imports take seconds, so the process runs beside the other tests. test_structure.py reads the result. Runs
+    without test_structure.py start no process.
     """
     if not any(item.path.name == "test_structure.py" for item in request.session.items):
         yield None
@@ -71,7 +72,10 @@ def tiny_mel() -> MelConfig:
 
 @pytest.fixture(scope="session")
 def make_unet() -> Callable[[int], Any]:
-    """A network for 16x16 images with attention and seeded weights; its output is scaled down, so that sampling does not amplify rounding."""
+    """Return a builder of networks for 16x16 images, with attention and seeded weights.
+
+    The output is scaled down, so that sampling does not amplify rounding.
+    """
 
     def build(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -101,7 +105,7 @@ def unet(make_unet: Callable[[int], Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def wav() -> Callable[..., bytes]:
-    """The bytes of a float wav file of samples (n,) or (n, channels)."""
+    """Return a function that encodes samples (n,) or (n, channels) as a WAV file of floats."""
 
     def write(samples: npt.NDArray[np.floating], sample_rate: int = 22_050) -> bytes:
         buffer = io.BytesIO()
@@ -113,7 +117,7 @@ def wav() -> Callable[..., bytes]:
 
 @pytest.fixture(scope="session")
 def hum() -> Callable[..., npt.NDArray[np.float32]]:
-    """Samples of a sine with a little noise: every slice of it differs from every other."""
+    """Return a function that makes a sine with a little noise, of which all slices differ."""
 
     def make(count: int, frequency_hz: float = 330.0, sample_rate: int = 22_050) -> npt.NDArray[np.float32]:
         noise = np.random.default_rng(count).standard_normal(count) * 0.02
@@ -124,7 +128,10 @@ def hum() -> Callable[..., npt.NDArray[np.float32]]:
 
 @pytest.fixture(scope="session")
 def make_conditional() -> Callable[[int], Any]:
-    """A conditional network for samples of 16x16 and encodings of 8 numbers, its output scaled down as `make_unet`'s is."""
+    """Return a builder of conditional networks for samples of 16x16 and encodings of 8 values.
+
+    The output is scaled down as in `make_unet`.
+    """
 
     def build(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -150,7 +157,7 @@ def make_conditional() -> Callable[[int], Any]:
 
 @pytest.fixture(scope="session")
 def make_vae() -> Callable[[int], Any]:
-    """An autoencoder whose latents of 16x16 are images of 32x32."""
+    """Return a builder of autoencoders with latents of 16x16 for images of 32x32."""
 
     def build(seed: int) -> Any:
         torch.manual_seed(seed)

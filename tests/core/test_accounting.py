@@ -1,4 +1,4 @@
-"""What training is said to cost is what it does."""
+"""Estimates of the cost of training against measurements."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,8 @@
-"""Decoding gives librosa's numbers whatever the block size; bad and truncated sources are named; encoding is exact and repeatable."""
+"""Decoding and encoding of audio.
+
+Decoded samples equal librosa's for every block size. Errors name bad and truncated sources. Encoding is exact and
+repeatable.
+"""
 
 import io
 import os
@@ -28,7 +32,7 @@ RATE = 22_050
 
 
 def wav_header(channels: int, rate: int = 44_100) -> bytes:
-    """A wav file of 4000 zero bytes whose header claims `channels` channels of 16 bits at `rate` Hz."""
+    """Return a WAV file of 4000 zero bytes with a header for 16 bits, `channels` channels and `rate` Hz."""
     data = bytes(4_000)
     form = struct.pack("<IHHIIHH", 16, 1, channels, rate, 0, channels * 2 & 0xFFFF, 16)
     return (
@@ -37,19 +41,22 @@ def wav_header(channels: int, rate: int = 44_100) -> bytes:
 
 
 def tone(frequency_hz: float, rate: int = 44_100) -> npt.NDArray[np.float32]:
-    """Two seconds of a sine."""
+    """Return two seconds of a sine."""
     return (0.4 * np.sin(2 * np.pi * frequency_hz * np.arange(2 * rate) / rate)).astype(np.float32)
 
 
 def wav_sizes(content: bytes, riff: int, data: int) -> bytes:
-    """A wav of 16 bits whose header states these sizes."""
+    """Return a 16-bit WAV file with the given sizes in its header."""
     return content[:4] + struct.pack("<I", riff) + content[8:40] + struct.pack("<I", data) + content[44:]
 
 
 def write_aac(
     file: Path, *tracks: npt.NDArray[np.float32], rate: int = 44_100, picture: str = "", **options: str
 ) -> None:
-    """Each of `tracks` (n,) as stereo AAC, in the container that the file's extension names; `picture`: a codec for a video track, or "cover"."""
+    """Write each of `tracks` (n,) as a stereo AAC stream, in the container of the file's extension.
+
+    `picture` is the codec of a video track, or "cover" for cover art.
+    """
     container: Any = av.open(str(file), "w", format="mp4" if picture else None, options=options)
     with container:
         if picture:
@@ -76,7 +83,7 @@ def write_aac(
 
 
 def pitch_hz(samples: npt.NDArray[np.float32]) -> int:
-    """The strongest frequency of a second in the middle of `samples`, at RATE."""
+    """Return the strongest frequency, in Hz, of one second in the middle of `samples` at RATE."""
     middle = samples[RATE // 2 : RATE // 2 + RATE]
     return int(np.abs(np.fft.rfft(middle * np.hanning(len(middle)))).argmax())
 
@@ -166,7 +173,7 @@ def test_a_file_of_hours_takes_the_memory_of_ten_minutes(tmp_path: Path, hours: 
     for seconds in (600, hours * 3_600):
         size = seconds * 8_000 * 2
         files[seconds] = tmp_path / f"{seconds}.wav"
-        with files[seconds].open("wb") as content:  # zeros that take no room on the disk
+        with files[seconds].open("wb") as content:  # sparse: the zeros take no disk space
             content.write(wav_sizes(wav_header(1, 8_000), size + 36, size)[:44])
             content.truncate(44 + size)
     completed = subprocess.run(
@@ -241,7 +248,7 @@ def test_an_empty_wav_holds_no_samples_whatever_follows() -> None:
 
 
 def vorbis(samples: npt.NDArray[np.float32]) -> bytes:
-    """An Ogg file of samples (n, channels) at RATE."""
+    """Encode samples (n, channels) at RATE as an Ogg Vorbis file."""
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", RATE, samples.shape[1], "VORBIS", format="OGG") as sound:
         for start in range(0, len(samples), 10_000):

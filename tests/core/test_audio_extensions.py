@@ -1,4 +1,4 @@
-"""Each extension that is taken for audio: a file that holds what the extension says is decoded to its end."""
+"""Decoding of files with each supported extension, to their end."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,9 +13,8 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS, AudioDecodeError, decode_audi
 
 RATE = 48_000
 TIME_S = np.arange(RATE) / RATE
-SAMPLES = (0.4 * np.sin(2 * np.pi * (200 * TIME_S + 1_000 * TIME_S**2))).astype(
-    np.float32
-)  # a sweep, so that delays show
+# A sweep, in which delays are visible.
+SAMPLES = (0.4 * np.sin(2 * np.pi * (200 * TIME_S + 1_000 * TIME_S**2))).astype(np.float32)
 
 # (format, subtype) of libsndfile, or (container, audio codec, video codec) of FFmpeg
 SNDFILE = {
@@ -60,7 +59,10 @@ FFMPEG = {
 
 
 def write(file: Path, container: str, codec: str | None, picture: str | None) -> None:
-    """Writes SAMPLES as stereo by FFmpeg beside a video of the codec `picture`; either may be left out."""
+    """Write a file with FFmpeg: SAMPLES as stereo with `codec`, and a video with the codec `picture`.
+
+    None omits the stream.
+    """
     output: Any = av.open(str(file), "w", format=container)
     with output:
         video = output.add_stream(picture, rate=10, width=64, height=64, pix_fmt="yuv420p") if picture else None
@@ -94,10 +96,9 @@ def test_a_file_of_the_extension_is_decoded(tmp_path: Path, extension: str, uppe
     else:
         write(file, *FFMPEG[extension])
     decoded = decode_audio(file, RATE)
-    assert len(SAMPLES) <= len(decoded) <= len(SAMPLES) + 4_096  # encoders of packets fill up the last
-    lag = (
-        int(np.correlate(decoded[:8_000], SAMPLES[2_000:5_000], "valid").argmax()) - 2_000
-    )  # ADTS and MP2 state no delay
+    assert len(SAMPLES) <= len(decoded) <= len(SAMPLES) + 4_096  # encoders pad the last packet
+    # ADTS and MP2 files do not state the delay of the encoder.
+    lag = int(np.correlate(decoded[:8_000], SAMPLES[2_000:5_000], "valid").argmax()) - 2_000
     assert 0 <= lag <= 2_200
     middle = decoded[5_000 + lag : 45_000 + lag]
     np.testing.assert_allclose(middle, SAMPLES[5_000:45_000], rtol=0, atol=0.05)

@@ -1,4 +1,7 @@
-"""DTS and AC-3 stored as PCM samples are refused in every byte order, width and container; real samples never are."""
+"""Detection of DTS and AC-3 streams stored as PCM samples, in every byte order, width and container.
+
+Real samples are accepted.
+"""
 
 import io
 import struct
@@ -38,7 +41,10 @@ def ac3(muxer: str = "ac3", codec: str = "ac3", rate: int = RATE, bit_rate: int 
 
 
 def dts(size: int = 1_006, frames: int = 100, payload: bytes | None = None) -> bytes:
-    """Frames of `size` bytes with the header of stereo at 48 kHz and 512 samples each; their payload is random."""
+    """Return DTS frames of `size` bytes for stereo at 48 kHz, with 512 samples per frame.
+
+    The payload is random by default.
+    """
     fields = ((0x7FFE8001, 32), (1, 1), (31, 5), (0, 1), (15, 7), (size - 1, 14), (2, 6), (13, 4), (15, 5))
     bits = "".join(format(value, f"0{width}b") for value, width in fields).ljust(80, "0")
     header = int(bits, 2).to_bytes(10, "big")
@@ -212,7 +218,7 @@ def test_square_waves_are_samples(high: int, low: int) -> None:
 
 
 def test_periodic_signals_are_samples() -> None:
-    """Every sync word of two bytes returns at one distance."""
+    """Check periodic signals, in which a sync word of two bytes recurs at a constant distance."""
     random = np.random.default_rng(3)
     for period in (48, 64, 96, 128, 256, 384, 512, 768, 1_024, 1_536, 3_072):
         for sync in SYNC_WORDS:

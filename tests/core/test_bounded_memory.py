@@ -1,4 +1,7 @@
-"""Small files that state or hold a lot: sizes are bounded before memory is allotted, and no more is decoded than is needed."""
+"""Small files that state or hold large contents.
+
+Sizes are limited before memory is allocated. Decoding stops at the end of the requested part.
+"""
 
 import io
 import math
@@ -29,7 +32,7 @@ def noise(seconds: float, rate: int = RATE) -> npt.NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 s of audio with a damaged end, which decoding notices when it comes there."""
+    """Write 60 s of audio with a damaged end. Decoding fails when it reaches the damage."""
     file = tmp_path_factory.mktemp("damaged") / "song.flac"
     soundfile.write(file, noise(60), RATE)
     content = file.read_bytes()
@@ -123,7 +126,7 @@ class TestSources:
 
 @pytest.fixture(scope="module")
 def m4a() -> bytes:
-    """Half a second of AAC, whose `moov` box is the last one."""
+    """Return half a second of AAC in a file whose last box is `moov`."""
     content = aac(np.tile(noise(0.5, 44_100)[:, np.newaxis], (1, 2)), "mp4")
     assert content.index(b"mdat") < content.index(b"moov")
     return content
@@ -136,7 +139,7 @@ def put(content: bytes, box: bytes, *values: int) -> bytes:
 
 
 def stating(content: bytes, packets: int) -> bytes:
-    """State a number of packets of one byte, in one chunk."""
+    """Return the file with sample tables for `packets` packets of one byte in one chunk."""
     content = put(content, b"stsz", 0, 1, packets)
     content = put(content, b"stts", 0, 1, packets, 1_024)
     return put(content, b"stsc", 0, 1, 1, packets)
@@ -226,7 +229,7 @@ class TestMp4:
             check_sample_tables(io.BytesIO(content))
 
     def test_frames_of_pcm_count_by_their_chunks(self, m4a: bytes) -> None:
-        frames = 20_000_000  # four minutes of PCM, of which FFmpeg indexes 1,024 at a time
+        frames = 20_000_000  # FFmpeg indexes PCM in groups of 1,024 frames
         pcm = put(stating(m4a, frames), b"stts", 0, 1, frames, 1) + bytes(frames)
         check_sample_tables(io.BytesIO(pcm))
         chunks = with_box(

@@ -1,4 +1,8 @@
-"""Checkpoints come back whole, diffusers loads them, broken ones are named in one line, and a failed save costs nothing."""
+"""Saving and loading of checkpoints.
+
+A loaded model equals the saved model, and diffusers loads the files too. Errors name damaged files in one line. A
+failed save leaves the earlier model intact.
+"""
 
 import json
 import os
@@ -26,7 +30,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path, make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> Save:
-    """Saves a model as tmp_path/models/loops."""
+    """Return a function that saves a model as tmp_path/models/loops."""
 
     def build(seed: int = 0, scheduler: Any = None) -> Path:
         folder = tmp_path / "models" / "loops"
@@ -43,7 +47,7 @@ def assert_same_weights(one: Any, other: Any) -> None:
 
 
 def assert_refused(folder: str | Path, *parts: str) -> None:
-    """Loading `folder` is a CheckpointError in one line that starts with the folder and holds `parts`."""
+    """Assert that loading `folder` raises a CheckpointError of one line with the folder and `parts`."""
     with pytest.raises(CheckpointError) as raised:
         load_model(folder)
     message = str(raised.value)
@@ -288,7 +292,7 @@ def test_the_index_and_the_record_are_uploaded_last(save: Save, monkeypatch: pyt
 
 
 def test_an_upload_that_breaks_off_leaves_no_record(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither its own, nor that of the model which it was to replace."""
+    """Check that no record remains, neither of the new model nor of the replaced model."""
     folder, filesystem = save(), fsspec.filesystem("memory")
     upload_model(folder, "memory://bucket/broken")
     assert filesystem.exists("/bucket/broken/audiodiff.json")

@@ -1,4 +1,4 @@
-"""On a circle of time no frame is the first: rolled input gives rolled output, and nothing is changed afterwards."""
+"""Circular time: rolled input gives rolled output, and networks are unchanged afterwards."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,7 @@
-"""The original's API beside diffusers' copy of it, over the same networks (its golden values: tests/journey/test_golden_results.py)."""
+"""The original's API against its copy in diffusers, over the same networks.
+
+Golden values of the original are in tests/journey/test_golden_results.py.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +32,7 @@ Pair = tuple[Any, Any]
 
 @pytest.fixture(scope="module")
 def pairs(make_unet: Callable[[int], Any]) -> Callable[[str, Any], Pair]:
-    """Our pipeline and diffusers', of one kind, over the same networks."""
+    """Return a builder of our pipeline and diffusers' pipeline, over the same networks."""
     torch.manual_seed(3)
     vae = AutoencoderKL(
         in_channels=1,
@@ -72,7 +75,8 @@ def pairs(make_unet: Callable[[int], Any]) -> Callable[[str, Any], Pair]:
 
 
 def pictures(pipe: Any, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> npt.NDArray[np.uint8]:
-    monkeypatch.setattr(type(pipe.mel), "image_to_audio", lambda *_: np.zeros(4, np.float32))  # compared are pictures
+    # Only pictures are compared.
+    monkeypatch.setattr(type(pipe.mel), "image_to_audio", lambda *_: np.zeros(4, np.float32))
     images, _ = pipe(return_dict=False, **arguments)
     return np.stack([np.asarray(image) for image in images])
 
@@ -201,7 +205,7 @@ def test_mel_can_be_assigned(pairs: Callable[[str, Any], Pair]) -> None:
 
 
 def test_a_model_on_disk(pairs: Callable[[str, Any], Pair], tmp_path: Path) -> None:
-    """The class of the original's apps; what it saves, diffusers loads."""
+    """Check the class that the original's apps use, and that diffusers loads its saved models."""
     pipe, _ = pairs("pixel", DDIMScheduler)
     pipe.save_pretrained(tmp_path / "model")
     app = AudioDiffusion(str(tmp_path / "model"), cuda=False, progress_bar=None)

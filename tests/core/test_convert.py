@@ -1,4 +1,8 @@
-"""Converting: any layout becomes the one that diffusers reads, LDM's autoencoders become diffusers', and each change is told."""
+"""Conversion of checkpoints.
+
+Every layout becomes the layout that diffusers reads. Autoencoders of LDM become autoencoders of diffusers. Each change
+is reported.
+"""
 
 import json
 import runpy
@@ -74,7 +78,7 @@ def test_any_layout_becomes_the_one_that_diffusers_reads(
 
 
 def test_each_change_is_told_and_what_was_written_needs_none(oldest: Path, tmp_path: Path) -> None:
-    told = convert(oldest, tmp_path / "converted").changes
+    changes = convert(oldest, tmp_path / "converted").changes
     for change in (
         "model_index.json: changed class LatentAudioDiffusionPipeline to AudioDiffusionPipeline",
         "unet: renamed 48 weights of attention layers",
@@ -85,9 +89,9 @@ def test_each_change_is_told_and_what_was_written_needs_none(oldest: Path, tmp_p
         "mel: added the original project's defaults at the network's size: 256x256",
         "audiodiff.json: added",
     ):
-        assert len([line for line in told if line.startswith(change)]) == 1, change
-    assert any(line.startswith("scheduler: ") and "timestep_spacing leading" in line for line in told)
-    assert not any("\n" in line for line in told)
+        assert len([line for line in changes if line.startswith(change)]) == 1, change
+    assert any(line.startswith("scheduler: ") and "timestep_spacing leading" in line for line in changes)
+    assert not any("\n" in line for line in changes)
     assert convert(tmp_path / "converted", tmp_path / "again").changes == []
     assert load_model(tmp_path / "again").digest == load_model(tmp_path / "converted").digest
 
@@ -97,9 +101,9 @@ def test_settings_that_diffusers_no_longer_has_and_other_precisions_are_told(old
     file.write_text(json.dumps({**json.loads(file.read_text()), "tensor_format": "pt"}))
     weights = torch.load(oldest / "vqvae" / published.WEIGHTS, weights_only=True)
     torch.save({name: weight.half() for name, weight in weights.items()}, oldest / "vqvae" / published.WEIGHTS)
-    told = convert(oldest, tmp_path / "converted").changes
-    assert "scheduler: dropped unknown settings: tensor_format" in told
-    assert "vqvae: converted float16 to float32" in told
+    changes = convert(oldest, tmp_path / "converted").changes
+    assert "scheduler: dropped unknown settings: tensor_format" in changes
+    assert "vqvae: converted float16 to float32" in changes
     loaded = load_model(tmp_path / "converted").vae
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded.encoder.conv_in.weight, weights["encoder.conv_in.weight"].half().float())
@@ -129,7 +133,7 @@ def test_a_model_is_converted_between_object_stores(oldest: Path) -> None:
 
 
 def ldm_names(vae: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of an AutoencoderKL by the names, and in the shapes, of CompVis latent-diffusion's."""
+    """Yield the weights of an AutoencoderKL with the names and shapes of CompVis latent-diffusion."""
     levels = len(vae.config.block_out_channels)
     for name, weight in vae.state_dict().items():
         parts = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut").split(".")
@@ -158,13 +162,20 @@ def ldm_names(vae: Any) -> Iterator[tuple[str, torch.Tensor]]:
 def ldm_vae() -> Any:
     torch.manual_seed(1)
     return AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=2, block_out_channels=(32, 64, 96), layers_per_block=2, norm_num_groups=32, sample_size=64,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
-    ).eval()  # fmt: skip
+        in_channels=1,
+        out_channels=1,
+        latent_channels=2,
+        block_out_channels=(32, 64, 96),
+        layers_per_block=2,
+        norm_num_groups=32,
+        sample_size=64,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+    ).eval()
 
 
 def lightning(vae: Any, file: Path, **more: torch.Tensor) -> Path:
-    """A file as the original's train_vae leaves it."""
+    """Write a checkpoint in the format of the original's train_vae."""
     state = {
         **dict(ldm_names(vae)),
         "loss.logvar": torch.zeros(()),
@@ -180,7 +191,7 @@ def lightning(vae: Any, file: Path, **more: torch.Tensor) -> Path:
 
 
 def test_the_names_of_an_ldm_autoencoder_are_those_of_compvis(ldm_vae: Any) -> None:
-    """Spot checks of the layout that the tests build, against names known from CompVis' checkpoints."""
+    """Check the layout that the tests build against names in the checkpoints of CompVis."""
     shapes = {name: tuple(weight.shape) for name, weight in ldm_names(ldm_vae)}
     assert shapes["encoder.down.1.block.0.nin_shortcut.weight"] == (64, 32, 1, 1)
     assert shapes["decoder.up.2.block.0.conv1.weight"] == (96, 96, 3, 3)
@@ -198,10 +209,10 @@ def test_the_names_of_an_ldm_autoencoder_are_those_of_compvis(ldm_vae: Any) -> N
 
 
 def test_an_ldm_checkpoint_becomes_an_autoencoder_of_diffusers(ldm_vae: Any, tmp_path: Path) -> None:
-    told = convert(lightning(ldm_vae, tmp_path / "last.ckpt"), tmp_path / "vae")
-    assert told.kind == "autoencoder"
-    assert any("dropped 2 weights of the training loss" in line for line in told.changes)
-    assert any("channels [32, 64, 96], 2 layers per block" in line for line in told.changes)
+    conversion = convert(lightning(ldm_vae, tmp_path / "last.ckpt"), tmp_path / "vae")
+    assert conversion.kind == "autoencoder"
+    assert any("dropped 2 weights of the training loss" in line for line in conversion.changes)
+    assert any("channels [32, 64, 96], 2 layers per block" in line for line in conversion.changes)
     oracle = AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
     assert_same(oracle, ldm_vae)
     images = torch.rand((2, 1, 32, 16), generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -279,10 +290,15 @@ def test_the_command_tells_each_change(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["{0}/absent", "{0}/new"], "absent"), (["{0}", "{0}"], "exists"), (["{0}"], "DESTINATION")]
+    ("arguments", "message"),
+    [(["{0}/absent", "{0}/new"], "absent"), (["{0}", "{0}"], "exists"), (["{0}"], "DESTINATION")],
 )
 def test_mistakes_end_the_command_with_2(
-    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["checkpoint", *(argument.format(tmp_path) for argument in arguments)])
     try:
@@ -290,7 +306,7 @@ def test_mistakes_end_the_command_with_2(
     except SystemExit as error:
         ended = int(error.code or 0)
     assert ended == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_destination_that_cannot_be_written_ends_the_command_with_1(

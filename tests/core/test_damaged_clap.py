@@ -1,4 +1,7 @@
-"""A CLAP checkpoint is complete, or refused: nothing is initialised at random, made up, or allotted beyond what the files hold."""
+"""Complete CLAP checkpoints are loaded, and incomplete ones are refused.
+
+No weight is initialized at random or invented. Memory is allocated only for data that the files hold.
+"""
 
 import json
 import shutil
@@ -36,12 +39,12 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "clap"))
 
 
-def assert_refused(folder: Path, *said: str) -> None:
+def assert_refused(folder: Path, *parts: str) -> None:
     with pytest.raises(ValueError, match="cannot be loaded") as raised:
         load_encoder(folder)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(f"encoder {folder}: ")
-    for part in said:
+    for part in parts:
         assert part in str(raised.value)
 
 
@@ -53,7 +56,7 @@ LAYER = "audio_model.audio_encoder.layers.0.blocks.0."
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "parts"),
     [
         (
             without("audio_encoder.layers"),
@@ -93,9 +96,9 @@ LAYER = "audio_model.audio_encoder.layers.0.blocks.0."
         (lambda weights: {**weights, "logit_scale_a": torch.tensor(torch.nan)}, ["weight logit_scale_a contains NaN"]),
     ],
 )
-def test_weights_that_are_not_the_models_are_named(folder: Path, change: Change, said: list[str]) -> None:
+def test_weights_that_are_not_the_models_are_named(folder: Path, change: Change, parts: list[str]) -> None:
     save_file(change(load_file(folder / SAFE)), folder / SAFE)
-    assert_refused(folder, *said)
+    assert_refused(folder, *parts)
 
 
 def test_a_configuration_of_another_size_is_refused(folder: Path) -> None:
@@ -192,7 +195,7 @@ def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "path", "value", "said"),
+    ("file", "path", "value", "message"),
     [
         (
             "config.json",
@@ -216,14 +219,14 @@ def test_a_missing_file_is_named(folder: Path, missing: str) -> None:
         ("preprocessor_config.json", ["hop_length"], 0.5, "hop_length 0.5: must be"),
     ],
 )
-def test_numbers_are_bounded(folder: Path, file: str, path: list[str], value: Any, said: str) -> None:
+def test_numbers_are_bounded(folder: Path, file: str, path: list[str], value: Any, message: str) -> None:
     content = json.loads((folder / file).read_text())
     place = content
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
     (folder / file).write_text(json.dumps(content))
-    assert_refused(folder, said)
+    assert_refused(folder, message)
 
 
 def test_json_that_is_none_is_refused(folder: Path) -> None:

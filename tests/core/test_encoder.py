@@ -1,4 +1,8 @@
-"""Encoders give the numbers of the network that they read, whatever the company, and say what they cannot read."""
+"""Encoders against their networks.
+
+The result of an item does not depend on the other items of a call. Errors name the files and arguments that are
+refused.
+"""
 
 import json
 import sys
@@ -23,11 +27,13 @@ from tests import tiny_clap
 Audio = npt.NDArray[np.float32]
 RATE = 22_050
 
-# Made by the original's AudioEncoder (audiodiffusion 1.5.7, diffusers 0.24.0) with the weights of `by_formula`: the first six of each slice's numbers.
+# Output of the original's AudioEncoder (audiodiffusion 1.5.7, diffusers 0.24.0) with the weights of `by_formula`: the
+# first six values of each slice.
 TABLA = [
     [-3398.25073, -1173.77161, 1357.31421, 3533.6084, 4786.48779, 4788.68506],
     [-4732.20605, -1548.86414, 2039.08374, 5094.11865, 6818.02881, 6760.49023],
 ]
+# The loop is shorter than a slice. One pixel differs from the original's by one level.
 INDUSTRIAL = [
     -1977.93359,
     -807.94739,
@@ -35,7 +41,7 @@ INDUSTRIAL = [
     1804.18713,
     2563.72778,
     2653.31519,
-]  # shorter than a slice; a pixel differs by one level
+]
 
 
 def by_formula(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -61,7 +67,7 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, state: dict[str, torch.Tensor]) -> Path:
-    """As teticio/audio-encoder: a pickle of tensors."""
+    """Write the layout of teticio/audio-encoder: a pickle of tensors."""
     folder = tmp_path_factory.mktemp("encoder")
     (folder / "config.json").write_text('{\n  "_class_name": "AudioEncoder",\n  "_diffusers_version": "0.16.1"\n}\n')
     torch.save(state, folder / "diffusion_pytorch_model.bin")
@@ -87,8 +93,8 @@ def industrial(loops: Path) -> Audio:
 
 def test_the_originals_numbers(encoder: AudioEncoder, tabla: Audio, industrial: Audio) -> None:
     slices = encoder.encode_slices([tabla, industrial], RATE)
-    assert [each.shape for each in slices] == [(2, 100), (1, 100)]
-    # Images may differ from the original's in a few pixels, by a level, which moves the fourth digit.
+    assert [part.shape for part in slices] == [(2, 100), (1, 100)]
+    # A few pixels may differ from the original's by one level, which changes the fourth digit.
     assert slices[0][:, :6] == pytest.approx(np.array(TABLA), rel=1e-3)
     assert slices[1][0, :6] == pytest.approx(np.array(INDUSTRIAL), rel=1e-3)
     average = encoder.encode([tabla, industrial], RATE)
@@ -228,11 +234,11 @@ def test_clap_embeds_a_window_as_transformers_does(clap: ClapEncoder) -> None:
             .pooler_output[0]
             .numpy()
         )
-    found = clap.encode([audio], 16_000)
-    assert found.shape == (1, 12)
-    assert found.dtype == np.float32
-    assert found[0] == pytest.approx(expected, abs=1e-5)
-    assert np.linalg.norm(found[0]) == pytest.approx(1)
+    embeddings = clap.encode([audio], 16_000)
+    assert embeddings.shape == (1, 12)
+    assert embeddings.dtype == np.float32
+    assert embeddings[0] == pytest.approx(expected, abs=1e-5)
+    assert np.linalg.norm(embeddings[0]) == pytest.approx(1)
 
 
 def test_clap_takes_any_length_the_same_each_time(clap: ClapEncoder) -> None:
@@ -248,12 +254,12 @@ def test_clap_takes_any_length_the_same_each_time(clap: ClapEncoder) -> None:
 
 def test_clap_embeds_text(clap: ClapEncoder) -> None:
     texts = ["slow drum loop", "choir", "slow " * 100]
-    found = clap.encode_text(texts)
-    assert found.shape == (3, 12)
-    assert found.dtype == np.float32
-    assert np.linalg.norm(found, axis=1) == pytest.approx(1)
-    assert np.array_equal(clap.encode_text(texts[1:2])[0], found[1])
-    assert not np.allclose(found[0], found[1], atol=1e-3)
+    embeddings = clap.encode_text(texts)
+    assert embeddings.shape == (3, 12)
+    assert embeddings.dtype == np.float32
+    assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1)
+    assert np.array_equal(clap.encode_text(texts[1:2])[0], embeddings[1])
+    assert not np.allclose(embeddings[0], embeddings[1], atol=1e-3)
     with pytest.raises(ValueError, match="texts: must contain at least one"):
         clap.encode_text([])
 

@@ -1,4 +1,4 @@
-"""Figures with intervals: what is said of generated items holds where the truth is known."""
+"""Metrics and their intervals on items with known distributions."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,22 +10,24 @@ from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 
 
-def _tracks(count: int, each: int) -> list[str]:
-    return [f"track {number}" for number in range(count) for _ in range(each)]
+def _tracks(count: int, per_track: int) -> list[str]:
+    return [f"track {number}" for number in range(count) for _ in range(per_track)]
 
 
-def _items(generator: np.random.Generator, tracks: int, each: int, shift: float = 0.0) -> Items:
-    """Items that lie about their tracks, which lie about `shift`."""
+def _items(generator: np.random.Generator, tracks: int, per_track: int, shift: float = 0.0) -> Items:
+    """Return items scattered around their tracks, which are scattered around `shift`."""
     centres = generator.normal(size=(tracks, 1, 4)) + shift
-    return Items((centres + 0.3 * generator.normal(size=(tracks, each, 4))).reshape(-1, 4), _tracks(tracks, each))
+    return Items(
+        (centres + 0.3 * generator.normal(size=(tracks, per_track, 4))).reshape(-1, 4), _tracks(tracks, per_track)
+    )
 
 
-def _side(generator: np.random.Generator, tracks: int, each: int, shift: float = 0.0) -> Gathered:
-    return _whole(_items(generator, tracks, each, shift))
+def _side(generator: np.random.Generator, tracks: int, per_track: int, shift: float = 0.0) -> Gathered:
+    return _whole(_items(generator, tracks, per_track, shift))
 
 
 def _whole(items: Items) -> Gathered:
-    """A side that is its own sample."""
+    """Return a side whose sample holds all items."""
     return Gathered(FeatureStatistics.of(items.features), len(set(items.tracks)), items)
 
 
@@ -74,7 +76,11 @@ def test_copies_of_training_items_are_seen() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """The kernel distance is unbiased, and between Gaussians of one feature it is known: E (xy + 1)^3 = 1 + 3 Ex Ey + 3 Ex^2 Ey^2 + Ex^3 Ey^3."""
+    """Check the share of intervals of the kernel distance that contain the true value.
+
+    The estimate is unbiased. Between Gaussians of one feature, the true value follows from moments:
+    E (xy + 1)^3 = 1 + 3 Ex Ey + 3 Ex^2 Ey^2 + Ex^3 Ey^3.
+    """
     shift, held = 1.0, 0
     one_moments = np.array([1.0, 0, 1, 0])
     other_moments = np.array([1.0, shift, shift**2 + 1, shift**3 + 3 * shift])
@@ -134,10 +140,10 @@ def test_one_track_has_no_halves_and_no_other() -> None:
 def test_frechet_is_of_all_items_and_the_rest_of_samples() -> None:
     generator = np.random.default_rng(7)
     items = [_items(generator, 20, 2), _items(generator, 50, 1), _items(generator, 30, 1)]
-    samples = [some.at(np.arange(0, len(some), 2)) for some in items]
+    samples = [side.at(np.arange(0, len(side), 2)) for side in items]
     reference, candidate, held_out = (
-        Gathered(FeatureStatistics.of(some.features), len(set(some.tracks)), sample)
-        for some, sample in zip(items, samples, strict=True)
+        Gathered(FeatureStatistics.of(side.features), len(set(side.tracks)), sample)
+        for side, sample in zip(items, samples, strict=True)
     )
     figures = compare(reference, candidate, held_out)
     of_samples = compare(_whole(samples[0]), _whole(samples[1]), _whole(samples[2]))

@@ -1,4 +1,7 @@
-"""A side is gathered in parts: whatever the parts and their order, the statistics are those of all items, and the sample is the same."""
+"""Gathering of a side in parts.
+
+The statistics and the sample do not depend on the parts or on their order.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -48,7 +51,11 @@ def _gathered(parts: list[Part], at_most: int, order: Sequence[int] | None = Non
 @pytest.mark.parametrize("at_most", [10, 1_000])
 @pytest.mark.parametrize("cuts", PARTITIONS.values(), ids=PARTITIONS)
 def test_statistics_of_any_partition_are_those_of_all_items(cuts: list[int], at_most: int) -> None:
-    """Sums of n float64 terms in another order differ by at most about n times 2^-53 of the sum of their sizes, here 1e-14."""
+    """Check statistics to the rounding error of sums.
+
+    Sums of n float64 terms in two orders differ by at most about n times 2^-53 of the sum of the absolute terms, here
+    1e-14.
+    """
     features = _features()
     gathered = _gathered(_parts(features, cuts, at_most), at_most)
     assert (gathered.statistics.count, gathered.tracks) == (COUNT, 25)
@@ -59,10 +66,12 @@ def test_statistics_of_any_partition_are_those_of_all_items(cuts: list[int], at_
 
 @pytest.mark.parametrize("cuts", PARTITIONS.values(), ids=PARTITIONS)
 def test_frechet_distances_of_any_partition_agree(cuts: list[int]) -> None:
-    """An error of 1e-14 in covariances of full rank stays about as small.
+    """Check distances to the rounding error of covariances.
 
-    In a covariance of n <= d items, eigenvalues that are 0 come out as about 1e-16 of the largest one. The distance holds the root of
-    each, so that it is exact to no more than about d times 1e-8 of the largest variance, in whatever order the sums are formed.
+    With full rank, an error of 1e-14 in the covariances causes an error of similar size. The covariance of n <= d
+    items has eigenvalues of 0, which are computed as about 1e-16 of the largest eigenvalue. The distance contains the
+    root of each eigenvalue, so its error is up to about d times 1e-8 of the largest variance, for any order of the
+    sums.
     """
     one, other = _features(), _features(1) + 0.5
     at_once = frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))
@@ -114,7 +123,10 @@ def test_a_sample_that_holds_all_items_gives_the_figures_of_all(at_most: int) ->
 
 
 def test_all_items_of_a_track_in_the_sample_are_on_one_side_of_a_split() -> None:
-    """Where items of a track are equal, halves of tracks lie apart, and halves of items would not."""
+    """Check that a split keeps each track whole.
+
+    The items of a track are equal. Halves made of tracks are far apart, and halves made of items are not.
+    """
     features = np.random.default_rng(4).normal(size=(25, 6))[[int(track.split()[1]) for track in TRACKS]]
     sample = _gathered(_parts(features, [], 60), 60).sample
     alone = Items(sample.features, [str(row) for row in range(60)])

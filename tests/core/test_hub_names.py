@@ -80,7 +80,7 @@ def test_a_folder_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("https://huggingface.co/owner/name/tree/v1.0", "page inside owner/name: write owner/name"),
         ("https://huggingface.co/owner/name/tree/main/unet", "page inside owner/name: write owner/name"),
@@ -95,10 +95,10 @@ def test_a_folder_comes_before_a_repository(tmp_path: Path, monkeypatch: pytest.
         ),
     ],
 )
-def test_other_addresses_are_refused_by_all_that_load(address: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_other_addresses_are_refused_by_all_that_load(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         repository_name(address)
-    with pytest.raises(CheckpointError, match=f"^{address}: .*{said}"):
+    with pytest.raises(CheckpointError, match=f"^{address}: .*{message}"):
         load_model(address)
-    with pytest.raises(ValueError, match=f"^encoder clap:{address}: .*{said}|^encoder {address}: .*{said}"):
+    with pytest.raises(ValueError, match=f"^encoder clap:{address}: .*{message}|^encoder {address}: .*{message}"):
         load_encoder(f"clap:{address}")

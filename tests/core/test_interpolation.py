@@ -1,4 +1,4 @@
-"""slerp per item, with ends, lengths and the cases in which two noises are parallel, opposite or nothing."""
+"""Spherical interpolation per item: ends, lengths, and parallel, opposite or zero noises."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,7 @@
-"""Inversion: the noise that is found makes the image again, for every prediction type, at zero terminal SNR, in latents, under conditions."""
+"""Inversion of sampling: the inverted noise reproduces the image.
+
+The tests cover all prediction types, zero terminal SNR, latents and conditions.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +24,7 @@ STEPS = 50
 
 
 def model(predicts: str, zero_terminal_snr: bool = False, spacing: str = "leading") -> Any:
-    """Without clipping, which no inversion can undo."""
+    """Return a scheduler without clipping, which cannot be inverted."""
     if predicts == "flow":
         return FlowMatchEulerDiscreteScheduler()
     return DDIMScheduler(
@@ -40,12 +43,15 @@ MODELS = {
 
 
 def psnr(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of images in [-1, 1], in dB."""
+    """Return the PSNR, in dB, between images in [-1, 1]."""
     return float(10 * torch.log10(4 / (one - other).square().mean()))
 
 
 class AsSample(torch.nn.Module):
-    """A network that predicts v, its answers turned into clean images: as a trained one's, they hang on the sample where there is little noise."""
+    """A network that predicts clean images, computed from a network that predicts v.
+
+    At low noise the prediction depends on the sample, as in a trained network.
+    """
 
     def __init__(self, unet: Any, scheduler: Any) -> None:
         super().__init__()
@@ -59,11 +65,11 @@ class AsSample(torch.nn.Module):
 def round_trip(
     sampler: Sampler, refinements: int, request: GenerateRequest, encoding: torch.Tensor | None = None
 ) -> float:
-    """PSNR of generate -> invert -> generate."""
+    """Return the PSNR, in dB, of an image after sampling, inversion and sampling again."""
     noise = initial_noise(3, sampler.shape(8))
     ((_, first),) = sampler.sample([Item(request, 8, noise=noise, encoding=encoding)])
-    ((_, found),) = sampler.invert([Item(request, 8, clean=first, refinements=refinements, encoding=encoding)])
-    ((_, second),) = sampler.sample([Item(request, 8, noise=found, encoding=encoding)])
+    ((_, inverted),) = sampler.invert([Item(request, 8, clean=first, refinements=refinements, encoding=encoding)])
+    ((_, second),) = sampler.sample([Item(request, 8, noise=inverted, encoding=encoding)])
     return psnr(first, second)
 
 
@@ -94,8 +100,8 @@ def test_without_refinement_it_is_the_reference_pipelines(make_unet: Callable[[i
     oracle.set_progress_bar_config(disable=True)
     expected = oracle.encode([Image.fromarray(picture)], steps=20)
     pipeline = AudioDiffusionPipeline(make_unet(1), MODELS["epsilon"], tiny_mel, PROFILE)
-    found = pipeline.invert([GenerateRequest(steps=20)], [picture], refinements=0)
-    np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
+    noises = pipeline.invert([GenerateRequest(steps=20)], [picture], refinements=0)
+    np.testing.assert_allclose(noises, expected.numpy(), atol=2e-4)
 
 
 @pytest.mark.parametrize("kind", ["pixel", "latent", "conditional"])
@@ -121,9 +127,8 @@ def test_pipelines_make_the_source_again(
         requests[1:2], [made[1].image], None if encodings is None else encodings[1:2], refinements=4
     )
     assert alone.tobytes() == noises[1:2].tobytes()
-    if (
-        kind == "latent"
-    ):  # the autoencoder of random weights does not make its own pictures again; that the latents are is tested above
+    if kind == "latent":
+        # A random autoencoder does not reproduce its pictures. Round trips without an autoencoder are tested above.
         return
     for one, other in zip(made, again, strict=True):
         difference: npt.NDArray[np.float64] = one.image.astype(float) - other.image
@@ -131,7 +136,7 @@ def test_pipelines_make_the_source_again(
 
 
 @pytest.mark.parametrize(
-    ("values", "refinements", "said"),
+    ("values", "refinements", "message"),
     [
         ({"scheduler": "euler"}, 0, "scheduler euler with eta 0.0 cannot be inverted"),
         ({"eta": 0.5}, 0, "scheduler ddim with eta 0.5 cannot be inverted"),
@@ -139,10 +144,10 @@ def test_pipelines_make_the_source_again(
     ],
 )
 def test_what_cannot_be_inverted_is_refused(
-    make_unet: Callable[[int], Any], tiny_mel: MelConfig, values: dict[str, Any], refinements: int, said: str
+    make_unet: Callable[[int], Any], tiny_mel: MelConfig, values: dict[str, Any], refinements: int, message: str
 ) -> None:
     pipeline = AudioDiffusionPipeline(make_unet(0), MODELS["v"], tiny_mel, PROFILE)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         pipeline.invert([GenerateRequest(steps=2, **values)], [np.zeros((16, 16), np.uint8)], refinements=refinements)
 
 

@@ -1,4 +1,7 @@
-"""Latent and conditional models are saved and loaded whole; diffusers makes the same images from them; layouts vary in what they state."""
+"""Saving and loading of latent and conditional models.
+
+diffusers makes the same images from the files. Layouts differ in the settings that they state.
+"""
 
 import json
 from collections.abc import Callable
@@ -25,7 +28,7 @@ ENCODING_DIM = 5
 
 @pytest.fixture(scope="session")
 def vae() -> Any:
-    """For images of twice the sides of its latents."""
+    """Return an autoencoder for images of twice the height and width of its latents."""
     torch.manual_seed(2)
     types = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
     return AutoencoderKL(
@@ -67,7 +70,7 @@ def folder(tmp_path: Path, conditional_unet: Any, vae: Any) -> Path:
 
 
 def change(file: Path, **values: Any) -> None:
-    """Sets keys of a JSON file; None removes one."""
+    """Set keys of a JSON file. None removes the key."""
     content = {**json.loads(file.read_text()), **values}
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -144,7 +147,7 @@ def test_the_autoencoder_is_found_under_the_key_of_other_tools(folder: Path, vae
 
 
 def test_without_a_mel_configuration_images_are_as_large_as_the_decoder_makes_them(folder: Path) -> None:
-    """Whatever size the autoencoder says it was trained at, or whether it says so."""
+    """Check that the image size does not depend on `sample_size` in the autoencoder's configuration."""
     change(folder / "model_index.json", mel=None)
     for sample_size in (32, None, 256):
         change(folder / "vqvae" / "config.json", sample_size=sample_size)
@@ -180,7 +183,7 @@ def test_the_digest_covers_every_file_that_decides_the_output(folder: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("file", "values", "said"),
+    ("file", "values", "message"),
     [
         ("mel/mel_config.json", {"x_res": 64}, "mel/mel_config.json: resolution 64x32: must be 32x32"),
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "must be UNet2DConditionModel"),
@@ -202,12 +205,12 @@ def test_the_digest_covers_every_file_that_decides_the_output(folder: Path) -> N
         ("scheduler/scheduler_config.json", {"beta_end": float("nan")}, "beta_end nan"),
     ],
 )
-def test_parts_that_do_not_fit_are_named(folder: Path, file: str, values: dict[str, Any], said: str) -> None:
+def test_parts_that_do_not_fit_are_named(folder: Path, file: str, values: dict[str, Any], message: str) -> None:
     change(folder / file, **values)
     with pytest.raises(CheckpointError) as raised:
         load_model(folder)
     assert str(raised.value).startswith(f"{folder}: ")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 

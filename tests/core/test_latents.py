@@ -1,4 +1,4 @@
-"""Latents: the autoencoder's own, scaled, and the same whatever is converted beside them."""
+"""Latents: scaled output of the autoencoder, independent of the other images of a call."""
 
 from collections.abc import Callable
 from typing import Any

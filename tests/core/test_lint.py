@@ -1,4 +1,4 @@
-"""Findings name what is wrong and a setting that mends it; expectations are near what is then measured."""
+"""Findings with the problem and a setting that solves it, and estimates against measurements."""
 
 import re
 import subprocess
@@ -59,7 +59,7 @@ def test_errors_come_first() -> None:
     assert severities == ["error", "warning", "info", "info"]
 
 
-# reference: numpy's rank of the same filterbanks, by singular values
+# Reference: the rank of the same filterbanks by numpy, from singular values.
 @pytest.mark.parametrize(
     ("bands", "n_fft", "rate", "rank"),
     [
@@ -231,7 +231,8 @@ def test_count_of_slices_is_as_expected(loop_files: list[Path], width: int, over
 
 
 def test_lint_loads_nothing_slow() -> None:
-    program = "import sys; from audiodiff_core.mel.checks import check_mel; from audiodiff_core.mel import MelConfig; check_mel(MelConfig(), 9); print(*sys.modules)"
+    imports = "import sys; from audiodiff_core.mel.checks import check_mel; from audiodiff_core.mel import MelConfig"
+    program = f"{imports}; check_mel(MelConfig(), 9); print(*sys.modules)"
     completed = subprocess.run(
         [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )

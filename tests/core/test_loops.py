@@ -1,4 +1,4 @@
-"""Tempo, seam and level of signals whose answers are known."""
+"""Tempo, seam and level of signals with known values."""
 
 import sys
 from pathlib import Path
@@ -22,7 +22,7 @@ def sine(seconds: float, hertz: float) -> Audio:
 
 
 def clicks(seconds: float, bpm: float, first_s: float = 0.0) -> Audio:
-    """A short noise on each beat, over a quiet tone."""
+    """Return a signal with a short noise burst on each beat, over a quiet tone."""
     audio = 0.01 * sine(seconds, 220)
     decay = (np.random.default_rng(0).standard_normal(1_000) * np.exp(-np.arange(1_000) / 150)).astype(np.float32)
     for start in np.arange(first_s, seconds - 0.1, 60 / bpm):
@@ -134,7 +134,7 @@ def test_a_loop_begins_just_before_its_first_attack() -> None:
 
 
 def test_the_end_fades_into_what_came_before_the_start() -> None:
-    """So the tone goes on over the wrap, though neither the beats nor its period know of each other."""
+    """Check that the tone continues over the wrap, although its period does not match the beats."""
     tone = 0.5 * sine(9, 211.3)
     audio = tone + clicks(9, 97, first_s=0.35)
     loop, _ = cut_loop(audio, RATE, bars=1)
@@ -223,7 +223,10 @@ def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
 def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """By a stand-in for the package, which the tests do without, since its weights are fetched."""
+    """Check the tracker with a stand-in for the package.
+
+    The tests run without the package, because the package downloads its weights.
+    """
     loaded = []
 
     class Audio2Beats:
@@ -238,7 +241,7 @@ def test_beat_this_gives_downbeats_and_its_weights_are_fetched_once(
     monkeypatch.setitem(sys.modules, "beat_this.inference", package)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    audio = clicks(6, 120, first_s=0.2) * np.linspace(0.5, 1, 6 * RATE, dtype=np.float32)  # no two beats are alike
+    audio = clicks(6, 120, first_s=0.2) * np.linspace(0.5, 1, 6 * RATE, dtype=np.float32)  # all beats differ
     with pytest.raises(ValueError, match=r"tracker beat_this: cannot download its weights .*beat_this-final0\.ckpt"):
         cut_loop(audio, RATE, tracker="beat_this")
     (tmp_path / "published").mkdir()

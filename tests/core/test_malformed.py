@@ -1,4 +1,7 @@
-"""Over a thousand malformed files: each gives samples or a reason, in one process that lives, stays small and goes on to read good files as before."""
+"""Over a thousand malformed files, decoded in one process.
+
+Each file gives samples or a reason. The process survives, its memory stays small, and it decodes good files as before.
+"""
 
 import json
 import re
@@ -10,7 +13,7 @@ from typing import Any
 import pytest
 
 GENERATOR = Path(__file__).parents[1] / "malformed.py"
-SECONDS_PER_FILE = 60  # a hang, not a slow machine
+SECONDS_PER_FILE = 60  # slow machines need less: only a hang exceeds the limit
 RATE = 22_050
 
 READ_ALL = """
@@ -33,11 +36,13 @@ digests = {file: digest(file) for file in healthy}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for number, file in enumerate(malformed):
     print(json.dumps({"begins": file.name}), flush=True)
-    signal.alarm(seconds)  # nobody handles it: the process dies
+    signal.alarm(seconds)  # not handled: the signal ends the process
     outcome = {"name": file.name}
     try:
         blocks = list(audio.stream(file, rate))
-        outcome["finite float32"] = all(block.dtype == np.float32 and block.ndim == 1 and bool(np.isfinite(block).all()) for block in blocks)
+        outcome["finite float32"] = all(
+            block.dtype == np.float32 and block.ndim == 1 and bool(np.isfinite(block).all()) for block in blocks
+        )
         outcome["samples"] = sum(len(block) for block in blocks)
     except audio.AudioDecodeError as error:
         outcome["reason"] = error.reason
@@ -58,12 +63,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lines(files: Path) -> list[dict[str, Any]]:
-    """What the process said of each file, and at the end of its memory."""
+    """Return the reports of the process: one for each file, and the last one for its memory."""
     command = [sys.executable, "-c", READ_ALL, str(files), str(RATE), str(SECONDS_PER_FILE)]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = [json.loads(line) for line in completed.stdout.splitlines()]
-    assert completed.returncode == 0, f"{said[-1:]} {completed.stderr[-2_000:]}"
-    return said
+    reports = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert completed.returncode == 0, f"{reports[-1:]} {completed.stderr[-2_000:]}"
+    return reports
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +130,9 @@ def test_a_reason_is_a_line_that_is_the_same_in_every_process(files: Path, outco
     ],
 )
 def test_what_cannot_be_used_has_the_right_reason(outcomes: dict[str, dict[str, Any]], kind: str, reason: str) -> None:
-    found = {name: outcome for name, outcome in outcomes.items() if re.match(kind, name)}
-    assert found
-    for name, outcome in found.items():
+    matching = {name: outcome for name, outcome in outcomes.items() if re.match(kind, name)}
+    assert matching
+    for name, outcome in matching.items():
         assert re.search(reason, outcome.get("reason", "it was used")), f"{name}: {outcome}"
         assert "reason" in outcome, name
 
@@ -142,9 +147,9 @@ def test_what_cannot_be_used_has_the_right_reason(outcomes: dict[str, dict[str, 
     ],
 )
 def test_what_can_be_used_is_used(outcomes: dict[str, dict[str, Any]], kind: str) -> None:
-    found = {name: outcome for name, outcome in outcomes.items() if re.match(kind, name)}
-    assert found
-    assert {name: outcome["reason"] for name, outcome in found.items() if "reason" in outcome} == {}
+    matching = {name: outcome for name, outcome in outcomes.items() if re.match(kind, name)}
+    assert matching
+    assert {name: outcome["reason"] for name, outcome in matching.items() if "reason" in outcome} == {}
 
 
 def test_memory_stays_bounded(lines: list[dict[str, Any]]) -> None:

@@ -1,4 +1,7 @@
-"""Mel images are those of diffusers' Mel (the oracle); the configuration travels unchanged; conversions lose nothing."""
+"""Mel images against those of diffusers' Mel.
+
+The configuration is saved and loaded unchanged. Conversions are lossless.
+"""
 
 import subprocess
 import sys
@@ -26,7 +29,7 @@ GEOMETRIES = [
 ]
 SMALL = GEOMETRIES[0]
 
-# What teticio/audio-diffusion-256 publishes as mel/mel_config.json.
+# mel/mel_config.json of teticio/audio-diffusion-256.
 PUBLISHED = (
     '{"_class_name":"Mel","_diffusers_version":"0.8.0.dev0","hop_length":512,"n_fft":2048,"n_iter":32,'
     '"sample_rate":22050,"top_db":80,"x_res":256,"y_res":256}'
@@ -50,7 +53,7 @@ def oracle_images(config: MelConfig, samples: npt.NDArray[np.floating]) -> list[
 
 
 def assert_nearly_equal(images: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> None:
-    """At least 99.9 % of the pixels equal, none off by more than 1."""
+    """Assert that at least 99.9 % of the pixels are equal and that none differs by more than 1."""
     off = np.abs(images.astype(int) - expected.astype(int))
     assert off.max() <= 1
     assert (off == 0).mean() >= 0.999

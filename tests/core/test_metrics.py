@@ -1,4 +1,4 @@
-"""Statistics merge exactly; distances, density, coverage and the spread are what their formulas say."""
+"""Merged statistics, distances, density, coverage and spread against their formulas."""
 
 from itertools import combinations, permutations, product
 
@@ -16,7 +16,7 @@ from audiodiff_core.evaluation.kernel import kernel_distance, kernel_distances
 
 
 def gaussian(mean: list[float], covariance: npt.ArrayLike, count: int = 100) -> FeatureStatistics:
-    """Statistics whose mean and covariance are exactly these."""
+    """Return statistics with exactly the given mean and covariance."""
     return FeatureStatistics(count, np.array(mean), np.asarray(covariance) * (count - 1))
 
 
@@ -95,7 +95,7 @@ def test_logmel_stats_shape_and_bounds() -> None:
 
 def test_logmel_stats_tells_timbre_dynamics_and_rhythm() -> None:
     image = np.zeros((1, 32, 8), np.uint8)
-    image[0, 4:6, ::2] = 255  # group 2 flickers between nothing and full
+    image[0, 4:6, ::2] = 255  # group 2 alternates between 0 and full scale
     features = logmel_stats(image)[0]
     assert (features[2], features[16 + 2], features[32 + 2]) == (0.5, 0.5, 1.0)
     assert np.count_nonzero(features) == 3
@@ -108,7 +108,7 @@ def test_logmel_stats_needs_whole_groups() -> None:
 
 @pytest.fixture(params=[4_000_000, 7])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs all at once, and in blocks of a row or two."""
+    """Compute pairs all at once, and in blocks of one or two rows."""
     monkeypatch.setattr(pairs, "BLOCK_VALUES", request.param)
 
 
@@ -158,9 +158,9 @@ def test_kernel_distance_of_points_in_closed_form() -> None:
 
 def test_kernel_distance_of_sets_of_a_kind_is_zero_on_average() -> None:
     generator = np.random.default_rng(7)
-    found = [kernel_distance(generator.normal(size=(6, 4)), generator.normal(size=(9, 4))) for _ in range(3_000)]
-    assert abs(np.mean(found)) < 4 * np.std(found) / np.sqrt(len(found))
-    assert min(found) < 0 < max(found)
+    distances = [kernel_distance(generator.normal(size=(6, 4)), generator.normal(size=(9, 4))) for _ in range(3_000)]
+    assert abs(np.mean(distances)) < 4 * np.std(distances) / np.sqrt(len(distances))
+    assert min(distances) < 0 < max(distances)
     biased = np.mean(
         [frechet_distance(*(FeatureStatistics.of(generator.normal(size=(9, 4))) for _ in range(2))) for _ in range(100)]
     )
@@ -169,8 +169,8 @@ def test_kernel_distance_of_sets_of_a_kind_is_zero_on_average() -> None:
 
 @pytest.mark.usefixtures("blocks")
 def test_density_and_coverage_by_hand() -> None:
-    reference = np.array([[0.0], [1], [3], [7]])  # with one neighbour, balls of radius 1, 1, 2, 4
-    candidate = np.array([[0.5], [2.5], [20]])  # in balls 1 and 2; in ball 3; in none
+    reference = np.array([[0.0], [1], [3], [7]])  # with one neighbor, balls of radius 1, 1, 2, 4
+    candidate = np.array([[0.5], [2.5], [20]])  # in balls 1 and 2, in ball 3, in no ball
     assert density_coverage(reference, candidate, 1) == pytest.approx(((2 + 1 + 0) / 3, 3 / 4))
     density, coverage = density_coverages(reference, candidate, np.array([[3.0, 0], [0, 1], [0, 2]]), 1)
     assert density == pytest.approx([2, 1 / 3])
@@ -180,16 +180,15 @@ def test_density_and_coverage_by_hand() -> None:
 def test_density_and_coverage_of_sets_of_a_kind() -> None:
     generator = np.random.default_rng(8)
     n, k = 40, 5
-    found = np.array(
+    figures = np.array(
         [density_coverage(generator.normal(size=(n, 3)), generator.normal(size=(n, 3)), k) for _ in range(300)]
     )
     places = np.arange(k)
-    expected = 1 - np.prod(
-        (n - 1 - places) / (2 * n - 1 - places)
-    )  # the chance that of 2n - 1 others, k of the n - 1 real ones are not nearest
-    error = 4 * found.std(axis=0) / np.sqrt(len(found))
-    assert abs(found[:, 0].mean() - 1) < error[0]
-    assert abs(found[:, 1].mean() - expected) < error[1]
+    # An item is not covered if the k nearest of the 2n - 1 other items are all among the n - 1 real items.
+    expected = 1 - np.prod((n - 1 - places) / (2 * n - 1 - places))
+    error = 4 * figures.std(axis=0) / np.sqrt(len(figures))
+    assert abs(figures[:, 0].mean() - 1) < error[0]
+    assert abs(figures[:, 1].mean() - expected) < error[1]
 
 
 def test_density_and_coverage_at_the_edges() -> None:
@@ -207,11 +206,11 @@ def test_nearest_distances() -> None:
     generator = np.random.default_rng(10)
     items, among = generator.normal(size=(6, 3)), generator.normal(size=(9, 3))
     among[4] = items[2]
-    found, which = nearest_distances(items, among)
+    distances, which = nearest_distances(items, among)
     every = np.sqrt(((items[:, np.newaxis] - among) ** 2).sum(axis=2))
-    np.testing.assert_allclose(found, every.min(axis=1))
+    np.testing.assert_allclose(distances, every.min(axis=1))
     np.testing.assert_array_equal(which, every.argmin(axis=1))
-    assert (found[2], which[2]) == (0, 4)
+    assert (distances[2], which[2]) == (0, 4)
 
 
 @pytest.mark.usefixtures("blocks")

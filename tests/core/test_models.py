@@ -1,4 +1,4 @@
-"""The presets are the published networks, and refuse pictures that they cannot halve."""
+"""Presets equal to the published networks, and refusal of image sizes that they cannot halve."""
 
 from typing import Any, get_args
 

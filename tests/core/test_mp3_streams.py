@@ -1,4 +1,7 @@
-"""MP3 files of several streams, of wrong header tags or of none are read to their end, with the samples of libsndfile."""
+"""MP3 files of several streams, with wrong header tags or without tags.
+
+The files are decoded to their end and give the samples of libsndfile.
+"""
 
 import io
 import struct
@@ -20,7 +23,7 @@ Samples = npt.NDArray[np.float32]
 
 
 def music(seconds: float, rate: int = RATE, channels: int = 1, frequency_hz: float = 440) -> Samples:
-    """A sine with noise, silent in its last third: its bit rate varies. Of shape (n, channels)."""
+    """Return a sine with noise, of shape (n, channels). The last third is silent, so the bit rate varies."""
     time = np.arange(int(seconds * rate)) / rate
     noise = np.random.default_rng(int(frequency_hz)).standard_normal((len(time), channels)) * 0.05
     loud = (time < seconds * 2 / 3)[:, None]
@@ -28,7 +31,7 @@ def music(seconds: float, rate: int = RATE, channels: int = 1, frequency_hz: flo
 
 
 def lame(samples: Samples, rate: int = RATE) -> bytes:
-    """A variable bit rate with a Xing tag."""
+    """Encode samples as MP3 with a variable bit rate and a Xing tag."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format="MP3")
     return buffer.getvalue()
@@ -37,7 +40,7 @@ def lame(samples: Samples, rate: int = RATE) -> bytes:
 def lavf(
     samples: Samples, rate: int = RATE, codec: str = "libmp3lame", tagged: bool = True, variable: bool = False
 ) -> bytes:
-    """FFmpeg's muxer: an ID3v2 tag and an Info tag, or with `tagged` unset frames alone."""
+    """Encode samples with FFmpeg, with an ID3v2 tag and an Info tag, or without tags if not `tagged`."""
     buffer = io.BytesIO()
     options = {} if tagged or codec != "libmp3lame" else {"write_xing": "0", "id3v2_version": "0"}
     quality = {"global_quality": "472", "flags": "+qscale"} if variable else {"b": "128k"}
@@ -56,7 +59,7 @@ def lavf(
 
 
 def alone(content: bytes) -> Samples:
-    """The channel mean of what libsndfile reads from a file of one stream."""
+    """Return the channel mean of libsndfile's samples of a file with one stream."""
     samples, _ = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
     mean: Samples = samples[:, 0] if samples.shape[1] == 1 else (samples[:, 0] + samples[:, 1]) * np.float32(0.5)
     return mean
@@ -181,7 +184,10 @@ def test_frames_alone_are_read_as_by_libsndfile_wherever_they_are_cut() -> None:
 
 
 def test_a_fraunhofer_tag_is_no_end() -> None:
-    """libsndfile does not know the tag: its frame is a frame of silence."""
+    """Check that decoding continues after a Fraunhofer tag.
+
+    libsndfile does not know the tag and decodes its frame as silence.
+    """
     frames = lavf(music(2), tagged=False)
     header = frames[:2] + bytes([0x90]) + frames[3:4]
     for count in (10, 78):

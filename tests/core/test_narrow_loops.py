@@ -1,4 +1,7 @@
-"""The narrowest loops that a model can make: audio, files and figures. Narrower ones are refused before work."""
+"""The narrowest loops of a model: audio, files and figures.
+
+Narrower loops are refused before any work.
+"""
 
 import itertools
 from typing import Any
@@ -28,7 +31,7 @@ def tone(length: int, periods: float) -> Any:
 
 @pytest.fixture(scope="module")
 def one_level() -> AudioDiffusionPipeline:
-    """A model whose network halves nothing: it takes any width. Its mel has the shortest hop."""
+    """Return a model that accepts any width, because its network has one level, with the shortest hop."""
     torch.manual_seed(0)
     blocks: Any = {
         "down_block_types": ("DownBlock2D",),
@@ -42,7 +45,7 @@ def one_level() -> AudioDiffusionPipeline:
 
 
 def check(loop: Loop, length: int) -> None:
-    """The loop has so many samples, all figures that a manifest states, and files in all formats."""
+    """Check the number of samples, the figures of a manifest, and the files of all formats."""
     assert loop.audio.shape == (length,)
     assert np.isfinite(loop.audio).all()
     assert 0 <= seam_score(loop.audio, RATE) < np.inf

@@ -1,4 +1,4 @@
-"""Targets and weights are what the formulas say."""
+"""Targets and weights against their formulas."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,10 @@ OBJECTIVES = [
 
 
 class IdealDenoiser(torch.nn.Module):
-    """Knows the clean picture (height, width) and answers for any noisy one exactly as `scheduler`'s prediction type asks."""
+    """A denoiser that knows the clean picture (height, width).
+
+    Its predictions are exact for every noisy picture, in the prediction type of `scheduler`.
+    """
 
     def __init__(self, clean: torch.Tensor, scheduler: Any) -> None:
         super().__init__()

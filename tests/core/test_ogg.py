@@ -1,4 +1,4 @@
-"""Edited Ogg files of several encoders give libsndfile's samples of each link, or a reason."""
+"""Edited Ogg files of several encoders: libsndfile's samples of each link, or a reason."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ ID3 = b"ID3\x04\0\0\0\0\x01\x00" + bytes(128)
 
 @functools.cache
 def encoded(encoder: str, start: int = 0, frames: int = 140_000) -> bytes:
-    """Music in a few pages."""
+    """Return encoded music in a few pages."""
     samples, _ = soundfile.read(LOOPS / "loop_mika.flac", start=start, frames=frames, dtype="float32")
     return ENCODERS[encoder](samples)
 
@@ -59,7 +59,7 @@ def rate_of(content: bytes) -> int:
 
 
 def decoded(content: bytes) -> Samples:
-    """The channel mean at the file's own rate."""
+    """Return the channel mean at the rate of the file."""
     return decode_audio(content, rate_of(content))
 
 
@@ -78,7 +78,7 @@ def header_packets(packets: Sequence[Packet]) -> int:
 
 
 def header_pages(pages: Sequence[Page]) -> int:
-    """How many pages the header takes."""
+    """Return the number of pages of the header."""
     ends = itertools.accumulate(len(packets_of([page])) for page in pages)
     wanted = header_packets(packets_of(pages))
     return next(count for count, packets in enumerate(ends, 1) if packets >= wanted)
@@ -87,7 +87,10 @@ def header_pages(pages: Sequence[Page]) -> int:
 def repaged(
     content: bytes, segments: int = 255, on_header_page: int = 0, packets_per_page: int | None = None, shift: int = 0
 ) -> list[Page]:
-    """The packets on other pages, `on_header_page` audio packets on the header's page, `shift` samples later."""
+    """Return the packets on new pages, `shift` samples later.
+
+    The last page of the header also holds `on_header_page` audio packets.
+    """
     packets = with_granules(packets_of(pages_of(content)))
     headers = header_packets(packets)
     begin = headers + on_header_page
@@ -98,9 +101,9 @@ def repaged(
 
 
 def cut(content: bytes, first: float = 0, last: float = 0, numbered: bool = True, ended: bool = True) -> bytes:
-    """Without the `first` and `last` audio pages, a number or a share of all.
+    """Remove the `first` and `last` audio pages, given as numbers or as shares of all audio pages.
 
-    `numbered`: page numbers are in sequence again. `ended`: the last page is marked.
+    With `numbered`, the remaining pages are renumbered. With `ended`, the last page is marked as the end.
     """
     pages = pages_of(content)
     headers = header_pages(pages)
@@ -112,7 +115,7 @@ def cut(content: bytes, first: float = 0, last: float = 0, numbered: bool = True
 
 
 def small_pages(content: bytes) -> bytes:
-    """Pages on most of which a packet ends that began on the page before."""
+    """Return pages of which most contain the end of a packet from the page before."""
     return joined(repaged(content, segments=5))
 
 
@@ -178,7 +181,7 @@ def test_opus_of_any_rate_and_channels_is_libsndfiles(rate: int, channels: int) 
 
 @pytest.mark.parametrize("encoder", LOSSY)
 def test_a_header_of_many_pages_is_read(encoder: str) -> None:
-    """Cover art makes the comment packet longer than a page."""
+    """Check a comment packet with cover art, which is longer than a page."""
     packets = with_granules(packets_of(pages_of(encoded(encoder))))
     text = b"METADATA_BLOCK_PICTURE=" + b"A" * 200_000
     comments = bytes(4) + (1).to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
@@ -206,7 +209,7 @@ def test_the_end_may_be_marked_by_a_page_of_its_own(encoder: str, granule: int) 
 def test_short_streams_are_libsndfiles(encoder: str, frames: int) -> None:
     content = encoded(encoder, 3_000, frames)
     assert_same(decoded(content), by_libsndfile(content))
-    if encoder.startswith("vorbis"):  # libsndfile refuses such Opus
+    if encoder.startswith("vorbis"):  # libsndfile refuses the unmarked Opus streams
         unmarked = joined(without_end(pages_of(content)))
         assert_same(decoded(unmarked), by_libsndfile(unmarked))
 
@@ -233,7 +236,7 @@ def test_an_unmarked_last_page_is_read_as_a_marked_one(encoder: str, frames: int
 
 
 def test_opus_of_a_single_page_may_begin_after_0() -> None:
-    """libsndfile reads such a page unless it is marked as the last."""
+    """Check a single page without the end mark: libsndfile refuses the page with the mark."""
     content = joined(without_end(cut_to_packets(encoded("opus-libsndfile"), 20, shift=960_000)))
     assert_same(decoded(content), by_libsndfile(content))
 
@@ -335,13 +338,13 @@ def test_audio_that_shares_the_header_page_is_named() -> None:
 
 
 def other_stream(head: bytes, pages: int, serial: int = 77) -> list[Page]:
-    """A stream that is not audio."""
+    """Return a stream without audio."""
     packets = [Packet(head, 0), *(Packet(bytes([number % 256]) * 700, number) for number in range(pages - 1))]
     return paged([[packet] for packet in packets], serial)
 
 
 def multiplexed(*streams: Sequence[Page]) -> bytes:
-    """The first pages of all streams, then their other pages in turn."""
+    """Return the first pages of all streams, followed by the other pages in turn."""
     rest = itertools.chain.from_iterable(itertools.zip_longest(*(stream[1:] for stream in streams)))
     return joined([*(stream[0] for stream in streams), *(page for page in rest if page is not None)])
 

@@ -1,4 +1,8 @@
-"""The pipeline: what diffusers' makes of the same noise, the same loop in any company, every mode, and a name for every mistake."""
+"""The pipeline in all modes.
+
+Images equal diffusers' images of the same noise. A loop does not depend on the other loops of a call. Errors name the
+invalid value.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -88,9 +92,9 @@ class TestParts:
 
 class TestGenerate:
     def test_loops_have_length_peak_and_number(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
-        asked = requests(6)
-        made = by_number(pipeline.generate(asked))
-        assert [loop.request for loop in made] == [pipeline.resolved(request) for request in asked]
+        batch = requests(6)
+        made = by_number(pipeline.generate(batch))
+        assert [loop.request for loop in made] == [pipeline.resolved(request) for request in batch]
         for loop in made:
             assert (loop.image.shape, str(loop.image.dtype)) == ((16, 16), "uint8")
             assert (loop.audio.shape, str(loop.audio.dtype)) == ((tiny_mel.audio_size,), "float32")
@@ -103,8 +107,8 @@ class TestGenerate:
         (alone,) = pipeline.generate([wanted])
         company = [GenerateRequest(seed=seed, steps=2 + seed % 3, width=32 if seed % 2 else None) for seed in range(5)]
         fresh = AudioDiffusionPipeline(make_unet(0), SCHEDULER, tiny_mel, PROFILE)
-        for asked in ([*company, wanted], [wanted, *company], [company[0], wanted]):
-            again = by_number(fresh.generate(asked))[asked.index(wanted)]
+        for batch in ([*company, wanted], [wanted, *company], [company[0], wanted]):
+            again = by_number(fresh.generate(batch))[batch.index(wanted)]
             assert again.image.tobytes() == alone.image.tobytes()
             assert again.audio.tobytes() == alone.audio.tobytes()
 
@@ -174,10 +178,10 @@ class TestGenerate:
         assert np.abs(np.asarray(expected).astype(int) - loop.image).max() <= 1
 
     def test_given_noise_takes_the_place_of_the_seeds(self, pipeline: AudioDiffusionPipeline) -> None:
-        asked = requests(2)
-        noises = pipeline.noise(asked)
-        expected = by_number(pipeline.generate(asked))
-        swapped = by_number(pipeline.generate(asked, noises=noises[::-1].copy()))
+        batch = requests(2)
+        noises = pipeline.noise(batch)
+        expected = by_number(pipeline.generate(batch))
+        swapped = by_number(pipeline.generate(batch, noises=noises[::-1].copy()))
         for one, other in zip(expected, reversed(swapped), strict=True):
             np.testing.assert_array_equal(one.image, other.image)
 
@@ -203,7 +207,8 @@ class TestVary:
 
     def test_strength_and_start_step_say_the_same(self, pipeline: AudioDiffusionPipeline) -> None:
         (one,), (other,) = (
-            list(pipeline.vary(requests(1, 10), pictures(1), **said)) for said in ({"strength": 0.3}, {"start_step": 7})
+            list(pipeline.vary(requests(1, 10), pictures(1), **arguments))
+            for arguments in ({"strength": 0.3}, {"start_step": 7})
         )
         np.testing.assert_array_equal(one.image, other.image)
 
@@ -339,7 +344,7 @@ class TestInterpolate:
 
 class TestMistakes:
     @pytest.mark.parametrize(
-        ("asked", "said"),
+        ("values", "message"),
         [
             ({"eta": 0.5, "scheduler": "euler"}, "eta 0.5: scheduler euler has no eta"),
             ({"scheduler": "flow_euler"}, "scheduler flow_euler does not fit"),
@@ -348,12 +353,12 @@ class TestMistakes:
             ({"width": 130}, "width 130: the network takes multiples of 2 columns up to 128"),
         ],
     )
-    def test_requests(self, pipeline: AudioDiffusionPipeline, asked: dict[str, Any], said: str) -> None:
-        with pytest.raises(ValueError, match=said):
-            list(pipeline.generate([GenerateRequest(**asked)]))
+    def test_requests(self, pipeline: AudioDiffusionPipeline, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            list(pipeline.generate([GenerateRequest(**values)]))
 
     @pytest.mark.parametrize(
-        ("given", "said"),
+        ("given", "message"),
         [
             (None, "encodings are missing: the model is conditional, pass one of 8 numbers per request"),
             (np.zeros((1, 7), np.float32), r"encoding of shape \(7,\): the model takes 8"),
@@ -361,8 +366,8 @@ class TestMistakes:
             (np.full((1, 8), np.nan, np.float32), "the model takes 8 finite numbers"),
         ],
     )
-    def test_encodings(self, conditional: AudioDiffusionPipeline, given: Any, said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_encodings(self, conditional: AudioDiffusionPipeline, given: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             list(conditional.generate(requests(1), given))
 
     def test_encodings_for_an_unconditional_model(self, pipeline: AudioDiffusionPipeline) -> None:
@@ -370,7 +375,7 @@ class TestMistakes:
             list(pipeline.generate(requests(1), encodings(1)))
 
     @pytest.mark.parametrize(
-        ("source", "said"),
+        ("source", "message"),
         [
             (Audio(np.zeros(5_000, np.float32), 44_100), "sample_rate 44100 of the audio: the model's is 22050 Hz"),
             (Audio(np.zeros(5_000, np.float32)), "sample_rate None of the audio"),
@@ -384,12 +389,12 @@ class TestMistakes:
             (np.zeros((16, 16), np.float32), "type float32"),
         ],
     )
-    def test_sources(self, pipeline: AudioDiffusionPipeline, source: Any, said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_sources(self, pipeline: AudioDiffusionPipeline, source: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             list(pipeline.vary(requests(1), [source]))
 
     @pytest.mark.parametrize(
-        ("values", "said"),
+        ("values", "message"),
         [
             ({"strength": 0.0}, "strength 0.0 is not in"),
             ({"strength": 1.1}, "strength 1.1 is not in"),
@@ -399,12 +404,12 @@ class TestMistakes:
             ({"start_step": 1, "strength": 0.5}, "strength 0.5 and start_step 1"),
         ],
     )
-    def test_strengths(self, pipeline: AudioDiffusionPipeline, values: dict[str, Any], said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_strengths(self, pipeline: AudioDiffusionPipeline, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             list(pipeline.vary(requests(1), pictures(1), **values))
 
     @pytest.mark.parametrize(
-        ("mask", "said"),
+        ("mask", "message"),
         [
             ([(0.0, 0.2)], r"mask from 0.0 s to 0.2 s: the slice is from 0 to 0.186 s"),
             ([(-0.1, 0.1)], "mask from -0.1 s"),
@@ -415,8 +420,8 @@ class TestMistakes:
             (np.zeros((16, 16), np.uint8), "type uint8"),
         ],
     )
-    def test_masks(self, pipeline: AudioDiffusionPipeline, mask: Any, said: str) -> None:
-        with pytest.raises(ValueError, match=said):
+    def test_masks(self, pipeline: AudioDiffusionPipeline, mask: Any, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
             list(pipeline.inpaint(requests(1), pictures(1), [mask]))
 
     def test_counts(self, pipeline: AudioDiffusionPipeline) -> None:

@@ -1,4 +1,4 @@
-"""PNGs give their pixels back, to Pillow too; what is no grey PNG is refused."""
+"""Lossless gray PNG files, also for Pillow, and refusal of other files."""
 
 import io
 import struct
@@ -81,7 +81,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def stating(width: int, height: int, *chunks: bytes) -> bytes:
-    """A grey PNG of a stated size."""
+    """Return a gray PNG with a stated size."""
     return (
         SIGNATURE
         + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))

@@ -1,4 +1,4 @@
-"""The public names: all there, documented, and imported only when they are used."""
+"""Public names: complete, documented, and imported only on use."""
 
 import subprocess
 import sys

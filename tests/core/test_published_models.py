@@ -1,4 +1,7 @@
-"""The seven models that the original published load from each layout that they were published in, to the bit, as diffusers loads the newest one."""
+"""The seven models of the original in every published layout.
+
+The weights are loaded bit for bit. The newest layout gives the same model as in diffusers.
+"""
 
 import json
 from functools import cache
@@ -32,7 +35,7 @@ def assert_weights(loaded: Any, original: Any) -> None:
 
 
 def assert_is(loaded: Model, model: Published, built: Networks) -> None:
-    """Every weight and every setting of the published model."""
+    """Assert that every weight and setting equals that of the published model."""
     assert type(loaded.unet) is model.unet_class
     assert_weights(loaded.unet, built.unet)
     assert {
@@ -91,7 +94,11 @@ def test_diffusers_reads_the_same_from_the_newest_layout(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_layouts_of_the_community_load(name: str, tmp_path: Path) -> None:
-    """E, a pixel model with `vqvae: [null, null]`; F, a Mel of a package that need not be installed; both with paths of others' machines."""
+    """Check two layouts of the community.
+
+    Layout E is a pixel model with `vqvae: [null, null]`. Layout F names a Mel of a package that need not be installed.
+    Both contain paths of other machines.
+    """
     model = BY_NAME[name]
     folder = published.write(tmp_path / "model", model, "F", networks(name))
     index = {"_name_or_path": "/home/nobody/model", "vqvae": [None, None], **model.index("F")}
@@ -101,7 +108,7 @@ def test_layouts_of_the_community_load(name: str, tmp_path: Path) -> None:
     assert_is(load_model(folder), model, networks(name))
 
 
-@pytest.mark.soak  # half a gigabyte of weights and more, each
+@pytest.mark.soak  # at least half a gigabyte of weights per model
 @pytest.mark.parametrize(
     ("name", "layout", "unet_parameters", "vae_parameters"),
     [

@@ -1,4 +1,8 @@
-"""An item's sample is its own: the same bits in any company, and the image that diffusers' pipeline makes of the same noise."""
+"""Samples of items.
+
+A sample does not depend on the other items of a call, bit for bit. A sample equals the image of diffusers' pipeline for
+the same noise.
+"""
 
 import re
 import warnings
@@ -116,7 +120,8 @@ def test_encodings_and_guidance_do_what_they_say(conditional_unet: Any) -> None:
     nothing = made(torch.zeros(8), 1.0)
     assert torch.equal(made(one, 0.0), nothing)
     assert torch.equal(made(other, 0.0), nothing)
-    # a single step of DDIM is linear in the answer, so guidance is a straight line through the two answers where nothing is clipped
+    # A single step of DDIM is linear in the prediction. Without clipping, guided samples lie on the straight line
+    # through the two samples.
     scheduler = Objective().scheduler("ddim")
     scheduler.register_to_config(clip_sample=False)
     sampler = Sampler(conditional_unet, scheduler, PROFILE)
@@ -130,8 +135,8 @@ def test_guidance_works_in_batches_of_one(conditional_unet: Any) -> None:
     wanted = [item(seed, 3, guidance_scale=2.0, encoding=encoding) for seed in range(3)]
     one = dict(Sampler(conditional_unet, Objective().scheduler("ddim"), ExecutionProfile(batch_size=1)).sample(wanted))
     four = dict(Sampler(conditional_unet, Objective().scheduler("ddim"), PROFILE).sample(wanted))
-    for each in wanted:
-        torch.testing.assert_close(one[each], four[each], atol=1e-4, rtol=0)
+    for wanted_item in wanted:
+        torch.testing.assert_close(one[wanted_item], four[wanted_item], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 7])
@@ -204,7 +209,7 @@ def test_images_are_those_of_diffusers_pipeline(
 
 
 def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler) -> None:
-    """By diffusers' own scheduler and add_noise, from the same timestep on."""
+    """Check a variation against the scheduler and add_noise of diffusers, from the same timestep on."""
     steps, start = 10, 6
     varied = item(4, steps, clean=picture(9), start_step=start)
     scheduler = Objective().scheduler("ddim")
@@ -225,7 +230,10 @@ def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler
 def test_what_is_kept_is_the_clean_content_at_the_level_of_each_next_step(
     make_unet: Callable[[int], Any], name: SchedulerName, start: int
 ) -> None:
-    """What the network sees in the kept region, at every call, is the content at that call's own level of noise; the result keeps it exactly."""
+    """Check the input of the network in the kept region.
+
+    At every call, the region holds the content at the noise level of the call. The result holds the exact content.
+    """
     model_scheduler = FlowMatchEulerDiscreteScheduler() if name.startswith("flow") else EPSILON.scheduler("ddim")
     unet = make_unet(2)
     seen: list[tuple[torch.Tensor, float]] = []
@@ -262,7 +270,7 @@ def test_kept_regions_of_any_batch_do_not_meet(sampler: Sampler) -> None:
 
 
 def test_seamless_items_are_circular(sampler: Sampler) -> None:
-    """Rolled noise gives the rolled image where the network wraps in time, and does not where it does not."""
+    """Check that rolled noise gives the rolled image only if the network wraps in time."""
     noise = initial_noise(0, (1, 16, 16))
     for seamless in (True, False):
         straight, rolled = (item(0, 2, seamless=seamless, noise=one) for one in (noise, noise.roll(4, dims=-1)))
@@ -413,16 +421,16 @@ def test_an_encoding_of_another_shape_is_refused(
     conditional_unet: Any, sampler: Sampler, shape: tuple[int, ...]
 ) -> None:
     conditional = Sampler(conditional_unet, EPSILON.scheduler("ddim"), PROFILE)
-    told = re.escape(f"encoding of shape {shape} for seed 0: the network ")
+    prefix = re.escape(f"encoding of shape {shape} for seed 0: the network ")
     for one, taken in ((conditional, re.escape("takes (8,)")), (sampler, "is not conditional, omit the encoding")):
-        with pytest.raises(ValueError, match=told + taken):
+        with pytest.raises(ValueError, match=prefix + taken):
             list(one.sample([item(0, encoding=torch.zeros(shape))]))
-        with pytest.raises(ValueError, match=told + taken):
+        with pytest.raises(ValueError, match=prefix + taken):
             list(one.invert([item(0, clean=picture(0), encoding=torch.zeros(shape))]))
 
 
 class Doubling(torch.nn.Module):
-    """As a network is called."""
+    """A module with the signature of a network, which doubles its input."""
 
     config = SimpleNamespace(in_channels=1)
 

@@ -1,4 +1,7 @@
-"""Each method earns its place: exact, or converging at its order, on denoisers that are never wrong; what is not is refused."""
+"""Accuracy of the methods on ideal denoisers: exact, or convergent at their order.
+
+Inexact combinations are refused.
+"""
 
 import itertools
 import warnings
@@ -29,7 +32,7 @@ STOCHASTIC: tuple[SchedulerName, ...] = ("ddpm", "dpm++_sde", "euler_a")
 def model(
     predicts: PredictionType, zero_terminal_snr: bool = False, spacing: str = "leading", clip: bool = False
 ) -> Any:
-    """What is saved with a model of this kind."""
+    """Return the scheduler that is saved with a model of the given kind."""
     if predicts == "flow":
         return FlowMatchEulerDiscreteScheduler()
     return DDPMScheduler(
@@ -38,7 +41,7 @@ def model(
 
 
 def offered(*names: SchedulerName, spacings: Sequence[str] = SPACINGS) -> Iterator[Any]:
-    """Every combination that the methods are offered with."""
+    """Yield every supported combination of method and model."""
     for name in names or METHODS:
         method = METHODS[name]
         for predicts in sorted(method.predictions):
@@ -55,7 +58,10 @@ def offered(*names: SchedulerName, spacings: Sequence[str] = SPACINGS) -> Iterat
 
 
 def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation: float) -> torch.Tensor:
-    """The best answer, of the model's prediction type, where clean pixels are N(MEAN, deviation^2): E[clean | noisy] and what follows from it."""
+    """Return the optimal prediction for clean pixels of the distribution N(MEAN, deviation^2).
+
+    The prediction is E[clean | noisy], converted to the prediction type of the model.
+    """
     predicts = prediction_type(model_scheduler)
     if predicts == "flow":
         signal, share = 1 - timestep / 1_000, timestep / 1_000
@@ -80,7 +86,11 @@ def answer(model_scheduler: Any, noisy: torch.Tensor, timestep: float, deviation
 def sampled(
     model_scheduler: Any, name: SchedulerName, steps: int, deviation: float, eta: float = 0.0, *, pixels: int = 1_000
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a method makes of noise with the best answers, and what the exact solution of the probability flow makes of the same noise."""
+    """Sample with optimal predictions.
+
+    Returns:
+        The sample of the method, and the exact solution of the probability flow for the same noise.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         schedule = Schedule(model_scheduler, GenerateRequest(scheduler=name, steps=steps, eta=eta))
@@ -165,7 +175,7 @@ def test_flow_models_are_known_by_their_scheduler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_scheduler", "values", "said"),
+    ("model_scheduler", "values", "message"),
     [
         (
             model("flow"),
@@ -196,13 +206,16 @@ def test_flow_models_are_known_by_their_scheduler() -> None:
         ),
     ],
 )
-def test_what_is_not_exact_is_refused_by_name(model_scheduler: Any, values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_not_exact_is_refused_by_name(model_scheduler: Any, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         scheduler_for(model_scheduler, GenerateRequest(**values))
 
 
 def test_every_setting_of_the_model_is_handed_on() -> None:
-    """diffusers' from_config would give Heun its own betas, since the model's equal the defaults of the model's class."""
+    """Check that every method keeps the settings of the model.
+
+    The betas equal the defaults of the model's class. diffusers' from_config would therefore give Heun other betas.
+    """
     saved = model("v_prediction", spacing="trailing", clip=True)
     for name, method in METHODS.items():
         if "v_prediction" in method.predictions:
@@ -264,7 +277,7 @@ def test_ddim_with_the_largest_eta_starts_from_pure_noise(steps: int) -> None:
     [name for name, method in METHODS.items() if method.zero_terminal_snr and "v_prediction" in method.predictions],
 )
 def test_many_steps_from_pure_noise(name: SchedulerName) -> None:
-    """diffusers caps the sigma of pure noise below that of the next of so many levels."""
+    """Check many steps: diffusers limits the sigma of pure noise to less than the sigma of the next step."""
     sample, _ = sampled(model("v_prediction", True, "trailing"), name, 500, DEVIATION, pixels=20_000)
     assert float(sample.mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(sample.std()) == pytest.approx(DEVIATION, rel=0.06)

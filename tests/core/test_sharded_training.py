@@ -1,4 +1,7 @@
-"""Two workers with shares of different sizes train like one: VAE and discriminator (DDP), and weights sharded over both (FSDP 2), saved whole."""
+"""Training by two workers with shares of different sizes against training by one worker.
+
+The tests cover VAE and discriminator (DDP), and weights that are sharded over both workers (FSDP 2) and saved whole.
+"""
 
 import os
 import socket
@@ -56,7 +59,8 @@ def joined(rank: int, port: int) -> Accelerator:
 
 def sharded_worker(rank: int, port: int, folder: str) -> None:
     accelerator = joined(rank, port)
-    accelerator.state.distributed_type = DistributedType.FSDP  # which accelerate offers on GPUs only, though gloo can
+    # accelerate offers FSDP on GPUs only, but gloo supports it.
+    accelerator.state.distributed_type = DistributedType.FSDP
     accelerator.state.fsdp_plugin = sharding()
     state = trained(accelerator, rank, WORLD)
     assert all(isinstance(weight, DTensor) for weight in [*state.network.parameters(), *state.ema.weights])
@@ -110,9 +114,8 @@ def test_two_workers_train_one_vae_and_one_discriminator(tmp_path: Path) -> None
     assert first.keys() == second.keys() == alone.keys()
     for name, weight in alone.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(
-            first[name], weight, atol=3e-5, rtol=0
-        )  # two steps of Adam move a weight by up to 2e-4
+        # Two steps of Adam change a weight by up to 2e-4.
+        torch.testing.assert_close(first[name], weight, atol=3e-5, rtol=0)
 
 
 @pytest.mark.soak

@@ -1,4 +1,7 @@
-"""Slices without sound are left out, and a file without any says why: silence, dither, channels that cancel each other."""
+"""Silent slices are left out, and a file without sound is refused with the reason.
+
+The tests cover silence, dither, and channels that cancel each other.
+"""
 
 import io
 from collections.abc import Callable
@@ -27,7 +30,7 @@ def file(samples: npt.NDArray[np.generic], rate: int, kind: str = "WAV", subtype
 
 
 def m4a(samples: Samples, rate: int) -> bytes:
-    """Stereo samples (n, 2) as ALAC in MP4, which FFmpeg alone reads."""
+    """Encode stereo samples (n, 2) as ALAC in MP4, which only FFmpeg reads."""
     content = io.BytesIO()
     with av.open(content, "w", format="mp4") as container:
         stream = container.add_stream("alac", rate=rate, layout="stereo")
@@ -115,7 +118,10 @@ def test_channels_that_cancel_each_other_are_the_reason_in_a_file_that_ffmpeg_re
 
 
 def webm(samples: Samples, rate: int = 48_000) -> bytes:
-    """Stereo samples (n, 2) as Opus, which adds sound above 11 kHz to channels that cancel each other."""
+    """Encode stereo samples (n, 2) as Opus.
+
+    The encoder adds sound above 11 kHz to channels that cancel each other.
+    """
     content = io.BytesIO()
     with av.open(content, "w", format="webm") as container:
         stream = container.add_stream("libopus", rate=rate, layout="stereo")

@@ -1,4 +1,4 @@
-"""Slices have the original's boundaries and gaps, however the file is read; PNGs give their pixels back."""
+"""Slices with the original's boundaries and gaps, however the file is read, and lossless PNG files."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ Wav = Callable[..., bytes]
 
 
 def cut(mel: Mel, samples: npt.NDArray[np.float32], start: int) -> npt.NDArray[np.uint8]:
-    """The image of the slice that starts at sample `start`."""
+    """Return the image of the slice that starts at sample `start`."""
     images, _ = mel.images(samples[np.newaxis, start : start + mel.config.slice_size])
     image: npt.NDArray[np.uint8] = images[0]
     return image
@@ -25,7 +25,7 @@ def cut(mel: Mel, samples: npt.NDArray[np.float32], start: int) -> npt.NDArray[n
 def assert_slices_of(
     mel: Mel, samples: npt.NDArray[np.float32], slices: list[MelSlice], starts: dict[int, int]
 ) -> None:
-    """`slices` are exactly those with the indices and starts (in samples) of `starts`."""
+    """Assert that `slices` have exactly the indices and starts (in samples) of `starts`."""
     assert [piece.index for piece in slices] == list(starts)
     for piece, start in zip(slices, starts.values(), strict=True):
         assert piece.start_s == pytest.approx(start / mel.config.sample_rate)
@@ -140,7 +140,7 @@ def test_a_silence_threshold_leaves_quiet_slices_out(tiny_mel: MelConfig, hum: H
 def test_a_track_reference_keeps_loudness_between_slices(tiny_mel: MelConfig, hum: Hum, wav: Wav) -> None:
     mel, size = Mel(tiny_mel), tiny_mel.slice_size
     samples = np.concatenate([hum(size) * 0.1, hum(size), np.zeros(size, np.float32)])
-    quiet, loud = mel_slices(wav(samples), mel, Slicing(reference="track"))  # the silent one is left out here too
+    quiet, loud = mel_slices(wav(samples), mel, Slicing(reference="track"))  # the silent slice is left out
     assert (quiet.index, loud.index) == (0, 1)
     assert quiet.reference_db == loud.reference_db == pytest.approx(list(mel_slices(wav(samples), mel))[1].reference_db)
     assert loud.image.max() == 255

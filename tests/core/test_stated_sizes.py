@@ -1,4 +1,7 @@
-"""A file that holds more samples than its header states is refused with both lengths; what is no sample does no harm."""
+"""Files with more samples than their header states are refused with both lengths.
+
+Appended data other than samples is ignored.
+"""
 
 import io
 import struct
@@ -32,14 +35,14 @@ def written(samples: Samples, file_format: str, subtype: str | None = None) -> b
 
 
 def field(content: bytes, marker: bytes, offset: int, layout: str, value: float) -> bytes:
-    """`content` with another number `offset` bytes after the first `marker`."""
+    """Return `content` with another number, `offset` bytes after the start of the first `marker`."""
     changed = bytearray(content)
     struct.pack_into(layout, changed, content.index(marker) + offset, value)
     return bytes(changed)
 
 
 def stated(content: bytes, file_format: str, size: int) -> bytes:
-    """`content` whose header states data of `size` bytes."""
+    """Return `content` with a header that states `size` bytes of data."""
     match file_format:
         case "WAV" | "WAVEX":
             return field(content, b"data", 4, "<I", size)
@@ -243,7 +246,7 @@ def test_a_size_that_wrapped_is_noticed(tmp_path: Path, music: Samples) -> None:
     assert data_bytes(content, "WAV") == wrapped
     with (tmp_path / "long.wav").open("wb") as file:
         file.write(content + content[44:])
-        file.truncate(44 + (1 << 32) + wrapped)  # zeros that take no room on the disk
+        file.truncate(44 + (1 << 32) + wrapped)  # sparse: the zeros take no disk space
     with pytest.raises(AudioDecodeError, match=r"holds 48699\.\d\d seconds, its header states 4\.00"):
         decode_audio(tmp_path / "long.wav", RATE)
 

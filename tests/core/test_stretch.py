@@ -1,4 +1,4 @@
-"""A loop at another length: the same pitch and level, and still a loop."""
+"""Loops stretched to another length: pitch and level are kept, and the result is a loop."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ RATE = 22_050
 
 
 def tones(length: int, *hertz: float) -> npt.NDArray[np.float32]:
-    """Sines of a whole number of periods, as near to `hertz` as there are."""
+    """Return the mean of sines with whole numbers of periods, as close to `hertz` as possible."""
     turns = [np.arange(length) / length * round(frequency * length / RATE) for frequency in hertz]
     mean: npt.NDArray[np.float64] = np.mean([np.sin(2 * np.pi * turn) for turn in turns], axis=0)
     return mean.astype(np.float32)
@@ -36,7 +36,7 @@ def test_pitch_level_and_periodicity_are_kept(factor: float) -> None:
 
 
 def test_every_place_of_the_circle_is_alike() -> None:
-    """A rolled loop becomes the rolled result, as far as the places of the frames are the same."""
+    """Check that a rolled loop gives the rolled result, up to the positions of the frames."""
     loop = tones(2 * RATE, 110, 441.5) * (1 + 0.5 * tones(2 * RATE, 3))
     longer = stretch_circular(loop, 3 * RATE, RATE)
     rolled = stretch_circular(np.roll(loop, RATE), 3 * RATE, RATE)

@@ -1,4 +1,4 @@
-"""What keeps the code as it is laid out: imports that must not happen, names that must not shadow, sizes, recipes that load."""
+"""Structure of the code: forbidden imports, shadowed names, sizes, and recipes that load."""
 
 import ast
 import subprocess
@@ -15,7 +15,10 @@ MAX_ENTRIES = 18
 
 
 def imports_of(file: Path) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import in `file`, also those inside functions; name is empty for `import module`."""
+    """Yield (module, name) of every import in `file`, including imports inside functions.
+
+    The name is empty for `import module`.
+    """
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
@@ -32,9 +35,8 @@ def test_the_core_imports_without_ray_and_http(core_alone: subprocess.Popen[str]
 def test_every_recipe_loads() -> None:
     recipes = sorted((ROOT / "jobs" / "recipes").glob("*.yaml"))
     assert "demo.yaml" in [file.name for file in recipes]
-    load_recipe = import_module(
-        "audiodiff_platform.entry.options"
-    ).load_recipe  # its options live in modules that load Ray
+    # Imported here, because the modules of the options load Ray.
+    load_recipe = import_module("audiodiff_platform.entry.options").load_recipe
     for file in recipes:
         assert load_recipe(file), f"{file.name} holds no section"
 

@@ -1,4 +1,4 @@
-"""Tempo of metronomes and drum loops whose tempo is known, and none of audio without beats."""
+"""Tempo of metronomes and drum loops with known tempo, and of audio without beats."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ CLICKS: dict[str, Callable[[int], Sound]] = {
 
 
 def mixed(seconds: float, rate: int, events: list[tuple[float, float, Sound]]) -> Audio:
-    """Sounds (start in seconds, gain, samples) added up to a peak of 0.9."""
+    """Return the sum of sounds (start in seconds, gain, samples), scaled to a peak of 0.9."""
     audio = np.zeros(round(seconds * rate))
     for start_s, gain, sound in events:
         place = round(start_s * rate)
@@ -55,7 +55,7 @@ def metronome(
     metre: int = 4,
     first_s: float = 0,
 ) -> Audio:
-    """A click on each beat, the first of each bar louder by the factor `accent`."""
+    """Return a click on each beat. The first click of each bar is louder by the factor `accent`."""
     times = np.arange(first_s, seconds, 60 / bpm)
     return mixed(
         seconds,
@@ -67,7 +67,10 @@ def metronome(
 def drums(
     bpm: float, seconds: float, rate: int = 22_050, kicks: tuple[float, ...] = (0, 2), hats: int = 8, swing: float = 0.0
 ) -> Audio:
-    """Bars of kicks at these beats, snares on the second and fourth, and hats, every other one late by `swing` of their distance."""
+    """Return bars of kicks at the beats `kicks`, snares on the second and fourth beat, and hats.
+
+    Every second hat is late by `swing` of the distance between hats.
+    """
     kick = decaying(
         np.sin(2 * np.pi * np.cumsum(50 + 120 * np.exp(-np.arange(round(0.3 * rate)) / rate / 0.03)) / rate), rate, 0.1
     )

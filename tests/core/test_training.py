@@ -1,4 +1,7 @@
-"""A training step: noise by sample number, a falling loss, an average kept apart, and no step on a gradient that is not finite."""
+"""Training steps: noise by sample number, a falling loss, and a separate average.
+
+A gradient that is not finite changes nothing.
+"""
 
 import io
 import json
@@ -36,7 +39,7 @@ def make_state(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> Mak
 
 
 def batch_of(numbers: range) -> TrainBatch:
-    """Pictures that depend on the sample's number alone."""
+    """Return pictures that depend only on the sample numbers."""
     band, frame = np.mgrid[0:16, 0:16]
     pictures = [(127 + 120 * np.sin((band + number) / 3) * np.cos(frame / 4)).astype(np.uint8) for number in numbers]
     return TrainBatch(numbers, np.stack(pictures))
@@ -215,8 +218,8 @@ def test_gradient_is_clipped_to_norm_one(accelerator: Accelerator, make_state: M
 
 def test_a_gradient_that_is_not_finite_changes_nothing(accelerator: Accelerator, make_state: MakeState) -> None:
     state, twin = make_state(), make_state()
-    for each in (state, twin):
-        train_step(accelerator, each, [batch_of(range(4))], 1e-3)
+    for train_state in (state, twin):
+        train_step(accelerator, train_state, [batch_of(range(4))], 1e-3)
     before, average = copied(state.bare.state_dict()), copied(state.ema_state_dict())
     broken = state.bare.conv_in.weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(FloatingPointError, match="gradient norm nan at step 1"):
@@ -225,8 +228,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(accelerator: Accelerator,
     assert all(torch.equal(weight, average[name]) for name, weight in state.ema_state_dict().items())
     assert state.step == 1
     broken.remove()
-    for each in (state, twin):  # the spoilt gradient is forgotten
-        train_step(accelerator, each, [batch_of(range(4))], 1e-3)
+    for train_state in (state, twin):  # the invalid gradient has no further effect
+        train_step(accelerator, train_state, [batch_of(range(4))], 1e-3)
     assert all(torch.equal(weight, twin.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
 
 
@@ -304,9 +307,9 @@ def test_a_state_goes_round_and_goes_on_to_the_same_bits(
     fresh.load_ema_state_dict(saved_and_loaded(state.ema_state_dict()))
     fresh.load_optimizer_state_dict(saved_and_loaded(state.optimizer_state_dict()))
     fresh.load_progress(state.progress())
-    for each in (state, fresh, unsaved):
-        for _ in range(2):  # from the second on, Adam's count of steps decides
-            train_step(accelerator, each, [batch_of(range(4, 8))], 1e-3)
+    for train_state in (state, fresh, unsaved):
+        for _ in range(2):  # the second step depends on Adam's step count
+            train_step(accelerator, train_state, [batch_of(range(4, 8))], 1e-3)
     assert all(torch.equal(weight, fresh.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items())
     assert all(
         torch.equal(weight, unsaved.bare.state_dict()[name]) for name, weight in state.bare.state_dict().items()
@@ -329,11 +332,11 @@ def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[
     assert batch.images is not None
     clean = to_model(torch.from_numpy(batch.images)).unsqueeze(1)
     with torch.no_grad():
-        each = losses(make_unet(0), weighed, clean, drawn.noise, drawn.timesteps)
-    expected = float((each * weights(weighed, drawn.timesteps)).mean())
+        sample_losses = losses(make_unet(0), weighed, clean, drawn.noise, drawn.timesteps)
+    expected = float((sample_losses * weights(weighed, drawn.timesteps)).mean())
     state = TrainState(accelerator, make_unet(0), weighed, 1e-3, seed=0)
     assert train_step(accelerator, state, [batch], 0.0)[0] == pytest.approx(expected, rel=1e-4)
-    assert abs(expected - float(each.mean())) > 0.01
+    assert abs(expected - float(sample_losses.mean())) > 0.01
 
 
 def test_gradient_checkpointing_changes_memory_not_results(

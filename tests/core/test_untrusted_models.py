@@ -1,4 +1,7 @@
-"""Model files from anywhere: nothing in them is run, their sizes are bounded before memory is allotted, and what does not fit is named."""
+"""Untrusted model files.
+
+No code in the files runs. Sizes are limited before memory is allocated. Errors name the part that does not fit.
+"""
 
 import json
 import sys
@@ -29,23 +32,23 @@ def folder(tmp_path: Path, make_unet: Callable[[int], Any], tiny_mel: MelConfig)
 
 @pytest.fixture
 def weights(folder: Path) -> Weights:
-    """The model's weights, whose file is gone."""
+    """Return the weights of the model and delete their file."""
     weights = safetensors.torch.load_file(folder / SAFE)
     (folder / SAFE).unlink()
     return {name: weight.clone() for name, weight in weights.items()}
 
 
-def assert_refused(folder: Path, *said: str) -> None:
+def assert_refused(folder: Path, *parts: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         load_model(folder)
     assert str(raised.value).startswith(f"{folder}: ")
     assert "\n" not in str(raised.value)
-    for part in said:
+    for part in parts:
         assert part in str(raised.value)
 
 
 class Trap:
-    """Runs code when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("weights were unpickled",))
@@ -82,7 +85,10 @@ def test_code_in_pickled_weights_is_never_run(folder: Path, weights: Weights) ->
 
 
 def test_code_beside_a_model_is_never_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever classes the files name, from whatever modules: diffusers would import a pipeline's own file, or a component's library."""
+    """Check files that name classes of any module.
+
+    diffusers would import the file of a pipeline or the library of a component.
+    """
     for name in ("pipeline.py", "my_mel.py", "unet/my_unet.py"):
         (folder / name).write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(folder)
@@ -113,7 +119,7 @@ def test_finite_weights_whose_sum_is_not_are_taken(folder: Path, weights: Weight
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         ("missing", "missing weights: conv_out.weight"),
         ("unknown", "unexpected weights: stem.weight"),
@@ -126,7 +132,7 @@ def test_finite_weights_whose_sum_is_not_are_taken(folder: Path, weights: Weight
         ("meta", "must be dense"),
     ],
 )
-def test_weights_that_are_not_the_networks_are_named(damage: str, said: str, folder: Path, weights: Weights) -> None:
+def test_weights_that_are_not_the_networks_are_named(damage: str, message: str, folder: Path, weights: Weights) -> None:
     content: Any = weights
     match damage:
         case "missing":
@@ -148,7 +154,7 @@ def test_weights_that_are_not_the_networks_are_named(damage: str, said: str, fol
         case "meta":
             weights["conv_out.weight"] = torch.zeros((1, 8, 3, 3), device="meta")
     torch.save(content, folder / PICKLED)
-    assert_refused(folder, said)
+    assert_refused(folder, message)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 5_000, -1, -1_000])
@@ -184,7 +190,7 @@ def test_compressed_records_are_refused(folder: Path, weights: Weights) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"block_out_channels": [8, 1 << 30]}, "block_out_channels 1073741824"),
         ({"block_out_channels": [8] * 1_000, "down_block_types": ["DownBlock2D"] * 1_000}, "1000 entries"),
@@ -197,10 +203,10 @@ def test_compressed_records_are_refused(folder: Path, weights: Weights) -> None:
         ({"in_channels": 3, "out_channels": 3}, ""),
     ],
 )
-def test_a_configuration_cannot_make_a_giant(values: dict[str, Any], said: str, folder: Path) -> None:
+def test_a_configuration_cannot_make_a_giant(values: dict[str, Any], message: str, folder: Path) -> None:
     file = folder / "unet" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-    assert_refused(folder, said)
+    assert_refused(folder, message)
 
 
 def test_a_configuration_of_a_megabyte_is_not_read(folder: Path) -> None:

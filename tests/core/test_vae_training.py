@@ -1,4 +1,8 @@
-"""A VAE learns to give real mel images back, its latents come out at unit variance, and the split into batches does not matter."""
+"""Training of a VAE on real mel images.
+
+The VAE reconstructs the images, and its latents have unit variance. The result does not depend on the split into
+batches.
+"""
 
 import io
 from contextlib import nullcontext
@@ -39,7 +43,7 @@ JUDGED = VaeObjective(adversarial_start=1)
 
 @pytest.fixture(scope="module")
 def images(loop_files: list[Path]) -> Images:
-    """The first slices of the shipped loops, (n, 32, 32)."""
+    """Return the first slices of the shipped loops, (n, 32, 32)."""
     mel = Mel(MEL)
     return np.stack(
         [piece.image for file in loop_files for piece, _ in zip(mel_slices(file, mel), range(2), strict=False)]
@@ -114,9 +118,8 @@ def test_halves_are_one_whole_batch(accelerator: Accelerator, images: Images) ->
         assert other_norm == pytest.approx(norm, rel=1e-3)
     assert "discriminator" in whole[1][0]
     for name, weight in weights.items():
-        torch.testing.assert_close(
-            others[name], weight, atol=2.5e-4, rtol=0
-        )  # a step of Adam moves a weight by 1e-4, whatever its gradient
+        # A step of Adam changes a weight by 1e-4 for any gradient.
+        torch.testing.assert_close(others[name], weight, atol=2.5e-4, rtol=0)
 
 
 def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(
@@ -135,7 +138,7 @@ def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_state_goes_round(accelerator: Accelerator, images: Images, steps: int) -> None:
-    """Also where the discriminator has not begun: it judges from the second step on."""
+    """Check states saved before and after the start of the discriminator in the second step."""
     state, fresh, unsaved = (new_state(accelerator, JUDGED) for _ in range(3))
     for _ in range(steps):
         train_vae_step(accelerator, unsaved, [batch_of(images, [0, 1, 2])], 1e-3)
@@ -147,9 +150,9 @@ def test_a_state_goes_round(accelerator: Accelerator, images: Images, steps: int
     saved.seek(0)
     fresh.load_optimizer_state_dict(torch.load(saved, weights_only=True))
     fresh.load_progress(state.progress())
-    for each in (state, fresh, unsaved):
+    for train_state in (state, fresh, unsaved):
         for _ in range(2):
-            train_vae_step(accelerator, each, [batch_of(images, [3, 4, 5])], 1e-3)
+            train_vae_step(accelerator, train_state, [batch_of(images, [3, 4, 5])], 1e-3)
     assert fresh.step == state.step == steps + 2
     assert all(torch.equal(weight, fresh.state_dict()[name]) for name, weight in state.state_dict().items())
     assert all(torch.equal(weight, unsaved.state_dict()[name]) for name, weight in state.state_dict().items()), (
@@ -234,7 +237,7 @@ def test_images_too_small_for_the_discriminator_are_refused(accelerator: Acceler
 
 @pytest.mark.parametrize("side", [16, 24])
 def test_an_autoencoder_of_one_side_alone_is_known(side: int) -> None:
-    """diffusers' `sample_size` of a square."""
+    """Check the `sample_size` of a square, which diffusers states as one number."""
     vae = build_vae("vae-tiny", MelConfig(x_res=32, y_res=32))
     vae.register_to_config(sample_size=side)
     check_sides(WITHOUT, vae)

@@ -1,4 +1,4 @@
-"""Validation: the same samples at the same noise whenever it is asked, gathered by bands."""
+"""Validation: the same samples at the same noise in every run, averaged in bands of noise."""
 
 import math
 from collections.abc import Callable

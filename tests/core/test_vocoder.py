@@ -1,4 +1,4 @@
-"""The vocoder's bytes belong to (image, seed), its loops close, and its error is less than librosa's."""
+"""Vocoder: bytes determined by (image, seed), closed loops, and an error below librosa's."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @pytest.fixture(scope="module")
 def images() -> Bytes:
-    """Three smooth pictures of 16 bands, 24 frames."""
+    """Return three smooth pictures of 16 bands and 24 frames."""
     band, frame = np.mgrid[0:16, 0:24]
     return np.stack(
         [(127 + 128 * np.cos(band / width) * np.sin(frame / width)).clip(0, 255) for width in (2, 3, 5)]
@@ -132,7 +132,7 @@ def test_a_rolled_loop_is_the_same_loop(vocoder: GriffinLim, images: Bytes) -> N
 
 
 def test_spectra_across_the_wrap_are_those_of_the_image(vocoder: GriffinLim) -> None:
-    """A loop with all of its sound around the wrap."""
+    """Check a loop whose sound is all around the wrap."""
     band, frame = np.mgrid[0:16, 0:24]
     image = (255 * np.exp(-(((frame + 12) % 24 - 12) ** 2) / 30 - (band - 6) ** 2 / 20)).astype(np.uint8)
     hop = vocoder.config.hop_length
@@ -140,7 +140,10 @@ def test_spectra_across_the_wrap_are_those_of_the_image(vocoder: GriffinLim) -> 
     mel = Mel(vocoder.config.model_copy(update={"x_res": 73}))
 
     def errors(period: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Mean difference in levels in the last and the first frame, each between its neighbours of the repeated audio."""
+        """Return the mean difference in levels of the last and the first frame.
+
+        Both frames are analyzed between their neighbors in the repeated audio.
+        """
         assert period.shape == (24 * hop,)
         heard, _ = mel.images(np.tile(period, 3)[np.newaxis])
         return np.asarray(np.abs(heard[0, :, [47, 48]].astype(int) - image.T[[23, 0]]).mean(axis=1))
@@ -170,7 +173,7 @@ def test_mel_inverse_has_nearly_the_mel_power_that_it_was_given(loops: Path) -> 
     assert linear.shape == (1, 64, 1_025)
     assert linear.min() >= 0
     residual = torch.from_numpy(filterbank(config)) @ linear.mT - mel_power
-    assert float(residual.norm() / mel_power.norm()) < 0.08  # 0.13 for the clipped pseudo-inverse
+    assert float(residual.norm() / mel_power.norm()) < 0.08  # the clipped pseudo-inverse gives 0.13
 
 
 def test_error_is_much_less_than_librosas(loops: Path) -> None:
@@ -179,7 +182,7 @@ def test_error_is_much_less_than_librosas(loops: Path) -> None:
     source = next(mel_slices(loops / "loop_mika.flac", mel)).image
 
     def error(audio: npt.NDArray[np.float32]) -> float:
-        """Mean absolute difference in levels between the source and the picture of `audio`, of equal length."""
+        """Return the mean absolute difference in levels between the source and the picture of `audio`."""
         assert audio.shape == (config.audio_size,)
         image, _ = mel.images(audio.astype(np.float32)[np.newaxis])
         return float(np.abs(image[0].astype(int) - source).mean())

@@ -1,4 +1,4 @@
-"""Frames are torch's short-time spectra; a signal comes back from them; a loop has no ends."""
+"""Frames equal to torch's short-time spectra, their inversion to signals, and circular frames."""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""Networks as vocoders: what they are given, where their audio begins, and what is refused. Vocos and BigVGAN stand in as tiny networks."""
+"""Networks as vocoders: their input, the start of their audio, and refused models.
+
+Tiny networks stand in for Vocos and BigVGAN.
+"""
 
 import io
 import json
@@ -26,7 +29,10 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Upsample(torch.nn.Module):
-    """A convolution over frames, then hop_length samples for each of them: (batch, channels, frames) -> (batch, 1, frames * hop_length)."""
+    """A convolution over frames, followed by hop_length samples for each frame.
+
+    The input has the shape (batch, channels, frames), the output (batch, 1, frames * hop_length).
+    """
 
     def __init__(self, channels: int = CONFIG.y_res) -> None:
         super().__init__()
@@ -100,7 +106,10 @@ def test_too_little_audio_and_broken_weights_are_refused(images: Bytes) -> None:
 
 
 def test_features_are_those_of_the_audio_at_the_level_of_training() -> None:
-    """Noise of that level, analysed by the network's own bands, against what its image gives."""
+    """Check the features of noise at the training level.
+
+    The reference is an analysis of the audio with the bands of the network.
+    """
     config = MelConfig(x_res=128, y_res=64, n_fft=512, hop_length=128)
     audio = np.random.default_rng(0).standard_normal((1, config.slice_size)).astype(np.float32) * np.float32(
         10 ** (LEVEL_DB / 20)
@@ -113,9 +122,8 @@ def test_features_are_those_of_the_audio_at_the_level_of_training() -> None:
     image, _ = Mel(config).images(audio * 7)
     features = LogMagnitude(config, basis, 1e-5)(mel_power_of(Mel(config), image, [0]))
     assert features.shape == (1, 24, 128)
-    assert (
-        float((features - expected).abs().mean()) < 0.1
-    )  # 0.056 too high in the mean: power that is even within a band has the largest magnitudes
+    # The mean is 0.056 too high, because power that is even within a band has the largest magnitudes.
+    assert float((features - expected).abs().mean()) < 0.1
 
 
 def test_features_of_silence_are_the_least() -> None:
@@ -165,7 +173,10 @@ def vocos_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts modules of the given names and contents where imports find them; None: as if not installed."""
+    """Return a function that makes modules of the given names and contents importable.
+
+    None stands for a module that is not installed.
+    """
 
     def put(**modules: dict[str, Any] | None) -> None:
         for name, content in modules.items():
@@ -236,7 +247,7 @@ def test_classes_that_a_file_names_are_not_called(vocos_folder: Path) -> None:
 def test_settings_of_vocos_take_no_memory(
     part: str, key: str, value: int, reason: str, vocos_folder: Path, install: Callable[..., None]
 ) -> None:
-    """Refused before the package builds anything: here it cannot."""
+    """Check that settings are refused before the package builds anything: its classes are missing here."""
     install(vocos={}, vocos__models={"VocosBackbone": None}, vocos__heads={"ISTFTHead": None})
     settings = yaml.safe_load((vocos_folder / "config.yaml").read_text())
     settings[part]["init_args"][key] = value

@@ -1,4 +1,4 @@
-"""A watch is told of each file's header and of all that is decoded, and may end the decoding."""
+"""Watches of decoding: they receive each header's length and all samples, and can end the decoding."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loop points and tempo in WAV files, read byte by byte as samplers do, and by readers that do not know them."""
+"""Loop points and tempo in WAV files, read byte by byte, and by readers that do not know them."""
 
 import io
 import struct
@@ -19,36 +19,39 @@ AUDIO = (0.5 * np.sin(np.arange(2 * RATE) / 20)).astype(np.float32)
 
 
 def chunks(content: bytes) -> dict[bytes, bytes]:
-    """The chunks of a RIFF file, which must fill it exactly, each beginning at an even offset."""
+    """Return the chunks of a RIFF file.
+
+    The chunks must fill the file exactly. Each chunk must begin at an even offset.
+    """
     riff, size, kind = struct.unpack_from("<4sI4s", content)
     assert (riff, size, kind) == (b"RIFF", len(content) - 8, b"WAVE")
-    found = {}
+    contents = {}
     place = 12
     while place < len(content):
         name, length = struct.unpack_from("<4sI", content, place)
-        found[name] = content[place + 8 : place + 8 + length]
-        assert len(found[name]) == length
+        contents[name] = content[place + 8 : place + 8 + length]
+        assert len(contents[name]) == length
         place += 8 + length + length % 2
     assert place == len(content)
-    return found
+    return contents
 
 
 @pytest.mark.parametrize("length", [2 * RATE, 2 * RATE - 1])
 def test_the_chunks_hold_loop_points_and_tempo(length: int) -> None:
-    found = chunks(encode_audio(AUDIO[:length], RATE, loop=LoopInfo(beats=4, beats_per_bar=4)))
-    assert list(found) == [b"fmt ", b"data", b"smpl", b"acid"]
-    assert len(found[b"data"]) == 2 * length
-    sampler = struct.unpack("<9I6I", found[b"smpl"])
+    contents = chunks(encode_audio(AUDIO[:length], RATE, loop=LoopInfo(beats=4, beats_per_bar=4)))
+    assert list(contents) == [b"fmt ", b"data", b"smpl", b"acid"]
+    assert len(contents[b"data"]) == 2 * length
+    sampler = struct.unpack("<9I6I", contents[b"smpl"])
     assert sampler == (0, 0, 22_676, 60, 0, 0, 0, 1, 0, 0, 0, 0, length - 1, 0, 0)
-    flags, note, _, _, beats, denominator, numerator, bpm = struct.unpack("<IHHfIHHf", found[b"acid"])
+    flags, note, _, _, beats, denominator, numerator, bpm = struct.unpack("<IHHfIHHf", contents[b"acid"])
     assert (flags, note, beats, denominator, numerator) == (4, 60, 4, 4, 4)
     assert bpm == pytest.approx(4 * 60 * RATE / length)
 
 
 def test_a_root_note_and_another_metre() -> None:
-    found = chunks(encode_audio(AUDIO, RATE, loop=LoopInfo(beats=6, beats_per_bar=3, root_note=45)))
-    assert struct.unpack_from("<9I", found[b"smpl"])[3] == 45
-    flags, note, _, _, beats, denominator, numerator, bpm = struct.unpack("<IHHfIHHf", found[b"acid"])
+    contents = chunks(encode_audio(AUDIO, RATE, loop=LoopInfo(beats=6, beats_per_bar=3, root_note=45)))
+    assert struct.unpack_from("<9I", contents[b"smpl"])[3] == 45
+    flags, note, _, _, beats, denominator, numerator, bpm = struct.unpack("<IHHfIHHf", contents[b"acid"])
     assert (flags, note, beats, denominator, numerator, bpm) == (6, 45, 6, 4, 3, 180)
 
 
@@ -59,7 +62,7 @@ def test_other_readers_read_the_same_samples() -> None:
     assert (found_rate, rate) == (RATE, RATE)
     assert np.array_equal(samples, expected)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.io.wavfile.WavFileWarning)  # scipy tells of chunks that it does not know
+        warnings.simplefilter("ignore", scipy.io.wavfile.WavFileWarning)  # scipy warns of unknown chunks
         found_rate, samples = scipy.io.wavfile.read(io.BytesIO(looped))
     assert found_rate == RATE
     assert np.array_equal(samples, expected)

@@ -1,4 +1,7 @@
-"""Weights in the files that diffusers and transformers write: in shards, in half precision, as pickles; from folders and object stores."""
+"""Weight files of diffusers and transformers: shards, half precision and pickles.
+
+The files are read from folders and from object stores.
+"""
 
 import json
 import uuid
@@ -30,7 +33,7 @@ def folder(tmp_path: Path, make_unet: Callable[[int], Any], tiny_mel: MelConfig)
 
 @pytest.fixture
 def weights(folder: Path) -> Weights:
-    """The network's weights, whose file is gone."""
+    """Return the weights of the network and delete their file."""
     file = folder / "unet" / f"{BASE}.safetensors"
     weights = safetensors.torch.load_file(file)
     file.unlink()
@@ -47,7 +50,7 @@ def write(file: Path, weights: Weights) -> None:
 def write_shards(
     folder: Path, weights: Weights, shard: str = BASE + "-{}.safetensors", index: str = f"{BASE}.safetensors.index.json"
 ) -> dict[str, str]:
-    """Write two shards and their index; returns the map of the index."""
+    """Write two shards and their index, and return the map of the index."""
     names = sorted(weights)
     weight_map: dict[str, str] = {}
     for number in range(2):
@@ -67,17 +70,17 @@ def assert_weights(model: Model, weights: Weights) -> None:
     )
 
 
-def assert_refused(source: Path | str, *said: str) -> None:
+def assert_refused(source: Path | str, *parts: str) -> None:
     with pytest.raises(CheckpointError) as raised:
         load_model(source)
     assert str(raised.value).startswith(f"{source}: ")
     assert "\n" not in str(raised.value)
-    for part in said:
+    for part in parts:
         assert part in str(raised.value)
 
 
 def uploaded(folder: Path) -> str:
-    """A copy of a folder on an object store."""
+    """Copy a folder to an object store and return the address."""
     target = f"memory://{uuid.uuid4().hex}/model"
     filesystem, path = fsspec.url_to_fs(target)
     filesystem.put(str(folder), path, recursive=True)
@@ -139,7 +142,7 @@ def test_what_diffusers_writes_is_read(folder: Path, make_unet: Callable[[int], 
 
 
 def test_full_precision_comes_first_then_safetensors(folder: Path, weights: Weights) -> None:
-    """Each file that is preferred to those before it is the one that counts."""
+    """Check that each file takes precedence over all files before it."""
     order = [
         f"{BASE}.bf16.safetensors",
         f"{BASE}.fp16.bin",
@@ -206,7 +209,7 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("{}", "has no weight_map"),
         ('{"weight_map": {}}', "has no weight_map"),
@@ -221,11 +224,11 @@ def test_an_index_names_no_file_outside_its_folder(folder: Path, weights: Weight
         ),
     ],
 )
-def test_an_index_that_is_none_is_refused(folder: Path, weights: Weights, content: str, said: str) -> None:
+def test_an_index_that_is_none_is_refused(folder: Path, weights: Weights, content: str, message: str) -> None:
     write_shards(folder / "unet", weights)
     (folder / "unet" / f"{BASE}.safetensors.index.json").write_text(content)
     for source in (folder, uploaded(folder)):
-        assert_refused(source, f"{BASE}.safetensors.index.json", said)
+        assert_refused(source, f"{BASE}.safetensors.index.json", message)
 
 
 def test_shards_hold_what_their_index_states(folder: Path, weights: Weights) -> None:
@@ -253,7 +256,8 @@ def test_all_differences_are_named_in_one_line(folder: Path, weights: Weights) -
     assert_refused(
         folder,
         f"unet: missing weights: {first}; unexpected weights: made.up",
-        f"unet: weight {second} has shape (99,), the configuration requires {shape} (1 of 2 weights with a wrong shape)",
+        f"unet: weight {second} has shape (99,), the configuration requires {shape} "
+        "(1 of 2 weights with a wrong shape)",
     )
 
 

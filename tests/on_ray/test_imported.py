@@ -240,7 +240,7 @@ def test_datasets_that_are_none(original: Dataset, tmp_path: Path) -> None:
     original.to_parquet(tmp_path / "halfway" / "data" / "train-000000.parquet")
     for name, words in (
         ("missing", "no such folder"),
-        ("no_image", "no column image of images, its columns are audio_file, slice"),
+        ("no_image", "needs a column image that holds images, its columns are audio_file, slice"),
         ("no_train", "has no split train, only test"),
         ("part", "is not a complete folder of save_to_disk"),
         ("names", "image 0 has a path but no content"),

@@ -13,8 +13,8 @@ Device = Literal["auto", "cpu", "gpu"]
 def require_resources(workers: int, gpus_each: int = 0, option: str = "num_workers") -> None:
     """Require that the cluster has, or can grow to, one CPU and `gpus_each` GPUs for each worker.
 
-    If Ray does not know the limits of the cluster, the cluster may grow. The job then waits, and a line on the terminal
-    names the missing resources.
+    If resources are missing but the cluster may grow, a line on the terminal says that the job waits for them. If
+    Ray does not know the maximum size of the cluster, the function assumes that the cluster may grow.
 
     Args:
         workers: The number of workers.
@@ -40,7 +40,8 @@ def workers_for(requested: int | None, device: Device = "auto") -> tuple[int, in
 
     Args:
         requested: The number of workers, or None for one worker on each unreserved GPU or CPU.
-        device: The kind of processor. "auto" uses GPUs if the cluster has GPUs now or is known to add them.
+        device: The kind of processor. "auto" uses GPUs if the cluster has GPUs or is known to be able to
+            add GPUs.
 
     Returns:
         The number of workers and the number of GPUs of each worker (0 or 1).
@@ -76,12 +77,12 @@ def free(kind: str) -> int:
 
 
 def cpus() -> int:
-    """Return the number of CPUs that the cluster has or is known to be able to grow to, at least 1."""
+    """Return the number of CPUs of the cluster at its largest known size, at least 1."""
     return max(1, total("CPU"), _limit("CPU") or 0)
 
 
 def gpus() -> int:
-    """Return the number of GPUs that the cluster has or is known to be able to grow to."""
+    """Return the number of GPUs of the cluster at its largest known size."""
     return max(total("GPU"), _limit("GPU") or 0)
 
 

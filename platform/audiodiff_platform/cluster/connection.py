@@ -11,7 +11,7 @@ import ray
 from audiodiff_platform.cluster.private_ray import JOB_CONFIG_VARIABLE
 
 WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # workers use the cores; the number of threads changes the last bits of results
+    "OMP_NUM_THREADS": "1",  # each worker uses one core; the number of threads changes the last bits of results
     "RAY_DATA_USAGE_DISABLED": "1",  # saves a control actor
 }
 """Environment variables of every worker, unless the job sets them itself."""
@@ -31,8 +31,8 @@ def runs_locally() -> bool:
 def connected(dashboard: bool = False) -> Iterator[None]:
     """Connect to Ray, and disconnect at the end of the context.
 
-    The first of these that exists is used: the current connection of this process, the cluster of the submitted job or
-    of RAY_ADDRESS, a local Ray that is started on this machine.
+    The current connection of this process is used if there is one, else the cluster of the submitted job or of
+    RAY_ADDRESS. Otherwise, a local Ray is started on this machine.
 
     Args:
         dashboard: Start the dashboard of a local Ray. Ray Train reads the state of its actors from the dashboard.

@@ -61,7 +61,7 @@ def usable_encoder(name: str) -> str:
             encoder. The path of a local folder becomes absolute.
 
     Raises:
-        ValueError: As in `usable_path`.
+        ValueError: The path or Hub id cannot be used. See `usable_path`.
     """
     source = encoder_source(name)
     return name.removesuffix(source) + usable_path("encoder", source, hub_id=True)
@@ -113,7 +113,7 @@ def require_shared(option: str, uri: str, probe_file: str) -> None:
     if len(nodes) < 2:
         return
     probe = ray.remote(num_cpus=0)(os.path.exists)
-    # Soft: the probe of a node that has just died runs on another node.
+    # soft=True: the probe of a node that has just died runs on another node.
     strategies = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
     seen = ray.get([probe.options(scheduling_strategy=strategy).remote(str(file)) for strategy in strategies])
     if not all(seen):

@@ -1,1 +1,1 @@
-"""Common start and end of every verb: options and recipes, errors, terminal output, exit status."""
+"""Command line of the verbs: options and recipes, errors, terminal output, exit status."""

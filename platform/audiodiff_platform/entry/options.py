@@ -3,9 +3,9 @@
 A verb is one of the jobs: prepare, train, generate, and so on. A recipe is a YAML file (`jobs/recipes/NAME.yaml`) with
 one section for each verb.
 
-Each verb declares its options as a subclass of `Options`, in the module that uses them. Only that subclass states
-names, defaults and ranges. Recipes and flags both supply text, and `validated` parses the text of both, so a value has
-the same meaning in a recipe and on the command line.
+Each verb declares its options as a subclass of `Options`. Names, defaults and ranges are stated only in this subclass.
+Recipes and flags both supply text, and `validated` parses the text of both. A value therefore has the same meaning in a
+recipe and on the command line.
 """
 
 import argparse
@@ -32,11 +32,11 @@ SECTIONS: Mapping[str, str] = {
 """The options class of each section, as MODULE:CLASS. The modules load Ray, so they are imported on use."""
 
 NO_VALUE = frozenset({"none", "null", "~"})
-"""Texts that unset an option. Upper and lower case are equal."""
+"""Values that unset an option, in any combination of upper and lower case."""
 
 COMMAND_LINE = "command line"
 VALUES_HELP = (
-    "The value none unsets an option. A recipe can set every option by its name; a switch is true or false in a recipe."
+    "The value none unsets an option. A recipe sets options by the same names, and sets switches to true or false."
 )
 
 
@@ -179,7 +179,7 @@ def validated(options: type[OptionsT], values: Mapping[str, Any], origin: str, f
 
 
 def _value(options: type[Options], name: str, value: Any) -> Any:
-    """Convert a text for pydantic: `none` to None, any text of a repeatable option to a list."""
+    """Convert a text for pydantic: `none` to None, and the text of a repeatable option to a list."""
     if not isinstance(value, str):
         return value
     if _is_repeatable(options, name):
@@ -192,7 +192,7 @@ def _is_repeatable(options: type[Options], name: str) -> bool:
 
 
 def _with_dashed_values(arguments: Sequence[str], options: type[Options]) -> list[str]:
-    """Join values such as -6e1 to their flags, because argparse accepts only plain numbers after a dash."""
+    """Join values such as -6e1 to their flags, because argparse takes them for flags."""
     flags = {f"--{name}" for name, field in options.model_fields.items() if field.annotation is not bool}
     joined: list[str] = []
     for argument in arguments:

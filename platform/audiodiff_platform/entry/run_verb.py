@@ -33,7 +33,7 @@ def run(section: str, options: type[OptionsT], verb: Callable[[OptionsT], Mappin
     """
     try:
         summary = verb(from_command_line(options, section, sys.argv[1:], description))
-    # Before ValueError: an error of a worker can be an instance of both, and is no mistake of the user.
+    # This clause precedes ValueError: a worker's error can be an instance of both, and is not a mistake of the user.
     except RayError as failure:
         say(f"error: a worker failed: {cause_of(failure)}")
         return FAILED

@@ -1,1 +1,1 @@
-"""Data formats that several jobs share: mel datasets, latents, encodings, folders of loops and of training runs."""
+"""Data formats that jobs share: mel datasets, latents, encodings, loops and training runs."""

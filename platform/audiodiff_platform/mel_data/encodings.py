@@ -3,8 +3,7 @@
 Two formats are read:
 
 - Parquet with the columns `audio_file` (string) and `encoding` (list<float32>), in one file or in the folder that
-encode
-  writes. The metadata of the schema states the name and the digest of the encoder.
+  encode writes. The metadata of the schema states the name and the digest of the encoder.
 - The pickle of the original audio-diffusion project, which maps file names to tensors (1, n). It does not state the
   encoder.
 """
@@ -69,7 +68,10 @@ class Encodings:
 
     @cached_property
     def content_digest(self) -> str:
-        """Digest of names and vectors as 16 hex digits. It does not depend on their order or on the file format."""
+        """Digest of names and vectors as 16 hex digits.
+
+        The digest does not depend on the order of the files or on the file format.
+        """
         total = hashlib.sha256()
         for audio_file, row in sorted(self._rows.items()):
             total.update(f"{len(audio_file.encode())}:{audio_file}".encode())
@@ -94,7 +96,12 @@ class Encodings:
 
 
 def schema(name: str, digest: str) -> pa.Schema:
-    """Return the Parquet schema of encodings, with the name and the digest of the encoder in its metadata."""
+    """Return the Parquet schema of encodings.
+
+    Args:
+        name: Name of the encoder.
+        digest: Digest of the encoder's weights.
+    """
     return pa.schema(
         [("audio_file", pa.string()), ("encoding", pa.list_(pa.float32()))],
         metadata={ENCODER: name.encode(), ENCODER_DIGEST: digest.encode()},
@@ -102,12 +109,12 @@ def schema(name: str, digest: str) -> pa.Schema:
 
 
 def read_encodings(uri: str, run: Folder | None = None) -> Encodings:
-    """Read encodings. No code that a pickle names is run.
+    """Read encodings. Code that a pickle names is not run.
 
     Args:
         uri: Path or URI of a folder written by encode, of a Parquet file, or of a pickle of the original project.
-        run: Folder of a training run. If it holds the index with which the training began, the encodings of that
-            index are read.
+        run: Folder of a training run. If it holds the index with which the run began, the encodings of this index
+            are read.
 
     Raises:
         ValueError: The encodings are missing, unfinished or damaged, have several sizes or encoders, or are not finite.

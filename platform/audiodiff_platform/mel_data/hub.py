@@ -22,7 +22,7 @@ def claim_repository(name: str, kind: Literal["dataset", "model"] = "dataset") -
 
     Raises:
         ValueError: The name is not a valid repository name.
-        OSError: The token (HF_TOKEN, or that of `hf auth login`) does not permit the creation.
+        OSError: The token (HF_TOKEN, or the token of `hf auth login`) does not permit the creation.
     """
     from huggingface_hub import HfApi  # a slow import, which most runs do not need
 

@@ -1,17 +1,19 @@
-"""The format of precomputed latents, which `encode --latents` writes so that training does not run the VAE.
+"""The format of precomputed latents, which `encode --latents` writes.
+
+Training on precomputed latents does not run the VAE.
 
     DIR/encode.json                format version, digests of the mel dataset and of the VAE, digest of the latents
     DIR/mel_config.json            mel configuration of the mel dataset
     DIR/data/train-NNNNNN.parquet  one row per slice; also validation-NNNNNN.parquet if the mel dataset has one
     DIR/_commits, DIR/_SUCCESS     the commit protocol; _SUCCESS holds `digest`
 
-Shards, row groups and rows are those of the mel dataset, in the same order, so that training reads the same samples
-in the same order.
+Shards, row groups and rows correspond to those of the mel dataset, so that training reads the same samples in the same
+order.
 
-The columns are `audio_file` (string), `slice` (int32), and the posterior of the VAE as `mean` and `std`. Each of
-these two is a fixed-size list of channels * height * width float32 values in row-major order. The values are the
-output of the VAE, without scaling_factor. A sample is scaling_factor * (mean + std * noise). The metadata of the
-schema states `audiodiff_latent_shape` (JSON, [channels, height, width]) and `audiodiff_vae_digest`.
+The columns are `audio_file` (string), `slice` (int32), and the posterior of the VAE as `mean` and `std`. Both are
+fixed-size lists of channels * height * width float32 values in row-major order. The values are the output of the VAE,
+without scaling_factor. A sample is scaling_factor * (mean + std * noise). The metadata of the schema states
+`audiodiff_latent_shape` (JSON, [channels, height, width]) and `audiodiff_vae_digest`.
 """
 
 import json

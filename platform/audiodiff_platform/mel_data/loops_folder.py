@@ -1,4 +1,7 @@
-"""The format of a folder of generated loops, which generate writes, and which evaluate, reports and servers read."""
+"""The format of a folder of generated loops.
+
+The job generate writes the folder. The job evaluate, reports and servers read it.
+"""
 
 import pyarrow as pa
 

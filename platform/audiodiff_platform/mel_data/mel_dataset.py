@@ -11,7 +11,7 @@
 
 A part is one file of slices. Parts are only added, never changed, so the index identifies a version of the dataset. A
 training run keeps the index with which it began as `dataset.parquet` in its folder (`DATASET_VERSION`). The run
-continues with these parts after others are added.
+continues with these parts even after more parts are added.
 """
 
 import json
@@ -87,10 +87,11 @@ def _read(folder: Folder, name: str) -> bytes | None:
 
 
 def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
-    """Return the content of the dataset card. Its front matter lists the data files for the `datasets` library.
+    """Return the content of the dataset card.
 
-    The front matter contains the digest because the cache of `datasets` depends only on the front matter: without the
-    digest, `datasets` would read a grown dataset from its cache in the old state.
+    The front matter lists the data files for the `datasets` library. It also contains the digest, because the cache of
+    `datasets` depends only on the front matter. Without the digest, `datasets` would read a dataset that has grown from
+    its cache, without the new files.
 
     Args:
         mel: Mel configuration of the dataset.
@@ -127,7 +128,7 @@ class TrainingImages(Protocol):
     groups: list[tuple[int, int, int]]
     """Rows that are read together, each group as (shard, row group in the shard, number of rows)."""
     probe_file: str
-    """A file of the dataset, by which nodes check that they can see the dataset."""
+    """A file of the dataset that each node looks for, to check that it can read the dataset."""
     added: int
     """Number of rows that were added since the run began. They are not read."""
 
@@ -163,7 +164,7 @@ class MelDataset:
     Args:
         uri: Folder of the dataset.
         split: Split to read.
-        run: Folder of a training run. If it holds a version of the dataset, that version is opened, even while parts
+        run: Folder of a training run. If it holds a version of the dataset, this version is opened, even while parts
             are added.
 
     Raises:
@@ -211,7 +212,7 @@ class MelDataset:
         if lacking := next((part.path for part in parts if digests.get(part.path) != part.sha256), None):
             raise ValueError(
                 f"dataset_name {self.folder.uri}: lacks {lacking} of the version {digest} that the run began with: "
-                "name that dataset, or use another run folder"
+                "set dataset_name to the dataset of this run, or use another run folder"
             )
         kept = {part.path for part in parts}
         self.added = sum(sum(part.row_groups or []) for part in present if part.path not in kept)

@@ -1,12 +1,12 @@
-"""Datasets for training, opened by name: mel datasets, and the datasets of the original audio-diffusion project.
+"""Datasets for training: mel datasets, and datasets of the original audio-diffusion project.
 
 A dataset of the original project has the columns `image` (PNG, mode L), `audio_file` and `slice`. It is a folder of
 `save_to_disk` (a Dataset, or a DatasetDict with a train split), a folder of Parquet files, or a repository of Parquet
 files on the Hugging Face Hub. The `datasets` library opens all of them as memory-mapped Arrow files and copies
 Parquet files into its cache once, so memory does not grow with the dataset.
 
-These datasets do not state their mel configuration. It is read from a `mel_config.json` in the dataset, or from the
-file that the option mel_config names.
+These datasets do not state their mel configuration. The configuration is read from a `mel_config.json` in the
+dataset, or from the file that the option mel_config names. Otherwise, the defaults of the original project are used.
 """
 
 import hashlib
@@ -50,10 +50,11 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
     Args:
         name: Path, URI or Hub id of the dataset.
         mel_config: Path or URI of a mel_config.json, for a dataset that does not hold one.
-        run: Folder of a training run. If it holds a version of a mel dataset, that version is opened.
+        run: Folder of a training run. If it holds a version of the mel dataset, this version is opened.
 
     Raises:
-        ValueError: There is no dataset that training can read, or `mel_config` differs from that of the dataset.
+        ValueError: There is no dataset that training can read, or `mel_config` differs from the mel configuration
+            in the dataset.
         ConnectionError: The Hugging Face Hub cannot be reached.
     """
     option_mel = None if mel_config is None else read_mel_config(mel_config)
@@ -83,7 +84,7 @@ class OriginalDataset:
 
     Args:
         name: Path or Hub id of the dataset.
-        probe_file: A file by which nodes check that they can see the dataset.
+        probe_file: A file that each node looks for, to check that it can read the dataset.
         rows: The rows, as a `datasets.Dataset`.
         own_mel: Mel configuration in the dataset, or None if the dataset holds none.
         option_mel: Mel configuration that the option mel_config names, or None if the option is not set.
@@ -101,7 +102,8 @@ class OriginalDataset:
         self.name, self.probe_file = name, probe_file
         if not isinstance(rows.features.get("image"), datasets.Image):
             raise ValueError(
-                f"dataset_name {name}: has no column image of images, its columns are {', '.join(rows.column_names)}"
+                f"dataset_name {name}: needs a column image that holds images, "
+                f"its columns are {', '.join(rows.column_names)}"
             )
         _require_same(name, own_mel, option_mel)
         columns = [column for column in COLUMNS if column in rows.column_names]
@@ -187,7 +189,7 @@ class OriginalDataset:
 
 
 def _known_file(folder: Folder) -> str | None:
-    """Return a file that identifies a folder of save_to_disk or of Parquet files, or None for any other folder."""
+    """Return a file that identifies a folder of save_to_disk or of Parquet files, or None."""
     return next((name for name in (*SAVE_TO_DISK_FILES, *folder.names("**/*.parquet")) if folder.exists(name)), None)
 
 
@@ -224,13 +226,13 @@ def _loaded(name: str, source: str) -> Any:
         raise ConnectionError(
             f"dataset_name {name}: no such folder, and the Hugging Face Hub cannot be reached ({error})"
         ) from error
-    # RuntimeError: the repository would run code of its own.
+    # datasets raises RuntimeError for a repository that would run its own code.
     except (DatasetsError, FileNotFoundError, RuntimeError, ValueError) as error:
         raise ValueError(f"dataset_name {name}: cannot be loaded ({error.__cause__ or error})") from error
 
 
 def _hub_mel(name: str) -> MelConfig | None:
-    """Return the mel configuration in a Hub repository, or the cached one if the Hub cannot be reached."""
+    """Return the mel configuration in a Hub repository, from the cache if the Hub cannot be reached."""
     try:
         file = hf_hub_download(name, MEL_CONFIG, repo_type="dataset")
     except RemoteEntryNotFoundError:

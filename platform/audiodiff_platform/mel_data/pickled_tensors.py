@@ -92,7 +92,7 @@ def read_pickled(content: bytes) -> dict[str, Vector]:
         The tensors by name, as vectors (n,).
 
     Raises:
-        ValueError: The pickle is damaged, holds anything else, or names a function that tensors do not need. The
+        ValueError: The pickle is damaged, holds other content, or names a function that tensors do not need. The
             message is one line, a predicate whose subject is the file.
     """
     try:
@@ -140,8 +140,8 @@ class _PlainUnpickler(pickle._Unpickler):
 class _TensorUnpickler(_PlainUnpickler):
     """An unpickler for containers of tensors, which become arrays.
 
-    All tensors together may not hold more values than the file has bytes: a small file can hold many views of one
-    storage, each of which becomes an array.
+    All tensors together must not hold more values than the file has bytes. Otherwise, a small file could hold many
+    views of one storage, and each view would become an array.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -174,7 +174,10 @@ class _TensorUnpickler(_PlainUnpickler):
 
 
 class _StorageUnpickler(_PlainUnpickler):
-    """An unpickler for the pickles inside the bytes of a storage. It resolves the reference to the storage."""
+    """An unpickler for the pickles in the bytes of a storage.
+
+    The reference to the storage becomes the type and the number of its elements.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         return _STORAGES[name] if module == "torch" and name in _STORAGES else super().find_class(module, name)
@@ -225,7 +228,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> npt.N
 
 
 def _empty_ordered_dict() -> "OrderedDict[Any, Any]":
-    """Replace `collections.OrderedDict`: torch pickles an empty one as the hooks of a tensor."""
+    """Return an empty OrderedDict, which torch pickles as the hooks of a tensor."""
     return OrderedDict()
 
 

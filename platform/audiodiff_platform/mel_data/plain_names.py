@@ -1,6 +1,6 @@
 """Paths that the `datasets` library reads literally.
 
-`datasets` treats some characters of a path as patterns or as chained URLs.
+`datasets` reads some characters of a path as patterns or as chained URLs.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ _SPECIAL = re.compile(r"[*?\[\]]|::")
 
 
 def plainly_named(folder: Folder) -> str:
-    """Return a path for `datasets`: the local folder itself, or a folder of links if its names have special characters.
+    """Return a path for `datasets`: the local folder itself, or a folder of links to its files.
 
-    The links lie in the cache of `datasets`, at a path that depends only on the path of the folder, so that the cache
-    recognizes the folder in later runs.
+    Links are needed if names have special characters. The links are in the cache of `datasets`, at a path that depends
+    only on the path of the folder, so that the cache recognizes the folder in later runs.
     """
     names = folder.names("**/*")
     if not any(map(_SPECIAL.search, (folder.root, *names))):

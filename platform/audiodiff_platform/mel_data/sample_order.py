@@ -7,9 +7,9 @@ The order depends only on (seed, epoch):
 3. Each stream is shuffled within windows of WINDOW_ROWS rows.
 4. Sample i of the epoch is the next sample of stream i mod STREAMS.
 
-The place of any sample is computed without a scan, and memory holds one window per stream for any size of dataset. If
-the number of workers w divides STREAMS, each worker owns every w-th stream and reads row groups of its own.
-Otherwise, workers share some row groups.
+The place of any sample is computed without a scan. Memory holds one window per stream for any size of dataset. If the
+number of workers w divides STREAMS, each worker owns every w-th stream and reads row groups of its own. Otherwise,
+workers share some row groups.
 
 A window of 256 rows overlaps up to three of the row groups of 128 rows that prepare writes. A single worker
 alternates between all streams, so it uses 3 * STREAMS row groups at a time. Datasets cache this number of row groups
@@ -36,7 +36,9 @@ Place = tuple[int, int]
 
 
 class DataOrder:
-    """The samples of a dataset by number. Samples are numbered through all epochs: epoch * rows + place in the epoch.
+    """The samples of a dataset by number.
+
+    Numbers continue through all epochs: the number of a sample is epoch * rows + place in the epoch.
 
     Args:
         dataset: The dataset.
@@ -58,7 +60,7 @@ class DataOrder:
         self._epochs: dict[int, Epoch] = {}
 
     def batch(self, numbers: Sequence[int]) -> TrainBatch:
-        """Return the samples of `numbers`. Epochs before the lowest number are forgotten."""
+        """Return the samples of `numbers`. The orders of epochs before the lowest number are discarded."""
         first = min(numbers) // self.dataset.rows
         self._epochs = {epoch: order for epoch, order in self._epochs.items() if epoch >= first}
         return samples(

@@ -1,6 +1,6 @@
-"""A self-contained HTML report of a run: training loss, images and audio of real and generated loops, and distances.
+"""A self-contained HTML report of a run: training loss, distances, and real and generated loops.
 
-All images and audio are embedded in the page, so that it can be opened without other files.
+All images and audio are embedded in the page, so that the page needs no other files.
 """
 
 import base64
@@ -67,10 +67,10 @@ class Clips:
 def write_report(
     page: Path, *, dataset_dir: str, input_dir: str, run_dir: Path, loops_dir: Path, untrained_dir: Path
 ) -> dict[str, float]:
-    """Write the page and return its figures.
+    """Write the page, and return the numbers on it.
 
-    The generated audio is analyzed with the mel configuration of the dataset, so that the distances compare audio with
-    audio.
+    The mel images of generated loops are computed from their audio, with the mel configuration of the dataset. The
+    distances therefore compare audio with audio.
 
     Args:
         page: HTML file to write.
@@ -157,7 +157,7 @@ def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], clips: Cl
 <title>audiodiff: a run</title><style>{_STYLE}</style>
 <h1>From audio to loops</h1>
 <p>Trained for {last["step"]} steps on {last["samples"]:,} samples in {last["seconds"]:.0f} s. The trained model is
-{f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained one.</p>
+{f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained model.</p>
 <h2>Fréchet distance ({EMBEDDER}, smaller is closer)</h2>
 <table><tr><th>from, to</th><th>distance</th><th>samples</th></tr>{table}</table>
 <p>The real to real distance measures the variety of the collection. It is not a lower bound for the other distances,

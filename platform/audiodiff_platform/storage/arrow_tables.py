@@ -1,4 +1,4 @@
-"""Arrow tables from Python values without an import of pandas.
+"""Conversion of Python values to Arrow tables without importing pandas.
 
 pyarrow imports pandas for the first list that it converts, which costs each process half a second.
 """

@@ -109,7 +109,7 @@ def committed(folder: Folder) -> dict[int, dict[str, Any]]:
 
 
 def committed_one(folder: Folder, shard: int) -> dict[str, Any] | None:
-    """Return the unpacked commit record of a shard, or None. Records of earlier runs can be packed."""
+    """Return the commit record of a shard, or None. Packed records of earlier runs are not read."""
     try:
         return folder.read_json(commit_name(shard))
     except FileNotFoundError:
@@ -190,8 +190,8 @@ def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes
     content = folder.read(INDEX)
     if sha256(content) != summary["index_sha256"]:
         raise ValueError(
-            f"{folder.uri}: {INDEX} does not match the digest in {SUCCESS}: a job is adding to the folder "
-            "or was stopped: run this job to its end"
+            f"{folder.uri}: {INDEX} does not match the digest in {SUCCESS}: a job is adding to the folder, "
+            "or was stopped before its end: wait for the job, or run it to its end"
         )
     return summary, from_parquet(content), content
 
@@ -209,8 +209,8 @@ def pack_name(shard: int) -> str:
 def record_places(folder: Folder, shards: Iterable[int]) -> list[str]:
     """Return the names of the files with the commit records of `shards`.
 
-    Without these files, a rerun makes the shards again. A record can be in two files, if a process was killed while it
-    packed the record.
+    After the removal of these files, a rerun makes the shards again. A record can be in two files, if a
+    process was killed while it packed the record.
     """
     numbers = set(shards)
     loose = {commit_name(shard) for shard in numbers}.intersection(folder.names("_commits/*.json"))

@@ -2,9 +2,9 @@
 
 A file is created only if it does not exist. A file is replaced only if it is unchanged.
 
-S3 compares entity tags (`If-None-Match`, `If-Match`), GCS compares generations. If the answer to a successful write is
-lost, the client retries the write and the store rejects the retry. A rejected write therefore counts as successful if
-the file has the written content.
+S3 compares entity tags (`If-None-Match`, `If-Match`), GCS compares generations. If the response to a successful write
+is lost, the client retries the write and the store rejects the retry. A rejected write therefore counts as successful
+if the file has the written content.
 """
 
 import uuid

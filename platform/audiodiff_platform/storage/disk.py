@@ -21,7 +21,7 @@ class DiskListing:
 
     Args:
         root: The path of the folder.
-        passed_over: Selects the folders to skip, and counts what the listing skips. If None, a subfolder that cannot be
+        passed_over: Selects the folders to skip, and counts the skipped items. If None, a subfolder that cannot be
             read raises OSError. If the folder itself cannot be read, OSError is always raised.
     """
 
@@ -92,7 +92,7 @@ class DiskListing:
                     heapq.heappush(self._links, name)
 
     def _target(self, entry: os.DirEntry[str], name: str) -> os.stat_result | None:
-        """Return the status of the target of a link, or None and count a link without a readable target."""
+        """Return the status of the target of a link. If the target is unreadable, count it and return None."""
         try:
             return entry.stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -108,7 +108,7 @@ class DiskListing:
         return None
 
     def _contains(self, target: tuple[int, int], link: str) -> bool:
-        """Return True if `target` contains the link, by its real path or by the path of the listing."""
+        """Return True if the folder `target` is on the real path of the link or on its path in the listing."""
         parent = os.path.dirname(self._path(link))
         ancestors = {parent, os.path.realpath(parent)}
         for path in list(ancestors):

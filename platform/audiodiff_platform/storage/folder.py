@@ -49,7 +49,7 @@ class Folder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/") or "/"
-        # One stream for each object: s3fs does not resume a broken stream if it reads several.
+        # One stream for each object: s3fs does not resume a broken stream if it reads an object in several streams.
         options: dict[str, Any] = {"max_concurrency": 1} if uri.startswith("s3://") else {}
         if uri.startswith(("s3://", "s3a://")):  # botocore's default is ten connections
             options["config_kwargs"] = {"max_pool_connections": CONCURRENT_REQUESTS}
@@ -198,8 +198,8 @@ class Folder:
         """Write a file that does not exist yet, atomically.
 
         Returns:
-            False if the file exists. On an object store, this call may have written it: if the answer of the store is
-            lost, the client retries the write and finds the file.
+            False if the file exists. On an object store, this call may have written it: if the response of the store
+            is lost, the client retries the write and finds the file.
         """
         if self.is_local:
             return create_file(Path(self.path(name)), content)
@@ -215,7 +215,7 @@ class Folder:
         self.write(name, _json(content))
 
     def move_in(self, local_file: str | Path, name: str) -> None:
-        """Move a complete local file into the folder, on disk by a rename on the same filesystem."""
+        """Move a complete local file into the folder. On disk, both must be on the same filesystem."""
         if not self.is_local:
             with self.reached(name):
                 self.filesystem.put_file(str(local_file), self.path(name))
@@ -254,7 +254,7 @@ class Folder:
             remove_objects(self.filesystem, [self.path(name) for name in names])
 
     def reached(self, name: str) -> AbstractContextManager[None]:
-        """Return a context that converts errors of the store's client to OSError with the name."""
+        """Return a context that converts errors of the store's client to OSError with the file's address."""
         return nullcontext() if self.is_local else named_os_errors(f"{self.uri}/{name}", self.root)
 
     @contextmanager

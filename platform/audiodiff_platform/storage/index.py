@@ -55,7 +55,7 @@ def parts_of(records: Mapping[int, Mapping[str, Any]]) -> Iterator[CommittedPart
 def _row_groups(record: Mapping[str, Any], path: str) -> list[int] | None:
     """Return the row groups of the part `data/<split>-<shard>.parquet`, or None for another part.
 
-    A record has the row groups of each split, or of its only split without the name of the split.
+    A record holds `row_groups` under the name of each split, or at its top level if it has only one split.
     """
     folder, _, name = path.rpartition("/")
     return record.get(name.rpartition("-")[0], record).get("row_groups") if folder == "data" else None

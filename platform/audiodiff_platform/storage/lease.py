@@ -10,7 +10,7 @@ has expired, and the other job takes it over with the next generation.
 On a local disk, the owner also holds an operating-system lock on `_lease.lock`, which ends with the process.
 
 A worker compares the token of its job with the token of the lease before it commits a shard. A worker of an earlier
-owner therefore commits nothing.
+owner therefore cannot commit.
 """
 
 import fcntl
@@ -60,7 +60,7 @@ class Lease:
     _lost: str = ""
 
     def check(self) -> None:
-        """Raise LeaseLostError if another job took over the lease, or if it could not be renewed in time."""
+        """Raise LeaseLostError if another job took over the lease, or the lease was not renewed in time."""
         if self._lost:
             raise LeaseLostError(f"{self.folder.uri}: {self._lost}: run the same command again to continue")
 
@@ -155,7 +155,7 @@ def require_token(folder: Folder, token: str) -> None:
 def _locked(folder: Folder) -> Iterator[IO[str]]:
     """Hold the operating-system lock of a local folder.
 
-    The folder is created if it does not exist. If it is still empty at the end, it is removed again.
+    A missing folder is created. At the end, this folder is removed if it is still empty.
     """
     path = Path(folder.path(LOCK))
     is_new = not path.parent.exists()
@@ -220,7 +220,11 @@ def _acquired(folder: Folder, take_over: bool, term_s: float) -> Lease:
 
 
 def _unrenewed(folder: Folder, current: tuple[bytes, str]) -> tuple[bytes, str] | None:
-    """Wait for one term. Return the lease if it was not renewed, or None if its owner removed it."""
+    """Wait for one term. Return the lease if it was not renewed, or None if its owner removed it.
+
+    Raises:
+        ValueError: The owner renewed the lease.
+    """
     stored = json.loads(current[0])
     term_s = stored["term_s"]
     say(

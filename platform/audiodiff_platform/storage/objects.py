@@ -21,7 +21,7 @@ from audiodiff_platform.storage.listing import Entry, entry_on_store
 
 CONCURRENT_REQUESTS = 32
 MAX_LEVELS = 4
-MAX_FOLDERS = 20_000  # per folder, one request each; objects after the last of these folders are listed page by page
+MAX_FOLDERS = 20_000  # of one folder, each listed by a request; objects that sort after them are listed page by page
 MAX_WAITING = 8 * CONCURRENT_REQUESTS
 LAST_CHARACTER = "\U0010ffff"
 S3_KEYS_PER_REQUEST = 1_000
@@ -41,7 +41,7 @@ class _Range:
 
 @dataclass(frozen=True)
 class _Page:
-    """A page of a listing: objects, and the folders of a listing of one level."""
+    """A page of a listing: objects and, in a listing of one level, folders."""
 
     entries: list[Entry]
     folders: list[_Range]
@@ -49,7 +49,7 @@ class _Page:
 
 
 _Pages = Callable[[_Range, bool], Iterator[_Page]]
-"""A function that lists the pages of a range: all levels if its second argument is True, else one level."""
+"""A function that lists a range in pages. If its second argument is True, it lists all levels, else one level."""
 
 
 def objects(filesystem: Any, root: str, folder: str = "", *, deep: bool = True) -> Iterator[Entry]:
@@ -117,7 +117,7 @@ def _split(pages: _Pages, top: _Range, pool: ThreadPoolExecutor) -> list[Entry |
 def _level(pages: _Pages, folder: _Range) -> list[Entry | _Range]:
     """Return the objects and folders directly in a folder.
 
-    After MAX_FOLDERS folders, all further names are one range.
+    All names that sort after the first MAX_FOLDERS folders form one range.
     """
     if folder.after:
         return [folder]

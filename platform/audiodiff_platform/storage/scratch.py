@@ -3,7 +3,7 @@
     PARENT/audiodiff-scratch-HOST-XXXXXXXX/lock    locked by the process while it runs
     PARENT/audiodiff-scratch-HOST-XXXXXXXX/files   the unfinished files
 
-A killed process abandons its scratch folder, and the next worker to start removes the folder. The lock shows whether
+A killed process abandons its scratch folder. The next worker that starts removes the folder. The lock shows whether
 the process still runs, even if it runs in another container of the same machine. Only scratch folders of the same host
 are removed, because locks on some shared disks do not work across machines.
 """
@@ -39,7 +39,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders in `parent` of killed processes of this user on this machine."""
+    """Remove the scratch folders that killed processes of this user on this machine left in `parent`."""
     if not parent.is_dir():
         return
     with os.scandir(parent) as entries:
@@ -61,7 +61,11 @@ def _new_folder(parent: Path) -> tuple[Path, int]:
 
 
 def _locked(folder: Path) -> int | None:
-    """Lock a scratch folder. Return the descriptor of the lock, or None if a process holds or removed it."""
+    """Lock a scratch folder.
+
+    Returns:
+        The descriptor of the lock, or None if another process holds the lock or removed the folder.
+    """
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Errors of the client libraries of object stores as OSError."""
+"""Conversion of the errors of object store clients to OSError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,11 +8,13 @@ from contextlib import contextmanager
 def named_os_errors(address: str, root: str) -> Iterator[None]:
     """Convert the errors of a store's client to OSError with the address of the object.
 
-    Clients raise the errors of five libraries. FileNotFoundError and PermissionError keep their types.
+    The clients raise errors of five libraries. FileNotFoundError and PermissionError keep their types. Other instances
+    of OSError are not changed.
 
     Args:
         address: The URI of the object, for messages.
-        root: The path of the folder for the client. Errors that name the path are not changed.
+        root: The path of the folder in the client's filesystem. A FileNotFoundError or PermissionError whose message
+            contains the path is not changed.
     """
     try:
         yield

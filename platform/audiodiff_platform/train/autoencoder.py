@@ -51,12 +51,12 @@ from audiodiff_platform.train.validation.beside_training import validation_besid
 from audiodiff_platform.train.worker_process import run_worker
 
 TRAIN_VAE_SETTINGS = "train_vae.json"
-MAX_SCALING_IMAGES = 1_024  # sample from which the scaling factor is computed
+MAX_SCALING_IMAGES = 1_024  # from which the scaling factor is computed
 BATCH_SIZE = 16
 
 
 def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
-    """Train an autoencoder, and return a summary: the path of the autoencoder, seconds, counts and metrics.
+    """Train an autoencoder, and return a summary: the path of the model, seconds, counts and metrics.
 
     Raises:
         ValueError: Options or inputs contradict each other.
@@ -105,7 +105,9 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
 
 
 def train_vae_worker(config: dict[str, Any]) -> str | None:
-    """Train from the newest checkpoint, or from step 0, to the stopping point; rank 0 then writes the autoencoder.
+    """Train to the stopping point, from the newest checkpoint or from step 0.
+
+    At the end, rank 0 writes the autoencoder.
 
     Args:
         config: `options` as a dictionary, and `token` of the lease of the run folder.
@@ -194,7 +196,7 @@ class VaeLearner:
 def _write_model(
     options: TrainVaeOptions, state: VaeTrainState, dataset: TrainingImages, last: Mapping[str, float]
 ) -> None:
-    """Write the averaged weights with their scaling factor, the mel parameters and the record into the model folder."""
+    """Write the model folder: averaged weights, scaling factor, mel parameters and record."""
     vae = state.bare
     vae.load_state_dict(state.ema_state_dict())
     factor = set_scaling_factor(vae.eval(), _spread_images(dataset))

@@ -34,7 +34,7 @@ class Share:
 def read_ahead(
     order: DataOrder, first: int, share: Share, prepare: Callable[[TrainBatch], TrainBatch]
 ) -> Generator[TrainBatch, None, None]:
-    """Yield the batches of a worker without end, while a thread reads and prepares the next batches.
+    """Yield the batches of a worker endlessly, while a thread reads and prepares the next batches.
 
     Args:
         order: Data order of the dataset.

@@ -8,10 +8,10 @@
 
 A checkpoint is whole if progress.json exists and all files have the sizes recorded in it. A kill during writing leaves
 a checkpoint that is not whole. Training then resumes from the whole checkpoint before it. The workers of a killed job
-live on for seconds. The attempt in the name keeps their files apart from those of the next job.
+run on for some seconds. The attempt in the name keeps their files apart from the files of the next job.
 
-Ray Train receives the names of checkpoints but stores none. Checkpoints are read and written through `Folder`, on a
-local disk, S3 and GCS alike.
+Ray Train receives only the names of checkpoints. Checkpoints are read and written through `Folder`, on a local disk, S3
+and GCS alike.
 """
 
 import json
@@ -42,7 +42,9 @@ def step_of(name: str) -> int:
 
 
 def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], progress: dict[str, Any]) -> None:
-    """Write a checkpoint so that it is whole or ignored, unless a whole checkpoint of this name exists.
+    """Write a checkpoint, unless a whole checkpoint of this name exists.
+
+    If the process is killed, readers ignore the incomplete checkpoint.
 
     Args:
         output: The run folder.
@@ -120,7 +122,10 @@ def newest_checkpoint(output: Folder) -> str | None:
 
 
 def newest_intact_checkpoint(output: Folder) -> str | None:
-    """Return the newest whole checkpoint whose files match their digests, or None; print each damaged checkpoint."""
+    """Return the newest whole checkpoint whose files match their digests, or None.
+
+    A line on the terminal names each damaged checkpoint that is skipped.
+    """
     for name in reversed(whole_checkpoints(output)):
         with local_checkpoint(output, name) as (folder, progress):
             damaged = [
@@ -159,9 +164,9 @@ def best_checkpoint(output: Folder, metric: str) -> str | None:
 def remove_superseded(output: Folder, kept: int, metric: str) -> None:
     """Remove the checkpoints that are no longer needed.
 
-    The newest `kept` whole checkpoints stay. The best checkpoint by `metric` and the checkpoints in validation stay
-    too. A checkpoint that is not whole stays unless a whole checkpoint has more steps, because a worker may be writing
-    it.
+    The newest `kept` whole checkpoints, the best checkpoint by `metric` and the checkpoints in validation are kept. A
+    checkpoint that is not whole is removed only if a whole checkpoint has more steps. Otherwise, a worker may be
+    writing it.
     """
     names = whole_checkpoints(output)
     if not names:

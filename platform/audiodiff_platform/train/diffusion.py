@@ -182,7 +182,7 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
 
 
 def _throughput(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
-    """Return samples per second and, for a GPU with a known half-precision peak, the achieved share of the peak."""
+    """Return samples per second and, if known, the achieved share of the GPU's half-precision peak."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
     peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
     share = (

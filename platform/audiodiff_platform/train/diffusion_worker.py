@@ -1,4 +1,4 @@
-"""Worker of a diffusion training: the function that each process runs, and the learner of the training loop."""
+"""Worker of diffusion training: the function that each process runs, and the learner."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ from audiodiff_platform.train.worker_process import run_worker
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
-    """Train from the newest checkpoint, or from step 0, to the stopping point, and write a checkpoint there.
+    """Train to the stopping point, from the newest checkpoint or from step 0, and write a checkpoint.
 
     Args:
         config: `options` as a dictionary, and `token` of the lease of the run folder.

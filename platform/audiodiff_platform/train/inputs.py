@@ -1,4 +1,4 @@
-"""Inputs of a diffusion training: network, objective and data, checked against each other.
+"""Inputs of diffusion training: network, objective and data, checked against each other.
 
 The job loads the inputs before any work on the cluster, with the network on the meta device. Each worker then loads the
 inputs again, with a network in memory.
@@ -33,14 +33,14 @@ from audiodiff_platform.train.options import TrainOptions
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Inputs of a diffusion training.
+    """Inputs of diffusion training.
 
     Args:
         network: diffusers network.
         objective: Training objective.
         dataset: Dataset of mel images.
         vae: Autoencoder of a latent network, else None.
-        latents: Latents of the dataset that were encoded before training, or None.
+        latents: Precomputed latents of the dataset, or None.
         encodings: Encodings of the audio files for a conditional network, else None.
         pretrained_digest: Digest of the model that training starts from, or None.
     """
@@ -71,7 +71,7 @@ class TrainingInputs:
 
     @property
     def versions(self) -> dict[str, bytes | None]:
-        """Contents of the files that pin the versions of the data in the run folder, by name."""
+        """Contents of the files that record the versions of the data in the run folder, by name."""
         return {
             DATASET_VERSION: self.dataset.version,
             ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version,
@@ -109,7 +109,7 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
 
 
 def require_encodings(options: TrainOptions, inputs: TrainingInputs) -> None:
-    """Check that all audio files of the dataset have encodings. This reads the names of all files.
+    """Check that all audio files of the dataset have encodings. The names of all files are read.
 
     Raises:
         ValueError: Files have no encoding. The message names them.

@@ -15,7 +15,10 @@ class TrainingStoppedError(Exception):
 
 
 class TrainingProgress(Protocol):
-    """Counts of a training: optimizer steps (counted by the learner), samples and seconds (counted by the loop)."""
+    """Counts of a training run.
+
+    The learner counts optimizer steps. The loop counts samples and seconds.
+    """
 
     step: int
     samples: int

@@ -63,8 +63,8 @@ def learn(
         accelerator: Accelerator of this worker.
         learner: Networks to train.
         order: Data order of the dataset.
-        validates: If True, request a validation of each checkpoint while no other checkpoint is in validation, and
-            always of the last checkpoint.
+        validates: If True, request the validation of a checkpoint if no other checkpoint is in validation, and always
+            request the validation of the last checkpoint.
         token: Token of the lease of the run folder, without which no checkpoint is written. None if no lease is held.
 
     Returns:
@@ -187,7 +187,7 @@ class _Loop:
         self.preempted = preempted
         if newly_preempted and self.accelerator.is_main_process:
             say(
-                f"step {self.learner.counts.step}: {len(newly_preempted)} node(s) of this training will be preempted: "
+                f"step {self.learner.counts.step}: {len(newly_preempted)} node(s) of this run will be preempted: "
                 "writing a checkpoint"
             )
         return bool(due_by_clock or newly_preempted)
@@ -228,7 +228,7 @@ class _Loop:
         if not self.accelerator.is_main_process:
             ray.train.report(metrics)
             return
-        # Ray Train accepts only checkpoints in its own folder. The path that it gets is never read or written.
+        # Ray Train accepts only checkpoints in its own folder. This path is never read or written.
         storage = ray.train.get_context().get_storage()
         pointer = ray.train.Checkpoint(f"{storage.experiment_fs_path}/{Path(name).name}", storage.storage_filesystem)
         validation: Any = ray.train.ValidationTaskConfig(fn_kwargs={"name": name}) if validate else False

@@ -25,7 +25,7 @@ class TrainOptions(RunOptions):
     )
     from_pretrained: str | None = pydantic.Field(
         None,
-        description="model with the same mel parameters whose weights training starts from: "
+        description="pretrained model to start from, with the same mel parameters: "
         "a folder, s3://, gs:// or a Hub id OWNER/NAME",
     )
     vae: str | None = pydantic.Field(
@@ -49,7 +49,7 @@ class TrainOptions(RunOptions):
         "none: the target of the preset",
     )
     zero_terminal_snr: bool | None = pydantic.Field(
-        None, description="whether the last noise level is pure noise; none: yes, unless prediction_type is epsilon"
+        None, description="make the last noise level pure noise; none: true, unless prediction_type is epsilon"
     )
     beta_schedule: BetaSchedule | None = pydantic.Field(
         None, description="noise schedule: linear, scaled_linear or squaredcos_cap_v2; none: linear"
@@ -91,7 +91,7 @@ class TrainOptions(RunOptions):
     )
     fsdp: bool = pydantic.Field(
         False,
-        description="shard weights, their average and the optimizer over the workers, "
+        description="shard weights, averaged weights and optimizer over the workers, "
         "for a network that does not fit on one device",
     )
     keep: Literal["last", "best"] = pydantic.Field(
@@ -142,10 +142,11 @@ class TrainOptions(RunOptions):
         return self.preset or "tiny"
 
     def objective(self, pretrained: Objective | None = None) -> Objective:
-        """Return the training objective: the base objective with the options that are set in its place.
+        """Return the training objective: the base objective, with the values of the options that are set.
 
         Args:
-            pretrained: Objective of the pretrained model. It is the base objective in place of that of the preset.
+            pretrained: Objective of the pretrained model, which is the base objective. If None, the objective of the
+                preset is the base objective.
 
         Raises:
             ValueError: The options contradict each other or the base objective.
@@ -161,7 +162,7 @@ class TrainOptions(RunOptions):
     def resolved(self, objective: Objective) -> Self:
         """Return these options with the preset and the fields of `objective` filled in.
 
-        An option left at its default and the same value set explicitly then have the same settings.
+        The settings of the run are then the same for an unset option and for an option set to the default value.
         """
         preset = None if self.from_pretrained is not None else self.network_preset()
         fields = {name: getattr(objective, name) for name in OBJECTIVE_FIELDS}

@@ -1,4 +1,4 @@
-"""Count of worker group starts from the same checkpoint, which ends a training that fails repeatedly.
+"""Count of worker group starts, to end a training run that fails repeatedly at one checkpoint.
 
 `_starts.json` in the run folder holds the newest checkpoint, the number of workers, the number of starts from this
 checkpoint, and the last error. The count starts again after a new checkpoint, and after a change of the number of
@@ -38,7 +38,7 @@ def record_error(output: Folder, error: Exception) -> None:
     """Record the error of a worker, which `count_start` returns as the reason to end training."""
     try:
         record = output.read_json(STARTS)
-        if record["error"] is None:  # keep the first error: it causes those of the other workers
+        if record["error"] is None:  # keep the first error: it causes the errors of the other workers
             output.write_json(STARTS, {**record, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
     except OSError as failure:
         say(f"the error of a worker could not be recorded ({failure})")

@@ -1,4 +1,4 @@
-"""Log of a training run: console lines, `metrics.jsonl`, TensorBoard event files and experiment trackers.
+"""Log of a training run: console, `metrics.jsonl`, TensorBoard event files and experiment trackers.
 
     OUTPUT_DIR/metrics.jsonl             one line every LOG_STEPS steps
     OUTPUT_DIR/tensorboard/train/        loss, learning rate, gradient norm, samples per second
@@ -6,9 +6,9 @@
 
 For a run folder on an object store, the TensorBoard files are written to a local folder and then uploaded.
 
-The other trackers are those of accelerate. Restarted workers continue the same tracker run. Trackers receive the
-results of validation at the next checkpoint, and from the job at the end. Each checkpoint records which results each
-tracker has received. After a restart, a tracker may therefore receive a result twice, but misses none. Training
+The experiment trackers are trackers of accelerate. Restarted workers continue the same tracker run. Trackers receive
+the results of validation at the next checkpoint, and from the job at the end. Each checkpoint records the results that
+each tracker has received. After a restart, a tracker may therefore receive a result twice, but misses none. Training
 continues while a tracker is unreachable: a console line reports the failure, and the next checkpoint retries.
 """
 
@@ -37,7 +37,7 @@ class TensorBoardFolder:
     Args:
         output: The run folder.
         part: Name of the folder below `tensorboard/`.
-        purge_step: TensorBoard discards earlier events from this step on. None keeps all events.
+        purge_step: Step from which TensorBoard discards the events of earlier writers. None keeps all events.
     """
 
     def __init__(self, output: Folder, part: str, purge_step: int | None = None) -> None:
@@ -171,7 +171,7 @@ class RunLog:
             self.flush()
             if self.tensorboard is not None:
                 self.tensorboard.close()
-        except OSError as error:  # if the same error ends training, its own message states the remedy
+        except OSError as error:  # if the same error ends training, a later message states the remedy
             say(f"the last lines of {METRICS} or {TENSORBOARD} cannot be written ({error})")
         for tracker in self.trackers:
             finish_tracker(tracker)
@@ -191,7 +191,7 @@ def _joined(lines: Sequence[str]) -> bytes:
 
 
 def _step(line: str) -> float:
-    """Return the step of a line, or infinity for a line that a kill cut off."""
+    """Return the step of a line, or infinity for an incomplete line, which a killed process leaves."""
     try:
         return int(json.loads(line)["step"])
     except ValueError:
@@ -199,7 +199,7 @@ def _step(line: str) -> float:
 
 
 def _values(line: Mapping[str, float]) -> dict[str, float]:
-    """Return the logged means of a line, without its counts."""
+    """Return the means in a line, without the counts and the rate."""
     return {
         name: value for name, value in line.items() if name not in {"step", "samples", "seconds", "samples_per_second"}
     }

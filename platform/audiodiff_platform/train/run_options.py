@@ -1,4 +1,4 @@
-"""Options that all trainings share, and the settings that identify a training."""
+"""Options that all training jobs share, and the settings that identify a training run."""
 
 import hashlib
 from typing import Annotated, Any, Literal, Self
@@ -48,7 +48,7 @@ def _tracker_names(value: Any) -> Any:
 
 
 class RunOptions(OutputOptions):
-    """Options that all trainings share: data, stopping point, optimization, workers.
+    """Options that all training jobs share: data, stopping point, optimization, workers.
 
     The dataset determines the mel parameters.
     """
@@ -59,13 +59,13 @@ class RunOptions(OutputOptions):
     )
     mel_config: str | None = pydantic.Field(
         None,
-        description="mel_config.json for a dataset without one, such as those of the original project: "
+        description="mel_config.json for a dataset that holds none, such as a dataset of the original project: "
         "a path, s3:// or gs://; none: 22050 Hz, hop length 512, n_fft 2048",
     )
     output_dir: str = pydantic.Field(description="run folder: a path, s3:// or gs://")
     resume: Literal["auto", "never", "must"] = pydantic.Field(
         "auto",
-        description="auto: resume from the newest checkpoint in the run folder, or start if it holds none; "
+        description="auto: resume from the newest checkpoint in the run folder, or start at step 0 if it holds none; "
         "never: reject a run folder that holds checkpoints; must: reject a run folder that holds none",
     )
     max_train_steps: int | None = pydantic.Field(None, ge=0, description="stop after this many optimizer steps")
@@ -85,10 +85,11 @@ class RunOptions(OutputOptions):
     checkpoint_minutes: float = pydantic.Field(
         5.0,
         gt=0,
-        description="minutes between checkpoints, and the most work that a failure loses; each checkpoint is validated",
+        description="minutes between checkpoints, and the most work that a failure loses; "
+        "a checkpoint is validated if no other validation is in progress",
     )
     checkpoints_kept: int = pydantic.Field(
-        2, ge=1, description="number of newest checkpoints to keep, in addition to the best one"
+        2, ge=1, description="number of newest checkpoints to keep, in addition to the best checkpoint"
     )
     report_to: Annotated[tuple[TrackerName, ...], pydantic.BeforeValidator(_tracker_names)] = pydantic.Field(
         ("tensorboard",),
@@ -105,7 +106,7 @@ class RunOptions(OutputOptions):
     )
 
     device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has any now"
+        "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has or can add any"
     )
 
     @pydantic.model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Steps that all training jobs share: paths, run folder, resources, workers and the model folder."""
+"""Steps that all training jobs share: paths, run folder, resources, workers and model folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,16 +41,16 @@ def with_usable_paths(options: OptionsT) -> OptionsT:
 
 
 def require_own_folder(options: RunOptions, output: Folder, name: str, settings: Mapping[str, Any]) -> None:
-    """Check that the run folder is empty or holds this training, and that it agrees with the option resume.
+    """Check that the run folder is empty or holds this training run, and that `resume` permits it.
 
     Args:
         options: Options of the run.
         output: The run folder.
         name: Name of the settings file in the run folder.
-        settings: Settings of this training.
+        settings: Settings of this training run.
 
     Raises:
-        ValueError: The run folder holds another training, or contradicts the option resume.
+        ValueError: The run folder holds another training run, or `resume` does not permit its checkpoints.
     """
     commits.require_same(output, name, settings)
     if options.resume == "auto":
@@ -66,7 +66,9 @@ def require_own_folder(options: RunOptions, output: Folder, name: str, settings:
 
 
 def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
-    """Check that the checkpoints of a network fit on the disk, in addition to the existing checkpoints.
+    """Check that the disk has space for the checkpoints that training keeps.
+
+    The size of the existing checkpoints is deducted, because new checkpoints replace them.
 
     Args:
         options: Options of the run.
@@ -79,13 +81,13 @@ def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
     checkpoint_bytes = parameters * BYTES_PER_PARAMETER
     state = Folder(f"{output.uri}/{STATE}")
     existing_bytes = sum(entry.size for entry in state.walk()) if output.exists(STATE) else 0
-    # Besides the newest checkpoints: the best checkpoint, one in validation, and the one being written.
+    # In addition to the newest: the best checkpoint, a checkpoint in validation, and the checkpoint being written.
     needed_bytes = checkpoint_bytes * (options.checkpoints_kept + 3) - existing_bytes
     output.require_free_space(max(checkpoint_bytes, needed_bytes), "training")
 
 
 def group_for(options: RunOptions) -> Group:
-    """Choose the workers: `num_workers` of the options, or one on each GPU or CPU that is not reserved.
+    """Choose the workers: `num_workers` of the options, or one worker on each unreserved GPU or CPU.
 
     Raises:
         ValueError: The cluster cannot provide the minimum number of workers or the precision.
@@ -123,13 +125,13 @@ def run_training(
         options: Options of the run.
         dataset: The training data.
         claimed: Name and contents of the settings file that claims the run folder.
-        versions: Contents of version files by name. They pin the rows that the run uses when rows are added later.
+        versions: Contents of version files by name. With these files, the run keeps its rows when rows are added later.
         lease: Lease of the run folder.
         group: Size and device of the worker group.
         validation: Validation of checkpoints, or None.
 
     Raises:
-        ValueError: Another training has claimed the run folder, or the nodes do not share an input.
+        ValueError: Another training run has claimed the run folder, or the nodes do not share an input.
         JobError: Training failed.
         LeaseLostError: Another job has taken over the run folder.
     """
@@ -162,7 +164,10 @@ def run_training(
 
 @contextmanager
 def model_folder(output: Folder) -> Iterator[Path]:
-    """Provide a local folder to write the model into; on exit, upload it to OUTPUT_DIR/model on an object store."""
+    """Provide a local folder to write the model into.
+
+    On an object store, the folder is uploaded to OUTPUT_DIR/model when the context ends without an error.
+    """
     if output.is_local:
         yield Path(output.path(MODEL))
         return

@@ -31,7 +31,7 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
 
 
 def report_last_validations(options: RunOptions) -> None:
-    """Log the validation results since the last checkpoint to the trackers.
+    """Log the validation results that were written after the last checkpoint to the trackers.
 
     The job calls this function after the workers and validation have ended.
     """

@@ -1,8 +1,8 @@
-"""Worker group of a training on Ray Train: start, restarts after failures, and Ctrl-C.
+"""Worker group of a training run on Ray Train: start, restarts after failures, and Ctrl-C.
 
 Ray Train restarts the group after every failure, because a long run on spot nodes may fail many times. The workers
-themselves end a training that fails repeatedly from the same checkpoint (`restarts.py`). The folder of Ray Train is a
-temporary folder on this node. Checkpoints are stored in the run folder (`checkpoints.py`).
+themselves end a training run that fails repeatedly from the same checkpoint (`restarts.py`). The folder of Ray Train is
+a temporary folder on this node. Checkpoints are stored in the run folder (`checkpoints.py`).
 """
 
 import os
@@ -23,8 +23,8 @@ from audiodiff_platform.train.run_options import RunOptions
 MIN_RESIZE_INTERVAL_S = 5.0
 MAX_FAILURES = 1_000  # per run; also ends a run whose workers die before they count their start
 RAY_TRAIN_ENVIRONMENT = {
-    # Time to reserve resources for the workers, not to import their modules. After a node died, Ray Train then tries
-    # fewer workers.
+    # Timeout for the reservation of resources, not for the import of modules by the workers. If a node has died, Ray
+    # Train tries fewer workers after this timeout.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -70,8 +70,7 @@ def run_workers(
         options: Options of the run.
         group: Size and device of the group.
         validation: Validation of checkpoints, or None.
-        token: Token of the lease of the run folder, without which workers write no checkpoint. None if no lease is
-            held.
+        token: Token of the lease of the run folder, or None if no lease is held.
 
     Raises:
         JobError: A worker returned a reason, or Ray Train gave up.

@@ -1,4 +1,4 @@
-"""Worker process of a training: its accelerator, and the end of a training that cannot continue."""
+"""Worker process of a training run: its accelerator, and the end of a run that cannot continue."""
 
 import logging
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: 
 
 
 def _count_on_rank_0(output: Folder, accelerator: Accelerator) -> str | None:
-    """Count this start, and return the reason to end training: too many starts, or an unreachable run folder."""
+    """Count this start on rank 0, and return the reason if training must end, else None."""
     if not accelerator.is_main_process:
         return None
     try:

@@ -1,1 +1,1 @@
-"""Sharded jobs: the plan of shards, their execution on Ray Data, and the sequence of steps common to all jobs."""
+"""Sharded jobs: plan of the shards, execution on Ray Data, and the steps that all jobs share."""

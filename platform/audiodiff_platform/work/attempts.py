@@ -1,9 +1,9 @@
-"""Per-shard records of worker process deaths, kept on disk so that an item that kills workers is skipped.
+"""Records of the worker processes that died at a shard, so that items that kill workers are skipped.
 
 An item is one input of a shard, such as an audio file. `_attempts/<shard>.json` holds the mark of the process that
-works on the shard, with the item in progress. A process that starts the shard and reads the mark of another process
-of the same job counts one death against that item. A death is not counted if the node of the other process is gone:
-the loss of a node, such as a reclaimed spot instance, blames no item.
+works on the shard, with the item in progress. A process that starts the shard and finds the mark of another process of
+the same job counts one death against the marked item. If the node of the other process is gone, no death is counted,
+because no item causes the loss of a node, such as a reclaimed spot instance.
 
 On an object store, items are marked from the second attempt on, which saves one request per item.
 """
@@ -60,14 +60,14 @@ class Attempts:
         """Mark `item`, or the shard if `item` is empty, as in progress in this process.
 
         Raises:
-            LeaseLostError: The job has ended.
+            LeaseLostError: The job was stopped, or another job owns the folder.
         """
         self.require_running()
         if not item or self.deaths or self.output.is_local:
             self._write(self.process, item)
 
     def stop(self) -> None:
-        """Clear the mark of this process, so that an error that the process survives is not counted as a death."""
+        """Clear the mark of this process, so that no death is counted after an error that it survives."""
         record = self._record()
         if record is None or record["process"] != self.process:
             return  # the mark belongs to a process that has replaced this one
@@ -104,7 +104,7 @@ class Attempts:
     def gives_up(self, item: str) -> bool:
         """Return True if `item` has killed `MAX_ITEM_DEATHS` processes and must be skipped.
 
-        The first attempt on an object store marks no items. A death in that attempt counts against every item that was
+        The first attempt on an object store marks no items. A death in this attempt counts against every item that was
         in progress at a later death.
         """
         unmarked = 0 if self.output.is_local else self.deaths.count("")
@@ -137,9 +137,10 @@ class Attempts:
 
 
 def driver_died_without_ray(output: Folder) -> bool:
-    """Return True if an earlier process that ran shards without Ray left a mark, and so died.
+    """Return True if an earlier process died while it ran a shard without Ray.
 
-    The shards must then run in worker processes, so that a death does not end the job.
+    The mark of such a process has no node. The shards must then run in worker processes, so that a death does not end
+    the job.
     """
     marks = output.read_all(f"{FOLDER}/*.json").values()
     return any(b'"node": ""' in mark and b'"process": ""' not in mark for mark in marks)

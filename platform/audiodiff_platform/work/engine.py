@@ -3,8 +3,8 @@
 Only shard numbers and counts travel through Ray; audio and images do not. A worker looks for the commit of a shard
 before it starts the shard, so a shard that Ray schedules twice is done once.
 
-An OSError means that storage failed. It is returned as a row, and the shard is retried after the other shards. Any
-other error ends the job.
+An OSError means that storage failed. The worker returns it as an outcome, and the shard is retried after the other
+shards. Any other error ends the job.
 """
 
 import json
@@ -32,7 +32,7 @@ MAX_ROWS = 10_000  # the driver creates one object per row: larger jobs have sev
 MAX_INIT_DEATHS_PER_WORKER = 3
 
 Record = Mapping[str, Any]
-"""JSON values that a commit states about a shard. `parts` maps the name of each file in the folder to its SHA-256."""
+"""JSON values of the commit record of a shard. `parts` maps the name of each file in the folder to its SHA-256."""
 Counts = Mapping[str, Any]
 
 
@@ -94,11 +94,13 @@ class Engine(Protocol):
 def engine(
     shards: int, num_workers: int | None, device: Device = "auto", *, isolated: bool = False
 ) -> Iterator[Engine]:
-    """Connect to Ray and yield an engine. A single shard of a local run uses this process instead of Ray.
+    """Connect to Ray and yield an engine.
+
+    A local run of a single shard uses this process instead of Ray.
 
     Args:
         shards: Number of shards to run.
-        num_workers: Number of parallel workers, or None for all that the cluster has free.
+        num_workers: Number of parallel workers, or None for one worker on each free GPU or CPU.
         device: Device of the workers.
         isolated: Use Ray even for a single shard, so that the death of a worker does not end this process.
     """
@@ -181,7 +183,7 @@ class ShardRunner:
         return {"outcomes": [json.dumps(asdict(outcome)) for outcome in self.outcomes(row["shards"])]}
 
     def outcomes(self, shards: Sequence[int]) -> Generator[Outcome, None, None]:
-        """Run `shards` and yield the outcome of each."""
+        """Run `shards` and yield the outcome of each shard."""
         for shard in shards:
             try:
                 yield Outcome(int(shard), self._counts(int(shard)))
@@ -206,7 +208,7 @@ class ShardRunner:
         try:
             record = self._run(shard, attempts, token, generation)
         except BaseException:
-            with suppress(OSError):  # the first error explains more
+            with suppress(OSError):  # the first error explains more than this error
                 attempts.stop()
             raise
         attempts.stop()

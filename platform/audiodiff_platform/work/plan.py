@@ -4,7 +4,7 @@
     _plan/digests/NNNNNN.parquet  SHA-256 of each source that was read for a shard (`source_digests.py`)
     _plan/versions/NNNN.parquet   later versions of planned sources with unchanged content, append-only
 
-Sources are sorted by a hash of their URI, so that files of one album rarely lie in the same shard. The sorted sources
+Sources are sorted by a hash of their URI, so that a shard rarely holds several files of one album. The sorted sources
 are cut into shards of about equal duration, estimated from file sizes. The plan does not depend on the number of
 workers. The driver holds the listing of the input in memory, but reads the planned sources as a stream.
 """
@@ -63,8 +63,8 @@ def new_sources(
 ) -> tuple[dict[int, ShardSize], list[Source]]:
     """Compare the plan with the present sources.
 
-    A planned container counts as present with all its parts. A source of the planned size but another version, such
-    as a modification time or an ETag, is read and compared by its digest.
+    A planned part counts as present if its container is present. The version of a source is its modification time or
+    ETag. A source of the planned size but another version is read, and its digest is compared with the recorded digest.
 
     Args:
         folder: Folder that holds `_plan`.
@@ -73,7 +73,8 @@ def new_sources(
             another version counts as changed, and containers are not divided.
 
     Returns:
-        The planned shards by number, and the sources that are in no planned shard, large containers as their parts.
+        The planned shards by number, and the sources that are in no planned shard. Large containers are divided into
+        parts.
 
     Raises:
         ValueError: A planned source has changed or vanished.
@@ -112,7 +113,8 @@ def _changed(folder: Folder, source: Source) -> ValueError:
 def shard_seconds(sources: Iterable[Source], min_seconds: float) -> float:
     """Return the target duration of a shard in seconds.
 
-    The total duration divided by `TARGET_SHARDS`, limited to `MAX_SHARD_S`, but never less than `min_seconds`.
+    The target is the total duration divided by `TARGET_SHARDS`, at most `MAX_SHARD_S` and at least `min_seconds`. The
+    minimum takes precedence.
     """
     total = sum(source.seconds for source in sources)
     return max(min_seconds, min(total / TARGET_SHARDS, MAX_SHARD_S))
@@ -155,7 +157,7 @@ def sizes(assigned: Iterable[tuple[int, Source]]) -> dict[int, ShardSize]:
 
 @dataclass
 class SourcePlan:
-    """The plan of a job over audio files: the shards planned earlier, and new shards for the remaining sources.
+    """The plan of a job over audio files: shards planned earlier, and new shards for other sources.
 
     Args:
         folder: Folder that holds `_plan`.
@@ -187,7 +189,7 @@ def append_plan(
     left_out: Mapping[str, list[str]],
     generation: int | None = None,
 ) -> None:
-    """Append new shards to the plan, as one more plan file.
+    """Append new shards to the plan, as a new plan file.
 
     Args:
         folder: Folder that holds `_plan`.
@@ -226,9 +228,8 @@ def _source(row: Mapping[str, Any]) -> Source:
 def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:
     """Return the sources of a planned shard, each with the names of its items that are not used.
 
-    The last plan file is read first: if a run has added files, the last plan file holds the shards of that run. Other
-    shards are found by bisection, because each plan file begins at the shard after the last shard of the preceding
-    file.
+    The last plan file is read first, because it holds the new shards of the present run. Other shards are found by
+    bisection: each plan file begins at the shard after the last shard of the preceding file.
     """
     names = folder.names("_plan/*.parquet")
     first, last = 0, len(names)  # the plan file that holds the shard is in names[first:last]

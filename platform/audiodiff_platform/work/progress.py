@@ -27,7 +27,11 @@ class Progress:
         self._counts: Counter[str] = Counter()
 
     def finished(self, counts: Mapping[str, int]) -> None:
-        """Add the counts of a finished shard, among them its number as `shard`, and print a line if one is due."""
+        """Add the counts of a finished shard, and print a line if one is due.
+
+        Args:
+            counts: Counts of the shard by name, and the number of the shard as `shard`.
+        """
         self._shards += 1
         self._seconds += self._pending[counts["shard"]].seconds
         self._counts.update({name: count for name, count in counts.items() if name != "shard"})

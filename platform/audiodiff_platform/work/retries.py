@@ -35,7 +35,7 @@ def with_retries(
     """Run `shards`, and rerun the shards whose storage failed until `MAX_ATTEMPTS` is reached.
 
     Args:
-        attempt: Runs shards and yields the outcome of each.
+        attempt: Function that runs shards and yields the outcome of each shard.
         shards: Numbers of the shards.
 
     Yields:

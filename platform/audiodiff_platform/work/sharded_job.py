@@ -27,7 +27,7 @@ class Plan(Protocol):
 
     @property
     def shards(self) -> Mapping[int, ShardSize]:
-        """All shards of the job, including those that are not written to the plan yet."""
+        """All shards of the job, including shards that are not written to the plan yet."""
 
     def write(self) -> None:
         """Append the shards that are not planned yet to the plan in the output folder."""
@@ -81,7 +81,7 @@ class ShardedJob:
 
     @property
     def needs_isolation(self) -> bool:
-        """True if an earlier run died during a shard that it ran without Ray."""
+        """True if an earlier run died while it ran a shard without Ray."""
         return attempts.driver_died_without_ray(self.output)
 
     def run(
@@ -95,8 +95,8 @@ class ShardedJob:
 
         Args:
             engine: Engine that runs the shards.
-            before_plan: Called after the settings and before the plan are written.
-            on_shard: Called with the counts of each finished shard. An exception from it ends the job.
+            before_plan: Function that is called after the settings and before the plan are written.
+            on_shard: Function that is called with the counts of each finished shard. If it raises, the job ends.
 
         Raises:
             ValueError: The folder holds work of other settings, or some nodes cannot see it.
@@ -109,7 +109,7 @@ class ShardedJob:
         before_plan()
         require_token(self.output, self.lease.token)
         self.plan.write()
-        self.output.remove(attempts.FOLDER)  # marks of earlier runs, which blame no item
+        self.output.remove(attempts.FOLDER)  # marks of earlier runs count against no item
         commits.begin(self.output)
         progress = Progress(self.unit, self.pending)
         for counts in engine.run(

@@ -1,4 +1,4 @@
-"""SHA-256 digests of the sources of shards, to distinguish a changed source from one that was only touched or copied.
+"""SHA-256 digests of sources, to distinguish changed sources from touched or copied sources.
 
 _plan/digests/NNNNNN.parquet  URI (with the byte range of a part) and SHA-256 of each source that was read for a shard.
                               The commit of the shard states the SHA-256 of this file.
@@ -44,7 +44,7 @@ def record_digests(folder: Folder, shard: int, digests: Mapping[str, str]) -> di
 
 
 def later_versions(folder: Folder) -> dict[str, str]:
-    """Return the latest version, by URI, of each planned source whose version has changed but whose content has not."""
+    """Return the latest version by URI of the planned sources with a new version but unchanged content."""
     files = folder.names("_plan/versions/*.parquet")
     return {row["uri"]: row["version"] for name in files for row in _rows(folder.read(name))}
 
@@ -52,9 +52,8 @@ def later_versions(folder: Folder) -> dict[str, str]:
 def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs: Inputs) -> Source | None:
     """Return the first source whose content has changed, or None if no content has changed.
 
-    If no content has changed, the new versions are written, so that the next run does not read these sources again. A
-    source that was not read for a finished shard counts as unchanged. A source of a finished shard without a recorded
-    digest counts as changed.
+    If no content has changed, the new versions are written, so that the next run does not read these sources again. If
+    a source has no recorded digest, it counts as changed if its shard is finished, else as unchanged.
 
     Args:
         folder: Output folder of the job.
@@ -92,7 +91,10 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
 
 
 def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the digests by URI of the sources of finished shards, without digests that no commit states."""
+    """Return the digests by URI of the sources of finished shards.
+
+    A file of digests is ignored if the commit of its shard does not state the SHA-256 of the file.
+    """
     digests: dict[str, str] = {}
     for shard, record in records.items():
         if DIGESTS_KEY in record and commits.sha256(content := folder.read(_name(shard))) == record[DIGESTS_KEY]:
@@ -101,7 +103,10 @@ def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[
 
 
 def _recorded_for_duplicates(folder: Folder) -> dict[str, str]:
-    """Return the digests by URI of the sources read to find duplicates. Some of these sources are in no shard."""
+    """Return the digests by URI of the sources that were read to find duplicates.
+
+    Some of these sources are in no shard.
+    """
     digests: dict[str, str] = {}
     for generation in sorted({name.split("/")[1] for name in folder.names(f"{DUPLICATES}/*/_commits/*")}):
         subfolder = Folder(f"{folder.uri}/{DUPLICATES}/{generation}")

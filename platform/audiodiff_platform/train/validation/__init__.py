@@ -1,1 +1,1 @@
-"""Validation of checkpoints beside training."""
+"""Validation of checkpoints, concurrently with training."""

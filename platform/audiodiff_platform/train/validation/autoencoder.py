@@ -1,4 +1,4 @@
-"""Validation of the checkpoints of an autoencoder training.
+"""Validation of the checkpoints of autoencoder training, with the averaged weights.
 
 OUTPUT_DIR/validation/<step>.json    mean absolute difference between the held-out images and their reconstructions
 OUTPUT_DIR/tensorboard/validation/   the same value, and pictures of images above their reconstructions

@@ -20,7 +20,7 @@ from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.validation_marks import finish_validation, in_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 
-MAX_TASKS = 3  # per checkpoint, because Ray restarts a task that ran out of memory without limit
+MAX_TASKS = 3  # per checkpoint, because Ray restarts a task any number of times if the task runs out of memory
 
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -34,7 +34,7 @@ def validation_beside(validate: Validate, options: RunOptions, group: Group) -> 
         group: Size and device of the worker group.
     """
     spare_gpu = group.gpu and gpus() > group.max_workers
-    # Ray does not hide the GPUs from a task that requests none.
+    # Ray does not hide the GPUs from a task that requests no GPU.
     environment = WORKER_ENVIRONMENT if spare_gpu else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
     resources = {
         "num_cpus": 0,
@@ -62,7 +62,7 @@ def validate_in_own_task(
 ) -> dict[str, Any]:
     """Validate a checkpoint in a separate task, so that the death of the task loses only its result.
 
-    Ray Train calls this function in a task. If that task died, Ray Train would end the training.
+    Ray Train calls this function in another task, and ends the training run if that other task dies.
 
     Args:
         validate: Function that validates a checkpoint.

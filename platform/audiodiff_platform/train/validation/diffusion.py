@@ -1,4 +1,4 @@
-"""Validation of the checkpoints of a diffusion training, with the averaged weights.
+"""Validation of the checkpoints of diffusion training, with the averaged weights.
 
 OUTPUT_DIR/validation/<step>.json    mean loss on the held-out tracks, in total and by noise level; Fréchet distance of
                                      the previews, if there are enough
@@ -40,14 +40,17 @@ PREVIEW_STEPS = 50
 
 
 def validates(options: TrainOptions, dataset: TrainingImages) -> bool:
-    """Return True if checkpoints can be validated: by held-out tracks, or by previews that are compared or shown."""
+    """Return True if checkpoints can be validated.
+
+    Validation needs held-out tracks, or previews that are compared with the dataset or shown in TensorBoard.
+    """
     compared = options.preview_count >= MIN_FRECHET_PREVIEWS
     shown = options.preview_count > 0 and "tensorboard" in options.report_to
     return validation_split(dataset) is not None or compared or shown
 
 
 def require_previews(options: TrainOptions, dataset: TrainingImages) -> None:
-    """Check that the images suit the Fréchet distance, if there are enough previews to compute the distance.
+    """Check that the Fréchet distance of the previews can be computed, if there are enough previews.
 
     Raises:
         ValueError: The number of mel bands does not suit the features.
@@ -98,7 +101,10 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _held_out_losses(options: TrainOptions, inputs: TrainingInputs, accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean loss on the held-out tracks, in total and by noise level; empty without held-out tracks."""
+    """Return the mean loss on the held-out tracks, in total and by noise level.
+
+    Empty if the dataset has no held-out tracks.
+    """
     dataset = validation_split(inputs.dataset)
     if dataset is None:
         return {}
@@ -130,7 +136,10 @@ def _held_out_losses(options: TrainOptions, inputs: TrainingInputs, accelerator:
 
 
 def _previews(options: TrainOptions, inputs: TrainingInputs) -> list[Loop]:
-    """Generate loops from seeds 0, 1, ...; the conditions are the encodings of files spread over the dataset."""
+    """Generate loops from seeds 0, 1, ...
+
+    The conditions are the encodings of files that are evenly spread over the dataset.
+    """
     count = options.preview_count
     if count == 0:
         return []
