@@ -96,10 +96,7 @@ class _Archive(tarfile.TarFile):
 
 
 class _TarFile(io.BufferedReader):
-    """Tar file that rejects reads of more than MAX_READ_BYTES.
-
-    tarfile reads as many bytes as an extended header declares, and a false size could exhaust the memory.
-    """
+    """Tar file that rejects reads of more than MAX_READ_BYTES, such as headers with false sizes."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_READ_BYTES:
