@@ -65,7 +65,7 @@ class SourceFiles:
         return Source(without_blanks(entry), 0, "missing")
 
     def fetch(self, source: Source, scratch: Path) -> Path:
-        """Return a local file of a source: the file itself, or a copy in `scratch` of a file on an object store.
+        """Return a local file of a source: the file itself, or a copy in `scratch` of a remote file.
 
         A file with a later modification time than planned is accepted if its size is unchanged.
 

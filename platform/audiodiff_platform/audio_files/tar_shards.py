@@ -249,7 +249,7 @@ def _next_block(file: _TarFile, position: int) -> int | None:
 
 
 def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str]) -> list[str]:
-    """Return a list with the name of an audio file. For any other member, count it and return an empty list."""
+    """Return a list with the name of an audio file. Count any other member and return an empty list."""
     name = _normal(member.name)
     is_link = member.issym() or member.islnk()
     if member.isdir() or (is_link and _is_audio(name) and member.offset not in contents.replaced):

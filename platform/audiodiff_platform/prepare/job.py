@@ -240,7 +240,7 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
 
 
 def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
-    """Check the number of unusable files, write the remaining files of the dataset, and return the summary."""
+    """Check the number of unusable files, write the last files of the dataset, and return the summary."""
     output, records = job.output, job.records()
     files, duplicates, train = (
         sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows")

@@ -93,7 +93,7 @@ class PrepareWorker:
                 draft.failed(item.name, error.reason, item.size)
 
     def _add(self, item: AudioItem, sha256: str, draft: "Draft") -> None:
-        """Add the slices of an item to its split. If the item is unusable, add none and raise AudioDecodeError."""
+        """Add the slices of an item to its split. If the item is unusable, only raise AudioDecodeError."""
         sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
         part = draft.parts[VALIDATION_SPLIT if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN_SPLIT]
         for piece, png in sliced:
@@ -114,7 +114,7 @@ class PrepareWorker:
     def _put(
         self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]
     ) -> tuple[dict[str, str], dict[str, int]]:
-        """Move the finished files of a shard to the dataset; return their digests and sizes in bytes, by name."""
+        """Move the finished files of a shard to the dataset; return their digests and sizes by name."""
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
             parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
