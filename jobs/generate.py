@@ -2,8 +2,8 @@
 
     python jobs/generate.py --model RUN/model --output_dir LOOPS --count 100
 
-The same seed and options give the same bytes on the same kind of device, for any number of workers. A second
-run of the same command continues from the finished shards.
+The same seed and options give the same bytes on the same kind of device, for any number of workers. A second run of the
+same command continues from the finished shards.
 """
 
 import sys

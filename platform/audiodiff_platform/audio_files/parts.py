@@ -18,7 +18,7 @@ from audiodiff_platform.audio_files.source import ByteRange, IndivisibleError, S
 from audiodiff_platform.entry.terminal import say
 
 MAX_UNDIVIDED_BYTES = 1 << 30
-"""Maximum size of containers that are not divided. WebDataset shards are usually smaller.
+"""Maximum size of containers that are not divided. WebDataset shards usually have this size.
 
 The division of smaller containers would gain little: one core reads a container of this size in five minutes, and the
 division of a tar shard takes a pass over all headers.

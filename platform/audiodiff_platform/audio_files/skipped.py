@@ -59,5 +59,5 @@ def refusal(name: str) -> str:
 
 
 def _hints(kinds: Mapping[str, int]) -> dict[str, str]:
-    """Return advice by kind, for those kinds that are archives or playlists."""
+    """Return advice by kind, for the kinds that are archives or playlists."""
     return {kind: _HINTS[suffix] for kind in kinds if (suffix := PurePosixPath(f"x{kind}").suffix) in _HINTS}

@@ -110,7 +110,11 @@ class TimeLimit:
         return self.base_s + self.per_second * self.size / CD_BYTES_PER_SECOND
 
     def seconds(self, stated_s: float | None) -> float:
-        """Return the limit in seconds for a file with the stated duration `stated_s` in seconds, or None."""
+        """Return the limit in seconds.
+
+        Args:
+            stated_s: The stated duration of the audio in seconds, or None if the file states no duration.
+        """
         return self.base_s + self.per_second * self._audio_s(stated_s)
 
     def basis(self, stated_s: float | None) -> str:

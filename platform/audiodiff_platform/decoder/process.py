@@ -124,7 +124,7 @@ def _answered(request: Request, watch: LimitWatch) -> dict[str, Any]:
 def _is_out_of_memory(error: BaseException | None) -> bool:
     """Return True if an error, or one of its causes, means that a decoder ran out of memory.
 
-    The decoder leaks memory, or the file states absurd sizes.
+    Causes are decoders that leak memory, and files that state absurd sizes.
     """
     return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_out_of_memory(error.__cause__))
 

@@ -22,8 +22,8 @@ class EvaluateOptions(OutputOptions):
     )
     held_out: str | None = pydantic.Field(
         None,
-        description="real audio that was not used for training, which shows how near new audio is to the reference; of "
-        "a mel dataset with a validation split, only this split is used; none: the validation split of reference",
+        description="real audio that was not used for training, which shows how near new audio is to the reference; "
+        "only the validation split of a mel dataset is used, if it exists; none: the validation split of reference",
     )
     embedder: str = pydantic.Field(
         EMBEDDER, description=f"method that computes the features of slices: {EMBEDDER}, or an encoder as for encode"
@@ -40,7 +40,7 @@ class EvaluateOptions(OutputOptions):
     )
     output_dir: str | None = pydantic.Field(
         None,
-        description=f"folder for {REPORT}, with the figures and the closest pairs of slices; none: no report is written",
+        description=f"folder for {REPORT}, with the figures and the closest pairs of slices; none: no report",
     )
     round_trips: int = pydantic.Field(
         128,

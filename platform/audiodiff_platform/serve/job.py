@@ -48,7 +48,7 @@ class ServeOptions(Options):
     """Options of serve: models, address and replicas."""
 
     model: tuple[str, ...] = pydantic.Field(
-        description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; repeat the option for more models"
+        description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
     )
     host: str = pydantic.Field(
         "127.0.0.1", description="address to listen on; addresses other than loopback require AUDIODIFF_API_KEY"
