@@ -1,6 +1,9 @@
-"""Run a whole recipe (prepare, train, generate) and write a report with images, audio players and figures.
+"""Prepare a dataset, train a model, generate loops, and write a report as an HTML page.
 
-python jobs/demo.py --recipe jobs/recipes/demo.yaml
+    python jobs/demo.py --recipe jobs/recipes/demo.yaml
+
+The report shows the training loss, and images and audio of real and generated loops. A second run of the same command
+continues from the finished work.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Encode audio to embeddings for conditional models, or a mel dataset to latents for latent diffusion models.
+"""Compute embeddings of audio for conditional models, or latents of mel images for latent models.
 
     python jobs/encode.py --input_dir MUSIC --encoder teticio/audio-encoder --output_dir ENCODINGS
     python jobs/encode.py --dataset_name DATASET --latents --vae VAE/model --output_dir LATENTS

@@ -3,10 +3,13 @@
     python jobs/evaluate.py --reference DATASET --candidate LOOPS
     python jobs/evaluate.py --reference MUSIC --candidate LOOPS --model RUN/model --output_dir REPORT
 
-The figures are Fréchet distance, kernel distance, density, coverage, and the nearness of generated audio to
-training audio. Distances are between features; 0 means identical. Distances of small sets are large because of
-their size alone, so all sample sizes are reported (n_...). The Fréchet distance is computed from all items. All
-other figures are computed from samples of at most 10,000 items per side, whose sizes are reported as n_paired_... .
+The results are the Fréchet distance, the kernel distance, density, coverage, and the nearness of generated audio to
+training audio, which reveals copies. The distances compare the features of two sets of audio slices. A distance near 0
+means similar sets. Small sets have large Fréchet distances even if they sound alike, so compare only results of sets of
+similar size.
+
+The Fréchet distance uses all slices; n_candidate and n_reference are their numbers. The other results use a sample of
+at most 10,000 slices of each side; n_paired_candidate and n_paired_reference are the sizes of the samples.
 """
 
 import sys

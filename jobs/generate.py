@@ -1,8 +1,9 @@
-"""Generate loops with a model, as audio files and a manifest. The same seed always gives the same bytes.
+"""Generate loops with a model, and write audio files and a manifest.
 
     python jobs/generate.py --model RUN/model --output_dir LOOPS --count 100
 
-A second run of the same command continues from the finished shards.
+The same seed and options give the same bytes on the same kind of device, for any number of workers. A second run of the
+same command continues from the finished shards.
 """
 
 import sys

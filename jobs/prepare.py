@@ -1,8 +1,9 @@
-"""Cut audio into mel spectrogram images and write them as a Parquet dataset for `datasets.load_dataset`.
+"""Cut audio into slices, and write a dataset of their mel spectrograms as images.
 
     python jobs/prepare.py --input_dir MUSIC --output_dir DATASET --resolution 64 --hop_length 1024
 
-A second run of the same command continues from the finished shards. Files added to the input become new shards.
+The dataset consists of Parquet files, and `datasets.load_dataset` reads it. A second run of the same command continues
+from the finished shards, and adds shards for new files of the input.
 """
 
 import sys

@@ -1,7 +1,10 @@
-"""Serve models over HTTP until Ctrl-C.
+"""Serve models over HTTP until Ctrl-C is pressed.
 
-python jobs/serve.py --model loops=RUN/model
-curl -X POST http://127.0.0.1:8000/v1/generate -H 'Content-Type: application/json' -d '{"seed": 7}' -o loop.wav
+    python jobs/serve.py --model loops=RUN/model
+
+A client requests a loop as follows:
+
+    curl -X POST http://127.0.0.1:8000/v1/generate -H 'Content-Type: application/json' -d '{"seed": 7}' -o loop.wav
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Train an autoencoder of mel images for latent diffusion. The finished model is written to OUTPUT_DIR/model.
+"""Train an autoencoder of mel images for latent diffusion.
 
     python jobs/train_vae.py --dataset_name DATASET --output_dir RUN --max_train_minutes 60
 
-A second run of the same command continues from the last checkpoint. With a later stopping point, it continues the
-training of a finished run.
+The finished model is written to OUTPUT_DIR/model. A second run of the same command continues from the last checkpoint.
+To train a finished model further, run the command with a larger limit, such as --max_train_minutes 120.
 """
 
 import sys

@@ -14,7 +14,7 @@ DEFAULT = MelConfig()
 
 def test_time_follows_the_stated_length_as_far_as_the_size_bears_it_out() -> None:
     limit = Limits().time(17 * 24_000)
-    assert (limit.seconds(17), limit.basis(17)) == (94, "its stated 17 s")
+    assert (limit.seconds(17), limit.basis(17)) == (94, "its stated duration of 17 s")
     assert (limit.seconds(1e9), limit.basis(1e9)) == (60 + 2 * 17 * 24_000 / 500, "a file of its size")
     of_many_parts = Limits().time(MINUTE_OF_CD)
     assert (of_many_parts.seconds(1), of_many_parts.basis(1)) == (180, "a file of its size")

@@ -1,7 +1,7 @@
 """Input audio of jobs: files in a folder or on a list, and members of containers.
 
-`__init__.pyi` lists the public names. Each is imported on first use, so that the child process of `decoder` loads
-neither Ray nor Arrow.
+`__init__.pyi` lists the public names. Each name is imported on first use, so that the child process of `decoder`
+loads neither Ray nor Arrow.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-# The public names of the package. `__init__.py` reads them from here.
+# The public names of the package, which `__init__.py` reads from this file.
 from .containers import items as items
 from .fetching import fetched as fetched
 from .inputs import Inputs as Inputs

@@ -21,13 +21,14 @@ def write_wav(target: Path, name: str, array: pa.Scalar, rate: object) -> None:
         target: The file to write.
         name: The name of the audio file in error messages.
         array: A list of samples (n,), or a list of lists (n, channels) or (channels, n), of floats, int16 or int32.
-            The shorter dimension is taken as the channels.
+            The shorter dimension is the dimension of the channels.
         rate: The sample rate in Hz.
 
     Raises:
         AudioDecodeError: The array or the sample rate is not supported.
     """
-    from scipy.io import wavfile  # libsndfile writes the current time into float files
+    # libsndfile is not used here, because it writes the current time into WAV files of floats.
+    from scipy.io import wavfile
 
     if not isinstance(rate, int | float) or rate not in SAMPLE_RATES_HZ:
         lowest, highest = SAMPLE_RATES_HZ[0], SAMPLE_RATES_HZ[-1]

@@ -10,19 +10,21 @@ from audiodiff_platform.audio_files.source import Source
 
 
 def items(source: Source, local: Path, scratch: Path, skipped: Counter[str] | None = None) -> Iterator[AudioItem]:
-    """Yield the audio files of a source. Read each audio file before requesting the next.
+    """Yield the audio files of a source.
+
+    The local file of a member exists only until the next member is requested.
 
     Args:
         source: An audio file, a container or a part of a container.
         local: The local file of the source.
-        scratch: A folder for the members of a container. Each member overwrites the previous one.
-        skipped: A counter to which members that are not read are added, by kind.
+        scratch: A local folder for the members of a container. Each member overwrites the previous member.
+        skipped: A counter of the skipped members by kind, which is updated.
 
     Yields:
         The audio files. Members of a container are named `CONTAINER/MEMBER`.
 
     Raises:
-        AudioDecodeError: The container is damaged. Members before the damage have been yielded.
+        AudioDecodeError: The container is damaged. The members before the damage are yielded first.
     """
     match source.extension:
         case ".tar":

@@ -15,8 +15,8 @@ SCRATCH_BYTES = 1 << 30  # per worker; a node runs one worker per core
 def fetched(inputs: Inputs, sources: Iterable[Source], scratch: Path) -> Iterator[tuple[Source, "Future[Path]"]]:
     """Yield each source with a future of its local file.
 
-    The next sources, up to FETCHED_AHEAD, are fetched in the background. A copy in `scratch` is removed when the
-    following source is requested. All copies together hold at most SCRATCH_BYTES, or are one larger source.
+    Up to FETCHED_AHEAD of the following sources are fetched in the background. A copy in `scratch` is removed when the
+    next source is requested. The copies hold at most SCRATCH_BYTES together, except for a single larger source.
 
     Args:
         inputs: The input to fetch from.
@@ -24,7 +24,7 @@ def fetched(inputs: Inputs, sources: Iterable[Source], scratch: Path) -> Iterato
         scratch: A local folder for copies of remote files.
 
     Yields:
-        A source and a future, which returns or raises what `Inputs.fetch` does.
+        A source, and a future with the result or the exception of `Inputs.fetch` for this source.
     """
     remaining = iter(sources)
     following = next(remaining, None)

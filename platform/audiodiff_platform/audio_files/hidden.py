@@ -18,11 +18,17 @@ SYSTEM_FOLDERS = frozenset(
         "~snapshot",
     }
 )
-"""Lower-case names of the trash, version, thumbnail, snapshot and metadata folders of systems and network drives."""
+"""Lower-case names of folders that operating systems and network drives create.
+
+The folders hold trash, old versions, thumbnails, snapshots and metadata.
+"""
 
 
 def is_hidden(name: str) -> bool:
-    """Return True if a name begins with a dot, but not with three: "...And Justice for All" is a title."""
+    """Return True if a name begins with a dot, but not with three dots.
+
+    Three dots begin titles, such as "...And Justice for All".
+    """
     return name.startswith(".") and not name.startswith("...")
 
 

@@ -41,7 +41,7 @@ class Inputs(SourceFiles):
     Attributes:
         folder: The input folder, or the folder of the single file or list.
         skipped: The number of skipped files, folders and links, by kind.
-        others: The number of skipped files.
+        others: The number of skipped files, without skipped folders and links.
         unreadable: The names of folders and links that cannot be read.
     """
 
@@ -58,11 +58,13 @@ class Inputs(SourceFiles):
         self._without_audio: dict[str, RowsWithoutAudio] = {}
 
     def sources(self) -> Iterator[Source]:
-        """Yield the sources of the input in no particular order, and update `skipped`, `others` and `unreadable`.
+        """Yield the sources of the input in no particular order.
+
+        The attributes `skipped`, `others` and `unreadable` are updated.
 
         Raises:
-            ValueError: The input does not exist or cannot be read. After the last source: the input consists of Parquet
-                files without embedded audio.
+            ValueError: The input does not exist or cannot be read. Also raised after the last source if the input holds
+                only Parquet files without embedded audio.
         """
         has_audio = False
         for source in self._in_folder() if self._file is None else self._single_file(self._file):
@@ -85,7 +87,7 @@ class Inputs(SourceFiles):
                 yield from pool.map(self.look_up, batch)
 
     def describe(self) -> list[str]:
-        """Return log lines on what `sources` skipped: counts, and the names of unreadable folders."""
+        """Return log lines about the files that `sources` skipped and the folders that cannot be read."""
         lines = [f"skipped: {described(self.skipped)}"] if self.skipped else []
         shown = self.unreadable[:UNREADABLE_SHOWN]
         lines += [f"warning: skipped, cannot be read: {self.folder.uri}/{name}" for name in shown]
@@ -115,7 +117,7 @@ class Inputs(SourceFiles):
                 self._skip(kind_of(entry.name))
 
     def _walk(self) -> Iterator[Entry]:
-        """Yield the files of the input folder. Raise ValueError if the folder does not exist or cannot be read."""
+        """Yield the files of the input folder. Raise ValueError if the folder is missing or unreadable."""
         try:
             if not self.folder.is_folder():
                 if self.folder.exists():
@@ -148,12 +150,15 @@ class Inputs(SourceFiles):
             yield Source(entry.name, entry.size, entry.version)
 
     def _may_hold_audio(self, uri: str) -> bool:
-        """Return False for Parquet files without an audio column, True for others and for files that cannot be read."""
+        """Return False for a Parquet file without an audio column, True for any other Parquet file.
+
+        An audio column with rows without audio is recorded in `_without_audio`.
+        """
         folder, name = self.locate(uri)
         try:
             file = folder.filesystem.open(folder.path(name), "rb")
         except PermissionError:
-            return True  # the worker that reads the file quarantines it
+            return True  # the worker that reads the file quarantines the file
         with file:
             try:
                 table = pq.ParquetFile(file, buffer_size=READ_BUFFER_BYTES)
@@ -163,11 +168,14 @@ class Inputs(SourceFiles):
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 if not is_damage(error):
                     raise
-                return True  # the worker that reads the file quarantines it
+                return True  # the worker that reads the file quarantines the file
         return column is not None
 
     def _on_list(self, listing: Entry) -> Iterator[Source]:
-        """Yield the sources on a list, each location once. Missing files are yielded too, and quarantined later."""
+        """Yield the sources on a list, each location once.
+
+        Missing files are yielded too, so that the workers quarantine them.
+        """
         seen: set[int] = set()
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             for batch in _batches(self._entries_on(listing)):
@@ -183,13 +191,13 @@ class Inputs(SourceFiles):
         for number, uri in enumerate(list_entries(self.folder, listing.name), start=1):
             if holds_secret(uri):
                 raise ValueError(
-                    f"input_dir {self.uri}: entry {number} holds a query or a password, and the dataset stores names: "
-                    "list URIs without them, and put credentials into the environment"
+                    f"input_dir {self.uri}: entry {number} holds a query or a password, which the dataset would store: "
+                    "list URIs without credentials, and set the credentials in environment variables"
                 )
             yield uri
 
     def _resolved(self, entry: str) -> tuple[Source, str, str | None]:
-        """Return the source of a list entry, its path, and the kind under which it is skipped or None."""
+        """Return the source of a list entry, the path of its file, and its kind if it is skipped, else None."""
         source = self.look_up(entry)
         folder, name = self.locate(source.uri)
         path = folder.path(name)

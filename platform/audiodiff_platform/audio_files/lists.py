@@ -1,7 +1,7 @@
 """Lists of audio files: a text file with one name per line, or a Parquet file with a column of names.
 
-A name is a URI, an absolute path, or a path relative to the folder of the list. Text files have no comments and no
-quotes.
+A name is a URI, an absolute path, or a path relative to the folder of the list. Comments and quotes in text files are
+not supported.
 """
 
 import codecs
@@ -45,9 +45,9 @@ def list_entries(folder: Folder, name: str) -> Iterator[str]:
 
 
 def spellings(entry: str) -> list[str]:
-    """Return the file names that a list entry may stand for, in the order in which they are tried.
+    """Return the possible file names of a list entry, in the order in which they are tried.
 
-    The entry itself comes first, then the entry without surrounding blanks, then both with `/` for each backslash.
+    The order is: the entry itself, the entry without surrounding blanks, and both texts with `/` for each backslash.
     """
     stripped = without_blanks(entry)
     if "://" in stripped:
@@ -57,12 +57,15 @@ def spellings(entry: str) -> list[str]:
 
 
 def without_blanks(entry: str) -> str:
-    """Strip surrounding blanks, and the byte order mark of a list that was appended to another list."""
+    """Strip surrounding blanks and byte order marks. A concatenation of lists has marks between entries."""
     return entry.strip().strip(_BYTE_ORDER_MARK).strip()
 
 
 def _lines(folder: Folder, name: str) -> Iterator[str]:
-    """Yield the nonempty lines of a text file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark."""
+    """Yield the nonempty lines of a text file.
+
+    The encoding is UTF-8, or UTF-16 or UTF-32 if the file begins with a byte order mark of this encoding.
+    """
     place = f"input_dir {folder.uri}/{name}"
     with folder.filesystem.open(folder.path(name), "rb") as file:
         start = file.read(4)
@@ -76,7 +79,7 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
                 if len(line) > MAX_LINE_CHARACTERS:
                     too_long = f"more than {MAX_LINE_CHARACTERS:,} characters"
                     raise ValueError(f"{place}: line {number} has {too_long}: write one file name per line")
-                line.encode()  # raises UnicodeEncodeError for surrogates, which stand for bytes that were not decoded
+                line.encode()  # raises UnicodeEncodeError for surrogates, which replace undecodable bytes
                 if "\0" in line:
                     cause = "UTF-16 without a byte order mark, or not text"
                     raise ValueError(f"{place}: line {number} has NUL characters ({cause}): save the list as UTF-8")
@@ -89,7 +92,7 @@ def _lines(folder: Folder, name: str) -> Iterator[str]:
 
 
 def _column(folder: Folder, name: str) -> Iterator[str]:
-    """Yield the names in a column of a Parquet file: the first text column in the order of LIST_COLUMNS."""
+    """Yield the names in a column of a Parquet file: the first of LIST_COLUMNS that is a text column."""
     place = f"input_dir {folder.uri}/{name}"
     with folder.filesystem.open(folder.path(name), "rb") as file:
         try:

@@ -1,7 +1,7 @@
 """Audio files in the rows of Parquet files (Hugging Face datasets).
 
-An audio column holds the bytes of a file, a struct of `bytes` and `path`, or decoded samples: a struct of `array` and
-`sampling_rate`.
+A cell of an audio column holds a file (as bytes, or as a struct of `bytes` and `path`) or decoded samples (as a struct
+of `array` and `sampling_rate`).
 """
 
 import io
@@ -23,10 +23,10 @@ from audiodiff_platform.audio_files.source import IndivisibleError, Source, chan
 
 FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
 MAX_ROWS_CHECKED, MAX_CHECKED_BYTES = 1_000, 1 << 20
-MAX_EMPTY_ROWS_CHECKED = 100_000  # while no row holds audio
+MAX_EMPTY_ROWS_CHECKED = 100_000  # the limit until a row with audio is found
 READ_BUFFER_BYTES = 1 << 20  # without a buffer, pyarrow reads the audio of a complete row group into memory
-# A few compressed bytes may expand to any number of equal samples. The samples of a row group may take MIN_ARRAY_BYTES
-# of memory, or ARRAY_BYTES_PER_BYTE for each stored byte if this is more.
+# A few compressed bytes can expand to any number of equal samples. The memory for the samples of a row group is limited
+# to MIN_ARRAY_BYTES or to ARRAY_BYTES_PER_BYTE for each stored byte, whichever is larger.
 MIN_ARRAY_BYTES = 256 << 20
 ARRAY_BYTES_PER_BYTE = 64
 
@@ -35,7 +35,7 @@ NOT_EMBEDDED = "row has a path but no audio: embed the files in the Parquet file
 
 @dataclass(frozen=True)
 class RowsWithoutAudio:
-    """The result of a check for rows without audio in a Parquet file.
+    """Result of a search for rows without audio in a Parquet file.
 
     Args:
         missing: The number of checked rows without audio.
@@ -52,13 +52,15 @@ class RowsWithoutAudio:
 
 
 def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
-    """Yield the audio files of a Parquet file. Read each audio file before requesting the next.
+    """Yield the audio files of a Parquet file.
+
+    The local file of a row exists only until the next row is requested.
 
     Args:
         source: The Parquet file, or a part of it.
         local: The local file of the source.
-        scratch: A folder for the audio files. Each audio file overwrites the previous one.
-        skipped: A counter to which hidden files are added.
+        scratch: A local folder for the audio files. Each audio file overwrites the previous file.
+        skipped: A counter of the skipped hidden files, which is updated.
 
     Yields:
         The audio files, named `CONTAINER/ROW` or `CONTAINER/ROW-FILE`.
@@ -77,8 +79,8 @@ def rows(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> I
 def audio_column(schema: pa.Schema) -> str | None:
     """Return the name of the audio column, or None if no column can hold audio.
 
-    The first match of this order is returned: the columns that the Hugging Face metadata declares as audio, the column
-    `audio`, the columns of decoded samples.
+    Columns are considered in this order: columns that the Hugging Face metadata declares as audio, the column `audio`,
+    and columns of decoded samples.
     """
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
@@ -98,8 +100,9 @@ def audio_column(schema: pa.Schema) -> str | None:
 def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
     """Count rows without audio in an audio column.
 
-    The check stops after MAX_CHECKED_BYTES of audio, or after MAX_ROWS_CHECKED rows (MAX_EMPTY_ROWS_CHECKED if none of
-    them holds audio). Null counts in the file's statistics are not used, because pyarrow crashes on damaged statistics.
+    The check stops after MAX_CHECKED_BYTES of audio or MAX_ROWS_CHECKED rows. If none of these rows holds audio, the
+    check continues to MAX_EMPTY_ROWS_CHECKED rows. The null counts in the statistics of the file are not used, because
+    pyarrow crashes on damaged statistics.
 
     Args:
         table: The Parquet file.
@@ -119,7 +122,10 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
 
 
 def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
-    """Return True if an error is caused by a damaged Parquet file. pyarrow raises some as OSError without errno."""
+    """Return True if an error is caused by a damaged Parquet file.
+
+    For some damaged files, pyarrow raises OSError without an errno.
+    """
     return not isinstance(error, OSError) or error.errno is None
 
 
@@ -140,7 +146,7 @@ def not_embedded(files: Mapping[str, RowsWithoutAudio]) -> str:
 
 
 def _item(name: str, cell: pa.Scalar, path: str, scratch: Path) -> AudioItem:
-    """Write the audio of a cell to a file in `scratch`."""
+    """Write the audio of a cell to a file in `scratch`, and return the item with this file."""
     if (content := _value(cell, "bytes")) is not None:
         extension = PurePosixPath(path).suffix.lower()
         target = scratch / f"item{extension if extension in AUDIO_EXTENSIONS else ''}"
@@ -225,14 +231,20 @@ def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:
-    """Return the paths of the leaf columns to read: the audio column, or those of its struct fields in FIELDS."""
+    """Return the paths of the leaf columns to read.
+
+    The leaf columns are the audio column itself, or the leaves of its struct fields in FIELDS.
+    """
     paths = [table.schema.column(place).path for place in range(len(table.schema))]
     wanted = tuple(f"{column}.{name}." for name in FIELDS)
     return [path for path in paths if path == column or f"{path}.".startswith(wanted)]
 
 
 def _part(cell: pa.Scalar, field: str) -> pa.Scalar | None:
-    """Return a field of a struct cell, or None if the field is missing. A cell that is not a struct is `bytes`."""
+    """Return a field of an audio cell, or None if the field is missing.
+
+    A cell that is not a struct is its own field `bytes`.
+    """
     if not pa.types.is_struct(cell.type):
         return cell if field == "bytes" else None
     return cell[field] if cell.is_valid and cell.type.get_field_index(field) >= 0 else None

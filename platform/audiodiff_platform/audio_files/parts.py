@@ -1,11 +1,10 @@
-"""Division of large containers into parts: tar shards between members, Parquet files between row groups.
+"""Division of large containers: tar shards between members, Parquet files between row groups.
 
 Workers fetch and read parts independently. The parts of a container are consecutive ranges that cover all its bytes. A
 member or row group belongs to the part in which it begins.
 
-These containers are not divided: damaged tar shards, tar shards whose members depend on each other (links, repeated
-names, global headers), and Parquet files whose row groups are not stored in order. Compressed tar files are not
-supported.
+Some containers are never divided: damaged tar shards, tar shards whose members depend on each other (links, repeated
+names, global headers), and Parquet files whose row groups are not stored in order.
 """
 
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from audiodiff_platform.audio_files.source import ByteRange, IndivisibleError, S
 from audiodiff_platform.entry.terminal import say
 
 MAX_UNDIVIDED_BYTES = 1 << 30
-"""Size up to which containers are not divided: the usual size of WebDataset shards.
+"""Maximum size of containers that are not divided. WebDataset shards usually have this size.
 
-A core reads a container of this size in five minutes. Dividing a tar shard requires reading all its headers.
+The division of smaller containers would gain little: one core reads a container of this size in five minutes, and the
+division of a tar shard takes a pass over all headers.
 """
 PART_BYTES = 256 << 20
 """Minimum size of a part: about three hours of compressed audio, the maximum duration of a shard."""
@@ -36,7 +36,7 @@ def in_parts(sources: Sequence[Source], inputs: Inputs) -> list[Source]:
         inputs: The input that holds the sources.
 
     Returns:
-        The sources, with the parts of each large container in its place.
+        The sources, in which each large container is replaced by its parts.
     """
     large = [
         source

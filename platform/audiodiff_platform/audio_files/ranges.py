@@ -11,7 +11,7 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.commits import file_sha256
 
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 8 << 20
-MAX_SKIPPED_BYTES = 2 << 20  # reading this much takes no longer than another request
+MAX_SKIPPED_BYTES = 2 << 20  # reading and discarding this much takes no longer than another request
 DIGEST_BLOCK_BYTES = 1 << 20
 
 
@@ -47,7 +47,7 @@ class _Positioned(io.RawIOBase):
 
 
 class PartFile(_Positioned):
-    """File object over a byte range of a local file.
+    """File object for a byte range of a local file.
 
     Args:
         local: The local file.
@@ -68,9 +68,9 @@ class PartFile(_Positioned):
 
 
 class StoredFile(_Positioned):
-    """File object over a file on an object store, which keeps the last range read in memory.
+    """File object for a file on an object store. The last range that was read is kept in memory.
 
-    A request reads LARGE_BYTES if it continues within MAX_SKIPPED_BYTES after the last range, else SMALL_BYTES.
+    A request reads LARGE_BYTES if it begins at most MAX_SKIPPED_BYTES after the last range, and SMALL_BYTES otherwise.
 
     Args:
         folder: The folder of the file.
@@ -98,13 +98,13 @@ def fetch_part(folder: Folder, name: str, source: Source, part: ByteRange, scrat
     Args:
         folder: The folder of the container.
         name: The name of the container in the folder.
-        source: The source that the part belongs to.
+        source: The source of the part.
         part: The range to fetch.
         scratch: A local folder for the copy.
 
     Returns:
-        A local file of the size of the container, with the bytes of the part at their original offsets. For a local
-        folder this is the container itself, else a sparse copy. Of Parquet files the footer is fetched too.
+        A local file with the size of the container and the bytes of the part at their original offsets. The file is the
+        container itself if `folder` is local, else a sparse copy. The copy of a Parquet file also holds the footer.
     """
     if folder.is_local:
         return Path(folder.path(name))

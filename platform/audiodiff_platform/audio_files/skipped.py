@@ -1,4 +1,4 @@
-"""Counts of skipped files by kind: an extension, `none` for no extension, or a text such as `hidden files`."""
+"""Counts of skipped files by kind: an extension, `none`, or a text such as `hidden files`."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ _HINTS = {
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of a file: its extension in lower case, or both extensions of names such as `a.tar.gz`."""
+    """Return the kind of a file: its extension in lower case (`.tar.gz` for `a.tar.gz`), or NO_EXTENSION."""
     suffixes = [suffix.lower() for suffix in PurePosixPath(name.strip()).suffixes]
     if not suffixes or not _EXTENSION.fullmatch(suffixes[-1]):
         return NO_EXTENSION
@@ -29,7 +29,7 @@ def kind_of(name: str) -> str:
 
 
 def shortened(skipped: Counter[str]) -> dict[str, int]:
-    """Return the counts of the KINDS_SHOWN most frequent kinds, and the sum of the others as OTHER_KINDS."""
+    """Return the counts of the KINDS_SHOWN most frequent kinds, and the sum of all other counts."""
     ordered = sorted(skipped.items(), key=lambda entry: (-entry[1], entry[0]))
     rest = sum(count for _, count in ordered[KINDS_SHOWN:])
     return dict(ordered[:KINDS_SHOWN]) | ({OTHER_KINDS: rest} if rest else {})
@@ -50,7 +50,7 @@ def described(skipped: Counter[str]) -> str:
 
 
 def refusal(name: str) -> str:
-    """Return the reason why a single input file of this name is not read."""
+    """Return the reason why a single input file with this name is not read."""
     kind = kind_of(name)
     problem = "it has no extension" if kind == NO_EXTENSION else f"the extension {kind} is not supported"
     supported = " ".join(sorted(AUDIO_EXTENSIONS))
@@ -59,5 +59,5 @@ def refusal(name: str) -> str:
 
 
 def _hints(kinds: Mapping[str, int]) -> dict[str, str]:
-    """Return advice by kind, for the kinds of archives and playlists."""
+    """Return advice by kind, for the kinds that are archives or playlists."""
     return {kind: _HINTS[suffix] for kind in kinds if (suffix := PurePosixPath(f"x{kind}").suffix) in _HINTS}

@@ -9,7 +9,8 @@ from audiodiff_platform.entry.errors import JobError
 CONTAINER_EXTENSIONS = frozenset({".tar", ".parquet"})
 HIDDEN = "hidden files"
 
-# Bytes per second of typical files. They balance the sizes of shards and have no other effect.
+# Bytes per second of typical files. Only estimates of durations use these numbers: the content of a dataset does not
+# depend on them, except for the assignment of files to shards.
 _PCM_EXTENSIONS = (".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".au", ".snd")
 _BYTES_PER_SECOND = {**dict.fromkeys(_PCM_EXTENSIONS, 176_000), ".flac": 100_000}
 _COMPRESSED_BYTES_PER_SECOND = 24_000
@@ -17,7 +18,7 @@ _COMPRESSED_BYTES_PER_SECOND = 24_000
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """A range of bytes of a container. The members or row groups that begin in the range belong to it.
+    """A range of bytes of a container, with the members or row groups that begin in the range.
 
     Args:
         start: The first byte of the range.
@@ -46,7 +47,7 @@ class Source:
 
     @property
     def key(self) -> str:
-        """The name of the source in a plan: the URI, followed by the range of a part."""
+        """The name of the source in a plan: the URI, and for a part also the byte range."""
         return self.uri if self.part is None else f"{self.uri}[{self.part.start}:{self.part.stop}]"
 
     @property
@@ -74,7 +75,7 @@ class IndivisibleError(Exception):
 
 def changed_error(source: Source) -> JobError:
     """Return the error for a source that changed after it was planned."""
-    return JobError(f"{source.uri} has changed since it was planned: restore it, or prepare into another folder")
+    return JobError(f"{source.uri} has changed since it was planned: restore it, or set another output_dir")
 
 
 def utf8(name: str) -> str:

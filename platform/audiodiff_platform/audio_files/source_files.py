@@ -23,7 +23,7 @@ UNREADABLE = {
     "folder": "is a folder: list its files, or pass the folder as input_dir",
     "special": "is a device, pipe or socket, not a file",
 }
-"""Versions of sources that are planned but cannot be read, with the reasons."""
+"""Reasons why a planned source cannot be read, by the `version` of the source."""
 _NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL})
 
 
@@ -45,7 +45,11 @@ class SourceFiles:
         return self.folder, uri
 
     def look_up(self, entry: str) -> Source:
-        """Return the source of a list entry: the first of its spellings that exists, or a source that is unreadable."""
+        """Return the source of a list entry.
+
+        The URI of the source is the first of the `spellings` that exists. If none of them exists or the file cannot be
+        read, the version of the source is a key of UNREADABLE.
+        """
         for uri in spellings(entry):
             folder, name = self.locate(uri)
             try:
@@ -61,16 +65,16 @@ class SourceFiles:
         return Source(without_blanks(entry), 0, "missing")
 
     def fetch(self, source: Source, scratch: Path) -> Path:
-        """Return a local file of a source, which is a copy in `scratch` if the source is on an object store.
+        """Return a local file of a source: the file itself, or a copy in `scratch` of a remote file.
 
-        A file that was touched or copied after it was planned is accepted if its size is unchanged.
+        A file with a later modification time than planned is accepted if its size is unchanged.
 
         Args:
             source: The file or part to fetch.
             scratch: A local folder for the copy.
 
         Raises:
-            AudioDecodeError: The source cannot be read, now or later.
+            AudioDecodeError: The source cannot be read, and a retry would not help.
             JobError: The file has been removed or has another size.
             OSError: The disk of `scratch` has too little space.
         """
@@ -81,7 +85,7 @@ class SourceFiles:
             entry = folder.entry(name)
         except FileNotFoundError as error:
             raise JobError(
-                f"{source.uri} was planned and has vanished: restore it, or prepare into another folder"
+                f"{source.uri} was planned and has vanished: restore it, or set another output_dir"
             ) from error
         if entry.size != source.size:
             raise changed_error(source)
@@ -95,7 +99,7 @@ class SourceFiles:
             )
             with local.open("rb"):
                 return local
-        except PermissionError as error:  # concerns this file only: `entry` has just read its folder
+        except PermissionError as error:  # concerns only this file, because `entry` has just read the folder
             raise AudioDecodeError(source.uri, f"cannot be opened ({error.strerror or error})") from error
 
     def open_file(self, source: Source) -> io.RawIOBase:
@@ -118,7 +122,7 @@ def is_absolute(uri: str) -> bool:
 
 
 def special_version(folder: Folder, entry: Entry) -> str | None:
-    """Return the version, a key of UNREADABLE, of a folder or a special file; None for a regular file."""
+    """Return the key of UNREADABLE for a folder or a special file, or None for a regular file."""
     path = folder.path(entry.name)
     if not folder.is_local:
         return "folder" if entry.size == 0 and folder.filesystem.isdir(path) else None

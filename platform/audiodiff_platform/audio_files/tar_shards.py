@@ -1,7 +1,8 @@
 """Audio files in tar archives (WebDataset shards).
 
-The same files are skipped as in a folder. A first pass over the headers finds repeated names and the targets of links.
-Of members with the same name the last is read, as `tar -x` does. No member is written to the path in its name.
+Files are skipped by the same rules as in a folder. A first pass over the headers finds repeated names and the targets
+of links. If several members have the same name, only the last is read, because `tar -x` also keeps only the last.
+Members are never written to the paths in their names, which may lead out of the folder.
 """
 
 import io
@@ -25,25 +26,26 @@ MAX_LINKS_FOLLOWED = 40
 MAX_PATH_LENGTH = 4_096
 DANGLING, REPLACED, SPECIAL = "dangling link", "replaced in its archive", "special file"
 
-# The errors after TarError are raised by tarfile for headers that are not numbers, are truncated or extend each other
-# recursively.
+# tarfile raises the errors after TarError for headers that are malformed, truncated or nested too deeply.
 _HEADER_ERRORS = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError)
 
 
 def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -> Iterator[AudioItem]:
-    """Yield the audio files of an archive. Read each audio file before requesting the next.
+    """Yield the audio files of an archive.
+
+    The local file of a member exists only until the next member is requested.
 
     Args:
         source: The archive, or a part of it.
         local: The local file of the source.
-        scratch: A folder for the audio files. Each audio file overwrites the previous one.
-        skipped: A counter to which other members are added, by kind.
+        scratch: A local folder for the audio files. Each audio file overwrites the previous file.
+        skipped: A counter of the skipped members by kind, which is updated.
 
     Yields:
         The audio files, named `ARCHIVE/MEMBER`.
 
     Raises:
-        AudioDecodeError: The archive is damaged. Members before the damage have been yielded.
+        AudioDecodeError: The archive is damaged. The members before the damage are yielded first.
     """
     try:
         with _TarFile(io.FileIO(local) if source.part is None else PartFile(local, source.part)) as file:
@@ -64,11 +66,13 @@ def members(source: Source, local: Path, scratch: Path, skipped: Counter[str]) -
 
 
 def member_starts(file: io.RawIOBase) -> Iterator[int]:
-    """Yield the byte offsets of members, including their extended headers, at which an archive can be divided.
+    """Yield the byte offsets at which an archive can be divided: the starts of its members.
+
+    The start of a member is the start of its extended headers, if it has extended headers.
 
     Raises:
-        IndivisibleError: The archive is damaged or its members depend on each other. Some offsets may have been
-            yielded before.
+        IndivisibleError: The archive is damaged or its members depend on each other. Some offsets may already have
+            been yielded.
     """
     names: set[int] = set()
     try:
@@ -86,13 +90,13 @@ def member_starts(file: io.RawIOBase) -> Iterator[int]:
 
 
 class _Archive(tarfile.TarFile):
-    """tarfile.TarFile with the type of `members`, its cache of headers."""
+    """tarfile.TarFile with a type annotation of `members`, its cache of headers."""
 
     members: list[tarfile.TarInfo]
 
 
 class _TarFile(io.BufferedReader):
-    """Tar file that rejects reads of more than MAX_READ_BYTES, because extended headers declare their own sizes."""
+    """Tar file that rejects reads of more than MAX_READ_BYTES, such as headers with false sizes."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= MAX_READ_BYTES:
@@ -137,8 +141,8 @@ class _Contents:
     def _resolve(self, links: Mapping[str, "_Link"], file: _TarFile) -> None:
         """Find the targets of links to audio files.
 
-        The target of a symbolic link is the last member of the name, the target of a hard link is the last member of
-        the name before the link.
+        Several members may have the name that a link refers to. The target of a symbolic link is the last of these
+        members. The target of a hard link is the last of these members before the link.
         """
         ends = {name: _end(name, links) for name in links if _is_audio(name)}
         wanted = set(ends.values())
@@ -167,7 +171,11 @@ class _Link:
 
 
 def _end(name: str, links: Mapping[str, _Link]) -> str:
-    """Follow links to files and folders; return the final path, or an empty text if it is not in the archive."""
+    """Follow links to files and folders, and return the final path.
+
+    Return an empty text if a target is absolute, a path is too long, or more than MAX_LINKS_FOLLOWED links follow each
+    other.
+    """
     remaining: list[str] = []
     path = name
     for _ in range(MAX_LINKS_FOLLOWED):
@@ -182,7 +190,10 @@ def _end(name: str, links: Mapping[str, _Link]) -> str:
 
 
 def _next_link(remaining: list[str], links: Mapping[str, _Link]) -> str:
-    """Pop path components from the end of `remaining` up to the first link; return the path that they form."""
+    """Remove path components from `remaining` until they form the path of a link; return the path.
+
+    `remaining` holds the components in reverse order.
+    """
     reached: list[str] = []
     path = ""
     while remaining:
@@ -209,7 +220,7 @@ def _readable_headers(file: _TarFile) -> Iterator[tarfile.TarInfo]:
 def _headers(file: _TarFile) -> Iterator[tuple["_Archive", tarfile.TarInfo]]:
     """Yield the headers of all members, including those of concatenated archives (`cat a.tar b.tar`).
 
-    Raises TarError if the file is truncated or if other data follows an archive.
+    Raise TarError if the file is truncated, or if an archive is followed by data that is not an archive.
     """
     size = file.seek(0, io.SEEK_END)
     start: int | None = file.seek(0)
@@ -227,7 +238,7 @@ def _headers(file: _TarFile) -> Iterator[tuple["_Archive", tarfile.TarInfo]]:
 
 
 def _next_block(file: _TarFile, position: int) -> int | None:
-    """Seek to the first block with nonzero bytes and return its offset; return None at the end of the file."""
+    """Seek to the next block with nonzero bytes; return its offset, or None at the end of the file."""
     file.seek(position)
     while content := file.read(MAX_READ_BYTES):
         if kept := content.lstrip(b"\0"):
@@ -238,7 +249,7 @@ def _next_block(file: _TarFile, position: int) -> int | None:
 
 
 def _own_name(member: tarfile.TarInfo, contents: _Contents, skipped: Counter[str]) -> list[str]:
-    """Return the name of an audio file in a list. Count any other member and return an empty list."""
+    """Return a list with the name of an audio file. Count any other member and return an empty list."""
     name = _normal(member.name)
     is_link = member.issym() or member.islnk()
     if member.isdir() or (is_link and _is_audio(name) and member.offset not in contents.replaced):
@@ -277,7 +288,7 @@ def _normal(name: str) -> str:
 
 
 def _skipped_kind(name: str) -> str | None:
-    """Return the kind of a member that is skipped because of its name, None for an audio file."""
+    """Return the kind of a member that is skipped because of its name, or None for an audio file."""
     if kind := hidden_kind(PurePosixPath(name)):
         return kind
     return None if PurePosixPath(name).suffix.lower() in AUDIO_EXTENSIONS else kind_of(name)

@@ -1,4 +1,4 @@
-"""The child process that decodes, as seen by the worker: start, requests, time limit and end."""
+"""The child process that decodes, from the side of the worker: start, requests, time limit and end."""
 
 import contextlib
 import json
@@ -17,32 +17,32 @@ from audiodiff_platform.decoder.limits import CPU_SECONDS_PER_SECOND, TimeLimit
 
 MAX_ANSWER_BYTES = 1 << 28
 MIN_CPU_SHARE = 0.1
-"""Share of the time limit that a process must have used as processor time for a timeout to be the fault of the file.
+"""Minimum ratio of processor time to time limit for which a timeout is the fault of the file.
 
-A process that used less was waiting, for example for storage.
+A process with a smaller ratio was waiting, for example for storage.
 """
 POLL_S = 0.25
 """Interval between checks of the clock while a process decodes."""
 MAX_COUNTED_S = 4 * POLL_S
-"""Maximum time counted between two checks, which excludes time in which the worker was suspended (Ctrl-Z, sleep)."""
+"""Maximum time counted between two checks. The interval is longer only if the worker was suspended (Ctrl-Z, sleep)."""
 EXIT_TIMEOUT_S = 10.0
 """Time to wait for the exit of a process that closed its pipes."""
 READ_BYTES = 1 << 16
 ENVIRONMENT = frozenset(
     {"PATH", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "TMPDIR", "PYTHONHOME", "PYTHONHASHSEED", "PYTHONUTF8"}
 )
-"""Environment variables that the child process inherits, besides LC_*. Others, such as credentials, are withheld."""
+"""Environment variables that the child process inherits, besides LC_*. Other variables may hold credentials."""
 
 
 class ChildProcess:
-    """A running `process` module, and its pipes.
+    """A child process that runs the module `process`, and its pipes.
 
     Args:
         memory_bytes: The initial memory limit of the process in bytes. Each request states its own limit.
 
     Attributes:
         is_ready: True once the process has started completely.
-        was_at_work: False if a timeout is not the fault of the file: the process was waiting.
+        was_at_work: False after a timeout in which the process was waiting, so that the file is not at fault.
     """
 
     def __init__(self, memory_bytes: int) -> None:
@@ -56,7 +56,7 @@ class ChildProcess:
         self._received = b""
         self.is_ready = False
         self.was_at_work = True
-        self._finalizer = weakref.finalize(self, _kill, self._popen)  # also at the exit of the worker
+        self._finalizer = weakref.finalize(self, _kill, self._popen)  # also runs at the exit of the worker
 
     def end(self) -> str:
         """Kill the process if it is running. Return its signal or exit status as text."""
@@ -65,7 +65,7 @@ class ChildProcess:
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def answer(self, request: dict[str, Any], limit: TimeLimit) -> dict[str, Any] | None:
-        """Send a request and return the answer, or None if the process ended instead.
+        """Send a request and return the answer, or None if the process ended without an answer.
 
         Args:
             request: The request, as described in `process`.
@@ -102,7 +102,10 @@ class ChildProcess:
         return None
 
     def _line(self, clock: "_Clock") -> dict[str, Any] | None:
-        """Return the next line of the process, or None if it ended. Raise TimeoutError at the limit of `clock`."""
+        """Return the next line of the process, or None if the process ended or the line is not valid.
+
+        Raise TimeoutError at the limit of `clock`.
+        """
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         while b"\n" not in self._received:

@@ -1,4 +1,4 @@
-"""Decoder of untrusted audio files: sends files to a child process, and replaces the process when a file crashes it."""
+"""Decoder of untrusted audio files, which decodes in a child process and replaces crashed processes."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from audiodiff_platform.decoder.child import ChildProcess
 from audiodiff_platform.decoder.limits import Limits, TimeLimit, spool_of_items, spool_of_slices
 
 MAX_ATTEMPTS = 2
-"""Number of processes that try a file before it is unusable."""
+"""Number of processes that try to decode a file before the file counts as unusable."""
 MAX_FILES_PER_PROCESS = 1_000
 """Number of files after which a process is replaced, so that memory leaks of libraries stay small."""
 
@@ -27,8 +27,8 @@ class SlicedFile:
 
     Args:
         spool: The file with the concatenated PNGs.
-        slices: For each slice its `index`, `start_s`, `duration_s` and `reference_db`, and the size of its PNG as
-            `bytes`.
+        slices: The `index`, `start_s`, `duration_s` and `reference_db` of each slice, and the size of its PNG in bytes
+            as `bytes`.
     """
 
     spool: Path
@@ -43,11 +43,12 @@ class SlicedFile:
 class Decoder:
     """Decodes untrusted audio files in a child process.
 
-    Results pass through a spool file, so that the slices of a file need not fit into memory. If a file turns out to be
-    unusable at its end, none of its slices are returned. Each method raises AudioDecodeError for a file that is
-    unusable or exceeds `limits`. A file on which a process works for too long is unusable at once. A file that ends its
-    process, needs too much memory or makes its process wait for too long is tried MAX_ATTEMPTS times. The child process
-    ends together with its worker.
+    Results pass through a spool file, so that the slices of a file need not fit into memory. A file that is damaged
+    near its end yields no slices at all. The child process ends together with its worker.
+
+    Each method raises AudioDecodeError for a file that is unusable or exceeds `limits`. If a process exceeds the time
+    limit while it is working, the file is unusable at once. If a process crashes, exceeds the memory limit, or exceeds
+    the time limit while it is waiting, the file is tried again, MAX_ATTEMPTS times in all.
 
     Args:
         limits: The limits of each file; default: `Limits()`.
@@ -143,7 +144,7 @@ class Decoder:
         return samples
 
     def _result(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> Any:
-        """Add the limits to a request about the file `name`, and return its result."""
+        """Add the limits to a request for the file `name`, send the request and return its result."""
         request = {
             **request,
             "audio_bytes": self._limits.largest_audio(limit.size),
@@ -167,9 +168,9 @@ class Decoder:
         return outcome["result"]
 
     def _outcome(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> dict[str, Any] | Exception:
-        """Return the answer to a request, or the error to raise if the last attempt fails.
+        """Return the answer to a request, or the error to raise if this attempt is the last.
 
-        Raise AudioDecodeError if the process was working when it exceeded the time limit.
+        Raise AudioDecodeError at once if the process exceeded the time limit while it was working.
         """
         try:
             answer = self._process.answer(request, limit)
@@ -182,10 +183,8 @@ class Decoder:
         if answer is None:
             was_ready, ending = self._process.is_ready, self._replace()
             if was_ready:
-                return AudioDecodeError(name, f"ended {MAX_ATTEMPTS} processes that decoded it ({ending})")
-            return ChildProcessError(
-                f"{MAX_ATTEMPTS} processes that decode audio ended before they were ready ({ending})"
-            )
+                return AudioDecodeError(name, f"ended {MAX_ATTEMPTS} decoder processes ({ending})")
+            return ChildProcessError(f"{MAX_ATTEMPTS} decoder processes ended before they were ready ({ending})")
         if "memory" in answer:
             self._replace()
             return AudioDecodeError(name, "needs more memory than the limit for a file of its size")

@@ -1,7 +1,8 @@
 """Limits of the decoding of an audio file: memory, time and size of the decoded audio.
 
-Usable audio files stay below all limits, even on slow machines under load. Of the usual formats, Opus at 6 kbit/s
-expands most: 128 times. Digital silence in FLAC may expand 1,000 times and exceed the limit, but it is unusable anyway.
+Usable audio files stay below all limits, even on slow machines under load. Among the usual formats, Opus at 6 kbit/s
+has the highest ratio of decoded size to file size: 128. Digital silence in FLAC may reach a ratio of 1,000 and exceed
+the limit, but silent files are unusable anyway.
 """
 
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ FILTERBANK_BYTES_PER_VALUE = 24
 MAX_TABLE_BYTES = 768 << 20
 """Maximum size of the sample table of an MP4 file: 70 hours of AAC."""
 DECODED_SAMPLE_BYTES = 2
-"""Size of a decoded sample, which is counted as 16-bit."""
+"""Size of a decoded sample, which counts as a 16-bit number in any format."""
 
-# The stated duration of a file is clamped to the range that the size of the file allows. The lower bound is the
-# duration at the rate of a CD, because a header may state only the duration of the first part of a file. The upper
-# bound is the duration at MIN_BYTES_PER_SECOND, which is less than any codec needs.
+# The stated duration of a file is clamped to a range that depends on the size of the file. The lower bound is the
+# duration at the rate of a CD: a header may state only the duration of the first part of a file. The upper bound is the
+# duration at MIN_BYTES_PER_SECOND, a rate that is lower than the rate of any codec.
 CD_BYTES_PER_SECOND = 176_400
 MIN_BYTES_PER_SECOND = 500
 UNSTATED_BYTES_PER_SECOND = 8_000
@@ -31,10 +32,11 @@ UNSTATED_BYTES_PER_SECOND = 8_000
 CPU_SECONDS_PER_SECOND = 2
 """Processor time for each second of the time limit.
 
-The time limit is normally reached first. The limit on processor time stops a file while its worker is suspended.
+The time limit is normally reached first. The limit on processor time also stops a process whose worker is suspended.
 """
 
 SECONDS_PER_STATED_SECOND = 2.0
+"""Time for each second of audio, for each pass over the file."""
 SECONDS_PER_VALUE = 1e-6
 """Time for each value of the windows and bands of a spectrogram: 100 times the usual time."""
 MAX_PNG_HEADER_BYTES = 1_024
@@ -45,11 +47,11 @@ class Limits:
     """Limits of each file that a process decodes.
 
     Args:
-        memory_bytes: The memory of the process in bytes, for a file of size zero.
-        base_s: The time in seconds for a file of size zero. The duration of the audio adds to this time.
-        audio_bytes: The size in bytes of the decoded audio for a file of size zero, as 16-bit samples of all channels
-            at the sample rate of the file.
-        audio_bytes_per_byte: The additional size of the decoded audio for each byte of the file.
+        memory_bytes: The memory limit of the process in bytes, for a file of size zero.
+        base_s: The time limit in seconds for a file of size zero. The limit grows with the duration of the audio.
+        audio_bytes: The maximum size in bytes of the decoded audio for a file of size zero, as 16-bit samples of all
+            channels at the sample rate of the file.
+        audio_bytes_per_byte: The increase of this maximum for each byte of the file.
     """
 
     memory_bytes: int = 384 << 20
@@ -108,12 +110,18 @@ class TimeLimit:
         return self.base_s + self.per_second * self.size / CD_BYTES_PER_SECOND
 
     def seconds(self, stated_s: float | None) -> float:
-        """Return the limit in seconds for a file with a stated duration of `stated_s` seconds, or with none."""
+        """Return the limit in seconds.
+
+        Args:
+            stated_s: The stated duration of the audio in seconds, or None if the file states no duration.
+        """
         return self.base_s + self.per_second * self._audio_s(stated_s)
 
     def basis(self, stated_s: float | None) -> str:
-        """Describe what `seconds` computes the limit from: the stated duration or the size of the file."""
-        return f"its stated {stated_s:.0f} s" if stated_s == self._audio_s(stated_s) else "a file of its size"
+        """Return the basis of the limit as text: the stated duration or the size of the file."""
+        return (
+            f"its stated duration of {stated_s:.0f} s" if stated_s == self._audio_s(stated_s) else "a file of its size"
+        )
 
     def _audio_s(self, stated_s: float | None) -> float:
         """Return the duration of the audio on which the limit is based, in seconds."""

@@ -1,8 +1,8 @@
 """Main program of the child process that decodes audio files.
 
 The process reads one request per line of standard input, as JSON, and writes answers as lines of JSON to standard
-output. The first answer is `ready`. Each request is answered by a line with `stated_s`, the stated duration in seconds,
-for each header that is read, and then by one line with one of these keys:
+output. The first line is `ready`. The answer to a request begins with a line for each header that is read, with the
+stated duration in seconds as `stated_s`. The last line of the answer has one of these keys:
 
 - `result`: the result.
 - `unusable`: the reason why the file is unusable.
@@ -37,7 +37,7 @@ from audiodiff_platform.decoder.limits import (
 from audiodiff_platform.decoder.sandbox import allow, confine
 
 SPOOL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-"""Error numbers of the disk that holds the spool file."""
+"""Error numbers that the disk of the spool file causes."""
 
 Request = dict[str, Any]
 Answer = Callable[[dict[str, Any]], None]
@@ -122,12 +122,15 @@ def _answered(request: Request, watch: LimitWatch) -> dict[str, Any]:
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:
-    """Return True if a decoder ran out of memory, because it leaks memory or because the file states absurd sizes."""
+    """Return True if an error, or one of its causes, means that a decoder ran out of memory.
+
+    Causes are decoders that leak memory, and files that state absurd sizes.
+    """
     return error is not None and (getattr(error, "errno", None) == errno.ENOMEM or _is_out_of_memory(error.__cause__))
 
 
 def _slices(request: Request, watch: LimitWatch) -> list[dict[str, Any]]:
-    """Write the PNG of each slice to the spool file; return the metadata of each slice and the size of its PNG."""
+    """Write the PNG of each slice to the spool file; return the metadata and PNG size of each slice."""
     mel, slicing = _mel(json.dumps(request["mel"])), Slicing.model_validate(request["slicing"])
     with Path(request["spool"]).open("wb") as file:
         pieces = [
@@ -149,7 +152,7 @@ def _metadata(piece: MelSlice) -> dict[str, Any]:
 
 
 def _items(request: Request, watch: LimitWatch) -> list[int]:
-    """Write the image and, if requested, the samples of each slice; return the number of samples written for each."""
+    """Write the image of each slice and, if requested, its samples; return the numbers of samples."""
     mel, counts = _mel(json.dumps(request["mel"])), []
     with Path(request["spool"]).open("wb") as file:
         for piece in mel_slices(request["file"], mel, watch=watch):

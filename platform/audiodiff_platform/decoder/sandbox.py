@@ -1,8 +1,8 @@
-"""Confinement of the process that decodes: resource limits, no new privileges, network, programs or child processes.
+"""Confinement of the process that decodes: resource limits and refused system calls.
 
-A seccomp filter rejects system calls on Linux for x86-64 and ARM64, unless the kernel lacks seccomp or a container
-forbids it. On other systems only the resource limits apply. Access to files is not restricted beyond the rights of the
-user.
+The process cannot gain privileges, use the network, start programs or create child processes. A seccomp filter refuses
+these system calls on Linux for x86-64 and ARM64, unless the kernel lacks seccomp or a container forbids filters. On
+other systems, only the resource limits apply. The process can access all files that its user can access.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ FIRST_X32_CALL = 0x40000000
 
 @dataclass(frozen=True)
 class Abi:
-    """The numbers of an ABI that a filter uses.
+    """The numbers of an ABI that a seccomp filter needs.
 
     Args:
         number: The audit number of the architecture.
@@ -98,7 +98,7 @@ def _hard_limit(kind: int) -> int:
 
 
 def _refuse_calls(libc: Any) -> None:
-    """Renounce new privileges, then install the filter. Kernels without support ignore either step."""
+    """Give up new privileges, then install the filter. Kernels without support ignore these calls."""
     zero, one = ctypes.c_ulong(0), ctypes.c_ulong(1)
     libc.prctl(PR_SET_NO_NEW_PRIVS, one, zero, zero, zero)
     abi = ABIS.get(platform.machine())
@@ -111,7 +111,9 @@ def _refuse_calls(libc: Any) -> None:
 
 
 def _filter(abi: Abi) -> list[bytes]:
-    """Return the instructions of a filter that refuses calls of other ABIs, the calls `abi.refused`, and new processes.
+    """Return the instructions of a filter that refuses new processes and the calls in `abi.refused`.
+
+    The filter also refuses all system calls of other ABIs.
 
     The flags of `clone` determine whether it creates a thread or a process. A filter cannot read the flags of `clone3`,
     which are in memory. The filter therefore reports `clone3` as absent, and the C library falls back to `clone`.

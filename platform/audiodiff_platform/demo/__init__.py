@@ -1,1 +1,1 @@
-"""The verb `demo`: prepare, train, generate and a report from one recipe."""
+"""The verb `demo`: prepare, train and generate from one recipe, and a report."""

@@ -1,4 +1,4 @@
-"""Demo of all steps from one recipe: prepare, train, generate and a report.
+"""Demo that runs the steps of one recipe: prepare, train, generate and a report.
 
 The report compares the loops of the trained network with loops of the same network before training.
 """
@@ -25,7 +25,7 @@ from audiodiff_platform.train.options import TrainOptions
 
 
 class DemoOptions(Options):
-    """Recipe of the demo."""
+    """Options of demo."""
 
     recipe: Path = pydantic.Field(
         Path("jobs/recipes/demo.yaml"), description="YAML file with the sections prepare, train and generate"

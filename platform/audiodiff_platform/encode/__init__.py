@@ -1,1 +1,1 @@
-"""The verb encode: compute embeddings of audio files, or latents of a mel dataset."""
+"""The verb `encode`: embeddings of audio files, or latents of a mel dataset."""

@@ -21,7 +21,7 @@ from audiodiff_platform.work.plan import read_shard
 from audiodiff_platform.work.source_digests import record_digests
 
 LONGEST_EMBEDDED_S = 3_600.0
-"""Maximum duration of an audio file in seconds. A complete file is in memory: 700 MB at 48 kHz."""
+"""Maximum duration of an audio file in seconds. The samples of a file are in memory: 700 MB at 48 kHz."""
 
 
 class EmbeddingsWorker:
@@ -31,10 +31,10 @@ class EmbeddingsWorker:
         input_dir: The URI of the input.
         output_dir: The folder of the embeddings.
         encoder: The folder or Hugging Face id of the encoder.
-        encoder_digest: The expected digest of the encoder.
+        encoder_digest: The digest of the encoder at the start of the job.
 
     Raises:
-        ValueError: The encoder has another digest.
+        ValueError: The encoder has changed since the start of the job.
     """
 
     def __init__(self, input_dir: str, output_dir: str, encoder: str, encoder_digest: str) -> None:
@@ -44,7 +44,8 @@ class EmbeddingsWorker:
         self.encoder, self.digest = load_encoder(encoder, profile.device), encoder_digest
         if (digest := self.encoder.digest) != encoder_digest:
             raise ValueError(
-                f"encoder {encoder} has changed since the job began: digest is {digest}, was {encoder_digest}"
+                f"encoder {encoder} has changed since the job began (digest {digest}, was {encoder_digest}): "
+                "restore it and run the command again"
             )
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
@@ -85,7 +86,7 @@ class EmbeddingsWorker:
             draft.failed(source.uri, error.reason)
 
     def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
-        """Compute the embedding (dim,) of an audio file. Raise AudioDecodeError if it is unusable or too long."""
+        """Compute the embedding (dim,) of an audio file. Raise AudioDecodeError for an unusable file."""
         rate = self.encoder.sample_rate
         samples = self.decoder.samples(item.name, item.local, scratch / "samples", rate, LONGEST_EMBEDDED_S)
         vector: Samples = self.encoder.encode([samples], rate)[0]

@@ -1,14 +1,15 @@
-"""Job that computes embeddings of audio files or latents of a mel dataset, in shards that are complete or absent.
+"""Job that computes embeddings of audio files, or latents of a mel dataset.
+
+Each shard of the result is complete or absent.
 
     OUT/encode.json          settings and their digest
     OUT/data/NNNNNN.parquet  embeddings, a row for each audio file (`mel_data/encodings.py`), or latents
                              (`mel_data/latents.py`)
     OUT/_plan                embeddings only: the files of each shard
-    OUT/_commits, _SUCCESS   the commit protocol
+    OUT/_commits, _SUCCESS   commits of shards, and the mark of a finished job
 
-An encoder needs audio, but a mel dataset holds only images. The audio files of a mel dataset are therefore looked up by
-their names: relative names in `input_dir`, the folder from which the dataset was prepared, and absolute names as they
-are.
+An encoder needs audio, but a mel dataset holds only images and the names of the audio files. Relative names are looked
+up in `input_dir`, the folder from which the dataset was prepared. Absolute names are used unchanged.
 """
 
 import time
@@ -40,7 +41,7 @@ from audiodiff_platform.work.sharded_job import FixedPlan, ShardedJob
 REASONS_SHOWN = 10
 MIN_SHARD_SECONDS = 300
 LATENT_BATCH_SIZE = 8
-"""Number of images encoded at once. The rounding of the latents depends on this number."""
+"""Number of images per call of the autoencoder. The rounding of the latents depends on this number."""
 BYTES_PER_LATENT_VALUE = 8  # float32 mean and log variance
 
 
@@ -49,11 +50,11 @@ class EncodeOptions(OutputOptions):
 
     dataset_name: str | None = pydantic.Field(
         None,
-        description="mel dataset to compute latents of, or embeddings of its audio files: a path, s3:// or gs://",
+        description="mel dataset (a path, s3:// or gs://) whose images are encoded, or whose audio files are embedded",
     )
     input_dir: str | None = pydantic.Field(
         None,
-        description="audio to embed: a folder or a list, as for prepare; with dataset_name: the input of that dataset",
+        description="audio to embed: a folder or list, as for prepare; with dataset_name: the input_dir of the dataset",
     )
     output_dir: str = pydantic.Field(description="folder of the embeddings or latents: a path, s3:// or gs://")
     encoder: str | None = pydantic.Field(
@@ -64,11 +65,11 @@ class EncodeOptions(OutputOptions):
     )
     vae: str | None = pydantic.Field(
         None,
-        description="autoencoder for latents: the folder, URI or Hugging Face id of a result of train_vae or of a "
-        "latent model",
+        description="autoencoder for latents: the folder, URI or Hugging Face id of an autoencoder from train_vae, or "
+        "of a latent model",
     )
     max_bad_fraction: float = pydantic.Field(
-        0.5, ge=0, le=1, description="share of unusable audio files above which the job fails, 0 to 1"
+        0.5, ge=0, le=1, description="share of unusable audio files above which the job fails"
     )
     num_workers: int | None = pydantic.Field(
         None,
@@ -76,7 +77,7 @@ class EncodeOptions(OutputOptions):
         description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
     )
     device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has any now"
+        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )
 
     @pydantic.model_validator(mode="after")
@@ -156,7 +157,10 @@ def _tracks(dataset_name: str) -> set[str]:
 
 
 def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) -> Iterator[Source]:
-    """Yield the sources to embed. Raise ValueError if audio files of the dataset, `tracks`, are not in the input."""
+    """Yield the sources to embed: the complete input, or only the audio files `tracks` of a dataset.
+
+    Raise ValueError if some of the `tracks` are not in the input.
+    """
     if tracks is None:
         yield from inputs.sources()
         return
@@ -211,7 +215,7 @@ def _finish_embeddings(
 
 
 def encode_latents(options: EncodeOptions) -> dict[str, Any]:
-    """Compute latents of all slices of a mel dataset, in the order of the dataset, and return the summary."""
+    """Compute the latents of all slices of a mel dataset, in its order, and return the summary."""
     assert options.dataset_name is not None
     assert options.vae is not None
     dataset, output = MelDataset(options.dataset_name), Folder(options.output_dir)

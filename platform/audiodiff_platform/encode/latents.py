@@ -1,4 +1,4 @@
-"""Worker of encode that computes the latents of a shard of a mel dataset (format: `mel_data/latents.py`)."""
+"""Worker of encode that computes latents of a mel dataset, in the format of `mel_data/latents.py`."""
 
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ class LatentsWorker:
         dataset_name: The folder of the mel dataset.
         output_dir: The folder of the latents.
         vae: The folder, URI or Hugging Face id of the autoencoder.
-        vae_digest: The expected digest of the autoencoder.
-        batch_size: The number of images that are encoded at once.
+        vae_digest: The digest of the autoencoder at the start of the job.
+        batch_size: The number of images per call of the autoencoder.
 
     Raises:
-        ValueError: The autoencoder has another digest.
+        ValueError: The autoencoder has changed since the start of the job.
     """
 
     def __init__(self, dataset_name: str, output_dir: str, vae: str, vae_digest: str, batch_size: int) -> None:
@@ -40,7 +40,10 @@ class LatentsWorker:
         profile.prepare_process()
         self.vae = load_vae(vae).to(profile.device).eval()
         if (digest := network_digest(self.vae)) != vae_digest:
-            raise ValueError(f"vae {vae} has changed since the job began: digest is {digest}, was {vae_digest}")
+            raise ValueError(
+                f"vae {vae} has changed since the job began (digest {digest}, was {vae_digest}): "
+                "restore it and run the command again"
+            )
         self.shape = latent_shape(self.vae, self.dataset.mel.y_res, self.dataset.mel.x_res)
         self.schema = schema(self.shape, vae_digest)
 
@@ -82,7 +85,12 @@ class LatentsWorker:
         return rows
 
     def _table(self, slices: pa.Table, moments: Moments) -> pa.Table:
-        """Return a table of latents for slices and the moments (n, 2, channels, height, width) of their posteriors."""
+        """Return a table of latents.
+
+        Args:
+            slices: The slices, with the columns `audio_file` and `slice`.
+            moments: The moments (n, 2, channels, height, width) of the posteriors of the slices.
+        """
         columns = [
             pa.FixedSizeListArray.from_arrays(pa.array(moments[:, index].reshape(-1)), moments[0, 0].size)
             for index in (0, 1)

@@ -1,1 +1,1 @@
-"""The evaluate job: distances of generated audio from real audio."""
+"""The verb `evaluate`: distances of generated audio from real audio."""

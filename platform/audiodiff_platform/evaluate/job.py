@@ -1,10 +1,12 @@
-"""The evaluate job: distances of generated audio from real audio, with confidence intervals and sample sizes.
+"""The evaluate job, which computes distances of generated audio from real audio.
 
 1. Each side of the comparison is divided into portions (`sides.py`).
-2. Workers cut audio into slices by one mel configuration and embed the slices (`worker.py`). Some reference images are
-   also converted to audio by the vocoder and analyzed again, to measure the distance that the vocoder alone causes.
+2. Workers cut audio into slices by one mel configuration, and compute features of the slices (`worker.py`). Some
+   reference images are also converted to audio by the vocoder and analyzed again, to measure the distance that the
+   vocoder alone causes.
 3. The driver adds the result of each portion to the statistics and the sample of its side.
-4. The figures are computed from the statistics and samples (`audiodiff_core.evaluation`).
+4. The driver computes the figures, with confidence intervals, from the statistics and samples
+   (`audiodiff_core.evaluation`).
 """
 
 import time
@@ -49,7 +51,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         The figures by name, and the embedder, digests and counts of skipped files.
 
     Raises:
-        ValueError: An option is wrong, or a side holds no usable slices.
+        ValueError: An option is invalid, or a side holds no usable slices.
         JobError: A worker failed.
     """
     began = time.monotonic()
@@ -111,7 +113,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _public_name(embedder: str) -> str:
-    """Return the name of an embedder without the path of a local folder: the record of a model may be published."""
+    """Return the name of an embedder, with only the last part of a local path.
+
+    The name is written to the record of the model, which may be published.
+    """
     source = encoder_source(embedder)
     return embedder.removesuffix(source) + Path(source).name if Path(source).is_absolute() else embedder
 
@@ -127,10 +132,10 @@ def _require_shared(options: EvaluateOptions) -> None:
 def _embed(
     options: EvaluateOptions, portions: list[Portion], method: Method, on_result: Callable[[int, Result], None]
 ) -> None:
-    """Embed all portions, and call `on_result` with the number and the result of each.
+    """Embed all portions, and call `on_result` with the number and the result of each portion.
 
-    If `output_dir` is set, the results are kept there until the report is written, so that a rerun of an interrupted
-    job continues from them.
+    If `output_dir` is set, this folder keeps the results until the report is written. A rerun of an interrupted job
+    then continues from the finished portions.
     """
     inputs = {
         "portions": [asdict(portion) for portion in portions],
@@ -180,13 +185,13 @@ def _warn(figures: dict[str, float]) -> None:
     if fewest <= figures["n_features"]:
         say(
             f"warning: a side has {fewest:,.0f} items of {figures['n_features']:.0f} features: Fréchet distances of so "
-            "few items are far too large, use the kernel distances"
+            "few items are far too large: use the kernel distances"
         )
     if figures["n_candidate_silent"]:
         say(f"warning: {figures['n_candidate_silent']:,.0f} candidate files are silent and are not compared")
     if "nearer_share" not in figures:
         source = "sample" if figures["n_reference_tracks"] > 1 else "reference"
         say(
-            f"warning: the {source} is a single track and there is no held-out audio: "
-            "copies of training audio cannot be detected"
+            f"warning: the {source} is a single track and there is no held-out audio, so copies of training audio "
+            "cannot be detected: set held_out"
         )

@@ -22,16 +22,16 @@ class EvaluateOptions(OutputOptions):
     )
     held_out: str | None = pydantic.Field(
         None,
-        description="real audio that was not used for training, to measure how close new audio comes to the reference; "
-        "of a mel dataset, the validation split is used if it has one; none: the validation split of the reference",
+        description="real audio that was not used for training, which shows how near new audio is to the reference; "
+        "only the validation split of a mel dataset is used, if it exists; none: the validation split of reference",
     )
     embedder: str = pydantic.Field(
-        EMBEDDER, description=f"features of a slice: {EMBEDDER}, or an encoder, named as for encode"
+        EMBEDDER, description=f"method that computes the features of slices: {EMBEDDER}, or an encoder as for encode"
     )
     mel_config: str | None = pydantic.Field(
         None,
-        description="mel_config.json by which audio is cut and analyzed; none: that of a compared mel dataset or of "
-        "the model",
+        description="mel_config.json with the parameters for the analysis of audio files; none: the parameters of the "
+        "compared mel datasets or of the model",
     )
     model: str | None = pydantic.Field(
         None,
@@ -40,18 +40,20 @@ class EvaluateOptions(OutputOptions):
     )
     output_dir: str | None = pydantic.Field(
         None,
-        description=f"folder for {REPORT}, which also lists the closest pairs of the samples; none: no report",
+        description=f"folder for {REPORT}, with the figures and the closest pairs of slices; none: no report",
     )
     round_trips: int = pydantic.Field(
         128,
         ge=0,
         le=10_000,
-        description="number of reference slices converted to audio by the vocoder and analyzed again, to measure the "
-        "distance that the vocoder alone causes",
+        description="number of reference slices that are converted to audio by the vocoder and analyzed again, to "
+        "measure the distance that the vocoder alone causes",
     )
     num_workers: int | None = pydantic.Field(
-        None, ge=1, description="parallel workers with one CPU or GPU each; none: all that are not reserved"
+        None,
+        ge=1,
+        description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
     )
     device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto to use GPUs if the cluster has any now"
+        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )

@@ -1,4 +1,4 @@
-"""Results of the portions of the evaluate job, which workers return to the driver or write to files as JSON."""
+"""Results of the portions of the evaluate job, which the driver receives as values or JSON files."""
 
 import base64
 from collections import Counter
@@ -17,7 +17,7 @@ from audiodiff_platform.audio_files import shortened
 
 @dataclass
 class Embedded:
-    """The items of a portion that are embedded so far, and the files that are left out.
+    """The embedded items of a portion while it is processed, and the files that are left out.
 
     `features` and `round_trips` are batches (n, d). `tracks` and `ranks` have one entry per item.
     """
@@ -50,7 +50,7 @@ class Embedded:
         self.round_trips += round_trips
 
     def result(self, sample_size: int) -> "Result":
-        """Return the result of the portion. It keeps the features of at most `sample_size` items."""
+        """Return the result of the portion, with the features of at most `sample_size` items."""
         features = _concatenated(self.features)
         after = _concatenated(self.round_trips)
         part = Part.of(Items(features, self.tracks), np.array(self.ranks, np.uint64), sample_size)

@@ -1,6 +1,7 @@
 """The sides of a comparison: the reference, the candidate, and held-out real audio.
 
-A side is a folder of audio, the output of generate, or a mel dataset. It is divided into portions, the units of work.
+A side is a folder of audio, the output of generate, or a mel dataset. Each side is divided into portions, which are the
+units of work.
 """
 
 from collections import Counter
@@ -31,7 +32,7 @@ PORTION_S = 300  # seconds of audio
 
 @dataclass
 class Side:
-    """One side of the comparison: its portions, and the results of the portions that are embedded.
+    """One side of the comparison: its portions, and the sum of their results.
 
     Args:
         portions: The portions of the side.
@@ -104,7 +105,7 @@ def open_sides(options: EvaluateOptions) -> dict[str, Side]:
 
 
 def _open_held_out(uri: str, reference: str) -> Side:
-    """Open the validation split of a mel dataset if it has one, or else everything at the URI."""
+    """Open the validation split of a mel dataset if the split exists, or else the complete input."""
     side = _open_side(HELD_OUT, uri, VALIDATION_SPLIT)
     if side.portions:
         return side
@@ -151,18 +152,18 @@ def _open_dataset(name: str, uri: str, split: str) -> MelDataset:
     if dataset.folder.read_json(DATASET_SETTINGS).get("reference") == "track":
         say(
             f"warning: {name} {uri} has images normalized to the maximum of their track, but audio is analyzed "
-            "relative to the maximum of each slice: the two are not comparable"
+            "relative to the maximum of each slice: images and audio are not comparable"
         )
     return dataset
 
 
 def common_mel(options: EvaluateOptions, sides: dict[str, Side], model_mel: MelConfig | None) -> MelConfig:
-    """Return the mel configuration that the sides, the option `mel_config` and the model agree on.
+    """Return the common mel configuration of the sides, the option `mel_config` and the model.
 
     Args:
         options: Options of the job.
         sides: The sides.
-        model_mel: Mel configuration of the model, if there is a model.
+        model_mel: Mel configuration of the model, or None without a model.
 
     Raises:
         ValueError: No mel configuration is stated, or two of them differ.
@@ -176,8 +177,8 @@ def common_mel(options: EvaluateOptions, sides: dict[str, Side], model_mel: MelC
         stated[f"model {options.model}"] = model_mel
     if not stated:
         raise ValueError(
-            "neither side is a mel dataset: set mel_config to the mel_config.json by which audio is cut and analyzed, "
-            "or set model"
+            "neither side is a mel dataset: set mel_config to a mel_config.json with the parameters for the analysis "
+            "of audio, or set model"
         )
     (first, mel), *others = stated.items()
     for other, other_mel in others:

@@ -36,9 +36,9 @@ class Portion:
         side: Name of the side.
         uri: URI of the audio folder or of the mel dataset.
         sources: Sources in the audio folder.
-        part: Path of the file in the mel dataset.
-        round_trips: Number of items at the start of the portion that are also converted to audio by the vocoder and
-            embedded again.
+        part: Path of the file in the mel dataset, or an empty text.
+        round_trips: Number of items, from the start of the portion, that are also converted to audio by the vocoder
+            and embedded again.
     """
 
     side: str
@@ -54,7 +54,7 @@ class Method:
 
     Args:
         embedder: Name of the embedder.
-        embedder_digest: Digest of its weights.
+        embedder_digest: Digest of the embedder at the start of the job.
         mel: Mel configuration by which audio is cut and analyzed.
         sample_size: Maximum number of items in the sample of a side.
     """
@@ -66,7 +66,16 @@ class Method:
 
 
 class EvaluateWorker:
-    """A worker that embeds portions. It loads the embedder once, and decodes audio files in a separate process."""
+    """A worker that embeds portions with one loaded embedder. Audio files are decoded in a child process.
+
+    Args:
+        portions: All portions of the job.
+        output: Folder for the results, or None to return the results in the records.
+        method: Method of the evaluation.
+
+    Raises:
+        ValueError: The embedder has changed since the start of the job.
+    """
 
     def __init__(self, portions: list[Portion], output: str | None, method: Method) -> None:
         profile = ExecutionProfile.here()
@@ -76,8 +85,8 @@ class EvaluateWorker:
         self.embedder = load_embedder(method.embedder, method.mel.sample_rate, profile.device)
         if self.embedder.digest != method.embedder_digest:
             raise ValueError(
-                f"embedder {method.embedder} has changed since the job began: "
-                f"its digest is {self.embedder.digest}, it was {method.embedder_digest}"
+                f"embedder {method.embedder} has changed since the job began (digest {self.embedder.digest}, was "
+                f"{method.embedder_digest}): restore it and run the command again"
             )
 
     @cached_property
@@ -89,7 +98,10 @@ class EvaluateWorker:
         return GriffinLim(self.mel.config)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Embed a portion. The result is written to a file if the job has a folder, or else returned in the record."""
+        """Embed a portion and return its record.
+
+        The result is written to a file if the job has a folder. Otherwise the record holds the result.
+        """
         portion = self.portions[shard]
         embedded = self._embed_part(portion, attempts) if portion.part else self._embed_sources(portion, attempts)
         result = embedded.result(self.method.sample_size)
@@ -126,7 +138,7 @@ class EvaluateWorker:
         return result
 
     def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
-        """Yield the slices of an audio file. AudioDecodeError is raised before the first slice."""
+        """Yield the slices of an audio file. Raise AudioDecodeError before the first slice if it is unusable."""
         for image, samples in self._decoder.items(
             file.name, file.local, scratch / "items", self.mel.config, with_samples=self.embedder.needs_audio
         ):
@@ -152,12 +164,12 @@ class EvaluateWorker:
         result.silent += count == 0
 
     def _round_trip(self, item: EmbedderItem, seed: int) -> EmbedderItem:
-        """Convert the image of an item to audio and analyze the audio."""
+        """Convert the image of an item to audio, and return the item of this audio."""
         return item_from_samples(self._vocoder(item.image[np.newaxis], [seed])[0], self.mel)[0]
 
 
 def _rows(folder: Folder, part: str, shape: tuple[int, int]) -> Iterator[tuple[str, Images]]:
-    """Yield the track and the image, of `shape` (height, width), of each row of a file of a mel dataset."""
+    """Yield the track and the image (height, width) of each row of a file of a mel dataset."""
     with folder.filesystem.open(folder.path(part), "rb") as file, pq.ParquetFile(file) as table:
         for group in range(table.num_row_groups):
             for row in table.read_row_group(group, columns=["image", "audio_file"]).to_pylist():

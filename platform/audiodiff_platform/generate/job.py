@@ -1,6 +1,6 @@
-"""Bulk generation of loops: audio files and a manifest from a model and a range of seeds.
+"""Job that generates loops from a model and a range of seeds, as audio files with a manifest.
 
-Loops are generated in shards. A shard is either complete or absent.
+Loops are generated in shards. Each shard is complete or absent.
 
     OUT/generate.json           settings and their digest
     OUT/audio/<id>.wav          a loop, whose id is its seed
@@ -39,8 +39,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         The summary as JSON values: loops, failures, output folder, digest of the model, and seconds taken.
 
     Raises:
-        ValueError: An option is invalid for the model, or the output folder has other settings.
-        JobError: All loops or a worker failed.
+        ValueError: An option is invalid for the model, or the output folder holds loops of other settings.
+        JobError: All loops failed, or a worker failed.
     """
     start = time.monotonic()
     paths = {
@@ -55,7 +55,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             f"model {options.model} is conditional: generate does not support encodings, use an unconditional model"
         )
     options = geometry.resolved(options, model.scheduler)
-    # Encode one sample to raise at the start if the format does not support the sample rate.
+    # Encode one sample, so that a format without support for the sample rate fails before the work begins.
     encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)
     output = Folder(options.output_dir)
     settings = options.settings(model)

@@ -18,22 +18,28 @@ MAX_LOOPS = 10_000_000
 
 
 class GenerateOptions(SamplingParameters, OutputOptions):
-    """Model, seeds and sampling parameters of the loops, output folder and workers."""
+    """Options of generate: model, seeds and sampling parameters of the loops, output folder, workers."""
 
     model: str = pydantic.Field(
-        description="model folder (train writes OUTPUT_DIR/model), s3:// or gs:// URI, or Hugging Face id"
+        description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, or a Hugging Face id"
     )
-    output_dir: str = pydantic.Field(description="folder for audio and manifest: path, s3:// or gs:// URI")
+    output_dir: str = pydantic.Field(description="folder for the audio files and the manifest: a path, s3:// or gs://")
     count: int = pydantic.Field(ge=1, le=MAX_LOOPS, description="number of loops")
     seed: int = pydantic.Field(
-        0, ge=SEEDS[0], le=SEEDS[-1], description="seed of the first loop; each further loop has the next seed"
+        0,
+        ge=SEEDS[0],
+        le=SEEDS[-1],
+        description="seed of the first loop; the seeds of the following loops count up from it",
     )
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
     batch_size: int | None = pydantic.Field(
-        None, ge=1, le=1_024, description="samples per network call, which affects the result; none: depends on device"
+        None,
+        ge=1,
+        le=1_024,
+        description="loops per network call, which affects the result; none: 4 on a CPU, 32 on a GPU",
     )
     precision: Precision | None = pydantic.Field(
-        None, description="arithmetic of the network: fp32, bf16 or fp16; none: depends on device, fp32 on a CPU"
+        None, description="precision of the network: fp32, bf16 or fp16; none: fp32 on a CPU, bf16 or fp16 on a GPU"
     )
     compiled: bool = pydantic.Field(
         False, description="compile the network when a worker starts, which pays off for many loops"
@@ -44,7 +50,7 @@ class GenerateOptions(SamplingParameters, OutputOptions):
         description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
     )
     device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has any now"
+        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )
 
     @pydantic.model_validator(mode="after")
@@ -66,7 +72,7 @@ class GenerateOptions(SamplingParameters, OutputOptions):
         return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **settings}
 
     def shard_seeds(self) -> list[range]:
-        """Return the seeds of each shard. A shard is a few batches, whatever the number of workers."""
+        """Return the seeds of each shard. The shards do not depend on the number of workers."""
         size = BATCHES_PER_SHARD * (self.batch_size or DEFAULT_BATCH_SIZES["cpu"])
         end = self.seed + self.count
         return [range(first, min(first + size, end)) for first in range(self.seed, end, size)]

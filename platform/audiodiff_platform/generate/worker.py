@@ -1,4 +1,4 @@
-"""Worker of the verb `generate`."""
+"""Worker of generate, which generates the loops of a shard and measures their audio."""
 
 import io
 import logging
@@ -52,7 +52,8 @@ class GenerateWorker:
         model = load_model(options.model)
         if model.digest != model_digest:
             raise ValueError(
-                f"model {options.model} has changed since the job started: digest {model.digest}, was {model_digest}"
+                f"model {options.model} has changed since the job began (digest {model.digest}, was {model_digest}): "
+                "restore it and run the command again"
             )
         self.digest = model.digest
         self.pipeline = model.pipeline(self.profile)
@@ -60,8 +61,9 @@ class GenerateWorker:
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Generate a shard of loops, and write its audio files and its part of the manifest.
 
-        The loops are generated in batches. After an error in a batch, or two process deaths, they are generated one by
-        one. A loop that then fails, or ends two processes, gets a manifest row with the reason and no audio file.
+        The loops are generated in batches. If a batch fails or MAX_BATCH_DEATHS processes die, the loops are generated
+        one by one. A loop that then fails or kills two processes has no audio file, and its manifest row states the
+        reason.
 
         Args:
             shard: Number of the shard.
@@ -100,7 +102,7 @@ class GenerateWorker:
         return rows
 
     def _generate_singly(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
-        """Generate loops one by one and return their manifest rows, with the reason for loops that fail."""
+        """Generate loops one by one and return their manifest rows. Rows of failed loops state the reason."""
         rows = []
         for request in requests:
             if attempts.gives_up(str(request.seed)):

@@ -1,1 +1,1 @@
-"""The verb prepare: write audio files as a mel dataset."""
+"""The verb `prepare`: a mel dataset from audio files."""

@@ -1,9 +1,9 @@
-"""Detection of duplicate audio files: a pass over the sources that digests every item before shards are planned.
+"""Detection of duplicate audio files, in a pass over all sources before the shards are planned.
 
-DIR/_digests/NNNN/_plan, _commits       the commit protocol, as for the dataset itself
-DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of the items of a shard
+    DIR/_digests/NNNN/_plan, _commits       plan and commits, as in the folder of the dataset
+    DIR/_digests/NNNN/parts/NNNNNN.parquet  the digests of the items of a shard
 
-The digests are kept, so that files added later can be compared with them.
+The digests are kept, so that files that are added later can be compared with earlier files.
 """
 
 import io
@@ -36,7 +36,7 @@ _NO_STARTS: Starts = np.empty(0, np.uint64)
 
 
 def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], running: Engine) -> dict[str, list[str]]:
-    """Find the items of new sources that are duplicates: their bytes equal the bytes of another item.
+    """Find the items of new sources whose bytes equal the bytes of another item.
 
     Workers read all sources. An interrupted pass continues from its finished shards.
 
@@ -47,12 +47,12 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
         running: The engine that runs the workers.
 
     Returns:
-        The names of the duplicates, by source. Of several equal items, the item of an earlier plan is kept, else the
-        item with the smallest name.
+        The names of the duplicates, by source. Among equal items, the item of an earlier plan is no duplicate, or else
+        the item with the smallest name.
     """
     generation = len(output.names("_plan/*.parquet"))
     folder = Folder(f"{output.uri}/{DUPLICATES}/{generation:04d}")
-    with owned(folder, take_over=True) as lease:  # safe, because the owner of `output` owns its subfolders
+    with owned(folder, take_over=True) as lease:  # safe, because the owner of `output` also owns its subfolders
         planned, new = new_sources(folder, sources, Inputs(input_dir))
         plan = SourcePlan(folder, planned, new, shard_seconds(new, MIN_SHARD_SECONDS))
         work = ShardWork("audiodiff duplicates", DigestWorker, (input_dir, folder.uri), folder.uri, digested)
@@ -64,18 +64,18 @@ def find_duplicates(input_dir: str, output: Folder, sources: Sequence[Source], r
 
 
 def repeated(earlier: Sequence[Folder], folder: Folder) -> dict[str, list[str]]:
-    """Find the items of `folder` whose digest is repeated.
+    """Find the items of `folder` that repeat another item.
 
-    The first of two passes over the digests keeps eight bytes of each. The second pass reads the rows of digests whose
-    first eight bytes occur more than once.
+    To save memory, a first pass over the digests keeps only eight bytes of each digest. A second pass reads the rows of
+    the digests whose first eight bytes occur more than once.
 
     Args:
         earlier: The folders of earlier digest passes.
         folder: The folder of the latest digest pass.
 
     Returns:
-        The names of the items, by source, whose digest belongs to an item of an `earlier` folder, or to an item of
-        `folder` with a smaller name.
+        The names of the repeating items, by source. The digest of a repeating item equals the digest of an item in an
+        `earlier` folder, or of an item in `folder` with a smaller name.
     """
     folders = [*earlier, folder]
     starts = np.concatenate([_NO_STARTS, *(_starts(batch) for one in folders for batch in _digests(one))])

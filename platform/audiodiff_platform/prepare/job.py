@@ -1,4 +1,4 @@
-"""Job that writes audio files as a mel dataset, in shards that are complete or absent.
+"""Job that cuts audio files into slices and writes a mel dataset. Each shard is complete or absent.
 
 1. Write the settings, and assign the sources to shards (`work/sharded_job.py`, `work/plan.py`).
 2. Run workers on Ray Data (`worker.py`). Each worker writes the slices of a shard to `data/train-NNNNNN.parquet`, and
@@ -46,16 +46,17 @@ MIN_SHARD_SLICES = 96
 
 
 class PrepareOptions(Slicing, OutputOptions):
-    """Options of prepare: input, output, slicing and mel parameters. No other verb sets mel parameters."""
+    """Options of prepare: input, output, slicing and mel parameters."""
 
     input_dir: str = pydantic.Field(
-        description="input audio: a folder (a path, s3://, gs:// or hf://datasets/OWNER/NAME), searched recursively "
-        "for audio files, .tar shards and Parquet files with an audio column; or a list of files (.txt with one URI or "
-        "path relative to the list per line, no comments; .parquet with a column of them)"
+        description="input audio: a folder (a path, s3://, gs:// or hf://datasets/OWNER/NAME), which is searched "
+        "recursively for audio files, .tar shards and Parquet files with an audio column; a single file; or a list of "
+        "files: a .txt file with one URI or path per line, or a .parquet file with a column of URIs or paths (relative "
+        "paths start at the folder of the list)"
     )
-    output_dir: str = pydantic.Field(description="folder of the mel dataset: a path, s3:// or gs://")
+    output_dir: str = pydantic.Field(description="folder for the mel dataset: a path, s3:// or gs://")
     resolution: str = pydantic.Field(
-        "256", description="image size in pixels: the side of a square, or width,height (frames, mel bands)"
+        "256", description="image size in pixels: one number for a square, or width,height (STFT frames, mel bands)"
     )
     sample_rate: int = pydantic.Field(MelConfig().sample_rate, description="sample rate in Hz")
     hop_length: int = pydantic.Field(MelConfig().hop_length, description="hop length: samples between STFT frames")
@@ -64,18 +65,18 @@ class PrepareOptions(Slicing, OutputOptions):
         0.0,
         ge=0,
         lt=1,
-        description="share of tracks in the split validation, selected by a hash of their content, 0 to 1",
+        description="share of audio files in the validation split, which are selected by a hash of their content",
     )
     drop_duplicates: bool = pydantic.Field(
-        False, description="leave out files with the same bytes as a file of smaller URI (reads all files twice)"
+        False, description="keep only one of several audio files with equal bytes; all files are read twice"
     )
     max_bad_fraction: float = pydantic.Field(
-        0.5, ge=0, le=1, description="share of unusable files above which the job fails, 0 to 1"
+        0.5, ge=0, le=1, description="share of unusable files above which the job fails"
     )
     shard_minutes: float | None = pydantic.Field(
         None,
         gt=0,
-        description="audio per shard in minutes, estimated from file sizes; none: 5 to 180, by the size of the input",
+        description="minutes of audio per shard, estimated from file sizes; none: 5 to 180, by the size of the input",
     )
     num_workers: int | None = pydantic.Field(
         None, ge=1, description="number of workers, each on one CPU; none: all CPUs that are not reserved"
@@ -124,7 +125,7 @@ class PrepareOptions(Slicing, OutputOptions):
         return Slicing.model_validate(self.model_dump(include=set(Slicing.model_fields)))
 
     def shard_seconds(self, sources: list[Source]) -> float:
-        """Return the audio per shard in seconds. The default depends on the audio in `sources`."""
+        """Return the duration of the audio of a shard in seconds. The default depends on `sources`."""
         if self.shard_minutes is not None:
             return self.shard_minutes * 60
         step_s = self.mel().slice_duration_s * (1 - self.overlap)
@@ -166,7 +167,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
-    """Write the missing shards and complete the dataset in the folder of `lease`; return the summary."""
+    """Write the missing shards, complete the dataset in the folder of `lease`, and return the summary."""
     planned, new = new_sources(lease.folder, inputs.sources(), inputs)
     for line in inputs.describe():
         say(line)
@@ -202,7 +203,7 @@ def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
-    """Print the expected work and the findings on the mel configuration. Raise ValueError for an error."""
+    """Print the expected work and the findings on the mel configuration. Raise ValueError for errors."""
     mel = options.mel()
     seconds = sum(source.seconds for source in new)
     slices = expected_slices(mel, seconds, len(new), options.overlap)
@@ -216,7 +217,7 @@ def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
 
 
 def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: Engine) -> None:
-    """Write the pending shards. Raise JobError as soon as more files are unusable than `max_bad_fraction` allows."""
+    """Write the pending shards. Raise JobError once the share of unusable files is too large."""
     unusable = sum(len(record["failures"]) for record in job.done.values())
     files = sum(size.sources for size in plan.shards.values())
     # The number of audio files in a container is unknown until a worker reads the container.
@@ -239,7 +240,7 @@ def _make(options: PrepareOptions, job: ShardedJob, plan: SourcePlan, running: E
 
 
 def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[str, Any]:
-    """Check the number of unusable files, then write the mel configuration, the dataset card and `_SUCCESS`."""
+    """Check the number of unusable files, write the last files of the dataset, and return the summary."""
     output, records = job.output, job.records()
     files, duplicates, train = (
         sum(record[key] for record in records.values()) for key in ("files", "duplicates", "rows")

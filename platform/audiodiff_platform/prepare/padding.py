@@ -11,7 +11,7 @@ from audiodiff_core.mel import MelConfig
 MIN_CONTENT = 0.5
 """Share of content below which a slice counts as mostly padding."""
 NOTABLE_SHARE = 0.1
-"""Share of mostly padded slices above which `Padding.advice` gives advice."""
+"""Share of mostly padded slices above which `Padding.advice` returns advice."""
 WIDTH_MULTIPLE = 32
 """Suggested widths are multiples of this number, so that every preset supports them."""
 MIN_HOP = 16
@@ -24,8 +24,8 @@ class Padding:
 
     Args:
         slices: The number of all slices.
-        files: The number of mostly padded first slices, by the duration of their file in seconds.
-        tails: The number of mostly padded last slices of longer files.
+        files: The number of files that fill less than half of a single slice, by their duration in seconds.
+        tails: The number of last slices of longer files that are more than half padding.
     """
 
     slices: int = 0
@@ -67,10 +67,13 @@ class Padding:
         return (self.files.total() + self.tails) / max(1, self.slices)
 
     def advice(self, mel: MelConfig) -> str | None:
-        """Format the share and settings that reduce it as one line; return None up to NOTABLE_SHARE.
+        """Return a line with the share and with settings that reduce it, or None for a small share.
 
         Args:
             mel: The mel configuration of the dataset.
+
+        Returns:
+            The line, or None if the share is at most NOTABLE_SHARE.
         """
         if self.share <= NOTABLE_SHARE:
             return None
@@ -93,7 +96,10 @@ def _rounded_down(seconds: float) -> str:
 
 
 def _settings_for(mel: MelConfig, seconds: float) -> Iterator[str]:
-    """Yield options with slices of at most `seconds`: a smaller width, a smaller hop length, or both if necessary."""
+    """Yield options that shorten the slices to at most `seconds`.
+
+    The options set a smaller width or a smaller hop length, or both if neither suffices alone.
+    """
     samples = round(seconds * mel.sample_rate)
     width = samples // mel.hop_length // WIDTH_MULTIPLE * WIDTH_MULTIPLE
     if width:
@@ -105,6 +111,9 @@ def _settings_for(mel: MelConfig, seconds: float) -> Iterator[str]:
 
 
 def _hop(samples: int, width: int) -> int:
-    """Return the largest power of two with which `width` frames span at most `samples`, or 0 if less than MIN_HOP."""
+    """Return the largest hop length, a power of two, with which `width` frames span at most `samples`.
+
+    Return 0 if this hop length is less than MIN_HOP.
+    """
     hop = 1 << (samples // width).bit_length() >> 1
     return hop if hop >= MIN_HOP else 0

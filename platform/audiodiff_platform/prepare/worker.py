@@ -1,4 +1,4 @@
-"""Worker of prepare: writes the slices of a planned shard by split, and its quarantine."""
+"""Worker of prepare, which writes the slices and the quarantine of a planned shard."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -45,7 +45,7 @@ class PrepareWorker:
         self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write a shard: its part of each split and its quarantine. Return its commit record."""
+        """Write the slices of each split and the quarantine of a shard; return the commit record."""
         planned = read_shard(self.output, shard)
         wanted = {source: frozenset(left_out) for source, left_out in planned if source.uri not in left_out}
         with self.output.scratch() as scratch:
@@ -93,7 +93,7 @@ class PrepareWorker:
                 draft.failed(item.name, error.reason, item.size)
 
     def _add(self, item: AudioItem, sha256: str, draft: "Draft") -> None:
-        """Add the slices of an item to its split. If the item is unusable, raise AudioDecodeError and add none."""
+        """Add the slices of an item to its split. If the item is unusable, only raise AudioDecodeError."""
         sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
         part = draft.parts[VALIDATION_SPLIT if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN_SPLIT]
         for piece, png in sliced:
@@ -114,7 +114,7 @@ class PrepareWorker:
     def _put(
         self, shard: int, draft: "Draft", splits: dict[str, dict[str, Any]]
     ) -> tuple[dict[str, str], dict[str, int]]:
-        """Move the finished files of a shard to the dataset; return their digests and sizes in bytes, by name."""
+        """Move the finished files of a shard to the dataset; return their digests and sizes by name."""
         parts = {data_file(shard, split): draft.parts[split].file for split in splits if splits[split]["rows"]}
         if draft.failures:
             parts[f"quarantine/{shard:06d}.parquet"] = draft.scratch / "quarantine.parquet"
@@ -133,7 +133,7 @@ def prepared(record: Record) -> Counts:
 
 
 class Draft:
-    """A shard that is being written: its parts by split, and statistics of its files.
+    """A shard while it is written: its parts by split, and statistics of its files.
 
     Args:
         scratch: The local folder for the files of the shard.
@@ -181,7 +181,7 @@ class Part:
             self._write()
 
     def closed(self) -> dict[str, Any]:
-        """Close the file; return its numbers of rows, its size in bytes and its SHA-256 digest."""
+        """Close the file; return the numbers of rows and row groups, the size in bytes and the digest."""
         if self._waiting:
             self._write()
         self._writer.close()

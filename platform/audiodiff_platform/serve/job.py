@@ -5,8 +5,9 @@
     GET  /v1/models     names, digests, sample rates and durations of the models
     GET  /healthz       status 200 after a replica has loaded its models
 
-Concurrent requests are combined into batches of the sampler. If the environment variable AUDIODIFF_API_KEY is set, all
-requests except /healthz must have the header `Authorization: Bearer KEY`. It must be set for a host beyond loopback.
+The server combines concurrent requests into batches. If the environment variable AUDIODIFF_API_KEY is set, all
+requests except /healthz must have the header `Authorization: Bearer KEY`. The variable is required if other machines
+can reach the server.
 """
 
 import asyncio
@@ -44,26 +45,31 @@ app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusi
 
 
 class ServeOptions(Options):
-    """Models, address and replicas of the server."""
+    """Options of serve: models, address and replicas."""
 
     model: tuple[str, ...] = pydantic.Field(
-        description="NAME=PATH of a model folder, s3:// or gs:// URI or Hugging Face id; can be repeated"
+        description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
     )
     host: str = pydantic.Field(
-        "127.0.0.1", description="address to listen on; beyond loopback, AUDIODIFF_API_KEY must be set"
+        "127.0.0.1", description="address to listen on; addresses other than loopback require AUDIODIFF_API_KEY"
     )
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
     batch_size: int | None = pydantic.Field(
-        None, ge=1, le=1_024, description="samples per network call, which affects the result; none: depends on device"
+        None,
+        ge=1,
+        le=1_024,
+        description="loops per network call, which affects the result; none: 4 on a CPU, 32 on a GPU",
     )
     precision: Precision | None = pydantic.Field(
-        None, description="arithmetic of the network: fp32, bf16 or fp16; none: depends on device, fp32 on a CPU"
+        None, description="precision of the network: fp32, bf16 or fp16; none: fp32 on a CPU, bf16 or fp16 on a GPU"
     )
     compiled: bool = pydantic.Field(
         False, description="compile the network when a replica starts, which takes minutes but speeds up requests"
     )
     max_replicas: int | None = pydantic.Field(
-        None, ge=1, description="maximum number of replicas, each on one CPU or GPU; none: all GPUs, or else all CPUs"
+        None,
+        ge=1,
+        description="maximum number of replicas, each on one GPU or CPU; none: all GPUs, or all CPUs without GPUs",
     )
 
     @pydantic.field_validator("model", mode="before")
@@ -227,7 +233,7 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         The summary as JSON values: the names of the models.
 
     Raises:
-        ValueError: A model cannot be loaded, no API key is set for a host beyond loopback, or the cluster is too small.
+        ValueError: A model cannot be loaded, an API key is required and not set, or the cluster is too small.
     """
     key = Secrets().api_key
     if not options.is_on_loopback and key is None:
