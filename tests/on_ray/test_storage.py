@@ -90,9 +90,8 @@ def test_a_file_is_created_once(uri: str) -> None:
     assert Folder(uri).read_json("commit.json") == {"first": True}
 
 
-@pytest.mark.parametrize(
-    "size", [200_000, 6_000_000]
-)  # Google's client uploads files of more than 5 MB in a different way
+# Google's client uploads files of more than 5 MB in a different way.
+@pytest.mark.parametrize("size", [200_000, 6_000_000])
 def test_a_local_file_moves_in_and_is_fetched(uri: str, size: int, tmp_path: Path) -> None:
     content = random.Random(size).randbytes(size)
     (tmp_path / "local").write_bytes(content)
