@@ -1,4 +1,7 @@
-"""Measured claims, ours beside the alternative, paired in one run: `make bench`. One thread; trust the ratios, not the seconds."""
+"""Benchmarks of this project against its alternatives, paired in one run (`make bench`).
+
+Everything runs on one thread. Compare the ratios: the seconds depend on the machine.
+"""
 
 import os
 import time
@@ -18,7 +21,7 @@ PAIRS = 5
 
 
 def paired(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
-    """Median seconds of each, run in turn after a warm-up."""
+    """Return the median seconds of both calls, run in turn after a warm-up."""
     times: dict[int, list[float]] = {0: [], 1: []}
     for round_ in range(PAIRS + 1):
         for index, call in enumerate((ours, theirs)):
@@ -30,7 +33,7 @@ def paired(ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[fl
 
 
 def analysis(config: MelConfig) -> None:
-    """Samples -> images, all loops."""
+    """Time the conversion of the samples of all loops to images."""
     mel, reference = Mel(config), Reference(x_res=config.x_res, y_res=config.y_res, hop_length=config.hop_length)
     audios = [decode_audio(file, config.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
 
@@ -47,7 +50,8 @@ def analysis(config: MelConfig) -> None:
 
     mine, other = paired(ours, theirs)
     print(
-        f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, {other / mine:.2f} times as fast"
+        f"mel analysis {config.x_res}x{config.y_res}: ours {mine:.3f} s, diffusers' Mel {other:.3f} s, "
+        f"{other / mine:.2f} times as fast"
     )
 
 

@@ -1,10 +1,10 @@
-"""A folder of music to measure with, made from the loops in tests/data/loops: the same audio each time.
+"""Music files for benchmarks, made from the loops in tests/data/loops: the same audio in every run.
 
     python -m tests.benchmarks.corpus FOLDER [--files 12] [--seconds 80] [--format ogg|flac|mp3]
 
-Each file is stereo at 44.1 kHz. A side is a chain of all loops, each at a pitch of its own (by resampling), cut at the length asked for;
-file and side choose where the chain begins and the pitches, so no two files and no two sides are alike. (Ogg files differ in a serial
-number from run to run, not in their audio.)
+Each file is stereo at 44.1 kHz. A channel is a chain of all loops, cut to the requested length. Each loop is resampled
+to a different pitch. The file number and the channel choose the first loop and the pitches, so no two channels are
+equal. The serial number of an Ogg file differs between runs. Its audio does not.
 """
 
 import argparse
@@ -24,11 +24,11 @@ LOOPS = Path(__file__).parents[1] / "data" / "loops"
 SAMPLE_RATE = 44_100
 FORMATS = {"ogg": ("OGG", "VORBIS"), "flac": ("FLAC", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III")}
 PEAK = 0.8
-BLOCK = 1 << 16  # libsndfile's Vorbis encoder overflows its stack where it is given minutes at once
+BLOCK = 1 << 16  # frames per write: libsndfile's Vorbis encoder overflows its stack on minutes of audio
 
 
 def make_corpus(folder: Path, files: int = 12, seconds: float = 80, form: str = "ogg") -> list[Path]:
-    """Writes `files` files of `seconds` s each in a format of `FORMATS`, on all cores; returns their paths."""
+    """Write `files` files of `seconds` s in the format `form`, on all cores, and return the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     made = [folder / f"{number:04d}.{form}" for number in range(files)]
     with ProcessPoolExecutor() as pool:
@@ -50,7 +50,10 @@ def _loops() -> list[Samples]:
 
 
 def _chain(loops: Sequence[Samples], length: int, number: int) -> Samples:
-    """`length` samples of loops in turn, at pitches between three quarters and four thirds of their own; `number` seeds both."""
+    """Return `length` samples of consecutive loops, resampled to random pitches.
+
+    Pitches lie between 3/4 and 4/3 of the original pitch. `number` seeds the pitches and selects the first loop.
+    """
     random = np.random.default_rng(number)
     pieces: list[Samples] = []
     place = number
@@ -72,7 +75,8 @@ def main() -> None:
     given = parser.parse_args()
     made = make_corpus(given.folder, given.files, given.seconds, given.format)
     print(
-        f"{len(made)} files of {given.seconds:g} s, {sum(file.stat().st_size for file in made) / 1e6:.1f} MB: {given.folder}"
+        f"{len(made)} files of {given.seconds:g} s, {sum(file.stat().st_size for file in made) / 1e6:.1f} MB: "
+        f"{given.folder}"
     )
 
 

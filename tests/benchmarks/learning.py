@@ -1,10 +1,11 @@
-"""What the tiny recipe learns in a given time, beside the same network trained as the original's trainer trains, and beside none: Fréchet distances.
+"""Fréchet distances after a fixed training time: the tiny recipe and the original's training.
 
     python -m tests.benchmarks.learning [--seconds 300] [--seed 0]
 
-All contenders have the same network, data, time and cores. The original's way is its trainer's defaults: epsilon over linear betas,
-learning rate 1e-4 after 500 steps of warm-up, batches of 16. Distances are from audio to audio by `logmel-stats`, 128 loops each,
-beside real tracks against other real tracks.
+All contenders have the same network, data, time and cores. An untrained network is measured too. The original's way
+uses the defaults of its trainer: epsilon prediction over linear betas, learning rate 1e-4 after 500 steps of warm-up,
+batches of 16. Distances are measured from audio to audio by `logmel-stats` on 128 loops per contender. The results
+include the distance between real tracks and other real tracks.
 """
 
 import argparse
@@ -37,7 +38,7 @@ WAYS: dict[str, list[str]] = {
 
 
 def job(verb: str, *arguments: object) -> dict[str, Any]:
-    """Runs a job to its end; gives its summary."""
+    """Run a job to its end and return its summary."""
     command = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -59,8 +60,8 @@ def main() -> None:
             length = ["--max_train_steps", 0] if way == "untrained" else []
             minutes = given.seconds / 60
             trained = job(
-                "train", "--recipe", RECIPE, "--dataset_name", dataset, "--output_dir", folder / "train", "--seed", given.seed,
-                "--max_train_minutes", minutes, *length, *WAYS[way],
+                "train", "--recipe", RECIPE, "--dataset_name", dataset, "--output_dir", folder / "train",
+                "--seed", given.seed, "--max_train_minutes", minutes, *length, *WAYS[way],
             )  # fmt: skip
             print(
                 f"{way}: {trained['steps']:.0f} steps, {trained['samples']:.0f} samples, {trained['seconds']:.0f} s",

@@ -1,10 +1,11 @@
-"""How well loops loop: made in circular time, made in the ordinary way, cut by `cut_loop`, and cut by the original's `loop_it`.
+"""Seams of loops: made in circular time, made in ordinary time, cut by `cut_loop`, cut by `loop_it`.
 
     python -m tests.benchmarks.loops [--count 32] [--training-steps 300]
 
-A tiny network learns the corpus for a few minutes; the same seeds then become audio as seamless requests (network and phases in circular
-time) and as ordinary ones; the original loops the very same circular audio too. The seam at the wrap is told relative to that at interior points: the
-score of the audio over the median score of the same audio rolled to other places, 1 being a wrap like any other point.
+A tiny network learns the corpus for a few minutes. The same seeds are then generated twice: as seamless requests
+(network and phases in circular time) and as ordinary requests. The original's `loop_it` also loops the circular audio.
+The seam at the wrap is printed relative to interior points: the score of the audio is divided by the median score of
+the same audio rolled to other positions. A ratio of 1 means that the wrap is like any other point.
 """
 
 import argparse
@@ -34,7 +35,7 @@ BATCH, STEPS, PLACES = 8, 50, 15
 
 
 def trained(steps: int) -> tuple[Any, Any]:
-    """The preset `tiny` after so many steps on the slices of the corpus, and its scheduler."""
+    """Train the preset `tiny` for `steps` steps on the corpus; return the network and its scheduler."""
     torch.manual_seed(0)
     unet, scheduler = build_network("tiny", MEL), PRESETS["tiny"].objective.scheduler("ddim")
     mel = Mel(MEL)
@@ -56,13 +57,13 @@ def trained(steps: int) -> tuple[Any, Any]:
 
 
 def generated(pipeline: AudioDiffusionPipeline, count: int, seamless: bool) -> list[Samples]:
-    """The audio of the seeds from 0 on."""
+    """Return the audio of the seeds 0 to `count` - 1."""
     requests = [GenerateRequest(seed=seed, steps=STEPS, seamless=seamless) for seed in range(count)]
     return [loop.audio for loop in sorted(pipeline.generate(requests), key=lambda loop: loop.request.seed)]
 
 
 def wrap_beside_interior(loop: Samples) -> float:
-    """The seam score of `loop` over the median one of its interior points, evenly spread."""
+    """Return the seam score of `loop` divided by the median score of evenly spaced interior points."""
     interior = [
         seam_score(np.roll(loop, -len(loop) * place // (PLACES + 1)), MEL.sample_rate) for place in range(1, PLACES + 1)
     ]
@@ -70,7 +71,7 @@ def wrap_beside_interior(loop: Samples) -> float:
 
 
 def looped_by_the_original(audios: Sequence[Samples]) -> list[Samples]:
-    """One period of each loop that the original finds."""
+    """Return one period of each audio in which the original's `loop_it` finds a loop."""
     with tempfile.TemporaryDirectory() as folder:
         for index, audio in enumerate(audios):
             np.save(Path(folder) / f"{index:04d}.npy", audio)
@@ -87,7 +88,7 @@ def cut(audios: Sequence[Samples]) -> list[Samples]:
     for audio in audios:
         try:
             loops.append(cut_loop(audio, MEL.sample_rate)[0])
-        except ValueError:  # no whole bar
+        except ValueError:  # the audio holds no whole bar
             continue
     return loops
 
@@ -101,7 +102,8 @@ def report(name: str, loops: Sequence[Samples], among: int) -> None:
     scores = [seam_score(loop, MEL.sample_rate) for loop in long_enough]
     quarters = ", ".join(f"{value:.2f}" for value in np.percentile(ratios, [25, 50, 75]))
     print(
-        f"{name:44} {len(long_enough):3} of {among:3}   wrap / interior (quartiles) {quarters}   seam score (median) {np.median(scores):.2f}",
+        f"{name:44} {len(long_enough):3} of {among:3}   wrap / interior (quartiles) {quarters}   "
+        f"seam score (median) {np.median(scores):.2f}",
         flush=True,
     )
 
@@ -117,7 +119,8 @@ def main() -> None:
     circular, ordinary = (generated(pipeline, given.count, seamless) for seamless in (True, False))
     corpus = [decode_audio(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
     print(
-        f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; loops found and among how many:"
+        f"torch {torch.__version__}; {STEPS} steps of DDIM, {MEL.x_res}x{MEL.y_res}, {MEL.slice_duration_s:.2f} s; "
+        "loops found and among how many:"
     )
     report("generated in circular time", circular, given.count)
     report("the same, looped by the original", looped_by_the_original(circular), given.count)

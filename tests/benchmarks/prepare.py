@@ -1,11 +1,12 @@
-"""prepare beside the original's loop: throughput in steady state, scaling, fixed cost, and memory of workers and driver.
+"""Throughput, scaling, fixed cost and memory of prepare, compared with the original's loop.
 
     python -m tests.benchmarks.prepare [--files 144] [--rounds 3] [--before CHECKOUT]
 
-Each command runs whole, in turn, `rounds` times; a run on two files, a shard each, is subtracted from both sides, so that what is compared
-is the work per file. A checkout of an earlier version can be measured in the same turns (its requirements must be installed here).
-The time to decode the same files, and do nothing else, is the floor; what two plain processes gain over one, without Ray, is the
-most that two workers can gain on the machine at that hour. CPU seconds stand beside wall time by role: driver, workers, their decoders, Ray.
+Each command runs whole and in turn, `rounds` times. A run on two files (one shard per file) is subtracted from the
+runs of prepare and of the original, so the comparison is of the work per file. A checkout of an earlier version can be
+measured in the same turns. Its requirements must be installed here. Decoding the same files alone gives the lower
+bound of the time. The speedup of two plain processes, without Ray, is the upper bound for two workers on the machine
+at that hour. CPU seconds are printed next to wall time, by role: driver, workers, their decoders, Ray.
 """
 
 import argparse
@@ -29,9 +30,8 @@ from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
 PAIR = "pair"
-PAIR_SHARD_MINUTES = (
-    0.5  # by which each file of the pair is a shard of its own; other runs have shards of the default size
-)
+# Each file of the pair becomes one shard. Other runs have shards of the default size.
+PAIR_SHARD_MINUTES = 0.5
 
 
 def ours(folder: Path, out: Path, workers: int) -> list[Any]:
@@ -54,14 +54,21 @@ def fresh(out: Path) -> Path:
     return out
 
 
-LIBSNDFILE = "import sys, soundfile\nfor file in sys.argv[1:]:\n    for block in soundfile.blocks(file, 65536, dtype='float32'):\n        pass\n"
+LIBSNDFILE = (
+    "import sys, soundfile\nfor file in sys.argv[1:]:\n"
+    "    for block in soundfile.blocks(file, 65536, dtype='float32'):\n        pass\n"
+)
 FFMPEG = (
     "import sys, av\nfor file in sys.argv[1:]:\n    with av.open(file) as container:\n"
     "        for frame in container.decode(audio=0):\n            frame.to_ndarray()\n"
 )
-DECODE = f"import sys\nfrom audiodiff_core.audio import stream\nfor file in sys.argv[1:]:\n    for block in stream(file, {SAMPLE_RATE}):\n        pass\n"
+DECODE = (
+    "import sys\nfrom audiodiff_core.audio import stream\nfor file in sys.argv[1:]:\n"
+    f"    for block in stream(file, {SAMPLE_RATE}):\n        pass\n"
+)
 BY_HAND = (
-    "import sys\nfrom audiodiff_core.mel.analysis import Mel, MelConfig\nfrom audiodiff_core.mel.png import encode_png\nfrom audiodiff_core.mel.slices import mel_slices\n"
+    "import sys\nfrom audiodiff_core.mel.analysis import Mel, MelConfig\n"
+    "from audiodiff_core.mel.png import encode_png\nfrom audiodiff_core.mel.slices import mel_slices\n"
     "for file in sys.argv[1:]:\n    for piece in mel_slices(file, Mel(MelConfig())):\n        encode_png(piece.image)\n"
 )
 
@@ -71,7 +78,10 @@ def python(code: str, files: Sequence[Path]) -> list[Any]:
 
 
 def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> None:
-    """Each command whole, in turn: the original and prepare, and the same work by plain processes, which tells what the machine's cores give at that hour."""
+    """Run the original, prepare and plain processes in turn and print their throughput.
+
+    The plain processes do the same work. They show the speedup that the cores of the machine give at that hour.
+    """
     corpus, pair, single = scratch / "corpus", scratch / PAIR, scratch / "single"
     names = make_corpus(corpus, files, SECONDS_PER_FILE)
     make_corpus(pair, 2, SECONDS_PER_FILE)
@@ -118,7 +128,8 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
         median = float(np.median(seconds))
         times = f", {ratio(steady['original'], seconds)} times the original" if name in pairs else ""
         print(
-            f"  {name}: {median:.1f} s, {(files - 2 * (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}"
+            f"  {name}: {median:.1f} s, "
+            f"{(files - 2 * (name in pairs)) * SECONDS_PER_FILE / median:.0f} times real time{times}"
         )
     print(f"  1 to 2 workers: {ratio(steady['ours, 1 worker'], steady['ours, 2 workers'])} times", end="; ")
     print(f"1 to 2 plain processes: {ratio(steady['by hand, 1 process'], steady['by hand, 2 processes'])} times")
@@ -132,13 +143,13 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
-    """How many times as fast, in each round: the median, least and most."""
+    """Return the median, smallest and largest of `slow / fast` over the rounds, as text."""
     ratios = np.divide(slow, fast)
     return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
 
 
 def worker_memory(scratch: Path) -> None:
-    """The largest sum of a worker and its decoder, over one long file."""
+    """Print the peak memory of a worker and of its decoder over one file of an hour."""
     make_corpus(scratch / "long", 1, 3_600)
     command = [str(part) for part in ours(scratch / "long", fresh(scratch / "out"), 1)]
     process = subprocess.Popen(command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -157,7 +168,7 @@ def worker_memory(scratch: Path) -> None:
 
 
 def driver_memory(scratch: Path, count: int = 100_000) -> None:
-    """What a listing of many files costs the driver, in a process of its own."""
+    """Print the driver's memory for a listing of many files, measured in a separate process."""
     folder = scratch / "many"
     for album in range(count // 100):
         (folder / f"an album of some name {album:05d}").mkdir(parents=True)
@@ -168,13 +179,13 @@ def driver_memory(scratch: Path, count: int = 100_000) -> None:
 
 
 def plan_all(folder: str, out: str) -> None:
-    """Plans a folder, twice; prints by how much the memory's peak grew."""
+    """Plan a folder twice and print the growth of the peak memory."""
     from audiodiff_platform.audio_files import Inputs, Source
     from audiodiff_platform.storage import Folder
     from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources
 
     warm, output = Folder(f"{out}-warm"), Folder(out)
-    append_plan(warm, assign_shards([Source("a.mp3", 1, "1")], 600, first=0), {})  # loads the libraries
+    append_plan(warm, assign_shards([Source("a.mp3", 1, "1")], 600, first=0), {})  # imports the libraries
     new_sources(warm, [Source("a.mp3", 1, "1")])
     before = _peak_bytes()
     _, new = new_sources(output, Inputs(folder).sources())
@@ -184,12 +195,16 @@ def plan_all(folder: str, out: str) -> None:
     new_sources(output, Inputs(folder).sources())
     grown = _peak_bytes() - before
     print(
-        f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, {grown / count:.0f} bytes a file"
+        f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, "
+        f"{grown / count:.0f} bytes a file"
     )
 
 
 def _peak_bytes() -> int:
-    """This process's largest resident size since it began (getrusage's is also that of the process which began it)."""
+    """Return the peak resident size of this process in bytes.
+
+    `getrusage` would include the peak of the parent process.
+    """
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 

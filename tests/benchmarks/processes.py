@@ -1,4 +1,4 @@
-"""What a command takes: wall time, and CPU time by the role of its processes."""
+"""Wall time of commands, and CPU time by the role of their processes."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "platform")])}
-SECONDS_BETWEEN_LOOKS = 0.25  # a look takes 5 ms
+SECONDS_BETWEEN_LOOKS = 0.25  # one look at all processes takes 5 ms
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds by the clock, and CPU seconds by role: driver, worker, decoder, Ray."""
+    """Wall time in seconds, and CPU seconds by role: driver, worker, decoder, Ray."""
 
     seconds: float
     cpu: Counter[str]
@@ -28,7 +28,11 @@ class Run:
 
 
 def run(*commands: Sequence[object], checkout: Path = ROOT) -> Run:
-    """Run commands of a checkout at once, to the end of the last; raise CalledProcessError if one fails."""
+    """Run commands of a checkout in parallel and wait for the last command.
+
+    Raises:
+        CalledProcessError: A command failed.
+    """
     environment = {**ONE_THREAD, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "platform")])}
     began = time.perf_counter()
     processes = [
@@ -45,21 +49,21 @@ def run(*commands: Sequence[object], checkout: Path = ROOT) -> Run:
     over = threading.Event()
     watcher = threading.Thread(target=_watch, args=([process.pid for process in processes], seen, over))
     watcher.start()
-    said = [process.communicate()[1] for process in processes]
+    errors = [process.communicate()[1] for process in processes]
     seconds = time.perf_counter() - began
     over.set()
     watcher.join()
-    for process, text in zip(processes, said, strict=True):
+    for process, text in zip(processes, errors, strict=True):
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, process.args, stderr=text)
     cpu: Counter[str] = Counter()
     for role, used in seen.values():
-        cpu[role] += used  # type: ignore[assignment]  # a Counter may hold any numbers
+        cpu[role] += used  # type: ignore[assignment]  # a Counter may hold floats
     return Run(seconds, cpu)
 
 
 def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]], over: threading.Event) -> None:
-    """Notes of each process what it was last, and the CPU time that it had used then."""
+    """Record the role of each process and its CPU time when it was last seen."""
     while not over.wait(SECONDS_BETWEEN_LOOKS):
         for pid in pids:
             try:
@@ -69,7 +73,7 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
             for process in family:
                 try:
                     times, command = process.cpu_times(), process.cmdline()
-                    if command:  # else it has ended
+                    if command:  # empty once the process has ended
                         seen[process.pid, process.create_time()] = (
                             "driver" if process.pid == pid else role(command),
                             times.user + times.system,
@@ -79,7 +83,7 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
 
 
 def role(command: Sequence[str]) -> str:
-    """What a process of a job is, by its command line."""
+    """Return the role of a process of a job, derived from its command line."""
     if command and command[0].startswith("ray::") and "PrepareWorker" in command[0]:
         return "worker"
     return "decoder" if "audiodiff_platform.decoder.process" in command else "Ray"

@@ -1,6 +1,7 @@
-"""How well images survive the vocoder, and sound the image, over many settings: the table behind `audiodiff_core.mel.checks`, and its fit.
+"""Image and spectrum errors after the vocoder: the data behind `audiodiff_core.mel.checks`.
 
-`python -m tests.benchmarks.round_trip` takes about fifteen minutes on one core.
+`python -m tests.benchmarks.round_trip` measures many settings, fits the weights of the estimate and takes about fifteen
+minutes on one core.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from audiodiff_core.vocoder import GriffinLim
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 
-# 1.5 s, and at least 64 frames, of each
+# Each slice lasts 1.5 s and has at least 64 frames.
 GRID = [
     MelConfig(
         x_res=max(64, 32_768 * (rate // 22_050) // hop), y_res=bands, sample_rate=rate, n_fft=n_fft, hop_length=hop
@@ -27,7 +28,7 @@ GRID = [
     if hop < n_fft and (hop, n_fft) != (128, 4_096)
 ]
 
-# Larger, smaller, other rates and hops; slices that are hardly longer than a window.
+# Larger and smaller images, other sample rates and hops, and slices hardly longer than a window.
 BEYOND = [
     MelConfig(),
     MelConfig(x_res=256, y_res=64, hop_length=1_024),
@@ -53,7 +54,7 @@ BEYOND = [
 ]
 
 
-# For the sound alone: fewer bands, shorter slices.
+# Fewer bands and shorter slices, measured for the spectrum only.
 SOUND = [
     *(MelConfig(x_res=128, y_res=bands) for bands in (8, 16, 32, 64, 128, 256)),
     *(MelConfig(x_res=frames, y_res=64, hop_length=256) for frames in (8, 16, 32, 64, 128, 256)),
@@ -61,7 +62,10 @@ SOUND = [
 
 
 def measure(config: MelConfig) -> tuple[float, float]:
-    """Of the loops, each repeated to fill a slice, and their images' audio by GriffinLim: mean difference of images in levels, of spectra in dB."""
+    """Return the mean errors of images (in levels) and of spectra (in dB) after a round trip.
+
+    The loops are repeated to fill a slice, converted to images and inverted by GriffinLim.
+    """
     mel, vocoder = Mel(config), GriffinLim(config)
     slices = np.stack(
         [np.resize(decode_audio(file, config.sample_rate), config.slice_size) for file in sorted(LOOPS.glob("*.flac"))]
@@ -73,7 +77,7 @@ def measure(config: MelConfig) -> tuple[float, float]:
 
 
 def spectra(audio: np.ndarray, window: int = 2_048) -> torch.Tensor:
-    """In dB of each slice's largest, at least -80."""
+    """Return spectra in dB relative to the maximum of each slice, at least -80."""
     spectrum = torch.stft(
         torch.from_numpy(audio.astype(np.float32)),
         window,

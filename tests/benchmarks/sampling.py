@@ -1,12 +1,13 @@
-"""Sampling at 64x64 with the original's network (113.7 M parameters, random weights), DDIM of 50 steps: ours beside the original's pipeline.
+"""Sampling speed at 64x64 with 50 steps of DDIM, compared with the original's pipeline.
 
     python -m tests.benchmarks.sampling [--rounds 3] [--compiled] [--bf16]
 
-Two cores: ours in batches of 8 by two processes of one thread, and by one of two threads; the original's at batch 1 and 8, by two threads,
-in its own environment (.venv-original). A few steps are measured and 50 stated; all contenders are run in turn, `rounds` times, and medians
-compared. Seconds of CPU, which suffer less from other work on the machine, are stated beside those of the clock. What bf16 changes is
-stated in levels of the finished images. Its speed is measured where asked: a processor without bf16 instructions emulates them, many times as
-slowly as fp32.
+The network is the original's (113.7 M parameters) with random weights. On two cores this project samples batches of 8
+in two processes of one thread and in one process of two threads. The original samples at batch 1 and 8 with two
+threads, in its own environment (.venv-original). A few steps are measured and scaled to 50. All contenders run in turn,
+`rounds` times, and their medians are compared. CPU seconds, which suffer less from other work on the machine, are
+printed next to wall time. The effect of bf16 is printed in levels of the finished images. The speed of bf16 is measured
+only with `--bf16`: a processor without bf16 instructions emulates them, many times slower than fp32.
 """
 
 import argparse
@@ -46,7 +47,10 @@ def sampler(unet: Any, profile: ExecutionProfile) -> Sampler:
 
 
 def work(threads: int, precision: Precision, compiled: bool) -> None:
-    """A worker's measurement: seconds per item and step as JSON, begun when a line comes in, so that workers begin together."""
+    """Print a worker's seconds per item and step as JSON.
+
+    The measurement starts when a line arrives on standard input, so that all workers start together.
+    """
     torch.set_num_threads(threads)
     ours = sampler(network(), ExecutionProfile(batch_size=BATCH, precision=precision, compiled=compiled))
 
@@ -64,7 +68,10 @@ def work(threads: int, precision: Precision, compiled: bool) -> None:
 
 
 def measured(commands: Sequence[Sequence[str]]) -> Figures:
-    """Seconds per item and step of processes at work together: of the clock for all of them, of the CPU for one item."""
+    """Return seconds per item and step of parallel processes.
+
+    `wall` is the time of the slowest process divided by the number of processes. `cpu` is the mean over the processes.
+    """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}"}
     workers = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -106,7 +113,10 @@ def original_command(batch: int) -> list[str]:
 
 
 def bf16_difference(steps: int = 10, count: int = 2) -> float:
-    """Mean difference in levels between images by bf16 and by fp32, of a network whose output is scaled down so that it does not amplify rounding."""
+    """Return the mean difference in levels between images sampled in bf16 and in fp32.
+
+    The output of the network is scaled down, so that the network does not amplify rounding.
+    """
     unet = network()
     with torch.no_grad():
         unet.conv_out.weight.mul_(0.1)
@@ -157,8 +167,10 @@ def main() -> None:
     first, second = (median[name] for name in list(contenders)[:2])
     for name, figures in median.items():
         print(
-            f"{name}: {60 / (figures['wall'] * STEPS):.2f} items a minute, {figures['cpu']:.3f} s of CPU per item and step; "
-            f"{first['wall'] / figures['wall']:.2f} times the original at batch 1, {second['wall'] / figures['wall']:.2f} times at batch 8 "
+            f"{name}: {60 / (figures['wall'] * STEPS):.2f} items a minute, "
+            f"{figures['cpu']:.3f} s of CPU per item and step; "
+            f"{first['wall'] / figures['wall']:.2f} times the original at batch 1, "
+            f"{second['wall'] / figures['wall']:.2f} times at batch 8 "
             f"(by CPU {first['cpu'] / figures['cpu']:.2f}, {second['cpu'] / figures['cpu']:.2f})"
         )
     print(f"bf16 changes the images by {bf16_difference():.2f} levels on average")

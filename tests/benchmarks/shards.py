@@ -1,9 +1,10 @@
-"""A folder of many shards on an object store: what a driver and a reader need to open it, in memory, time and requests.
+"""Memory, time and requests to open a folder of many shards on an object store.
 
     python -m tests.benchmarks.shards [--shards 40000] [--sources 50]
 
-No audio is read: plan, commit records and index are simulated, on a local S3 server behind a proxy that counts. Requests to a real store
-take longer (tens of milliseconds, many at a time), so the counts are what carries over. Each part is a process of its own.
+No audio is read. The plan, the commit records and the index are simulated on a local S3 server behind a proxy that
+counts requests. Requests to a real store take longer (tens of milliseconds, many in parallel), so only the counts apply
+to real stores. Each part runs in a separate process.
 """
 
 import argparse
@@ -33,11 +34,11 @@ from audiodiff_platform.work.plan import append_plan, new_sources, read_shard
 from tests.benchmarks.processes import ROOT
 from tests.servers.stores import Stores
 
-KEYS_A_LISTING = "1000"  # as real stores give
+KEYS_A_LISTING = "1000"  # as on real stores
 
 
 def record(shard: int) -> dict[str, Any]:
-    """A commit record of the size of a real one: ten files, two of them unusable."""
+    """Return a commit record as large as a real record: ten files, two of them unusable."""
     parts = {data_file(shard): f"{shard:064x}", f"quarantine/{shard:06d}.parquet": f"{shard:064x}"}
     failures = [
         {"audio_file": f"album {shard}/track {number}.mp3", "reason": "not audio that can be read"}
@@ -56,26 +57,26 @@ def record(shard: int) -> dict[str, Any]:
     }
 
 
-def sources(shards: int, each: int) -> list[Source]:
+def sources(shards: int, per_shard: int) -> list[Source]:
     names = (
         f"an artist/an album of some name {shard:05d}/{number:02d} a track.mp3"
         for shard in range(shards)
-        for number in range(each)
+        for number in range(per_shard)
     )
     return [Source(name, 4_000_000, "1") for name in names]
 
 
-def opened(part: str, uri: str, shards: int, each: int) -> None:
-    """Do one part, and print its seconds and the largest memory of its process."""
-    planned = sources(shards, each) if part == "plan" else []
+def opened(part: str, uri: str, shards: int, per_shard: int) -> None:
+    """Run one part, and print its seconds and the peak memory of its process."""
+    planned = sources(shards, per_shard) if part == "plan" else []
     began = time.perf_counter()
     folder = Folder(uri)
     match part:
         case "plan":
-            found, new = new_sources(folder, planned)
-            assert (len(found), new) == (shards, [])
+            planned_shards, new = new_sources(folder, planned)
+            assert (len(planned_shards), new) == (shards, [])
         case "shard":
-            assert len(read_shard(folder, shards // 2)) == each
+            assert len(read_shard(folder, shards // 2)) == per_shard
         case "records" | "packed records":
             assert len(commits.committed(folder)) == shards
         case "finish":
@@ -89,7 +90,10 @@ def opened(part: str, uri: str, shards: int, each: int) -> None:
 
 
 def peak_mb() -> float:
-    """Return the peak resident memory of this process. (`ru_maxrss` would include the parent's, from which the process was forked.)"""
+    """Return the peak resident memory of this process in MiB.
+
+    `ru_maxrss` would include the peak of the parent process, which forked this process.
+    """
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak is not None
     return int(peak[1]) / 1024
@@ -97,9 +101,9 @@ def peak_mb() -> float:
 
 def measured(what: str, stores: Stores, work: Callable[[], dict[str, float]]) -> None:
     counted = stores.s3.proxy.inject("unavailable", "*", "", times=10**9, every=10**9)
-    found = work()
+    figures = work()
     stores.s3.proxy.clear()
-    print(f"  {what}: {counted.seen:,} requests, {found['seconds']:.1f} s, {found['mb']:.0f} MB", flush=True)
+    print(f"  {what}: {counted.seen:,} requests, {figures['seconds']:.1f} s, {figures['mb']:.0f} MB", flush=True)
 
 
 def main() -> None:

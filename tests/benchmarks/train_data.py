@@ -1,9 +1,11 @@
-"""What training's reading of data holds in memory as the dataset grows, and how fast it reads: `python -m tests.benchmarks.train_data`.
+"""Memory and speed of reading training data as the dataset grows.
 
-Datasets of 1,000 to 1,000,000 rows of 64x64 are simulated: one shard of 1,000 rows under as many names as it takes, so that the files,
-commits and row groups are those of a dataset of that size and only their content repeats. A process of its own reads each: it opens the
-dataset and reads batches of 16 along the data order, ahead of the loop as training does. Its peak beyond what it held before it opened
-the dataset is what reading holds.
+    python -m tests.benchmarks.train_data
+
+Datasets of 1,000 to 1,000,000 rows of 64x64 are simulated: one shard of 1,000 rows is linked under as many names as
+needed. The files, commits and row groups are those of a dataset of that size. Only the content repeats. A separate
+process opens each dataset and reads batches of 16 in the data order, ahead of the loop, as training does. The memory of
+reading is the peak of the process minus its memory before it opened the dataset.
 """
 
 import argparse
@@ -42,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def simulate(folder: Path, rows: int) -> None:
-    """A finished dataset of `rows` rows."""
+    """Write a finished dataset of `rows` rows."""
     output = Folder(str(folder))
     mel = MelConfig(x_res=64, y_res=64)
     noise = np.random.default_rng(0).integers(0, 256, (SHARD_ROWS, 64, 64), np.uint8)
@@ -78,7 +80,7 @@ def simulate(folder: Path, rows: int) -> None:
 
 
 def read(folder: Path, batches: int) -> dict[str, float]:
-    """What one process needs to open a dataset and read so many batches of it."""
+    """Open a dataset, read `batches` batches, and return the time and memory used."""
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     dataset = MelDataset(str(folder))
@@ -120,10 +122,10 @@ def main() -> None:
                 "--batches",
                 str(options.batches),
             ]
-            found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+            figures = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
             print(
-                f"{found['rows']:>9,} rows: {found['peak_mb']:6.0f} MB more at the peak, first batch after {found['opened_s']:.2f} s, "
-                f"then {found['samples_per_s']:,.0f} samples/s"
+                f"{figures['rows']:>9,} rows: {figures['peak_mb']:6.0f} MB more at the peak, "
+                f"first batch after {figures['opened_s']:.2f} s, then {figures['samples_per_s']:,.0f} samples/s"
             )
 
 

@@ -1,9 +1,12 @@
-"""What the platform adds to a training step, beside a bare PyTorch loop: `python -m tests.benchmarks.train_overhead`.
+"""Overhead of the platform on a training step, compared with a bare PyTorch loop.
 
-Both are timed in one worker of Ray Train, in turn, step by step, so that both see the same machine: a step by the platform (data order,
-reading, draws by sample number, the clock that all agree on, logging, TensorBoard) and a step of the bare loop on a copy of the network
-(images in memory, torch's own random numbers, the same losses, AdamW, clipping and moving average). Seconds of the wall clock say what a
-step takes, seconds of the processor also what the thread that reads ahead does meanwhile.
+    python -m tests.benchmarks.train_overhead
+
+Both steps are timed in one worker of Ray Train, in turn, so that both run on the same machine under the same load. The
+step of the platform includes the data order, reading, draws by sample number, the clock shared by all workers, logging
+and TensorBoard. The bare step trains a copy of the network on images in memory, with torch's random numbers and the
+same losses, AdamW, clipping and moving average. Wall time is the duration of a step. Processor time also includes the
+thread that reads ahead.
 """
 
 import argparse
@@ -39,7 +42,7 @@ SECONDS = "seconds.json"
 
 
 class Bare:
-    """The loop that a person would write: a copy of the network, one batch of images."""
+    """A plain PyTorch training loop: a copy of the network and one batch of images."""
 
     def __init__(self, options: TrainOptions, start: TrainingInputs) -> None:
         self.options, self.objective = options, start.objective
@@ -61,7 +64,7 @@ class Bare:
 
 
 class Paired(DiffusionLearner):
-    """The platform's learner, with a step of the bare loop after each of its own."""
+    """The platform's learner, which runs a step of the bare loop after each of its own steps."""
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState, bare: Bare) -> None:
         super().__init__(options, accelerator, state)
@@ -79,7 +82,10 @@ class Paired(DiffusionLearner):
 
 
 def worker(config: dict[str, Any]) -> None:
-    """Trains for the options' steps, each followed by one of the bare loop; writes seconds (wall clock, processor) of each."""
+    """Train for the configured steps, each followed by a bare step, and write the seconds of both.
+
+    Each entry is a pair of wall time and processor time.
+    """
     options = TrainOptions.model_validate(config["options"])
     accelerator = join_workers(options)
     start = load_training_inputs(options)
@@ -99,13 +105,14 @@ def summary(seconds: Mapping[str, list[list[float]]]) -> str:
     wall, processor = ours.sum(axis=0) / theirs.sum(axis=0) - 1
     middle = statistics.median(ours[:, 0] / theirs[:, 0]) - 1
     return (
-        f"{len(ours)} pairs: bare {np.median(theirs[:, 0]) * 1e3:.1f} ms a step, platform {np.median(ours[:, 0]) * 1e3:.1f} ms; "
+        f"{len(ours)} pairs: bare {np.median(theirs[:, 0]) * 1e3:.1f} ms a step, "
+        f"platform {np.median(ours[:, 0]) * 1e3:.1f} ms; "
         f"overhead {wall:+.1%} in all, {middle:+.1%} in the median pair, {processor:+.1%} of processor time"
     )
 
 
 def main() -> None:
-    from tests.benchmarks import train_overhead  # by a name that workers find, which __main__ is not
+    from tests.benchmarks import train_overhead  # workers can import this name, unlike __main__
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
@@ -120,13 +127,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="audiodiff-") as scratch:
         folder = Path(scratch)
         simulate(folder / "mel", 10_000)
-        told: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "max_train_steps": steps,
             "train_batch_size": 16,
             "learning_rate": 1e-3,
             "preview_count": 0,
         }
-        options = TrainOptions(dataset_name=str(folder / "mel"), output_dir=str(folder / "run"), **told)
+        options = TrainOptions(dataset_name=str(folder / "mel"), output_dir=str(folder / "run"), **settings)
         run_workers(train_overhead.worker, options, Group(workers=1, gpu=False))
         print(f"tiny, 64x64, batch 16, one thread, {summary(json.loads((folder / 'run' / SECONDS).read_text()))}")
     ray.shutdown()

@@ -1,8 +1,12 @@
-"""Samples per second of our training step beside the original trainer's, in turns in one process: `python -m tests.benchmarks.training_core`.
+"""Samples per second of this project's training step, compared with the original trainer's step.
 
-The original's scripts/train_unet.py is not part of its package, so its step is our reconstruction from what it does: each sample made a
-float tensor by the loader, epsilon's mean squared error over DDPMScheduler, `accelerator.accumulate`, clipping, unfused AdamW, a rate
-scheduler, and diffusers' EMAModel after every micro-step. Both train the same network on the same images at the same batch size, one thread.
+    python -m tests.benchmarks.training_core
+
+The steps run in turn in one process. The original's scripts/train_unet.py is not part of its package, so its step is
+reconstructed here. The loader converts each sample to a float tensor. The loss is the mean squared error of epsilon
+over DDPMScheduler. `accelerator.accumulate`, clipping, unfused AdamW, a learning rate scheduler and diffusers' EMAModel
+follow after every micro-step. Both steps train the same network on the same images at the same batch size, with one
+thread.
 """
 
 import os
@@ -31,7 +35,13 @@ CASES: list[tuple[PresetName, int, int, int]] = [  # preset, side, batch, accumu
 
 
 def originals_step(preset: PresetName, images: Images, accumulation: int) -> Callable[[], None]:
-    """An optimizer step as the original's trainer takes it, on `accumulation` micro-batches of these images (batch, side, side)."""
+    """Return an optimizer step of the original's trainer.
+
+    Args:
+        preset: Network to train.
+        images: Images of shape (batch, side, side), used for every micro-batch.
+        accumulation: Micro-batches per optimizer step.
+    """
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
     torch.manual_seed(0)
     model = build_network(preset, MelConfig(x_res=images.shape[2], y_res=images.shape[1]))
@@ -80,7 +90,8 @@ def our_step(preset: PresetName, images: Images, accumulation: int) -> Callable[
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; the original's step is a reconstruction"
+        f"torch {torch.__version__}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        "the original's step is a reconstruction"
     )
     for preset, side, batch, accumulation in CASES:
         images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
@@ -96,7 +107,8 @@ if __name__ == "__main__":
         ours, theirs = (samples / float(np.median(times)) for times in seconds)
         ratios = np.array(seconds[1]) / np.array(seconds[0])
         print(
-            f"{preset} at {side}x{side}, batch {batch}, accumulation {accumulation}: ours {ours:.2f} samples/s, the original's {theirs:.2f}, "
+            f"{preset} at {side}x{side}, batch {batch}, accumulation {accumulation}: "
+            f"ours {ours:.2f} samples/s, the original's {theirs:.2f}, "
             f"{np.median(ratios):.2f} times as fast (pairs {ratios.min():.2f} to {ratios.max():.2f})",
             flush=True,
         )

@@ -1,8 +1,11 @@
-"""Peak memory of one optimizer step of the original's network, each case in a process of its own: `python -m tests.benchmarks.training_memory`.
+"""Peak memory of one optimizer step of the original's network, compared with the estimate.
 
-Beside it what `audiodiff_core.training.cost` estimates beforehand. Gradients are accumulated over two micro-batches, of which the first is
-one small image: what it leaves behind, gradients, is what any leaves behind, and the peak is that of the second. It is the process's
-largest resident set on a CPU, float32, less what it held before the network was built (interpreter and libraries).
+    python -m tests.benchmarks.training_memory
+
+The estimate is that of `audiodiff_core.training.cost`. Each case runs in a separate process. Gradients are accumulated
+over two micro-batches. The first micro-batch is one small image: its gradients take as much memory as those of any
+batch. The peak occurs in the second micro-batch. The result is the peak resident set of the process on a CPU in
+float32, minus its size before the network was built (interpreter and libraries).
 """
 
 import resource
@@ -41,15 +44,16 @@ def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> s
         seed=0,
         gradient_checkpointing=checkpointing,
     )
-    train_step(
-        accelerator, state, [TrainBatch([0], SMALL)], 0.0
-    )  # makes the optimizer's moments, as after any first step
+    # The first step allocates the moments of the optimizer.
+    train_step(accelerator, state, [TrainBatch([0], SMALL)], 0.0)
     images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
     began = time.monotonic()
     train_step(accelerator, state, [TrainBatch([0], SMALL), TrainBatch(range(1, batch + 1), images)], 1e-4)
     return (
-        f"{preset} at {side}x{side}, batch {batch}, gradients accumulated, gradient checkpointing {'on' if checkpointing else 'off'}: "
-        f"peak {_peak_gib() - before:.2f} GiB beside {before:.2f} of libraries; estimated {cost.memory_bytes / 2**30:.2f} "
+        f"{preset} at {side}x{side}, batch {batch}, gradients accumulated, "
+        f"gradient checkpointing {'on' if checkpointing else 'off'}: "
+        f"peak {_peak_gib() - before:.2f} GiB beside {before:.2f} of libraries; "
+        f"estimated {cost.memory_bytes / 2**30:.2f} "
         f"({time.monotonic() - began:.0f} s)"
     )
 

@@ -1,9 +1,10 @@
-"""Images -> audio, ours beside librosa's `mel_to_audio` (through diffusers' Mel), in turn over all loops, one thread.
+"""Conversion of images to audio, compared with librosa's `mel_to_audio` (through diffusers' Mel).
 
     python -m tests.benchmarks.vocoder
 
-Error: mean absolute difference in levels between an image and that of its audio. `seam`: the seam score of circular audio, median over the
-loops, and that of audio that is not circular, which is simply repeated.
+All loops are converted in turn on one thread. The error is the mean absolute difference in levels between an image and
+the image of its audio. `seam` is the median seam score over the loops: first of circular audio, then of ordinary audio
+that is simply repeated.
 """
 
 import time
@@ -38,7 +39,7 @@ def compare(config: MelConfig) -> None:
     vocoders = {quality: GriffinLim(config, quality=quality) for quality in QUALITIES}
     for vocoder in vocoders.values():
         vocoder(images[:1], [0])
-    np.random.seed(0)  # librosa draws its first phases from the global generator
+    np.random.seed(0)  # librosa draws its initial phases from the global generator
     reference.image_to_audio(Image.fromarray(images[0]))
     seconds, errors = np.zeros((len(images), len(vocoders) + 1)), np.zeros((len(images), len(vocoders) + 1))
     for row, image in enumerate(images):
@@ -52,7 +53,8 @@ def compare(config: MelConfig) -> None:
             seconds[row, column] = time.perf_counter() - began
             errors[row, column] = np.abs(mel.images(audio.astype(np.float32))[0].astype(int) - image).mean()
     print(
-        f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: librosa {np.median(seconds[:, 0]):.3f} s,",
+        f"mel inversion {config.x_res}x{config.y_res}, hop {config.hop_length}, {len(images)} images: "
+        f"librosa {np.median(seconds[:, 0]):.3f} s,",
         end=" ",
     )
     print(f"error {errors[:, 0].mean():.2f}, {peak_bytes(config, None, images[0]) / 1e6:.0f} MB more for an item")
@@ -60,7 +62,8 @@ def compare(config: MelConfig) -> None:
         faster, error = np.median(seconds[:, 0] / seconds[:, column]), errors[:, column].mean()
         better = (errors[:, column] < errors[:, 0]).sum()
         print(
-            f"  {quality:8} {vocoder.iterations:3} iterations: {np.median(seconds[:, column]):.3f} s, {faster:.1f} times as fast; "
+            f"  {quality:8} {vocoder.iterations:3} iterations: {np.median(seconds[:, column]):.3f} s, "
+            f"{faster:.1f} times as fast; "
             f"error {error:.2f}, {error / errors[:, 0].mean():.2f} of librosa's (less in {better} of {len(images)}); "
             f"{peak_bytes(config, quality, images[0]) / 1e6:.0f} MB more for an item; seam {seams(vocoder, images)}"
         )
@@ -80,7 +83,10 @@ def seams(vocoder: GriffinLim, images: Images) -> str:
 
 
 def peak_bytes(config: MelConfig, quality: Quality | None, image: Images) -> int:
-    """How far inverting one image raises the resident memory of a fresh process; `quality` none: librosa's way."""
+    """Return the growth of resident memory in bytes when a fresh process inverts one image.
+
+    `quality` None measures librosa's inversion.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_risen, config, quality, image).result()
 
@@ -90,7 +96,7 @@ def _risen(config: MelConfig, quality: Quality | None, image: Images) -> int:
     if quality is None:
         reference = Reference(**config.model_dump())
         reference.load_audio(raw_audio=np.ones(config.slice_size))
-        reference.audio_slice_to_image(0)  # loads what librosa loads late
+        reference.audio_slice_to_image(0)  # triggers librosa's lazy imports
     else:
         vocoder = GriffinLim(config, quality=quality)
         vocoder(image[np.newaxis, :, :2], [0])

@@ -1,4 +1,4 @@
-"""The demo's journey, small: everything is where the contract says, and the page shows it without help from elsewhere."""
+"""Small run of the demo job: its outputs follow the contract, and its page is self-contained."""
 
 import json
 import re
@@ -15,7 +15,7 @@ RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
 
 
 def _small(loops: Path, root: Path) -> Path:
-    """The demo's recipe on four loops, with small pictures and few steps."""
+    """Write the demo recipe for four loops, with small images and few steps."""
     (root / "in").mkdir(parents=True)
     for name in ("loop_tabla", "loop_mika", "loop_safari", "ambi_piano"):
         shutil.copy(loops / f"{name}.flac", root / "in")

@@ -1,4 +1,7 @@
-"""The results that diffusers' own tests once fixed for the original's pipeline on a CPU, faults included: `compat` reproduces them."""
+"""Results of diffusers' own tests for the original's pipeline on a CPU, reproduced by `compat`.
+
+The golden values include the faults of the original.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -99,7 +102,7 @@ def test_golden_latents_and_conditional() -> None:
     mel = Mel(x_res=64, y_res=128)
     vae, unet = golden_vae_and_unet()
     pipe = quiet(AudioDiffusionPipeline(vqvae=vae, unet=unet, mel=mel, scheduler=DDIMScheduler()))
-    np.random.seed(0)  # the golden values were made so
+    np.random.seed(0)  # the seed of the golden values
     raw_audio = np.random.uniform(-1, 1, (63 * 512,))
     generator = torch.Generator().manual_seed(42)
     output = pipe(raw_audio=raw_audio, generator=generator, start_step=5, steps=10)

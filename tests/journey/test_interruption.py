@@ -1,4 +1,7 @@
-"""Stopped jobs: by Ctrl-C and by force, at a moment when some of the work is committed; run again, they end as if undisturbed."""
+"""Jobs stopped by Ctrl-C or by force after a commit, and run again.
+
+The second run ends with the result of an undisturbed run.
+"""
 
 import hashlib
 import os
@@ -25,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def _stop_after_a_commit(
     command: list[str], output: Path, number: signal.Signals, committed: str = "_commits/*.json"
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a job in a process group of its own and sends it a signal once the first of its work is committed."""
+    """Run a job in its own process group and send it a signal after its first commit."""
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -48,7 +51,7 @@ def _stop_after_a_commit(
 
 
 def _no_traceback(text: str) -> bool:
-    """Whether the job itself printed none; lines of Ray's actors have a prefix."""
+    """Return whether the job itself printed no traceback; lines of Ray's actors have a prefix."""
     return not any(line.startswith("Traceback") for line in text.splitlines())
 
 
@@ -175,7 +178,7 @@ print("free")
 def test_ctrl_c_ends_work_on_a_ray_that_goes_on(
     dataset: Path, loops: Path, model: Path, encoder: Path, tmp_path: Path, verb: str
 ) -> None:
-    """The shards in work, of which each takes minutes, are not worked on."""
+    """Ctrl-C stops the shards in progress, each of which would take minutes."""
     (tmp_path / "in").mkdir()
     for copy in range(200):
         for loop in loops.glob("*.flac"):

@@ -1,4 +1,7 @@
-"""Sharded jobs while their workers, nodes and drivers are killed: the folder is that of an undisturbed run, byte for byte."""
+"""Sharded jobs whose workers, nodes and drivers are killed: the output equals an undisturbed run.
+
+All files are compared byte for byte.
+"""
 
 import contextlib
 import hashlib
@@ -36,7 +39,7 @@ def _commits(out: Folder) -> int:
 
 
 def _work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
-    """Wait until there are more commits `than`; return False if the job ends before."""
+    """Wait for more than `than` commits; return False if the job ends before."""
     deadline = time.monotonic() + DEADLINE_S
     while _commits(out) <= than:
         if driver.process.poll() is not None:
@@ -57,14 +60,16 @@ def _contents(folder: Folder, verb: str) -> dict[str, str]:
 def _run_with_kills(
     cluster: SimulatedCluster, verb: str, flags: dict[str, Any], kinds: list[str], chance: random.Random, log: Path
 ) -> dict[str, Any]:
-    """Return the summary of the job's last run, which `kinds` of kills went before, each at a random moment after a commit."""
+    """Run a job with kills and return the summary of its last run.
+
+    Each kill of `kinds` comes at a random moment after a commit.
+    """
     out = Folder(flags["output_dir"])
     with Driver(cluster, verb, flags, log) as driver:
         for kind in kinds:
             assert _work_goes_on(driver, out, than=_commits(out)), log.read_text()[-4_000:]
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # a random moment, which the end of the job would cut short
+            # A random moment. The end of the job cuts the wait short.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.process.wait(chance.uniform(0, 1))
             match kind:
                 case "worker":
@@ -80,7 +85,7 @@ def _run_with_kills(
 
 
 def _music(loops: Path, folder: Path, copies: int) -> Path:
-    """A folder of links to the loops, with a file that is no audio."""
+    """Return a folder of links to the loops and of a file that is not audio."""
     folder.mkdir()
     for copy in range(copies):
         for loop in loops.glob("*.flac"):
@@ -113,7 +118,7 @@ def test_nothing_of_prepare_is_lost_or_doubled(
 def undisturbed(
     local_ray: None, loops: Path, model: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[dict[str, Any], Folder]]:
-    """Each verb's flags, and the folder of a run that nothing disturbs."""
+    """Return each verb's flags and the output folder of an undisturbed run."""
     root = tmp_path_factory.mktemp("undisturbed")
     music = _music(loops, root / "in", copies=2)
     flags: dict[str, dict[str, Any]] = {
@@ -140,7 +145,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
     workers: int,
     place: str,
 ) -> None:
-    """Two kills in each of these 18 runs: a driver's, and a worker's or a node's."""
+    """Two kills in each of the 18 runs: one of a driver, one of a worker or a node."""
     flags, whole = undisturbed[verb]
     for _ in range(max(0, workers - len(cluster.nodes))):
         cluster.add_node()
@@ -161,7 +166,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
 def test_a_node_that_goes_for_good_costs_its_shard_once_more(
     local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster
 ) -> None:
-    """The shard is done by the worker that is left, when that has done its own."""
+    """The remaining worker does the shard of the lost node after its own shard."""
     music = _music(loops, tmp_path / "in", copies=1)
     flags = {**PREPARE, "input_dir": str(music), "num_workers": 2}
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"

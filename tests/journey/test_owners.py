@@ -1,4 +1,7 @@
-"""Two jobs on one output folder at a time: one does the work, the other exits with status 2, or with 0 if it finds the folder finished."""
+"""Two jobs on one output folder: one job does the work, the other exits.
+
+The other job exits with status 2, or with status 0 if it finds the folder finished.
+"""
 
 import multiprocessing
 import subprocess
@@ -23,12 +26,12 @@ from tests.servers.stores import Stores
 
 ROOT = Path(__file__).parents[2]
 SHARDS = 3
-PAIRS = 50  # of each kind: 200 in all
+PAIRS = 50  # per kind, 200 in total
 KINDS = [("disk", True), ("disk", False), ("s3", True), ("s3", False)]
 
 
 class PartWorker:
-    """A worker whose part of a shard states the settings and the shard."""
+    """Worker whose part of a shard holds the setting and the shard number."""
 
     def __init__(self, output: str, setting: int) -> None:
         self.output, self.setting = Folder(output), setting
@@ -41,7 +44,7 @@ class PartWorker:
 
 
 def _job(uri: str, setting: int) -> int:
-    """Claim a folder, plan, commit and finish -> the exit status that a command would have."""
+    """Claim a folder, plan, commit and finish; return the exit status that a command would have."""
     output, settings = Folder(uri), {"setting": setting}
     try:
         commits.require_same(output, "settings.json", settings)

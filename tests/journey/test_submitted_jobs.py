@@ -1,4 +1,7 @@
-"""The journey as jobs of a running cluster: a head with token authentication, whose nodes have Ray but not this project."""
+"""Prepare, train and generate as jobs submitted to a cluster with token authentication.
+
+The nodes of the cluster have Ray but not this project.
+"""
 
 import contextlib
 import json
@@ -33,7 +36,7 @@ JOB_S = 300
 
 @dataclass(frozen=True)
 class Head:
-    """A running head node: where its dashboard is, and the environment of those who know its token."""
+    """Running head node: its dashboard address, its token and an environment with this token."""
 
     url: str
     token: str
@@ -41,7 +44,7 @@ class Head:
     folder: Path
 
     def get(self, path: str, token: str | None = None, method: str = "GET") -> int:
-        """The status of an HTTP request to the dashboard."""
+        """Return the status of an HTTP request to the dashboard."""
         request = urllib.request.Request(
             f"{self.url}{path}", headers={"Authorization": f"Bearer {token}"} if token else {}, method=method
         )
@@ -52,7 +55,7 @@ class Head:
             return refusal.code
 
     def submit(self, *command: object) -> tuple[int, str]:
-        """Runs a command as a job, the way the README says; gives the exit status and all that was printed."""
+        """Submit a command as a job, as in the README; return the exit status and the output."""
         options = ["--address", self.url, "--runtime-env", "cluster/runtime-env.yaml", "--working-dir", "."]
         done = subprocess.run(
             [RAY, "job", "submit", *options, "--", *map(str, command)],
@@ -67,7 +70,7 @@ class Head:
         return done.returncode, done.stdout
 
     def run(self, verb: str, **options: object) -> dict[str, Any]:
-        """Runs a verb that must succeed; gives its summary."""
+        """Run a verb that must succeed and return its summary."""
         status, printed = self.submit(
             "python", f"jobs/{verb}.py", *(part for name, value in options.items() for part in (f"--{name}", value))
         )
@@ -79,7 +82,10 @@ class Head:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different, and none that an outgoing connection may take before Ray listens there."""
+    """Return different ports on which nothing listens.
+
+    The ports lie below the ephemeral range, so no outgoing connection takes them before Ray listens there.
+    """
     ports: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -90,7 +96,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def node_environment(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A Python that has what this one has but for editable installs, so not this project, and an environment that finds it first."""
+    """Create a Python without this project, and an environment that finds this Python first.
+
+    The Python shares all packages of the running Python except editable installs.
+    """
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -99,17 +108,17 @@ def node_environment(folder: Path) -> tuple[Path, dict[str, str]]:
         name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "PYTHONPATH"
     }
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
-    found = subprocess.run(
+    probe = subprocess.run(
         [python, "-c", "import audiodiff_platform"], env=environment, cwd=folder, capture_output=True, check=False
     )
-    assert b"ModuleNotFoundError" in found.stderr, (
+    assert b"ModuleNotFoundError" in probe.stderr, (
         "install the project as make install does: the nodes of this test must not have it"
     )
     return python, environment
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the head and all that it started, and waits for it."""
+    """Stop the head and all of its processes, and wait for their end."""
     process.terminate()
     try:
         process.wait(STOP_S)
@@ -121,16 +130,15 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Ray as `ray start` starts it on a head node, on free ports, in a folder of its own."""
+    """Ray started by `ray start` on a head node, on free ports and in a separate folder."""
     folder = tmp_path_factory.mktemp("head")
     token = folder / "auth_token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     python, environment = node_environment(folder / "python")
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
-    environment |= {
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"
-    }  # else the head waits half a minute for work that is not there
+    # Without this setting the head waits half a minute for work that does not exist.
+    environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     gcs, dashboard, client, agent = free_ports(4)
     ports = {
         "port": gcs,
@@ -139,7 +147,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         "dashboard-agent-listen-port": agent,
     }
     ports |= {"min-worker-port": 0, "max-worker-port": 0}
-    # Unix sockets need a short path, so not below tmp_path.
+    # Unix sockets need a short path, so the folder is not below tmp_path.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as session, (folder / "head.log").open("wb") as log:
         command = [
             str(python),
@@ -167,7 +175,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def wait_until_ready(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Returns when the job server answers."""
+    """Wait until the job server answers."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
@@ -221,9 +229,8 @@ def test_relative_output_is_refused_before_anything_is_made(head: Head, two_loop
     assert status == 1, printed
     assert "exit code 2" in printed
     assert "Traceback" not in printed
-    (error,) = {
-        line for line in printed.splitlines() if line.startswith("error: ")
-    }  # the CLI shows the job's log twice
+    # The CLI shows the log of the job twice, hence the set.
+    (error,) = {line for line in printed.splitlines() if line.startswith("error: ")}
     assert error.startswith("error: output_dir not/made is relative")
     assert not list(head.folder.rglob("not/made"))
     assert not (ROOT / "not").exists()

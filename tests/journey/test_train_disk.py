@@ -1,4 +1,7 @@
-"""A disk that fills up while a training runs: it waits for room, and where none is made it ends with what to do and loses no checkpoint."""
+"""Training on a disk that fills up: the job waits for space and loses no checkpoint.
+
+If no space becomes free, the job ends with an error that says what to do.
+"""
 
 import shutil
 import subprocess
@@ -18,7 +21,7 @@ DEADLINE_S = 300
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 120 MB, on which a small training just fits."""
+    """Mount a file system of 120 MB, just large enough for a small training."""
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120m", "tmpfs", str(folder)], check=True)
@@ -39,7 +42,7 @@ def _wait_for(happens: str, log: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.root
 def test_a_full_disk_loses_nothing(dataset: Path, small_disk: Path, tmp_path: Path, room_is_made: bool) -> None:
     run, log, filler = small_disk / "run", tmp_path / "log", small_disk / "filler"
-    told = {
+    settings = {
         "dataset_name": dataset,
         "output_dir": run,
         "max_train_steps": 300,
@@ -49,7 +52,7 @@ def test_a_full_disk_loses_nothing(dataset: Path, small_disk: Path, tmp_path: Pa
     }
     flags = [
         str(part)
-        for name, value in (told | {"preview_count": 0, "report_to": "none"}).items()
+        for name, value in (settings | {"preview_count": 0, "report_to": "none"}).items()
         for part in (f"--{name}", value)
     ]
     with log.open("w") as errors:

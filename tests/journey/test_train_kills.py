@@ -1,5 +1,7 @@
-"""Training on a cluster whose workers and nodes die, come and are announced to go, and whose driver is killed: the weights are those of
-an undisturbed run."""
+"""Training while workers, nodes and the driver are killed: the weights equal an undisturbed run.
+
+Nodes also join the cluster, and leave it after an announcement.
+"""
 
 import contextlib
 import json
@@ -21,7 +23,7 @@ from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions
 from audiodiff_platform.train.validation_marks import in_validation
 from tests.simulated import Driver, SimulatedCluster
 
-DEADLINE_S = 400  # starts of Ray Train, of which a test has several, take a minute each on a busy machine
+DEADLINE_S = 400  # Ray Train starts several times per test, for a minute each on a busy machine
 FLAGS: dict[str, Any] = {
     "train_batch_size": 4,
     "learning_rate": 1e-3,
@@ -58,7 +60,7 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """The norm of what all weights differ by, of the norm of all weights."""
+    """Return the norm of the difference of all weights, relative to the norm of all weights."""
     first, second = (torch.cat([weights[name].flatten().double() for name in one]) for weights in (one, other))
     return float((first - second).norm() / first.norm())
 
@@ -85,9 +87,8 @@ def test_kills_cost_nothing_but_time(
         for kind in kinds:
             reached = _step(out)
             _until(lambda reached=reached: _step(out) > reached, driver, log)  # type: ignore[misc]
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # a random moment, which the end of the job would cut short
+            # A random moment. The end of the job cuts the wait short.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.process.wait(chance.uniform(0, 0.5))
             match kind:
                 case "worker":
@@ -150,9 +151,8 @@ def test_a_node_that_is_announced_to_go_costs_no_steps(
         cluster.announce_preemption(leaving, deadline_s=20)
         _until(lambda: bool(whole_checkpoints(Folder(str(out)))), driver, log)
         saved = _step(out)
-        _until(
-            lambda: "will be preempted: writing a checkpoint" in log.read_text(), driver, log
-        )  # Ray hands on what workers print when it gets to it
+        # Ray forwards the output of workers with a delay.
+        _until(lambda: "will be preempted: writing a checkpoint" in log.read_text(), driver, log)
         cluster.remove_node(leaving)
         assert _ended(driver, log)["steps"] == 300
         assert 0 < saved < 300
@@ -183,6 +183,6 @@ def test_what_is_in_validation_when_the_driver_is_killed_is_validated(
         assert "frechet" not in validation_results(Folder(str(out))).get(before, {})
         driver.begin()
         assert _ended(driver, log)["steps"] == 150
-    found = validation_results(Folder(str(out)))
-    assert {before, 150} <= {step for step, values in found.items() if "frechet" in values}
+    results = validation_results(Folder(str(out)))
+    assert {before, 150} <= {step for step, values in results.items() if "frechet" in values}
     assert in_validation(Folder(str(out))) == {}

@@ -1,4 +1,4 @@
-"""Tests of jobs run them in this process, unless they are marked `workers`."""
+"""Fixture that runs jobs in the test process, unless a test is marked `workers`."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.in_process import in_process
 
 @pytest.fixture(autouse=True)
 def _in_process(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start no worker processes for tests that do not concern them."""
+    """Start no worker processes for tests that do not need them."""
     if request.node.get_closest_marker("workers"):
         yield
     else:

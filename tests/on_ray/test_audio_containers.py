@@ -1,4 +1,4 @@
-"""Tar archives and Parquet files give the tracks that their files would give in a folder, and say what they leave out."""
+"""Tar archives and Parquet files give the same tracks as a folder and report what they leave out."""
 
 import io
 import math
@@ -27,7 +27,7 @@ RATE = 22_050
 
 @pytest.fixture
 def corpus(few_loops: Path, tmp_path: Path) -> Path:
-    """A folder of five tracks, two of which are hard links and one a symbolic link, and of files that are no music."""
+    """A folder of five tracks, two of them hard links and one a symbolic link, and of other files."""
     folder = tmp_path / "corpus"
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / "b.flac").write_bytes((few_loops / "loop_tabla.flac").read_bytes())
@@ -43,7 +43,7 @@ def corpus(few_loops: Path, tmp_path: Path) -> Path:
 
 
 def read(path: Path, scratch: Path) -> tuple[dict[str, str], Counter[str]]:
-    """The digest of each item of an input, by its name without its container; and what was passed over."""
+    """Return the digest of each item by its name without the container, and the skipped counts."""
     inputs = Inputs(str(path))
     skipped: Counter[str] = Counter()
     digests = {}
@@ -56,7 +56,7 @@ def read(path: Path, scratch: Path) -> tuple[dict[str, str], Counter[str]]:
 
 
 def pack(file: Path, members: Iterable[Member]) -> Path:
-    """A tar of (name, content or link target, type)."""
+    """Write a tar of members (name, content or link target, type)."""
     with tarfile.open(file, "w") as archive:
         for name, content, kind in members:
             member = tarfile.TarInfo(name)
@@ -71,16 +71,16 @@ def pack(file: Path, members: Iterable[Member]) -> Path:
 
 
 def listed(file: Path, scratch: Path) -> tuple[dict[str, bytes | str], Counter[str]]:
-    """The content of each member of a tar, or the reason why there is none; and what was passed over."""
+    """Return each member's content, or the reason why it has none, and the skipped counts."""
     inputs = Inputs(str(file))
     (source,) = inputs.sources()
     skipped: Counter[str] = Counter()
-    found: dict[str, bytes | str] = {}
+    contents: dict[str, bytes | str] = {}
     for item in items(source, inputs.fetch(source, scratch), scratch, skipped):
         name = item.name.removeprefix(f"{source.uri}/")
-        assert name not in found
-        found[name] = item.reason or item.local.read_bytes()
-    return found, skipped
+        assert name not in contents
+        contents[name] = item.reason or item.local.read_bytes()
+    return contents, skipped
 
 
 def as_tar(corpus: Path, target: Path, prefix: str = "") -> Path:
@@ -121,8 +121,8 @@ def test_names_of_members_are_those_of_files(tmp_path: Path, tar_format: int) ->
             member.size = len(name.encode())
             archive.addfile(member, io.BytesIO(name.encode()))
     before = sorted(tmp_path.parent.iterdir())
-    found, skipped = listed(tmp_path / "a.tar", tmp_path)
-    assert found == {short: name.encode() for name, short in names.items()}
+    contents, skipped = listed(tmp_path / "a.tar", tmp_path)
+    assert contents == {short: name.encode() for name, short in names.items()}
     assert not skipped
     assert sorted(tmp_path.parent.iterdir()) == before
 
@@ -147,9 +147,9 @@ def test_links_through_linked_folders_have_the_content_of_their_target(tmp_path:
         ("long.wav", "here/" * 2_000 + "d/a.wav", tarfile.SYMTYPE),
         ("root.wav", "/d/a.wav", tarfile.SYMTYPE),
     ]
-    found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
+    contents, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
     links = {"via.wav": b"a", "x/two.wav": b"b", "up.wav": b"a", "hard.wav": b"a", "d/link.wav": b"b", "over.wav": b"b"}
-    assert found == {"d/a.wav": b"a", "d/e/b.wav": b"b", **links}
+    assert contents == {"d/a.wav": b"a", "d/e/b.wav": b"b", **links}
     assert skipped["dangling link"] == 4
     (tmp_path / "out").mkdir()
     with tarfile.open(tmp_path / "a.tar") as archive:
@@ -175,8 +175,8 @@ def test_links_have_the_content_of_their_target(tmp_path: Path) -> None:
         ("late.wav", b"late", tarfile.REGTYPE),
         ("a.folder", b"", tarfile.DIRTYPE),
     ]
-    found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
-    assert found == {
+    contents, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
+    assert contents == {
         "a/b.wav": b"b",
         "hard.wav": b"b",
         "a/soft.wav": b"b",
@@ -203,8 +203,8 @@ def test_members_that_hold_no_audio_are_counted_or_named(tmp_path: Path) -> None
         ("README", b"", tarfile.REGTYPE),
         ("1. Prelude in C", b"", tarfile.REGTYPE),
     ]
-    found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
-    assert found == {"a.wav": b"a", "gone.wav": "hard link to absent.wav, which is not in the archive"}
+    contents, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
+    assert contents == {"a.wav": b"a", "gone.wav": "hard link to absent.wav, which is not in the archive"}
     assert skipped == {"dangling link": 4, "special file": 2, ".tar.gz": 1, "none": 2}
 
 
@@ -221,9 +221,9 @@ def test_a_sparse_member_is_named(tmp_path: Path) -> None:
             member.pax_headers, content = headers, b"1\n0\n1\n".ljust(512, b"\0") + b"x"
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    found, _ = listed(tmp_path / "a.tar", tmp_path)
-    assert found["holes.wav"] == "sparse members are not supported: pack the file without --sparse"
-    assert "b.wav" in found
+    contents, _ = listed(tmp_path / "a.tar", tmp_path)
+    assert contents["holes.wav"] == "sparse members are not supported: pack the file without --sparse"
+    assert "b.wav" in contents
 
 
 def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_of_members_with_one_name_the_last_counts(tmp_path: Path) -> None:
         ("d.wav", "a.wav", tarfile.SYMTYPE),
         ("e.wav", b"a link once", tarfile.REGTYPE),
     ]
-    found, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
-    assert found == {
+    contents, skipped = listed(pack(tmp_path / "a.tar", members), tmp_path)
+    assert contents == {
         "a.wav": b"second",
         "b.wav": b"first",
         "c.wav": b"second",
@@ -252,8 +252,8 @@ def test_archives_joined_by_cat_are_read_to_the_end(tmp_path: Path) -> None:
     first = pack(tmp_path / "1.tar", [("a.wav", b"1", tarfile.REGTYPE), ("b.wav", b"b", tarfile.REGTYPE)])
     second = pack(tmp_path / "2.tar", [("a.wav", b"2", tarfile.REGTYPE), ("c.wav", "b.wav", tarfile.LNKTYPE)])
     (tmp_path / "all.tar").write_bytes(first.read_bytes() + second.read_bytes())
-    found, skipped = listed(tmp_path / "all.tar", tmp_path)
-    assert found == {"a.wav": b"2", "b.wav": b"b", "c.wav": b"b"}
+    contents, skipped = listed(tmp_path / "all.tar", tmp_path)
+    assert contents == {"a.wav": b"2", "b.wav": b"b", "c.wav": b"b"}
     assert skipped == {"replaced in its archive": 1}
 
 
@@ -262,7 +262,7 @@ def _damaged_header(content: bytes) -> bytes:
 
 
 def _pax(value: bytes, count: int = 1, kind: bytes = tarfile.XHDTYPE) -> Callable[[bytes], bytes]:
-    """Puts extended headers before the second member."""
+    """Return a function that inserts extended headers before the second member."""
 
     def changed(content: bytes) -> bytes:
         header = tarfile.TarInfo("pax")
@@ -345,7 +345,8 @@ def test_parquet_without_embedded_audio_is_refused(tmp_path: Path, column: Any, 
     uri = {"file": folder / "train.parquet", "folder": folder, "list": folder / "list.txt"}[place]
     with pytest.raises(
         ValueError,
-        match=r"audio is not embedded: 3 of 3 checked rows of train\.parquet have only a path: rewrite .*embed_table_storage",
+        match=r"audio is not embedded: 3 of 3 checked rows of train\.parquet have only a path: "
+        r"rewrite .*embed_table_storage",
     ):
         list(Inputs(str(uri)).sources())
 
@@ -375,9 +376,9 @@ def test_rows_without_audio_among_others_are_reported_once_and_have_a_reason(
 ) -> None:
     column = [{"bytes": b"RIFF", "path": "a.wav"}, {"bytes": None, "path": "b.wav"}, None, {"bytes": b"", "path": None}]
     parquet(tmp_path / "train.parquet", column)
-    found = rows(tmp_path / "train.parquet", tmp_path)
+    audio_items = rows(tmp_path / "train.parquet", tmp_path)
     assert capsys.readouterr().err.count("audio is not embedded: 2 of 4 checked rows of train.parquet") == 1
-    assert [(item.name, item.reason) for item in found] == [
+    assert [(item.name, item.reason) for item in audio_items] == [
         ("train.parquet/0-a.wav", ""),
         ("train.parquet/1-b.wav", "row has a path but no audio: embed the files in the Parquet file"),
         ("train.parquet/2", "row has no audio"),

@@ -1,4 +1,7 @@
-"""Lists of audio files as editors and programs write them: encodings, blanks, separators, names; and what is no list."""
+"""Lists of audio files from editors and programs: encodings, blanks, separators, names.
+
+Files that are not lists are covered too.
+"""
 
 import codecs
 import os
@@ -17,7 +20,7 @@ NAMES = ["first.wav", "#1 hit.wav", "sub/ü 音.wav"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with three files of the given names, which hold their names."""
+    """A folder of three files, each of which holds its own name."""
     for name in NAMES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -106,7 +109,7 @@ def test_a_file_is_one_source_however_it_is_written(folder: Path) -> None:
     (folder / "list.txt").write_text(
         f"first.wav\n./first.wav\nsub/../first.wav\n{folder}/first.wav\nfile://{folder}/first.wav\nfirst.wav\n"
     )
-    # `..` is left as it is: of a linked folder it leads elsewhere.
+    # `..` stays in the name, because behind a linked folder it leads elsewhere.
     assert uris(folder / "list.txt") == ["first.wav", "sub/../first.wav"]
 
 

@@ -1,4 +1,7 @@
-"""The files of cluster/: what Ray and the clouds would refuse, and what would be open to strangers, without starting anything."""
+"""Files of cluster/: values that Ray and the clouds refuse, and access for strangers.
+
+No cluster is started.
+"""
 
 import json
 import re
@@ -21,7 +24,8 @@ CLUSTER = ROOT / "cluster"
 LAUNCHERS = ("local", "aws", "gcp")
 CLOUDS = ("aws", "gcp")
 
-# Ray's schema lets any key of a provider pass, and any of a node_config: a typing mistake would be ignored, or only seen by the cloud.
+# Ray's schema accepts any key of a provider and of a node_config. A misspelled key would be ignored, or be noticed only
+# by the cloud.
 PROVIDER_KEYS = {
     "local": {"type", "head_ip", "worker_ips"},
     "aws": {"type", "region", "availability_zone", "use_internal_ips", "cache_stopped_nodes"},
@@ -57,7 +61,7 @@ def commands(config: dict[str, Any], kind: str) -> list[str]:
 
 
 def starts(config: dict[str, Any]) -> list[str]:
-    """The commands that start Ray: the head's, then the workers'."""
+    """Return the commands that start Ray: the head's, then the workers'."""
     return [command for command in commands(config, "start_ray_commands") if "ray start" in command]
 
 
@@ -133,7 +137,11 @@ def test_no_file_states_another_ray(name: str) -> None:
 
 @pytest.mark.parametrize("name", CLOUDS)
 def test_node_types_grow_as_intended(name: str) -> None:
-    """No work on the head, spot before its on-demand twin, no node kept idle, and stated limits that the cluster can reach."""
+    """Check the resources, priorities and limits of the node types.
+
+    The head does no work. A spot node comes before its on-demand twin. No node is kept idle. The cluster can reach the
+    stated limits.
+    """
     config = read(name)
     nodes = config["available_node_types"]
     head, spot, twin, gpu = (nodes[kind] for kind in (config["head_node_type"], "cpu_spot", "cpu_on_demand", "gpu"))
@@ -156,9 +164,8 @@ def test_node_types_grow_as_intended(name: str) -> None:
 def test_ec2_takes_the_node_types() -> None:
     shape = botocore.session.Session().get_service_model("ec2").operation_model("RunInstances").input_shape
     for kind, node in read("aws")["available_node_types"].items():
-        request = {
-            key: value for key, value in node["node_config"].items() if key != "SubnetIds"
-        }  # Ray makes one SubnetId of it
+        # Ray turns SubnetIds into one SubnetId.
+        request = {key: value for key, value in node["node_config"].items() if key != "SubnetIds"}
         report = ParamValidator().validate({"MinCount": 1, "MaxCount": 1, **request}, shape)
         assert not report.has_errors(), f"{kind}: {report.generate_report()}"
         assert request["MetadataOptions"]["HttpTokens"] == "required"
@@ -183,7 +190,10 @@ def test_compute_engine_knows_the_keys_of_the_node_types() -> None:
 
 
 def test_runtime_env_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray reads it, its paths exist from the project's root, and it states no variable: the jobs do, and Ray refuses both."""
+    """Check the runtime environment: Ray reads it, and its paths exist below the project's root.
+
+    The file states no variables. The jobs state them, and Ray refuses variables from both.
+    """
     monkeypatch.chdir(ROOT)
     stated = read("runtime-env")
     parsed = RuntimeEnv(**stated)

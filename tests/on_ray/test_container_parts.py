@@ -1,4 +1,4 @@
-"""Large containers are planned, fetched and read in parts, with the items that they have as a whole."""
+"""Large containers are planned, fetched and read in parts, without a change of their items."""
 
 import io
 import os
@@ -28,7 +28,7 @@ Found = list[tuple[str, str]]
 
 @pytest.fixture(autouse=True)
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers of more than 20 kB are divided, into parts of 10 kB."""
+    """Divide containers of more than 20 kB into parts of 10 kB."""
     monkeypatch.setattr(parts, "MAX_UNDIVIDED_BYTES", 20_000)
     monkeypatch.setattr(parts, "PART_BYTES", 10_000)
 
@@ -38,7 +38,7 @@ def content(number: int) -> bytes:
 
 
 def packed(file: Path, tar_format: int = tarfile.PAX_FORMAT, more: Sequence[tarfile.TarInfo] = ()) -> Path:
-    """A tar of 40 audio files, some of long names, among other members."""
+    """Write a tar of 40 audio files, some with long names, among other members."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w", format=tar_format) as archive:
         for number in range(40):
@@ -53,7 +53,7 @@ def packed(file: Path, tar_format: int = tarfile.PAX_FORMAT, more: Sequence[tarf
 
 
 def rows(file: Path) -> Path:
-    """Parquet of 40 audio files in row groups of three rows."""
+    """Write Parquet of 40 audio files in row groups of three rows."""
     file.parent.mkdir(parents=True, exist_ok=True)
     column = [
         {"bytes": os.urandom(2_000), "path": f"{number}.wav" if number % 5 else f".{number}.wav"}
@@ -64,20 +64,20 @@ def rows(file: Path) -> Path:
 
 
 def read(inputs: Inputs, sources: Sequence[Source], scratch: Path) -> tuple[Found, Counter[str]]:
-    """Name and digest of each item, and what was passed over."""
+    """Return name and digest of each item, and the skipped counts."""
     skipped: Counter[str] = Counter()
-    found = []
+    digests = []
     for source in sources:
         local = inputs.fetch(source, scratch)
-        found += [(item.name, file_sha256(item.local)) for item in items(source, local, scratch, skipped)]
+        digests += [(item.name, file_sha256(item.local)) for item in items(source, local, scratch, skipped)]
         if local.parent == scratch:
             local.unlink()
-    return found, skipped
+    return digests, skipped
 
 
 @pytest.fixture(params=["disk", "store"])
 def music(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Store:
-    """Where the containers of a test lie: a folder, or an S3."""
+    """The place of the containers of a test: a folder or an S3 store."""
     if request.param == "disk":
         return tmp_path / "music"
     stores: Stores = request.getfixturevalue("stores")
@@ -175,7 +175,7 @@ def test_containers_that_are_damaged_or_have_global_headers_stay_whole(tmp_path:
 
 
 def planned(music: Path, output: Folder) -> list[tuple[int, Source]]:
-    """Plan what is in `music`, a source in each shard."""
+    """Plan the contents of `music`, one source per shard."""
     inputs = Inputs(str(music))
     first, new = new_sources(output, inputs.sources(), inputs)
     assigned = assign_shards(new, 0.001, first=len(first))

@@ -1,4 +1,7 @@
-"""The order of the data: each row once an epoch, a part of the rows for each stream, and the same for ever, since checkpoints rely on it."""
+"""The order of the data: each row once per epoch, and a share of the rows for each stream.
+
+Checkpoints rely on the order, so it must never change.
+"""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The splits of a mel dataset: each reads its own files."""
+"""The splits of a mel dataset: each split reads its own files."""
 
 from pathlib import Path
 

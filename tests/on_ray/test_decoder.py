@@ -1,4 +1,7 @@
-"""The process that decodes: files that end it, hang it or expand in it cost themselves alone, and it ends with its worker."""
+"""The decoder process: a file that kills it, hangs it or expands in it affects no other file.
+
+The process ends with its worker.
+"""
 
 import contextlib
 import gc
@@ -39,7 +42,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture
 def hasty() -> Iterator[Decoder]:
-    """A decoder that waits a second for a file, and twice its duration."""
+    """A decoder whose time limit is one second plus twice the duration of the file."""
     made = Decoder(Limits(base_s=1.0))
     yield made
     made.close()
@@ -118,17 +121,20 @@ def test_a_file_without_sound_says_why(decoder: Decoder, loops: Path, tmp_path: 
 
 
 def _end_what_opens(spool: Path, end: signal.Signals = signal.SIGKILL) -> None:
-    """A FIFO as spool holds the process until somebody reads: here it is ended instead, as by a decoder's fault."""
-    with spool.open("rb"):  # returns when the other side has opened it
+    """Kill the decoder that opens the FIFO `spool`, as a fault of the decoder would.
+
+    The FIFO blocks the decoder until a reader opens it.
+    """
+    with spool.open("rb"):  # returns when the decoder has opened the FIFO
         child = _child(os.getpid())
         child.send_signal(end)
-        with contextlib.suppress(ChildProcessError):  # or the decoder was first to hear of it
+        with contextlib.suppress(ChildProcessError):  # `Decoder` may have reaped the process first
             os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """A file whose slices are more than a pipe holds."""
+    """A file whose slices do not fit into the buffer of a pipe."""
     soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 22_050 * 120), 22_050)
     return tmp_path / "noise.wav"
 
@@ -165,7 +171,7 @@ def test_a_file_whose_process_ends_once_is_used(decoder: Decoder, noise: Path, t
 
 
 def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(child_module, "MIN_CPU_SHARE", -1.0)  # a stopped process then counts as one at work
+    monkeypatch.setattr(child_module, "MIN_CPU_SHARE", -1.0)  # a stopped process then counts as working
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
@@ -231,7 +237,8 @@ def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(
     decoder: Decoder, noise: Path, tmp_path: Path
 ) -> None:
     os.mkfifo(tmp_path / "held")
-    killer = threading.Thread(target=_end_what_opens, args=(tmp_path / "held", signal.SIGXCPU))  # as the kernel does
+    # The kernel sends SIGXCPU at the limit of processor time.
+    killer = threading.Thread(target=_end_what_opens, args=(tmp_path / "held", signal.SIGXCPU))
     killer.start()
     with pytest.raises(
         AudioDecodeError, match=r"^noise\.wav: took more than \d+ s of processor time to decode, the limit for"
@@ -244,7 +251,7 @@ def test_the_limit_of_time_follows_from_the_stated_length(hasty: Decoder, tmp_pa
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
     os.mkfifo(tmp_path / "held")
-    reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)  # nobody reads what fills the pipe
+    reader = os.open(tmp_path / "held", os.O_RDONLY | os.O_NONBLOCK)  # the pipe fills up unread
     with pytest.raises(
         AudioDecodeError,
         match=r"^second\.flac: took longer than 3 s to decode, the limit for its stated duration of 1 s$",

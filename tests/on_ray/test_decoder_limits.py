@@ -1,4 +1,4 @@
-"""What a file may take of its decoder: by its size and stated length, and never less than a file of use takes."""
+"""Limits of a decoder per file: they follow its size and stated length and fit any usable file."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_memory_grows_with_the_slice_and_the_filterbank() -> None:
 
 def test_spools_hold_what_the_decoded_audio_may_give() -> None:
     mel = MelConfig(x_res=8, y_res=64, hop_length=16)
-    audio_bytes = 2 * 1_000  # a second, at the lowest rate
+    audio_bytes = 2 * 1_000  # one second at the lowest rate
     images = np.random.default_rng(0).integers(0, 256, (22_050 // mel.slice_size + 1, 64, 8), np.uint8)
     for slicing in (Slicing(), Slicing(overlap=0.5)):
         count = len(images) * round(1 / (1 - slicing.overlap))

@@ -1,4 +1,4 @@
-"""Which items are left out as duplicates: by the digests of all items, of which the driver holds a few bytes each."""
+"""Duplicates, found by the digests of all items, of which the driver holds a few bytes each."""
 
 import io
 import random
@@ -16,7 +16,7 @@ Row = tuple[str, str, bytes]
 
 
 def digested(place: Path, shards: Sequence[Sequence[Row]]) -> Folder:
-    """A finished folder of shards of (item, source, digest)."""
+    """Write a finished folder of shards of (item, source, digest)."""
     folder, records = Folder(str(place)), {}
     for shard, rows in enumerate(shards):
         buffer = io.BytesIO()
@@ -30,7 +30,7 @@ def digested(place: Path, shards: Sequence[Sequence[Row]]) -> Folder:
 
 
 def expected(earlier: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[str]]:
-    """The same by all rows in memory."""
+    """Compute the expected result of `repeated` with all rows in memory."""
     seen = {digest for _, _, digest in earlier}
     left_out: dict[str, list[str]] = {}
     for item, source, digest in sorted(rows):
@@ -42,7 +42,7 @@ def expected(earlier: Sequence[Row], rows: Sequence[Row]) -> dict[str, list[str]
 
 def test_of_equal_items_the_first_by_name_is_kept(tmp_path: Path) -> None:
     chance = random.Random(0)
-    contents = [bytes(8) + chance.randbytes(24) for _ in range(40)]  # some differ only behind their first eight bytes
+    contents = [bytes(8) + chance.randbytes(24) for _ in range(40)]  # all begin with the same eight bytes
     contents += [chance.randbytes(32) for _ in range(300)]
     rows = [
         (f"{chance.randrange(200)}.tar/{number}", f"{chance.randrange(9)}.tar", chance.choice(contents))
@@ -62,7 +62,7 @@ def test_items_that_repeat_none_take_a_few_bytes_each(tmp_path: Path) -> None:
     rows.append(("archive.tar/again.flac", "archive.tar", rows[7][2]))
     folder = digested(tmp_path, [rows[first : first + 5_000] for first in range(0, len(rows), 5_000)])
     del rows
-    repeated([], folder)  # what is imported at the first use is not counted
+    repeated([], folder)  # imports of the first call are not counted
     tracemalloc.start()
     left_out = repeated([], folder)
     _, peak = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""encode: latents and embeddings are what the networks give, in the dataset's order, the same bytes whatever dies on the way."""
+"""encode: the outputs of the networks in the dataset's order, with the same bytes after any failure."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ from tests.servers.stores import Store
 
 FILES = ["bass_hit_c.flac", "loop_mika.flac", "loop_tabla.flac", "sub/ambi_piano.flac"]
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,14 @@ def _data(folder: Path) -> dict[str, bytes]:
 
 
 def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: Path, vae: Path) -> None:
-    dataset, found, network = MelDataset(str(held_out)), LatentsDataset(str(latents)), load_vae(vae)
-    assert (found.groups, found.rows, found.mel, found.shape) == (dataset.groups, dataset.rows, dataset.mel, (2, 8, 8))
-    assert (found.dataset_digest, found.vae_digest) == (dataset.digest, network_digest(network))
+    dataset, stored, network = MelDataset(str(held_out)), LatentsDataset(str(latents)), load_vae(vae)
+    assert (stored.groups, stored.rows, stored.mel, stored.shape) == (
+        dataset.groups,
+        dataset.rows,
+        dataset.mel,
+        (2, 8, 8),
+    )
+    assert (stored.dataset_digest, stored.vae_digest) == (dataset.digest, network_digest(network))
     names = iter(dataset.column("audio_file"))
     for group, (_, _, rows) in enumerate(dataset.groups):
         for row in range(rows):
@@ -69,27 +74,27 @@ def test_latents_are_those_of_the_dataset_in_its_order(latents: Path, held_out: 
                 posterior = network.encode(
                     torch.from_numpy(to_model(dataset.image(group, row)))[None, None]
                 ).latent_dist
-            moments = found.moments(group, row)
+            moments = stored.moments(group, row)
             assert moments.shape == (2, 2, 8, 8)
             np.testing.assert_allclose(moments[0], posterior.mean[0], atol=1e-5)
             np.testing.assert_allclose(moments[1], posterior.std[0], atol=1e-5)
-            assert found.audio_file(group, row) == next(names)
+            assert stored.audio_file(group, row) == next(names)
     part = pq.read_table(next((latents / "data").glob("train-*.parquet")))
     assert part.schema.metadata[b"audiodiff_latent_shape"] == b"[2, 8, 8]"
-    assert part.schema.metadata[b"audiodiff_vae_digest"].decode() == found.vae_digest
+    assert part.schema.metadata[b"audiodiff_vae_digest"].decode() == stored.vae_digest
 
 
 def test_held_out_tracks_stay_apart(latents: Path, held_out: Path) -> None:
-    found = LatentsDataset(str(latents), VALIDATION_SPLIT)
+    stored = LatentsDataset(str(latents), VALIDATION_SPLIT)
     files = {
         name
         for file in (held_out / "data").glob("validation-*")
         for name in pq.read_table(file)["audio_file"].to_pylist()
     }
     assert {
-        found.audio_file(group, row) for group, (_, _, rows) in enumerate(found.groups) for row in range(rows)
+        stored.audio_file(group, row) for group, (_, _, rows) in enumerate(stored.groups) for row in range(rows)
     } == files
-    assert found.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
+    assert stored.rows == sum(pq.read_metadata(file).num_rows for file in (held_out / "data").glob("validation-*"))
 
 
 def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: Path) -> None:
@@ -100,7 +105,7 @@ def test_bits_of_a_latent_do_not_depend_on_its_neighbours(vae: Path, held_out: P
 
 
 class Mortal(LatentsWorker):
-    """Ends itself, as by a fault of the machine, when a shard is about to be committed; the next ones live."""
+    """Worker that kills itself once, before it commits a shard; later workers survive."""
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         record = super().shard(shard, attempts)
@@ -160,10 +165,10 @@ def embeddings(local_ray: None, few_loops: Path, encoder: Path, tmp_path_factory
 def test_embeddings_join_the_dataset_that_was_prepared_from_the_same_folder(
     embeddings: Path, dataset: Path, few_loops: Path, encoder: Path
 ) -> None:
-    found, network = read_encodings(str(embeddings)), load_encoder(encoder)
-    assert (found.name, found.digest, found.dim, len(found)) == (network.name, network.digest, 100, 4)
+    encodings, network = read_encodings(str(embeddings)), load_encoder(encoder)
+    assert (encodings.name, encodings.digest, encodings.dim, len(encodings)) == (network.name, network.digest, 100, 4)
     names = MelDataset(str(dataset)).column("audio_file")
-    vectors = found.vectors_for(names)
+    vectors = encodings.vectors_for(names)
     for name in set(names):
         expected = network.encode([decode_audio(few_loops / name, network.sample_rate)], network.sample_rate)[0]
         np.testing.assert_allclose(vectors[names.index(name)], expected, atol=1e-6)
@@ -208,9 +213,9 @@ def test_files_named_absolutely_are_found_again(
             dataset_name=str(tmp_path / "mel"), encoder=str(encoder), output_dir=str(tmp_path / "out"), num_workers=1
         )
     )
-    found = read_encodings(str(tmp_path / "out"))
+    encodings = read_encodings(str(tmp_path / "out"))
     np.testing.assert_array_equal(
-        found.vectors_for([str(few_loops / "loop_mika.flac")]),
+        encodings.vectors_for([str(few_loops / "loop_mika.flac")]),
         read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]),
     )
 
@@ -284,8 +289,8 @@ def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops
     cut = store.fail_read("cut", f"{bucket}/music/loop_tabla.flac")
     encode(EncodeOptions(input_dir=f"{bucket}/music", encoder=str(encoder), output_dir=f"{bucket}/out", num_workers=1))
     assert cut.fired == 1
-    found = read_encodings(f"{bucket}/out")
-    np.testing.assert_array_equal(found.vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
+    encodings = read_encodings(f"{bucket}/out")
+    np.testing.assert_array_equal(encodings.vectors_for(FILES), read_encodings(str(embeddings)).vectors_for(FILES))
     Folder(bucket).write("one.parquet", Folder(f"{bucket}/out").read("data/000000.parquet"))
     assert set(read_encodings(f"{bucket}/one.parquet").audio_files) <= set(FILES)
     with pytest.raises(ValueError, match=f"encodings {bucket}/none.parquet: no such file or folder"):
@@ -293,7 +298,7 @@ def test_embeddings_on_an_object_store(store: Store, embeddings: Path, few_loops
 
 
 class Deadly(EmbeddingsWorker):
-    """Ends itself, as by a fault of a decoder, at a certain file."""
+    """Worker that kills itself at one file, as a fault of the decoder would."""
 
     def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
         if item.name == "loop_mika.flac":
@@ -344,7 +349,7 @@ def test_interrupted_runs_say_nothing_against_a_file(
 
 
 class Erring(EmbeddingsWorker):
-    """Fails, but lives, at each file."""
+    """Worker that raises an error at each file but survives."""
 
     def _embedded(self, item: AudioItem, scratch: Path) -> Samples:
         raise OSError(f"no space left for {item.name}")

@@ -1,4 +1,4 @@
-"""Encodings: read as they were written, from Parquet and from the original's pickles, of which nothing is run."""
+"""Encodings from Parquet and from the original's pickles: read as written, and no code is run."""
 
 import os
 import pickle
@@ -35,11 +35,17 @@ def _pickled(folder: Path, content: Any, protocol: int | None = None) -> str:
 def test_parquet_is_read_as_written(tmp_path: Path, vectors: np.ndarray) -> None:
     file = tmp_path / "encodings.parquet"
     file.write_bytes(encoded_table(FILES, vectors, "audio-encoder", "abc"))
-    found = read_encodings(str(file))
-    assert (found.name, found.digest, found.dim, len(found), found.audio_files) == ("audio-encoder", "abc", 5, 3, FILES)
+    encodings = read_encodings(str(file))
+    assert (encodings.name, encodings.digest, encodings.dim, len(encodings), encodings.audio_files) == (
+        "audio-encoder",
+        "abc",
+        5,
+        3,
+        FILES,
+    )
     order = ["é.wav", "a.flac", "é.wav"]
-    np.testing.assert_array_equal(found.vectors_for(order), vectors[[2, 0, 2]])
-    assert found.vectors_for(order).dtype == np.float32
+    np.testing.assert_array_equal(encodings.vectors_for(order), vectors[[2, 0, 2]])
+    assert encodings.vectors_for(order).dtype == np.float32
     table = pq.read_table(file)
     assert table.schema.field("encoding").type == pa.list_(pa.float32())
     assert table.schema.metadata[b"audiodiff_encoder"] == b"audio-encoder"
@@ -67,10 +73,10 @@ def test_a_folder_of_committed_parts(tmp_path: Path, vectors: np.ndarray) -> Non
     with pytest.raises(ValueError, match="not finished encodings"):
         read_encodings(folder.uri)
     commits.succeed(folder, {}, commits.committed(folder))
-    found = read_encodings(folder.uri)
-    np.testing.assert_array_equal(found.vectors_for(FILES), vectors)
-    assert found.content_digest == Encodings(FILES, vectors, None, None).content_digest
-    assert found.content_digest != Encodings(FILES, vectors[::-1], None, None).content_digest
+    encodings = read_encodings(folder.uri)
+    np.testing.assert_array_equal(encodings.vectors_for(FILES), vectors)
+    assert encodings.content_digest == Encodings(FILES, vectors, None, None).content_digest
+    assert encodings.content_digest != Encodings(FILES, vectors[::-1], None, None).content_digest
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -81,16 +87,16 @@ def test_the_originals_pickle_of_tensors(
     content = {
         name: torch.from_numpy(vector[np.newaxis]).to(dtype) for name, vector in zip(FILES, vectors, strict=True)
     }
-    if (
-        protocol == 2
-    ):  # pickles bytes by way of a call, which torch's storages would need: Python 3 wrote the original's with 3 or more
+    # Protocol 2 pickles bytes as a call, which a storage of torch would need too. Python 3 wrote the original's pickles
+    # with protocol 3 or higher.
+    if protocol == 2:
         with pytest.raises(ValueError, match=r"names _codecs\.encode"):
             read_encodings(_pickled(tmp_path, content, protocol))
         return
-    found = read_encodings(_pickled(tmp_path, content, protocol))
-    assert (found.name, found.digest, found.dim) == (None, None, 5)
+    encodings = read_encodings(_pickled(tmp_path, content, protocol))
+    assert (encodings.name, encodings.digest, encodings.dim) == (None, None, 5)
     for name, tensor in content.items():
-        np.testing.assert_array_equal(found.vectors_for([name])[0], tensor[0].float().numpy())
+        np.testing.assert_array_equal(encodings.vectors_for([name])[0], tensor[0].float().numpy())
 
 
 def test_tensors_that_are_views_of_one_storage(vectors: np.ndarray) -> None:
@@ -103,13 +109,13 @@ def test_tensors_that_are_views_of_one_storage(vectors: np.ndarray) -> None:
     }
     content["again"] = content["row"] = content["row"].detach()
     content["column"] = content["column"].detach()
-    found = read_pickled(pickle.dumps(content))
+    arrays = read_pickled(pickle.dumps(content))
     for name, tensor in content.items():
-        np.testing.assert_array_equal(found[name], tensor.reshape(-1).numpy())
+        np.testing.assert_array_equal(arrays[name], tensor.reshape(-1).numpy())
 
 
 class _Storage:
-    """Pickles as a storage of old, in a tensor of the first layout."""
+    """Object that pickles as a storage of torch's first layout, in a tensor."""
 
     def __init__(
         self,
@@ -131,7 +137,7 @@ class _Bytes:
         self.storage = storage
 
     def __reduce__(self) -> Any:
-        # Five parts: before views had a part of their own.
+        # The reference has five parts: early versions of torch had no sixth part for views.
         reference = f"(Vstorage\nctorch\n{self.storage.kind}\nV0\nVcpu\nI{self.storage.claimed}\ntQ.".encode()
         plain = [
             pickle.dumps(part, 2)
@@ -162,7 +168,7 @@ def test_tensors_that_are_not_what_they_claim(storage: _Storage, words: str) -> 
 
 
 class _View:
-    """Pickles as a tensor that shows a storage's first value again and again."""
+    """Object that pickles as a tensor that repeats the first value of a storage."""
 
     def __init__(self, storage: "_Bytes", values: int) -> None:
         self.storage, self.values = storage, values
@@ -172,10 +178,10 @@ class _View:
 
 
 def test_small_files_do_not_fill_the_memory() -> None:
-    """Not by views of a storage, nor by storages or dicts that a pickle makes again and again of what it holds once."""
+    """Views, storages and dicts that a pickle repeats do not multiply its memory."""
     storage = _Bytes(_Storage([1.0]))
     views = pickle.dumps({str(number): _View(storage, 16_384) for number in range(1_000)})
-    assert len(views) < 60_000  # and 66 MB in memory
+    assert len(views) < 60_000  # 66 MB in memory
     with pytest.raises(ValueError, match=f"^holds tensors of more values than its {len(views)} bytes"):
         read_pickled(views)
     assert read_pickled(pickle.dumps({"a": _View(storage, 100), "b": _View(storage, 100)}))["b"].tolist() == [1.0] * 100
@@ -189,7 +195,7 @@ def test_small_files_do_not_fill_the_memory() -> None:
 
 
 class _Calls:
-    """Pickles as a call of a function."""
+    """Object that pickles as a call of a function."""
 
     def __init__(self, function: Any, argument: Any) -> None:
         self.call = (function, (argument,))
@@ -226,13 +232,13 @@ def test_nothing_of_a_malicious_pickle_is_run(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"refused|neither") as refusal:
             read_encodings(str(file))
         assert "encodings.p" in str(refusal.value), name
-    os.system(f"touch {ran}-seen")  # the attack would have worked
+    os.system(f"touch {ran}-seen")  # the command of the attack works
     assert not ran.exists()
     assert (tmp_path / "ran-seen").exists()
 
 
 class _Nested:
-    """A tensor's storage whose bytes are another pickle."""
+    """Object that pickles as a storage whose bytes are another pickle."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
@@ -250,9 +256,9 @@ def test_claims_of_sizes_take_no_memory() -> None:
         with pytest.raises(ValueError, match="cannot be read as a pickle"):
             read_pickled(content)
     for content in (
-        b"\x80\x04}r\xff\xff\xff\xff.",
-        b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"}.",
-    ):  # the last place of the memo; a frame
+        b"\x80\x04}r\xff\xff\xff\xff.",  # the last place of the memo
+        b"\x80\x04\x95" + struct.pack("<Q", 1 << 60) + b"}.",  # a frame
+    ):
         assert read_pickled(content) == {}
 
 
@@ -281,9 +287,8 @@ def test_damaged_pickles_are_mistakes_in_one_line(vectors: np.ndarray) -> None:
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[generator.integers(len(whole))] = generator.integers(256)
-        with suppress(
-            ValueError
-        ):  # damage to a value cannot be known; to anything else it raises this and nothing else
+        # Damage to a value cannot be detected. Any other damage must raise ValueError.
+        with suppress(ValueError):
             read_pickled(bytes(damaged))
 
 

@@ -1,4 +1,7 @@
-"""Shards on Ray Data and in this process: done once, retried where storage fails, given up where they end their processes."""
+"""Shards on Ray Data and in this process: done once, retried, or given up.
+
+A shard is retried after a failure of the storage. A shard that ends its processes is given up.
+"""
 
 import contextlib
 import os
@@ -21,11 +24,14 @@ from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEng
 
 pytestmark = pytest.mark.workers
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 
 class Writer:
-    """Leave a file for each attempt and each finished shard; misbehave as `fault` says in the first `times` attempts at shard 1."""
+    """Worker that leaves a file for each attempt and each finished shard.
+
+    The worker fails as `fault` says in the first `times` attempts at shard 1.
+    """
 
     def __init__(self, folder: str, fault: str = "", times: int = 0) -> None:
         self.folder, self.fault, self.times = Path(folder), fault, times
@@ -46,7 +52,7 @@ class Writer:
 
 
 class Meeting(Writer):
-    """Do a shard when two workers are there."""
+    """Worker that does a shard only once two workers exist."""
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         (self.folder / f"worker-{os.getpid()}").touch()
@@ -58,7 +64,7 @@ class Meeting(Writer):
 
 
 class Fragile(Writer):
-    """End the process in the constructor, once."""
+    """Worker that ends its process in the constructor, once."""
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -73,7 +79,7 @@ class Broken(Writer):
 
 
 class Items(Writer):
-    """Work on three items a shard, of which one ends the process."""
+    """Worker with three items per shard, one of which ends the process."""
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         given_up = 0
@@ -90,7 +96,7 @@ class Items(Writer):
 
 
 class Slow(Writer):
-    """Take longer than Ray Data's limit for a job without progress."""
+    """Worker that takes longer than Ray Data's limit for a job without progress."""
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         time.sleep(3)
@@ -98,7 +104,7 @@ class Slow(Writer):
 
 
 class Holder:
-    """Hold CPUs."""
+    """Actor that holds CPUs."""
 
     def here(self) -> bool:
         return True
@@ -238,7 +244,8 @@ def test_a_single_shard_of_a_local_run_needs_no_ray(tmp_path: Path) -> None:
 
     script = (
         "import ray, sys\nfrom audiodiff_platform.work.engine import InProcess, RayDataEngine, engine\n"
-        "with engine(1, None) as running:\n    assert isinstance(running, InProcess)\n    assert not ray.is_initialized()\n"
+        "with engine(1, None) as running:\n    assert isinstance(running, InProcess)\n"
+        "    assert not ray.is_initialized()\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment)

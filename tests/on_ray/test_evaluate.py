@@ -1,4 +1,7 @@
-"""evaluate: the figures are those of the items on each side, whatever the workers; sizes are always stated, mistakes named."""
+"""evaluate: metrics of the items on each side, independent of the number of workers.
+
+The sizes are always stated, and mistakes are named.
+"""
 
 import hashlib
 import json
@@ -31,8 +34,8 @@ from tests.poison import expanding_flac
 
 
 @pytest.fixture(scope="module")
-def found(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The dataset beside the audio that it was prepared from, by two workers."""
+def evaluation(dataset: Path, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The evaluation of the dataset against the audio that it was prepared from, by two workers."""
     report = tmp_path_factory.mktemp("report")
     options = {
         "reference": str(dataset),
@@ -66,17 +69,17 @@ def sides(dataset: Path, few_loops: Path) -> tuple[Items, Items]:
 
 
 def _gathered(items: Items, at_most: int) -> Gathered:
-    """The side as all its rows give it."""
+    """Return the side computed from all of its rows."""
     ranks = [rank(track, items.tracks[:row].count(track)) for row, track in enumerate(items.tracks)]
     rows = sorted(sorted(range(len(items)), key=ranks.__getitem__)[:at_most])
     return Gathered(FeatureStatistics.of(items.features), len(set(items.tracks)), items.at(np.array(rows)))
 
 
 def _unlike(figures: dict[str, Any], items: tuple[Items, Items], at_most: int) -> dict[str, Any]:
-    """The figures that are not those of the rows: of the Fréchet distance those that differ by more than the order of sums makes of it.
+    """Return the figures that differ from the figures of the rows.
 
-    There are fewer items than features here. The distance is then exact to about the number of features times the root of 2^-53, of the
-    largest variance (`test_gathering.py`).
+    The Fréchet distance may differ by the error of the summation order. There are fewer items than features here, so
+    this error is about the number of features times the root of 2^-53, of the largest variance (`test_gathering.py`).
     """
     reference, candidate = (_gathered(side, at_most) for side in items)
     expected = compare(reference, candidate)
@@ -93,9 +96,9 @@ def _unlike(figures: dict[str, Any], items: tuple[Items, Items], at_most: int) -
     }
 
 
-def test_the_figures_are_exactly_those_of_all_rows(found: dict[str, Any], sides: tuple[Items, Items]) -> None:
-    assert _unlike(found, sides, MAX_SAMPLE_ITEMS) == {}
-    assert (found["n_paired_reference"], found["n_paired_candidate"], found["n_paired_held_out"]) == (
+def test_the_figures_are_exactly_those_of_all_rows(evaluation: dict[str, Any], sides: tuple[Items, Items]) -> None:
+    assert _unlike(evaluation, sides, MAX_SAMPLE_ITEMS) == {}
+    assert (evaluation["n_paired_reference"], evaluation["n_paired_candidate"], evaluation["n_paired_held_out"]) == (
         *map(len, sides),
         0,
     )
@@ -129,48 +132,55 @@ def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interr
     assert len(report["closest"]) == 6
 
 
-def test_the_figures_are_those_of_the_items(found: dict[str, Any], sides: tuple[Items, Items], dataset: Path) -> None:
+def test_the_figures_are_those_of_the_items(
+    evaluation: dict[str, Any], sides: tuple[Items, Items], dataset: Path
+) -> None:
     real, (reference, candidate) = MelDataset(str(dataset)), sides
     statistics = (FeatureStatistics.of(items.features) for items in (candidate, reference))
-    assert found["frechet"] == pytest.approx(frechet_distance(*statistics))
-    assert (found["n_reference"], found["n_candidate"], found["n_reference_tracks"], found["n_held_out"]) == (
+    assert evaluation["frechet"] == pytest.approx(frechet_distance(*statistics))
+    assert (
+        evaluation["n_reference"],
+        evaluation["n_candidate"],
+        evaluation["n_reference_tracks"],
+        evaluation["n_held_out"],
+    ) == (
         real.rows,
         len(candidate),
         4,
         0,
     )
-    assert (found["embedder"], found["mel_digest"]) == ("logmel-stats", real.mel.digest)
-    assert found["nearest_candidate"] < 0.01 < found["nearest_real"], (
+    assert (evaluation["embedder"], evaluation["mel_digest"]) == ("logmel-stats", real.mel.digest)
+    assert evaluation["nearest_candidate"] < 0.01 < evaluation["nearest_real"], (
         "every second slice of the dataset is, but for a sample, one of the candidate's"
     )
-    assert found["nearer_share"] > 0.95
+    assert evaluation["nearer_share"] > 0.95
 
 
-def test_the_vocoder_sets_a_floor(found: dict[str, Any], dataset: Path) -> None:
-    assert found["n_round_trip"] == 5, "two of each portion but the last two, of which one is a single slice"
-    assert found["frechet_round_trip"] > 0
+def test_the_vocoder_sets_a_floor(evaluation: dict[str, Any], dataset: Path) -> None:
+    assert evaluation["n_round_trip"] == 5, "two of each portion but the last two, of which one is a single slice"
+    assert evaluation["frechet_round_trip"] > 0
     mel = MelDataset(str(dataset)).mel
     image = MelDataset(str(dataset)).image(0, 0)
     audio = GriffinLim(mel)(image[np.newaxis], [0])
     assert (
-        found["frechet_round_trip"]
+        evaluation["frechet_round_trip"]
         < np.square(logmel_stats(Mel(mel).images(audio)[0]) - logmel_stats(image[np.newaxis])).sum() * 20
     )
 
 
-def test_the_report_names_the_closest_pairs(found: dict[str, Any], dataset: Path) -> None:
-    report = found["report"]
-    assert report["frechet"] == found["frechet"]
+def test_the_report_names_the_closest_pairs(evaluation: dict[str, Any], dataset: Path) -> None:
+    report = evaluation["report"]
+    assert report["frechet"] == evaluation["frechet"]
     assert report["reference"] == str(dataset)
     assert len(report["closest"]) == 10
     assert all(pair["candidate"] == pair["reference"] and pair["distance"] < 0.01 for pair in report["closest"])
     assert [pair["distance"] for pair in report["closest"]] == sorted(pair["distance"] for pair in report["closest"])
 
 
-def test_the_number_of_workers_changes_nothing(found: dict[str, Any], dataset: Path, few_loops: Path) -> None:
+def test_the_number_of_workers_changes_nothing(evaluation: dict[str, Any], dataset: Path, few_loops: Path) -> None:
     again = evaluate(EvaluateOptions(reference=str(dataset), candidate=str(few_loops), round_trips=6, num_workers=1))
     assert {**again, "seconds": 0} == {
-        **{name: value for name, value in found.items() if name != "report"},
+        **{name: value for name, value in evaluation.items() if name != "report"},
         "seconds": 0,
     }
 
@@ -195,11 +205,11 @@ def test_generated_loops_and_the_models_card(
     figures = evaluate(EvaluateOptions(**options))
     assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 2)
     assert "n_round_trip" not in figures
-    said = capsys.readouterr().err
-    assert "warning: a side has only 5 items: distances of fewer than 128 are unreliable" in said
-    assert "warning: 1 candidate files are silent" in said
-    assert "left out: broken.wav" in said
-    assert "left out: poison.flac: expands to more than" in said
+    errors = capsys.readouterr().err
+    assert "warning: a side has only 5 items: distances of fewer than 128 are unreliable" in errors
+    assert "warning: 1 candidate files are silent" in errors
+    assert "left out: broken.wav" in errors
+    assert "left out: poison.flac: expands to more than" in errors
     after = load_model(tmp_path / "model")
     assert after.digest == before.digest
     assert after.record is not None
@@ -263,7 +273,7 @@ def test_an_encoder_as_embedder(
     record = load_model(tmp_path / "model").record
     assert record is not None
     assert record.metrics[f"audio-encoder:{tmp_path.name} frechet"] == figures["frechet"]
-    for file in ("audiodiff.json", "README.md"):  # which may be published
+    for file in ("audiodiff.json", "README.md"):  # both files may be published
         assert str(tmp_path) not in (tmp_path / "model" / file).read_text()
     with pytest.raises(
         ValueError,

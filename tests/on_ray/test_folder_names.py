@@ -1,4 +1,7 @@
-"""Folders of any name, on disk and on object stores: no character of a name is a pattern, for listings, removals and every verb."""
+"""Folders of any name, on disk and on object stores, in listings, removals and every verb.
+
+No character of a name is treated as a pattern.
+"""
 
 import json
 import shutil
@@ -50,7 +53,7 @@ CHARACTERS = "Artist - Album [FLAC]*?"
 
 @pytest.fixture(params=["path", "file", "s3", "gs"])
 def parent(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of an empty place for folders."""
+    """Return the URI of an empty place for folders."""
     if request.param in ("path", "file"):
         return str(tmp_path) if request.param == "path" else f"file://{tmp_path}"
     stores: Stores = request.getfixturevalue("stores")

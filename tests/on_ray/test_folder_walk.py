@@ -1,4 +1,7 @@
-"""What prepare lists of a folder: links, folders that cannot be read, hidden folders; each of them counted."""
+"""Files that prepare lists in a folder, and counts of the entries that it passes over.
+
+The entries include links, unreadable folders and hidden folders.
+"""
 
 import codecs
 import os
@@ -34,9 +37,10 @@ def public() -> Iterator[Path]:
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Runs as a user to whom permissions apply."""
+    """Run the `with` block as a user to whom permissions apply."""
     privileged = os.geteuid() == 0
-    codecs.lookup("utf-8-sig")  # Python remembers a codec that this user may not import as one that does not exist
+    # Python caches a failed lookup: a codec that this user may not import would stay unknown.
+    codecs.lookup("utf-8-sig")
     if privileged:
         os.seteuid(NOBODY)
     try:
@@ -53,7 +57,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 def listed(folder: Path) -> tuple[set[str], dict[str, int]]:
-    """The sources of a folder, each of them once, and the counts of what was passed over."""
+    """Return the sources of a folder, each once, and the counts of skipped entries."""
     inputs = Inputs(str(folder))
     names = [source.uri for source in inputs.sources()]
     assert len(set(names)) == len(names)
@@ -170,7 +174,7 @@ def test_an_input_folder_that_cannot_be_read_is_a_mistake_of_the_user(public: Pa
 def test_a_folder_whose_path_is_too_long_is_passed_over(tmp_path: Path) -> None:
     touch(tmp_path / "in", "x.wav")
     here = os.open(tmp_path / "in", os.O_RDONLY)
-    for _ in range(17):  # by steps: no single path reaches so deep
+    for _ in range(17):  # in steps, because no single path can be this long
         os.mkdir("d" * 250, dir_fd=here)
         deeper = os.open("d" * 250, os.O_RDONLY, dir_fd=here)
         os.close(here)
@@ -213,7 +217,7 @@ READ = ["album/a.wav", "album/lost+found.wav", "...And Justice for All/01.wav", 
 
 
 def test_hidden_and_system_folders_are_passed_over(tmp_path: Path) -> None:
-    root = tmp_path / ".cache" / "music"  # the input folder itself may lie in a hidden one
+    root = tmp_path / ".cache" / "music"  # the input folder itself may lie in a hidden folder
     touch(root, *HIDDEN, *READ, "album/.hidden.wav", "album/._a.wav")
     (root / "@Recycle").symlink_to(tmp_path)
     assert listed(root) == (set(READ), {"hidden folders": 11, "hidden files": 2})

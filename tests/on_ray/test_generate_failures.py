@@ -1,4 +1,4 @@
-"""Loops that cannot be made: they cost themselves alone, and the manifest has their reason."""
+"""Loops that cannot be generated: other loops are unaffected, and the manifest states the reason."""
 
 import os
 import signal
@@ -20,14 +20,14 @@ from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.worker import GenerateWorker
 from tests.in_process import in_process
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 BAD_SEED = 5
 COUNT = 7
 
 
 class Failing:
-    """A pipeline that fails at one seed, after the loops before it."""
+    """Pipeline that fails at one seed, after the loops before this seed."""
 
     def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
         self.pipeline, self.fault, self.log, self.mel = pipeline, fault, log, pipeline.mel
@@ -50,7 +50,7 @@ class Failing:
 
 
 def failing(fault: str) -> type[GenerateWorker]:
-    """The class of workers whose pipelines have `fault`."""
+    """Return a class of workers whose pipelines have `fault`."""
 
     class FailingWorker(GenerateWorker):
         def __init__(self, *arguments: Any) -> None:

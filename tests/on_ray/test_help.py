@@ -28,7 +28,7 @@ def options_of(job: str) -> type[Options]:
 
 
 def helps(text: str) -> dict[str, str]:
-    """The text of each option, by name."""
+    """Return the help text of each option, by name."""
     entries = re.split(r"^  (?=-)", text.partition("\noptions:\n")[2].partition("\n\n")[0], flags=re.MULTILINE)
     named = ((re.match(r"--(\w+)", entry), " ".join(entry.split())) for entry in entries)
     return {name[1]: entry for name, entry in named if name}

@@ -1,4 +1,4 @@
-"""Datasets as the original writes them, folders of save_to_disk and of Parquet: training takes them as they are."""
+"""Datasets of the original, as save_to_disk folders and as Parquet, used directly for training."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def _png(shape: tuple[int, ...]) -> bytes:
 
 
 def _stating(width: int, height: int) -> bytes:
-    """The header of a PNG, and no pixels."""
+    """Return the header of a PNG, without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return (
         SIGNATURE
@@ -61,7 +61,7 @@ def _stating(width: int, height: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def images(loops: Path) -> list[Images]:
-    """The slices of a loop: enough for three groups."""
+    """The slices of a loop, enough for three groups."""
     mel = Mel(MEL)
     made = [piece.image for piece in mel_slices(loops / "ambi_lunar_land.flac", mel, Slicing(overlap=0.97))]
     assert 2 * GROUP_ROWS < len(made) < 3 * GROUP_ROWS
@@ -83,7 +83,7 @@ def saved(original: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def parquet(original: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows as push_to_hub lays them out, in two Parquet files."""
+    """The same rows in two Parquet files, as push_to_hub writes them."""
     folder = tmp_path_factory.mktemp("parquet")
     (folder / "data").mkdir()
     for index in range(2):
@@ -148,10 +148,10 @@ def test_training_takes_a_saved_folder_and_says_what_it_assumed(
         dataset_name=str(saved), output_dir=str(tmp_path), max_train_steps=2, train_batch_size=4, num_workers=1
     )
     assert train(options)["steps"] == 2
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
-        "32x32, 22050 Hz, hop length 512, n_fft 2048 (by the defaults of the original project, because it has no mel_config.json"
-        in said
+        "32x32, 22050 Hz, hop length 512, n_fft 2048 "
+        "(by the defaults of the original project, because it has no mel_config.json" in errors
     )
     assert load_model(tmp_path / "model").mel == MEL
     assert (

@@ -1,4 +1,4 @@
-"""The index of a finished folder: readers need it and not the commits, records are packed, and a run keeps its version."""
+"""The index of a finished folder: read instead of the commits, packed, and fixed for each run."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def _record(shard: int) -> dict[str, Any]:
 
 
 def _simulated(folder: Folder, shards: int) -> None:
-    """Finish a folder of so many shards, without their parts and commits."""
+    """Finish a folder of `shards` shards, without parts and commits."""
     folder.write(MEL_CONFIG, json.dumps(MEL).encode())
     commits.succeed(
         folder,
@@ -75,7 +75,7 @@ def test_many_records_are_packed_and_found(place: str, stores: Stores, tmp_path:
 def test_records_that_are_packed_and_not_yet_removed_count_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state after a kill between the two."""
+    """A kill after packing and before the removal leaves this state."""
     monkeypatch.setattr(commits, "MAX_LOOSE_RECORDS", 3)
     folder = Folder(str(tmp_path))
     records = {shard: _record(shard) for shard in range(5)}
@@ -133,7 +133,7 @@ def test_the_index_names_what_is_there(dataset: Path) -> None:
 def test_files_added_while_a_training_runs_do_not_end_it(
     local_ray: None, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A training goes on with the rows and encodings that it began with: while some are added, and afterwards."""
+    """A run keeps the rows and encodings that it began with, during and after an addition."""
     music, out, vectors, run = (tmp_path / name for name in ("in", "mel", "vectors", "run"))
     music.mkdir()
     for loop in few_loops.glob("*.flac"):
@@ -156,7 +156,7 @@ def test_files_added_while_a_training_runs_do_not_end_it(
     encode(embedding)
     grown = MelDataset(str(out))
     assert grown.rows > began.rows
-    for folder in (out, vectors):  # as while still more files are added
+    for folder in (out, vectors):  # the state during a further addition
         (folder / commits.SUCCESS).unlink()
     capfd.readouterr()
     train(TrainOptions(max_train_steps=4, **options))

@@ -1,4 +1,7 @@
-"""A single input file, which is read or said to be of which kind; and counts of what is passed over, up to prepare's summary."""
+"""Kinds of single input files that are read or refused, and counts of skipped files.
+
+The counts are followed up to the summary of prepare.
+"""
 
 import os
 import tarfile
@@ -65,7 +68,8 @@ def test_counts_of_what_is_passed_over_name_the_most_frequent() -> None:
     assert len(kinds) == 21
     assert (kinds[".100"], kinds["other kinds"]) == (100, sum(range(1, 81)))
     assert described(Counter({".md": 1_200, "none": 1, ".tar.gz": 2})) == (
-        "1,203 others: 1,200 .md, 2 .tar.gz, 1 without extension; .tar.gz: unpack it, or pack the files into a .tar without compression"
+        "1,203 others: 1,200 .md, 2 .tar.gz, 1 without extension; "
+        ".tar.gz: unpack it, or pack the files into a .tar without compression"
     )
     assert described(Counter()) == "0 others"
 
@@ -101,7 +105,7 @@ def test_prepare_counts_what_it_passes_over_in_folders_and_archives(
 
 
 def archive(few_loops: Path, folder: Path) -> Source:
-    """A tar of two loops and of three files that are not read."""
+    """Write a tar of two loops and of three files that are not read; return its source."""
     with tarfile.open(folder / "a.tar", "w") as tar:
         for name in ("mika.flac", "tabla.flac"):
             tar.add(few_loops / f"loop_{name}", name)

@@ -1,4 +1,4 @@
-"""What prepare can be given: lists, tar shards, Parquet with audio, single files; what becomes of each of their members."""
+"""Inputs of prepare and their members: lists, tar shards, Parquet with audio, single files."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def tar(few_loops: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parquet(few_loops: Path, tmp_path: Path) -> Path:
-    """A Hugging Face dataset with an audio column that is not called audio, as Parquet."""
+    """A Hugging Face dataset as Parquet, with an audio column that is not called audio."""
     file = tmp_path / "hub" / "train.parquet"
     file.parent.mkdir()
     paths = [few_loops / "loop_mika.flac", few_loops / "loop_tabla.flac"]
@@ -52,17 +52,17 @@ def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_pa
     pq.write_table(pa.table({"text": ["no audio"]}), folder / "other.parquet")
     (folder / "._mika.flac").write_bytes(b"of a Mac's file system")
     inputs = Inputs(str(folder))
-    found = {source.uri: source for source in inputs.sources()}
+    sources = {source.uri: source for source in inputs.sources()}
     linked = {"loops/loop_mika.flac", "loops/loop_tabla.flac", "loops/bass_hit_c.flac", "loops/sub/ambi_piano.flac"}
-    assert found.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"} | linked
+    assert sources.keys() == {"a/mika.flac", "000.tar", "p/train.parquet"} | linked
     assert inputs.others == 3
     mika = (few_loops / "loop_mika.flac").read_bytes()
-    assert read(inputs, found["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
-    assert read(inputs, found["000.tar"], tmp_path) == {
+    assert read(inputs, sources["a/mika.flac"], tmp_path) == {"a/mika.flac": mika}
+    assert read(inputs, sources["000.tar"], tmp_path) == {
         "000.tar/mika.flac": mika,
         "000.tar/b/piano.flac": (few_loops / "sub" / "ambi_piano.flac").read_bytes(),
     }
-    assert read(inputs, found["p/train.parquet"], tmp_path) == {
+    assert read(inputs, sources["p/train.parquet"], tmp_path) == {
         "p/train.parquet/0-loop_mika.flac": mika,
         "p/train.parquet/1-loop_tabla.flac": (few_loops / "loop_tabla.flac").read_bytes(),
     }

@@ -1,4 +1,4 @@
-"""What a worker raised or died of: one line and exit status 1, whoever wrapped it, however deep."""
+"""Errors and deaths of workers: one line and exit status 1, however deeply wrapped."""
 
 import os
 import sys
@@ -14,11 +14,11 @@ from audiodiff_platform.entry.options import Options
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import RayDataEngine, ShardWork
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import it
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 
 class NoOptions(Options):
-    """A verb without options."""
+    """Options of a verb that has none."""
 
 
 def raise_of_another() -> None:

@@ -1,4 +1,7 @@
-"""One owner of an output folder: a live one is named, a dead one is succeeded, a zombie commits nothing."""
+"""One owner of an output folder: a live owner is named, a dead owner is succeeded.
+
+A former owner that still runs commits nothing.
+"""
 
 import json
 import os
@@ -28,7 +31,7 @@ with owned(Folder(sys.argv[1]), term_s=float(sys.argv[2])) as lease:
 
 
 def start_owner(uri: str, term_s: float = 2.0) -> subprocess.Popen[str]:
-    """A process that owns a folder until its standard input ends."""
+    """Start a process that owns a folder until its standard input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, uri, str(term_s)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -167,7 +170,7 @@ def test_of_many_claims_of_one_folder_one_succeeds(tmp_path: Path, store: Store)
 
 
 def test_on_a_store_an_item_is_given_up_that_was_in_work_at_the_second_death(store: Store) -> None:
-    """Items are marked there from the second attempt on."""
+    """On stores, items are marked from the second attempt on."""
     folder = Folder(f"{store.make_bucket()}/out")
     mark = {"process": "dead", "node": "", "token": None}
     folder.write_json("_attempts/000003.json", {**mark, "deaths": [""], "item": "poison.wav"})

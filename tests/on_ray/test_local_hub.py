@@ -1,4 +1,7 @@
-"""The local Hub, as the real clients see it: what they publish is what they read, in a process that knows it by the usual variables alone."""
+"""The local Hub, used by the real clients: they read what they publish.
+
+The clients run in a process that finds the Hub by the usual variables alone.
+"""
 
 import os
 import subprocess
@@ -34,15 +37,18 @@ api.delete_file("old.txt", name, repo_type="dataset", commit_message="Remove")
 system = HfFileSystem()
 root = f"datasets/{name}"
 assert system.glob(f"{root}/data/*.parquet") == [f"{root}/data/train-{i}.parquet" for i in range(2)]
-assert sorted(system.find(root)) == [f"{root}/{path}" for path in (".gitattributes", "README.md", "data/train-0.parquet", "data/train-1.parquet")]
-assert HfFileSystem(skip_instance_cache=True).info(f"{root}/data/train-0.parquet")["size"] == (folder / "data/train-0.parquet").stat().st_size
+files = (".gitattributes", "README.md", "data/train-0.parquet", "data/train-1.parquet")
+assert sorted(system.find(root)) == [f"{root}/{path}" for path in files]
+content = (folder / "data/train-0.parquet").read_bytes()
+assert HfFileSystem(skip_instance_cache=True).info(f"{root}/data/train-0.parquet")["size"] == len(content)
 assert system.cat_file(f"{root}/README.md", start=4, end=11) == b"configs"
 with system.open(f"{root}/data/train-1.parquet") as file:
     assert pyarrow.parquet.read_table(file)["slice"].to_pylist() == [3, 4, 5]
-assert Path(hf_hub_download(name, "data/train-0.parquet", repo_type="dataset")).read_bytes() == (folder / "data/train-0.parquet").read_bytes()
+assert Path(hf_hub_download(name, "data/train-0.parquet", repo_type="dataset")).read_bytes() == content
 assert datasets.load_dataset(name, split="train")["slice"][:] == [0, 1, 2, 3, 4, 5]
 
-datasets.Dataset.from_dict({"audio": [{"bytes": b"RIFF", "path": "a.wav"}]}).cast_column("audio", datasets.Audio(decode=False)).push_to_hub("songs")
+songs = datasets.Dataset.from_dict({"audio": [{"bytes": b"RIFF", "path": "a.wav"}]})
+songs.cast_column("audio", datasets.Audio(decode=False)).push_to_hub("songs")
 assert datasets.load_dataset(f"{api.whoami()['name']}/songs", split="train")[0]["audio"]["bytes"] == b"RIFF"
 
 model = api.create_repo("net").repo_id

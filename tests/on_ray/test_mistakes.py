@@ -1,4 +1,7 @@
-"""A user's mistake: one line that names it, exit status 2, no traceback, nothing made that looks finished."""
+"""Users' mistakes: one line that names the mistake, exit status 2, no traceback.
+
+No output looks finished.
+"""
 
 import json
 import subprocess
@@ -42,7 +45,10 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a verb as its entry point does; gives the exit status and the line on standard error."""
+    """Return a function that runs a verb like its entry point.
+
+    The function returns the exit status and the line on standard error.
+    """
 
     def call(verb: str, *arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", [f"jobs/{verb}.py", *map(str, arguments)])

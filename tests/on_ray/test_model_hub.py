@@ -1,4 +1,7 @@
-"""Models on the local Hub, in a process that knows it by the usual variables alone: published in one commit, read in either kind of weights."""
+"""Models on the local Hub: published in one commit, and read with either kind of weights.
+
+The clients run in a process that finds the Hub by the usual variables alone.
+"""
 
 import json
 import os
@@ -33,7 +36,8 @@ assert "/commit/" in push_to_hub(latent, "loops")
 changes = []
 model = load_model("tester/loops", changes)
 assert (model.digest, changes) == (load_model(latent).digest, [])
-assert torch.equal(AudioDiffusionPipeline.from_pretrained("tester/loops").vqvae.quant_conv.weight, model.vae.quant_conv.weight)
+vqvae = AudioDiffusionPipeline.from_pretrained("tester/loops").vqvae
+assert torch.equal(vqvae.quant_conv.weight, model.vae.quant_conv.weight)
 push_to_hub(pixel, "tester/loops", private=False)
 assert load_model("tester/loops").vae is None
 
@@ -130,7 +134,8 @@ HfApi().upload_folder(repo_id="tester/clap", folder_path=clap)
 
 def read():
     for folder, name in ((half, "half"), (shards, "shards")):
-        for source in (f"tester/{name}", f"tester/{name}/", f"{address}/tester/{name}", f"{address}/tester/{name}/tree/main?library=diffusers"):
+        page = f"{address}/tester/{name}/tree/main?library=diffusers"
+        for source in (f"tester/{name}", f"tester/{name}/", f"{address}/tester/{name}", page):
             assert load_model(source).digest == load_model(folder).digest, source
             assert usable_path("model", source, hub_id=True) == f"tester/{name}"
     assert torch.equal(load_vae(f"{address}/tester/shards").quant_conv.weight, load_vae(shards).quant_conv.weight)
@@ -142,7 +147,8 @@ def read():
 read()
 cached = {file.name for file in Path(os.environ["HF_HOME"]).glob("hub/models--tester--shards/snapshots/*/unet/*")}
 assert cached == {file.name for file in (shards / "unet").iterdir()}, cached
-assert not list(Path(os.environ["HF_HOME"]).glob("hub/models--tester--clap/snapshots/*/*.bin")), "the pickle is not needed"
+cached_pickles = list(Path(os.environ["HF_HOME"]).glob("hub/models--tester--clap/snapshots/*/*.bin"))
+assert not cached_pickles, "the pickle is not needed"
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 read()
 huggingface_hub.constants.HF_HUB_OFFLINE = False

@@ -1,4 +1,7 @@
-"""The plan: shards of about equal size that depend on the sources alone, appended to, never changed."""
+"""The plan: shards of about equal size that depend on the sources alone.
+
+New sources are appended. Planned shards never change.
+"""
 
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from tests.servers.stores import Store
 
 
 def sources(count: int, size: int = 24_000 * 60, prefix: str = "") -> list[Source]:
-    """`count` files of about a minute of compressed audio each."""
+    """Return `count` files of about a minute of compressed audio each."""
     return [Source(f"{prefix}album {index // 10}/{index:05d}.mp3", size, "1") for index in range(count)]
 
 
@@ -81,13 +84,13 @@ def test_a_worker_opens_few_of_many_plan_files(store: Store) -> None:
     for day in range(additions):
         added = sources(3, prefix=f"{day} ")
         append_plan(folder, [(2 * day, added[0]), (2 * day, added[1]), (2 * day + 1, added[2])], {}, day)
-    read = store.proxy.inject("drop", "GET", f"{folder.root}/_plan/", times=1, every=1 << 30)  # counts, and drops none
+    read = store.proxy.inject("drop", "GET", f"{folder.root}/_plan/", times=1, every=1 << 30)  # counts, drops nothing
     for day in (additions - 1, 0, 17, 38):
         before = read.seen
         uris = [[source.uri for source, _ in read_shard(folder, shard)] for shard in (2 * day, 2 * day + 1)]
         assert uris == [
-            [source.uri for source in some]
-            for some in (sources(3, prefix=f"{day} ")[:2], sources(3, prefix=f"{day} ")[2:])
+            [source.uri for source in group]
+            for group in (sources(3, prefix=f"{day} ")[:2], sources(3, prefix=f"{day} ")[2:])
         ]
         assert 0 < read.seen - before <= 2 * (1 if day == additions - 1 else 1 + additions.bit_length())
     assert read_shard(folder, 2 * additions) == []

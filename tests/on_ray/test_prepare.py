@@ -1,4 +1,4 @@
-"""prepare: the dataset's contract, what a rerun does, and what becomes of bad files."""
+"""prepare: the contract of the dataset, reruns, and bad files."""
 
 import hashlib
 import io
@@ -26,7 +26,10 @@ SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "shard_minutes"
 
 
 def _contents(folder: Path) -> dict[str, str]:
-    """What a dataset holds: names and digests of its files, but for the plan, which says when the inputs were last changed."""
+    """Return names and digests of the files of a dataset, except the plan.
+
+    The plan holds the times at which the inputs were last changed.
+    """
     files = (file for file in folder.rglob("*") if file.is_file() and "_plan" not in file.parts)
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
@@ -205,11 +208,10 @@ def test_too_many_bad_files_fail_the_job(local_ray: None, tmp_path: Path) -> Non
 def test_tracks_are_held_out_by_their_content(local_ray: None, few_loops: Path, tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     shutil.copytree(few_loops, source)
-    shutil.copy(few_loops / "loop_mika.flac", source / "again.flac")  # a copy must not stand on the other side
+    shutil.copy(few_loops / "loop_mika.flac", source / "again.flac")  # a copy must not be in the other split
     files = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in source.rglob("*.flac")}
-    fraction = (
-        sorted(int(digest[:16], 16) / 2**64 for digest in set(files.values()))[1] + 1e-9
-    )  # two of the four contents
+    # The fraction holds out two of the four contents.
+    fraction = sorted(int(digest[:16], 16) / 2**64 for digest in set(files.values()))[1] + 1e-9
     summary = prepare(
         PrepareOptions(
             input_dir=str(source), output_dir=str(out), validation_fraction=fraction, **{**SMALL, "shard_minutes": None}
@@ -240,7 +242,7 @@ def test_duplicates_are_left_out_wherever_they_lie(
     first = {"a_mika.flac", "b.tar/tabla.flac", "b.tar/compus.flac", "bass_hit_c.flac", "sub/ambi_piano.flac"}
     assert {row["audio_file"] for row in _rows(out)} == first
     assert (summary["files"], summary["duplicates"], summary["quarantined"]) == (5, 2, 0)
-    shutil.copy(loops / "loop_compus.flac", source / "0.flac")  # was planned before, so the smaller name does not count
+    shutil.copy(loops / "loop_compus.flac", source / "0.flac")  # the planned copy stays, in spite of its larger name
     shutil.copy(loops / "loop_safari.flac", source / "new.flac")
     assert prepare(options)["duplicates"] == 3
     assert {row["audio_file"] for row in _rows(out)} == {*first, "new.flac"}

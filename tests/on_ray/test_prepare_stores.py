@@ -1,4 +1,7 @@
-"""prepare where the music, the dataset or both are on object stores and the Hub, which throttle, break connections and lose answers meanwhile."""
+"""prepare with the music, the dataset or both on object stores and the Hub.
+
+The servers throttle, break connections and lose answers.
+"""
 
 import json
 import os
@@ -62,9 +65,9 @@ def test_nothing_is_lost_to_faults(
         name: content for name, content in local.items() if not name.startswith("_plan/")
     }
     assert (summary["files"], summary["quarantined"], summary["others"]) == (4, 0, 1)
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     held = b"".join(made.values()).decode(errors="replace")
-    assert not [secret for secret in SECRETS if secret in said.out + said.err + held]
+    assert not [secret for secret in SECRETS if secret in printed.out + printed.err + held]
 
 
 def test_a_changed_object_is_an_error_and_a_new_one_a_new_shard(
@@ -129,8 +132,10 @@ def test_from_the_hub_to_the_hub(hub: Hub, few_loops: Path, tmp_path: Path) -> N
     rows = datasets.Dataset.from_dict({"song": songs}).cast_column("song", datasets.Audio(decode=False))
     rows.to_parquet(tmp_path / "songs.parquet")
     publish = (
-        "from huggingface_hub import HfApi\nimport sys\napi = HfApi()\nname = api.create_repo('songs', repo_type='dataset').repo_id\n"
-        "api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo='data/train.parquet', repo_id=name, repo_type='dataset')\n"
+        "from huggingface_hub import HfApi\nimport sys\napi = HfApi()\n"
+        "name = api.create_repo('songs', repo_type='dataset').repo_id\n"
+        "api.upload_file(path_or_fileobj=sys.argv[1], path_in_repo='data/train.parquet', "
+        "repo_id=name, repo_type='dataset')\n"
     )
     environment = os.environ | hub.environment(tmp_path / "cache")
     subprocess.run(
@@ -159,7 +164,10 @@ def test_from_the_hub_to_the_hub(hub: Hub, few_loops: Path, tmp_path: Path) -> N
     published = hub.files("datasets", "tester/mel")
     assert published["data/train-000000.parquet"] == (tmp_path / "mel" / "data" / "train-000000.parquet").read_bytes()
     assert {"README.md", "mel_config.json", "prepare.json"} <= published.keys()
-    read = "import datasets\nrows = datasets.load_dataset('tester/mel', split='train')\nprint(sorted(set(rows['audio_file'])), rows[0]['image'].size)\n"
+    read = (
+        "import datasets\nrows = datasets.load_dataset('tester/mel', split='train')\n"
+        "print(sorted(set(rows['audio_file'])), rows[0]['image'].size)\n"
+    )
     loaded = subprocess.run(
         [sys.executable, "-c", read], env=environment, capture_output=True, text=True, timeout=120, check=True
     )

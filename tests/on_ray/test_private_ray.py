@@ -1,4 +1,4 @@
-"""What is taken from Ray's private modules is there, and means what it is taken for."""
+"""Names taken from Ray's private modules exist and have the meaning that this project assumes."""
 
 import inspect
 import re

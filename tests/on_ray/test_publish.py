@@ -1,4 +1,4 @@
-"""What is published is the dataset that there is now, not what an earlier one left."""
+"""Publishing uploads the current dataset and removes the files of an earlier dataset."""
 
 import os
 import subprocess
@@ -43,4 +43,5 @@ def test_shards_of_an_earlier_dataset_are_removed(hub: Hub, tmp_path: Path) -> N
     }
     assert published.keys() == {".gitattributes", *named}
     assert {published[name] for name in named} == {b"second"}
-    assert len(hub.commit_titles("datasets", "tester/mel")) == 4  # with the first; the earlier dataset took two
+    # The initial commit, two commits of the first dataset and one of the second.
+    assert len(hub.commit_titles("datasets", "tester/mel")) == 4

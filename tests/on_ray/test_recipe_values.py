@@ -1,4 +1,4 @@
-"""Options in a recipe and on the command line: the same text has the same meaning, or is the same mistake."""
+"""Options in a recipe and on the command line: the same text has the same meaning or error."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -196,12 +196,12 @@ def _options(section: str) -> type[Options]:
 
 
 def _valued(section: str) -> list[str]:
-    """The options that take a value; the others are switches."""
+    """Return the options that take a value; the others are switches."""
     return [name for name, field in _options(section).model_fields.items() if field.annotation is not bool]
 
 
 def _recipe(folder: Path, section: str, stated: Stated, quote: str = "") -> Path:
-    """A recipe with one section, its scalars plain or quoted."""
+    """Write a recipe with one section, its scalars plain or quoted."""
 
     def written(value: Value) -> str:
         return (
@@ -227,7 +227,7 @@ def _flags(section: str, stated: Stated) -> list[str]:
 
 
 def _outcome(section: str, arguments: list[str], origin: str) -> Options | str:
-    """The options, or the message without where the values were stated."""
+    """Return the options, or the error message without the place of the values."""
     try:
         return from_command_line(_options(section), section, arguments, "")
     except ValueError as mistake:
@@ -247,7 +247,7 @@ def _from_recipe(folder: Path, section: str, stated: Stated, quote: str = "") ->
 
 
 def _types(options: Options | str) -> str:
-    """Values with their types: 1 is not True."""
+    """Return values with their types, so that 1 differs from True."""
     return options if isinstance(options, str) else json.dumps(options.model_dump(mode="json"))
 
 

@@ -1,4 +1,4 @@
-"""The log of a run and its trackers: what they are told, at which step, and what happens where that cannot be written."""
+"""The log of a run and its trackers: reported values, their steps, and failures to write them."""
 
 import os
 from collections.abc import Collection, Mapping
@@ -21,7 +21,7 @@ from audiodiff_platform.train.trackers import report_last_validations
 
 
 class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no types
-    """A tracker that, as wandb, takes nothing of a step before the last one."""
+    """Tracker that, like wandb, ignores steps before its last step."""
 
     name = "orderly"
     requires_logging_directory = False
@@ -32,14 +32,14 @@ class Orderly(GeneralTracker):  # type: ignore[misc]  # accelerate states no typ
         self.taken: list[tuple[int, dict[str, Any]]] = []
         self.finished = False
         self.reachable = True
-        self.asked = 0
+        self.attempts = 0
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         raise AssertionError("it is begun already")
 
     def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
         assert step is not None
-        self.asked += 1
+        self.attempts += 1
         if not self.reachable:
             raise ConnectionError("tracker.example\nrefused")
         if not self.taken or step > self.taken[-1][0]:
@@ -55,15 +55,15 @@ def _options(folder: Path, *trackers: TrackerName) -> TrainOptions:
     return TrainOptions(dataset_name="none", output_dir=str(folder), report_to=trackers)
 
 
-def _log(folder: Path, *trackers: Orderly, told: Mapping[str, Collection[int]] = MappingProxyType({})) -> RunLog:
-    log = RunLog(_options(folder), 0, told, writes=True)
+def _log(folder: Path, *trackers: Orderly, reported: Mapping[str, Collection[int]] = MappingProxyType({})) -> RunLog:
+    log = RunLog(_options(folder), 0, reported, writes=True)
     log.trackers = [*trackers]
     return log
 
 
 def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
     tracker, output = Orderly(), Folder(str(tmp_path))
-    log = _log(tmp_path, tracker, told={"orderly": [5]})
+    log = _log(tmp_path, tracker, reported={"orderly": [5]})
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
     output.write_json(f"{VALIDATION_RESULTS}/5.json", {"validation_loss": 0.5})
@@ -76,7 +76,7 @@ def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
 
 
 def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the same run of the tracker, after all that the workers told it."""
+    """The job reports to the same run of the tracker, after all reports of the workers."""
     tracker, output = Orderly(), Folder(str(tmp_path))
     for step in (90, 100, 110):
         output.write_json(f"{VALIDATION_RESULTS}/{step}.json", {"validation_loss": 1 / step})
@@ -98,7 +98,7 @@ def test_the_last_validation_is_told_by_the_job(tmp_path: Path, monkeypatch: pyt
 def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is asked again at the next checkpoint, and then told of each validation that it does not know."""
+    """The log retries at the next checkpoint and then reports each missing validation."""
     tracker, output = Orderly(), Folder(str(tmp_path))
     log = _log(tmp_path, tracker)
     output.write_json(f"{VALIDATION_RESULTS}/10.json", {"validation_loss": 0.5})
@@ -106,13 +106,13 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(
     tracker.reachable = False
     for step in (10, 20):
         log.add(SimpleNamespace(step=step, samples=4 * step, seconds=1.0), {"loss": 0.5}, 0.5, None)
-    assert tracker.asked == 1
+    assert tracker.attempts == 1
     assert (
-        "orderly failed to log step 10 (tracker.example refused): training continues, and the run folder holds the values"
-        in capsys.readouterr().err
+        "orderly failed to log step 10 (tracker.example refused): "
+        "training continues, and the run folder holds the values" in capsys.readouterr().err
     )
     log.report_validations()
-    assert (tracker.asked, log.reported) == (2, {"orderly": set()})
+    assert (tracker.attempts, log.reported) == (2, {"orderly": set()})
     tracker.reachable = True
     log.report_validations()
     log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
@@ -125,7 +125,7 @@ def test_a_tracker_out_of_reach_costs_nothing_but_what_it_misses(
 
 
 def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> None:
-    """Which is told of each validation, once."""
+    """The other tracker receives each validation once."""
     lost, sound, output = Orderly(), Orderly(), Folder(str(tmp_path))
     lost.name, lost.reachable = "lost", False
     log = _log(tmp_path, lost, sound)
@@ -135,9 +135,9 @@ def test_a_tracker_out_of_reach_keeps_nothing_from_another(tmp_path: Path) -> No
         log.report_validations()
     assert [values.get("validated_step") for _, values in sound.taken] == [None, 10, None, 20]
     assert log.reported == {"lost": set(), "orderly": {10, 20}}
-    asked = lost.asked
+    attempts = lost.attempts
     log.add(SimpleNamespace(step=30, samples=120, seconds=2.0), {"loss": 0.5}, 0.5, None)
-    assert lost.asked == asked
+    assert lost.attempts == attempts
 
 
 def test_a_tracker_out_of_reach_at_the_end_costs_no_model(

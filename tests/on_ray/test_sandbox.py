@@ -1,4 +1,4 @@
-"""What a confined process can still do, tried in a real one."""
+"""Operations of a confined process, tried in a real process."""
 
 import platform
 import signal
@@ -15,9 +15,8 @@ RAW_CALL = (
     "import ctypes; ctypes.CDLL(None, use_errno=True).syscall({}, 1, None); raise OSError(ctypes.get_errno(), '')"
 )
 IO_URING_SETUP = 425
-X32_GETPID = {
-    "x86_64": [RAW_CALL.format(0x40000000 + 39)]
-}  # where there is no such ABI, the kernel says so by another error
+# On other machines the kernel refuses this ABI with another error.
+X32_GETPID = {"x86_64": [RAW_CALL.format(0x40000000 + 39)]}
 
 
 def _confined(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -64,7 +63,10 @@ def test_files_and_threads_are_not_refused(tmp_path: Path) -> None:
 
 
 def test_resources_are_bounded(tmp_path: Path) -> None:
-    code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])"
+    code = (
+        "print([resource.getrlimit(kind) for kind in "
+        "(resource.RLIMIT_DATA, resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])"
+    )
     assert (
         _confined(code, tmp_path).stdout
         == f"{[(MEMORY_BYTES, MEMORY_BYTES_AT_MOST), (MAX_OPEN_FILES, MAX_OPEN_FILES), (0, 0)]}\n"
@@ -79,8 +81,14 @@ def test_resources_are_bounded(tmp_path: Path) -> None:
 
 def test_lower_limits_of_the_worker_hold(tmp_path: Path) -> None:
     code = "print([resource.getrlimit(kind) for kind in (resource.RLIMIT_DATA, resource.RLIMIT_NOFILE)])"
-    lower = f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES // 2},) * 2)\nresource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))"
-    confined = f"{lower}\nfrom audiodiff_platform.decoder.sandbox import confine\nconfine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
+    lower = (
+        f"import resource\nresource.setrlimit(resource.RLIMIT_DATA, ({MEMORY_BYTES // 2},) * 2)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))"
+    )
+    confined = (
+        f"{lower}\nfrom audiodiff_platform.decoder.sandbox import confine\n"
+        f"confine({MEMORY_BYTES}, {MEMORY_BYTES_AT_MOST})\n{code}"
+    )
     tried = subprocess.run(
         [sys.executable, "-c", confined], check=True, capture_output=True, text=True, cwd=tmp_path, timeout=60
     )

@@ -1,4 +1,7 @@
-"""Disk space of workers: a bound on what is fetched ahead, and what killed processes left is removed, theirs alone."""
+"""Disk space of workers: a bound on prefetched files, and removal of abandoned folders.
+
+A worker removes only the folders that killed processes left.
+"""
 
 import os
 import shutil
@@ -31,7 +34,7 @@ with scratch_folder(Path(sys.argv[1])) as scratch:
 
 @pytest.fixture
 def music(store: Store) -> Inputs:
-    """Objects of 100 bytes, and one of 400 among them."""
+    """Five objects of 100 bytes and one object of 400 bytes."""
     folder = Folder(f"{store.make_bucket()}/music")
     for number, size in enumerate((100, 100, 100, 400, 100, 100)):
         folder.write(f"{number}.wav", bytes(size))
@@ -43,19 +46,19 @@ def test_no_more_is_fetched_ahead_than_the_scratch_may_hold(
     music: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("audiodiff_platform.audio_files.fetching.SCRATCH_BYTES", 350)
-    asked: list[Source] = []
+    taken: list[Source] = []
 
     def planned() -> Iterator[Source]:
         for source in sorted(music.sources(), key=lambda source: source.uri):
-            asked.append(source)
+            taken.append(source)
             yield source
 
     ahead = []
     for source, fetching in fetched(music, planned(), tmp_path):
         assert fetching.result().stat().st_size == source.size
         assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= max(350, source.size)
-        ahead.append(len(asked))
-    assert ahead == [4, 4, 4, 5, 6, 6]  # one more is looked at than is fetched
+        ahead.append(len(taken))
+    assert ahead == [4, 4, 4, 5, 6, 6]  # one source more is taken than is fetched
     assert not list(tmp_path.iterdir())
 
 

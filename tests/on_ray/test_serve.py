@@ -1,4 +1,4 @@
-"""serve: real HTTP; the same bytes as generate; clear refusals; nothing open without a key."""
+"""serve over real HTTP: the same bytes as generate, clear refusals, nothing open without a key."""
 
 import socket
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ KEY = "a key for this test"
 
 @pytest.fixture(scope="module")
 def client(local_ray: None, model: Path) -> Iterator[httpx.Client]:
-    """A client with the key, of a server that asks for it."""
+    """A client that sends the key to a server that requires it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,7 @@
-"""Folders on S3 and Google Cloud Storage over real HTTP: the same as on disk, whole in spite of throttling and broken connections, silent about secrets."""
+"""Folders on S3 and Google Cloud Storage over real HTTP: the same results as on disk.
+
+The data stays whole under throttling and broken connections, and no secret is shown.
+"""
 
 import logging
 import random
@@ -20,7 +23,7 @@ ENDINGS = (b"", b"\r", b"ends in a carriage return\r", b"\r\n\n", bytes(range(25
 
 @pytest.fixture
 def uri(store: Store) -> str:
-    """A folder of a new bucket, for the most part without any object."""
+    """The URI of a folder in a new bucket, usually without objects."""
     return f"{store.make_bucket()}/some/folder"
 
 
@@ -87,7 +90,8 @@ def test_a_file_is_created_once(uri: str) -> None:
     assert Folder(uri).read_json("commit.json") == {"first": True}
 
 
-@pytest.mark.parametrize("size", [200_000, 6_000_000])  # Google's client uploads files of more than 5 MB in another way
+# Google's client uploads files of more than 5 MB in a different way.
+@pytest.mark.parametrize("size", [200_000, 6_000_000])
 def test_a_local_file_moves_in_and_is_fetched(uri: str, size: int, tmp_path: Path) -> None:
     content = random.Random(size).randbytes(size)
     (tmp_path / "local").write_bytes(content)
@@ -107,7 +111,7 @@ def test_reads_survive(store: Store, uri: str, tmp_path: Path) -> None:
     def get(name: str) -> bytes:
         return folder.read(name) if name.endswith("read") else folder.fetch(name, tmp_path).read_bytes()
 
-    with ThreadPoolExecutor() as pool:  # at once, since a client waits a second or two before it tries again
+    with ThreadPoolExecutor() as pool:  # in parallel, because a client waits a second or two before it retries
         whole = [content == CONTENT for content in pool.map(get, wanted)]
     assert {name: fault.fired for name, fault in faults.items()} == dict.fromkeys(wanted, 1)
     assert dict(zip(wanted, whole, strict=True)) == dict.fromkeys(wanted, True)
@@ -205,8 +209,8 @@ def test_errors_and_logs_are_silent_about_secrets(store: Store, uri: str, caplog
         with pytest.raises(FileNotFoundError) as error:
             missing.read("no-such-object")
         errors.append(repr(error.value))
-    said = "\n".join([*errors, repr(folder), repr(vars(folder)), caplog.text])
-    assert [secret for secret in SECRETS if secret in said] == []
+    text = "\n".join([*errors, repr(folder), repr(vars(folder)), caplog.text])
+    assert [secret for secret in SECRETS if secret in text] == []
 
 
 def test_workers_find_the_stores(local_ray: None, uri: str) -> None:

@@ -1,4 +1,4 @@
-"""Tables from Python values are pyarrow's own, without the import of pandas."""
+"""Tables made from Python values equal pyarrow's own, without an import of pandas."""
 
 import subprocess
 import sys
@@ -56,7 +56,8 @@ def test_a_table_is_pyarrows(rows: list[dict[str, object]], schema: pa.Schema) -
 
 def test_pandas_is_not_imported() -> None:
     code = (
-        "import sys\nfrom audiodiff_platform.prepare.worker import QUARANTINE_SCHEMA\nfrom audiodiff_platform.storage.arrow_tables import table\n"
+        "import sys\nfrom audiodiff_platform.prepare.worker import QUARANTINE_SCHEMA\n"
+        "from audiodiff_platform.storage.arrow_tables import table\n"
         "table([{'audio_file': 'a', 'reason': 'b', 'size': 3}], QUARANTINE_SCHEMA)\nprint('pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,4 +1,7 @@
-"""Planned files that were touched, copied or restored: the same content goes on, another one is refused by name."""
+"""Planned files that were touched, copied or restored: the same content is accepted.
+
+Different content is refused by name.
+"""
 
 import os
 import shutil
@@ -28,7 +31,7 @@ def touch(*files: Path) -> None:
 
 
 def change(file: Path) -> None:
-    """Another content of the same size."""
+    """Replace the content of a file by different content of the same size."""
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -44,7 +47,7 @@ def data(folder: Path) -> dict[str, bytes]:
 
 
 class Planned:
-    """An input folder whose files are planned into one shard, and what a run would make of it now."""
+    """Input folder whose files are planned into one shard, with methods to commit and to plan again."""
 
     def __init__(self, place: Path, files: dict[str, bytes]) -> None:
         self.music, self.output = place / "in", Folder(str(place / "out"))
@@ -154,7 +157,7 @@ def test_prepare_goes_on_with_a_restored_corpus(
     monkeypatch: pytest.MonkeyPatch,
     loose_at_most: int,
 ) -> None:
-    """Among the files are a container, a duplicate, one without a slice, and one that is no audio."""
+    """The files include a container, a duplicate, a track without a slice and a file without audio."""
     monkeypatch.setattr(commits, "MAX_LOOSE_RECORDS", loose_at_most)
     music, mel = tmp_path / "in", tmp_path / "mel"
     shutil.copytree(few_loops, music)
@@ -199,7 +202,7 @@ def test_an_object_that_was_copied_in_parts_is_the_same(store: Store) -> None:
     music.write("a.wav", b"a" * 100)
     inputs = Inputs(music.uri)
     _, new = new_sources(output, inputs.sources())
-    # What a store reports of an object that was uploaded in parts is another digest than that of its bytes.
+    # For an object uploaded in parts, the store reports a digest that is not the digest of its bytes.
     in_parts = [type(source)(source.uri, source.size, "0123456789abcdef-2") for source in new]
     append_plan(output, assign_shards(in_parts, 1e9, first=0), {})
     commits.commit(output, 0, record_digests(output, 0, {source.uri: str(inputs.sha256(source)) for source in new}))

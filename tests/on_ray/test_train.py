@@ -1,4 +1,4 @@
-"""train: really distributed, the same samples for any number of workers, resumable, and its model is diffusers'."""
+"""train: distributed, the same samples for any number of workers, resumable, a diffusers model."""
 
 import json
 import os
@@ -101,10 +101,10 @@ def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run
 def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, dataset: Path, tmp_path: Path) -> None:
     train(_options(dataset, tmp_path / "run", num_workers=4))
     assert _losses(tmp_path / "run") == pytest.approx(_losses(run), rel=1e-4)
-    expected, found = (
+    expected, trained = (
         torch.cat([tensor.flatten() for tensor in _weights(folder).values()]) for folder in (run, tmp_path / "run")
     )
-    assert float((expected - found).norm() / expected.norm()) < 1e-5
+    assert float((expected - trained).norm() / expected.norm()) < 1e-5
 
 
 def _metrics(run: Path) -> list[str]:
@@ -113,11 +113,14 @@ def _metrics(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of 30 steps whose worker was killed once it had made a checkpoint, of step 10; others are of steps 20 and 30."""
+    """A finished run of 30 steps whose worker was killed after its first checkpoint.
+
+    The checkpoints are of steps 10, 20 and 30.
+    """
     folder = tmp_path_factory.mktemp("killed") / "train"
 
     def mortal_worker(config: dict[str, Any]) -> str | None:
-        """Ends itself, as by a fault of the machine, when its first checkpoint is whole; the next one lives."""
+        """Kill the process once, after its first whole checkpoint."""
 
         def put_checkpoint(output: Folder, *arguments: Any) -> None:
             training_state.put_checkpoint(output, *arguments)
@@ -179,9 +182,8 @@ def test_a_finished_run_is_not_trained_again_and_needs_no_space(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     before = (run / "model" / "model_index.json").stat().st_mtime_ns
     assert train(_options(dataset, run))["steps"] == 30
-    assert (
-        train(_options(dataset, run, preset="tiny", prediction_type="v_prediction"))["steps"] == 30
-    )  # as is the default
+    # The stated values are the defaults.
+    assert train(_options(dataset, run, preset="tiny", prediction_type="v_prediction"))["steps"] == 30
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
 
 

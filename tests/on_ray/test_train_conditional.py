@@ -1,4 +1,4 @@
-"""Conditioning works: a network that learned two kinds of sound by their encodings makes the one that it is asked for."""
+"""Conditioning: a network trained on the encodings of two kinds of sound makes the requested kind."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ RATE, SECONDS, EACH = 22_050, 1.5, 12
 
 
 def drone(random: np.random.Generator) -> Samples:
-    """A low tone with overtones, held."""
+    """Return a held low tone with overtones."""
     time = np.arange(int(RATE * SECONDS)) / RATE
     overtones, pitch = np.arange(1, 6)[:, None], random.uniform(80, 160)
     partials = np.sin(2 * np.pi * pitch * overtones * time + random.uniform(0, 6, (5, 1))) / overtones
@@ -33,7 +33,7 @@ def drone(random: np.random.Generator) -> Samples:
 
 
 def hiss(random: np.random.Generator) -> Samples:
-    """Bright noise in a few bursts."""
+    """Return bright noise in a few bursts."""
     time = np.arange(int(RATE * SECONDS)) / RATE
     bursts = np.exp(-8 * ((time * random.uniform(3, 6) + random.uniform(0, 1)) % 1))
     return (np.diff(random.standard_normal(len(time) + 1)) * bursts * 0.2).astype(np.float32)
@@ -44,7 +44,10 @@ KINDS = {"drone": drone, "hiss": hiss}
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an AudioEncoder whose weights are random but whose layers are normalised to such sounds, as a trained one's are."""
+    """A folder of an AudioEncoder with random weights and with batch statistics of these sounds.
+
+    The statistics normalize the layers, as in a trained encoder.
+    """
     torch.manual_seed(0)
     network, random = AudioEncoder(), np.random.default_rng(1)
     size = network.mel.slice_size
@@ -74,8 +77,9 @@ def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(
     encode(EncodeOptions(input_dir=audio, output_dir=encodings, encoder=str(encoder), num_workers=1))
     train(
         TrainOptions(
-            dataset_name=dataset, encodings=encodings, output_dir=run, preset="tiny-conditional", max_train_steps=100, train_batch_size=8,
-            learning_rate=1e-3, lr_warmup_steps=10, ema_decay=0.95, num_workers=1, report_to=(), preview_count=0,
+            dataset_name=dataset, encodings=encodings, output_dir=run, preset="tiny-conditional",
+            max_train_steps=100, train_batch_size=8, learning_rate=1e-3, lr_warmup_steps=10, ema_decay=0.95,
+            num_workers=1, report_to=(), preview_count=0,
         )
     )  # fmt: skip
     network, table = load_encoder(encoder), read_encodings(encodings)

@@ -1,4 +1,7 @@
-"""What training is given, checked against each other before any work on the cluster: each mistake one line that names both sides."""
+"""Inputs of training, checked against each other before any work on the cluster.
+
+Each mistake is one line that names both sides.
+"""
 
 import json
 import shutil
@@ -34,7 +37,7 @@ def _options(dataset: Path, output: Path, **changes: Any) -> TrainOptions:
 
 
 def _refused(dataset: Path, output: Path, words: str, **changes: Any) -> None:
-    """Training is refused in one line with these words, and makes nothing."""
+    """Check that training is refused in one line with these words and writes nothing."""
     with pytest.raises(ValueError, match=words) as raised:
         train(_options(dataset, output, **changes))
     assert "\n" not in str(raised.value)
@@ -62,13 +65,13 @@ def _model(folder: Path, mel: MelConfig, preset: Any = "tiny", encoding_dim: int
 
 def test_encodings_that_miss_files_are_named(dataset: Path, tmp_path: Path) -> None:
     names = sorted(MelDataset(str(dataset)).audio_files())
-    some = _encodings(tmp_path / "some.parquet", names[1:])
+    partial = _encodings(tmp_path / "some.parquet", names[1:])
     _refused(
         dataset,
         tmp_path / "run",
-        rf"^encodings {some}: no encoding for {names[0]}: encode the dataset",
+        rf"^encodings {partial}: no encoding for {names[0]}: encode the dataset",
         preset="tiny-conditional",
-        encodings=some,
+        encodings=partial,
     )
 
 
@@ -76,13 +79,13 @@ def test_encodings_that_miss_held_out_files_are_named(held_out: Path, tmp_path: 
     trained, apart = (
         sorted(MelDataset(str(held_out), split).audio_files()) for split in (TRAIN_SPLIT, VALIDATION_SPLIT)
     )
-    some = _encodings(tmp_path / "some.parquet", trained + apart[1:])
+    partial = _encodings(tmp_path / "some.parquet", trained + apart[1:])
     _refused(
         held_out,
         tmp_path / "run",
-        rf"^encodings {some}: no encoding for {apart[0]}: encode the dataset",
+        rf"^encodings {partial}: no encoding for {apart[0]}: encode the dataset",
         preset="tiny-conditional",
-        encodings=some,
+        encodings=partial,
     )
 
 
@@ -180,25 +183,30 @@ def test_other_inputs_of_the_same_name_are_another_training(dataset: Path, tmp_p
 
 def test_dropout_without_encodings_is_refused(dataset: Path, tmp_path: Path) -> None:
     model = _model(tmp_path / "model", MelDataset(str(dataset)).mel)
-    words = f"^conditioning_dropout 0.1 with from_pretrained {model}: the model takes no encodings, leave conditioning_dropout out$"
+    words = (
+        f"^conditioning_dropout 0.1 with from_pretrained {model}: "
+        "the model takes no encodings, leave conditioning_dropout out$"
+    )
     _refused(dataset, tmp_path / "run", words, from_pretrained=model, conditioning_dropout=0.1)
 
 
 def test_an_optimizer_that_no_worker_can_make_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"optimizer": "adamw_8bit", "num_workers": 1}
+    settings = {"optimizer": "adamw_8bit", "num_workers": 1}
     _refused(
         dataset,
         tmp_path / "run",
         "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$",
-        **asked,
+        **settings,
     )
     monkeypatch.setattr("audiodiff_platform.train.shared_steps.uses_gpus", lambda device: True)
     monkeypatch.setattr("audiodiff_platform.train.shared_steps.free", lambda kind: 1)
     monkeypatch.setattr("audiodiff_platform.train.shared_steps.require_resources", lambda workers, gpus_each: None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    _refused(dataset, tmp_path / "run", r"^optimizer adamw_8bit needs the package bitsandbytes: pip install", **asked)
+    _refused(
+        dataset, tmp_path / "run", r"^optimizer adamw_8bit needs the package bitsandbytes: pip install", **settings
+    )
 
 
 def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, tmp_path: Path) -> None:
@@ -304,16 +312,19 @@ def test_previews_that_cannot_be_compared_are_refused(dataset: Path, tmp_path: P
 
 def test_checkpoints_that_are_there_need_no_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, output = _options(tmp_path, tmp_path / "run"), Folder(str(tmp_path / "run"))
-    each = 100 * BYTES_PER_PARAMETER
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * each))
+    checkpoint_bytes = 100 * BYTES_PER_PARAMETER
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * checkpoint_bytes))
     with pytest.raises(ValueError, match="training needs about"):
         require_space(options, output, parameters=100)
     for step in (10, 20, 30):
         put_checkpoint(
-            output, checkpoint_name(step, "aaaa"), lambda folder: _fill(folder / "weights", each), {"step": step}
+            output,
+            checkpoint_name(step, "aaaa"),
+            lambda folder: _fill(folder / "weights", checkpoint_bytes),
+            {"step": step},
         )
     require_space(options, output, parameters=100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=each - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=checkpoint_bytes - 1))
     with pytest.raises(ValueError, match="training needs about"):
         require_space(options, output, parameters=100)
 
@@ -381,16 +392,16 @@ def test_mistakes_of_the_command_line(dataset: Path, tmp_path: Path, flags: list
 
 
 def test_names_of_trackers_in_one_or_several_flags(tmp_path: Path) -> None:
-    def told(*flags: str) -> tuple[str, ...]:
+    def trackers(*flags: str) -> tuple[str, ...]:
         return from_command_line(
             TrainOptions, "train", ["--dataset_name", "x", "--output_dir", str(tmp_path), *flags], ""
         ).report_to
 
-    assert told() == ("tensorboard",)
-    assert told("--report_to", "none") == ()
+    assert trackers() == ("tensorboard",)
+    assert trackers("--report_to", "none") == ()
     assert (
-        told("--report_to", "tensorboard,mlflow")
-        == told("--report_to", "tensorboard", "--report_to", "mlflow")
+        trackers("--report_to", "tensorboard,mlflow")
+        == trackers("--report_to", "tensorboard", "--report_to", "mlflow")
         == ("tensorboard", "mlflow")
     )
 

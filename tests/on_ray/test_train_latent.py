@@ -1,4 +1,4 @@
-"""The longer ways: an autoencoder, latents made while training or before, and encodings, each through a whole small training."""
+"""Longer trainings: an autoencoder, latents made during or before training, and encodings."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def _lines(run: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def vae(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished training of a small autoencoder, its discriminator from step 10 on."""
+    """A finished training of a small autoencoder whose discriminator starts at step 10."""
     run = tmp_path_factory.mktemp("vae") / "run"
     common = {name: value for name, value in COMMON.items() if name != "preview_count"}
     options = TrainVaeOptions(

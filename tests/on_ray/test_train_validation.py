@@ -1,4 +1,7 @@
-"""What a training shows while it runs: figures, validation beside it, the best checkpoint, and all of it on an object store too."""
+"""Results of a training while it runs: metrics, validation, and the best checkpoint.
+
+A run on an object store is covered too.
+"""
 
 import json
 import os
@@ -71,7 +74,7 @@ def _options(dataset: Path, output: str, **changes: Any) -> TrainOptions:
 
 @pytest.fixture(scope="module")
 def run(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with a checkpoint at each line of the log, validated beside it, of which the best is kept."""
+    """A run that saves at each log line, validates each checkpoint and keeps the best checkpoint."""
     folder = tmp_path_factory.mktemp("validated") / "run"
     with in_process():
         train(_options(split, str(folder), checkpoint_minutes=1e-6, checkpoints_kept=1, preview_count=2, keep="best"))
@@ -79,7 +82,7 @@ def run(split: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _beside_once(*arguments: Any) -> ValidationConfig:
-    """Validation whose task is not retried when its process dies."""
+    """Return a validation whose task is not retried when its process dies."""
     config = validation_beside(*arguments)
     config.task_config.fn_kwargs["resources"]["max_retries"] = 0
     return config
@@ -90,23 +93,23 @@ def _board(folder: Path) -> EventAccumulator:
 
 
 def test_the_last_checkpoint_is_validated_by_noise_level(run: Path) -> None:
-    found = validation_results(Folder(str(run)))
-    assert 20 in found
-    bands = [value for name, value in found[20].items() if name.startswith("validation_loss_noise_")]
+    results = validation_results(Folder(str(run)))
+    assert 20 in results
+    bands = [value for name, value in results[20].items() if name.startswith("validation_loss_noise_")]
     assert len(bands) == 4
-    assert min(bands) < found[20]["validation_loss"] < max(bands)
+    assert min(bands) < results[20]["validation_loss"] < max(bands)
 
 
 def test_the_model_is_the_best_checkpoint(run: Path) -> None:
     output = Folder(str(run))
     best = best_checkpoint(output, "validation_loss")
     assert best is not None
-    losses = {step: found["validation_loss"] for step, found in validation_results(output).items()}
+    losses = {step: values["validation_loss"] for step, values in validation_results(output).items()}
     assert losses[step_of(best)] == min(losses.values())
     assert len(whole_checkpoints(output)) <= 2
     expected = load_file(run / best / "ema.safetensors")
-    found = load_model(run / "model").unet.state_dict()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    weights = load_model(run / "model").unet.state_dict()
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
     record = json.loads((run / "model" / "audiodiff.json").read_text())
     assert record["metrics"]["steps"] == step_of(best)
     assert record["metrics"]["validation_loss"] == losses[step_of(best)]
@@ -127,7 +130,7 @@ def test_tensorboard_shows_figures_pictures_and_sounds(run: Path) -> None:
 
 
 def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path) -> None:
-    """Validated once more, a checkpoint gets what it got."""
+    """A repeated validation of a checkpoint gives the same result."""
     output = Folder(str(run))
     name = whole_checkpoints(output)[-1]
     before = validation_results(output)[step_of(name)]
@@ -151,14 +154,14 @@ def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_p
 @pytest.mark.soak_short
 @pytest.mark.workers
 def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def found(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    def validate_by_step(name: str, options: dict[str, Any]) -> dict[str, Any]:
         step = step_of(name)
         values = {"validation_loss": 1 / step, "frechet": float(step), "n_candidate": options["preview_count"]}
         Folder(options["output_dir"]).write_json(f"{VALIDATION_SPLIT}/{step}.json", values)
         return {}
 
     def patient_worker(config: dict[str, Any]) -> str | None:
-        """Writes its second checkpoint when the first is validated, so that it is validated too."""
+        """Write the second checkpoint after the first is validated, so that both are validated."""
 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
             while in_validation(output):
@@ -168,7 +171,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
         vars(training_loop).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
-    for name, function in (("validate", found), ("train_worker", patient_worker)):
+    for name, function in (("validate", validate_by_step), ("train_worker", patient_worker)):
         monkeypatch.setattr(train_module, name, function)
     options = {
         "checkpoint_minutes": 1e-6,
@@ -196,7 +199,7 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
 def test_a_validation_that_dies_costs_only_itself(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Those of two checkpoints die while training waits for that, that of the last when the workers have finished."""
+    """Two validations die while training waits for their death, the last after the workers finished."""
     begun, died = tmp_path / "begun", tmp_path / "died"
     begun.touch()
     died.touch()
@@ -208,7 +211,7 @@ def test_a_validation_that_dies_costs_only_itself(
         return {}
 
     def waiting_worker(config: dict[str, Any]) -> str | None:
-        """Waits before its second and third checkpoint for the death of the validation of the one before."""
+        """Wait before checkpoints 2 and 3 until the validation of the previous checkpoint has died."""
 
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
             while len(died.read_text().splitlines()) < training_state.step_of(name) // 10 - 1 or in_validation(output):
@@ -234,10 +237,10 @@ def test_a_validation_that_dies_costs_only_itself(
     assert train(options)["steps"] == 30
     assert begun.read_text() == "begun\n", "the workers were started again"
     assert [step_of(name) for name in died.read_text().splitlines()] == [10, 20, 30]
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     assert (
-        "warning: keep best: no remaining checkpoint has a validation_loss: writing the model from the last checkpoint (state/step-000000030"
-        in said
+        "warning: keep best: no remaining checkpoint has a validation_loss: "
+        "writing the model from the last checkpoint (state/step-000000030" in errors
     )
 
 
@@ -246,7 +249,7 @@ def test_a_validation_that_dies_costs_only_itself(
 def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The workers have ended by then, and with the dead one Ray Train gives up what waits behind it."""
+    """The workers have ended by then, and Ray Train drops what waits behind the dead validation."""
     workers = tmp_path / "workers"
     workers.touch()
 
@@ -279,7 +282,7 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
 
 @pytest.mark.workers
 def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: Path) -> None:
-    """Where tasks end for lack of memory, Ray begins anew without end."""
+    """Ray restarts tasks that end for lack of memory without limit."""
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
 
     def succeeds(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -289,24 +292,24 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
         **config.ray_remote_kwargs
     )
-    found = []
+    outcomes = []
     for begun in (0, MAX_TASKS):
         queue_for_validation(output, name)
         for _ in range(begun):
             start_validation(output, name)
-        found.append(ray.get(task.remote()))
+        outcomes.append(ray.get(task.remote()))
         assert in_validation(output) == {}
-    assert found == [{"begun": {name: 1}}, {}]
+    assert outcomes == [{"begun": {name: 1}}, {}]
 
 
 @pytest.mark.workers
 def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tmp_path: Path) -> None:
-    """As `ray stop` does on a node that is taken down: in the task it is an exception, unlike a kill."""
-    output, name, told = Folder(str(tmp_path)), "state/step-000000010-aaaa", tmp_path / "told"
+    """`ray stop` on a node raises an exception in the task, unlike a kill."""
+    output, name, signaled = Folder(str(tmp_path)), "state/step-000000010-aaaa", tmp_path / "told"
 
     def ended(name: str, options: dict[str, Any]) -> dict[str, Any]:
-        if not told.exists():
-            told.touch()
+        if not signaled.exists():
+            signaled.touch()
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
         return {"begun": in_validation(Folder(options["output_dir"]))[name]}
@@ -322,7 +325,7 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
 
 @pytest.mark.workers
 def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_path: Path) -> None:
-    """What it has in hand would hold up those after it."""
+    """A mark that stays would delay the validations after it."""
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
     config = validation_beside(lambda name, options: {}, _options(split, str(tmp_path)), Group(workers=1, gpu=False))
     task = ray.remote(lambda: config.fn(None, name=name, **config.task_config.fn_kwargs)).options(
@@ -354,15 +357,19 @@ def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: 
 def test_a_checkpoint_in_validation_outlives_its_workers(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Workers die while the first checkpoint is validated; their successors write more, of which one is kept, before its result makes it the best."""
+    """The best checkpoint survives the death of its workers during its validation.
+
+    The first checkpoint is in validation when the workers die. Their successors write more checkpoints, of which one is
+    kept. Then the result of the validation makes the first checkpoint the best.
+    """
     seen, result_due = tmp_path / "seen", tmp_path / "result-due"
 
     def slow(name: str, options: dict[str, Any]) -> dict[str, Any]:
         while step_of(name) == 10 and not result_due.exists():
             time.sleep(0.1)
-        found = {"validation_loss": float(step_of(name))}
-        Folder(options["output_dir"]).write_json(f"{VALIDATION_SPLIT}/{step_of(name)}.json", found)
-        return found
+        result = {"validation_loss": float(step_of(name))}
+        Folder(options["output_dir"]).write_json(f"{VALIDATION_SPLIT}/{step_of(name)}.json", result)
+        return result
 
     def mortal_worker(config: dict[str, Any]) -> str | None:
         def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:

@@ -1,4 +1,7 @@
-"""A run's checkpoints on a local disk, S3 and GCS: whole or not there, found again, damaged ones passed over, few kept, a full disk borne."""
+"""Checkpoints of a run on a local disk, S3 and GCS: whole or absent, found again, few kept.
+
+Damaged checkpoints are passed over, and a full disk is tolerated.
+"""
 
 import json
 import math
@@ -41,7 +44,7 @@ def _saves(text: str) -> Callable[[Path], None]:
 
 @pytest.fixture(params=["local", "s3", "gs"])
 def output(request: pytest.FixtureRequest, stores: Stores, tmp_path: Path) -> Folder:
-    """An empty run folder of each kind."""
+    """An empty run folder on each kind of storage."""
     return Folder(
         str(tmp_path / "run") if request.param == "local" else f"{getattr(stores, request.param).make_bucket()}/run"
     )
@@ -173,7 +176,7 @@ def test_a_checkpoint_of_another_version_is_no_checkpoint(output: Folder) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
+    """Mount a file system of one megabyte."""
     folder = tmp_path / "small"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)

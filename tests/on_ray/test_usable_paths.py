@@ -1,4 +1,4 @@
-"""Paths that a user states, as every process of a job can use them."""
+"""Paths stated by a user, in the form that every process of a job can use."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_tilde_is_the_home_folder(home: Path) -> None:
-    """Which a shell leaves as it is in --output_dir=~/runs, and YAML always."""
+    """A shell leaves the tilde in --output_dir=~/runs, and YAML never expands it."""
     options = with_usable_paths(
         TrainOptions(dataset_name="~/mel", output_dir="~/runs", vae="~/vae", preset="tiny-latent")
     )
@@ -26,7 +26,8 @@ def test_a_tilde_is_the_home_folder(home: Path) -> None:
     assert usable_path("output_dir", "./~") == str(home.parent / "~")
     with pytest.raises(
         ValueError,
-        match=r"^output_dir ~no-such-user/runs: no home folder for this user: use the full path, or \./~no-such-user/runs",
+        match=r"^output_dir ~no-such-user/runs: no home folder for this user: "
+        r"use the full path, or \./~no-such-user/runs",
     ):
         usable_path("output_dir", "~no-such-user/runs")
 

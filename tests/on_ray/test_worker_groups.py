@@ -1,6 +1,6 @@
-"""Two workers train every kind of network as one worker does: the same samples, the same weights on both ranks.
+"""Two workers train every kind of network like one worker: the same samples and weights.
 
-Starting a group takes longer than these trainings, so one group runs them all.
+One group runs all trainings, because starting a group takes longer than these trainings.
 """
 
 import json
@@ -51,7 +51,10 @@ def _options(kind: str, dataset: Path, vae: Path, encodings: Path, output: Path,
 
 @pytest.fixture(scope="module")
 def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders KIND-1 of one worker and KIND-2 of two, and the weights of each rank in KIND-2/rankN.pt."""
+    """Run folders KIND-1 of one worker and KIND-2 of two workers.
+
+    KIND-rankN.pt holds the weights of rank N of the two workers.
+    """
     root = tmp_path_factory.mktemp("runs")
     names = sorted(MelDataset(str(dataset)).audio_files())
     vectors = np.random.default_rng(0).standard_normal((len(names), 8)).astype(np.float32)
@@ -104,5 +107,5 @@ def test_two_workers_train_as_one(runs: Path, kind: str) -> None:
     for workers in (1, 2):
         (checkpoint,) = (runs / f"{kind}-{workers}" / "state").glob("step-000000020-*")
         averaged.append(torch.cat([tensor.flatten() for tensor in load_file(checkpoint / "ema.safetensors").values()]))
-    expected, found = averaged
-    assert float((expected - found).norm() / expected.norm()) < (1e-5 if kind == "pixel" else 1e-3)
+    expected, averaged_by_two = averaged
+    assert float((expected - averaged_by_two).norm() / expected.norm()) < (1e-5 if kind == "pixel" else 1e-3)

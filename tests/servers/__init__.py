@@ -1,1 +1,1 @@
-"""Object stores and a Hugging Face Hub on this machine, for tests over real HTTP with injected faults."""
+"""Local object stores and a Hugging Face Hub, for tests over real HTTP with injected faults."""

@@ -1,4 +1,4 @@
-"""A proxy in front of a server: it passes requests on, except those that a test wants to fail."""
+"""Proxy in front of a server: it forwards requests, except those that a test makes fail."""
 
 import http.client
 import socket
@@ -19,9 +19,8 @@ OF_ONE_CONNECTION = {
     "trailer",
     "upgrade",
 }
-NAMED_IN_BODY = (
-    1000  # bytes of a body that are searched: GCS's multipart uploads name the object there and not in the URL
-)
+# Bytes of a body that are searched. GCS's multipart uploads name the object in the body, not in the URL.
+NAMED_IN_BODY = 1000
 
 Action = Literal["throttle", "unavailable", "cut", "drop", "lose", "gather"]
 GATHERED_WITHIN_S = 30.0
@@ -29,7 +28,7 @@ GATHERED_WITHIN_S = 30.0
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole HTTP answer."""
+    """Complete HTTP answer."""
 
     status: int
     content: bytes
@@ -38,13 +37,18 @@ class Answer:
 
 @dataclass
 class Fault:
-    """A fault of the next `times` requests of `method` ("*": of any) whose unquoted URL, or the start of whose body, contains `where`.
+    """Fault of the next `times` requests that match.
 
-    With `every` = n, only each n-th of these requests meets the fault.
+    A request matches if its method is `method` ("*": any) and if `where` occurs in its unquoted URL or in the start of
+    its body. With `every` = n, only each n-th matching request meets the fault. Actions:
 
-    `throttle` and `unavailable` answer as the store does when it is asked too often or has an error of its own, `drop` closes the connection without
-    an answer (in these three the server never sees the request), `cut` sends half of the answer's body and closes, and `lose` lets the server do the
-    work, then closes without an answer. `gather` is none: the requests wait until all `times` of them are there, and are dropped if they never are.
+    - `throttle`, `unavailable`: answer like a store that is called too often or has an internal error.
+    - `drop`: close the connection without an answer.
+    - `cut`: send half of the answer's body and close the connection.
+    - `lose`: let the server do the work, then close the connection without an answer.
+    - `gather`: hold the requests until all `times` of them have arrived; drop them if they do not arrive in time.
+
+    The server never sees a request of `throttle`, `unavailable` or `drop`.
     """
 
     action: Action
@@ -59,7 +63,7 @@ class Fault:
         self._gathering = threading.Barrier(self.times, timeout=GATHERED_WITHIN_S) if self.action == "gather" else None
 
     def gathered(self) -> bool:
-        """Wait for the other requests of a `gather`; False if they do not come."""
+        """Wait for the other requests of a `gather`; return False if they do not arrive."""
         assert self._gathering is not None
         try:
             self._gathering.wait()
@@ -76,9 +80,10 @@ class Fault:
 
 @dataclass
 class FaultyProxy:
-    """Listens on a free port of 127.0.0.1 at once; the server behind it starts with the first request that needs it.
+    """Proxy on a free port of 127.0.0.1; its server starts with the first request that needs it.
 
-    `start` starts that server and returns its port; `answers` are the store's own words for `throttle` and `unavailable`.
+    `start` starts the server and returns its port. `answers` holds the answers of the store for `throttle` and
+    `unavailable`.
     """
 
     start: Callable[[], int]
@@ -103,14 +108,17 @@ class FaultyProxy:
             return self._server_port
 
     def inject(self, action: Action, method: str, where: str, times: int = 1, every: int = 1) -> Fault:
-        """Adds a fault; of several that meet a request, the first added is taken. Its `fired` counts what it met."""
+        """Add a fault and return it; its `fired` counts the requests that it met.
+
+        If several faults match a request, the first added fault is used.
+        """
         fault = Fault(action, method, where, times, every)
         with self._lock:
             self._faults.append(fault)
         return fault
 
     def clear(self) -> None:
-        """Forgets all faults."""
+        """Remove all faults."""
         with self._lock:
             self._faults.clear()
 
@@ -143,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except ConnectionError:  # the client left, as killed workers do
+        except ConnectionError:  # the client disconnected, as killed workers do
             self.close_connection = True
 
     def relay(self) -> None:
@@ -203,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def read_body(handler: BaseHTTPRequestHandler) -> bytes:
-    """The whole body of the request in hand, sent with a length or in chunks."""
+    """Return the whole body of the current request, sent with a length or in chunks."""
     if handler.headers.get("Transfer-Encoding", "").lower() != "chunked":
         return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
     chunks = []

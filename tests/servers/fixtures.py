@@ -1,4 +1,4 @@
-"""The fixtures of these servers, for tests/conftest.py."""
+"""Fixtures of these servers, for tests/conftest.py."""
 
 from collections.abc import Iterator
 
@@ -11,12 +11,15 @@ from tests.servers.stores import Store, Stores
 
 @pytest.fixture(scope="session")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
-    """Both object stores, and the variables by which this process, its Ray and its jobs find them. Nothing is started before the first request."""
+    """Both object stores, with variables by which this process, its Ray and its jobs find them.
+
+    No server is started before the first request.
+    """
     stores = Stores.create()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stores.environment(tmp_path_factory.mktemp("credentials")).items():
             patch.setenv(name, value)
-        for protocol in {"s3", "gs"} & set(registry):  # filesystems made so far know other credentials
+        for protocol in {"s3", "gs"} & set(registry):  # cached filesystems have other credentials
             registry[protocol].clear_instance_cache()
         yield stores
     stores.close()
@@ -24,7 +27,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stores]:
 
 @pytest.fixture(params=["s3", "gs"])
 def store(request: pytest.FixtureRequest, stores: Stores) -> Iterator[Store]:
-    """Each of the object stores, free of faults."""
+    """Each object store in turn, free of faults."""
     store: Store = getattr(stores, request.param)
     yield store
     store.proxy.clear()

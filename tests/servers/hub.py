@@ -1,4 +1,4 @@
-"""As much of the Hugging Face Hub's HTTP API as it takes to publish model and dataset repositories and to read them back."""
+"""Subset of the Hugging Face Hub's HTTP API: publish and read model and dataset repositories."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from tests.servers.faults import Answer, FaultyProxy
 
-OWNER = "tester"  # the account that HUB_TOKEN belongs to
+OWNER = "tester"  # the account of HUB_TOKEN
 HUB_TOKEN = "hf_onlyInLocalTestsHubToken"
 LFS_SUFFIXES = (".parquet", ".safetensors", ".bin", ".wav", ".flac", ".ogg", ".mp3", ".png")
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
@@ -48,7 +48,7 @@ class File:
         return self.sha256 if self.is_lfs else self.blob_id
 
     def entry(self, path: str) -> dict[str, Any]:
-        """A file as listings show it."""
+        """Return the file as an entry of a listing."""
         size = len(self.content)
         lfs = {"lfs": {"oid": self.sha256, "size": size, "pointerSize": 134}} if self.is_lfs else {}
         return {"type": "file", "path": path, "size": size, "oid": self.blob_id, **lfs}
@@ -66,7 +66,7 @@ class Commit:
         return hashlib.sha1(json.dumps([self.title, self.date, tree]).encode()).hexdigest()
 
     def folder(self, prefix: str, recursive: bool) -> list[dict[str, Any]]:
-        """What a folder of the repository holds; `prefix` is empty or ends in a slash."""
+        """Return the entries of a folder of the repository; `prefix` is empty or ends in a slash."""
         entries: dict[str, dict[str, Any]] = {}
         for path, file in sorted(self.files.items()):
             if not path.startswith(prefix):
@@ -101,7 +101,10 @@ class Repository:
 
 @dataclass
 class Hub:
-    """The Hub behind its proxy. Clients learn of it by variables that they read when they are imported: run them in processes of their own."""
+    """The Hub behind its proxy.
+
+    Clients read the variables of the Hub when they are imported, so run them in separate processes.
+    """
 
     proxy: FaultyProxy
     contents: "_Contents"
@@ -112,17 +115,25 @@ class Hub:
         return cls(FaultyProxy(contents.start, HUB_ANSWERS), contents)
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """The variables by which a process finds this Hub and its credentials, with `cache` for what it downloads."""
+        """Return the variables by which a process finds this Hub and its credentials.
+
+        `cache` is the folder for downloads.
+        """
         return {
             "HF_ENDPOINT": self.proxy.url,
             "HF_TOKEN": HUB_TOKEN,
             "HF_HOME": str(cache),
-            "HF_HUB_DISABLE_XET": "1",  # files go by the LFS protocol, which this Hub speaks
+            "HF_HUB_DISABLE_XET": "1",  # this Hub supports only the LFS protocol
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
     def files(self, kind: str, name: str) -> dict[str, bytes]:
-        """The files of a repository's main branch by path; `kind` is `models` or `datasets`, `name` is OWNER/NAME."""
+        """Return the files of a repository's main branch by path.
+
+        Args:
+            kind: `models` or `datasets`.
+            name: OWNER/NAME.
+        """
         return {path: file.content for path, file in self.contents.repositories[kind, name].at("main").files.items()}
 
     def close(self) -> None:
@@ -173,7 +184,7 @@ class _Contents:
         )
 
     def start(self) -> int:
-        """Serves in a thread of this process and returns the port."""
+        """Start the server in a thread of this process and return its port."""
         listener = socket.create_server(("127.0.0.1", 0))
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", lifespan="off"))
         threading.Thread(target=self.server.run, args=([listener],), name="hub", daemon=True).start()
@@ -345,7 +356,7 @@ class _Contents:
             raise _Refusal(401, "", "Invalid username or password.")
 
     def _repository(self, request: Request) -> Repository:
-        """The repository of a URL; a private one shows itself to its owner only."""
+        """Return the repository of a URL; a private repository is visible to its owner only."""
         kind = request.path_params.get("kind") or (
             "datasets" if request.url.path.startswith("/datasets/") else "models"
         )
@@ -361,5 +372,5 @@ class _Contents:
 
 
 def _page(request: Request, kind: str, name: str) -> str:
-    """The address of a repository's page."""
+    """Return the address of a repository's page."""
     return f"{request.base_url}{'datasets/' if kind == 'datasets' else ''}{name}"

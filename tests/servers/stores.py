@@ -1,4 +1,4 @@
-"""An S3 (moto) and a Google Cloud Storage (gcp-storage-emulator), each behind a proxy with faults, and the credentials that they want."""
+"""S3 (moto) and GCS (gcp-storage-emulator) servers with credentials, each behind a faulty proxy."""
 
 import http.client
 import json
@@ -26,19 +26,19 @@ from tests.servers.faults import Action, Answer, Fault, FaultyProxy, read_body
 AWS_ACCESS_KEY = "AKIAONLYINLOCALTESTS"
 AWS_SECRET_KEY = "only/in+local/tests/secret/key/of/aws/00"
 GCS_TOKEN = "ya29.only-in-local-tests-gcs-token"
-SECRETS = (
-    AWS_ACCESS_KEY,
-    AWS_SECRET_KEY,
-    GCS_TOKEN,
-    "BEGIN PRIVATE KEY",
-)  # none may appear in a log, a dataset or an error message
+# No secret may appear in a log, a dataset or an error message.
+SECRETS = (AWS_ACCESS_KEY, AWS_SECRET_KEY, GCS_TOKEN, "BEGIN PRIVATE KEY")
 
-PAGE = 10  # objects in an answer to a listing; real stores give 1000 and may give fewer, so a reader of the first page alone is found out
+# Objects per page of a listing. Real stores return up to 1000. A small page exposes code that reads one page alone.
+PAGE = 10
 GCSFS_LAST_BOUNDARY = b"\n--==0==--"
 
 
 def _s3_answer(status: int, code: str, message: str) -> Answer:
-    document = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message><RequestId>0</RequestId></Error>'
+    document = (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>{message}</Message>'
+        "<RequestId>0</RequestId></Error>"
+    )
     return Answer(status, document.encode(), "application/xml")
 
 
@@ -71,7 +71,7 @@ class Store:
     proxy: FaultyProxy
 
     def make_bucket(self) -> str:
-        """The URI of a new, empty bucket."""
+        """Create an empty bucket and return its URI."""
         name = f"bucket-{uuid.uuid4().hex}"
         connection = http.client.HTTPConnection("127.0.0.1", self.proxy.server_port())
         if self.scheme == "s3":
@@ -85,7 +85,7 @@ class Store:
         return f"{self.scheme}://{name}"
 
     def fail_read(self, action: Action, uri: str, times: int = 1) -> Fault:
-        """Fails the next reads of an object's content."""
+        """Make the next reads of an object's content fail."""
         bucket, key = self._split(uri)
         return self.proxy.inject(
             action,
@@ -95,14 +95,14 @@ class Store:
         )
 
     def fail_write(self, action: Action, uri: str, times: int = 1) -> Fault:
-        """Fails the next uploads of an object, or of a part of it."""
+        """Make the next uploads of an object, or of a part of it, fail."""
         bucket, key = self._split(uri)
         if self.scheme == "s3":
             return self.proxy.inject(action, "PUT", f"/{bucket}/{key}", times)
         return self.proxy.inject(action, "POST", key, times)
 
     def fail_listing(self, action: Action, uri: str, times: int = 1) -> Fault:
-        """Fails the next listings of the bucket of `uri`."""
+        """Make the next listings of the bucket of `uri` fail."""
         bucket, _ = self._split(uri)
         return self.proxy.inject(
             action, "GET", f"/{bucket}?" if self.scheme == "s3" else f"/storage/v1/b/{bucket}/o?", times
@@ -116,7 +116,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Stores:
-    """Both stores. Their servers start when they are first asked for something."""
+    """Both stores. Their servers start with the first request."""
 
     s3: Store
     gs: Store
@@ -126,7 +126,10 @@ class Stores:
         return cls(Store("s3", FaultyProxy(start_s3, S3_ANSWERS)), Store("gs", FaultyProxy(start_gcs, GCS_ANSWERS)))
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """The variables by which clients find the stores and their credentials; writes the key file of a service account into `folder`."""
+        """Return the variables by which clients find the stores and their credentials.
+
+        Writes the key file of a service account into `folder`.
+        """
         key_file = folder / "service-account.json"
         key_file.write_text(json.dumps(_service_account(f"{self.gs.proxy.url}/token")))
         key_file.chmod(0o600)
@@ -145,7 +148,7 @@ class Stores:
 
 
 def start_s3() -> int:
-    """Starts moto's server in a thread of this process and returns its port."""
+    """Start moto's server in a thread of this process and return its port."""
     from moto.server import ThreadedMotoServer  # its import takes a second
 
     os.environ["MOTO_S3_DEFAULT_MAX_KEYS"] = str(PAGE)
@@ -156,7 +159,10 @@ def start_s3() -> int:
 
 
 def start_gcs() -> int:
-    """Starts the emulator in a thread of this process and returns its port. It takes one request at a time: its storage is not safe for threads."""
+    """Start the emulator in a thread of this process and return its port.
+
+    The emulator handles one request at a time, because its storage is not thread-safe.
+    """
     handler: Callable[..., RequestHandler] = partial(_GcsHandler, Storage(use_memory_fs=True))
     server = _GcsServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, name="gcs", daemon=True).start()
@@ -168,7 +174,10 @@ class _GcsServer(HTTPServer):
 
 
 class _GcsHandler(RequestHandler):  # type: ignore[misc]
-    """The emulator, with what it lacks: a demand for credentials, creation on condition, listings in pages, content that ends in a carriage return."""
+    """The emulator with the features that it lacks.
+
+    The handler adds credentials, conditional creation, listings in pages and content that ends in a carriage return.
+    """
 
     def parse_request(self) -> bool:
         if not super().parse_request():
@@ -186,16 +195,16 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
             return
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         files, prefixes = self.storage.get_file_list(listed[1], query.get("prefix"), query.get("delimiter"))
-        found: list[tuple[str, Any]] = sorted(
+        entries: list[tuple[str, Any]] = sorted(
             [(prefix, None) for prefix in prefixes] + [(file["name"], file) for file in files]
         )
-        found = [(name, file) for name, file in found if name >= query.get("startOffset", "")]
+        entries = [(name, file) for name, file in entries if name >= query.get("startOffset", "")]
         start = int(query.get("pageToken", 0))
         end = start + min(PAGE, int(query.get("maxResults", PAGE)))
-        page = found[start:end]
+        page = entries[start:end]
         content = {"items": [file for _, file in page if file], "prefixes": [name for name, file in page if not file]}
         self._answer(
-            200, {"kind": "storage#objects", **content, **({"nextPageToken": str(end)} if end < len(found) else {})}
+            200, {"kind": "storage#objects", **content, **({"nextPageToken": str(end)} if end < len(entries) else {})}
         )
 
     def do_POST(self) -> None:
@@ -210,9 +219,8 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
                 {"error": {"code": 412, "message": "At least one of the pre-conditions you specified did not hold."}},
             )
         else:
-            if body.endswith(
-                GCSFS_LAST_BOUNDARY
-            ):  # a parser of mail takes CR LF for one end of line, so the CR must not be the content's
+            # The e-mail parser strips CR LF as one line end. The added CR protects a CR that ends the content.
+            if body.endswith(GCSFS_LAST_BOUNDARY):
                 body = body.removesuffix(GCSFS_LAST_BOUNDARY) + b"\r" + GCSFS_LAST_BOUNDARY
             del self.headers["Content-Length"]
             self.headers["Content-Length"] = str(len(body))
@@ -220,7 +228,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
             super().do_POST()
 
     def _generation(self, body: bytes) -> str:
-        """The generation of the object that an upload names, "0" if there is none."""
+        """Return the generation of the object that an upload names, "0" if there is none."""
         url = urlsplit(self.path)
         bucket = url.path.split("/b/")[1].split("/")[0]
         named = parse_qs(url.query).get("name") or [
@@ -239,7 +247,7 @@ class _GcsHandler(RequestHandler):  # type: ignore[misc]
 
 
 def _service_account(token_uri: str) -> dict[str, str]:
-    """The content of a key file whose tokens come from `token_uri`."""
+    """Return the content of a key file whose tokens come from `token_uri`."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return {

@@ -1,11 +1,13 @@
-"""What the original's audio_to_images.py does, step by step, by its own `Mel` of the package `audiodiffusion`, each step timed.
+"""Steps of the original's audio_to_images.py, run with the `Mel` of `audiodiffusion` and timed.
 
-    .venv-original/bin/python tests/benchmarks/original/loop.py AUDIO_FOLDER OUTPUT.parquet [--resolution 256] [--hop_length 512]
+    .venv-original/bin/python tests/benchmarks/original/loop.py AUDIO_FOLDER OUTPUT.parquet
+        [--resolution 256] [--hop_length 512]
 
-One process: every file is loaded whole, every slice becomes an image, an image that is 255 throughout (silence) is left out, the PNGs of
-all files wait in one list, which a data frame and a `datasets.Dataset` then turn into rows of `image`, `audio_file` (relative to the
-folder) and `slice`. The last line is JSON: files, rows, and seconds in all and by part; `import` is loading the libraries, `other` is
-what lies between the parts.
+The script is one process. It loads each file whole and converts every slice to an image. Images that are 255
+throughout (silence) are left out. The PNGs of all files are collected in one list, which a data frame and a
+`datasets.Dataset` turn into rows of `image`, `audio_file` (relative to the folder) and `slice`. The last line of the
+output is JSON: files, rows, and seconds in total and by part. `import` is the time to load the libraries, `other` the
+time between the parts.
 """
 
 import time
@@ -20,20 +22,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import librosa  # noqa: F401  loaded here, or its first use would count as loading audio
+import librosa  # noqa: F401  imported here so that its import does not count as loading audio
 import numpy as np
 import pandas as pd
 from audiodiffusion.mel import Mel
 from datasets import Dataset, Features, Image, Value
 
-SUFFIXES = {".mp3", ".wav", ".m4a", ".flac", ".ogg"}  # the original takes the first three
+SUFFIXES = {".mp3", ".wav", ".m4a", ".flac", ".ogg"}  # the original reads only the first three
 
 SECONDS: defaultdict[str, float] = defaultdict(float, {"import": time.perf_counter() - BEGAN})
 
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """Adds the time that its block takes to the part `name`."""
+    """Add the run time of the `with` block to the part `name`."""
     began = time.perf_counter()
     yield
     SECONDS[name] += time.perf_counter() - began

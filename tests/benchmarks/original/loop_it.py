@@ -1,8 +1,8 @@
-"""The original's `loop_it` on audio of others: one period of its loop for each, where it finds one.
+"""One period of the loop that the original's `loop_it` finds in each audio file.
 
     .venv-original/bin/python tests/benchmarks/original/loop_it.py FOLDER SAMPLE_RATE
 
-Reads every FOLDER/*.npy (mono samples) and writes FOLDER/looped/NAME.npy.
+Reads every FOLDER/*.npy (mono samples) and writes FOLDER/looped/NAME.npy. Audio without a loop is skipped.
 """
 
 import sys

@@ -1,8 +1,10 @@
-"""Seconds that a step of the original's pipeline takes for each item, from the difference between two numbers of steps, so without its audio.
+"""Seconds per step and item of the original's sampling, without the conversion to audio.
 
     .venv-original/bin/python tests/benchmarks/original/sample.py BATCH THREADS
 
-Random weights at 64x64. Says 'ready', begins when a line comes in; the last line is JSON: seconds and seconds of CPU per item and step.
+The time is the difference between runs of two step counts. The weights are random, the images 64x64. The script prints
+'ready' and starts when it reads a line. The last line of its output is JSON: seconds and seconds of CPU per item and
+step.
 """
 
 import json
@@ -19,7 +21,7 @@ FEW, MORE = 1, 4
 
 
 def network() -> Any:
-    """The original's, 113.7 M parameters."""
+    """Return the original's network, with 113.7 M parameters."""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=(64, 64),
@@ -35,7 +37,7 @@ def network() -> Any:
 def main(batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
     mel = Mel(x_res=64, y_res=64, hop_length=1024)
-    mel.image_to_audio = lambda image: 0  # the sampling alone is compared
+    mel.image_to_audio = lambda image: 0  # only the sampling is measured
     pipeline = AudioDiffusionPipeline(vqvae=None, unet=network(), mel=mel, scheduler=DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
 
