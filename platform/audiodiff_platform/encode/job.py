@@ -30,7 +30,7 @@ from audiodiff_platform.encode.latents import LatentsWorker, encoded
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.entry.terminal import say
-from audiodiff_platform.mel_data.latents import LATENTS_FORMAT_VERSION, LATENTS_SETTINGS
+from audiodiff_platform.mel_data.latents import ENCODE_FORMAT_VERSION, ENCODE_SETTINGS
 from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
@@ -119,12 +119,12 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
     settings = {
-        "format_version": LATENTS_FORMAT_VERSION,
+        "format_version": ENCODE_FORMAT_VERSION,
         "encoder": encoder.name,
         "encoder_digest": encoder.digest,
         "dim": encoder.dim,
     }
-    commits.require_same(output, LATENTS_SETTINGS, settings)
+    commits.require_same(output, ENCODE_SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
     inputs = Inputs(options.input_dir or str(options.dataset_name))
     with owned(output, options.take_over) as lease:
@@ -136,7 +136,7 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
         plan = SourcePlan(output, planned, new, shard_seconds(new, MIN_SHARD_SECONDS))
         arguments = (inputs.uri, options.output_dir, name, settings["encoder_digest"])
         work = ShardWork("audiodiff encode", EmbeddingsWorker, arguments, options.output_dir, embedded)
-        job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "embeddings")
+        job = ShardedJob(work, lease, (ENCODE_SETTINGS, settings), plan, ("data",), "embeddings")
         if job.pending:
             seconds = sum(source.seconds for source in new)
             say(
@@ -225,13 +225,13 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"vae {options.vae} cannot encode dataset_name {options.dataset_name}: {error}") from error
     settings = {
-        "format_version": LATENTS_FORMAT_VERSION,
+        "format_version": ENCODE_FORMAT_VERSION,
         "dataset_digest": dataset.digest,
         "vae_digest": network_digest(vae),
         "latent_shape": list(shape),
         "batch_size": LATENT_BATCH_SIZE,
     }
-    commits.require_same(output, LATENTS_SETTINGS, settings)
+    commits.require_same(output, ENCODE_SETTINGS, settings)
     rows: dict[int, int] = {}
     for shard, _, count in (*dataset.groups, *MelDataset(options.dataset_name, VALIDATION_SPLIT).groups):
         rows[shard] = rows.get(shard, 0) + count
@@ -244,7 +244,7 @@ def encode_latents(options: EncodeOptions) -> dict[str, Any]:
     arguments = (options.dataset_name, options.output_dir, options.vae, settings["vae_digest"], LATENT_BATCH_SIZE)
     work = ShardWork("audiodiff encode latents", LatentsWorker, arguments, options.output_dir, encoded)
     with owned(output, options.take_over) as lease:
-        job = ShardedJob(work, lease, (LATENTS_SETTINGS, settings), plan, ("data",), "latents")
+        job = ShardedJob(work, lease, (ENCODE_SETTINGS, settings), plan, ("data",), "latents")
         if job.pending:
             pending = sum(rows[shard] for shard in job.pending)
             values = shape[0] * shape[1] * shape[2]

@@ -30,8 +30,8 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, TRAIN_SPLIT, data_file, groups_of
 from audiodiff_platform.storage import Folder, commits
 
-LATENTS_FORMAT_VERSION = 1
-LATENTS_SETTINGS = "encode.json"
+ENCODE_FORMAT_VERSION = 1
+ENCODE_SETTINGS = "encode.json"
 LATENT_SHAPE, VAE_DIGEST = b"audiodiff_latent_shape", b"audiodiff_vae_digest"
 MAX_CACHED_ROW_GROUPS = 72  # see `sample_order.py`
 
@@ -73,9 +73,9 @@ class LatentsDataset:
             raise ValueError(
                 f"latents {uri}: not finished latents (no {commits.SUCCESS}): run jobs/encode.py --latents to its end"
             ) from None
-        if summary.get("format_version") != LATENTS_FORMAT_VERSION or "latent_shape" not in summary:
+        if summary.get("format_version") != ENCODE_FORMAT_VERSION or "latent_shape" not in summary:
             raise ValueError(
-                f"latents {uri}: not latents of format version {LATENTS_FORMAT_VERSION}, the version that can be read"
+                f"latents {uri}: not latents of format version {ENCODE_FORMAT_VERSION}, the version that can be read"
             )
         self.digest: str = summary["digest"]
         self.dataset_digest: str = summary["dataset_digest"]
