@@ -76,7 +76,7 @@ def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.Tem
                 torch.save(weights, root / f"{kind}-rank{rank}.pt")
                 checkpoint(loop, finished)
 
-            loop_module._Loop._checkpoint = save  # type: ignore[method-assign]
+            setattr(loop_module._Loop, "_checkpoint", save)  # noqa: B010
             train_one = train_vae_worker if kind == "autoencoder" else train_worker
             assert train_one({"options": values, "token": None}) is None
 
