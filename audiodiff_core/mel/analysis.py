@@ -111,7 +111,7 @@ class Mel:
         return bool(peak_db <= 10 * np.log10(MIN_POWER) + self.config.top_db / IMAGE_MAX / 2)
 
     def _mel_power(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """Compute the power of a slice in each band and frame, of shape (y_res, x_res) and at least MIN_POWER."""
+        """Compute the power of a slice by band and frame, of shape (y_res, x_res), at least MIN_POWER."""
         import scipy.fft  # twice as fast as numpy.fft on float32; imported here because the import is slow
 
         config = self.config

@@ -171,7 +171,7 @@ def _sides(config: MelConfig) -> Iterator[Finding]:
         smallest = min(SIDE_MULTIPLES.values())
         yield Finding(
             "error",
-            f"{setting}: not supported by any network, because both sides must be divisible by {smallest}; {fix}",
+            f"{setting}: not supported by any network, both sides must be divisible by {smallest}; {fix}",
         )
 
 
