@@ -58,7 +58,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
 
 
 def _record(source: str, digest: str, changes: list[str]) -> ModelRecord:
-    """Create a record for a source without a record, with the name (without path) and digest of the source."""
+    """Create a record for a source without a record, with the digest and the name (without path)."""
     changes.append(f"{RECORD}: added, with the source's digest {digest}")
     return ModelRecord(
         recipe={"converted_from": source.rstrip("/").rpartition("/")[2], "source_digest": digest},
