@@ -42,7 +42,7 @@ LAST_AC3_VERSION, LAST_EAC3_VERSION = 10, 16
 AC3_POLYNOMIAL = 0x8005
 BURST_SYNC = (0xF872, 0x4E1F)
 BURST_CONTENTS = {1: "AC-3", 21: "AC-3", 11: "DTS", 12: "DTS", 13: "DTS", 17: "DTS"}
-"""Name of the encoding by the data type of an IEC 61937 burst."""
+"""Names of encodings by the data type of an IEC 61937 burst."""
 EMPTY_BURSTS = frozenset({0, 3})
 
 STEPS = 1_024
@@ -50,14 +50,14 @@ STEPS = 1_024
 PARTS = 8
 """Number of parts of a block. A step is compared with the peak of its part."""
 MIN_LARGE_STEPS = 3
-"""Minimum number of steps above the peak in a block that may be encoded.
+"""Minimum number of steps larger than the peak. A block with fewer such steps is not searched.
 
-In random samples, a quarter of the steps are above the peak. In most music, none are.
+In random samples, a quarter of the steps are larger than the peak. In most music, no steps are.
 """
 
 
 class DtsSync(NamedTuple):
-    """Second and third word of a normal DTS frame."""
+    """Second and third words of a normal DTS frame."""
 
     second: int
     third_mask: int
@@ -70,14 +70,14 @@ def check_pcm(samples: npt.NDArray[np.int16] | Samples, has_24_bits: bool = Fals
 
     Args:
         samples: Samples (n, channels), int16 or float32 in [-1, 1]. Float samples are searched as 16-bit words.
-        has_24_bits: True if the file stores 24-bit samples, whose bytes are then searched too, in both byte orders.
+        has_24_bits: True if the file stores 24-bit samples. Their bytes are then searched as well, in both byte orders.
 
     Raises:
         UnusableError: The samples contain DTS or AC-3.
     """
     if not _may_be_encoded(samples):
         return
-    with np.errstate(invalid="ignore"):  # samples out of range do not matter: a bitstream has none
+    with np.errstate(invalid="ignore"):  # a bitstream has no samples out of range
         words = samples if samples.dtype == np.int16 else np.floor(samples * np.float32(2**15)).astype(np.int16)
         streams = [words.tobytes()]
         if has_24_bits:
@@ -115,7 +115,10 @@ def _encoded_content(words: Words) -> str | None:
 
 
 def _are_equidistant(positions: list[int]) -> bool:
-    """Return True if enough positions are equally far apart, up to one word (as AC-3 at 44.1 kHz)."""
+    """Return True if enough positions are equally far apart.
+
+    Distances may differ by one word, as between AC-3 frames at 44.1 kHz.
+    """
     distances = np.diff(positions)
     distances = distances[(distances >= MIN_DISTANCE_WORDS) & (distances <= MAX_DISTANCE_WORDS)]
     equal = [np.count_nonzero(np.abs(distances - distance) <= 1) for distance in distances]
@@ -125,7 +128,7 @@ def _are_equidistant(positions: list[int]) -> bool:
 def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple[list[int], str]:
     """Return the `hits` that begin a DTS frame, and the name of the encoding.
 
-    The frame must be a normal frame, or have enough distinct words not to be a square wave.
+    The frame must be a normal frame, or have more distinct words than a square wave.
     """
     second = _swap(sync.second) if swapped else sync.second
     hits = hits[words[hits + 1] == second][:MAX_HEADERS]
@@ -142,7 +145,7 @@ def _dts_frames(words: Words, hits: Hits, swapped: bool, sync: DtsSync) -> tuple
 def _ac3_frames(words: Words, hits: Hits, swapped: bool) -> tuple[list[int], str]:
     """Return the `hits` that begin an AC-3 or Enhanced AC-3 frame, and the name of the encoding.
 
-    The frames must be of one size and have valid checksums.
+    The frames must have equal sizes and valid checksums.
     """
     third = words[hits + 2].byteswap() if swapped else words[hits + 2]
     hits = hits[(third >> 3 & 31 <= LAST_EAC3_VERSION) & (third >> 14 < 3)][: 4 * MAX_HEADERS]

@@ -10,23 +10,23 @@ from audiodiff_core.audio.tags import TAG_HEAD_BYTES, tag_size
 BLOCK_BYTES = 1 << 20
 MAX_CHUNKS = 10_000
 UNKNOWN_SIZES = {"<I": (1 << 32) - 1, ">I": (1 << 32) - 1, ">q": -1}
-"""Size that means "up to the end of the file", by the struct format of the size."""
+"""Sizes that mean "up to the end of the file", by the `struct` format of the size field."""
 FILE_STARTS = frozenset({b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM", b"caff", b"riff", b".snd", b"fLaC", b"OggS"})
 AUDIO_CHUNKS = frozenset({b"data", b"SSND", b"BODY"}) | FILE_STARTS
 """Identifiers of chunks that hold samples, and the first bytes of audio files."""
 ZEROS = bytes(BLOCK_BYTES)
 TRAILERS = frozenset({b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"axml", b"cue ", b"smpl", b"APPL"})
-"""Identifiers of chunks without samples that may follow the data chunk, even cut off."""
+"""Identifiers of metadata chunks that may follow the data chunk, even if they are truncated."""
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """Layout of the chunks of a file format. The head of a chunk is its identifier and its size."""
+    """Layout of the chunks of a file format. The head of a chunk consists of its identifier and its size."""
 
     first: int
     """Position of the first chunk in bytes."""
     size: str
-    """Format of a chunk size, as in `struct`."""
+    """`struct` format of the size field."""
     data: bytes
     """First four bytes of the identifier of the data chunk, which holds the samples."""
     name_bytes: int = 4
@@ -34,7 +34,7 @@ class ChunkLayout:
     alignment: int = 2
     """Multiple of bytes at which chunks begin."""
     data_head_bytes: int = 0
-    """Bytes in the data chunk before its samples."""
+    """Number of bytes in the data chunk before the samples."""
     counts_head: bool = False
     """True if the size of a chunk includes its head."""
 
@@ -57,12 +57,12 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class DataChunk:
-    """Size of the data chunk of a file, and the bytes after it."""
+    """Size of the data chunk of a file, and properties of the bytes after the chunk."""
 
     stated: int
-    """Size of the samples in bytes, as the header states it."""
+    """Size of the samples in bytes, as stated in the head of the chunk."""
     after: int
-    """Bytes after the chunk that do not belong to a chunk, a tag or padding."""
+    """Number of bytes after the chunk that belong to no chunk, tag or padding."""
     is_followed_by_file: bool
     """True if a second data chunk or another file follows."""
 
@@ -107,7 +107,7 @@ def _data_chunk(content: BinaryIO, end: int, length: int, layout: ChunkLayout | 
 
 
 def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes, int]:
-    """Return the first four identifier bytes and the size without head of the chunk at `position`."""
+    """Return the first four bytes of the identifier and the content size of the chunk at `position`."""
     content.seek(position)
     head = content.read(layout.head_bytes).ljust(layout.head_bytes, b"\0")
     size = struct.unpack(layout.size, head[layout.name_bytes :])[0]
@@ -115,7 +115,7 @@ def _chunk(content: BinaryIO, position: int, layout: ChunkLayout) -> tuple[bytes
 
 
 def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the number of bytes at the end of the file after the chunks, tags and padding at `position`."""
+    """Skip chunks, tags and padding from `position` on, and return the number of bytes that remain."""
     for _ in range(MAX_CHUNKS):
         start = _skip_zeros(content, position)
         if start >= length:
@@ -131,7 +131,7 @@ def _unknown_bytes(content: BinaryIO, position: int, length: int, layout: ChunkL
 
 
 def _trailer_size(content: BinaryIO, position: int, length: int, layout: ChunkLayout | None) -> int:
-    """Return the size of the tag or of the chunk without samples at `position`, 0 if there is neither."""
+    """Return the size of the tag or the metadata chunk at `position`, 0 if neither begins there."""
     content.seek(position)
     if size := tag_size(content.read(TAG_HEAD_BYTES)):
         return size

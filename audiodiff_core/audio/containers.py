@@ -1,10 +1,10 @@
-"""Checks of the audio length that a container states against the audio that the file holds.
+"""Checks that a file holds as much audio as its container states.
 
-A file that holds less audio than its container states is truncated, which is an error. A file that holds more is an
-error too: its size wrapped at 4 GiB, its header was written too early, or a second file follows the first.
+A file that holds less audio than its container states is truncated. A file that holds more audio is wrong as well: its
+size wrapped at 4 GiB, its header was written too early, or a second file follows the first. Both raise an error.
 
 The length is stated in the header of WAV, AIFF and FLAC, in the sample table of MP4, in the duration of Matroska, on
-the last page of Ogg, and in the tag of MP3 (see `mp3`). These files are read to their end without a check:
+the last page of Ogg, and in the tag of MP3 (see `mp3`). The following files are read to their end without a check:
 
 - AAC in ADTS, which states no length.
 - WAV written to a pipe, whose header states about 2 or 4 GiB or no size, because its writer could not seek back.
@@ -34,7 +34,7 @@ SAMPLE_BYTES = {
     "ALAW": 1,
 }
 UNKNOWN_FRAMES = (1 << 63) - 1
-"""Frame count that libsndfile reports for a FLAC stream which states no length."""
+"""Frame count that libsndfile reports for a FLAC stream that states no length."""
 
 # libsndfile cuts its log after 2 KB, so a truncated WAV with more metadata before its samples passes this check.
 _CUT_DATA = re.compile(r"^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -83,13 +83,14 @@ def check_data_chunk(content: BinaryIO, read: int, rate: int, frame_bytes: int =
     bytes_per_frame = frame_bytes or chunk.stated / max(read, 1) or 1
     stated, held = chunk.stated / bytes_per_frame, (chunk.stated + chunk.after) / bytes_per_frame
     if chunk.is_followed_by_file or held - read > min(stated / 10, rate / 4):
-        raise UnusableError(f"holds {held / rate:.2f} seconds, its header states {stated / rate:.2f}")
+        raise UnusableError(f"holds {held / rate:.2f} seconds, but its header states {stated / rate:.2f}")
 
 
 def check_length(read: int, stated: int, rate: int) -> None:
-    """Check that at most a tenth of the frames, and at most a quarter of a second, is missing.
+    """Check that a file is not much shorter than it states.
 
-    The tolerance covers the delay of decoders and imprecise headers.
+    Up to a tenth of the stated length, and at most a quarter of a second, may be missing. This tolerance covers the
+    delay of decoders and imprecise headers.
 
     Args:
         read: Number of frames decoded.
@@ -97,7 +98,7 @@ def check_length(read: int, stated: int, rate: int) -> None:
         rate: Sample rate in Hz.
 
     Raises:
-        UnusableError: More frames are missing.
+        UnusableError: More audio is missing.
     """
     if stated - read > min(stated / 10, rate / 4):
         raise UnusableError(f"truncated: holds {read / rate:.2f} of the {stated / rate:.2f} seconds that it states")

@@ -18,7 +18,7 @@ ENCODINGS_IN_PCM = {"dca": "DTS", "ac3": "AC-3", "eac3": "AC-3"}
 FFMPEG_FORMATS = "mov,aac,mp3,ogg,wav,flac,aiff,matroska,caf"
 """Allowed formats. Formats that refer to other files or addresses, such as playlists, are excluded."""
 FORMATS_WITHOUT_DURATION = frozenset({"aac", "mp3"})
-"""Formats that state no duration. FFmpeg estimates one from the first bit rate."""
+"""Formats that state no duration. FFmpeg estimates the duration from the first bit rate."""
 
 TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 """Types of streams that can determine the duration of a Matroska file."""
@@ -26,7 +26,7 @@ TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
     """Open a file with PyAV as one of the allowed formats."""
-    # Without the prefix, FFmpeg interprets the part of a file name before a ':' as a protocol.
+    # Without the prefix `file:`, FFmpeg interprets the part of a path before a colon as a protocol.
     source = f"file:{file}" if isinstance(file, str) else file
     return av.open(source, options={"format_whitelist": FFMPEG_FORMATS}, metadata_errors="replace")
 
@@ -37,12 +37,12 @@ def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]
     FFmpeg keeps the sample table of an MP4 file in memory: about 11 MB for an hour of audio.
 
     Returns:
-        The sample rate in Hz, the length in seconds that the file states (or None), and the channels in blocks
+        The sample rate in Hz, the length in seconds that the file states (or None), and blocks of samples
         (channels, n).
 
     Raises:
-        UnusableError: The file has no audio stream that can be decoded. Iteration raises it for a file that holds more
-            or less audio than it states.
+        UnusableError: The file has no audio stream that can be decoded. Iteration raises the error if the file holds
+            more or less audio than it states.
     """
     container = ffmpeg_container(file)
     if not container.streams.audio:
@@ -57,7 +57,7 @@ def ffmpeg_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]
 
 
 def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Samples]:
-    """Yield the channels of the first audio stream, joined from frames of about 1,024 samples."""
+    """Yield blocks of the first audio stream, each joined from frames of about 1,024 samples."""
     track = container.streams.audio[0]
     to_float = av.AudioResampler(format="fltp", rate=rate)
     queue: Any = av.AudioFifo()
@@ -93,7 +93,8 @@ def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Sampl
 def _decoded(container: Any, track: Any) -> Iterator[Any]:
     """Yield the frames of `track`.
 
-    FFmpeg also decodes DTS and AC-3 at the start of the samples of a PCM WAV file.
+    FFmpeg also decodes DTS and AC-3 at the start of the samples of a PCM WAV file. If decoding such a file fails, the
+    error message names the encoding.
     """
     try:
         yield from container.decode(track)

@@ -14,7 +14,7 @@ class FileParts(io.RawIOBase):
     """Concatenation of parts of a file.
 
     Args:
-        content: The file. It must stay open. Its own position may change between reads.
+        content: The file. It must stay open. Other code may change its position between reads.
         parts: The parts in order. Empty parts are dropped.
     """
 

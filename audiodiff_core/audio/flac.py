@@ -10,12 +10,12 @@ from audiodiff_core.audio.formats import UnusableError
 
 BLOCK_BYTES = 1 << 20
 END_BYTES = 1 << 18
-"""Number of bytes at the end of a file in which the last frames are searched."""
+"""Number of bytes at the end of a file that are searched for the last frames."""
 MAX_HEADER_BYTES = 16
 MAX_METADATA_BLOCKS = 10_000
 MARKER = b"fLaC"
 STREAM_STARTS = (b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22")
-"""Marker and head of the first metadata block: with further metadata blocks, and without."""
+"""Marker and head of the first metadata block, for streams with and without further metadata blocks."""
 
 _SYNC = re.compile(rb"\xff[\xf8\xf9]")
 _BLOCK_SIZES = (0, 192, 576, 1_152, 2_304, 4_608, 0, 0, 256, 512, 1_024, 2_048, 4_096, 8_192, 16_384, 32_768)
@@ -32,8 +32,8 @@ class Frame(NamedTuple):
 def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
     """Check that a FLAC file ends after the samples that its header states.
 
-    Single frame headers occur by chance in the data. A header counts only if its frame continues the samples of another
-    frame.
+    Bytes that look like a frame header occur by chance in the data. A header counts only if its frame begins at the
+    sample at which another frame ends.
 
     Args:
         content: The bytes of the file.
@@ -54,7 +54,7 @@ def check_flac_end(content: BinaryIO, stated: int, rate: int) -> None:
     ends = {0, *(frame.end for frame in frames if frame)}
     held = max((frame.end for frame in frames if frame and frame.start in ends), default=0)
     if held > stated:
-        raise UnusableError(f"holds {held / rate:.2f} seconds, its header states {stated / rate:.2f}")
+        raise UnusableError(f"holds {held / rate:.2f} seconds, but its header states {stated / rate:.2f}")
 
 
 def _first_frame(content: BinaryIO) -> tuple[int, int]:
@@ -88,14 +88,14 @@ def _contains_stream(content: BinaryIO, position: int) -> bool:
 
 
 def _frame(head: bytes, fixed_size: int) -> Frame | None:
-    """Return the sample range of the frame with the header `head`, None if the header is invalid.
+    """Return the sample range of the frame with the header `head`, or None if the header is invalid.
 
-    `fixed_size` is the block size of a stream in which all blocks have one size.
+    `fixed_size` is the block size of a stream whose blocks all have the same size.
     """
     size_code, rate_code = head[2] >> 4 if len(head) > 4 else 0, head[2] & 0x0F if len(head) > 4 else 0
     if size_code == 0 or rate_code == 15:
         return None
-    ones = 8 - (head[4] ^ 0xFF).bit_length()  # the number is coded like a UTF-8 character
+    ones = 8 - (head[4] ^ 0xFF).bit_length()  # the frame or sample number is coded like a UTF-8 character
     after = 4 + max(1, ones)
     number = head[4] & (0x7F >> ones)
     for byte in head[5:after]:

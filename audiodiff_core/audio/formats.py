@@ -18,7 +18,7 @@ AUDIO_EXTENSIONS = frozenset(
         *(".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mka", ".mkv", ".weba", ".webm"),
     }
 )
-"""Lower-case extensions of files that are decoded. Of a video file, the first audio stream is."""
+"""Extensions of supported files, in lower case. Only the first audio stream of a video file is decoded."""
 MEDIA_TYPES: dict[AudioFormat, str] = {
     "wav": "audio/wav",
     "flac": "audio/flac",
@@ -27,17 +27,18 @@ MEDIA_TYPES: dict[AudioFormat, str] = {
 }
 
 MAX_CHANNELS = 1_024
-"""Maximum number of channels, which is that of libsndfile."""
+"""Maximum number of channels. libsndfile has the same limit."""
 MAX_LEVEL = 1e10
 """Maximum magnitude of a sample.
 
-32-bit integers stored as floats are below the limit. A mel spectrogram overflows from 1e16 on.
+The limit admits 32-bit integers that are stored as floats without scaling. The power in a mel spectrogram overflows at
+magnitudes from about 1e16.
 """
 SAMPLE_RATES_HZ = range(1_000, 768_001)
-"""Sample rates that are decoded."""
+"""Supported sample rates in Hz."""
 
 MACHINE_ERRORS = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE})
-"""Numbers of system errors caused by unreachable storage or too many open files, not by the file."""
+"""Values of errno that indicate unreachable storage or too many open files, not a damaged file."""
 
 
 class AudioDecodeError(ValueError):
@@ -58,7 +59,7 @@ class AudioDecodeError(ValueError):
 
 
 class UnusableError(Exception):
-    """Error for a file without usable audio, with the reason in a few words as its message."""
+    """Error for a file without usable audio. The message is the reason in a few words."""
 
 
 def check_header(channels: int, rate: int) -> None:
@@ -72,9 +73,9 @@ def check_header(channels: int, rate: int) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the reason of an error in one line, without the file name.
+    """Return the message of an error in one line, without the file name.
 
-    The messages of libsndfile and FFmpeg include the file name, or the memory address of a file object.
+    The full messages of libsndfile and FFmpeg include the file name, or the memory address of a file object.
     """
     match error:
         case soundfile.LibsndfileError():

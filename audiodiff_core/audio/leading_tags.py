@@ -1,4 +1,4 @@
-"""Removal of tags at the start of audio files whose format does not allow them there."""
+"""Removal of leading tags from audio files whose format does not allow leading tags."""
 
 import io
 import os
@@ -18,8 +18,8 @@ from audiodiff_core.audio.tags import leading_tags_size
 def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
     """Open a file without the tags at its start.
 
-    libsndfile would stop too early in a file with these tags. MP3 and AAC files keep their tags, because decoders
-    expect them there.
+    With leading tags, libsndfile would stop decoding too early. MP3 and AAC files keep their tags, because decoders of
+    these formats expect leading tags.
 
     Args:
         file: Path, or bytes in memory.
@@ -41,7 +41,7 @@ def without_leading_tags(file: str | io.BytesIO) -> Iterator[AudioFile]:
 
 
 def _audio_start(file: str | io.BytesIO) -> int:
-    """Return the size in bytes of the tags before a known magic number or an MP4 box, 0 for other files."""
+    """Return the size in bytes of leading tags before a magic number or an MP4 box, 0 for other files."""
     try:
         if isinstance(file, str) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UnusableError("not a regular file")

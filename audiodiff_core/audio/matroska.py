@@ -14,7 +14,7 @@ TIMESTAMP_SCALE = b"\x2a\xd7\xb1"
 DURATION = b"\x44\x89"
 
 MAX_ELEMENTS = 1 << 20
-"""Maximum number of elements visited: five hours of a live recording with unknown cluster sizes."""
+"""Maximum number of elements visited, enough for five hours of live recording with unknown cluster sizes."""
 DEFAULT_SCALE_NS = 1_000_000
 MAX_STATED_S = 1e9
 """Maximum plausible duration. Longer durations are ignored."""
@@ -51,10 +51,10 @@ def stated_seconds(content: BinaryIO) -> float | None:
 
 
 def _elements(content: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
-    """Yield name, content position and size of the elements of a file. An unknown size is None.
+    """Yield the name, content position and size of each element visited. An unknown size is None.
 
-    At the first cluster, the walk continues after the segment if the size of the segment is known, otherwise after the
-    cluster. Elements of a cluster are visited only if the sizes of the segment and of the cluster are unknown.
+    If the size of the segment is known, the walk continues from the first cluster to the end of the segment. Otherwise
+    it skips each cluster of known size, and visits the elements of each cluster of unknown size.
     """
     position, segment_end = 0, None
     for _ in range(MAX_ELEMENTS):
@@ -78,7 +78,7 @@ def _elements(content: BinaryIO) -> Iterator[tuple[bytes, int, int | None]]:
 
 
 def _head(head: bytes) -> tuple[bytes, int | None, int]:
-    """Return name, size and head size of an element. The name is empty if `head` is invalid."""
+    """Return the name, size and head size of an element. The name is empty if `head` is invalid."""
     name_bytes = 9 - head[0].bit_length() if head else 9
     rest = head[name_bytes:]
     size_bytes = 9 - rest[0].bit_length() if rest else 9

@@ -25,7 +25,7 @@ def check_movie(content: BinaryIO, read: int, rate: int) -> None:
 
     Args:
         content: The bytes of the file. Files of other formats pass.
-        read: Number of frames decoded, which are those of the sample tables.
+        read: Number of frames decoded. The decoder reads only the frames that the sample tables list.
         rate: Sample rate in Hz.
 
     Raises:
@@ -53,13 +53,13 @@ def check_movie(content: BinaryIO, read: int, rate: int) -> None:
         raise UnusableError(f"holds {movies} MP4 files, the first one of {read / rate:.2f} seconds; split the file")
     if can_compare and listed and media - listed > listed * MAX_UNLISTED_FRACTION:
         held = read * media / listed
-        raise UnusableError(f"holds about {held / rate:.2f} seconds, its sample tables state {read / rate:.2f}")
+        raise UnusableError(f"holds about {held / rate:.2f} seconds, but its sample tables state {read / rate:.2f}")
 
 
 def _table_bytes(content: BinaryIO, start: int) -> int | None:
     """Return the sum of the sizes in the `stsz` box at `start`, or None if all samples have one size.
 
-    A single size is not reliable: that of PCM samples may be stated as 1, which decoders ignore.
+    A single size is not reliable: files may state the size of PCM samples as 1, and decoders ignore this value.
     """
     content.seek(start + 4)
     size, count = struct.unpack(">2I", content.read(8).ljust(8, b"\0"))

@@ -1,9 +1,9 @@
 """Decoding of MP3 files with libsndfile, to the end of the last stream.
 
-libsndfile alone stops after the length that the first header tag states, or after its own estimate. A file can hold
-several streams (`cat a.mp3 b.mp3`). Here, each stream is decoded separately:
+libsndfile alone stops after the length that the first header tag states, or after an estimated length. A file can hold
+several streams (`cat a.mp3 b.mp3`). This module decodes each stream separately:
 
-- Stream with a Xing tag: encoder delay and padding are removed, as libsndfile does for a file of this stream alone. If
+- Stream with a Xing tag: encoder delay and padding are removed, as libsndfile does for a file with only this stream. If
   the stream is longer than its tag states, the padding is not removed.
 - Stream without a tag, in a file of several streams: the decoder delay of 529 samples is removed.
 """
@@ -22,14 +22,14 @@ from audiodiff_core.audio.mpeg_frames import MpegStream, frame_size, mpeg_stream
 from audiodiff_core.audio.sndfile import ForwardSoundFile, channel_blocks
 
 UNCOUNTED_FRAMES = 2
-"""Number of frames that a complete file may have beyond the count in its tag.
+"""Maximum number of frames by which a complete file may exceed the count in its tag.
 
 Encoders disagree on whether the frame of the tag itself is counted.
 """
 XING_FIELD_BYTES = {1: 4, 2: 4, 4: 100, 8: 4}
 """Sizes of the Xing fields by flag: number of frames, number of bytes, table of positions, quality."""
 DELAYS_OFFSET = 21
-"""Offset of encoder delay and padding in bytes, from the end of the Xing fields."""
+"""Distance in bytes from the end of the Xing fields to the encoder delay and padding."""
 
 
 def mp3_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samples]:

@@ -15,10 +15,13 @@ import numpy as np
 from audiodiff_core.audio.formats import UnusableError
 
 MAX_BOXES = 1 << 20
-"""Maximum number of boxes in a file: 40 hours in fragments of one second."""
+"""Maximum number of boxes in a file, enough for 40 hours in fragments of one second."""
 
 MAX_PACKETS = 1 << 23
-"""Maximum number of index entries of all tracks: 49 hours of AAC at 48 kHz, 300 MB in FFmpeg."""
+"""Maximum number of index entries of all tracks, enough for 49 hours of AAC at 48 kHz.
+
+FFmpeg allocates up to 300 MB for this number of entries.
+"""
 
 MP4_CONTAINERS = frozenset(
     {
@@ -48,11 +51,11 @@ class Box:
     """Type and position of an MP4 box."""
 
     kind: bytes
-    """Type of the box in four characters."""
+    """Type of the box, as four characters."""
     content: int
     """Position of the content, after the header of the box."""
     stop: int
-    """Position of the end."""
+    """Position of the end of the box."""
     fields: tuple[int, int, int]
     """The first three 32-bit numbers of the content."""
 
@@ -93,7 +96,10 @@ class _Track:
                 self.max_chunk_frames = max(self.max_chunk_frames, int(table[:, 1].max(initial=0)))
 
     def entries(self) -> int:
-        """Return the number of FFmpeg's index entries: per edit, one for each packet or block of PCM frames."""
+        """Return the number of index entries that FFmpeg allocates for the track.
+
+        Each edit needs an entry for each packet, or for each block of PCM frames.
+        """
         if self.is_audio and self.has_one_frame_packets:
             return self.chunks * (1 + self.max_chunk_frames // PCM_FRAMES_PER_ENTRY) * self.edits
         return self.packets * self.edits
@@ -122,14 +128,14 @@ def check_sample_tables(content: BinaryIO) -> None:
                 fragment_packets += first
                 _check_size(fragment_packets, file_bytes)
             case b"stsz":
-                packet_bytes = first or 4  # a common size of all packets, or 4 bytes per packet in a table of sizes
+                packet_bytes = first or 4  # one size for all packets, or a table entry of 4 bytes for each packet
                 _check_size(second * packet_bytes, file_bytes)
             case b"stz2":
                 _check_size(second * (first & 0xFF) // 8, file_bytes)
         tracks[-1].add(box, content)
     entries = fragment_packets + sum(track.entries() for track in tracks)
     if entries > MAX_PACKETS:
-        raise UnusableError(f"states {entries} packets, at most {MAX_PACKETS} are supported")
+        raise UnusableError(f"states {entries} packets: must be at most {MAX_PACKETS}")
 
 
 def _check_size(stated: int, file_bytes: int) -> None:

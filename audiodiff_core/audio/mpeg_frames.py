@@ -1,7 +1,8 @@
-"""MPEG audio streams (MP3) of a file, identified by frame headers.
+"""MPEG audio streams (such as MP3) in a file, located by their frame headers.
 
-Layouts: ISO/IEC 11172-3 and 13818-3 for frames; Xing (Xing, Info) and Fraunhofer (VBRI) for header tags. A header tag
-is the first frame of a stream, without audio. It states how many frames follow.
+The first frame of a stream may hold a header tag instead of audio. A header tag states how many frames follow.
+
+Layouts: ISO/IEC 11172-3 and 13818-3 for frames; Xing (Xing, Info) and Fraunhofer (VBRI) for header tags.
 """
 
 import os
@@ -19,14 +20,14 @@ MAX_SYNCS = 100_000
 MIN_RUN_FRAMES = 3
 """Minimum number of successive frames at the start of a stream.
 
-Pictures in tags contain single frame headers by chance.
+The data of pictures in tags contains single frame headers by chance.
 """
 
 XING_TAGS = (b"Xing", b"Info")
 VBRI_TAG, VBRI_OFFSET = b"VBRI", 36
 
 _SYNC = re.compile(rb"\xff[\xe2-\xe7\xf2-\xff][\x10-\xeb]")
-_BIT_RATES_KBPS = {  # by layer, and MPEG 1 (True) or MPEG 2 and 2.5 (False)
+_BIT_RATES_KBPS = {  # keys: layer, and True for MPEG 1 or False for MPEG 2 and 2.5
     (1, True): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
     (2, True): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (3, True): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -121,10 +122,10 @@ class MpegStream:
 
 
 def mpeg_streams(content: BinaryIO) -> list[MpegStream]:
-    """List the MPEG audio streams in a file, and skip tags and other bytes between frames.
+    """List the MPEG audio streams in a file. Tags and other bytes between frames are skipped.
 
-    A new stream begins at a Xing or VBRI tag, and at a frame of another kind. Free-format frames, whose headers state
-    no size, are not recognized.
+    A new stream begins at a Xing or VBRI tag, and at a frame of a different kind. Free-format frames, whose headers
+    state no size, are not recognized.
 
     Raises:
         UnusableError: The stream is damaged in more than MAX_SYNCS places.
@@ -155,7 +156,7 @@ def frame_size(header: bytes) -> int:
 
 
 class _Window:
-    """Reader of a few bytes at any position of a file, which buffers one block."""
+    """Reader for a few bytes at any position of a file. It buffers one block of the file."""
 
     def __init__(self, content: BinaryIO) -> None:
         self.length = content.seek(0, os.SEEK_END)
@@ -186,19 +187,19 @@ class _Window:
         return None
 
     def frame(self, position: int) -> tuple[FrameKind, int] | None:
-        """Return kind and size in bytes of the frame at `position`, or None if there is no complete frame."""
+        """Return the kind and size in bytes of a complete frame at `position`, or None without a frame."""
         frame = _frame(self.read(position, 4))
         return frame if frame and position + frame[1] <= self.length else None
 
     def header_tag(self, position: int, size: int, kind: FrameKind) -> bytes:
-        """Return the frame at `position` if it holds a Xing or VBRI tag, else no bytes."""
+        """Return the frame at `position` if it holds a Xing or VBRI tag, or else empty bytes."""
         frame = self.read(position, size)
         is_xing = frame[kind.xing_offset : kind.xing_offset + 4] in XING_TAGS
         is_vbri = frame[VBRI_OFFSET : VBRI_OFFSET + 4] == VBRI_TAG
         return frame if kind.layer == 3 and (is_xing or is_vbri) else b""
 
     def append_run(self, start: int, stream: MpegStream) -> int:
-        """Append the frame at `start` and the next frames of its kind in the block to `stream`.
+        """Append the frame at `start`, and the next frames of its kind in the block, to `stream`.
 
         Returns the end of the last frame.
         """
@@ -218,7 +219,7 @@ class _Window:
 
 @lru_cache(maxsize=4_096)
 def _frame(header: bytes) -> tuple[FrameKind, int] | None:
-    """Return kind and size in bytes of the frame with this header, or None if it is invalid."""
+    """Return the kind and size in bytes of the frame with this header, or None for an invalid header."""
     if len(header) < 4 or not _SYNC.match(header):
         return None
     version, layer, padding = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3), header[2] >> 1 & 1
@@ -236,7 +237,8 @@ def _frame(header: bytes) -> tuple[FrameKind, int] | None:
 def _next_run(window: _Window, position: int, earliest: int) -> int | None:
     """Return the position of the next run of frames after tags and other bytes.
 
-    The frame before `position` may be cut off. A run that begins inside this frame, from `earliest` on, comes first.
+    The frame before `position` may be cut off, so that a run begins inside this frame. A run between `earliest` and
+    `position` is therefore preferred.
     """
     candidate = window.sync(earliest)
     while candidate is not None and candidate < position:
@@ -254,7 +256,7 @@ def _next_run(window: _Window, position: int, earliest: int) -> int | None:
 def _is_run(window: _Window, position: int) -> bool:
     """Return True if MIN_RUN_FRAMES successive frames of one kind begin at `position`.
 
-    Fewer frames are enough before a tag or the end of the file. A single frame with a header tag is enough.
+    Before a tag or the end of the file, fewer frames are enough. A single frame with a header tag is also enough.
     """
     kind = None
     for count in range(MIN_RUN_FRAMES):

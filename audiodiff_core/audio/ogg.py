@@ -22,7 +22,7 @@ from audiodiff_core.audio.ogg_pages import CAPTURE, LAST_PAGE
 from audiodiff_core.audio.sndfile import SNDFILE_MALFORMED, ForwardSoundFile, channel_blocks
 
 Decoded = tuple[int, Iterator[Samples]]
-"""Sample rate in Hz, and blocks (channels, n)."""
+"""Sample rate in Hz, and blocks of samples (channels, n)."""
 
 
 def is_ogg(file: AudioFile) -> bool:
@@ -35,14 +35,14 @@ def is_ogg(file: AudioFile) -> bool:
 
 
 def ogg_blocks(file: AudioFile) -> Decoded:
-    """Open an Ogg file, with all links of a chain.
+    """Open an Ogg file, including all links of a chain.
 
     Returns:
-        The sample rate in Hz, and the channels in blocks (channels, n).
+        The sample rate in Hz, and blocks of samples (channels, n).
 
     Raises:
-        UnusableError: The file has no audio that can be decoded. Iteration raises it for a file that is damaged or
-            truncated, or whose links differ in their sample rates.
+        UnusableError: The file has no audio that can be decoded. Iteration raises the error if the file is damaged or
+            truncated, or if its links have different sample rates.
     """
     decoded = _decoded_links(file)
     rate, first = next(decoded, (0, None))

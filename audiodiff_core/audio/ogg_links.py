@@ -25,7 +25,7 @@ class LogicalStream:
     first: Page
     last: Page
     last_timed: Page
-    """The last page with a granule position on which packets end."""
+    """The last page that has a granule position and on which packets end."""
     packets: int
     """Number of packets that end on the pages."""
     has_audio: bool = False
@@ -37,7 +37,7 @@ class LogicalStream:
 
     @property
     def codec(self) -> bytes | None:
-        """The entry of CODECS with which the stream begins, None for other streams."""
+        """The entry of CODECS with which the stream begins, or None for any other stream."""
         return next((codec for codec in CODECS if self.first.head.startswith(codec)), None)
 
     @property
@@ -111,7 +111,7 @@ class Link:
         return not self.audio.has_audio and self.audio.packets == self.audio.header_packets
 
     def add(self, page: Page) -> None:
-        """Append a page of any stream.
+        """Append a page of any of the streams.
 
         Raises:
             UnusableError: The page belongs to no stream of this link, or a stream is damaged.
@@ -158,14 +158,14 @@ class Link:
         return [(audio.first.start, audio.first.end), (self.first_pages_end, audio.last.end)]
 
     def marked_end(self, content: BinaryIO) -> list[Part]:
-        """Return the parts of `audio_first`, with the last page with audio marked as the last of its stream."""
+        """Return the parts of `audio_first`, with the last timed page marked as the end of its stream."""
         *others, (start, end) = self.audio_first()
         page = self.audio.last_timed
         return [*others, (start, page.start), as_last_page(content, page), (page.end, end)]
 
 
 def links(content: BinaryIO) -> Iterator[Link]:
-    """Yield the links of a chain, each one when its end has been read.
+    """Yield each link of a chain after its end has been read.
 
     Args:
         content: The bytes of an Ogg file.

@@ -118,7 +118,8 @@ def _junk(content: BinaryIO, start: int, size: int) -> Junk:
 
 def page_checksum(page: bytes) -> int:
     """Return the CRC of a page (RFC 3533, section 6)."""
-    # The polynomial is that of zlib, whose CRC however reflects the bits, starts from ones and inverts the result.
+    # zlib uses the same polynomial, but reverses the bits, starts from all ones, and inverts the result. The code below
+    # undoes these differences.
     blank = page[:_CHECKSUM_OFFSET] + bytes(4) + page[_CHECKSUM_OFFSET + 4 :]
     reverse = zlib.crc32(blank.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int.from_bytes(reverse.to_bytes(4, "little").translate(_REVERSED_BITS), "big")

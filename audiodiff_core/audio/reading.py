@@ -4,8 +4,8 @@
 2. libsndfile decodes the file in blocks (`sndfile`). FFmpeg decodes the formats that libsndfile does not support
    (`ffmpeg`). Ogg is decoded link by link (`ogg`), MP3 stream by stream (`mp3`).
 3. The channels of each block are averaged and resampled with soxr (HQ). Memory does not grow with the file.
-4. A file that holds less or more audio than it states (`containers`) and non-finite samples are errors. They are raised
-   when decoding reaches them.
+4. Decoding raises an error at non-finite samples, and at the end of a file that holds less or more audio than it states
+   (`containers`).
 """
 
 import io
@@ -98,7 +98,7 @@ def decode_audio(
 
 
 def too_long(source: str | Path | bytes, at_least_s: float, longest_s: float) -> AudioDecodeError:
-    """Return the error for audio of at least `at_least_s` seconds where the limit is `longest_s` seconds."""
+    """Return the error for audio of at least `at_least_s` seconds, which exceeds `longest_s` seconds."""
     reason = (
         f"lasts {at_least_s:.0f} s or more, at most {longest_s:.0f} s are decoded at once: "
         "use a shorter file or a part of the audio"
@@ -116,8 +116,8 @@ def stream(
     Args:
         source: Path, fsspec URI, or the bytes of a file.
         sample_rate: Sample rate of the blocks in Hz.
-        meter: Records the peaks of the file before resampling. It is never behind the blocks yielded.
-        watch: Observer that is called with the stated length and with each block before resampling.
+        meter: Records the peaks of the file before resampling. It covers at least the blocks yielded so far.
+        watch: Observer that receives the stated length, and each block before resampling.
 
     Yields:
         Blocks of samples (n,), nominally in [-1, 1].
@@ -154,7 +154,7 @@ def _source_name(source: str | Path | bytes) -> str:
 
 @contextmanager
 def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
-    """Provide a source as a local path or as bytes in memory, where decoders can seek quickly.
+    """Provide a source as a local path or as bytes in memory, in which decoders can seek quickly.
 
     A remote object is copied to a temporary file, which is removed on exit.
 
@@ -183,8 +183,8 @@ def open_local(source: str | Path | bytes) -> Iterator[str | io.BytesIO]:
 def _channel_blocks(file: AudioFile) -> tuple[int, float | None, Iterator[Samples]]:
     """Open a file with the first decoder that supports its format.
 
-    Returns the sample rate in Hz, the stated length in seconds, and the channels in blocks (channels, n). The length is
-    None if the header states none. It is also None for MP3 and Ogg, where a header covers only the first stream.
+    Returns the sample rate in Hz, the stated length in seconds, and blocks of samples (channels, n). The length is None
+    if the header states no length, and for MP3 and Ogg, whose header covers only the first stream.
     """
     if is_ogg(file):
         rate, blocks = ogg_blocks(file)

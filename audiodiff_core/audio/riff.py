@@ -16,5 +16,5 @@ def is_unfinished(log: str) -> bool:
 
 
 def is_placeholder(size: int) -> bool:
-    """Return True if a size in bytes is near 2 or 4 GiB, which programs write before they know the size."""
+    """Return True if a size in bytes is near 2 or 4 GiB, the values written before the size is known."""
     return min(abs(size - (1 << 31)), abs(size - (1 << 32))) <= 4_096

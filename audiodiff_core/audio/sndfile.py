@@ -12,20 +12,20 @@ from audiodiff_core.audio.containers import check_sndfile_length
 from audiodiff_core.audio.formats import Samples
 
 SNDFILE_MALFORMED = 3
-"""Error code for a damaged file of a supported format.
+"""Error code of libsndfile for a damaged file of a supported format.
 
-The file is rejected, because FFmpeg would decode the undamaged rest without an error.
+Such a file is rejected. FFmpeg would decode its undamaged rest without an error.
 """
 PCM16_SUBTYPES = frozenset({"PCM_16", "ALAC_16"})
-"""Subtypes, in libsndfile's terms, of 16-bit samples."""
+"""Subtypes of libsndfile for 16-bit samples."""
 WIDER_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})
-"""Subtypes that represent 16-bit samples exactly in more bits."""
+"""Subtypes of libsndfile with more than 16 bits, which represent 16-bit samples exactly."""
 
 
-class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # it has no types
+class ForwardSoundFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """Sound file that is read from start to end.
 
-    In a seekable file, soundfile seeks after each block. This takes time and changes the samples of an MP3.
+    In a seekable file, soundfile seeks after each block. Seeking takes time and changes the samples of an MP3.
     """
 
     def seekable(self) -> bool:
@@ -43,7 +43,7 @@ def sndfile_blocks(sound: soundfile.SoundFile, file: AudioFile) -> Iterator[Samp
         Blocks (channels, n).
 
     Raises:
-        UnusableError: The file holds less or more audio than it states, or PCM samples are DTS or AC-3.
+        UnusableError: The file holds less or more audio than it states, or its PCM samples contain DTS or AC-3.
     """
     with sound:
         read = yield from channel_blocks(sound, sound.frames)
@@ -61,7 +61,7 @@ def channel_blocks(sound: soundfile.SoundFile, length: int) -> Generator[Samples
         The number of frames decoded. It is less than `length` if libsndfile stops earlier.
 
     Raises:
-        UnusableError: PCM samples are DTS or AC-3.
+        UnusableError: PCM samples contain DTS or AC-3.
     """
     frames = block_frames(sound.channels)
     read = 0

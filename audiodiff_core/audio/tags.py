@@ -4,7 +4,7 @@ from typing import BinaryIO
 
 ID3_FOOTER = 0x10
 APE_HEADER = 0x20
-"""Flag of an APE tag: the bytes are its header, and its items follow."""
+"""Flag that distinguishes the header of an APE tag, which precedes the items, from its footer."""
 TAG_HEAD_BYTES = 32
 MAX_LEADING_TAGS = 1_000
 

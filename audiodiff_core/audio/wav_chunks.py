@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 DEFAULT_NOTE = 60
-"""MIDI note of middle C, at which samplers by default play a sample without transposition."""
+"""MIDI note of middle C. By default, samplers play a sample without transposition at this note."""
 ACID_ROOT_NOTE, ACID_STRETCH = 2, 4
 """Flags of the `acid` chunk."""
 QUARTER_NOTE = 4
@@ -59,7 +59,7 @@ class LoopInfo:
 
 
 def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> bytes:
-    """Append a `smpl` chunk, and for a loop with a tempo an `acid` chunk, to a WAV file.
+    """Append loop chunks to a WAV file: `smpl`, and `acid` if the loop has a tempo.
 
     Args:
         content: The bytes of the WAV file.

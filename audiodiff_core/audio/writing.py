@@ -10,7 +10,7 @@ from audiodiff_core.audio.formats import AudioFormat, Samples, one_line
 from audiodiff_core.audio.wav_chunks import LoopInfo, with_loop
 
 MAX_VORBIS_RATE_HZ = 200_000
-"""Maximum sample rate of the Vorbis encoder in libsndfile, which ends the process at higher rates."""
+"""Maximum sample rate for the Vorbis encoder of libsndfile. The encoder ends the process at higher rates."""
 
 
 def encode_audio(
@@ -25,7 +25,7 @@ def encode_audio(
         sample_rate: Sample rate in Hz.
         file_format: Format of the file.
         loop: Beats and pitch of audio that loops from its first to its last sample. They are written as loop points
-            and tempo, which only wav supports.
+            and tempo. Only wav supports them.
 
     Returns:
         The bytes of the file.
@@ -35,7 +35,7 @@ def encode_audio(
             rate (mp3 supports nine rates, up to 48 kHz).
     """
     if loop is not None and file_format != "wav":
-        raise ValueError(f"format {file_format} with loop points: use wav, which alone supports them")
+        raise ValueError(f"format {file_format} with loop points: use wav, the only format that supports loop points")
     if not np.isfinite(audio).all():
         raise ValueError("audio has NaN or infinite samples: all samples must be finite")
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
 """Loading and saving of models.
 
-All published layouts can be loaded. Models are saved as a pipeline folder of diffusers, with weights as safetensors.
+All published layouts can be loaded. Models are saved as diffusers pipeline folders, with weights as safetensors.
 
 load_model, load_pipeline, load_vae     Load from a folder, a URI or the Hub.
 save_model, save_vae                    Save to a local folder.

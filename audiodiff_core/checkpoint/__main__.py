@@ -1,10 +1,11 @@
-"""Convert a model or an autoencoder from any published layout to the layout that audiodiff and diffusers load.
+"""Convert a model or autoencoder from any published layout to the layout that audiodiff saves.
 
     python -m audiodiff_core.checkpoint SOURCE DESTINATION
 
+audiodiff and diffusers can load the saved layout.
 SOURCE is a folder, an s3:// or gs:// URI, a Hugging Face id, or the file of a CompVis LDM autoencoder (.ckpt).
-Prints one line for each difference between SOURCE and DESTINATION, then a line of JSON.
-Exit status: 0 for success, 2 for an invalid SOURCE or DESTINATION, 1 for an error of reading or writing.
+Prints one line for each difference between SOURCE and DESTINATION, and then a line of JSON.
+Exit status: 0 for success, 1 for an error while reading or writing, 2 for an invalid SOURCE or DESTINATION.
 """
 
 import argparse

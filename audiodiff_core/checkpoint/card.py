@@ -7,7 +7,7 @@ from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
 
 PIPELINE_TAG = "audio-to-audio"
-"""Task on the Hub. The Hub has no task for unconditional generation, so the card names the most similar task."""
+"""Task on the Hub. The Hub has no task for unconditional audio generation, so the card names the most similar task."""
 
 
 def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:

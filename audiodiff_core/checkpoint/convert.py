@@ -27,7 +27,7 @@ class Conversion:
 def convert(source: str | Path, destination: str | Path) -> Conversion:
     """Convert a model, an autoencoder or a CompVis LDM checkpoint to the layout that audiodiff saves.
 
-    A model without a record of audiodiff gets a record that names the source.
+    A model without an audiodiff record gets a record that names the source.
 
     Args:
         source: See `load_model` and `load_vae`.
@@ -58,7 +58,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
 
 
 def _record(source: str, digest: str, changes: list[str]) -> ModelRecord:
-    """Create a record with the name (without its path) and the digest of a model that audiodiff did not train."""
+    """Create a record for a source without a record, with the digest and the name (without path)."""
     changes.append(f"{RECORD}: added, with the source's digest {digest}")
     return ModelRecord(
         recipe={"converted_from": source.rstrip("/").rpartition("/")[2], "source_digest": digest},

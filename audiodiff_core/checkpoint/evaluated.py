@@ -1,4 +1,4 @@
-"""Evaluation metrics in saved models."""
+"""Addition of evaluation metrics to saved models."""
 
 import math
 import os
@@ -32,7 +32,7 @@ def record_metrics(folder: str | Path, metrics: Mapping[str, float]) -> None:
     model = load_model(folder)
     if model.record is None:
         raise CheckpointError(
-            f"{folder}: {RECORD} is missing, which stores the metrics: "
+            f"{folder}: {RECORD}, which stores the metrics, is missing: "
             "create it with `python -m audiodiff_core.checkpoint SOURCE DESTINATION`"
         )
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -25,7 +25,7 @@ def push_to_hub(folder: str | Path, repo_id: str, private: bool = True) -> str:
     Raises:
         CheckpointError: If `folder` is not a model.
         ValueError: If `repo_id` is not a valid name.
-        OSError: If the access token, of HF_TOKEN or `hf auth login`, does not allow the upload.
+        OSError: If the access token (from HF_TOKEN or `hf auth login`) does not allow the upload.
     """
     if not (Path(folder) / MODEL_INDEX).is_file():
         raise CheckpointError(f"{folder}: not a model folder: {MODEL_INDEX} is missing")

@@ -1,11 +1,11 @@
-"""Layouts of model folders, as described by their model_index.json.
+"""Layouts of model folders, as their model_index.json describes them.
 
     class in model_index.json      written by                               mel        autoencoder
     DDPMPipeline, DDIMPipeline     diffusers 0.2                            none       none
     LatentAudioDiffusionPipeline   original project, 2022                   none       vqvae
     AudioDiffusionPipeline         original project, diffusers, audiodiff   Mel (1)    vqvae, [null, null] or none
 
-(1) The library of the class Mel has had three names.
+(1) Published models give three different names for the library of the class Mel.
 
 Classes are compared by name. No name in a file is ever imported.
 """

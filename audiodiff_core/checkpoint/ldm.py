@@ -1,6 +1,6 @@
 """Conversion of CompVis latent-diffusion autoencoders to diffusers' AutoencoderKL.
 
-The original project's train_vae trained such autoencoders. Their weights have these names:
+The original project's train_vae trains such autoencoders. Their weights have the following names:
 
 LDM                                          AutoencoderKL
 encoder.down.I.block.J                       encoder.down_blocks.I.resnets.J
@@ -13,7 +13,7 @@ nin_shortcut  norm_out                       conv_shortcut  conv_norm_out
 conv_in conv_out quant_conv post_quant_conv  the same
 loss.*                                       dropped: discriminator and perceptual network
 
-(1) LDM numbers levels from the finest.
+(1) In the decoder, LDM numbers levels from the finest, and diffusers from the coarsest.
 (2) 1x1 convolutions become linear layers.
 """
 

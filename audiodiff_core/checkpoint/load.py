@@ -1,4 +1,4 @@
-"""Loading of models from any source and layout, with checks that their parts match."""
+"""Loading of models from any source and layout. The parts of a model are checked against each other."""
 
 import hashlib
 import tempfile
@@ -111,10 +111,10 @@ def load_vae(source: str | Path, changes: list[str] | None = None) -> Any:
 
 @contextmanager
 def local_files(source: str | Path) -> Iterator[Path]:
-    """Provide a local folder or file of a model. A temporary copy is deleted at the end.
+    """Provide a local folder or file of a model. A temporary copy is deleted on exit.
 
-    An OSError or ValueError, also one in the body of the `with` statement, is raised as a CheckpointError whose message
-    begins with `source`.
+    The context manager converts an OSError or ValueError to a CheckpointError whose message begins with `source`. It
+    also converts errors from the body of the `with` statement.
     """
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         try:
@@ -173,7 +173,10 @@ def _record(root: Path) -> ModelRecord | None:
 
 
 def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
-    """Read the mel configuration. Models of early layouts have none, and use the defaults at their image size."""
+    """Read the mel configuration.
+
+    Models of early layouts have no mel configuration. They get the default parameters at the size of their images.
+    """
     factor = 1 if vae is None else latent_factor(vae)
     height, width = (side * factor for side in image_sides(unet))
     if not layout.has_mel:

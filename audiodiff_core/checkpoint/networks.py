@@ -23,10 +23,10 @@ UNETS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, UNet2DCondit
 SAVED_SCHEDULERS: dict[str, Any] = {
     cls.__name__: cls for cls in (DDPMScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler)
 }
-"""Schedulers that a model can be saved with. More schedulers can sample from it."""
+"""Schedulers that a saved model can have. Sampling supports more schedulers."""
 
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-"""Prediction types of DDPM and DDIM. A flow-matching scheduler has a single type, which it does not state."""
+"""Prediction types of DDPM and DDIM. A flow-matching scheduler has a single type, which its configuration omits."""
 
 # Limits for configurations, which are untrusted.
 MAX_NUMBER = 65_536
@@ -34,7 +34,7 @@ MAX_LEVELS = 12
 MAX_LAYERS = 16
 MAX_PARAMETERS = 1 << 32
 
-# Settings that must be None: further inputs of the network, and shifts of the latents.
+# Settings that must be None, because they add inputs to the network or shift the latents.
 _UNSUPPORTED_UNET = (
     "class_embed_type",
     "num_class_embeds",
@@ -51,7 +51,7 @@ def load_unet(layout: Layout, changes: list[str]) -> Any:
 
     Args:
         layout: Layout of the model folder.
-        changes: List to which a line is appended for every difference from a saved network.
+        changes: List to which a line is appended for every difference from a network that audiodiff saves.
 
     Returns:
         A network over images or latents of shape (batch, channels, height, width). It is conditional if its
@@ -90,7 +90,7 @@ def load_autoencoder(folder: Path, changes: list[str]) -> Any:
 
     Args:
         folder: Folder of the autoencoder.
-        changes: List to which a line is appended for every difference from a saved autoencoder.
+        changes: List to which a line is appended for every difference from an autoencoder that audiodiff saves.
 
     Raises:
         CheckpointError: If the autoencoder is damaged or not supported.
@@ -118,7 +118,7 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
 
     Args:
         layout: Layout of the model folder.
-        changes: List to which a line is appended for every difference from a saved scheduler.
+        changes: List to which a line is appended for every difference from a scheduler that audiodiff saves.
 
     Raises:
         CheckpointError: If the scheduler is damaged or not supported.
@@ -155,8 +155,8 @@ def load_scheduler(layout: Layout, changes: list[str]) -> Any:
 def _explicit_scheduler(cls: Any, config: dict[str, Any]) -> Any:
     """Create a scheduler whose configuration states all defaults.
 
-    If diffusers creates another scheduler from a configuration, it replaces the defaults that are not stated with the
-    defaults of the other scheduler.
+    When diffusers creates a scheduler of another class from a configuration, settings that the configuration omits get
+    the defaults of the other class.
     """
     scheduler = cls(**cls.extract_init_dict(config)[0])
     return cls(**{key: value for key, value in scheduler.config.items() if not key.startswith("_")})

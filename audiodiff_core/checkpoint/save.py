@@ -1,4 +1,4 @@
-"""Saving of models as a pipeline folder of diffusers, with a record of their origin.
+"""Saving of models as diffusers pipeline folders, with a record of their origin.
 
 FOLDER/
     model_index.json                            class of each part; mel is diffusers' Mel, so that diffusers can load it
@@ -33,7 +33,7 @@ from audiodiff_core.mel import MelConfig
 def save_model(
     folder: str | Path, unet: Any, scheduler: Any, mel: MelConfig, record: ModelRecord, *, vae: Any = None
 ) -> None:
-    """Save a model to a local folder. An existing folder is replaced. On any error, nothing is changed.
+    """Save a model to a local folder. An existing folder is replaced, but kept if an error occurs.
 
     Args:
         folder: The folder to write.
@@ -58,18 +58,19 @@ def save_model(
 def save_vae(folder: str | Path, vae: Any) -> None:
     """Save an AutoencoderKL without a model to a local folder.
 
-    An existing folder is replaced. On any error, nothing is changed. `AutoencoderKL.from_pretrained` and `load_vae` can
-    load the folder.
+    An existing folder is replaced, but kept if an error occurs. `AutoencoderKL.from_pretrained` and `load_vae` can load
+    the folder.
     """
     with _replacement_folder(Path(folder)) as root:
         vae.save_pretrained(root, safe_serialization=True)
 
 
 def upload_model(folder: str | Path, destination: str) -> None:
-    """Upload a saved model or autoencoder to an fsspec URI, so that an interrupted upload is never read as complete.
+    """Upload a saved model or autoencoder to an fsspec URI.
 
-    The record marks a model as complete. It is removed from the destination first and uploaded last. The file that
-    readers open first is uploaded after all others: `model_index.json`, or `config.json` of an autoencoder.
+    The order of the files ensures that an interrupted upload is never read as complete. The record marks a model as
+    complete: it is removed from the destination first, and uploaded last. The file that readers open first is
+    `model_index.json`, or `config.json` of an autoencoder. It is uploaded after all other files except the record.
 
     Args:
         folder: A local folder that `save_model` or `save_vae` wrote.
@@ -90,7 +91,7 @@ def upload_model(folder: str | Path, destination: str) -> None:
 
 @contextmanager
 def _replacement_folder(target: Path) -> Iterator[Path]:
-    """Provide a new folder that replaces `target` at the end, or is deleted on any error."""
+    """Provide a new folder that replaces `target` on exit, or is deleted if an error occurs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         root = Path(scratch) / "model"

@@ -4,7 +4,8 @@ Only the import changes:
 
     from audiodiff_core.compat import AudioDiffusion, AudioDiffusionPipeline, AudioEncoder, Mel
 
-Images are equal to the images of `audiodiffusion`, including its bugs. Audio differs in its phases, which were random.
+Images are equal to the images of `audiodiffusion`, including the effects of its bugs. Audio differs in its phases,
+which `audiodiffusion` chose at random.
 The submodules have the same names as in `audiodiffusion`: `audiodiff_core.compat.mel` replaces `audiodiffusion.mel`.
 """
 

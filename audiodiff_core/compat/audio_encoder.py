@@ -50,8 +50,8 @@ class AudioEncoder(audio_encoder.AudioEncoder):
             Embeddings (files, 100), or (files, slices, 100) if `pool` is None.
 
         Raises:
-            ValueError: `pool` is unknown. Or `pool` is None and the files have different numbers of slices; the
-                encoders of `audiodiff_core.embeddings.encoder` return a list for such files.
+            ValueError: `pool` is unknown, or `pool` is None and the files have different numbers of slices. For such
+                files, use `audiodiff_core.embeddings.audio_encoder.AudioEncoder.encode_slices`, which returns a list.
         """
         if pool not in ("average", "max", None):
             raise ValueError(f"pool {pool!r}: must be average, max or None")

@@ -1,4 +1,4 @@
-"""`Mel` of the `audiodiffusion` package: conversion between the audio that it holds and mel images.
+"""`Mel` of the `audiodiffusion` package, which loads audio and converts it to and from mel images.
 
 New code uses `audiodiff_core.mel.Mel`.
 """
@@ -33,8 +33,8 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # diffusers has n
         y_res: Image height in mel bands.
         sample_rate: Sample rate in Hz.
         n_fft: FFT window length in samples.
-        hop_length: Distance of frames in samples.
-        top_db: Dynamic range in dB. Level 255 is the maximum of a slice, level 0 is `top_db` below.
+        hop_length: Distance between frames in samples.
+        top_db: Dynamic range in dB. Level 255 is the maximum of a slice, and level 0 is `top_db` dB lower.
         n_iter: Number of Griffin-Lim iterations.
     """
 
@@ -85,10 +85,10 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # diffusers has n
 
         Args:
             audio_file: A local file, which is decoded to mono at the sample rate of this object.
-            raw_audio: Mono samples (n,) at the sample rate of this object, if there is no `audio_file`.
+            raw_audio: Mono samples (n,) at the sample rate of this object, used if `audio_file` is None.
 
         Raises:
-            ValueError: The file is longer than LONGEST_DECODED_S seconds, or there is no audio argument.
+            ValueError: The file is longer than LONGEST_DECODED_S seconds, or both arguments are None.
         """
         if audio_file is not None:
             audio, _ = librosa.load(audio_file, mono=True, sr=self.sr, duration=LONGEST_DECODED_S + 1)

@@ -1,4 +1,4 @@
-"""Pipeline of the `audiodiffusion` package: same arguments, and same images for the same generators.
+"""Pipeline of the `audiodiffusion` package: same arguments, and same images for equal generators.
 
 Use this pipeline for existing code, and to reproduce earlier results. Its images depend on these bugs of
 `audiodiffusion`, which are kept:
@@ -161,7 +161,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             ValueError: The scheduler is not DDIMScheduler.
         """
         if not isinstance(self.scheduler, DDIMScheduler):
-            raise ValueError(f"encode needs DDIMScheduler, the pipeline has {type(self.scheduler).__name__}")
+            raise ValueError(f"encode needs DDIMScheduler, but the pipeline has {type(self.scheduler).__name__}")
         self.scheduler.set_timesteps(steps)
         levels = np.stack([np.asarray(image, np.uint8) for image in images])[:, np.newaxis]
         sample = torch.Tensor(levels / IMAGE_MAX * 2 - 1).to(self.device)

@@ -55,7 +55,7 @@ class AudioEncoder(nn.Module):
             name: Value of the attribute `name`.
 
         Raises:
-            ValueError: If the weights cannot be read, or are not those of this network.
+            ValueError: If the weights cannot be read, or do not match this network.
         """
         from audiodiff_core.files.weight_files import DIFFUSERS, weight_files  # slow to import
         from audiodiff_core.files.weights import read_weight_files
@@ -146,7 +146,10 @@ class _SeparableConv2d(nn.Module):
 
 
 class _ConvBlock(nn.Module):
-    """Block that halves height and width. The original's dropout is omitted, since it acts in training only."""
+    """Block that halves height and width.
+
+    The dropout of the original block is omitted, because it has an effect only in training.
+    """
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

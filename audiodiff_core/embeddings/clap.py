@@ -1,4 +1,7 @@
-"""CLAP encoders (Wu et al., "Large-scale contrastive language-audio pretraining", 2023), loaded with transformers."""
+"""CLAP encoders of audio and text, loaded with transformers.
+
+Paper: Wu et al., "Large-scale contrastive language-audio pretraining", 2023.
+"""
 
 import importlib
 import json
@@ -65,11 +68,11 @@ class ClapEncoder:
 
     @torch.inference_mode()
     def encode(self, audios: Sequence[Samples], sample_rate: int) -> Embeddings:
-        """Embed audio as the normalized mean of the embeddings of its windows. See `Encoder.encode`.
+        """Embed audio as the normalized mean over the embeddings of its windows. See `Encoder.encode`.
 
-        A window has 10 s in the published models. A last window shorter than half that is dropped, except in an audio
-        with a single window. CLAP's feature extractor chooses random windows of longer audio. This method uses all of
-        them, so that its result is deterministic.
+        A window lasts 10 s in the published models. A last window of less than half this duration is dropped, unless it
+        is the only window. In longer audio, CLAP's feature extractor chooses windows at random. This method uses all
+        windows, so that its result is deterministic.
 
         Args:
             audios: Mono samples of shape (n,). Lengths may differ.
@@ -116,6 +119,9 @@ class ClapEncoder:
 
         Returns:
             Unit vectors of shape (len(texts), dim).
+
+        Raises:
+            ValueError: If `texts` is empty.
         """
         if not texts:
             raise ValueError("texts: must contain at least one text")

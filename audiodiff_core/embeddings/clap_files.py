@@ -1,7 +1,7 @@
 """Loading of CLAP checkpoints, with checks that they are complete and of limited size.
 
-transformers initializes missing weights at random and invents a missing vocabulary. It logs only missing weights.
-This module raises an error for both.
+transformers initializes missing weights at random, with a warning in the log. It replaces a missing vocabulary without
+a warning. This module raises an error in both cases.
 """
 
 from pathlib import Path
@@ -92,7 +92,7 @@ def _model(transformers: Any, folder: Path) -> Any:
 
 
 def _check_numbers(settings: Any, key: str) -> None:
-    """Raise CheckpointError for numbers, or numbers of layers, that are too large for a CLAP model."""
+    """Raise CheckpointError for numbers, including numbers of layers, that exceed their limits."""
     match settings:
         case dict():
             for name, value in settings.items():

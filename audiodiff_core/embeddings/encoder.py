@@ -1,8 +1,9 @@
-"""Encoders that convert audio to embeddings, for conditioning models and for comparing sets of sounds.
+"""Encoders of audio to embeddings, for conditioning models and for comparing sets of sounds.
 
-`load_encoder` reads one of two kinds of encoder, which it recognizes by their config.json:
-- AudioEncoder of the original project (teticio/audio-encoder): a small network over mel images, trained on which tracks
-  share playlists.
+`load_encoder` supports two kinds of encoders, which it distinguishes by their config.json:
+
+- AudioEncoder of the original project (teticio/audio-encoder): a small network over mel images. It was trained on the
+  co-occurrence of tracks in playlists.
 - CLAP (Wu et al., "Large-scale contrastive language-audio pretraining", 2023): embeds audio and text in the same space.
   Needs transformers, which the extra `clap` installs.
 
@@ -55,7 +56,7 @@ class Encoder(Protocol):
             Embeddings of shape (len(audios), dim).
 
         Raises:
-            ValueError: If `sample_rate` is not the encoder's, or samples are empty, not mono, or not finite.
+            ValueError: If `sample_rate` differs from the encoder's, or samples are empty, not mono, or not finite.
         """
         ...
 

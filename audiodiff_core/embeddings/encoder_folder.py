@@ -15,7 +15,9 @@ from audiodiff_core.files.hub_names import repository_name
 
 
 def local_folder(source: str) -> Path:
-    """Return the local folder of an encoder. Hub repositories are downloaded, with the preferred weights only.
+    """Return the local folder of an encoder.
+
+    Hub repositories are downloaded, with only the preferred weights.
 
     Raises:
         ValueError: If the encoder does not exist or cannot be downloaded.

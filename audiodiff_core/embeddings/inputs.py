@@ -18,9 +18,10 @@ ENCODER_BATCH_SIZE = 16
 
 
 def batches(items: Iterable[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:
-    """Group arrays of one shape into lists of ENCODER_BATCH_SIZE. The last list is padded with zeros.
+    """Group arrays of the same shape into lists of ENCODER_BATCH_SIZE.
 
-    The shape of a batch is fixed because it can change the last bits of every result in the batch.
+    The last list is padded with arrays of zeros. All batches have the same shape, because the shape of a batch can
+    change the last bits of its results.
     """
     remaining = iter(items)
     while batch := list(islice(remaining, ENCODER_BATCH_SIZE)):

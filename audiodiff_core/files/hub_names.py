@@ -21,7 +21,7 @@ def repository_name(source: str, kind: RepositoryKind = "model") -> str:
     Args:
         source: A local path, a URI, OWNER/NAME with or without a trailing slash, or the address of a repository's page
             on the Hub, which may end with `/tree/main`.
-        kind: The kind of repository that the address must have.
+        kind: Required kind of the repository at the address.
 
     Raises:
         ValueError: If `source` is any other address on the Hub. The message does not contain `source`.

@@ -11,13 +11,13 @@ SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 MEL_CONFIG = "mel/mel_config.json"
 
 AUTOENCODER_KEYS = ("vqvae", "vae")
-"""Names of the autoencoder's folder and index entry. Models are written with the first."""
+"""Names of the autoencoder's folder and index entry. Saved models use the first name."""
 
 MAX_JSON_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
-    """A model that cannot be read or is not supported. The message is one line."""
+    """Error for a model that cannot be read or is not supported. The message is one line."""
 
 
 def read_json(root: Path, name: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from audiodiff_core.files.weight_files import (
 )
 
 NETWORK_FOLDERS = ("unet", *AUTOENCODER_KEYS, ".")
-"""Folders that may contain a network. "." is the folder of an autoencoder without a model."""
+"""Folders that may contain a network. "." applies to an autoencoder without a model."""
 
 DESCRIPTIONS = [
     MODEL_INDEX,
@@ -43,12 +43,12 @@ DESCRIPTIONS = [
 def local_copy(source: str, scratch: Path) -> Path:
     """Return a local path with the model files of `source`.
 
-    A local `source` is returned as an absolute path. From a URI, the files that loading reads are copied to `scratch`.
-    From the Hub, they are downloaded to the Hub's cache.
+    A local `source` is returned as an absolute path. The files of a URI that are required for loading are copied to
+    `scratch`. The files of a Hub repository are downloaded to the Hub's cache.
 
     Args:
         source: A local file or folder, an fsspec URI, or a Hugging Face id or address.
-        scratch: A folder for copies.
+        scratch: A folder for the copies of a URI.
 
     Raises:
         CheckpointError: If `source` does not exist, is not a model, or cannot be downloaded.
@@ -86,7 +86,7 @@ def _from_filesystem(source: str, target: Path) -> Path:
                 names.append((Path(folder) / preferred).as_posix())
     if not names:
         raise CheckpointError("not a model folder" if sizes else "no such folder")
-    for name in names:  # grows: an index appends its shards
+    for name in names:  # the list grows: an index appends its shards
         limit = MAX_JSON_BYTES if name.endswith(".json") else MAX_WEIGHTS_BYTES
         if sizes[name] > limit:
             raise CheckpointError(f"{name} has {sizes[name]:,} bytes: must be at most {limit:,}")
@@ -124,8 +124,8 @@ def _from_hub(name: str) -> Path:
 def download_weights(name: str, root: Path, folders: Sequence[Path], libraries: Sequence[WeightNames]) -> None:
     """Download the preferred weights of each network to a snapshot of its repository.
 
-    Weights that the snapshot already contains are not downloaded again. Folders without weights in the repository
-    stay without weights.
+    Weights that the snapshot already contains are not downloaded again. Networks without weights in the repository are
+    skipped.
 
     Args:
         name: Repository, as OWNER/NAME.

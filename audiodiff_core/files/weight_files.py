@@ -54,7 +54,7 @@ def read_shard_index(folder: Path, index: str) -> dict[str, set[str]]:
     """Read the index file `index` in `folder`.
 
     Returns:
-        The names of the tensors in each shard, by the shard's file name in sorted order.
+        The names of the tensors in each shard, by the file name of the shard. File names are sorted.
 
     Raises:
         CheckpointError: If the index is damaged, names a file outside `folder`, or names more than MAX_SHARDS files.
@@ -82,7 +82,7 @@ def require_shards(index: str, shards: Iterable[str], present: Container[str]) -
 
 
 def summarize_names(names: list[str]) -> str:
-    """Join the first three names for an error message, with the number of the others."""
+    """Join the first three names for an error message, and append the number of further names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "none"
 

@@ -1,4 +1,4 @@
-"""Weights: read from files without running pickled code, checked against a network, and loaded as float32."""
+"""Reading of weights without running pickled code, and loading into networks as float32."""
 
 import re
 import zipfile
@@ -29,8 +29,8 @@ def read_weights(file: Path, nested_key: str = "state_dict") -> StateDict:
 
     Args:
         file: The weight file. The suffix `.safetensors` selects the format.
-        nested_key: Key of a nested mapping that is returned if the file contains it, such as the `state_dict` of a
-            Lightning checkpoint.
+        nested_key: Key of a nested mapping, such as the `state_dict` of a Lightning checkpoint. If the file has this
+            key, only the nested mapping is returned.
 
     Raises:
         CheckpointError: If the file is damaged or too large, or contains anything other than dense CPU tensors.
@@ -52,7 +52,7 @@ def read_weights(file: Path, nested_key: str = "state_dict") -> StateDict:
         value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized for value in content.values()
     ):
         raise CheckpointError(f"{file.name} contains sparse, quantized or meta tensors: must be dense CPU tensors")
-    # A tensor can be an expanded view of a small storage, which would take unbounded memory when copied.
+    # A tensor can be an expanded view of a small storage. Its copy would take unbounded memory.
     if (tensor_bytes := sum(value.nbytes for value in content.values())) > size:
         raise CheckpointError(f"{file.name} declares {tensor_bytes:,} bytes of weights, more than its {size:,} bytes")
     return {name: value.detach() for name, value in content.items()}
@@ -78,7 +78,7 @@ def read_weight_files(files: Mapping[Path, set[str] | None]) -> StateDict:
 
 
 def require_match(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], part: str) -> None:
-    """Raise CheckpointError if weights differ from a network's in names or shapes.
+    """Raise CheckpointError if weights do not match a network in their names or shapes.
 
     Args:
         weights: The weights to check.
@@ -98,7 +98,7 @@ def require_match(weights: Mapping[str, torch.Tensor], expected: Mapping[str, to
 
 
 def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
-    """Return a contiguous float32 copy of a weight that shares no memory with its file.
+    """Return a contiguous float32 copy of a weight. The copy shares no memory with the file.
 
     Args:
         name: Name of the weight in the error message.
@@ -109,7 +109,7 @@ def float32_copy(name: str, weight: torch.Tensor, part: str) -> torch.Tensor:
         CheckpointError: If the weight contains NaN or infinite values.
     """
     copy = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    # The sum is a fast check without memory, but it can overflow although all values are finite.
+    # The sum is a fast check that needs no memory, but the sum of finite values can overflow.
     if not bool(torch.isfinite(copy.sum())) and not bool(torch.isfinite(copy).all()):
         raise CheckpointError(f"{part}: weight {name} contains NaN or infinite values")
     return copy
@@ -167,7 +167,7 @@ def _read_safetensors(file: Path) -> StateDict:
 def _read_pickle(file: Path) -> Any:
     """Load a file of `torch.save` with torch's restricted unpickler.
 
-    The file must be uncompressed, so that its size bounds the memory that is needed.
+    The file must be uncompressed, so that its size limits the memory for reading.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -4,7 +4,7 @@ Terms:
   slice   float32 (slice_size,)       Audio samples, nominally in [-1, 1].
   image   uint8 (y_res, x_res)        Mel power in dB. Row 0 is the lowest band. 255 is the reference level, and 0 is
                                       `top_db` dB below it.
-  model   float32 (1, y_res, x_res)   The image scaled to [-1, 1], as networks read it. See `to_model` and `to_image`.
+  model   float32 (1, y_res, x_res)   The image scaled to [-1, 1] for networks. See `to_model` and `to_image`.
 """
 
 from audiodiff_core.mel.analysis import MIN_POWER, Mel

@@ -17,14 +17,14 @@ from audiodiff_core.mel.ranges import IMAGE_MAX, Images
 MIN_POWER = 1e-10
 """Minimum mel power: -100 dB."""
 
-# The analysis works in chunks that fit the cache of a core: frames of CHUNK_SAMPLES samples in total, and blocks of
-# BLOCK_BANDS bands, whose triangles span few frequency bins.
+# The analysis works in parts that fit in the cache of a core. A chunk has frames of CHUNK_SAMPLES samples in total. A
+# block has BLOCK_BANDS adjacent bands, whose triangles span few frequency bins.
 CHUNK_SAMPLES = 131_072
 BLOCK_BANDS = 16
 
 
 class Mel:
-    """Converter between audio slices and mel images. Has no mutable state, so threads can share an instance."""
+    """Converter between audio slices and mel images. Threads can share an instance."""
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config
@@ -35,7 +35,10 @@ class Mel:
 
     @cached_property
     def _blocks(self) -> list[tuple[slice, slice, npt.NDArray[np.float32]]]:
-        """Blocks of the filterbank: a range of bands, the range of their bins, and weights of shape (bands, bins)."""
+        """Blocks of the filterbank.
+
+        A block is a range of bands, the range of their frequency bins, and weights of shape (bands, bins).
+        """
         blocks = []
         for start in range(0, self.config.y_res, BLOCK_BANDS):
             bands = slice(start, start + BLOCK_BANDS)
@@ -64,8 +67,8 @@ class Mel:
     def images(self, slices: Samples, reference_db: float | None = None) -> tuple[Images, npt.NDArray[np.float32]]:
         """Convert slices to mel images.
 
-        Relative to its own maximum, a silent slice has the value 255 in every pixel. Relative to a reference of at
-        least `top_db` - 100 dB, it has the value 0 in every pixel.
+        Every pixel of a silent slice is 255 relative to the maximum of the slice, and 0 relative to a reference of at
+        least `top_db` - 100 dB.
 
         Args:
             slices: Samples of shape (batch, n) with n <= slice_size. Slices are padded with silence to slice_size.
@@ -88,7 +91,9 @@ class Mel:
         return images, references
 
     def peak_db(self, slices: Samples) -> npt.NDArray[np.float32]:
-        """Compute the maximum mel power of each slice. The largest value of a track's slices is the track's reference.
+        """Compute the maximum mel power of each slice.
+
+        The maximum over the slices of a track is the reference of the track.
 
         Args:
             slices: Samples of shape (batch, n) with n <= slice_size.
@@ -99,14 +104,14 @@ class Mel:
         return np.array([10 * np.log10(self._mel_power(samples).max()) for samples in slices], np.float32)
 
     def is_silent(self, peak_db: float) -> bool:
-        """Return True if a slice with this `peak_db` is silent: relative to its maximum, all pixels round to 255.
+        """Return True if a slice with this `peak_db` is silent.
 
-        The original project skips such slices.
+        Relative to the maximum of a silent slice, all its pixels round to 255. The original project skips such slices.
         """
         return bool(peak_db <= 10 * np.log10(MIN_POWER) + self.config.top_db / IMAGE_MAX / 2)
 
     def _mel_power(self, samples: Samples) -> npt.NDArray[np.float32]:
-        """Compute the power of a slice in each band and frame, of shape (y_res, x_res) and at least MIN_POWER."""
+        """Compute the power of a slice by band and frame, of shape (y_res, x_res), at least MIN_POWER."""
         import scipy.fft  # twice as fast as numpy.fft on float32; imported here because the import is slow
 
         config = self.config

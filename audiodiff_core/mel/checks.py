@@ -13,7 +13,7 @@ import numpy as np
 from audiodiff_core.mel.config import MAX_N_FFT, MelConfig, band_edges_hz
 from audiodiff_core.mel.ranges import IMAGE_MAX
 
-# Numbers that must divide the sides of an image, by network preset. They are copied from
+# Numbers that must divide both sides of an image, by network preset. The numbers are copied from
 # `audiodiff_core.models.presets`, whose import takes seconds.
 SIDE_MULTIPLES = {"tiny": 8, "ddpm-64": 32, "ddpm-256": 32}
 
@@ -39,8 +39,8 @@ class Finding:
 
     Attributes:
         severity: "error" if no model can be trained or no audio can be made with the configuration, "warning" if it
-            costs quality or limits later choices, "info" for estimates.
-        message: What was found, and for errors and warnings a setting that solves the problem.
+            reduces quality or limits later choices, "info" for estimates.
+        message: Description of the finding. Errors and warnings also name a setting that solves the problem.
     """
 
     severity: Literal["error", "warning", "info"]
@@ -107,13 +107,16 @@ def expected_round_trip(config: MelConfig) -> float | None:
 
 
 def round_trip_features(config: MelConfig) -> tuple[float, ...]:
-    """Compute the features whose sum, weighted by ROUND_TRIP_WEIGHTS, is the logarithm of the round-trip error."""
+    """Compute the features for `expected_round_trip`.
+
+    The sum of the features, weighted by ROUND_TRIP_WEIGHTS, is the natural logarithm of the round-trip error.
+    """
     bands, rate = math.log2(config.y_res / 128), math.log2(config.sample_rate / 22_050)
     window, slice_windows = math.log2(config.n_fft / 2_048), math.log2(config.slice_size / config.n_fft)
     frames_per_window = math.log2(config.n_fft / config.hop_length)
     rank = math.log2(filterbank_rank(config) / (config.n_fft / 2))  # independent bands per frequency bin
     below_64_bands = max(0.0, -1 - bands)
-    hop_over_quarter = min(0.0, frames_per_window - 2)  # negative if frames are over a quarter of a window apart
+    hop_over_quarter = min(0.0, frames_per_window - 2)  # negative if frames are more than a quarter of a window apart
     hop_over_half = min(0.0, frames_per_window - 1)
     return (
         1.0,
@@ -132,7 +135,7 @@ def round_trip_features(config: MelConfig) -> tuple[float, ...]:
 def filterbank_rank(config: MelConfig) -> int:
     """Compute the rank of the filterbank: the number of bands that are linearly independent.
 
-    This is the largest number of bands that can be assigned a frequency bin of their own.
+    The rank is the largest number of bands that can each be assigned a separate frequency bin.
     """
     edges = band_edges_hz(config) * config.n_fft / config.sample_rate  # in bins
     # A band has no weight in a bin at its edge. The tolerance of 1e-6 absorbs rounding errors.
@@ -161,13 +164,14 @@ def _sides(config: MelConfig) -> Iterator[Finding]:
     if presets:
         yield Finding(
             "warning",
-            f"{setting}: supported only by preset {', '.join(presets)}, the others need sides divisible by {largest}; "
-            f"{fix} for all presets",
+            f"{setting}: supported only by preset {', '.join(presets)}, because the others need sides divisible by "
+            f"{largest}; {fix} for all presets",
         )
     else:
         smallest = min(SIDE_MULTIPLES.values())
         yield Finding(
-            "error", f"{setting}: not supported by any network, both sides must be divisible by {smallest}; {fix}"
+            "error",
+            f"{setting}: not supported by any network, both sides must be divisible by {smallest}; {fix}",
         )
 
 
@@ -243,7 +247,7 @@ def _duration(config: MelConfig) -> Iterator[Finding]:
 
 
 def _detail(config: MelConfig) -> Iterator[Finding]:
-    """Warn if images keep little of their sound, even if the vocoder matches them well."""
+    """Warn if images keep little detail of their sound, even if the vocoder matches the images well."""
     if config.y_res < MIN_BANDS:
         yield Finding(
             "warning",

@@ -47,7 +47,7 @@ class MelConfig(pydantic.BaseModel):
 
     @property
     def audio_size(self) -> int:
-        """Number of samples that a vocoder makes from an image: hop_length - 1 fewer than in a slice."""
+        """Number of samples that a vocoder makes from an image. A slice has hop_length - 1 more samples."""
         return (self.x_res - 1) * self.hop_length
 
     @property
@@ -81,15 +81,16 @@ class MelConfig(pydantic.BaseModel):
         )
 
     def difference(self, other: "MelConfig") -> str:
-        """Describe the parameters that differ, as in 'hop_length 512 against 1024'. Empty for equal parameters."""
+        """List the parameters that differ, as in "hop_length 512 against 1024", or return an empty text."""
         mine, theirs = self.model_dump(), other.model_dump()
         return ", ".join(f"{key} {mine[key]} against {theirs[key]}" for key in mine if mine[key] != theirs[key])
 
 
 def band_edges_hz(config: MelConfig) -> npt.NDArray[np.float64]:
-    """Compute the frequencies that limit the bands, evenly spaced on the mel scale from 0 to half the sample rate.
+    """Compute the edges of the bands.
 
-    Band i rises from edge i to edge i + 1, and falls from there to edge i + 2.
+    The edges are evenly spaced on the mel scale, from 0 Hz to half the sample rate. Band i rises from edge i to edge
+    i + 1, and falls from edge i + 1 to edge i + 2.
 
     Returns:
         Frequencies in Hz, of shape (y_res + 2,).

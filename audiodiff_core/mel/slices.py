@@ -19,13 +19,13 @@ SILENT_BELOW = np.float32(10 ** (SILENT_BELOW_DBFS / 20))
 """SILENT_BELOW_DBFS as an amplitude."""
 
 CANCELLATION_RATIO = 8.0
-"""Minimum ratio of the channels' mean magnitude to the peak of the mono mix if channels cancel each other."""
+"""Channels count as cancelled if their mean magnitude is at least this multiple of the peak of the mono mix."""
 
 CANCELLATION_RATIO_BEFORE_RESAMPLING = 1.5
-"""Minimum ratio of the channels' mean magnitude to the peak of the mono mix before resampling.
+"""Second threshold, like CANCELLATION_RATIO, for the peak of the mono mix before resampling.
 
-Sound above the new Nyquist frequency is removed by the resampler. It has a ratio of 1 if it is in phase or in one
-channel, so that its removal is not mistaken for cancellation.
+The resampler removes sound above the new Nyquist frequency. Sound that is in phase or in one channel has a ratio of 1,
+so that its removal is not mistaken for cancellation.
 """
 
 RINGING_SAMPLES = 256
@@ -41,7 +41,7 @@ CANCELLED = (
 class Slicing(pydantic.BaseModel):
     """Options for slicing. The defaults are those of the original project.
 
-    Slices with a peak below SILENT_BELOW_DBFS are skipped with any options.
+    Slices with a peak below SILENT_BELOW_DBFS are always skipped.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -56,8 +56,8 @@ class Slicing(pydantic.BaseModel):
     reference: Literal["slice", "track"] = pydantic.Field(
         "slice",
         description=(
-            "level of the brightest pixel value: the maximum of the slice, or the maximum of the track, which keeps "
-            "the relative loudness of slices and decodes each file twice"
+            "level of pixel value 255: the maximum of the slice, or the maximum of the track, which keeps "
+            "the relative loudness of slices but decodes each file twice"
         ),
     )
     silence_threshold_db: float | None = pydantic.Field(
@@ -111,7 +111,7 @@ class Piece:
 
     @classmethod
     def of(cls, index: int, start: int, samples: audio.Samples, rate: int, meter: audio.PeakMeter) -> Self:
-        """Create the piece of a stream that begins at sample `start`. `silence` describes the other arguments."""
+        """Create the piece of a stream that begins at sample `start`. See `silence` for the other arguments."""
         peak = float(np.abs(samples).max(initial=0))
         return cls(index, samples, *silence(start, start + len(samples), peak, rate, meter))
 
@@ -141,9 +141,9 @@ def mel_slices(
 
     Args:
         source: Path, URI or content of an audio file.
-        mel: Conversion of slices to images.
+        mel: Converter of slices to images.
         slicing: Options. None uses the defaults.
-        watch: Observer of the decoding. A track reference decodes the file twice.
+        watch: Observer of the decoding. A track reference decodes the file twice, and the observer sees both passes.
 
     Raises:
         AudioDecodeError: If the file cannot be decoded, possibly after some slices were yielded, or if all slices are
@@ -184,7 +184,7 @@ def pieces(
 
     Args:
         source: Path, URI or content of an audio file.
-        mel: Defines the slice size and the sample rate.
+        mel: Converter that defines the slice size and the sample rate.
         slicing: Options. Only `overlap` and `tail` are used.
         watch: Observer of the decoding.
 

@@ -193,7 +193,7 @@ class TestMp4:
             decode_audio(stating(m4a, 20_000_000).replace(b"moov", name), RATE)
 
     def test_a_padded_file_states_no_more_packets_than_are_read(self, m4a: bytes) -> None:
-        with pytest.raises(AudioDecodeError, match=f"states {MAX_PACKETS + 1} packets, at most {MAX_PACKETS}"):
+        with pytest.raises(AudioDecodeError, match=f"states {MAX_PACKETS + 1} packets: must be at most {MAX_PACKETS}"):
             decode_audio(stating(m4a, MAX_PACKETS + 1) + bytes(MAX_PACKETS), RATE)
 
     def test_a_compact_table_has_room_in_the_file(self, m4a: bytes) -> None:
@@ -225,7 +225,7 @@ class TestMp4:
         content = with_box(
             m4a, [b"moov", b"trak", b"edts", b"elst"], table(b"elst", 0, edits, *(1_000, 0, 0x1_0000) * edits)
         )
-        with pytest.raises(UnusableError, match=f"packets, at most {MAX_PACKETS}"):
+        with pytest.raises(UnusableError, match=f"packets: must be at most {MAX_PACKETS}"):
             check_sample_tables(io.BytesIO(content))
 
     def test_frames_of_pcm_count_by_their_chunks(self, m4a: bytes) -> None:
@@ -237,7 +237,7 @@ class TestMp4:
             [b"moov", b"trak", b"stco"],
             table(b"stco", 0, 40, *range(40, 80)),
         )
-        with pytest.raises(UnusableError, match=f"packets, at most {MAX_PACKETS}"):
+        with pytest.raises(UnusableError, match=f"packets: must be at most {MAX_PACKETS}"):
             check_sample_tables(io.BytesIO(chunks + bytes(frames)))
         with pytest.raises(UnusableError, match=f"states {frames} packets"):
             check_sample_tables(io.BytesIO(pcm.replace(b"soun", b"vide")))

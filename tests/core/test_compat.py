@@ -152,7 +152,7 @@ def test_encode_and_slerp_are_the_references(pairs: Callable[[str, Any], Pair], 
     assert ours.get_default_steps() == 50
     ddpm, _ = pairs("pixel", DDPMScheduler)
     assert ddpm.get_default_steps() == 1_000
-    with pytest.raises(ValueError, match="encode needs DDIMScheduler, the pipeline has DDPMScheduler"):
+    with pytest.raises(ValueError, match="encode needs DDIMScheduler, but the pipeline has DDPMScheduler"):
         ddpm.encode(images)
 
 

@@ -137,7 +137,7 @@ def test_sides_that_networks_do_not_take(sides: tuple[int, int], severity: str, 
     (finding,) = (finding for finding in flaws(config) if "network" in finding.message or "preset" in finding.message)
     assert finding.severity == severity
     assert f"resolution {sides[0]},{sides[1]}: " in finding.message
-    assert ("only preset tiny" in finding.message) == (severity == "warning")
+    assert ("only by preset tiny" in finding.message) == (severity == "warning")
     assert f"use {' or '.join(mends)}" in finding.message
 
 
