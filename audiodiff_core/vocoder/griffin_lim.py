@@ -10,8 +10,8 @@ The signal starts as white noise from the seed of the item. Each iteration has t
 3. Compute the signal whose spectra are nearest to the scaled spectra (Griffin & Lim 1984).
 
 librosa inverts the filterbank first, and keeps the resulting linear spectra fixed during the phase reconstruction. The
-result takes longer and is further from the image: many linear spectra have the mel power of the image, and most of
-these linear spectra are not the spectra of any signal.
+computation takes longer, and the result is further from the image: many linear spectra have the mel power of the image,
+and most of these linear spectra are not the spectra of any signal.
 """
 
 from collections.abc import Iterator, Sequence

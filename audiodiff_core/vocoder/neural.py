@@ -88,7 +88,7 @@ class NeuralVocoder:
             )
         audio = audio[:, start : start + length]
         if not bool(torch.isfinite(audio).all()):
-            raise ValueError("the network's audio is not finite: its weights are broken")
+            raise ValueError("the network's audio is not finite: its weights are broken, use another vocoder")
         return audio
 
 
