@@ -16,8 +16,8 @@ def slerp(start: Noise, end: Noise, share: float | npt.NDArray[np.floating]) -> 
     """Interpolate spherically between pairs of noises (Shoemake 1985).
 
     The norm of the result changes gradually from `start` to `end`, so that the result remains typical noise. Linear
-    interpolation would reduce the norm. Noises that are parallel are interpolated linearly. Between opposite noises, the
-    result follows a half circle through the coordinate axis that is most nearly perpendicular to `start`.
+    interpolation would reduce the norm. Parallel noises are interpolated linearly. Between opposite noises, the result
+    follows a half circle through the coordinate axis that is most nearly perpendicular to `start`.
 
     Args:
         start: Noises (n, ...).
