@@ -15,10 +15,10 @@ import torch
 from audiodiff_core.diffusion.schedulers import METHODS, SchedulerOptions, resolved, scheduler_for
 
 MAX_INITIAL_SIGNAL = 0.1
-"""Signal at level 0, as a fraction of the sample's norm, above which the schedule warns that this is not pure noise."""
+"""Largest signal at level 0, as a fraction of the norm of the sample, with which level 0 counts as pure noise."""
 
 MAX_ETA_AT_PURE_NOISE = 1 - 1e-6
-"""Largest eta of DDIM's first step at zero terminal SNR. With eta 1, rounding makes the radicand 1 - 1 negative."""
+"""Largest eta of DDIM's first step at zero terminal SNR. With eta 1, rounding can make the radicand 0 negative."""
 
 
 class Schedule:

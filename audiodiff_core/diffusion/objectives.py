@@ -1,6 +1,6 @@
 """Training objectives: the forward process, the prediction target and the loss weights.
 
-Both families add noise as x_t = signal * x0 + noise_scale * noise.
+There are two families of objectives. Both add noise as x_t = signal * x0 + noise_scale * noise.
 
   diffusion  `num_train_timesteps` levels of noise, with integer timesteps; signal^2 + noise_scale^2 = 1
   flow       rectified flow (Liu et al. 2022): sigma in (0, 1), timestep = num_train_timesteps * sigma;
@@ -29,7 +29,8 @@ class Objective(pydantic.BaseModel):
 
     With zero terminal SNR, the last level is pure noise, as at the start of sampling. The network then learns the mean
     level of the images (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023). Epsilon is
-    no valid target at that level, because it equals the input there. A flow always has zero terminal SNR.
+    not a valid target at pure noise, because epsilon equals the input of the network there. A flow always has zero
+    terminal SNR.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
@@ -80,7 +81,7 @@ class Objective(pydantic.BaseModel):
     def of(cls, scheduler: Any) -> Self:
         """Recover a model's objective from its scheduler.
 
-        A scheduler does not record `min_snr_gamma` and `conditioning_dropout`. Both get their defaults.
+        A scheduler does not record `min_snr_gamma` and `conditioning_dropout`. Both fields get their default values.
 
         Args:
             scheduler: The diffusers scheduler that was saved with the model.
@@ -220,12 +221,12 @@ def target(objective: Objective, clean: torch.Tensor, noise: torch.Tensor, times
 def weights(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
     """Return the loss weight of each sample.
 
-    Without `min_snr_gamma`, every weight is 1. With it, the weights are those of min-SNR (Hang et al., "Efficient
-    Diffusion Training via Min-SNR Weighting", 2023): an error of x0 has the weight min(SNR, gamma).
+    Without `min_snr_gamma`, every weight is 1. With `min_snr_gamma`, an error of x0 has the weight min(SNR, gamma)
+    (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting", 2023).
 
-    This weight is 0 at pure noise, where sampling starts. With zero terminal SNR, the weight of an error of x0 is
-    therefore at least min(1, gamma), similar to truncated SNR (Salimans and Ho, "Progressive Distillation for Fast
-    Sampling of Diffusion Models", 2022).
+    The weight min(SNR, gamma) is 0 at pure noise, where sampling starts. With zero terminal SNR, the weight of an error
+    of x0 is therefore at least min(1, gamma), similar to truncated SNR (Salimans and Ho, "Progressive Distillation for
+    Fast Sampling of Diffusion Models", 2022).
 
     Args:
         objective: The training objective.
@@ -240,7 +241,8 @@ def weights(objective: Objective, timesteps: torch.Tensor) -> torch.Tensor:
     snr = (signal / noise_scale).square()
     min_weight = min(1.0, objective.min_snr_gamma) if objective.zero_terminal_snr else 0.0
     x0_weight = snr.clamp(min_weight, objective.min_snr_gamma)
-    # A squared error of epsilon is SNR times the squared error of x0. A squared error of v is SNR + 1 times as large.
+    # The squared error of epsilon is SNR times the squared error of x0. The squared error of v is SNR + 1 times the
+    # squared error of x0.
     return {"epsilon": x0_weight / snr, "v_prediction": x0_weight / (snr + 1), "sample": x0_weight}[
         objective.prediction_type
     ]

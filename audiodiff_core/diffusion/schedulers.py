@@ -1,8 +1,8 @@
 """Sampling methods by name.
 
-A sampling method is a diffusers scheduler. METHODS lists, for each method, the prediction types for which it was tested
-to be exact on an ideal denoiser. The scheduler that is saved with a model describes the training of the model: noise
-schedule, prediction type and timestep spacing. A request selects the sampling method.
+A sampling method is a diffusers scheduler. For each method, METHODS lists the prediction types with which the method is
+exact on an ideal denoiser, according to tests. The scheduler that is saved with a model describes the training of the
+model: noise schedule, prediction type and timestep spacing. A request selects the sampling method.
 """
 
 import inspect
@@ -41,7 +41,7 @@ class Method:
 
     Attributes:
         scheduler: The scheduler's class.
-        default_steps: Number of steps if the request names none.
+        default_steps: Number of steps if the request does not set `steps`.
         predictions: Supported prediction types.
         space: Scaling of intermediate samples: variance preserving, variance exploding (clean + sigma * noise), or
             straight lines between noise and image.
@@ -156,9 +156,9 @@ def resolved(model_scheduler: Any, options: SchedulerOptions) -> tuple[Scheduler
 def scheduler_for(model_scheduler: Any, options: SchedulerOptions) -> Any:
     """Build a diffusers scheduler for one request, with its timesteps set.
 
-    The scheduler keeps state between steps, so every request needs its own scheduler. It receives every entry of the
-    model's configuration that its constructor accepts. diffusers' `from_config` would replace some of these entries by
-    defaults of the new class: those equal to a default of the model's scheduler class.
+    The scheduler keeps state between steps, so every request needs its own scheduler. Its constructor receives every
+    entry of the model's configuration that it accepts. diffusers' `from_config` does not keep all entries: an entry
+    that equals the default of the model's scheduler class becomes the default of the new class.
 
     Args:
         model_scheduler: The scheduler that is saved with the model.
@@ -173,7 +173,7 @@ def scheduler_for(model_scheduler: Any, options: SchedulerOptions) -> Any:
     config = {key: value for key, value in model_scheduler.config.items() if key in entries}
     scheduler = method.scheduler(**(config | method.options))
     if name == "flow_euler":
-        # Steps of equal size. diffusers' default leaves only the last thousandth of the path to the last step.
+        # The steps have equal size. With diffusers' default, the last step covers only a thousandth of the path.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
     else:
         scheduler.set_timesteps(steps)

@@ -1,4 +1,4 @@
-"""Random number generators, one per item: results do not depend on batches, workers or processes.
+"""Random number generators, one per item. Results do not depend on batches, workers or processes.
 
 Sampling uses torch CPU generators, which the schedulers of diffusers accept. torch seeds them with 32 bits, hence the
 range of `SEEDS`. Training uses Philox, whose 128-bit key is the pair (seed, sample number). No two training samples
@@ -23,7 +23,7 @@ def initial_noise(seed: int) -> torch.Generator:
 
 
 def derived(seed: int, purpose: str) -> torch.Generator:
-    """Return a generator of the same item for another purpose, independent of its initial noise.
+    """Return a generator of an item for one purpose, independent of the initial noise of the item.
 
     Args:
         seed: Seed of the item.
@@ -38,6 +38,6 @@ def training_sample(seed: int, number: int) -> np.random.Generator:
 
     Args:
         seed: Seed of the training run.
-        number: Number of the sample, counted from the first epoch on without restart.
+        number: Number of the sample, counted from 0 through all epochs.
     """
     return np.random.Generator(np.random.Philox(key=[seed, number]))

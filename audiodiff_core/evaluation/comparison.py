@@ -4,9 +4,9 @@ The real items are the reference, the generated items are the candidate. Items o
 splits of the real items therefore draw tracks, not items. Generated items are drawn independently. All draws use one
 seed, so the same items have the same metrics.
 
-The Fréchet distance uses the statistics of all items. The time of all other metrics grows with the product of the
-numbers of items. They use a sample of each side (see `gathering.py`). The sample of a side of at most
-`MAX_SAMPLE_ITEMS` items holds all items.
+The Fréchet distance uses the statistics of all items. The time of the other metrics grows with the product of the
+numbers of items. The other metrics therefore use a sample of each side (see `gathering.py`). If a side has at most
+`MAX_SAMPLE_ITEMS` items, the sample holds all of them.
 """
 
 from collections.abc import Callable, Iterable
@@ -122,7 +122,12 @@ def compare(
 
 
 def closest(reference: Items, candidate: Items, count: int) -> list[tuple[str, str, float]]:
-    """Find the candidate items that are nearest to a reference item.
+    """Find the candidate items that are nearest to the reference items.
+
+    Args:
+        reference: Real items.
+        candidate: Generated items.
+        count: Number of pairs to return.
 
     Returns:
         The `count` pairs of smallest distance, in ascending order: the track of the candidate item, the track of its
@@ -138,7 +143,11 @@ def closest(reference: Items, candidate: Items, count: int) -> list[tuple[str, s
 def real_to_real(real: Items, generator: np.random.Generator) -> dict[str, float]:
     """Compute the distances between two halves of the real tracks, averaged over random splits.
 
-    This is the score of real audio at about half the number of items. Distances are larger for fewer items.
+    The result is the score of real audio at about half the number of items. Distances are larger for fewer items.
+
+    Args:
+        real: Real items.
+        generator: Source of randomness.
 
     Returns:
         `frechet_real_to_real` and `kernel_real_to_real`. Empty if no split has at least two items in each half.
@@ -162,8 +171,8 @@ def real_to_real(real: Items, generator: np.random.Generator) -> dict[str, float
 def _standard_errors(reference: Items, candidate: Items, generator: np.random.Generator) -> dict[str, float]:
     """Standard deviation of each metric over resamples of both sides.
 
-    Density and coverage resample the candidate only. The balls around repeated reference items would have radius 0.
-    The items of a reference of one track are resampled independently.
+    Density and coverage resample the candidate only, because the balls around repeated reference items would have
+    radius 0. If the reference has only one track, its items are resampled independently.
     """
     numbers = reference.numbers if len(set(reference.tracks)) > 1 else np.arange(len(reference))
     reference_weights = resampled(numbers, generator)
@@ -188,7 +197,7 @@ def _standard_errors(reference: Items, candidate: Items, generator: np.random.Ge
 
 
 def resampled(tracks: npt.NDArray[np.int64], generator: np.random.Generator) -> ItemWeights:
-    """Draw bootstrap resamples of tracks, with replacement, of as many tracks as `tracks` holds.
+    """Draw bootstrap resamples. Each resample has the original number of tracks, drawn with replacement.
 
     Args:
         tracks: Number of the track of each item, counted from 0, of shape (n,).

@@ -1,7 +1,7 @@
 """Embedders, which map items to feature vectors for the comparison of sets of items.
 
-An item is a slice of audio. All slices are cut and analyzed with one mel configuration, for every embedder and on both
-sides of a comparison. Embedders have names:
+An item is a slice of audio. All embedders, on both sides of a comparison, receive slices that are cut and analyzed with
+one mel configuration. Embedders have names:
 
 - `logmel-stats`: statistics of the mel image (`features.logmel_stats`). It has no weights, so its features are
   reproducible.
@@ -43,7 +43,7 @@ class Embedder(Protocol):
     Attributes:
         name: Name of the embedder.
         digest: Identifier of the weights.
-        needs_audio: The embedder reads `EmbedderItem.samples`.
+        needs_audio: Whether the embedder reads `EmbedderItem.samples`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class EncoderEmbedder:
     def __call__(self, items: Sequence[EmbedderItem]) -> Features:
         audios = []
         for item in items:
-            assert item.samples is not None, "items of an encoder need samples"
+            assert item.samples is not None, "an encoder needs the samples of items"
             resampled = soxr.resample(item.samples, self._sample_rate, self._encoder.sample_rate, quality="HQ")
             audios.append(resampled.astype(np.float32, copy=False))
         return self._encoder.encode(audios, self._encoder.sample_rate).astype(np.float64)
@@ -120,7 +120,7 @@ def load_embedder(name: str, sample_rate: int, device: str = "cpu") -> Embedder:
     """Load the embedder `name`.
 
     Args:
-        name: Name of the embedder, see the module.
+        name: Name of the embedder, as listed at the beginning of this module.
         sample_rate: Sample rate of the items in Hz.
         device: Device of an encoder.
 

@@ -28,7 +28,7 @@ class FeatureStatistics:
 
         Args:
             features: Feature vectors of shape (n, d), n > 0.
-            weights: Whole number of repetitions of each vector, of shape (n,). None: 1.
+            weights: Number of repetitions of each vector, whole numbers of shape (n,). None selects 1.
         """
         counts = np.ones(len(features)) if weights is None else weights
         count = int(counts.sum())

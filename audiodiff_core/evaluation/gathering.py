@@ -8,9 +8,9 @@ A side is a set of items that is too large for memory. It is processed in parts:
 3. `Gathering.gathered` returns the statistics and the sample.
 
 The sample consists of the items with the lowest ranks. The rank of an item is a hash of its track and its number within
-the track. Therefore the sample does not depend on the parts and their order. All items of a side are equally likely to
-be in the sample, for tracks of any length. Metrics that compare tracks use the tracks of the sample and their items in
-the sample.
+the track. The sample therefore does not depend on the parts or on their order. All items of a side are equally likely
+to be in the sample, for tracks of any length. Metrics that compare tracks use only the items in the sample and the
+tracks of these items.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from audiodiff_core.evaluation.features import Features
 from audiodiff_core.evaluation.frechet import FeatureStatistics
 
 MAX_SAMPLE_ITEMS = 10_000
-"""Largest number of items in the sample of a side. The time of metrics of pairs grows with its square."""
+"""Largest number of items in the sample of a side. The time of metrics of pairs grows with the square."""
 
 Ranks = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.int64]
@@ -129,7 +129,7 @@ class Gathering:
         self.tracks = 0
         self.rows_held = 0
         self._parts: dict[int, tuple[Items, Ranks]] = {}
-        self._max_rank = np.iinfo(np.uint64).max  # of items that can be in the sample
+        self._max_rank = np.iinfo(np.uint64).max  # largest rank that can be in the sample
         self._statistics: dict[tuple[int, int], FeatureStatistics | None] = {}
 
     def add(self, number: int, part: Part) -> None:
@@ -196,7 +196,7 @@ def rank(track: str, number: int) -> int:
 
 
 def _lowest(ranks: Ranks, count: int) -> Rows:
-    """Row indices of the `count` lowest ranks, ascending. Of equal ranks, the first are chosen."""
+    """Row indices of the `count` lowest ranks, ascending. Of equal ranks, the first rows are chosen."""
     return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 

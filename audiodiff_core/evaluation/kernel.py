@@ -14,7 +14,8 @@ def kernel_distance(one: Features, other: Features) -> float:
         other: Features of shape (m, d), m > 1.
 
     Returns:
-        The distance. Its expected value is 0 for sets of equal distribution of any size, so it can be negative.
+        The distance. The expected value is 0 for sets of equal distribution and any size, so that the distance of
+        similar sets can be negative.
 
     Raises:
         ValueError: If a set has fewer than 2 items.

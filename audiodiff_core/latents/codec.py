@@ -48,7 +48,7 @@ def encode_latents(
     Args:
         vae: The AutoencoderKL.
         images: Images (n, 1, height, width) in [-1, 1].
-        generators: One generator per image, which draws the latent from the posterior. None takes the mode.
+        generators: One generator per image, which draws the latent from the posterior. None selects the mode.
         batch_size: Images per call of the autoencoder. The last batch is padded to this size, so that the result for an
             image does not depend on the other images.
 

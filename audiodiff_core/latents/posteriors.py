@@ -73,7 +73,7 @@ def drawn_latents(moments: torch.Tensor, noise: torch.Tensor, scaling_factor: fl
 def measure_scaling_factor(moments: Iterable[torch.Tensor]) -> float:
     """Compute the factor that scales latents to unit variance.
 
-    The result is exact: the expected variance over all draws, not the variance of one draw.
+    The variance is the expected value over all draws from the posteriors. No latents are drawn.
 
     Args:
         moments: Batches (batch, 2, channels, height, width) of any size, from many different images.

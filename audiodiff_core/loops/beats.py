@@ -13,15 +13,16 @@ from audiodiff_core.audio import Samples
 BeatTracker = Literal["librosa", "beat_this"]
 
 BEAT_HOP_S = 0.012
+"""Time in seconds between the frames of librosa's beat tracker."""
 MIN_SAMPLE_RATE = 1_000
 ATTACK_S = 0.06
 """Largest distance in seconds between a tracked beat and the attack of its sound."""
 GRID_TOLERANCE = 0.06
-"""Fraction of a beat. A start or end of the audio this close to a position on the beat grid is a beat."""
+"""Largest distance of an end of the audio from the beat grid, in beats, at which the end counts as a beat."""
 MIN_FIRST_PEAK = 0.1
 """Smallest peak of the first beat, relative to the median peak of all beats.
 
-Trackers extend the beat grid into the quiet before the music, where no bar begins.
+Trackers extend the beat grid into silence before the music, but no bar begins there.
 """
 
 
@@ -52,7 +53,7 @@ def track_beats(audio: Samples, sample_rate: int, tracker: BeatTracker = "libros
         The beats; no beats if the audio has no pulse.
 
     Raises:
-        ValueError: If the audio is not usable, or if the tracker is unknown, not installed, or has no weights.
+        ValueError: If `require_mono` rejects the audio, or if the tracker is unknown, not installed, or has no weights.
     """
     require_mono(audio, sample_rate)
     match tracker:
@@ -98,7 +99,7 @@ def _beat_this() -> Any:
         raise ValueError(f"tracker beat_this is not installed ({error}): pip install 'audiodiff[beats]'") from error
     from torch import hub
 
-    # Given a path, beat_this loads the file with weights_only. Given a name, it unpickles what it downloads.
+    # beat_this loads a local file with weights_only, but unpickles a checkpoint that it downloads by name.
     checkpoint = Path(hub.get_dir()) / "checkpoints" / "beat_this-final0.ckpt"
     if not checkpoint.exists():
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def _skip_quiet_start(times_s: npt.NDArray[np.float64], audio: Samples, sample_r
 
 
 def _add_beats_at_ends(times_s: npt.NDArray[np.float64], duration_s: float) -> npt.NDArray[np.float64]:
-    """Add the beats on which the audio begins or ends, which a tracker misses."""
+    """Add the beats at the start and the end of the audio, which trackers miss."""
     if len(times_s) < 2:
         return times_s
     beat = float(np.median(np.diff(times_s)))

@@ -3,13 +3,13 @@
 1. `beats.track_beats` finds the beats.
 2. `cut_loop` cuts whole bars, beginning at a downbeat if the tracker detects downbeats, else at a beat. Each end of the
    loop lies at a zero crossing just before the attack of its beat. Of the zero crossings near the end of the loop,
-   `cut_loop` chooses the one whose preceding samples match the samples before the start best.
-3. The last milliseconds of the loop fade into the audio before its first beat. The wrap is then the original
-   transition to this beat.
+   `cut_loop` chooses the crossing whose preceding samples are most similar to the samples before the start.
+3. The last milliseconds of the loop fade into the audio before the first beat of the loop. The wrap is then the
+   original transition to this beat.
 4. If a tempo is requested, the loop is stretched on a circle to exactly
    round(bars * beats_per_bar * 60 / bpm * sample_rate) samples.
 
-Audio that is generated in circular time needs no cutting. `seam_score` rates the seam of cut and of generated loops.
+Seamless generated audio needs no cutting. `seam_score` rates the seam of cut loops and of generated loops.
 """
 
 import math
@@ -29,9 +29,9 @@ ATTACK_BLOCK_S = 0.002
 MIN_ATTACK_RISE = 4.0
 """Smallest ratio of the powers of successive blocks at an attack."""
 ATTACK_FLOOR = 1e-12
-"""Power added to every block, relative to the power of the audio's peak. It hides rises of near silence."""
+"""Power added to every block, relative to the squared peak, so that rises in near silence are not attacks."""
 CROSSING_S = 0.01
-"""Length in seconds of the search for a zero crossing before an attack."""
+"""Largest distance in seconds of a zero crossing before its attack."""
 CROSSFADE_S = 0.02
 
 
@@ -70,12 +70,12 @@ def cut_loop(
             `loop_length` samples. The beats are first thinned out or subdivided by the power of 2 that brings the
             tempo of the audio nearest to `bpm`. None: the tempo of the audio.
         beats_per_bar: 1 to 64.
-        tracker: None skips beat tracking and cuts the first `loop_length` samples of the audio without stretching,
-            for audio without a pulse. It needs `bars` and `bpm`.
+        tracker: The beat tracker. None, for audio without a pulse, cuts the first `loop_length` samples of the audio
+            without stretching, and needs `bars` and `bpm`.
 
     Returns:
-        Samples of the loop of shape (m,), and its meter for `encode_audio`. If the loop is the whole audio, its ends
-        are not crossfaded.
+        Samples of the loop of shape (m,), and the meter of the loop for `encode_audio`. If the loop is the whole audio,
+        the ends are not crossfaded.
 
     Raises:
         ValueError: If an argument is out of range, or if the audio is shorter than the requested bars.
@@ -102,11 +102,11 @@ def cut_loop(
 
 
 def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:
-    """Estimate the meter of mono audio that loops already.
+    """Estimate the meter of mono audio that is a loop.
 
     Returns:
-        The whole number of beats that fits the measured tempo best, in bars of 4 beats. `beats` is None if the audio
-        has no tempo.
+        The meter: the whole number of beats that is nearest to the measured tempo, in bars of 4 beats. `beats` is None
+        if the audio has no tempo.
     """
     bpm = tempo_bpm(audio, sample_rate)
     return LoopInfo(None if bpm is None else max(1, round(bpm * len(audio) / sample_rate / 60)))
@@ -148,8 +148,9 @@ def _at_tempo(times_s: npt.NDArray[np.float64], bpm: float) -> npt.NDArray[np.fl
 def _at_crossings(audio: Samples, start: int, end: int, sample_rate: int) -> tuple[int, int]:
     """Move the start and end beats to rising zero crossings before their attacks.
 
-    The start moves to the last crossing. The end moves to the crossing whose preceding samples, over the length of the
-    crossfade, correlate best with the samples before the start. The first and last sample of the audio do not move.
+    The start moves to the last crossing. The end moves to the crossing whose preceding samples correlate best
+    with the samples before the start, over the length of the crossfade. The first and the last sample of the audio do
+    not move.
     """
     reach, fade = round(CROSSING_S * sample_rate), round(CROSSFADE_S * sample_rate)
     if start > 0:
@@ -169,7 +170,7 @@ def _at_crossings(audio: Samples, start: int, end: int, sample_rate: int) -> tup
 
 
 def _attack(audio: Samples, beat: int, sample_rate: int) -> int:
-    """Sample at which the sound of a beat begins; `beat` itself if the audio has no attack near it."""
+    """Sample at which the sound of a beat begins, or `beat` itself if the audio has no attack nearby."""
     reach, block = round(ATTACK_S * sample_rate), max(1, round(ATTACK_BLOCK_S * sample_rate))
     first = max(0, beat - reach)
     # Differentiation emphasizes high frequencies, whose attacks are sharper.

@@ -21,14 +21,18 @@ BAND_EDGES_HZ = (20.0, 180.0, 700.0, 2_800.0)
 BAND_WEIGHTS = np.array([[1.0], [1.0], [0.8], [0.35]])
 """Weights of the bands. Hi-hats have a low weight because they often play between the beats."""
 MIN_BAND_RISE = 0.03
-"""Smallest peak rise of a band that is used, relative to the peak rise of all bands."""
+"""Smallest peak rise of a band, relative to the largest peak rise of any band. Other bands are not used."""
 MIN_BAND_MODULATION = 0.25
-"""Smallest peak rise of a band that is used, relative to the peak level of the band.
+"""Smallest peak rise of a band, relative to the peak level of the band. Other bands are not used.
 
-It excludes the beating of sustained tones.
+This threshold excludes the beating of sustained tones.
 """
 LOUDNESS_EXPONENT = 0.1
-"""Exponent of a band's loudness. Rises are divided by the peak rise of the band, times this power of that peak."""
+"""Exponent of the loudness of a band.
+
+The loudness is the peak rise of the band relative to the largest peak rise of any band. The rises of a band are scaled
+so that their peak is the loudness to the power of this exponent.
+"""
 RISE_FRAMES = 3
 """Number of frames over which a rise is measured."""
 ONSET_SPACING_S = 0.03
@@ -83,7 +87,7 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     levels = np.sqrt([power[:, low:high].sum(axis=1, dtype=np.float64) for low, high in itertools.pairwise(edges)])
     rises = np.zeros_like(levels)
     rises[:, RISE_FRAMES:] = np.maximum(0, levels[:, RISE_FRAMES:] - levels[:, :-RISE_FRAMES])
-    # The first frames hold the rise from the zero padding to the audio.
+    # The rise from the zero padding to the audio, in the first frames, is not a peak.
     peak_rises = rises[:, 2 * size // hop :].max(axis=1, keepdims=True, initial=0)
     loudness = peak_rises / max(float(peak_rises.max()), TINY)
     is_used = (peak_rises > MIN_BAND_MODULATION * levels.max(axis=1, keepdims=True)) & (loudness > MIN_BAND_RISE)

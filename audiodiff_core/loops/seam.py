@@ -7,7 +7,7 @@ from audiodiff_core.audio import Samples
 
 WINDOW_S = 0.02
 MIN_WINDOWS = 4
-"""Smallest number of windows in the audio. In audio shorter than 80 ms the windows are shorter than 20 ms."""
+"""Smallest number of windows in the audio. Audio shorter than 80 ms has windows shorter than 20 ms."""
 MIN_SAMPLES = 16
 """Length of the shortest audio that has a seam score. No model makes shorter audio."""
 INAUDIBLE_JUMP = 1e-3
@@ -17,14 +17,15 @@ INAUDIBLE_JUMP = 1e-3
 def seam_score(audio: Samples, sample_rate: int) -> float:
     """Compare the jump at the wrap of a loop with the jumps inside the loop.
 
-    The wrap is the transition from the last sample to the first. The score is the larger of two ratios. Each is a
+    The wrap is the transition from the last sample to the first. The score is the larger of two ratios. Each ratio is a
     jump at the wrap divided by the 90th percentile of the same kind of jump inside the loop:
 
-    - Spectral flux between the windows of 20 ms before and after a point. It detects a change of timbre or level.
-    - Second difference of the samples, the distance of a sample from the line through the two samples before it. It
-      detects a click or a wave that is cut off.
+    - Spectral flux between the windows of 20 ms before and after a point. This jump detects a change of timbre or
+      level.
+    - Second difference of the samples: the distance of a sample from the line through the two samples before it. This
+      jump detects a click or a wave that is cut off.
 
-    Jumps below -60 dB of the audio's level are raised to that level.
+    Jumps below -60 dB, relative to the level of the audio, count as -60 dB, because they are inaudible.
 
     Args:
         audio: Samples of shape (n,).

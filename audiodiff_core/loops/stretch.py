@@ -1,12 +1,12 @@
 """Circular time stretching: change the length of a loop at constant pitch and keep it seamless.
 
 The algorithm is a phase vocoder on a circle. Frames are read at equal distances around the source loop and written at
-equal distances around the stretched loop. Each spectral peak advances its phase as it does in the source over the
-distance between two written frames, and the bins around the peak are rotated with it (Laroche & Dolson, "Improved
-phase vocoder time-scale modification of audio", 1999).
+equal distances around the stretched loop. From one written frame to the next, the phase of each spectral peak advances
+as much as in the source over the same distance. The bins around a peak are rotated by the same angle as the peak
+(Laroche & Dolson, "Improved phase vocoder time-scale modification of audio", 1999).
 
-After one turn, the phase of a peak can differ from its phase at the start. This difference, at most half a period, is
-spread over all frames, so that the last frame continues into the first.
+After one turn around the loop, the phase of a peak can differ from the phase at the start by up to half a period. This
+difference is spread over all frames, so that the last frame continues into the first.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ def stretch_circular(loop: Samples, length: int, sample_rate: int) -> Samples:
         sample_rate: Sample rate in Hz.
 
     Returns:
-        Samples of shape (length,), which wrap around. `loop` itself if its length does not change.
+        Samples of shape (length,), which wrap around. `loop` itself if `length` is n.
 
     Raises:
         ValueError: If `length` is out of range.
@@ -83,7 +83,7 @@ def _rotations(spectra: npt.NDArray[np.complex128], advances: Phases) -> Phases:
 
 
 def _nearest_peak(magnitude: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Index of the peak nearest to each bin; a peak exceeds its two neighbors on either side."""
+    """Index of the peak nearest to each bin. A peak exceeds its two neighbors on either side."""
     padded = np.pad(magnitude, 2, constant_values=-1)
     neighbors = np.stack([padded[0:-4], padded[1:-3], padded[3:-1], padded[4:]])
     peaks = np.flatnonzero(magnitude > neighbors.max(axis=0))

@@ -3,8 +3,8 @@
 1. Each candidate period is scored. The score is the product of two shares: the share of beats that have an onset, and
    the share of onset strength that lies on beats. Half the tempo misses onsets, and twice the tempo has beats without
    onsets. The score is higher if the audio repeats after 2, 3 or 4 beats.
-2. The metrical level is chosen. The sounds between the beats decide between the period, its multiples and its
-   fractions (`_divides`).
+2. The metrical level is chosen. The sounds between the beats decide whether the beat is the period, a multiple of the
+   period, or a fraction of the period (`_divides`).
 3. Linear regression over the onsets on the grid refines the period.
 4. The audio has no tempo if random onsets would fit the best grid about as well, or if the audio does not repeat.
 """
@@ -20,7 +20,7 @@ from audiodiff_core.loops.beats import require_mono
 from audiodiff_core.loops.onsets import TINY, Onsets, Values, find_onsets
 
 TEMPO_RANGE_BPM = (40.0, 240.0)
-"""Lowest and highest tempo that is detected."""
+"""Lowest and highest detected tempo."""
 COMMON_RANGE_BPM = (57.0, 186.0)
 UNCOMMON_TEMPO_WEIGHT = 0.7
 """Factor of the score of tempos outside COMMON_RANGE_BPM."""
@@ -28,7 +28,7 @@ PERIOD_STEP = 0.0015
 """Relative difference of successive candidate periods."""
 PHASE_BINS = 128
 STRENGTH_EXPONENT = 0.7
-"""Exponent of onset strengths on a grid. It reduces the influence of accents."""
+"""Exponent of onset strengths on a grid, which reduces the influence of accents."""
 TOLERANCES_S = (0.012, 0.024)
 """Distances in seconds from a beat. An onset counts fully within the first and half within the second."""
 REGRESSION_TOLERANCE_S = 0.03
@@ -36,39 +36,39 @@ REGRESSION_TOLERANCE_S = 0.03
 REPETITION_BEATS = ((2, 1.0), (3, 0.75), (4, 1.0))
 """Numbers of beats after which audio may repeat, with their weights. Bars of three beats are rare."""
 REPETITION_FLOOR = 0.3
-"""Factor of the score of a period after whose multiples the audio does not repeat."""
+"""Factor of the score of a period if the audio does not repeat after multiples of the period."""
 MIN_BEATS = 4
 
-# Thresholds of `_divides`, tuned on drum loops and metronomes of known tempo. A ratio is the strength of the pulses
-# between the beats divided by the strength of the pulses on the beats.
+# Thresholds of `_divides`, tuned on drum loops and metronomes of known tempo. The beats are a candidate. A ratio is the
+# strength of the pulses between the beats divided by the strength of the pulses on the beats.
 BANDS_BELOW_HATS = slice(0, 3)
 MIN_BAND_RISE = 0.03
-"""Smallest mean rise on the beats of a band that is compared."""
+"""Smallest mean rise on the beats of a band. Other bands are not compared."""
 ABSENT_PULSE_RATIO = 0.1
 """Ratio below which nothing plays between the beats."""
 SIMILAR_BEATS = 0.9
 """Mean cosine similarity from which successive beats have the same sound."""
 DIVISION_RATIO = 0.85
-"""Ratio below which the pulses between divide beats that alternate between sounds."""
+"""Ratio below which the pulses between the beats are divisions, if the beats alternate between sounds."""
 BEAT_RATIO = 0.6
-"""Ratio from which the pulses between are beats too."""
+"""Ratio from which the pulses between the beats are beats too."""
 MIN_KICK_RISE = 0.6
 """Median rise of the lowest band above which a kick plays on the beats."""
 MAX_KICK_RATIO = 0.25
 """Ratio of the lowest band below which no kick plays between the beats."""
 MAX_RATIO_WITHOUT_SNARE = 1.15
-"""Ratio of every band below which no snare plays between the beats."""
+"""If the ratios of all bands are below this value, no snare plays between the beats."""
 MIN_SNARE_RATIO = 1.4
-"""Ratio of any band above which a snare plays between the beats, so that the pulses between are beats too."""
+"""If the ratio of a band is above this value, a snare plays between the beats, and its pulses are beats too."""
 MAX_TIMBRE_RATIO = 0.5
-"""Smallest ratio divided by largest ratio of the bands, below which the pulses between have another timbre."""
+"""Smallest ratio of a band, as a fraction of the largest ratio, below which the timbre between the beats differs."""
 
-# Noise, speech and crackle exceed chance by up to 5 standard deviations and have a confidence of up to 0.3. Drum loops
-# and clicks have a confidence of 0.4 or more.
+# The best grids of noise, speech and crackle exceed chance by up to 5 standard deviations. Their confidence is at most
+# 0.3. The confidence of drum loops and clicks is at least 0.4.
 CHANCE_DEVIATIONS = (3.0, 7.0)
-"""Excess over chance, in standard deviations, at which the confidence is 0 and at which it is not reduced."""
+"""Excess over chance, in standard deviations, at which the confidence is 0, and from which it is not reduced."""
 CHANCE_RATIOS = (1.5, 3.0)
-"""Strength relative to chance at which the confidence is 0 and at which it is not reduced."""
+"""Strength relative to chance at which the confidence is 0, and from which it is not reduced."""
 MIN_CONFIDENCE = 0.35
 """Smallest confidence at which the audio has a tempo."""
 
@@ -222,8 +222,8 @@ def _metrical_level(onsets: Onsets, grid: Grid) -> Grid:
 def _divides(onsets: Onsets, fast: Grid, count: int) -> bool:
     """Return True if only every `count`-th pulse of `fast` is a beat.
 
-    Beats all have the same sound, or alternate between sounds (kick and snare). Divisions are weaker and have another
-    timbre (hi-hats). The accents of a metronome differ from its other beats in strength alone.
+    Beats all have the same sound, or alternate between sounds (kick and snare). The pulses between beats are weaker and
+    have another timbre (hi-hats). The accents of a metronome differ from its other beats in strength only.
     """
     from scipy.ndimage import maximum_filter1d
 

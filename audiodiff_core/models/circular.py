@@ -20,7 +20,7 @@ from torch.nn import functional as F
 ConvForward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 UNSUPPORTED_LAYERS = (nn.ConvTranspose2d, FirDownsample2D, KDownsample2D, FirUpsample2D, KUpsample2D)
-"""Layers with their own padding. No published network of teticio/audio-diffusion contains any of them."""
+"""Layers that implement their own padding. No published network of teticio/audio-diffusion contains such a layer."""
 
 
 @contextmanager
@@ -29,9 +29,9 @@ def circular_time(*networks: nn.Module) -> Iterator[None]:
 
     The width of the input must be divisible by the network's stride. Each layer with a stride checks its own input.
 
-    The padding mode is state of the network. If threads share a network, only one thread may enter the block, and no
-    other thread may use the network meanwhile. Entering takes about a microsecond per layer, so a sampler can enter the
-    block for every batch. A network outside the block runs at full speed. `torch.compile` compiles the network once for
+    The block changes the network itself. If threads share a network, only one thread may enter the block, and no other
+    thread may use the network meanwhile. Entering takes about a microsecond per layer, so a sampler can enter the block
+    for every batch. After the block, the network pads with zeros again. `torch.compile` compiles the network once for
     each padding mode.
 
     Args:
@@ -49,7 +49,8 @@ def circular_time(*networks: nn.Module) -> Iterator[None]:
         for convolution, forward in convolutions.items():
             if "_conv_forward" in vars(convolution):
                 raise RuntimeError(
-                    "the network is circular in time already: it was entered before, perhaps by another thread"
+                    "the network is circular in time already: leave the outer block first, "
+                    "and do not share the network with other threads"
                 )
             vars(convolution)["_conv_forward"] = forward
             entered.append(convolution)
@@ -93,9 +94,9 @@ def _convolve_unpadded(
 def _convolve_padded(
     convolution: nn.Conv2d, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Convolve x after replacing its last column by its first.
+    """Convolve x after replacing its last column with its first column.
 
-    Downsample2D with padding 0, as in the VAE's encoder, has already appended that column of zeros.
+    Downsample2D with padding 0, as in the encoder of a VAE, has already appended the last column, which is zero.
     """
     _check_width(x.shape[-1] - 1, convolution)
     padded = torch.cat([x[..., :-1], x[..., :1]], dim=-1)

@@ -18,8 +18,8 @@ def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> Non
         vae: The AutoencoderKL of a latent preset. None for a preset that works on images.
 
     Raises:
-        ValueError: If a latent preset has no VAE, if another preset has one, or if a side cannot be halved at every
-            level of the network.
+        ValueError: If a latent preset has no VAE, if a preset that works on images has a VAE, or if a side cannot be
+            halved at every level of the network.
     """
     shape = PRESETS[preset]
     if shape.latent and vae is None:
@@ -37,7 +37,7 @@ def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> Non
 
 
 def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
-    """Check that a preset and the size of the encodings go together.
+    """Check that a preset fits the size of the encodings.
 
     Args:
         preset: The preset of the network.
@@ -68,7 +68,7 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         shape of the samples.
 
     Raises:
-        ValueError: If the preset, the mel configuration, the VAE and the encodings do not go together.
+        ValueError: If the preset, the mel configuration, the VAE and the encodings do not fit each other.
     """
     check_resolution(preset, mel, vae)
     check_encoding(preset, encoding_dim)
@@ -106,7 +106,7 @@ def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:
 
     Returns:
         An AutoencoderKL for images (batch, 1, y_res, x_res). The latents have the shape
-        (batch, latent_channels, y_res / factor, x_res / factor), where `factor` is that of the preset.
+        (batch, latent_channels, y_res / factor, x_res / factor), where `factor` is a property of the preset.
 
     Raises:
         ValueError: If a side of the images is not a multiple of `factor`.

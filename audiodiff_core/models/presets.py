@@ -42,7 +42,7 @@ class Preset(pydantic.BaseModel):
 
     @property
     def side_multiple(self) -> int:
-        """Number that must divide both sides of a sample: every level but the last halves them."""
+        """Number that must divide both sides of a sample: every level but the last halves the sides."""
         return 1 << (len(self.block_out_channels) - 1)
 
 
@@ -127,7 +127,8 @@ assert tuple(VAE_PRESETS) == get_args(VaePresetName)
 def objective_for(preset: PresetName, trained: Objective | None = None, **overrides: Any) -> Objective:
     """Return the training objective of a network.
 
-    A different `prediction_type` resets `zero_terminal_snr` and `clip_sample` to the defaults of the new type.
+    A different `prediction_type` resets `zero_terminal_snr` and `clip_sample` to the defaults of the new type. A value
+    False of `clip_sample` is kept, unless the old type is `flow`, which never clips.
 
     Args:
         preset: The preset of the network.

@@ -13,6 +13,9 @@ def image_sides(unet: Any) -> tuple[int, int]:
 
 
 def side_multiple(unet: Any) -> int:
-    """Return the number that must divide both sides of a sample: every level but the last halves them."""
+    """Return the number that must divide both sides of a sample.
+
+    Every level of the network but the last halves the sides.
+    """
     multiple: int = 1 << (len(unet.config.block_out_channels) - 1)
     return multiple

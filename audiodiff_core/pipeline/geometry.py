@@ -1,4 +1,4 @@
-"""Image and sample sizes of a model, and validation of requests against these sizes."""
+"""Image and sample sizes of a model, and checks of requests against these sizes."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ MIN_WIDTH = 2
 MAX_WIDTH_FACTOR = 8
 """Maximum width of an image as a multiple of the width that the network was trained for.
 
-Attention over greater widths is untested and takes too much memory.
+Greater widths are untested, and attention over greater widths takes too much memory.
 """
 
 
@@ -57,15 +57,16 @@ class Geometry:
         factor = 1 if vae is None else latent_factor(vae)
         height, width = image_sides(unet)
         if (height * factor, width * factor) != (mel.y_res, mel.x_res):
-            in_pixels = "" if vae is None else f", {factor} times that in pixels,"
+            in_pixels = "" if vae is None else f", {(height * factor, width * factor)} in pixels,"
             raise ValueError(
-                f"network for images of {(height, width)} (height, width){in_pixels} "
-                f"does not fit a mel of {(mel.y_res, mel.x_res)}"
+                f"network for samples of {(height, width)} (height, width){in_pixels} does not fit mel images of "
+                f"{(mel.y_res, mel.x_res)}: use the mel configuration of the model"
             )
         channels = 1 if vae is None else vae.config.latent_channels
         if unet.config.in_channels != channels or (vae is not None and vae.config.in_channels != 1):
             raise ValueError(
-                f"network with {unet.config.in_channels} input channels: its samples have {channels}, and images have 1"
+                f"network with {unet.config.in_channels} input channels does not fit the model: "
+                f"samples have {channels} channels, and images have 1"
             )
         return cls(
             mel, factor, factor * side_multiple(unet), channels, getattr(unet.config, "cross_attention_dim", None)

@@ -1,6 +1,6 @@
 """Validation of the caller's arguments, and their conversion to items of the sampler.
 
-Every mistake raises a ValueError that names the argument and its value.
+An invalid argument raises a ValueError that names the argument and its value.
 """
 
 from collections.abc import Sequence
@@ -39,13 +39,13 @@ class Inputs:
         return self.geometry.channels, self.geometry.mel.y_res // self.geometry.factor, width
 
     def item(self, request: GenerateRequest, encoding: Encodings | None = None) -> Item:
-        """Create an item from a request and its encoding (dim,), with all defaults filled in."""
+        """Create an item from a request and its encoding (dim,). All defaults of the request are filled in."""
         filled = self.geometry.resolved(request, self.scheduler)
         dim = self.geometry.encoding_dim
         if encoding is None:
             if dim is not None:
                 raise ValueError(
-                    f"encodings are missing: the model is conditional, pass one of {dim} numbers per request"
+                    f"encodings are missing: the model is conditional, pass one encoding of {dim} numbers per request"
                 )
             return Item(filled, self.width(filled))
         if dim is None:
@@ -79,10 +79,10 @@ class Inputs:
         return self.geometry.width(request) // self.geometry.factor
 
     def checked_noise(self, noise: Noise, item: Item) -> torch.Tensor:
-        """Return a noise (channels, height, width) as a tensor, if its shape fits the item."""
+        """Check the shape and values of a noise (channels, height, width), and return it as a tensor."""
         shape = self.shape(item.width)
         if noise.shape != shape or not np.isfinite(noise).all():
-            raise ValueError(f"noise of shape {noise.shape}: {shape} finite numbers needed")
+            raise ValueError(f"noise of shape {noise.shape}: pass {shape} finite numbers")
         return torch.from_numpy(noise.astype(np.float32))
 
     def start_step(self, request: GenerateRequest, strength: float | None, start_step: int | None) -> int:
@@ -116,7 +116,7 @@ class Inputs:
             duration_s: Duration in seconds.
 
         Returns:
-            The smallest width in columns that lasts at least as long.
+            The smallest width in columns that lasts at least `duration_s`.
 
         Raises:
             ValueError: If the duration is too short or too long.

@@ -9,19 +9,20 @@ import numpy.typing as npt
 
 Noise = npt.NDArray[np.float32]
 PARALLEL_RAD = 1e-4
-"""Angle in radians below which two noises count as parallel. Above pi minus this angle, they count as opposite."""
+"""Angle in radians below which two noises count as parallel. Noises at more than pi minus this angle are opposite."""
 
 
 def slerp(start: Noise, end: Noise, share: float | npt.NDArray[np.floating]) -> Noise:
     """Interpolate spherically between pairs of noises (Shoemake 1985).
 
-    Every intermediate result is as likely as noise. Parallel noises are interpolated linearly. Between opposite noises,
-    the result follows a half circle through the coordinate axis to which `start` is most nearly perpendicular.
+    The norm of the result changes gradually from `start` to `end`, so that the result remains typical noise. Linear
+    interpolation would reduce the norm. Parallel noises are interpolated linearly. Between opposite noises, the result
+    follows a half circle through the coordinate axis that is most nearly perpendicular to `start`.
 
     Args:
         start: Noises (n, ...).
         end: Noises of the same shape.
-        share: Position from start (0) to end (1): one number, or (n,).
+        share: Position from start (0) to end (1): one number for all pairs, or one number per pair (n,).
 
     Returns:
         Noises of the same shape.

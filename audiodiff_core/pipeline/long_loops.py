@@ -37,7 +37,7 @@ class LongLoopRenderer:
             items: The items, of one width.
             sources: One image (y_res, width) per item, with which the loop begins. None generates the first window.
             columns: Width of the loops in columns.
-            overlap: Fraction of a window that the next window continues, in (0, 1).
+            overlap: Fraction of a window that the next window shares, in (0, 1).
 
         Returns:
             The loops, in the order of the items.
@@ -58,13 +58,13 @@ class LongLoopRenderer:
     def remix(self, number: int, item: Item, track: Images, overlap: float) -> Loop:
         """Render a variation of a whole track.
 
-        Every window starts from the noise of the seed, added to its part of the track.
+        Every window starts from its part of the track with the noise of the seed added.
 
         Args:
             number: Index of the item in the call.
             item: The item, with `start_step`.
             track: The image (y_res, columns) of the track.
-            overlap: Fraction of a window that the next window continues, in (0, 1).
+            overlap: Fraction of a window that the next window shares, in (0, 1).
 
         Raises:
             ValueError: If the item is seamless, or if the overlap is out of range.
@@ -96,9 +96,10 @@ class LongLoopRenderer:
     ) -> list[list[torch.Tensor]]:
         """Sample the windows of all items. A batch holds the same window of several items.
 
-        `first` holds the samples of the first windows of each item, equally many for each item. `contents` holds the
-        content of each window of each item, which the window varies from `start_step` on. All windows of an item then
-        share the noise of the seed, which gives the track one style. Without contents, each window draws its own noise.
+        `first` holds the samples of the first windows of each item, the same number for each item. `contents` holds the
+        content of each window of each item, which the window varies from `start_step` on. With contents, all windows of
+        an item share the noise of the seed, which gives the track one style. Without contents, each window draws its
+        own noise.
         """
         samples = [list(item_samples) for item_samples in first]
         sampler = self._renderer.sampler

@@ -153,14 +153,14 @@ class AudioDiffusionPipeline:
         start_step: int = 0,
         encodings: Encodings | None = None,
     ) -> Iterator[Loop]:
-        """Regenerate part of each source to fit the rest. At either end of a source, this is outpainting.
+        """Regenerate part of each source to fit the rest. A part at an end of a source is outpainted.
 
         Args:
             requests: The requests.
             sources: One source per request.
             regenerate: Per source, spans (start, end) in seconds or a boolean mask (y_res, width) of the pixels to
                 regenerate. All other pixels are those of the source.
-            start_step: Number of steps to skip, 0 to steps - 1. From 1, the source shapes the regenerated part.
+            start_step: Number of steps to skip, 0 to steps - 1. If not 0, the source shapes the regenerated part too.
             encodings: Encodings (n, dim) of a conditional model.
 
         Yields:
@@ -193,7 +193,7 @@ class AudioDiffusionPipeline:
             requests: The requests. Their width is the width of a window.
             duration_s: Duration of the loops in seconds.
             sources: One source per request, with which the loop begins. None begins with a generated window.
-            overlap: Fraction of a window that the next window continues, in (0, 1).
+            overlap: Fraction of a window that the next window shares, in (0, 1).
             encodings: Encodings (n, dim) of a conditional model.
 
         Returns:
@@ -217,14 +217,14 @@ class AudioDiffusionPipeline:
     ) -> list[Loop]:
         """Generate variations of whole tracks, window by window.
 
-        Each window varies its part of the track, as `vary` does, and continues the result for the window before it.
+        Each window varies its part of the track, as `vary` does, and continues the result of the previous window.
 
         Args:
             requests: The requests. Their width is the width of a window.
             tracks: One track per request.
             strength: Fraction of the steps to take, as in `vary`.
             start_step: Number of steps to skip, as in `vary`.
-            overlap: Fraction of a window that the next window continues, in (0, 1).
+            overlap: Fraction of a window that the next window shares, in (0, 1).
             encodings: Encodings (n, dim) of a conditional model.
 
         Returns:

@@ -25,8 +25,8 @@ class RenderJob:
     Attributes:
         number: Index of the item in the call.
         item: The item.
-        source: The source image (y_res, width) if part of it is kept.
-        kept: Mask (y_res, width), True where the loop's image is that of the source.
+        source: The source image (y_res, width). None if no part of a source is kept.
+        kept: Mask (y_res, width), True where the image of the loop keeps the pixels of `source`.
     """
 
     number: int
@@ -82,7 +82,9 @@ class Renderer:
             with circular_time(self.vae) if circular else nullcontext():
                 samples = decode_latents(self.vae, samples)
             if not bool(torch.isfinite(samples).all()):
-                raise FloatingPointError("the autoencoder's images are not finite: its weights are broken")
+                raise FloatingPointError(
+                    "the autoencoder's images are not finite: its weights are broken, use another model"
+                )
         return to_image(samples[:, 0].numpy())
 
     def render(self, jobs: Iterable[RenderJob]) -> Iterator[Loop]:

@@ -53,8 +53,8 @@ def source_image(source: Source, mel: MelConfig, width: int) -> Images:
         The image (y_res, width).
 
     Raises:
-        ValueError: If an image has another shape, if the audio does not have the slice, if the slice ends beyond
-            LONGEST_DECODED_S of a file, or if `samples_of` rejects the samples.
+        ValueError: If an image has another shape, if the slice does not exist, if the slice of a file ends after
+            LONGEST_DECODED_S, or if `samples_of` rejects the samples.
         AudioDecodeError: If a file cannot be decoded.
     """
     if isinstance(source, np.ndarray):
@@ -109,8 +109,8 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
         The image (y_res, columns).
 
     Raises:
-        ValueError: If the track is too short to be turned into audio again, if the track has more than
-            MAX_TRACK_COLUMNS columns, or if `samples_of` rejects the samples.
+        ValueError: If the track is not longer than one hop, if the track has more than MAX_TRACK_COLUMNS columns, or if
+            `samples_of` rejects the samples.
         AudioDecodeError: If a file cannot be decoded, or lasts longer than MAX_TRACK_COLUMNS columns.
     """
     longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
@@ -118,11 +118,12 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
     columns = -(-len(samples) // mel.hop_length)
     if columns < MIN_WIDTH:
         raise ValueError(
-            f"audio of {len(samples)} samples: a track has at least {mel.hop_length + 1}, more than one hop"
+            f"audio of {len(samples)} samples: a track needs at least {mel.hop_length + 1}, more than one hop"
         )
     if columns > MAX_TRACK_COLUMNS:
         raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: use at most {longest_s:.0f} s")
-    return _image(samples, mel, max(8, columns + 1))[:, :columns]  # a slice lacks one sample of its last hop
+    # A slice of `columns` columns would be one sample too short for a track of `columns` whole hops.
+    return _image(samples, mel, max(8, columns + 1))[:, :columns]
 
 
 def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
@@ -130,7 +131,7 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
 
     Args:
         source: The source. Its `slice` is ignored.
-        mel: The mel configuration, whose sample rate the samples get.
+        mel: The mel configuration. Files are resampled to its sample rate.
         longest_s: Maximum duration of a file in seconds.
 
     Returns:
@@ -145,7 +146,7 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
     samples = np.asarray(source.samples)
     if source.sample_rate != mel.sample_rate:
         raise ValueError(
-            f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample it"
+            f"sample_rate {source.sample_rate} of the audio: the model's is {mel.sample_rate} Hz, resample the audio"
         )
     if samples.ndim != 1 or not len(samples) or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(

@@ -15,7 +15,7 @@ from audiodiff_core.mel import Images
 class Windows:
     """Layout of windows over a long image.
 
-    Sizes are in columns of samples, of which each stands for `factor` pixel columns.
+    Sizes are in sample columns. A sample column corresponds to `factor` pixel columns.
 
     Attributes:
         width: Width of a window.
@@ -63,7 +63,7 @@ class Windows:
         return slice(window * self.step * factor, (window * self.step + self.width) * factor)
 
     def keep_mask(self, height: int) -> torch.Tensor:
-        """Return a mask (height, width) that is True where a window keeps content of the window before it."""
+        """Return a mask (height, width) that is True where a window keeps content of the previous window."""
         keep = torch.zeros((height, self.width), dtype=torch.bool)
         keep[:, : self.shared] = True
         return keep

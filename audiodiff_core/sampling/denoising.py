@@ -1,8 +1,8 @@
 """Items to sample, and the trajectory of one item from noise to image.
 
-A trajectory alternates between two steps until it is `finished`. It returns the next inputs of the network
-(`model_inputs`), and it moves its sample to the next noise level by the network's outputs (`advance`). All randomness
-comes from the streams of the item's own request.
+A trajectory alternates between two calls until it is `finished`. `model_inputs` returns the next inputs of the network.
+`advance` receives the outputs of the network and moves the sample to the next noise level. All random numbers come from
+generators of the item's own seed.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from audiodiff_core.sampling.requests import GenerateRequest
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """A request and its tensors, on the CPU: float32, except `keep`.
+    """A request and its tensors. The tensors are on the CPU and, except `keep`, in float32.
 
     Attributes:
         request: The sampling parameters and the seed.
@@ -28,7 +28,7 @@ class Item:
         start_step: Number of steps to skip. Sampling then starts from `clean` with noise added.
         keep: Boolean mask (height, width), True where the result keeps `clean`.
         encoding: Encoding (dim,) of a conditional network.
-        window: Index of a window in a long image. Each window draws noise of its own.
+        window: Index of a window in a long image. Each window draws its own noise.
         refinements: Fixed-point iterations per step of an inversion.
     """
 
@@ -49,7 +49,7 @@ class Item:
 
     @property
     def batch_slots(self) -> int:
-        """Batch slots per network call: 2 with guidance, for the conditional and the unconditional prediction."""
+        """Batch slots per network call: 2 with guidance (conditional and unconditional), otherwise 1."""
         return 1 if self.request.guidance_scale == 1 else 2
 
 
@@ -70,7 +70,7 @@ def initial_noise(seed: int, shape: tuple[int, ...], window: int = 0) -> torch.T
 
 
 class Trajectory(Protocol):
-    """An item in progress, as the sampler uses it."""
+    """An item in progress, as seen by the sampler."""
 
     item: Item
     sample: torch.Tensor
@@ -162,7 +162,7 @@ class Denoising:
         self._restore_kept()
 
     def _restore_kept(self) -> None:
-        """Overwrite the kept part by the clean content with noise of the present level."""
+        """Overwrite the kept part with the clean content, with noise of the current level added."""
         if self._keep is not None and self._clean is not None:
             self.sample = torch.where(
                 self._keep, self._schedule.add_noise(self._clean, self._noise, self._call), self.sample

@@ -13,19 +13,19 @@ INVERTIBLE = ("ddim", "flow_euler")
 
 
 class Inversion:
-    """Trajectory of one item from an image to noise, which solves each sampling step for its start.
+    """Trajectory of one item from an image to noise, against the direction of sampling.
 
-    The step from level i to i + 1 is x[i+1] = signal[i+1] * clean(x[i]) + noise[i+1] * eps(x[i]). The clean image and
-    eps are computed from the prediction at x[i], for every prediction type. Solved for x[i]:
+    The sampling step from level i to i + 1 is x[i+1] = signal[i+1] * clean(x[i]) + noise[i+1] * eps(x[i]). The clean
+    image and eps are computed from the prediction at x[i], for every prediction type. Solved for x[i], the step is
 
         x[i] = signal[i] * (x[i+1] - noise[i+1] * eps) / signal[i+1] + noise[i] * eps
 
-    eps is first predicted at x[i+1]: the usual DDIM inversion (Song et al., "Denoising Diffusion Implicit Models",
-    2020). Then eps is predicted `refinements` times at the latest estimate of x[i]. This fixed-point iteration
+    At first, eps is predicted at x[i+1], as in the usual DDIM inversion (Song et al., "Denoising Diffusion Implicit
+    Models", 2020). Then eps is predicted `refinements` times at the latest estimate of x[i]. This fixed-point iteration
     converges to the exact x[i].
 
-    At pure noise (zero terminal SNR), x[i] holds no clean image. The clean image is then taken from the prediction, and
-    eps is the remainder of x[i+1].
+    At pure noise (zero terminal SNR), x[i] does not depend on the clean image. The clean image is then predicted, and
+    eps is (x[i+1] - signal[i+1] * clean) / noise[i+1].
 
     Args:
         item: The item, with `clean` as the image to invert.
@@ -63,7 +63,7 @@ class Inversion:
         return guidance_inputs(self.item, self.sample, self._schedule.timesteps[self._level])
 
     def advance(self, outputs: list[torch.Tensor]) -> None:
-        """Improve the estimate of x[i]. After the last refinement, go on to the noisier level i - 1.
+        """Improve the estimate of x[i]. After the last refinement, continue with the noisier level i - 1.
 
         Args:
             outputs: Predictions (1, channels, height, width) for `model_inputs`, in the same order.
@@ -83,7 +83,7 @@ class Inversion:
     def _clean_and_eps(
         self, prediction: torch.Tensor, signal: torch.Tensor, noise_scale: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the clean image and eps from the prediction for the present sample.
+        """Compute the clean image and eps from the prediction for the current sample.
 
         If epsilon is predicted from pure noise, the clean image is not finite, and must not be used.
         """

@@ -1,9 +1,10 @@
 """One call of a denoising network, in the batch shape and the arithmetic of an execution profile.
 
 The bits of a prediction depend on the batch shape, but not on the batch slot or on the other samples. Smaller batches
-are therefore padded to the full batch size. Tests confirm this on CPUs in fp32 and bf16, with one exception: a linear
-layer with at most 64 outputs, and a number of inputs that is not a multiple of 4, rounds the rows of a batch
-differently. A tiny conditional network for encodings of 5 values has such a layer.
+are therefore padded to the full batch size. Tests confirm on CPUs, in fp32 and bf16, that the batch slot and the other
+samples have no effect. The only exception is a linear layer with at most 64 outputs whose number of inputs is not a
+multiple of 4. Such a layer, as in a tiny conditional network for encodings of 5 values, rounds the rows of a batch
+differently.
 """
 
 import copy
@@ -18,7 +19,7 @@ from audiodiff_core.models.circular import circular_time
 from audiodiff_core.sampling.profile import ExecutionProfile
 
 MAX_COMPILED_SHAPES = 256
-"""Number of widths, circular or not, that torch.compile compiles. Further widths would run uncompiled."""
+"""Maximum number of pairs of width and padding mode that torch.compile compiles. Further pairs run uncompiled."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Network:
     """A denoising network on the device of an execution profile.
 
     Args:
-        unet: A UNet2DModel, or a UNet2DConditionModel for encodings. In fp32 it is moved to the device. In another
-            precision it is copied, and `unet` stays as it is.
+        unet: A UNet2DModel, or a UNet2DConditionModel for encodings. In fp32, `unet` itself is moved to the device. In
+            another precision, a copy is converted and moved.
         profile: The execution profile.
 
     Attributes:
@@ -64,7 +65,7 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[ModelInput], circular: bool = False) -> list[torch.Tensor]:
-        """Predict for at most one batch of inputs.
+        """Compute the predictions for at most one batch of inputs.
 
         Args:
             inputs: 1 to `batch_size` inputs, with samples of one shape.

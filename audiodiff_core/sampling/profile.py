@@ -1,4 +1,4 @@
-"""Execution profile: the settings besides the request on which the bytes of a result depend."""
+"""Execution profile: settings other than the request that affect the bytes of a result."""
 
 from typing import Literal, Self
 
@@ -36,7 +36,7 @@ class ExecutionProfile(pydantic.BaseModel):
         """Create the profile for the device of this process: its GPU, or else the CPU.
 
         Args:
-            precision: None selects fp32 on a CPU, since most CPUs emulate bf16 with fp32 and get slower. On a GPU, None
+            precision: None selects fp32 on a CPU, because most CPUs emulate bf16 slowly. On a GPU, None
                 selects bf16, or fp16 if the GPU has no bf16 arithmetic.
             batch_size: None selects 4 on a CPU and 32 on a GPU.
             compiled: Whether to compile the network with torch.compile.

@@ -1,7 +1,7 @@
 """Batching of many trajectories into the calls of one network.
 
 1. The sampler starts items until the slots of a batch are taken. Items with equal width and padding form a pool.
-2. Each pool goes through the network together, with one timestep per sample. Empty slots are padding.
+2. The network processes each pool in one call, with one timestep per sample. Empty slots are padded.
 3. Each item takes its own step with its own scheduler. Finished items leave, and waiting items take their slots.
 
 Every network call has the batch shape of the execution profile. An item therefore yields the same bytes alone or
@@ -80,7 +80,7 @@ class Sampler:
         return self._run(items, lambda item: Inversion(self._checked(item), self.scheduler, self.profile.device))
 
     def _checked(self, item: Item) -> Item:
-        """Return the item if the network takes an encoding of this shape."""
+        """Return the item, or raise ValueError if its encoding does not fit the network."""
         expected = () if self.network.encoding_dim is None else (self.network.encoding_dim,)
         if item.encoding is not None and tuple(item.encoding.shape) != expected:
             supported = f"takes {expected}" if expected else "is not conditional, omit the encoding"
@@ -94,7 +94,7 @@ class Sampler:
         """Run the trajectories of all items, and yield each item with its final sample."""
         waiting = iter(items)
         pools: dict[tuple[int, bool], list[Trajectory]] = {}
-        pending: Item | None = None  # consumed, but not started yet, since its pool is full
+        pending: Item | None = None  # consumed, but not started yet, because its pool is full
         while True:
             while pending is not None or not pools or any(self._free_slots(pool) for pool in pools.values()):
                 if pending is None and (pending := next(waiting, None)) is None:
@@ -136,7 +136,10 @@ class Sampler:
 
 
 def _finite_sample(trajectory: Trajectory) -> torch.Tensor:
-    """Return the sample (channels, height, width) on the CPU. NaN and infinity would be lost in the image."""
+    """Return the sample (channels, height, width) on the CPU, if all values are finite.
+
+    An image cannot represent NaN and infinity, so that the error would go unnoticed.
+    """
     sample: torch.Tensor = trajectory.sample[0].cpu()
     if not bool(torch.isfinite(sample).all()):
         raise FloatingPointError(

@@ -76,7 +76,7 @@ OPTIMIZER_BYTES: dict[OptimizerName, int] = {"adamw": 8, "adamw_8bit": 2}
 """Bytes of the moments of one parameter."""
 FLOAT_BYTES = 4
 BACKWARD_FLOPS = 2
-"""FLOPs of a backward pass in forward passes: one for the gradients of weights and one for those of inputs."""
+"""FLOPs of a backward pass, relative to a forward pass: 1 for the gradients of weights, 1 for those of inputs."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ def training_cost(
     Args:
         network: A diffusers network on any device, including meta.
         samples: Samples of one micro-batch of one worker.
-        optimizer: Determines the bytes of the moments.
-        gradient_checkpointing: Activations are recomputed in the backward pass.
-        precision: bf16 and fp16 halve the memory of the activations.
+        optimizer: The optimizer, which determines the bytes of the moments.
+        gradient_checkpointing: Whether the backward pass recomputes activations.
+        precision: Mixed precision. bf16 and fp16 halve the memory of the activations.
     """
     parameters = parameter_count(network)
     network_class: Any = type(network)
@@ -169,7 +169,7 @@ def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: floa
 
 @lru_cache(maxsize=8)
 def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
-    """FLOPs of the forward pass of one sample, and peak float32 bytes of the passes of a micro-batch."""
+    """FLOPs of a forward pass of one sample, and peak float32 bytes of both passes of a micro-batch."""
     with torch.device("meta"):
         network = network_class.from_config(json.loads(config))
     if gradient_checkpointing:
@@ -197,10 +197,10 @@ def _inputs(network: Any, samples: int) -> dict[str, Any]:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Dispatch mode that counts the bytes of the live tensors that are created in its context.
+    """Dispatch mode that counts the bytes of the live tensors created in its context.
 
     Args:
-        ignored: Tensors that exist already.
+        ignored: Existing tensors, which are not counted.
 
     Attributes:
         current: Bytes of the storages that are alive, each storage counted once.

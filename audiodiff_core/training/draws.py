@@ -39,7 +39,7 @@ class Draws:
     Args:
         timesteps: Timesteps of shape (batch,), int64, or float32 for a flow objective.
         noise: Noise ~ N(0, 1) of shape (batch, channels, height, width) that is added to the clean values.
-        kept: Mask of shape (batch,). The network receives the encodings of True samples. Other encodings are dropped.
+        kept: Mask of shape (batch,), True for samples whose encodings are used, and False for dropped encodings.
         latent_noise: Noise ~ N(0, 1) of the shape of `noise` with which latents are drawn from their mean and
             standard deviation. None if the network is trained on images.
     """
@@ -58,9 +58,9 @@ def draws(
     Args:
         seed: Seed of the training.
         numbers: Numbers of the samples, counted from the start of training.
-        objective: Distribution of the timesteps, and rate of the conditioning dropout.
+        objective: The training objective: distribution of the timesteps, and rate of the conditioning dropout.
         shape: Shape of the noise of one sample: (channels, height, width).
-        latents: Also draw `latent_noise`.
+        latents: Whether to draw `latent_noise` too.
 
     Returns:
         The draws on the CPU.

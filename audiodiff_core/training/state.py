@@ -37,8 +37,8 @@ class TrainState:
         optimizer: The optimizer.
         ema_decay: Decay of the weight average after its warmup, in [0, 1].
         max_gradient_norm: Norm to which gradients are clipped.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        compiled: Compile the network with `torch.compile`.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, which saves memory.
+        compiled: Whether to compile the network with `torch.compile`.
 
     Attributes:
         network: The network as prepared by accelerate, possibly wrapped or sharded.
@@ -78,7 +78,7 @@ class TrainState:
         self.conditional = "cross_attention_dim" in network.config
         if objective.conditioning_dropout and not self.conditional:
             raise ValueError(
-                f"conditioning_dropout {objective.conditioning_dropout}: the network takes no encodings, leave it out"
+                f"conditioning_dropout {objective.conditioning_dropout}: the network takes no encodings, omit it"
             )
         self.vae = None if vae is None else vae.to(accelerator.device).requires_grad_(False).eval()
         self.step = 0
@@ -165,7 +165,7 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sharded_like(reference: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
-    """Shard the full tensor as `reference` is sharded, if it is."""
+    """Return `full` with the sharding of `reference`, or unchanged if `reference` is not sharded."""
     if isinstance(reference, DTensor):
         return distribute_tensor(full.to(reference.device), reference.device_mesh, reference.placements)
     return full

@@ -76,9 +76,9 @@ def train_step(
 def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
     """Return a copy of `batch` with the random draws of its samples.
 
-    A training step makes missing draws itself while the GPU waits. The draws of a sample of 256x256 values take about a
-    millisecond. A data loader should therefore call this function ahead of time in another thread, since numpy releases
-    the GIL.
+    A training step makes missing draws itself, but then the GPU waits: the draws of a sample of 256x256 values take
+    about a millisecond. A data loader should therefore call this function ahead of time, in another thread. numpy
+    releases the GIL during the draws.
     """
     if state.vae is None:
         assert batch.images is not None
@@ -95,13 +95,13 @@ def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
 def on_device(
     accelerator: Accelerator, state: TrainState, batch: TrainBatch, dropout: bool = True
 ) -> tuple[torch.Tensor, Draws, torch.Tensor | None]:
-    """Move a batch to the device of the accelerator. Images are moved as uint8 and converted there.
+    """Move a batch to the device of the accelerator. Images are converted from uint8 on the device.
 
     Args:
         accelerator: The accelerator of the training.
         state: State of the training: seed, objective and VAE.
         batch: Batch on the CPU. Missing draws are made.
-        dropout: Set the encodings of samples with dropped conditioning to 0.
+        dropout: Whether to set the encodings of samples with dropped conditioning to 0.
 
     Returns:
         The clean images or latents of shape (batch, channels, height, width), the draws, and the encodings of shape

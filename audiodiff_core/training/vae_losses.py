@@ -15,9 +15,9 @@ from torch.nn.functional import l1_loss, leaky_relu, relu
 WINDOWS = (8, 16, 32, 64)
 """Window lengths of the spectral loss, in frames or mel bands."""
 MAGNITUDE_FLOOR = 0.05
-"""Value added to magnitudes before the logarithm, a modulation by about 6 of the 255 levels of an image.
+"""Value added to magnitudes before the logarithm, equal to a modulation by about 6 of the 255 levels of an image.
 
-It hides differences between much smaller modulations.
+The loss therefore ignores differences between much weaker modulations.
 """
 
 
@@ -50,8 +50,8 @@ def reconstruction_losses(reconstruction: torch.Tensor, images: torch.Tensor) ->
 def kl_losses(posterior: Any, pixels: int) -> torch.Tensor:
     """Compute the KL divergence of the posterior of each sample from N(0, 1), per pixel of the image.
 
-    Rombach et al. 2022 weight the sum over the latents against a sum over the pixels. Both are divided by the number
-    of pixels here.
+    Rombach et al. 2022 weight the sum over the latents against a sum over the pixels. Here, both sums are divided by
+    the number of pixels.
 
     Args:
         posterior: diffusers' `DiagonalGaussianDistribution` of the latents.
@@ -72,7 +72,8 @@ def spectral_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch
     rhythm, attack, tremolo), and along the bands of each frame (harmonics, formants). The distance is the mean absolute
     difference of the magnitudes, of the log magnitudes, and of the first differences of the image along both axes.
 
-    A mean absolute error of pixels barely penalizes blur. Blur attenuates fast modulations, which this loss penalizes.
+    The mean absolute error of pixels barely penalizes blur. Blur attenuates fast modulations, and the spectral distance
+    penalizes the attenuation.
 
     Args:
         reconstruction: Reconstructions of shape (batch, 1, y_res, x_res) in [-1, 1].
@@ -97,10 +98,9 @@ def spectral_losses(reconstruction: torch.Tensor, images: torch.Tensor) -> torch
 
 
 def _magnitudes(values: torch.Tensor, window: int) -> torch.Tensor:
-    """Magnitudes of the STFT along the last axis.
+    """Magnitudes (batch, rows, window // 2 + 1, frames) of the STFT of `values` (batch, rows, length).
 
-    `values` is (batch, rows, length), the result is (batch, rows, window // 2 + 1, frames).
-    A constant 1 has magnitude 1 at frequency 0.
+    The magnitude of a constant 1 is 1 at frequency 0.
     """
     taper = torch.hann_window(window, device=values.device)
     spectra = torch.stft(values.flatten(0, 1), window, window // 4, window=taper, return_complex=True) / taper.sum()
@@ -145,7 +145,8 @@ class PatchDiscriminator(nn.Module):
             images: Images of shape (batch, 1, height, width) in [-1, 1].
 
         Returns:
-            Logits of shape (batch, 1, about height / 2^layers, about width / 2^layers), high for patches of images.
+            Logits of shape (batch, 1, about height / 2^layers, about width / 2^layers), high for patches
+            that look real.
         """
         hidden = images
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -162,7 +163,7 @@ def generator_losses(reconstruction_logits: torch.Tensor) -> torch.Tensor:
 def discriminator_losses(image_logits: torch.Tensor, reconstruction_logits: torch.Tensor) -> torch.Tensor:
     """Compute the hinge loss of the discriminator, of shape (batch,).
 
-    It is 0 if all logits of images are above 1 and all logits of reconstructions are below -1.
+    The loss is 0 if all logits of images are above 1 and all logits of reconstructions are below -1.
     """
     return (_sample_means(relu(1 - image_logits)) + _sample_means(relu(1 + reconstruction_logits))) / 2
 

@@ -16,7 +16,7 @@ from audiodiff_core.training.weight_average import EMA_DECAY, WeightAverage
 
 
 class Autoencoder(nn.Module):
-    """AutoencoderKL whose latents are drawn with given noise."""
+    """AutoencoderKL that draws its latents with the noise of the caller."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class VaeTrainState:
         seed: Seed of the noise of the latents.
         ema_decay: Decay of the weight average after its warmup, in [0, 1].
         discriminator_channels: Channels of the first layer of the discriminator, a multiple of 4.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Whether to recompute activations in the backward pass, which saves memory.
 
     Attributes:
         autoencoder: The VAE as prepared by accelerate, possibly wrapped.
@@ -150,7 +150,7 @@ def check_sides(objective: VaeObjective, vae: Any) -> None:
     """Check that the images of an autoencoder are large enough for the discriminator.
 
     Raises:
-        ValueError: If they are too small and `objective` has an adversarial loss.
+        ValueError: If the images are too small and `objective` has an adversarial loss.
     """
     height, width = image_sides(vae)
     smallest = PatchDiscriminator.smallest_side

@@ -35,7 +35,7 @@ def train_vae_step(
     rate: float,
     samples: float | None = None,
 ) -> tuple[dict[str, float], float]:
-    """Take one optimizer step of the VAE and, from `adversarial_start` on, one of the discriminator.
+    """Take one optimizer step of the VAE and, from step `adversarial_start` on, of the discriminator.
 
     Args:
         accelerator: Synchronizes the gradients of all workers.
@@ -50,7 +50,7 @@ def train_vae_step(
 
     Raises:
         FloatingPointError: In all workers, if the gradient of the VAE or of the discriminator is not finite. The
-            weights of that network do not change.
+            weights of the network with this gradient do not change.
     """
     objective, adversarial = state.objective, state.objective.adversarial(state.step)
     samples = samples or sum(len(batch.numbers) for batch in micro_batches)
@@ -126,7 +126,7 @@ def _train_discriminator(
 
 
 def _sync_on_last(accelerator: Accelerator, module: Any, index: int, count: int) -> Any:
-    """Context in which gradients are synchronized for the last of `count` micro-batches only."""
+    """Context that synchronizes gradients between workers in the last of `count` micro-batches only."""
     return nullcontext() if index == count - 1 else accelerator.no_sync(module)
 
 

@@ -1,8 +1,9 @@
 """Validation loss on held-out samples, separately for bands of noise levels.
 
-The training loss is an average over all noise levels and hides their differences. The noise level and the noise of a
-validation sample are functions of its number, so that two validations differ in the weights only. The noise levels are
-multiples of the golden ratio modulo 1. These are evenly distributed, so that even few samples fill every band.
+The training loss is an average over all noise levels, which hides differences between levels. The noise level and the
+noise of a validation sample are functions of its number, so that two validations differ in the weights only. The noise
+levels are multiples of the golden ratio modulo 1. These multiples are evenly distributed, so that even a few samples
+fill every band.
 """
 
 from collections.abc import Sequence

@@ -16,8 +16,8 @@ EMA_POWER = 0.75
 class WeightAverage:
     """Exponential moving average of weights, stored in separate tensors. The live weights are only read.
 
-    The decay warms up so that the average follows the weights in short runs too. Each worker averages its own shard of
-    sharded weights.
+    The decay increases from 0, so that the average follows the weights in short runs too. If the weights are sharded,
+    each worker averages its own shard.
 
     Args:
         parameters: Live weights, which initialize the average.
@@ -30,7 +30,7 @@ class WeightAverage:
         self.steps = 0
 
     def decay_at(self, step: int) -> float:
-        """Return the decay at optimizer step `step`, counted from 1. It is 0 at the first step."""
+        """Return the decay at optimizer step `step`, counted from 1. The decay is 0 at the first step."""
         return min(self.decay, 1 - math.pow(step, -EMA_POWER))  # the schedule of EMAWarmup in k-diffusion
 
     @torch.no_grad()

@@ -18,7 +18,7 @@ class Vocoder(Protocol):
     """Vocoder for the images of one mel configuration.
 
     Attributes:
-        config: The mel configuration. `require_mel` compares it with that of a model.
+        config: The mel configuration. `require_mel` compares it with the mel configuration of a model.
     """
 
     config: MelConfig

@@ -9,7 +9,10 @@ BLOCK_BANDS_CPU = 32
 """Neighboring bands per matrix product on a CPU. Their filters cover few bins. Other devices use one block."""
 
 UPDATES = 20
+"""Number of updates of the linear power in `Bands.invert`."""
+
 EPSILON = 1e-20
+"""Value added to divisors that can be 0."""
 
 
 class Bands:
@@ -65,7 +68,7 @@ class Bands:
         Returns:
             Linear power (..., bins), whose mel power is close to `mel_power`.
         """
-        # Multiplicative updates for the Kullback-Leibler divergence (Lee & Seung 2001)
+        # Multiplicative updates that reduce the Kullback-Leibler divergence (Lee & Seung 2001)
         linear = self.spread(mel_power / self.gather(mel_power.new_ones(self.bins)).add_(EPSILON))
         for _ in range(UPDATES):
             linear *= self.spread(mel_power / self.gather(linear).add_(EPSILON))

@@ -16,9 +16,10 @@ CHUNK_SAMPLES = 1 << 26
 """Samples in the frames of one chunk on other devices: as many as memory allows, since few large calls are faster."""
 
 MIN_WEIGHT = 1e-4
-"""Minimum of the sum of squared windows. If hop_length is near n_fft, the frames determine some samples hardly at all.
+"""Minimum of the sum of squared windows, by which the overlap-add is divided.
 
-The signal fades out at these samples. Division by a smaller sum would amplify errors.
+If hop_length is near n_fft, the windows of all frames are near 0 at some samples. Division by a smaller sum would
+amplify errors. With this minimum, the signal fades out at these samples.
 """
 
 
@@ -27,7 +28,7 @@ class Frames:
 
     A signal (batch, span) covers all frames. Its sample n_fft // 2, the center of the first frame, is sample 0 of the
     audio. The audio ends at the center of the last frame, and the signal is silent outside the audio. Circular audio
-    has a period of count * hop_length samples, so that the first frame follows the last, and the signal repeats it.
+    has a period of count * hop_length samples: the first frame follows the last. The signal then repeats the audio.
 
     Args:
         config: The mel configuration.
@@ -80,7 +81,7 @@ class Frames:
         return spectra
 
     def synthesize(self, batch: int, spectra: Callable[[slice], torch.Tensor]) -> torch.Tensor:
-        """Compute the signal with the nearest spectra, in the least-squares sense.
+        """Compute the signal whose spectra are nearest to the given spectra, in the least-squares sense.
 
         Args:
             batch: Number of signals.
@@ -103,7 +104,7 @@ class Frames:
         return signal[:, self.n_fft // 2 : self.n_fft // 2 + self.length]
 
     def signal(self, audio: torch.Tensor) -> torch.Tensor:
-        """Pad audio (batch, length) with silence, or with its repetition, to a signal (batch, span)."""
+        """Extend audio (batch, length) to a signal (batch, span): with silence, or periodically if circular."""
         before, after = self.n_fft // 2, self.span - self.length - self.n_fft // 2
         if not self.circular:
             return torch.nn.functional.pad(audio, (before, after))

@@ -1,16 +1,17 @@
 """Griffin-Lim vocoder: phase reconstruction from the mel image alone.
 
-The signal starts as white noise from the seed of the item. Each iteration then does the following:
+The signal starts as white noise from the seed of the item. Each iteration has three steps:
 
-1. Extrapolate from the last two signals, which is the momentum of fast Griffin-Lim (Perraudin, Balazs & Sondergaard
-   2013).
+1. Extrapolate from the last two signals. The extrapolation is the momentum of fast Griffin-Lim (Perraudin, Balazs &
+   Sondergaard 2013).
 2. Compute the spectra. Scale each bin by one multiplicative update of non-negative matrix factorization with the
-   filterbank as basis (Kullback-Leibler divergence; Lee & Seung 2001). This moves the mel power towards the image.
-3. Compute the signal with the nearest spectra (Griffin & Lim 1984).
+   filterbank as basis (Kullback-Leibler divergence; Lee & Seung 2001). The update moves the mel power towards the
+   image.
+3. Compute the signal whose spectra are nearest to the scaled spectra (Griffin & Lim 1984).
 
-librosa inverts the filterbank first, and keeps the resulting linear spectra fixed during the phase reconstruction. This
-costs more and ends further from the image: many linear spectra have the mel power of the image, and most of them are
-not the spectra of any signal.
+librosa inverts the filterbank first, and keeps the resulting linear spectra fixed during the phase reconstruction. The
+computation takes longer, and the result is further from the image: many linear spectra have the mel power of the image,
+and most of these linear spectra are not the spectra of any signal.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,20 +35,20 @@ QUALITIES: dict[Quality, float] = {"fast": 0.5, "standard": 1, "best": 3}
 BATCH_SIZE = 8
 MOMENTUM = 0.9
 POWER_FLOOR = 0.2
-"""Power that is added to a band before the division, as a fraction of the power of image level 1."""
+"""Power added to a band before the power is used as a divisor, as a fraction of the power of image level 1."""
 
 
 class GriffinLim:
     """Vocoder for any mel configuration, on any device.
 
     A CPU processes items one by one. Other devices process batches of one fixed size, so that the audio of an item does
-    not depend on the other items. Level 0 of an image is silence. The audio has a relative level: image level 255 is
-    mel power 1.
+    not depend on the other items. Level 0 of an image is silence, and level 255 is mel power 1. The level of the audio
+    is therefore relative.
 
     Args:
         config: The mel configuration.
         device: Device of the computation.
-        quality: Number of iterations: fast, standard or best.
+        quality: Selects the number of iterations: fast, standard or best.
 
     Attributes:
         config: The mel configuration.
@@ -132,7 +133,7 @@ def mel_power_of(mel: Mel, images: Images, seeds: Sequence[int]) -> torch.Tensor
     Args:
         mel: The mel analysis of the images.
         images: uint8 images (batch, y_res, width).
-        seeds: One seed per image. Only their number is checked.
+        seeds: One seed per image. Only the number of seeds is used, for a check.
 
     Returns:
         Mel power (batch, width, y_res) relative to the reference level of the image. Level 0 becomes power 0.

@@ -14,9 +14,10 @@ CONTEXT_FRAMES = 32
 """Frames from the opposite end of a loop that pad each end: more than half the receptive field of Vocos and BigVGAN."""
 
 LEVEL_DB = -16.0
-"""Root mean square level of the input of networks, which expect the level of their training audio.
+"""Root mean square level, relative to full scale, to which the input of a network is scaled.
 
-A mel image has no absolute level. This value is the median of the shipped loops at peak 0.95.
+A network expects the level of its training audio, but a mel image has no absolute level. This value is the median level
+of the shipped loops at peak 0.95.
 """
 
 
@@ -87,7 +88,7 @@ class NeuralVocoder:
             )
         audio = audio[:, start : start + length]
         if not bool(torch.isfinite(audio).all()):
-            raise ValueError("the network's audio is not finite: its weights are broken")
+            raise ValueError("the network's audio is not finite: its weights are broken, use another vocoder")
         return audio
 
 
@@ -95,12 +96,12 @@ class LogMagnitude:
     """Log-magnitude features for networks whose filterbank differs from that of the images.
 
     The features are log(max(basis @ magnitude, min_magnitude)). The magnitude of each item is first scaled to the level
-    LEVEL_DB. Silence stays silence.
+    LEVEL_DB. Silence is not scaled.
 
     Args:
         config: The mel configuration of the images.
         basis: Filterbank of the network (channels, 1 + n_fft // 2).
-        min_magnitude: Magnitude at which the network's training clipped the bands.
+        min_magnitude: Lower limit of the bands in the training of the network.
         device: Device of the computation.
 
     Raises:
@@ -118,8 +119,9 @@ class LogMagnitude:
         self._bands = Bands(config, device)
         self._basis = basis.to(device)
         self._min_magnitude = min_magnitude
-        # The squares of Hann-windowed samples sum to 3 / 8 * n_fft times their mean square. By Parseval's theorem, the
-        # power of the spectrum sums to n_fft times as much, half of it in the bins of the real transform.
+        # The squares of the Hann-windowed samples of a frame sum to 3 / 8 * n_fft times the mean square of the samples.
+        # By Parseval's theorem, the power of the full spectrum sums to n_fft times this sum. The bins of the real
+        # transform hold half of the power.
         self._power = 10 ** (LEVEL_DB / 10) * 3 / 8 * config.n_fft**2 / 2
 
     def __call__(self, mel_power: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,11 @@
-"""Published neural vocoders, from a folder or the Hugging Face Hub.
+"""Published neural vocoders, loaded from a folder or from the Hugging Face Hub.
 
 Each vocoder needs an extra: `pip install audiodiff[vocos]` or `pip install audiodiff[bigvgan]`. The sample rate, n_fft
 and hop_length of a checkpoint must equal those of the mel configuration. The filterbanks may differ (`LogMagnitude`).
 
 Checkpoints are untrusted. No code in a weight file is executed (`audiodiff_core.files.weights`). The network is built
-without memory of its own and adopts the tensors of the file, so the size of the file limits the memory. Settings that
-could still take much memory or time (layers, samples per frame, dilation) are checked first.
+without memory for its weights and takes over the tensors of the file. The size of the file therefore limits the memory.
+Settings that could still take much memory or time (layers, samples per frame, dilation) are checked first.
 """
 
 import contextlib
@@ -26,15 +26,18 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.vocoder.neural import LogMagnitude, NeuralVocoder
 
 VOCOS_MIN_MAGNITUDE = 1e-7
-"""Magnitude at which vocos 0.1.0 clips before the logarithm (modules.safe_log)."""
+"""Lower limit of magnitudes before the logarithm in vocos 0.1.0 (modules.safe_log)."""
 
 BIGVGAN_MIN_MAGNITUDE = 1e-5
-"""Magnitude at which bigvgan 2.4.1 clips before the logarithm (meldataset)."""
+"""Lower limit of magnitudes before the logarithm in bigvgan 2.4.1 (meldataset)."""
 
 MAX_SETTINGS_BYTES = 1 << 20
 
 MAX_DILATION = 64
-"""Each convolution pads its input by a multiple of the dilation. The published networks of BigVGAN use up to 5."""
+"""Largest accepted dilation of BigVGAN. The published networks use up to 5.
+
+Each convolution pads its input by a multiple of the dilation, so that a large dilation takes much memory.
+"""
 
 VOCOS_PARTS = {
     "feature_extractor": "vocos.feature_extractors.MelSpectrogramFeatures",
@@ -53,7 +56,7 @@ class _Vocos(torch.nn.Module):
 
 
 def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
-    """Load a Vocos (Siuzdak 2023) for mel spectra.
+    """Load a Vocos network (Siuzdak 2023) for mel spectra.
 
     Args:
         source: Folder or Hub repository, such as charactr/vocos-mel-24khz (24 kHz, n_fft 1024, hop_length 256).
@@ -88,7 +91,7 @@ def vocos(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu"
 
 
 def bigvgan(source: str | Path, mel: MelConfig, device: torch.device | str = "cpu") -> NeuralVocoder:
-    """Load a BigVGAN (Lee et al. 2023).
+    """Load a BigVGAN network (Lee et al. 2023).
 
     Args:
         source: Folder or Hub repository, such as nvidia/bigvgan_v2_44khz_128band_512x (44.1 kHz, n_fft 2048,
@@ -145,7 +148,7 @@ def _file(source: str | Path, name: str) -> Path:
 
 
 def _settings(source: str | Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """Read the settings in a file whose text `parse` understands."""
+    """Read a file of settings and convert its text with `parse`."""
     file = _file(source, name)
     if (size := file.stat().st_size) > MAX_SETTINGS_BYTES:
         raise ValueError(f"{name} has {size:,} bytes, the limit is {MAX_SETTINGS_BYTES:,}")
@@ -167,7 +170,7 @@ def _weights(source: str | Path, name: str, inside: str = "state_dict") -> dict[
 
 @contextlib.contextmanager
 def _reading(source: str | Path) -> Iterator[None]:
-    """Convert the exceptions for damaged or unsupported checkpoints to a ValueError with the source."""
+    """Convert exceptions for a damaged or unsupported checkpoint to a ValueError that names the source."""
     try:
         yield
     except Exception as error:
@@ -189,7 +192,7 @@ def _require(mel: MelConfig, sample_rate: int, n_fft: int, hop_length: int) -> N
 
 
 def _require_layers(stated: int, weights: Mapping[str, torch.Tensor]) -> None:
-    """Check that there are not more layers than tensors, since each layer has tensors of its own."""
+    """Check that the weights have at least one tensor for each layer that the settings state."""
     if stated > len(weights):
         raise ValueError(f"its settings state {stated:,} layers, its weights have {len(weights):,} tensors")
 

@@ -83,7 +83,7 @@ def test_long_loops_that_are_short(one_level: AudioDiffusionPipeline) -> None:
         one_level.extend([request], 0.0004)
     (remixed,) = one_level.remix([request], [Audio(tone(17, 2), RATE)])
     check(remixed, 16)
-    with pytest.raises(ValueError, match="audio of 16 samples: a track has at least 17"):
+    with pytest.raises(ValueError, match="audio of 16 samples: a track needs at least 17"):
         one_level.remix([request], [Audio(tone(16, 2), RATE)])
 
 

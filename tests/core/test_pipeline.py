@@ -86,7 +86,7 @@ class TestParts:
     def test_autoencoder_that_does_not_fit_is_refused(
         self, unet: Any, make_vae: Callable[[int], Any], tiny_mel: MelConfig
     ) -> None:
-        with pytest.raises(ValueError, match=r"network for images of \(16, 16\).*2 times that in pixels"):
+        with pytest.raises(ValueError, match=r"network for samples of \(16, 16\).*\(32, 32\) in pixels"):
             AudioDiffusionPipeline(unet, SCHEDULER, tiny_mel, PROFILE, vae=make_vae(0))
 
 
@@ -360,7 +360,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            (None, "encodings are missing: the model is conditional, pass one of 8 numbers per request"),
+            (None, "encodings are missing: the model is conditional, pass one encoding of 8 numbers per request"),
             (np.zeros((1, 7), np.float32), r"encoding of shape \(7,\): the model takes 8"),
             (np.zeros((2, 8), np.float32), "2 encodings for 1 requests"),
             (np.full((1, 8), np.nan, np.float32), "the model takes 8 finite numbers"),
