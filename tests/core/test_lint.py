@@ -109,7 +109,7 @@ def test_more_bands_than_frequencies_are_an_error_with_a_mend() -> None:
     config = MelConfig(y_res=512, n_fft=512, hop_length=128)
     (finding,) = flaws(config)
     assert finding.severity == "error"
-    assert "512 bands are more than the 257 frequencies of n_fft 512" in finding.message
+    assert "512 bands exceed the 257 frequency bins of n_fft 512" in finding.message
     mend = re.search(r"use n_fft (\d+) or (\d+) bands", finding.message)
     assert mend
     assert flaws(config.model_copy(update={"n_fft": int(mend[1])})) == []

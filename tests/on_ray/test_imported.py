@@ -151,7 +151,7 @@ def test_training_takes_a_saved_folder_and_says_what_it_assumed(
     errors = capsys.readouterr().err
     assert (
         "32x32, 22050 Hz, hop length 512, n_fft 2048 "
-        "(by the defaults of the original project, because it has no mel_config.json" in errors
+        "(from the defaults of the original project, because it has no mel_config.json" in errors
     )
     assert load_model(tmp_path / "model").mel == MEL
     assert (

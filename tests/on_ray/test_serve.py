@@ -78,7 +78,7 @@ def test_without_a_seed_a_new_loop_is_drawn_and_told(client: httpx.Client) -> No
         ({"seed": -1}, 422, "seed"),
         ({"seed": 2**32}, 422, "seed"),
         ({"scheduler": "fast"}, 422, "scheduler"),
-        ({"scheduler": "heun"}, 422, "heun does not know zero terminal SNR"),
+        ({"scheduler": "heun"}, 422, "heun does not support the model's zero terminal SNR"),
         ({"width": 33}, 422, "width 33"),
         ({"eta": 0.5, "scheduler": "euler"}, 422, "eta 0.5"),
         ({"format": "exe"}, 422, "format"),
