@@ -1,9 +1,7 @@
 """Fixtures of the core's tests: the shipped loops, signals, and networks with steps of milliseconds."""
 
 import io
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +16,10 @@ from audiodiff_core.mel import MelConfig
 
 ROOT = Path(__file__).parents[2]
 
-IMPORT_ALONE = """
-import importlib, importlib.abc, sys
-
-class Refuse(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "fastapi", "starlette", "audiodiff_platform"):
-            raise ModuleNotFoundError(f"{name} is refused", name=name)
-
-sys.meta_path.insert(0, Refuse())
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-print("imported", len(sys.argv) - 1)
-"""
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def core_alone(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str] | None]:
-    """Start an interpreter that imports every module of the core while Ray and HTTP are blocked.
-
-    The imports take seconds, so the process runs beside the other tests. test_structure.py reads the result. Runs
-    without test_structure.py start no process.
-    """
-    if not any(item.path.name == "test_structure.py" for item in request.session.items):
-        yield None
-        return
-    modules = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for file in (ROOT / "audiodiff_core").rglob("*.py")
-    ]
-    command = [sys.executable, "-c", IMPORT_ALONE, *modules]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
 
 
 @pytest.fixture(scope="session")

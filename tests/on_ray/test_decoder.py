@@ -57,7 +57,7 @@ def _child(parent: int) -> psutil.Process:
     processes = [
         process
         for process in psutil.Process(parent).children()
-        if "audiodiff_platform.decoder.process" in process.cmdline()
+        if process.status() != psutil.STATUS_ZOMBIE and "audiodiff_platform.decoder.process" in process.cmdline()
     ]
     return max(processes, key=lambda process: (process.create_time(), process.pid))
 
