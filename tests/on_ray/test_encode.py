@@ -116,6 +116,7 @@ class Mortal(LatentsWorker):
         return record
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_worker_that_dies_changes_nothing(
     latents: Path, held_out: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

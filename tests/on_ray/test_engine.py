@@ -202,6 +202,7 @@ def test_a_process_that_dies_in_its_constructor_is_started_again(local_ray: None
     assert shards_done(list(RayDataEngine(1).run(work(Fragile, tmp_path), range(3)))) == list(range(3))
 
 
+@pytest.mark.soak_short
 def test_a_shard_that_always_ends_its_process_is_given_up_after_the_others(local_ray: None, tmp_path: Path) -> None:
     counts: list[Counts] = []
     with pytest.raises(JobError, match=f"^shard 1 killed {MAX_UNEXPLAINED_DEATHS} worker processes: "):

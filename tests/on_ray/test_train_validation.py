@@ -195,6 +195,7 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
     assert ray.get(ray.remote(seen).options(**resources).remote()) == ""
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_validation_that_dies_costs_only_itself(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
