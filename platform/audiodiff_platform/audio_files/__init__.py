@@ -1,9 +1,24 @@
-"""Input audio of jobs: files in a folder or on a list, and members of containers.
+"""Input audio of jobs: files in a folder or on a list, and members of containers."""
 
-`__init__.pyi` lists the public names. Each name is imported on first use, so that the child process of `decoder`
-loads neither Ray nor Arrow.
-"""
+from audiodiff_platform.audio_files.containers import items
+from audiodiff_platform.audio_files.fetching import fetched
+from audiodiff_platform.audio_files.inputs import Inputs
+from audiodiff_platform.audio_files.item import AudioItem
+from audiodiff_platform.audio_files.parts import in_parts
+from audiodiff_platform.audio_files.ranges import source_sha256
+from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
+from audiodiff_platform.audio_files.source import ByteRange, Source
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [
+    "AudioItem",
+    "ByteRange",
+    "Inputs",
+    "Source",
+    "described",
+    "fetched",
+    "in_parts",
+    "items",
+    "shortened",
+    "skipped_in",
+    "source_sha256",
+]
