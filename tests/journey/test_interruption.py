@@ -64,7 +64,7 @@ def _prepare_flags(loops: Path) -> dict[str, Any]:
         "input_dir": str(loops),
         "resolution": "64",
         "hop_length": 256,
-        "overlap": 0.8,
+        "overlap": 0.95,  # shards of seconds: the job is at work when the signal comes
         "shard_minutes": 0.001,
         "num_workers": 1,
     }
