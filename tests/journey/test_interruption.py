@@ -29,6 +29,7 @@ def _stop_after_a_commit(
     command: list[str], output: Path, number: signal.Signals, committed: str = "_commits/*.json"
 ) -> subprocess.CompletedProcess[str]:
     """Run a job in its own process group and send it a signal after its first commit."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job inherits that SIGINT is ignored
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -37,6 +38,7 @@ def _stop_after_a_commit(
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 180
     while not any(output.glob(committed)):
         assert process.poll() is None, process.communicate()
@@ -64,7 +66,7 @@ def _prepare_flags(loops: Path) -> dict[str, Any]:
         "input_dir": str(loops),
         "resolution": "64",
         "hop_length": 256,
-        "overlap": 0.95,  # shards of seconds: the job is at work when the signal comes
+        "overlap": 0.8,
         "shard_minutes": 0.001,
         "num_workers": 1,
     }
