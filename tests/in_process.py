@@ -25,6 +25,12 @@ from audiodiff_platform.train.worker_group import Group
 from audiodiff_platform.work import engine
 
 
+def _one_worker(num_workers: int | None, device: str) -> tuple[int, int]:
+    del device
+    assert num_workers in (None, 1), f"a test of {num_workers} workers needs the marker `workers`"
+    return 1, 0
+
+
 @contextmanager
 def _no_connection(**_: Any) -> Iterator[None]:
     yield
@@ -38,8 +44,9 @@ def _run_here(
     token: str | None = None,
 ) -> None:
     """Run one worker of a training in Ray Train's local mode."""
-    del group, validation
-    AcceleratorState._reset_state(reset_partial_state=True)
+    del validation
+    assert options.num_workers in (None, 1), f"a test of {group.workers} workers needs the marker `workers`"
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier training had other options
     config = {"options": options.model_dump(), "token": token}
     trainer = TorchTrainer(worker, train_loop_config=config, scaling_config=ScalingConfig(num_workers=0))
     reason = trainer.fit().return_value
@@ -59,7 +66,7 @@ def in_process() -> Iterator[None]:
         storage = SimpleNamespace(experiment_fs_path=folder, storage_filesystem=LocalFileSystem())
         context = SimpleNamespace(get_world_size=lambda: 1, get_storage=lambda: storage)
         patch.setattr(engine, "connected", _no_connection)
-        patch.setattr(engine, "workers_for", lambda num_workers, device: (num_workers or 1, 0))
+        patch.setattr(engine, "workers_for", _one_worker)
         patch.setattr(engine, "RayDataEngine", lambda workers, gpus: engine.InProcess())
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(shared_steps, "run_workers", _run_here)

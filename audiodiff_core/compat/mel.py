@@ -113,7 +113,11 @@ class Mel(ConfigMixin, SchedulerMixin):  # type: ignore[misc]  # diffusers has n
         """Return the sample rate in Hz."""
         return self.sr
 
-    def audio_slice_to_image(self, slice: int, ref: float | Callable[..., Any] = np.max) -> Image.Image:  # noqa: A002  # the original's name
+    def audio_slice_to_image(
+        self,
+        slice: int,  # noqa: A002  # the original's name
+        ref: float | Callable[..., Any] = np.max,
+    ) -> Image.Image:
         """Convert a slice to a grayscale image of width `x_res` and height `y_res`.
 
         Args:

@@ -124,15 +124,18 @@ VAE_PRESETS: dict[VaePresetName, VaePreset] = {
 assert tuple(VAE_PRESETS) == get_args(VaePresetName)
 
 
-def objective_for(preset: PresetName, trained: Objective | None = None, **overrides: Any) -> Objective:
+def objective_for(
+    preset: PresetName, trained: Objective | None = None, latent: bool = False, **overrides: Any
+) -> Objective:
     """Return the training objective of a network.
 
     A different `prediction_type` resets `zero_terminal_snr` and `clip_sample` to the defaults of the new type. A value
-    False of `clip_sample` is kept, unless the old type is `flow`, which never clips.
+    False of `clip_sample` is kept, unless the old type is `flow`, which never clips. Latents are never clipped.
 
     Args:
         preset: The preset of the network.
         trained: The objective of the model from which training starts. None starts from the objective of the preset.
+        latent: Whether a trained model works on latents.
         **overrides: Fields of Objective to replace, by name. None keeps the present value.
 
     Raises:
@@ -147,6 +150,6 @@ def objective_for(preset: PresetName, trained: Objective | None = None, **overri
     fields = start.model_dump()
     if changes.get("prediction_type", fields["prediction_type"]) != fields["prediction_type"]:
         del fields["zero_terminal_snr"], fields["clip_sample"]
-        if not start.clip_sample and start.prediction_type != "flow":
+        if latent or (not start.clip_sample and start.prediction_type != "flow"):
             fields["clip_sample"] = False
     return Objective.model_validate({**fields, **changes})

@@ -61,7 +61,9 @@ class Network:
         self._module = unet.to(profile.device, memory_format=torch.channels_last).eval()
         self._forward: Any = self._module
         if profile.compiled:
-            self._forward = torch.compile(self._module, dynamic=False, recompile_limit=MAX_COMPILED_SHAPES)  # type: ignore[call-overload]  # torch's overloads lack recompile_limit
+            self._forward = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack recompile_limit
+                self._module, dynamic=False, recompile_limit=MAX_COMPILED_SHAPES
+            )
 
     @torch.inference_mode()
     def __call__(self, inputs: Sequence[ModelInput], circular: bool = False) -> list[torch.Tensor]:

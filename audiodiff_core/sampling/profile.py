@@ -38,7 +38,7 @@ class ExecutionProfile(pydantic.BaseModel):
         Args:
             precision: None selects fp32 on a CPU, because most CPUs emulate bf16 slowly. On a GPU, None
                 selects bf16, or fp16 if the GPU has no bf16 arithmetic.
-            batch_size: None selects 4 on a CPU and 32 on a GPU.
+            batch_size: None selects the default of the device (DEFAULT_BATCH_SIZES).
             compiled: Whether to compile the network with torch.compile.
 
         Raises:

@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from tests.benchmarks.corpus import SAMPLE_RATE, make_corpus
-from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, role, run
+from tests.benchmarks.processes import ONE_THREAD, ROOT, Run, peak_bytes, role, run
 
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 SECONDS_PER_FILE = 80
@@ -187,26 +187,17 @@ def plan_all(folder: str, out: str) -> None:
     warm, output = Folder(f"{out}-warm"), Folder(out)
     append_plan(warm, assign_shards([Source("a.mp3", 1, "1")], 600, first=0), {})  # imports the libraries
     new_sources(warm, [Source("a.mp3", 1, "1")])
-    before = _peak_bytes()
+    before = peak_bytes()
     _, new = new_sources(output, Inputs(folder).sources())
     append_plan(output, assign_shards(new, 600, first=0), {})
     count = len(new)
     del new
     new_sources(output, Inputs(folder).sources())
-    grown = _peak_bytes() - before
+    grown = peak_bytes() - before
     print(
         f"driver: {count:,} files planned and compared, peak {grown / 1e6:.0f} MB more, "
         f"{grown / count:.0f} bytes a file"
     )
-
-
-def _peak_bytes() -> int:
-    """Return the peak resident size of this process in bytes.
-
-    `getrusage` would include the peak of the parent process.
-    """
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

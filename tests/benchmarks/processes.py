@@ -82,6 +82,15 @@ def _watch(pids: Sequence[int], seen: dict[tuple[int, float], tuple[str, float]]
                     continue
 
 
+def peak_bytes() -> int:
+    """Return the peak resident size of this process in bytes.
+
+    `getrusage` would include the peak of the parent process.
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def role(command: Sequence[str]) -> str:
     """Return the role of a process of a job, derived from its command line."""
     if command and command[0].startswith("ray::") and "PrepareWorker" in command[0]:

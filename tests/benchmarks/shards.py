@@ -10,7 +10,6 @@ to real stores. Each part runs in a separate process.
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
 )
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import append_plan, new_sources, read_shard
-from tests.benchmarks.processes import ROOT
+from tests.benchmarks.processes import ROOT, peak_bytes
 from tests.servers.stores import Stores
 
 KEYS_A_LISTING = "1000"  # as on real stores
@@ -86,17 +85,7 @@ def opened(part: str, uri: str, shards: int, per_shard: int) -> None:
         case "dataset":
             assert len(MelDataset(uri).shards) == shards
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "mb": peak_mb()}))
-
-
-def peak_mb() -> float:
-    """Return the peak resident memory of this process in MiB.
-
-    `ru_maxrss` would include the peak of the parent process, which forked this process.
-    """
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert peak is not None
-    return int(peak[1]) / 1024
+    print(json.dumps({"seconds": seconds, "mb": peak_bytes() / 2**20}))
 
 
 def measured(what: str, stores: Stores, work: Callable[[], dict[str, float]]) -> None:

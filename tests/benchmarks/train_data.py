@@ -11,7 +11,6 @@ reading is the peak of the process minus its memory before it opened the dataset
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
 from audiodiff_platform.mel_data.sample_order import DataOrder
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.train.batches import Share, read_ahead
+from tests.benchmarks.processes import peak_bytes
 
 SHARD_ROWS, GROUP_ROWS = 1_000, 125
 BATCH_SIZE = 16
@@ -92,12 +92,11 @@ def read(folder: Path, batches: int) -> dict[str, float]:
         next(stream)
     seconds = time.perf_counter() - began
     stream.close()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "rows": dataset.rows,
         "opened_s": opened,
         "samples_per_s": batches * BATCH_SIZE / seconds,
-        "peak_mb": (peak - before) / 1e6,
+        "peak_mb": (peak_bytes() - before) / 1e6,
     }
 
 

@@ -8,7 +8,6 @@ batch. The peak occurs in the second micro-batch. The result is the peak residen
 float32, minus its size before the network was built (interpreter and libraries).
 """
 
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, PresetName, build_network
 from audiodiff_core.training import TrainBatch, TrainState, train_step
 from audiodiff_core.training.cost import training_cost
+from tests.benchmarks.processes import peak_bytes
 
 CASES: list[tuple[PresetName, int, int, bool]] = [  # preset, side, batch, gradient checkpointing
     ("ddpm-64", 64, 2, False),
@@ -34,7 +34,7 @@ def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> s
     mel = MelConfig(x_res=side, y_res=side)
     with torch.device("meta"):
         cost = training_cost(build_network(preset, mel), batch, gradient_checkpointing=checkpointing)
-    before = _peak_gib()
+    before = peak_bytes() / 2**30
     accelerator = Accelerator(cpu=True)
     state = TrainState(
         accelerator,
@@ -52,14 +52,10 @@ def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> s
     return (
         f"{preset} at {side}x{side}, batch {batch}, gradients accumulated, "
         f"gradient checkpointing {'on' if checkpointing else 'off'}: "
-        f"peak {_peak_gib() - before:.2f} GiB beside {before:.2f} of libraries; "
+        f"peak {peak_bytes() / 2**30 - before:.2f} GiB beside {before:.2f} of libraries; "
         f"estimated {cost.memory_bytes / 2**30:.2f} "
         f"({time.monotonic() - began:.0f} s)"
     )
-
-
-def _peak_gib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from audiodiff_core.loops import seam_score
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.vocoder import QUALITIES, GriffinLim, Quality
+from tests.benchmarks.processes import peak_bytes
 
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 
@@ -105,8 +106,7 @@ def _risen(config: MelConfig, quality: Quality | None, image: Images) -> int:
         reference.image_to_audio(Image.fromarray(image))
     else:
         vocoder(image[np.newaxis], [0])
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return max(0, int(line.split()[1]) * 1024 - before)
+    return max(0, peak_bytes() - before)
 
 
 def main() -> None:

@@ -132,6 +132,9 @@ def test_an_objective_asked_for_is_the_presets_otherwise() -> None:
     )
     epsilon = objective_for("tiny-latent", prediction_type="epsilon", beta_schedule="scaled_linear", min_snr_gamma=None)
     assert epsilon == Objective(prediction_type="epsilon", clip_sample=False, beta_schedule="scaled_linear")
+    flow = objective_for("tiny-latent", prediction_type="flow")
+    assert objective_for("tiny", flow, prediction_type="v_prediction").clip_sample
+    assert not objective_for("tiny", flow, latent=True, prediction_type="v_prediction").clip_sample
     assert objective_for("tiny", zero_terminal_snr=False) == Objective(zero_terminal_snr=False)
     with pytest.raises(ValueError, match=r"conditioning_dropout 0\.2: preset tiny takes no encodings"):
         objective_for("tiny", conditioning_dropout=0.2)

@@ -24,7 +24,7 @@ from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import encoder_source, require_shared, usable_encoder, usable_path
-from audiodiff_platform.cluster.capacity import Device
+from audiodiff_platform.cluster.options import WorkerOptions
 from audiodiff_platform.encode.embeddings import EmbeddingsWorker, embedded
 from audiodiff_platform.encode.latents import LatentsWorker, encoded
 from audiodiff_platform.entry.errors import JobError
@@ -45,7 +45,7 @@ LATENT_BATCH_SIZE = 8
 BYTES_PER_LATENT_VALUE = 8  # float32 mean and log variance
 
 
-class EncodeOptions(OutputOptions):
+class EncodeOptions(WorkerOptions, OutputOptions):
     """Options of encode: input, output, and the encoder or autoencoder."""
 
     dataset_name: str | None = pydantic.Field(
@@ -70,14 +70,6 @@ class EncodeOptions(OutputOptions):
     )
     max_bad_fraction: float = pydantic.Field(
         0.5, ge=0, le=1, description="share of unusable audio files above which the job fails"
-    )
-    num_workers: int | None = pydantic.Field(
-        None,
-        ge=1,
-        description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
-    )
-    device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )
 
     @pydantic.model_validator(mode="after")

@@ -3,14 +3,14 @@
 import pydantic
 
 from audiodiff_core.evaluation.features import EMBEDDER
-from audiodiff_platform.cluster.capacity import Device
+from audiodiff_platform.cluster.options import WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 
 REPORT = "report.json"
 REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
 
 
-class EvaluateOptions(OutputOptions):
+class EvaluateOptions(WorkerOptions, OutputOptions):
     """Options of the evaluate job: the sides to compare, and the method of the comparison."""
 
     reference: str = pydantic.Field(
@@ -48,12 +48,4 @@ class EvaluateOptions(OutputOptions):
         le=10_000,
         description="number of reference slices that are converted to audio by the vocoder and analyzed again, to "
         "measure the distance that the vocoder alone causes",
-    )
-    num_workers: int | None = pydantic.Field(
-        None,
-        ge=1,
-        description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
-    )
-    device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )

@@ -7,8 +7,8 @@ import pydantic
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, Precision, SamplingParameters
-from audiodiff_platform.cluster.capacity import Device
+from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, SamplingParameters
+from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
 
@@ -17,7 +17,7 @@ MAX_LOOPS = 10_000_000
 """Maximum number of loops in a folder. The driver keeps a list of their shards."""
 
 
-class GenerateOptions(SamplingParameters, OutputOptions):
+class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputOptions):
     """Options of generate: model, seeds and sampling parameters of the loops, output folder, workers."""
 
     model: str = pydantic.Field(
@@ -32,25 +32,8 @@ class GenerateOptions(SamplingParameters, OutputOptions):
         description="seed of the first loop; the seeds of the following loops count up from it",
     )
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
-    batch_size: int | None = pydantic.Field(
-        None,
-        ge=1,
-        le=1_024,
-        description="loops per network call, which affects the result; none: 4 on a CPU, 32 on a GPU",
-    )
-    precision: Precision | None = pydantic.Field(
-        None, description="precision of the network: fp32, bf16 or fp16; none: fp32 on a CPU, bf16 or fp16 on a GPU"
-    )
     compiled: bool = pydantic.Field(
         False, description="compile the network when a worker starts, which pays off for many loops"
-    )
-    num_workers: int | None = pydantic.Field(
-        None,
-        ge=1,
-        description="number of workers, each on one CPU or GPU; none: all CPUs or GPUs that are not reserved",
-    )
-    device: Device = pydantic.Field(
-        "auto", description="device of the workers: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
     )
 
     @pydantic.model_validator(mode="after")

@@ -29,9 +29,9 @@ from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Precision, SamplingParameters
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, usable_path
-from audiodiff_platform.entry.options import Options
+from audiodiff_platform.cluster.options import ProfileOptions
 from audiodiff_platform.entry.terminal import say
 
 BATCH_WAIT_S = 0.01
@@ -44,7 +44,7 @@ APPLICATION = "audiodiff"
 app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusion models.")
 
 
-class ServeOptions(Options):
+class ServeOptions(ProfileOptions):
     """Options of serve: models, address and replicas."""
 
     model: tuple[str, ...] = pydantic.Field(
@@ -54,15 +54,6 @@ class ServeOptions(Options):
         "127.0.0.1", description="address to listen on; addresses other than loopback require AUDIODIFF_API_KEY"
     )
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
-    batch_size: int | None = pydantic.Field(
-        None,
-        ge=1,
-        le=1_024,
-        description="loops per network call, which affects the result; none: 4 on a CPU, 32 on a GPU",
-    )
-    precision: Precision | None = pydantic.Field(
-        None, description="precision of the network: fp32, bf16 or fp16; none: fp32 on a CPU, bf16 or fp16 on a GPU"
-    )
     compiled: bool = pydantic.Field(
         False, description="compile the network when a replica starts, which takes minutes but speeds up requests"
     )

@@ -8,15 +8,13 @@ OUTPUT_DIR/model/           the finished autoencoder with the averaged weights: 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_vae
 from audiodiff_core.latents.posteriors import set_scaling_factor
@@ -29,11 +27,11 @@ from audiodiff_platform.cluster import connected
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.mel_dataset import DATASET_VERSION, MEL_CONFIG, TrainingImages
 from audiodiff_platform.mel_data.original_datasets import open_dataset
-from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS, MODEL
+from audiodiff_platform.mel_data.run_folder import MODEL
 from audiodiff_platform.mel_data.sample_order import DataOrder, spread_places
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned, require_token
-from audiodiff_platform.train.diffusion_worker import save_weights
+from audiodiff_platform.train.learner import StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainVaeOptions
 from audiodiff_platform.train.shared_steps import (
@@ -140,14 +138,12 @@ def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator
         _write_model(options, state, dataset, last)
 
 
-class VaeLearner:
-    """Learner of an autoencoder and its discriminator.
-
-    A checkpoint holds the same files as a checkpoint of `DiffusionLearner`.
-    """
+class VaeLearner(StateLearner[VaeTrainState]):
+    """Learner of an autoencoder and its discriminator."""
 
     def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
-        self.options, self.accelerator, self.state = options, accelerator, state
+        super().__init__(state)
+        self.options, self.accelerator = options, accelerator
         objective = options.objective()
         self.weights = {
             "reconstruction": 1.0,
@@ -155,10 +151,6 @@ class VaeLearner:
             "spectral": objective.spectral_weight,
             "adversarial": objective.adversarial_weight,
         }
-
-    @property
-    def counts(self) -> VaeTrainState:
-        return self.state
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return batch
@@ -177,20 +169,6 @@ class VaeLearner:
         )
         loss = sum(weight * parts.get(name, 0.0) for name, weight in self.weights.items())
         return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate}
-
-    def snapshot(self) -> Callable[[Path], None]:
-        return partial(
-            save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict()
-        )
-
-    def progress(self) -> dict[str, Any]:
-        return self.state.progress()
-
-    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
-        self.state.load_state_dict(load_file(folder / "network.safetensors"))
-        self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
-        self.state.load_optimizer_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        self.state.load_progress(dict(progress))
 
 
 def _write_model(

@@ -1,17 +1,13 @@
 """Worker of diffusion training: the function that each process runs, and the learner."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
-from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs
+from audiodiff_platform.train.learner import StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.validation.diffusion import validates
@@ -75,19 +71,12 @@ def trained(
     return state
 
 
-class DiffusionLearner:
-    """Learner of a diffusion network.
-
-    A checkpoint holds network.safetensors (weights), ema.safetensors (averaged weights) and optimizer.pt (moments of
-    the optimizer).
-    """
+class DiffusionLearner(StateLearner[TrainState]):
+    """Learner of a diffusion network."""
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
-        self.options, self.accelerator, self.state = options, accelerator, state
-
-    @property
-    def counts(self) -> TrainState:
-        return self.state
+        super().__init__(state)
+        self.options, self.accelerator = options, accelerator
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return with_draws(self.state, batch)
@@ -105,37 +94,3 @@ class DiffusionLearner:
             options.samples_per_worker(self.accelerator.num_processes),
         )
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
-
-    def snapshot(self) -> Callable[[Path], None]:
-        return partial(
-            save_weights, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict()
-        )
-
-    def progress(self) -> dict[str, Any]:
-        return self.state.progress()
-
-    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
-        self.state.load_state_dict(load_file(folder / "network.safetensors"))
-        self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
-        self.state.load_optimizer_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-        self.state.load_progress(dict(progress))
-
-
-def save_weights(
-    network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path
-) -> None:
-    """Write the files of a checkpoint.
-
-    Args:
-        network: Weights by name.
-        average: Averaged weights by name.
-        optimizer: State of the optimizer.
-        folder: Local folder of the checkpoint.
-    """
-    save_file(_contiguous(network), folder / "network.safetensors")
-    save_file(_contiguous(average), folder / EMA_WEIGHTS)
-    torch.save(optimizer, folder / "optimizer.pt")
-
-
-def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -1,10 +1,21 @@
 """Interface between the training loop and the networks that it trains."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from audiodiff_core.training import TrainBatch
+import torch
+from safetensors.torch import load_file, save_file
+
+from audiodiff_core.training import TrainBatch, TrainState
+from audiodiff_core.training.vae_state import VaeTrainState
+from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
+
+WEIGHTS = "network.safetensors"
+OPTIMIZER = "optimizer.pt"
+
+StateT = TypeVar("StateT", TrainState, VaeTrainState)
 
 
 class TrainingStoppedError(Exception):
@@ -54,3 +65,47 @@ class Learner(Protocol):
 
     def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
         """Restore the state from the files of `snapshot` and the values of `progress`."""
+
+
+class StateLearner(Generic[StateT]):
+    """The part of a learner that saves and restores its state.
+
+    A checkpoint holds network.safetensors (weights), ema.safetensors (averaged weights) and optimizer.pt (moments of
+    the optimizer).
+    """
+
+    def __init__(self, state: StateT) -> None:
+        self.state = state
+
+    @property
+    def counts(self) -> StateT:
+        """As `Learner.counts`."""
+        return self.state
+
+    def snapshot(self) -> Callable[[Path], None]:
+        """As `Learner.snapshot`."""
+        return partial(_save, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+
+    def progress(self) -> dict[str, Any]:
+        """As `Learner.progress`."""
+        return self.state.progress()
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        """As `Learner.load`."""
+        self.state.load_state_dict(load_file(folder / WEIGHTS))
+        self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
+        self.state.load_optimizer_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+        self.state.load_progress(dict(progress))
+
+
+def _save(
+    network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the files of a checkpoint into a local folder."""
+    save_file(_contiguous(network), folder / WEIGHTS)
+    save_file(_contiguous(average), folder / EMA_WEIGHTS)
+    torch.save(optimizer, folder / OPTIMIZER)
+
+
+def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -153,7 +153,7 @@ class TrainOptions(RunOptions):
         """
         options = {name: getattr(self, name) for name in OBJECTIVE_FIELDS}
         try:
-            return objective_for(self.network_preset(), pretrained, **options)
+            return objective_for(self.network_preset(), pretrained, latent=self.vae is not None, **options)
         except pydantic.ValidationError as error:
             raise ValueError(
                 "; ".join(str(problem.get("ctx", {}).get("error", problem["msg"])) for problem in error.errors())
