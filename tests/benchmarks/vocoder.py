@@ -58,7 +58,7 @@ def compare(config: MelConfig) -> None:
         f"librosa {np.median(seconds[:, 0]):.3f} s,",
         end=" ",
     )
-    print(f"error {errors[:, 0].mean():.2f}, {peak_bytes(config, None, images[0]) / 1e6:.0f} MB more for an item")
+    print(f"error {errors[:, 0].mean():.2f}, {added_bytes(config, None, images[0]) / 1e6:.0f} MB more for an item")
     for column, (quality, vocoder) in enumerate(vocoders.items(), 1):
         faster, error = np.median(seconds[:, 0] / seconds[:, column]), errors[:, column].mean()
         better = (errors[:, column] < errors[:, 0]).sum()
@@ -66,7 +66,7 @@ def compare(config: MelConfig) -> None:
             f"  {quality:8} {vocoder.iterations:3} iterations: {np.median(seconds[:, column]):.3f} s, "
             f"{faster:.1f} times as fast; "
             f"error {error:.2f}, {error / errors[:, 0].mean():.2f} of librosa's (less in {better} of {len(images)}); "
-            f"{peak_bytes(config, quality, images[0]) / 1e6:.0f} MB more for an item; seam {seams(vocoder, images)}"
+            f"{added_bytes(config, quality, images[0]) / 1e6:.0f} MB more for an item; seam {seams(vocoder, images)}"
         )
 
 
@@ -83,7 +83,7 @@ def seams(vocoder: GriffinLim, images: Images) -> str:
     return f"{scores[0]:.2f}, not circular {scores[1]:.2f}"
 
 
-def peak_bytes(config: MelConfig, quality: Quality | None, image: Images) -> int:
+def added_bytes(config: MelConfig, quality: Quality | None, image: Images) -> int:
     """Return the growth of resident memory in bytes when a fresh process inverts one image.
 
     `quality` None measures librosa's inversion.

@@ -6,7 +6,7 @@ Anchors, aliases and merge keys (`<<`) work.
 """
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -44,7 +44,8 @@ def load_text(content: bytes) -> Any:
 class _TextLoader(yaml.SafeLoader):
     """A loader that constructs only texts, lists and mappings."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {"<": [(f"{_TAG}merge", re.compile("^<<$"))]}
+    # PyYAML types these class attributes as attributes of instances, which ClassVar cannot override.
+    yaml_implicit_resolvers = {"<": [(f"{_TAG}merge", re.compile("^<<$"))]}  # noqa: RUF012
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Compose a mapping, and raise ConstructorError for a repeated key, which SafeLoader would overwrite."""
@@ -60,7 +61,7 @@ class _TextLoader(yaml.SafeLoader):
         """Return the text of a scalar, or `null` for an unquoted empty scalar."""
         return str(self.construct_scalar(node)) or ("" if node.style else _MISSING_VALUE)
 
-    yaml_constructors: ClassVar[Any] = {
+    yaml_constructors = {  # noqa: RUF012
         **dict.fromkeys((f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null", "merge")), construct_text),
         f"{_TAG}seq": yaml.SafeLoader.construct_yaml_seq,
         f"{_TAG}map": yaml.SafeLoader.construct_yaml_map,

@@ -15,7 +15,7 @@ from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
 WEIGHTS = "network.safetensors"
 OPTIMIZER = "optimizer.pt"
 
-StateT = TypeVar("StateT", TrainState, VaeTrainState)
+StateT = TypeVar("StateT", bound=TrainState | VaeTrainState)
 
 
 class TrainingStoppedError(Exception):
@@ -75,7 +75,7 @@ class StateLearner(Generic[StateT]):
     """
 
     def __init__(self, state: StateT) -> None:
-        self.state = state
+        self.state: StateT = state
 
     @property
     def counts(self) -> StateT:
