@@ -104,6 +104,7 @@ def test_the_figures_are_exactly_those_of_all_rows(evaluation: dict[str, Any], s
     )
 
 
+@pytest.mark.workers
 def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
     sides: tuple[Items, Items], dataset: Path, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +201,7 @@ def test_generated_loops_and_the_models_card(
         "candidate": str(loops),
         "model": str(tmp_path / "model"),
         "round_trips": 0,
-        "num_workers": 2,
+        "num_workers": 1,
     }
     figures = evaluate(EvaluateOptions(**options))
     assert (figures["n_candidate"], figures["n_candidate_silent"], figures["n_candidate_unusable"]) == (5, 1, 2)
@@ -226,7 +227,7 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
         "candidate": str(few_loops),
         "held_out": str(loops / "loop_compus.flac"),
         "round_trips": 0,
-        "num_workers": 2,
+        "num_workers": 1,
     }
     figures = evaluate(EvaluateOptions(**options))
     assert figures["n_held_out"] > 0
@@ -234,7 +235,7 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
 
 
 def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_loops: Path, dataset: Path) -> None:
-    options = {"candidate": str(few_loops), "round_trips": 0, "num_workers": 2}
+    options = {"candidate": str(few_loops), "round_trips": 0, "num_workers": 1}
     rows = MelDataset(str(held_out), VALIDATION_SPLIT).rows
     assert evaluate(EvaluateOptions(reference=str(dataset), held_out=str(held_out), **options))["n_held_out"] == rows
     assert (
@@ -259,7 +260,7 @@ def test_an_encoder_as_embedder(
         "model": str(tmp_path / "model"),
         "mel_config": str(dataset / "mel_config.json"),
         "round_trips": 2,
-        "num_workers": 2,
+        "num_workers": 1,
     }
     figures = evaluate(EvaluateOptions(reference=str(few_loops), candidate=str(loops / "loop_tabla.flac"), **options))
     mel = Mel(MelDataset(str(dataset)).mel)

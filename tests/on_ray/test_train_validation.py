@@ -55,7 +55,7 @@ def split(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathFactory
                 hop_length=1024,
                 overlap=0.5,
                 validation_fraction=0.3,
-                num_workers=2,
+                num_workers=1,
             )
         )
     return folder
