@@ -18,9 +18,6 @@ from .checkpoint import (
     load_model as load_model,
 )
 from .checkpoint import (
-    load_pipeline as load_pipeline,
-)
-from .checkpoint import (
     save_model as save_model,
 )
 from .diffusion.schedulers import (
@@ -52,16 +49,25 @@ from .pipeline import (
     Audio as Audio,
 )
 from .pipeline import (
-    AudioDiffusionPipeline as AudioDiffusionPipeline,
+    Failure as Failure,
 )
 from .pipeline import (
     Loop as Loop,
 )
 from .pipeline import (
+    LoopPipeline as LoopPipeline,
+)
+from .pipeline import (
     chain as chain,
 )
 from .pipeline import (
+    load_pipeline as load_pipeline,
+)
+from .pipeline import (
     slerp as slerp,
+)
+from .sampling import (
+    Batch as Batch,
 )
 from .sampling import (
     ExecutionProfile as ExecutionProfile,
@@ -71,6 +77,9 @@ from .sampling import (
 )
 from .sampling import (
     Item as Item,
+)
+from .sampling import (
+    Request as Request,
 )
 from .sampling import (
     Sampler as Sampler,

@@ -54,7 +54,7 @@ Written by audiodiff {record.audiodiff_version}.
 With audiodiff, where `SOURCE` is this folder or its Hugging Face id:
 
 ```python
-from audiodiff_core.checkpoint import load_pipeline
+from audiodiff_core import load_pipeline
 from audiodiff_core.sampling import GenerateRequest
 pipeline = load_pipeline(SOURCE)
 ```

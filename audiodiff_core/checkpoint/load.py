@@ -35,8 +35,7 @@ from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import read_weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.pipeline import AudioDiffusionPipeline
-from audiodiff_core.sampling import ExecutionProfile, image_sides
+from audiodiff_core.models import image_sides
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,6 @@ class Model:
     vae: Any = None
     record: ModelRecord | None = None
 
-    def pipeline(self, profile: ExecutionProfile) -> AudioDiffusionPipeline:
-        """Create a pipeline that generates audio with this model."""
-        return AudioDiffusionPipeline(self.unet, self.scheduler, self.mel, profile, vae=self.vae)
-
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
     """Load a model of the original project, of diffusers or of audiodiff.
@@ -79,19 +74,6 @@ def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
     """
     with local_files(source) as path:
         return read_model(path, [] if changes is None else changes)
-
-
-def load_pipeline(source: str | Path, profile: ExecutionProfile | None = None) -> AudioDiffusionPipeline:
-    """Load a model as a pipeline that generates audio.
-
-    Args:
-        source: See `load_model`.
-        profile: Device and precision. None uses the profile of this process's device.
-
-    Raises:
-        CheckpointError: See `load_model`.
-    """
-    return load_model(source).pipeline(profile or ExecutionProfile.here())
 
 
 def load_vae(source: str | Path, changes: list[str] | None = None) -> Any:

@@ -7,7 +7,6 @@ Sampling starts at level 0. The last level, `calls`, is the clean sample. Each s
 except the last step. The steps of the other methods make one call.
 """
 
-import warnings
 from typing import Any
 
 import torch
@@ -24,31 +23,34 @@ MAX_ETA_AT_PURE_NOISE = 1 - 1e-6
 class Schedule:
     """Noise levels of one request, and the steps between them.
 
-    A schedule keeps the state of multistep methods, so requests must not share a schedule. The constructor warns if
-    level 0 is not pure noise.
+    A schedule keeps the state of multistep methods. `step_tables` measures the coefficients of the steps with it.
 
     Attributes:
         name: The sampling method.
         steps: Number of steps.
         timesteps: Timestep of each network call.
         levels: (signal, noise) of each level: `calls` + 1 pairs, of which the last is (1, 0).
+        warning: Warning that level 0 is not pure noise, or None.
 
     Args:
         model_scheduler: The scheduler that is saved with the model.
         options: The sampling parameters.
+        clip: Whether predicted clean samples are clamped where the model sets `clip_sample`.
 
     Raises:
         ValueError: As `scheduler_for`.
     """
 
-    def __init__(self, model_scheduler: Any, options: SchedulerOptions) -> None:
+    def __init__(self, model_scheduler: Any, options: SchedulerOptions, *, clip: bool = True) -> None:
         self.name, self.steps = resolved(model_scheduler, options)
         self._method = METHODS[self.name]
         self._scheduler = scheduler_for(model_scheduler, options)
+        if not clip and "clip_sample" in self._scheduler.config:
+            self._scheduler.register_to_config(clip_sample=False)
         self._eta = options.eta
         self.timesteps: list[float] = self._scheduler.timesteps.tolist()
         self.levels = self._levels()
-        self._warn_about_signal()
+        self.warning = self._warning()
 
     @property
     def calls(self) -> int:
@@ -137,12 +139,22 @@ class Schedule:
             case "flow":
                 return [(1 - sigma, sigma) for sigma in self._scheduler.sigmas]
 
-    def _warn_about_signal(self) -> None:
-        levels = self._scheduler.config.num_train_timesteps
+    @property
+    def anchor(self) -> torch.Tensor | None:
+        """The corrected sample of UniPC's last step. None for the other methods."""
+        anchor: torch.Tensor | None = getattr(self._scheduler, "last_sample", None)
+        return anchor
+
+    def set_anchor(self, anchor: torch.Tensor) -> None:
+        """Replace the corrected sample of UniPC's last step. Other methods have none."""
+        if hasattr(self._scheduler, "last_sample"):
+            self._scheduler.last_sample = anchor
+
+    def _warning(self) -> str | None:
         signal, noise = self.levels[0]
-        if signal / (signal**2 + noise**2) ** 0.5 > MAX_INITIAL_SIGNAL:
-            warnings.warn(
-                f"steps {self.steps} with {self.name}: sampling starts from noise at level {self.timesteps[0]:.0f} "
-                f"of {levels}, which is not pure noise",
-                stacklevel=4,
-            )
+        if signal / (signal**2 + noise**2) ** 0.5 <= MAX_INITIAL_SIGNAL:
+            return None
+        return (
+            f"steps {self.steps} with {self.name}: sampling starts from noise at level {self.timesteps[0]:.0f} "
+            f"of {self._scheduler.config.num_train_timesteps}, which is not pure noise"
+        )

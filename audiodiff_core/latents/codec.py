@@ -1,7 +1,7 @@
 """Encoding and decoding of images with an AutoencoderKL.
 
 A latent model denoises z = scaling_factor * latent, where the encoder computes `latent` from an image in [-1, 1]. The
-decoder takes z / scaling_factor. The autoencoder always runs in float32, because it overflows in half precision.
+decoder takes z / scaling_factor. The autoencoder runs in float32 or bfloat16. In float16 it overflows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +92,6 @@ def _in_batches(
 ) -> Iterator[torch.Tensor]:
     """Yield the outputs of `function` for `inputs`, in batches padded with zeros to `batch_size`."""
     for batch in inputs.split(batch_size):
-        padded = torch.zeros((batch_size, *batch.shape[1:]), device=vae.device)
+        padded = torch.zeros((batch_size, *batch.shape[1:]), device=vae.device, dtype=vae.dtype)
         padded[: len(batch)] = batch
-        yield function(padded)[: len(batch)].cpu()
+        yield function(padded.contiguous(memory_format=torch.channels_last))[: len(batch)].float().cpu()

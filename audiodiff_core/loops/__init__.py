@@ -1,11 +1,21 @@
 """Loops: beat tracking, tempo, cutting to whole bars, stretching, and audibility of the seam."""
 
-from audiodiff_core.loops.cut import LOOP_TEMPO_RANGE_BPM, cut_loop, loop_length, tempo_bpm, whole_beats
+from audiodiff_core.loops.cut import (
+    BEATS_PER_BAR,
+    LOOP_TEMPO_RANGE_BPM,
+    cut_loop,
+    fit_length,
+    loop_length,
+    tempo_bpm,
+    whole_beats,
+)
 from audiodiff_core.loops.seam import level_db, seam_score
 
 __all__ = [
+    "BEATS_PER_BAR",
     "LOOP_TEMPO_RANGE_BPM",
     "cut_loop",
+    "fit_length",
     "level_db",
     "loop_length",
     "seam_score",

@@ -25,6 +25,7 @@ from audiodiff_core.loops.tempo import measure_tempo
 
 LOOP_TEMPO_RANGE_BPM = (20.0, 400.0)
 MAX_BEATS_PER_BAR = 64
+BEATS_PER_BAR = 4
 ATTACK_BLOCK_S = 0.002
 MIN_ATTACK_RISE = 4.0
 """Smallest ratio of the powers of successive blocks at an attack."""
@@ -40,7 +41,7 @@ def tempo_bpm(audio: Samples, sample_rate: int) -> float | None:
     return measure_tempo(audio, sample_rate).bpm
 
 
-def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = 4) -> int:
+def loop_length(bars: int, bpm: float, sample_rate: int, beats_per_bar: int = BEATS_PER_BAR) -> int:
     """Return the number of samples of a loop of `bars` bars at `bpm`, rounded to the nearest integer.
 
     Raises:
@@ -56,7 +57,7 @@ def cut_loop(
     *,
     bars: int | None = None,
     bpm: float | None = None,
-    beats_per_bar: int = 4,
+    beats_per_bar: int = BEATS_PER_BAR,
     tracker: BeatTracker | None = "librosa",
 ) -> tuple[Samples, LoopInfo]:
     """Cut a loop of whole bars from mono audio.
@@ -99,6 +100,29 @@ def cut_loop(
     if bpm is not None:
         loop = stretch_circular(loop, loop_length(bars, bpm, sample_rate, beats_per_bar), sample_rate)
     return loop, LoopInfo(bars * beats_per_bar, beats_per_bar)
+
+
+def fit_length(audio: Samples, length: int, sample_rate: int, circular: bool) -> Samples:
+    """Fit mono audio to a number of samples that its bars fix.
+
+    Args:
+        audio: Mono samples (n,).
+        length: Number of samples.
+        sample_rate: Sample rate in Hz.
+        circular: Whether the audio is one period of a loop. It is then stretched on a circle at constant pitch.
+            Otherwise it is cut, and its end fades into what follows the cut.
+
+    Returns:
+        float32 samples (length,).
+
+    Raises:
+        ValueError: If audio that is not circular is too short.
+    """
+    if circular:
+        return stretch_circular(audio, length, sample_rate)
+    if length > len(audio):
+        raise ValueError(f"bars of {length} samples: the audio has {len(audio)}, use fewer bars or a larger width")
+    return _cut_with_crossfade(audio, 0, length, round(CROSSFADE_S * sample_rate))
 
 
 def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:

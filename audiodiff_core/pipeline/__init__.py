@@ -6,26 +6,33 @@ inputs.py         validation of the caller's arguments
 interpolation.py  interpolation between noises
 windows.py        overlapping windows over a long image
 loop.py           the result and its file
-rendering.py      conversion of items to loops: sampling, decoding and vocoder
-long_loops.py     sampling of long images, window by window
-pipeline.py       AudioDiffusionPipeline
+tasks.py          what a request needs from the sampler
+codec.py          conversion between mel images and samples
+running.py        running of tasks in one batch
+rendering.py      conversion of results to loops: decoding and vocoder
+array_calls.py    calls with arrays instead of references
+loop_pipeline.py  LoopPipeline
 """
 
 from audiodiff_core.pipeline.geometry import Geometry
 from audiodiff_core.pipeline.interpolation import chain, slerp
-from audiodiff_core.pipeline.loop import PEAK, Loop, normalize
-from audiodiff_core.pipeline.pipeline import AudioDiffusionPipeline
+from audiodiff_core.pipeline.loop import PEAK, Failure, Loop, normalize
+from audiodiff_core.pipeline.loop_pipeline import LoopPipeline, load_pipeline
+from audiodiff_core.pipeline.running import Step
 from audiodiff_core.pipeline.sources import Audio, Source, Span
 
 __all__ = [
     "PEAK",
     "Audio",
-    "AudioDiffusionPipeline",
+    "Failure",
     "Geometry",
     "Loop",
+    "LoopPipeline",
     "Source",
     "Span",
+    "Step",
     "chain",
+    "load_pipeline",
     "normalize",
     "slerp",
 ]

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from audiodiff_core.diffusion.schedulers import scheduler_for
+from audiodiff_core.diffusion.step_tables import step_table
 from audiodiff_core.latents import latent_factor
+from audiodiff_core.loops import loop_length
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import side_multiple
 from audiodiff_core.sampling import SamplingParameters, image_sides
@@ -72,6 +73,11 @@ class Geometry:
             mel, factor, factor * side_multiple(unet), channels, getattr(unet.config, "cross_attention_dim", None)
         )
 
+    @property
+    def height(self) -> int:
+        """Height of a sample."""
+        return self.mel.y_res // self.factor
+
     def width(self, parameters: SamplingParameters) -> int:
         """Return the width of the requested image in columns."""
         return parameters.width or self.mel.x_res
@@ -109,7 +115,7 @@ class Geometry:
             ValueError: If the model does not support the parameters.
         """
         filled = parameters.resolved(model_scheduler)
-        width = self.width(filled)
+        width = self._requested_width(filled)
         if width < MIN_WIDTH:
             raise ValueError(f"width {width}: audio needs at least {MIN_WIDTH} columns")
         max_width = MAX_WIDTH_FACTOR * self.mel.x_res
@@ -122,5 +128,22 @@ class Geometry:
             raise ValueError(
                 f"guidance_scale {filled.guidance_scale}: the model is not conditional, use 1 (no guidance)"
             )
-        scheduler_for(model_scheduler, filled)
-        return filled.model_copy(update={"width": width})
+        step_table(model_scheduler, filled)
+        fixed = {} if filled.has_windows else {"duration_s": None}
+        return filled.model_copy(update={"width": width, **fixed})
+
+    def samples(self, parameters: SamplingParameters) -> int | None:
+        """Return the number of samples that `bars` and `bpm` fix, or None without them."""
+        if parameters.bars is None or parameters.bpm is None:
+            return None
+        return loop_length(parameters.bars, parameters.bpm, self.mel.sample_rate)
+
+    def _requested_width(self, parameters: SamplingParameters) -> int:
+        """Return the width that the request states by columns, duration, or bars, or the default width."""
+        if parameters.width is not None or parameters.has_windows:
+            return self.width(parameters)
+        if (samples := self.samples(parameters)) is not None:
+            # Audio lies between the columns: a loop that is not circular has one hop less.
+            hops = -(-samples // self.mel.hop_length) + (0 if parameters.seamless else 1)
+            return self.columns(self.duration_s(hops))
+        return self.mel.x_res if parameters.duration_s is None else self.columns(parameters.duration_s)

@@ -1,21 +1,44 @@
-"""Validation of the caller's arguments, and their conversion to items of the sampler.
+"""Validation of requests, and their conversion to items and tasks.
 
 An invalid argument raises a ValueError that names the argument and its value.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiodiff_core.mel import Images
+from audiodiff_core.pipeline import tasks
+from audiodiff_core.pipeline.codec import Codec
 from audiodiff_core.pipeline.geometry import MIN_WIDTH, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
-from audiodiff_core.pipeline.sources import MAX_TRACK_COLUMNS, Source, source_image
-from audiodiff_core.sampling import GenerateRequest, Item
+from audiodiff_core.pipeline.sources import (
+    MAX_TRACK_COLUMNS,
+    Audio,
+    Mask,
+    Source,
+    SourceSlice,
+    Span,
+    kept_pixels,
+    source_slice,
+    track_image,
+)
+from audiodiff_core.pipeline.tasks import Task
+from audiodiff_core.sampling import Batch, Item
+from audiodiff_core.sampling.requests import (
+    ExtendRequest,
+    GenerateRequest,
+    InpaintRequest,
+    InterpolateRequest,
+    InvertRequest,
+    RemixRequest,
+    Request,
+    SeededRequest,
+    VaryRequest,
+)
 
 Encodings = npt.NDArray[np.floating]
 
@@ -23,30 +46,63 @@ DEFAULT_STRENGTH = 0.5
 
 
 @dataclass(frozen=True)
+class References:
+    """What requests name by reference.
+
+    Attributes:
+        sources: Audio or images by reference. A reference that is not a key is a path or a URI.
+        encodings: Encodings (dim,) by reference.
+    """
+
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    encodings: Mapping[str, Encodings] = field(default_factory=dict)
+
+    def source(self, reference: str, index: int) -> Source:
+        """Return a source and, for audio, the index of its slice."""
+        source = self.sources.get(reference)
+        if source is None:
+            return Audio(reference, slice=index)
+        return replace(source, slice=index) if isinstance(source, Audio) and index else source
+
+
+@dataclass(frozen=True)
 class Inputs:
-    """Conversion of requests, sources and encodings to items of one model.
+    """Conversion of requests, sources and encodings to items and tasks of one model.
 
     Attributes:
         geometry: The geometry of the model.
         scheduler: The scheduler that is saved with the model.
+        codec: The codec of the model.
     """
 
     geometry: Geometry
     scheduler: Any
+    codec: Codec
 
     def shape(self, width: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of a sample of `width` columns."""
-        return self.geometry.channels, self.geometry.mel.y_res // self.geometry.factor, width
+        return self.geometry.channels, self.geometry.height, width
 
-    def item(self, request: GenerateRequest, encoding: Encodings | None = None) -> Item:
-        """Create an item from a request and its encoding (dim,). All defaults of the request are filled in."""
+    def item(
+        self, request: SeededRequest, encoding: Encodings | None = None, references: References | None = None
+    ) -> Item:
+        """Create an item from a request. All defaults of the request are filled in.
+
+        Args:
+            request: The request.
+            encoding: Encoding (dim,) in place of that of the request.
+            references: Encodings by reference.
+        """
         filled = self.geometry.resolved(request, self.scheduler)
+        if encoding is None and isinstance(request.encoding, str):
+            known = {} if references is None else references.encodings
+            if request.encoding not in known:
+                raise ValueError(f"encoding {request.encoding}: not among the {len(known)} encodings of the call")
+            encoding = known[request.encoding]
+        elif encoding is None and request.encoding is not None:
+            encoding = np.array(request.encoding, np.float32)
         dim = self.geometry.encoding_dim
         if encoding is None:
-            if dim is not None:
-                raise ValueError(
-                    f"encodings are missing: the model is conditional, pass one encoding of {dim} numbers per request"
-                )
             return Item(filled, self.width(filled))
         if dim is None:
             raise ValueError("encodings: the model is not conditional, omit them")
@@ -54,27 +110,89 @@ class Inputs:
             raise ValueError(f"encoding of shape {encoding.shape}: the model takes {dim} finite numbers")
         return Item(filled, self.width(filled), encoding=torch.from_numpy(encoding.astype(np.float32)))
 
-    def items(self, requests: Sequence[GenerateRequest], encodings: Encodings | None) -> list[Item]:
+    def items(self, requests: Sequence[SeededRequest], encodings: Encodings | None) -> list[Item]:
         """Create items from n requests and their encodings (n, dim)."""
         if encodings is None:
             return [self.item(request) for request in requests]
-        if len(encodings) != len(requests):
-            raise ValueError(f"{len(encodings)} encodings for {len(requests)} requests: pass one per request")
+        self.require_equal("encodings", len(encodings), len(requests))
         return [self.item(request, encoding) for request, encoding in zip(requests, encodings, strict=True)]
 
-    def items_and_images(
-        self, requests: Sequence[GenerateRequest], sources: Sequence[Source], encodings: Encodings | None
-    ) -> tuple[list[Item], list[Images]]:
-        """Create items, and compute the mel images of their sources."""
-        if len(sources) != len(requests):
-            raise ValueError(f"{len(sources)} sources for {len(requests)} requests: pass one per request")
-        items = self.items(requests, encodings)
-        return items, [
-            source_image(source, self.geometry.mel, self.geometry.width(item.request))
-            for source, item in zip(sources, items, strict=True)
-        ]
+    def task(self, request: Request, references: References, batch: Batch) -> tuple[Item, Task]:
+        """Check a request, and create its item and its task. The task decodes its sources when it starts.
 
-    def width(self, request: GenerateRequest) -> int:
+        Args:
+            request: The request.
+            references: Sources and encodings by reference.
+            batch: Any batch of the model, which checks the item.
+
+        Raises:
+            ValueError: If the model does not support the request.
+        """
+        item = self.item(request, references=references)
+        batch.check(item)
+        width, codec, geometry = self.geometry.width(item.request), self.codec, self.geometry
+
+        def load(reference: str, index: int) -> SourceSlice:
+            return source_slice(references.source(reference, index), geometry.mel, width)
+
+        match request:
+            case GenerateRequest():
+                return item, tasks.generate(item)
+            case VaryRequest():
+                start = self.start_step(item.request, request.strength, request.start_step)
+                return item, _later(lambda: tasks.vary(item, load(request.source, request.slice), start, codec))
+            case InpaintRequest():
+                kept = self.kept(request.regenerate, item, request.start_step)
+                return item, _later(lambda: self.inpaint(item, load(request.source, request.slice), kept, request))
+            case ExtendRequest():
+                columns = self.extended_columns(request)
+                return item, _later(
+                    lambda: tasks.extend(
+                        item,
+                        None if request.source is None else load(request.source, request.slice),
+                        columns,
+                        request.overlap,
+                        codec,
+                        geometry,
+                    )
+                )
+            case RemixRequest():
+                start = self.start_step(item.request, request.strength, request.start_step)
+                return item, _later(
+                    lambda: tasks.remix(item, self._track(references, request.source), start, request.overlap, codec, geometry)
+                )
+            case InvertRequest():
+                self._check_inversion(item, request.refinements, batch)
+                return item, _later(
+                    lambda: tasks.invert(item, load(request.source, request.slice), request.refinements, codec)
+                )
+            case InterpolateRequest():
+                shape = self.shape(item.width)
+                if request.sources is None:
+                    return item, tasks.interpolate(item, request.seeds or (), request.position, 0, codec, shape)
+                self._check_inversion(item, request.refinements, batch)
+                sources = request.sources
+                return item, _later(
+                    lambda: tasks.interpolate(
+                        item,
+                        [load(reference, 0) for reference in sources],
+                        request.position,
+                        request.refinements,
+                        codec,
+                        shape,
+                    )
+                )
+
+    def inpaint(self, item: Item, source: SourceSlice, kept: Mask, request: InpaintRequest) -> Task:
+        """Create the task of an inpainting."""
+        return tasks.inpaint(item, source, kept, request.start_step, self.codec, self.geometry.factor)
+
+    def kept(self, regenerate: Sequence[Span] | Mask, item: Item, start_step: int) -> Mask:
+        """Return the mask of the pixels to keep, and check the range of `start_step`."""
+        self.start_step(item.request, None, start_step)
+        return kept_pixels(regenerate, self.geometry.mel, self.geometry.width(item.request))
+
+    def width(self, request: SeededRequest) -> int:
         """Return the width of the sample in columns."""
         return self.geometry.width(request) // self.geometry.factor
 
@@ -85,7 +203,7 @@ class Inputs:
             raise ValueError(f"noise of shape {noise.shape}: pass {shape} finite numbers")
         return torch.from_numpy(noise.astype(np.float32))
 
-    def start_step(self, request: GenerateRequest, strength: float | None, start_step: int | None) -> int:
+    def start_step(self, request: SeededRequest, strength: float | None, start_step: int | None) -> int:
         """Return the number of steps to skip.
 
         Args:
@@ -126,3 +244,29 @@ class Inputs:
             min_s, max_s = self.geometry.duration_s(MIN_WIDTH), self.geometry.duration_s(MAX_TRACK_COLUMNS)
             raise ValueError(f"duration {duration_s} s: use {min_s:.2g} s to {max_s:.0f} s")
         return int(columns)
+
+    def extended_columns(self, request: ExtendRequest) -> int:
+        """Return the width in columns of a long loop of a duration, or of bars."""
+        if (samples := self.geometry.samples(request)) is not None:
+            return self.columns(samples / self.geometry.mel.sample_rate) + 1
+        assert request.duration_s is not None
+        return self.columns(request.duration_s)
+
+    @staticmethod
+    def require_equal(what: str, count: int, requests: int) -> None:
+        """Raise ValueError if the number of sources, masks or encodings is not that of the requests."""
+        if count != requests:
+            raise ValueError(f"{count} {what} for {requests} requests: pass one per request")
+
+    def _track(self, references: References, reference: str) -> npt.NDArray[np.uint8]:
+        source = references.source(reference, 0)
+        return track_image(source, self.geometry.mel) if isinstance(source, Audio) else source
+
+    def _check_inversion(self, item: Item, refinements: int, batch: Batch) -> None:
+        clean = torch.zeros(self.shape(item.width))
+        batch.check(replace(item, clean=clean, inverted=True, refinements=refinements))
+
+
+def _later(make: Callable[[], Task]) -> Task:
+    """Return a task that is made when it starts."""
+    return (yield from make())

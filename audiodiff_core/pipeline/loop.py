@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from audiodiff_core.audio import AudioFormat, Samples, encode_audio
-from audiodiff_core.loops import whole_beats
+from audiodiff_core.audio.wav_chunks import LoopInfo
+from audiodiff_core.loops import BEATS_PER_BAR, whole_beats
 from audiodiff_core.mel import Images
-from audiodiff_core.sampling import GenerateRequest
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.sampling.requests import SeededRequest
 
 PEAK = 10 ** (-1 / 20)
 """Peak amplitude of every loop: -1 dBFS. A mel image has no absolute level."""
@@ -20,17 +23,25 @@ class Loop:
     Attributes:
         request: The request, with all defaults filled in.
         image: The mel image (y_res, width).
-        audio: The audio (n,), with peak -1 dBFS. n is (width - 1) * hop_length, or width * hop_length if seamless.
+        audio: The audio (n,). n is (width - 1) * hop_length, width * hop_length if seamless, or the length of the bars
+            of the request. The peak is -1 dBFS, or the level is that of the source if the loop keeps samples of it.
         number: Index of the request in the call.
+        profile: The execution profile, with the batch size that was used.
+        noise: The noise (channels, height, width) from which the loop was generated, if an inversion, an interpolation
+            or the caller gave it.
     """
 
-    request: GenerateRequest
+    request: SeededRequest
     image: Images
     audio: Samples
     number: int
+    profile: ExecutionProfile
+    noise: npt.NDArray[np.float32] | None = None
 
     def file(self, sample_rate: int, file_format: AudioFormat) -> bytes:
-        """Encode the loop as an audio file. The WAV file of a seamless loop states loop points and the tempo.
+        """Encode the loop as an audio file.
+
+        The WAV file of a seamless loop, or of a loop of bars, states loop points and the tempo.
 
         Args:
             sample_rate: Sample rate in Hz.
@@ -39,10 +50,27 @@ class Loop:
         Returns:
             The bytes of the file.
         """
-        repeats = self.request.seamless and file_format == "wav"
-        return encode_audio(
-            self.audio, sample_rate, file_format, whole_beats(self.audio, sample_rate) if repeats else None
-        )
+        meter = None
+        if file_format == "wav" and self.request.bars is not None:
+            meter = LoopInfo(self.request.bars * BEATS_PER_BAR, BEATS_PER_BAR)
+        elif file_format == "wav" and self.request.seamless:
+            meter = whole_beats(self.audio, sample_rate)
+        return encode_audio(self.audio, sample_rate, file_format, meter)
+
+
+@dataclass(frozen=True, eq=False)
+class Failure:
+    """A request without a result.
+
+    Attributes:
+        request: The request.
+        number: Index of the request in the call.
+        error: FloatingPointError if a network returned NaN or infinity, or ValueError if the request does not fit.
+    """
+
+    request: SeededRequest
+    number: int
+    error: FloatingPointError | ValueError
 
 
 def normalize(audio: Samples) -> Samples:

@@ -1,115 +1,137 @@
-"""Rendering of items as loops: sampling, decoding to mel images and synthesis of the audio."""
+"""Rendering of finished tasks as loops: decoding to mel images and synthesis of the audio."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 import torch
 
-from audiodiff_core.latents import decode_latents, encode_latents
-from audiodiff_core.mel import Images, to_image, to_model
-from audiodiff_core.models.circular import circular_time
-from audiodiff_core.pipeline.loop import Loop, normalize
-from audiodiff_core.pipeline.sources import Mask
-from audiodiff_core.sampling import Item, Sampler
-from audiodiff_core.vocoder import Vocoder
+from audiodiff_core.audio import Samples
+from audiodiff_core.loops import fit_length
+from audiodiff_core.mel import Images
+from audiodiff_core.pipeline.codec import Codec
+from audiodiff_core.pipeline.geometry import Geometry
+from audiodiff_core.pipeline.loop import Failure, Loop, normalize
+from audiodiff_core.pipeline.tasks import Result
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.sampling.requests import SeededRequest
+from audiodiff_core.vocoder import Kept, Vocoder, kept_samples
+
+NOT_FINITE = "the autoencoder's image is not finite: its weights are broken, use another model"
 
 
 @dataclass(frozen=True, eq=False)
-class RenderJob:
-    """An item to render as a loop.
+class Rendering:
+    """A result to render.
 
     Attributes:
-        number: Index of the item in the call.
-        item: The item.
-        source: The source image (y_res, width). None if no part of a source is kept.
-        kept: Mask (y_res, width), True where the image of the loop keeps the pixels of `source`.
+        number: Index of the request in the call.
+        request: The request, with all defaults filled in.
+        result: The result of its task.
     """
 
     number: int
-    item: Item
-    source: Images | None = None
-    kept: Mask | None = None
+    request: SeededRequest
+    result: Result
 
 
 class Renderer:
-    """Renderer of items as loops.
+    """Renderer of results as loops.
 
     Args:
-        sampler: The sampler.
+        codec: The codec.
         vocoder: The vocoder.
-        vae: The AutoencoderKL of a latent model, on the sampler's device, or None.
+        geometry: The geometry of the model.
     """
 
-    def __init__(self, sampler: Sampler, vocoder: Vocoder, vae: Any = None) -> None:
-        self.sampler = sampler
-        self.vocoder = vocoder
-        self.vae = vae
+    def __init__(self, codec: Codec, vocoder: Vocoder, geometry: Geometry) -> None:
+        self._codec, self._vocoder, self._geometry = codec, vocoder, geometry
 
-    def encode(self, image: Images, circular: bool = False) -> torch.Tensor:
-        """Convert a mel image to a sample.
+    def render(self, renderings: Sequence[Rendering], profile: ExecutionProfile) -> Iterator[Loop | Failure]:
+        """Yield the loop of each result, or its failure.
 
         Args:
-            image: The image (y_res, width).
-            circular: Whether the image is one period of a loop.
-
-        Returns:
-            The sample (channels, height, width): the image in [-1, 1], or its latent.
+            renderings: The results.
+            profile: The execution profile of the samples.
         """
-        pixels = torch.from_numpy(to_model(image))[None, None]
-        if self.vae is None:
-            return pixels[0]
-        with circular_time(self.vae) if circular else nullcontext():
-            return encode_latents(self.vae, pixels)[0]
+        images: list[tuple[Rendering, Images]] = []
+        for (_, circular), group in groupby(sorted(renderings, key=_shape), key=_shape):
+            members = list(group)
+            samples = torch.stack([sample for member in members for sample in member.result.samples])
+            decoded, finite = self._codec.decode(samples, circular)
+            first = 0
+            for member in members:
+                own = slice(first, first + len(member.result.samples))
+                first = own.stop
+                if finite[own].all():
+                    images.append((member, self._image(member.result, decoded[own])))
+                else:
+                    reason = f"seed {member.request.seed}: {NOT_FINITE}"
+                    yield Failure(member.request, member.number, FloatingPointError(reason))
+        for (_, circular), pairs in groupby(sorted(images, key=_image_shape), key=_image_shape):
+            yield from self._loops(list(pairs), circular, profile)
 
-    def decode(self, samples: torch.Tensor, circular: bool = False) -> Images:
-        """Convert samples to mel images.
+    def preview(self, sample: torch.Tensor, circular: bool) -> Images:
+        """Convert a sample (channels, height, width) to a mel image (y_res, width)."""
+        image: Images = self._codec.decode(sample[None], circular)[0][0]
+        return image
 
-        Args:
-            samples: Samples (n, channels, height, width).
-            circular: Whether the samples are periods of loops.
+    def _loops(
+        self, pairs: Sequence[tuple[Rendering, Images]], circular: bool, profile: ExecutionProfile
+    ) -> Iterator[Loop]:
+        """Synthesize the audio of images of one width."""
+        images = np.stack([image for _, image in pairs])
+        seeds = [member.request.seed for member, _ in pairs]
+        kept = [self._kept(member.result, image.shape[1], circular) for member, image in pairs]
+        options = {"kept": kept} if any(item is not None for item in kept) else {}
+        with profile.applied():
+            audios = self._vocoder(images, seeds, circular=circular, **options)
+        for (member, image), audio, item in zip(pairs, audios, kept, strict=True):
+            yield Loop(
+                member.request, image, self._leveled(member, audio, item), member.number, profile, member.result.noise
+            )
 
-        Returns:
-            Images (n, y_res, width).
+    def _leveled(self, member: Rendering, audio: Samples, kept: Kept | None) -> Samples:
+        """Fit the audio to its bars, and set its level: that of the kept samples, or else the peak of all loops."""
+        if kept is not None:
+            source = member.result.source
+            assert source is not None
+            audio = (audio * np.float32(source.amplitude)).astype(np.float32)
+        if (samples := self._geometry.samples(member.request)) is not None:
+            audio = fit_length(audio, samples, self._geometry.mel.sample_rate, member.request.seamless)
+        return audio if kept is not None else normalize(audio)
 
-        Raises:
-            FloatingPointError: If the autoencoder returns NaN or infinity.
-        """
-        if self.vae is not None:
-            with circular_time(self.vae) if circular else nullcontext():
-                samples = decode_latents(self.vae, samples)
-            if not bool(torch.isfinite(samples).all()):
-                raise FloatingPointError(
-                    "the autoencoder's images are not finite: its weights are broken, use another model"
-                )
-        return to_image(samples[:, 0].numpy())
+    def _image(self, result: Result, images: Images) -> Images:
+        """Join the windows of a result, and put the kept pixels of its source into the image."""
+        image = images[0] if result.windows is None else result.windows.join(images, self._geometry.factor)
+        if result.columns is not None:
+            image = image[:, : result.columns]
+        if result.source is not None and result.kept is not None:
+            columns = min(image.shape[1], result.kept.shape[1])
+            kept, source = result.kept[:, :columns], result.source.image[:, :columns]
+            np.copyto(image[:, :columns], source, where=kept)
+        return np.ascontiguousarray(image)
 
-    def render(self, jobs: Iterable[RenderJob]) -> Iterator[Loop]:
-        """Yield the loop of each job, in the order in which the items finish.
+    def _kept(self, result: Result, columns: int, circular: bool) -> Kept | None:
+        """Return the kept samples of the source, at the scale of the image, or None."""
+        source = result.source
+        if source is None or source.samples is None or result.kept is None or not source.amplitude:
+            return None
+        mel = self._geometry.mel
+        length = (columns if circular else columns - 1) * mel.hop_length
+        whole = np.zeros(columns, np.bool_)
+        known = min(columns, result.kept.shape[1])
+        whole[:known] = result.kept[:, :known].all(axis=0)
+        samples = np.zeros(length, np.float32)
+        own = source.samples[:length]
+        samples[: len(own)] = own / np.float32(source.amplitude)
+        return Kept(samples, kept_samples(whole, mel, length))
 
-        Args:
-            jobs: The jobs, which may be unlimited in number. A job is consumed only when batch slots are free.
-        """
-        in_progress: dict[Item, RenderJob] = {}
 
-        def items() -> Iterator[Item]:
-            for job in jobs:
-                in_progress[job.item] = job
-                yield job.item
+def _shape(member: Rendering) -> tuple[tuple[int, ...], bool]:
+    return tuple(member.result.samples[0].shape), member.request.seamless
 
-        finished = self.sampler.sample(items())
-        while batch := list(islice(finished, self.sampler.profile.batch_size)):
-            batch.sort(key=lambda pair: pair[0].pool)
-            for (_, circular), pairs in groupby(batch, key=lambda pair: pair[0].pool):
-                pool = list(pairs)
-                images = self.decode(torch.stack([sample for _, sample in pool]), circular)
-                pool_jobs = [in_progress.pop(item) for item, _ in pool]
-                for image, job in zip(images, pool_jobs, strict=True):
-                    if job.source is not None and job.kept is not None:
-                        np.copyto(image, job.source, where=job.kept)
-                audios = self.vocoder(images, [job.item.request.seed for job in pool_jobs], circular=circular)
-                for job, image, audio in zip(pool_jobs, images, audios, strict=True):
-                    yield Loop(job.item.request, image, normalize(audio), job.number)
+
+def _image_shape(pair: tuple[Rendering, Images]) -> tuple[int, bool]:
+    return pair[1].shape[1], pair[0].request.seamless

@@ -39,8 +39,23 @@ Source = Audio | Images
 """Audio, or a mel image uint8 (y_res, width)."""
 
 
-def source_image(source: Source, mel: MelConfig, width: int) -> Images:
-    """Compute the mel image of a source.
+@dataclass(frozen=True, eq=False)
+class SourceSlice:
+    """A slice of a source.
+
+    Attributes:
+        image: The mel image (y_res, width).
+        samples: float32 samples (n,) of audio, padded with silence to the slice. None for an image.
+        amplitude: Amplitude of the samples at which the image has mel power 1 at level 255.
+    """
+
+    image: Images
+    samples: Samples | None = None
+    amplitude: float = 1.0
+
+
+def source_slice(source: Source, mel: MelConfig, width: int) -> SourceSlice:
+    """Compute the mel image of a slice of a source.
 
     Audio that is shorter than a slice is padded with silence. A file is decoded up to the end of the slice.
 
@@ -48,9 +63,6 @@ def source_image(source: Source, mel: MelConfig, width: int) -> Images:
         source: The source.
         mel: The mel configuration.
         width: Width of the image in columns.
-
-    Returns:
-        The image (y_res, width).
 
     Raises:
         ValueError: If an image has another shape, if the slice does not exist, if the slice of a file ends after
@@ -62,17 +74,16 @@ def source_image(source: Source, mel: MelConfig, width: int) -> Images:
             raise ValueError(
                 f"image of shape {source.shape} and type {source.dtype}: pass uint8 ({mel.y_res}, {width})"
             )
-        return source
+        return SourceSlice(source)
     size = width * mel.hop_length - 1
     if isinstance(source.samples, str | Path):
-        return _image(
-            _slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width}))), mel, width
-        )
+        samples = _slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width})))
+        return _slice(samples, mel, width)
     samples = samples_of(source, mel)
     count = max(1, len(samples) // size)
     if not 0 <= source.slice < count:
         raise _no_such_slice(source.slice, count, size / mel.sample_rate)
-    return _image(samples[source.slice * size : (source.slice + 1) * size], mel, width)
+    return _slice(samples[source.slice * size : (source.slice + 1) * size], mel, width)
 
 
 def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
@@ -123,7 +134,7 @@ def track_image(track: Audio, mel: MelConfig) -> Images:
     if columns > MAX_TRACK_COLUMNS:
         raise ValueError(f"audio of {len(samples) / mel.sample_rate:.0f} s: use at most {longest_s:.0f} s")
     # A slice of `columns` columns would be one sample too short for a track of `columns` whole hops.
-    return _image(samples, mel, max(8, columns + 1))[:, :columns]
+    return _slice(samples, mel, max(8, columns + 1)).image[:, :columns]
 
 
 def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
@@ -160,9 +171,11 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
     return samples.astype(np.float32)
 
 
-def _image(samples: Samples, mel: MelConfig, width: int) -> Images:
-    image: Images = Mel(mel.model_copy(update={"x_res": width})).images(samples[np.newaxis])[0][0]
-    return image
+def _slice(samples: Samples, mel: MelConfig, width: int) -> SourceSlice:
+    images, references_db = Mel(mel.model_copy(update={"x_res": width})).images(samples[np.newaxis])
+    padded = np.zeros(width * mel.hop_length, np.float32)
+    padded[: len(samples)] = samples
+    return SourceSlice(images[0], padded, 10 ** (float(references_db[0]) / 20))
 
 
 def kept_pixels(regenerate: Sequence[Span] | Mask, mel: MelConfig, width: int) -> Mask:

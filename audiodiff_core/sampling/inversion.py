@@ -2,18 +2,17 @@
 
 from typing import Any
 
-import torch
+import numpy as np
 
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.schedulers import prediction_type
-from audiodiff_core.sampling.denoising import Item, guidance_inputs, guided_prediction
-from audiodiff_core.sampling.network import ModelInput
+from audiodiff_core.diffusion.schedulers import SchedulerOptions, prediction_type
+from audiodiff_core.diffusion.step_tables import Column, StepTable, clean_coefficients
 
 INVERTIBLE = ("ddim", "flow_euler")
 
 
-class Inversion:
-    """Trajectory of one item from an image to noise, against the direction of sampling.
+def inversion_table(model_scheduler: Any, options: SchedulerOptions, refinements: int) -> StepTable:
+    """Return the table of an inversion, which goes from an image to noise against the direction of sampling.
 
     The sampling step from level i to i + 1 is x[i+1] = signal[i+1] * clean(x[i]) + noise[i+1] * eps(x[i]). The clean
     image and eps are computed from the prediction at x[i], for every prediction type. Solved for x[i], the step is
@@ -27,72 +26,66 @@ class Inversion:
     At pure noise (zero terminal SNR), x[i] does not depend on the clean image. The clean image is then predicted, and
     eps is (x[i+1] - signal[i+1] * clean) / noise[i+1].
 
+    In the table, the anchor is x[i+1], and the sample is the estimate of x[i].
+
     Args:
-        item: The item, with `clean` as the image to invert.
         model_scheduler: The scheduler that is saved with the model.
-        device: Device of the sample.
+        options: The sampling parameters.
+        refinements: Fixed-point iterations per step.
 
     Raises:
-        ValueError: If the request's sampling method cannot be inverted.
+        ValueError: If the sampling method cannot be inverted.
     """
-
-    def __init__(self, item: Item, model_scheduler: Any, device: str) -> None:
-        self.item = item
-        self._schedule = Schedule(model_scheduler, item.request)
-        if self._schedule.name not in INVERTIBLE or item.request.eta:
-            raise ValueError(
-                f"scheduler {self._schedule.name} with eta {item.request.eta} cannot be inverted: "
-                f"use {' or '.join(INVERTIBLE)} with eta 0"
-            )
-        if self._schedule.calls == 1 and self._schedule.levels[0][0] == 0:
-            raise ValueError("steps 1: one step from pure noise keeps no trace of the noise, use 2 or more to invert")
-        assert item.clean is not None
-        self._predicts = prediction_type(model_scheduler)
-        self._level = self._schedule.calls - 1
-        self._iterations = 0
-        self._source = item.clean[None].to(device)  # x[i+1]
-        self.sample = self._source  # estimate of x[i]
-
-    @property
-    def finished(self) -> bool:
-        """True once `sample` is the noise."""
-        return self._level < 0
-
-    def model_inputs(self) -> list[ModelInput]:
-        """Return the network inputs of the next call."""
-        return guidance_inputs(self.item, self.sample, self._schedule.timesteps[self._level])
-
-    def advance(self, outputs: list[torch.Tensor]) -> None:
-        """Improve the estimate of x[i]. After the last refinement, continue with the noisier level i - 1.
-
-        Args:
-            outputs: Predictions (1, channels, height, width) for `model_inputs`, in the same order.
-        """
-        signal, noise_scale = self._schedule.levels[self._level]
-        next_signal, next_noise_scale = self._schedule.levels[self._level + 1]
-        clean, eps = self._clean_and_eps(guided_prediction(self.item, outputs), signal, noise_scale)
+    schedule = Schedule(model_scheduler, options)
+    if schedule.name not in INVERTIBLE or options.eta:
+        raise ValueError(
+            f"scheduler {schedule.name} with eta {options.eta} cannot be inverted: "
+            f"use {' or '.join(INVERTIBLE)} with eta 0"
+        )
+    levels = [(float(signal), float(noise)) for signal, noise in schedule.levels]
+    if schedule.calls == 1 and levels[0][0] == 0:
+        raise ValueError("steps 1: one step from pure noise keeps no trace of the noise, use 2 or more to invert")
+    predicts = prediction_type(model_scheduler)
+    rows = np.zeros((schedule.calls, 1 + refinements, len(Column)))
+    for step_rows, level in zip(rows, reversed(range(schedule.calls)), strict=True):
+        (signal, noise), (next_signal, next_noise) = levels[level], levels[level + 1]
+        row = np.zeros(len(Column))
+        row[Column.TIMESTEP], row[Column.INPUT_SCALE] = schedule.timesteps[level], 1
         if signal == 0:
-            eps = (self._source - next_signal * clean) / next_noise_scale
-            self.sample = noise_scale * eps
+            clean = clean_coefficients(predicts, signal, noise)
+            of_source, of_clean = noise / next_noise, -noise * next_signal / next_noise
+            row[Column.NEXT_ANCHOR] = of_source
+            row[Column.NEXT_SAMPLE], row[Column.NEXT_PREDICTION] = (of_clean * share for share in clean)
         else:
-            self.sample = signal * ((self._source - next_noise_scale * eps) / next_signal) + noise_scale * eps
-        self._iterations += 1
-        if self._iterations > self.item.refinements:
-            self._source, self._iterations, self._level = self.sample, 0, self._level - 1
+            of_eps = noise - signal * next_noise / next_signal
+            row[Column.NEXT_ANCHOR] = signal / next_signal
+            row[Column.NEXT_SAMPLE], row[Column.NEXT_PREDICTION] = (
+                of_eps * share for share in _eps_coefficients(predicts, signal, noise)
+            )
+        row[Column.SIGNAL], row[Column.NOISE_SCALE] = signal, noise
+        row[Column.ANCHOR_ANCHOR] = 1
+        step_rows[:] = row
+        step_rows[-1, Column.ANCHOR_ANCHOR], step_rows[-1, Column.ANCHOR_NEXT] = 0, 1
+    return StepTable(
+        schedule.name,
+        schedule.steps,
+        rows.reshape(-1, len(Column)).astype(np.float32),
+        (False,) * (schedule.calls * (1 + refinements)),
+        levels[-1],
+        schedule.init_noise_sigma,
+        1 + refinements,
+        schedule.warning,
+    )
 
-    def _clean_and_eps(
-        self, prediction: torch.Tensor, signal: torch.Tensor, noise_scale: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the clean image and eps from the prediction for the current sample.
 
-        If epsilon is predicted from pure noise, the clean image is not finite, and must not be used.
-        """
-        match self._predicts:
-            case "epsilon":
-                return (self.sample - noise_scale * prediction) / signal, prediction
-            case "v_prediction":
-                return signal * self.sample - noise_scale * prediction, signal * prediction + noise_scale * self.sample
-            case "sample":
-                return prediction, (self.sample - signal * prediction) / noise_scale
-            case "flow":
-                return self.sample - noise_scale * prediction, self.sample + signal * prediction
+def _eps_coefficients(predicts: str, signal: float, noise: float) -> tuple[float, float]:
+    """Return (a, b) of the predicted noise a * sample + b * prediction."""
+    match predicts:
+        case "epsilon":
+            return 0.0, 1.0
+        case "v_prediction":
+            return noise, signal
+        case "sample":
+            return 1 / noise, -signal / noise
+        case _:  # flow
+            return 1.0, signal

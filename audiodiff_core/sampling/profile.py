@@ -1,73 +1,146 @@
 """Execution profile: settings other than the request that affect the bytes of a result."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, Self
 
 import pydantic
 import torch
 
-Precision = Literal["fp32", "bf16", "fp16"]
-Device = Literal["cpu", "cuda"]
-DEFAULT_BATCH_SIZES: dict[Device, int] = {"cpu": 4, "cuda": 32}
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+CPU_BATCH_SIZE = 4
+GPU_BATCH_SIZE = 32
+INTERACTIVE_BATCH_SIZES = (1, 4, 8, 32)
+"""Batch sizes of interactive use. A call uses the smallest one that takes all its requests."""
 
 
 class ExecutionProfile(pydantic.BaseModel):
-    """Batch size, precision and device of the network.
+    """Batch size, precision, device and threads of the network.
 
-    Two runs with equal profiles return the same bytes on the same kind of device.
+    Two runs with equal profiles return the same bytes on the same kind of device. The exception is `compiled` on a GPU,
+    where cuDNN chooses the algorithms of convolutions by their speed.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     batch_size: int = pydantic.Field(ge=1, le=1_024, description="samples per network call, padded to this shape")
-    precision: Precision = pydantic.Field("fp32", description="arithmetic of the network")
-    device: Device = pydantic.Field("cpu", description="kind of device")
+    precision: Precision = pydantic.Field(
+        "fp32",
+        description="arithmetic of the network: fp32 (IEEE), tf32 (fp32 with products of 10-bit mantissas on a GPU), "
+        "bf16 or fp16",
+    )
+    device: str = pydantic.Field("cpu", description="torch device: cpu, cuda, cuda:1, mps")
     compiled: bool = pydantic.Field(
         False, description="compile the network with torch.compile: takes minutes, pays off for many loops of one shape"
     )
+    threads: int = pydantic.Field(1, ge=1, le=1_024, description="torch threads on a CPU")
+
+    @pydantic.field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        try:
+            return str(torch.device(value))
+        except RuntimeError:
+            raise ValueError(f"device {value} is not a torch device: use cpu, cuda, cuda:1 or mps") from None
 
     @pydantic.model_validator(mode="after")
     def _precision_fits(self) -> Self:
-        if self.precision == "fp16" and self.device == "cpu":
-            raise ValueError("precision fp16 is for GPUs: use fp32 or bf16 on a CPU")
+        if self.precision in ("fp16", "tf32") and self.device == "cpu":
+            raise ValueError(f"precision {self.precision} is for GPUs: use fp32 or bf16 on a CPU")
         return self
 
     @classmethod
-    def here(cls, precision: Precision | None = None, batch_size: int | None = None, compiled: bool = False) -> Self:
-        """Create the profile for the device of this process: its GPU, or else the CPU.
+    def here(
+        cls,
+        precision: Precision | None = None,
+        batch_size: int | None = None,
+        compiled: bool = False,
+        device: str | None = None,
+    ) -> Self:
+        """Create the profile of jobs and servers.
 
         Args:
             precision: None selects fp32 on a CPU, because most CPUs emulate bf16 slowly. On a GPU, None
                 selects bf16, or fp16 if the GPU has no bf16 arithmetic.
-            batch_size: None selects the default of the device (DEFAULT_BATCH_SIZES).
+            batch_size: None selects CPU_BATCH_SIZE or GPU_BATCH_SIZE.
             compiled: Whether to compile the network with torch.compile.
+            device: A torch device. None selects the GPU of this process, or else the CPU.
 
         Raises:
             ValueError: If the device does not support the precision.
         """
-        device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if batch_size is None:
-            batch_size = DEFAULT_BATCH_SIZES[device]
+            batch_size = default_batch_size(device)
         if precision is None:
-            if device == "cpu":
+            if not device.startswith("cuda"):
                 precision = "fp32"
             else:
                 precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return cls(batch_size=batch_size, precision=precision, device=device, compiled=compiled)
 
+    @classmethod
+    def interactive(cls, requests: int | None = None, device: str | None = None) -> Self:
+        """Create the profile of a call for a few loops, which uses all cores and pads as little as possible.
+
+        Args:
+            requests: Number of requests of the call. None, for an unlimited number, selects the largest batch size.
+            device: A torch device. None selects the GPU of this process, or else the CPU.
+        """
+        fitting = [size for size in INTERACTIVE_BATCH_SIZES if requests is not None and size >= requests]
+        profile = cls.here(batch_size=fitting[0] if fitting else INTERACTIVE_BATCH_SIZES[-1], device=device)
+        return profile.model_copy(update={"threads": torch.get_num_threads()})
+
+    @property
+    def kind(self) -> str:
+        """Kind of the device, which affects the bytes, such as cpu or cuda."""
+        return torch.device(self.device).type
+
+    @property
+    def on_gpu(self) -> bool:
+        """True if the device is a CUDA GPU."""
+        return self.kind == "cuda"
+
     @property
     def dtype(self) -> torch.dtype:
         """Data type of the network's weights and samples."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return DTYPES[self.precision]
 
-    @property
-    def threads(self) -> int:
-        """Number of torch threads on a CPU. On a GPU, the thread count does not affect the result."""
-        return 1
+    def record(self) -> dict[str, str | int | bool]:
+        """Return what affects the bytes of a result, for manifests: the profile with the kind of the device."""
+        return {**self.model_dump(), "device": self.kind}
 
     def prepare_process(self) -> None:
-        """Set the number of torch threads on a CPU to 1.
+        """Set the number of torch threads of this process, and the arithmetic of its GPU.
 
         The thread count affects the last bits of a result. Jobs use more cores with more worker processes.
         """
-        if self.device == "cpu":
+        if self.kind == "cpu":
             torch.set_num_threads(self.threads)
+        if self.on_gpu:
+            precision = "tf32" if self.precision == "tf32" else "ieee"
+            torch.backends.cuda.matmul.fp32_precision = precision
+            torch.backends.cudnn.conv.fp32_precision = precision
+            torch.backends.cudnn.benchmark = self.compiled
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Set threads and arithmetic as `prepare_process` within the block, and restore the threads after the block."""
+        threads = torch.get_num_threads()
+        self.prepare_process()
+        try:
+            yield
+        finally:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+
+
+def default_batch_size(device: str) -> int:
+    """Return the batch size of jobs and servers on a device."""
+    return CPU_BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE

@@ -24,7 +24,7 @@ from audiodiff_core.loops import cut_loop, seam_score
 from audiodiff_core.mel import Mel, MelConfig, to_model
 from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.models import PRESETS, build_network
-from audiodiff_core.pipeline import AudioDiffusionPipeline
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def trained(steps: int) -> tuple[Any, Any]:
     return unet.eval(), scheduler
 
 
-def generated(pipeline: AudioDiffusionPipeline, count: int, seamless: bool) -> list[Samples]:
+def generated(pipeline: LoopPipeline, count: int, seamless: bool) -> list[Samples]:
     """Return the audio of the seeds 0 to `count` - 1."""
     requests = [GenerateRequest(seed=seed, steps=STEPS, seamless=seamless) for seed in range(count)]
     return [loop.audio for loop in sorted(pipeline.generate(requests), key=lambda loop: loop.request.seed)]
@@ -115,7 +115,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     unet, scheduler = trained(given.training_steps)
-    pipeline = Model(unet, scheduler, MEL, digest="").pipeline(ExecutionProfile(batch_size=BATCH))
+    pipeline = LoopPipeline.of(Model(unet, scheduler, MEL, digest=""), ExecutionProfile(batch_size=BATCH))
     circular, ordinary = (generated(pipeline, given.count, seamless) for seamless in (True, False))
     corpus = [decode_audio(file, MEL.sample_rate) for file in sorted(LOOPS.glob("*.flac"))]
     print(

@@ -21,6 +21,7 @@ from audiodiff_core.checkpoint import CheckpointError, ModelRecord, card, load_m
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
 RECORD = ModelRecord(recipe={"preset": "tiny"}, data_digest="0123456789abcdef", metrics={"steps": 3, "loss": 0.25})
@@ -92,7 +93,7 @@ def test_diffusers_loads_it_and_makes_the_same_image(save: Save, name: SavedSche
     oracle = OraclePipeline.from_pretrained(folder)
     oracle.set_progress_bar_config(disable=True)
     request = GenerateRequest(seed=11, steps=5, scheduler=name)
-    (loop,) = load_model(folder).pipeline(ExecutionProfile(batch_size=4)).generate([request])
+    (loop,) = LoopPipeline.of(load_model(folder), ExecutionProfile(batch_size=4)).generate([request])
     (expected,), (rate, (audio,)) = oracle(
         steps=5, generator=initial_noise(11), step_generator=derived(11, "step"), return_dict=False
     )

@@ -16,7 +16,7 @@ from diffusers import Mel as OracleMel
 from PIL import Image
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.pipeline import AudioDiffusionPipeline
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
 
 PROFILE = ExecutionProfile(batch_size=4)
@@ -99,7 +99,7 @@ def test_without_refinement_it_is_the_reference_pipelines(make_unet: Callable[[i
     )
     oracle.set_progress_bar_config(disable=True)
     expected = oracle.encode([Image.fromarray(picture)], steps=20)
-    pipeline = AudioDiffusionPipeline(make_unet(1), MODELS["epsilon"], tiny_mel, PROFILE)
+    pipeline = LoopPipeline(make_unet(1), MODELS["epsilon"], tiny_mel, PROFILE)
     noises = pipeline.invert([GenerateRequest(steps=20)], [picture], refinements=0)
     np.testing.assert_allclose(noises, expected.numpy(), atol=2e-4)
 
@@ -114,7 +114,7 @@ def test_pipelines_make_the_source_again(
 ) -> None:
     mel = tiny_mel.model_copy(update={"x_res": 32, "y_res": 32}) if kind == "latent" else tiny_mel
     unet = make_conditional(0) if kind == "conditional" else make_unet(0)
-    pipeline = AudioDiffusionPipeline(
+    pipeline = LoopPipeline(
         unet, MODELS["v-zero-snr"], mel, PROFILE, vae=make_vae(0) if kind == "latent" else None
     )
     encodings = np.ones((3, 8), np.float32) if kind == "conditional" else None
@@ -146,7 +146,7 @@ def test_pipelines_make_the_source_again(
 def test_what_cannot_be_inverted_is_refused(
     make_unet: Callable[[int], Any], tiny_mel: MelConfig, values: dict[str, Any], refinements: int, message: str
 ) -> None:
-    pipeline = AudioDiffusionPipeline(make_unet(0), MODELS["v"], tiny_mel, PROFILE)
+    pipeline = LoopPipeline(make_unet(0), MODELS["v"], tiny_mel, PROFILE)
     with pytest.raises(ValueError, match=message):
         pipeline.invert([GenerateRequest(steps=2, **values)], [np.zeros((16, 16), np.uint8)], refinements=refinements)
 

@@ -15,10 +15,11 @@ import torch
 from diffusers import AudioDiffusionPipeline as OraclePipeline
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
-from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, load_pipeline, load_vae, save_model
+from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, load_vae, save_model
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.pipeline import load_pipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
 RECORD = ModelRecord(recipe={"preset": "tiny"}, data_digest="0123456789abcdef", metrics={"steps": 3, "loss": 0.25})

@@ -16,7 +16,7 @@ from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
-from audiodiff_core.pipeline import Audio, AudioDiffusionPipeline, Loop
+from audiodiff_core.pipeline import Audio, LoopPipeline, Loop
 from audiodiff_core.pipeline.windows import Windows
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
@@ -30,7 +30,7 @@ def tone(length: int, periods: float) -> Any:
 
 
 @pytest.fixture(scope="module")
-def one_level() -> AudioDiffusionPipeline:
+def one_level() -> LoopPipeline:
     """Return a model that accepts any width, because its network has one level, with the shortest hop."""
     torch.manual_seed(0)
     blocks: Any = {
@@ -41,7 +41,7 @@ def one_level() -> AudioDiffusionPipeline:
     }
     unet = UNet2DModel(sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, **blocks).eval()
     mel = MelConfig(x_res=8, y_res=8, hop_length=16, n_fft=64, n_iter=2, sample_rate=RATE)
-    return AudioDiffusionPipeline(unet, Objective().scheduler("ddim"), mel, PROFILE)
+    return LoopPipeline(unet, Objective().scheduler("ddim"), mel, PROFILE)
 
 
 def check(loop: Loop, length: int) -> None:
@@ -59,14 +59,14 @@ def check(loop: Loop, length: int) -> None:
 def test_eight_columns(hop_length: int, n_fft: int, seamless: bool) -> None:
     torch.manual_seed(0)
     mel = MelConfig(x_res=8, y_res=16, hop_length=hop_length, n_fft=n_fft, n_iter=2)
-    pipeline = AudioDiffusionPipeline(
+    pipeline = LoopPipeline(
         build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, PROFILE
     )
     (loop,) = pipeline.generate([GenerateRequest(seed=1, steps=1, seamless=seamless)])
     check(loop, (8 if seamless else 7) * hop_length)
 
 
-def test_two_columns_are_the_narrowest(one_level: AudioDiffusionPipeline) -> None:
+def test_two_columns_are_the_narrowest(one_level: LoopPipeline) -> None:
     for width, seamless in itertools.product((2, 3, 4), (False, True)):
         (loop,) = one_level.generate([GenerateRequest(steps=1, width=width, seamless=seamless)])
         check(loop, (width if seamless else width - 1) * 16)
@@ -75,7 +75,7 @@ def test_two_columns_are_the_narrowest(one_level: AudioDiffusionPipeline) -> Non
             one_level.resolved(GenerateRequest(steps=1, width=1, seamless=seamless))
 
 
-def test_long_loops_that_are_short(one_level: AudioDiffusionPipeline) -> None:
+def test_long_loops_that_are_short(one_level: LoopPipeline) -> None:
     request = GenerateRequest(steps=1)
     (extended,) = one_level.extend([request], 32 / RATE)
     check(extended, 16)

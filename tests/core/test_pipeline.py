@@ -18,7 +18,7 @@ from diffusers import Mel as OracleMel
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
 from audiodiff_core.diffusion.seeds import derived, initial_noise
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.pipeline import PEAK, Audio, AudioDiffusionPipeline, Loop, normalize
+from audiodiff_core.pipeline import PEAK, Audio, LoopPipeline, Loop, normalize
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.vocoder import GriffinLim
 
@@ -30,8 +30,8 @@ Image = npt.NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def pipeline(make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> AudioDiffusionPipeline:
-    return AudioDiffusionPipeline(make_unet(0), SCHEDULER, tiny_mel, PROFILE)
+def pipeline(make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> LoopPipeline:
+    return LoopPipeline(make_unet(0), SCHEDULER, tiny_mel, PROFILE)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def latent_mel(tiny_mel: MelConfig) -> MelConfig:
 @pytest.fixture(scope="module")
 def latent(
     make_unet: Callable[[int], Any], make_vae: Callable[[int], Any], latent_mel: MelConfig
-) -> AudioDiffusionPipeline:
-    return AudioDiffusionPipeline(make_unet(0), SCHEDULER, latent_mel, PROFILE, vae=make_vae(3))
+) -> LoopPipeline:
+    return LoopPipeline(make_unet(0), SCHEDULER, latent_mel, PROFILE, vae=make_vae(3))
 
 
 @pytest.fixture(scope="module")
-def conditional(make_conditional: Callable[[int], Any], tiny_mel: MelConfig) -> AudioDiffusionPipeline:
-    return AudioDiffusionPipeline(make_conditional(0), SCHEDULER, tiny_mel, PROFILE)
+def conditional(make_conditional: Callable[[int], Any], tiny_mel: MelConfig) -> LoopPipeline:
+    return LoopPipeline(make_conditional(0), SCHEDULER, tiny_mel, PROFILE)
 
 
 def requests(count: int, steps: int = 2, **more: Any) -> list[GenerateRequest]:
@@ -71,7 +71,7 @@ class TestParts:
     def test_vocoder_of_another_mel_is_refused(self, unet: Any, tiny_mel: MelConfig) -> None:
         other = tiny_mel.model_copy(update={"hop_length": 128, "n_iter": 4})
         with pytest.raises(ValueError, match="vocoder") as raised:
-            AudioDiffusionPipeline(unet, SCHEDULER, tiny_mel, PROFILE, GriffinLim(other))
+            LoopPipeline(unet, SCHEDULER, tiny_mel, PROFILE, GriffinLim(other))
         assert "hop_length 128 against 256" in str(raised.value)
         assert "n_iter 4 against 32" in str(raised.value)
 
@@ -79,7 +79,7 @@ class TestParts:
     def test_network_for_other_images_is_refused(self, unet: Any, tiny_mel: MelConfig, sides: dict[str, int]) -> None:
         mel = tiny_mel.model_copy(update=sides)
         with pytest.raises(ValueError, match="network") as raised:
-            AudioDiffusionPipeline(unet, SCHEDULER, mel, PROFILE)
+            LoopPipeline(unet, SCHEDULER, mel, PROFILE)
         assert "(16, 16)" in str(raised.value)
         assert str((mel.y_res, mel.x_res)) in str(raised.value)
 
@@ -87,11 +87,11 @@ class TestParts:
         self, unet: Any, make_vae: Callable[[int], Any], tiny_mel: MelConfig
     ) -> None:
         with pytest.raises(ValueError, match=r"network for samples of \(16, 16\).*\(32, 32\) in pixels"):
-            AudioDiffusionPipeline(unet, SCHEDULER, tiny_mel, PROFILE, vae=make_vae(0))
+            LoopPipeline(unet, SCHEDULER, tiny_mel, PROFILE, vae=make_vae(0))
 
 
 class TestGenerate:
-    def test_loops_have_length_peak_and_number(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_loops_have_length_peak_and_number(self, pipeline: LoopPipeline, tiny_mel: MelConfig) -> None:
         batch = requests(6)
         made = by_number(pipeline.generate(batch))
         assert [loop.request for loop in made] == [pipeline.resolved(request) for request in batch]
@@ -101,25 +101,25 @@ class TestGenerate:
             assert 20 * np.log10(np.abs(loop.audio).max()) == pytest.approx(-1, abs=1e-3)
 
     def test_same_request_same_bytes_in_any_company(
-        self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
+        self, pipeline: LoopPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
     ) -> None:
         wanted = GenerateRequest(seed=5, steps=3, scheduler="ddpm")
         (alone,) = pipeline.generate([wanted])
         company = [GenerateRequest(seed=seed, steps=2 + seed % 3, width=32 if seed % 2 else None) for seed in range(5)]
-        fresh = AudioDiffusionPipeline(make_unet(0), SCHEDULER, tiny_mel, PROFILE)
+        fresh = LoopPipeline(make_unet(0), SCHEDULER, tiny_mel, PROFILE)
         for batch in ([*company, wanted], [wanted, *company], [company[0], wanted]):
             again = by_number(fresh.generate(batch))[batch.index(wanted)]
             assert again.image.tobytes() == alone.image.tobytes()
             assert again.audio.tobytes() == alone.audio.tobytes()
 
     def test_audio_is_that_of_the_image_and_the_seed(
-        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+        self, pipeline: LoopPipeline, tiny_mel: MelConfig
     ) -> None:
         (loop,) = pipeline.generate([GenerateRequest(seed=9, steps=2)])
         expected = GriffinLim(tiny_mel)(loop.image[np.newaxis], [9])[0]
         np.testing.assert_array_equal(loop.audio, normalize(expected))
 
-    def test_widths_and_seamless_loops(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_widths_and_seamless_loops(self, pipeline: LoopPipeline, tiny_mel: MelConfig) -> None:
         wide, round_, both = by_number(
             pipeline.generate(
                 [*requests(1, width=64), *requests(1, seamless=True), *requests(1, width=8, seamless=True)]
@@ -133,11 +133,11 @@ class TestGenerate:
         assert round_.file(tiny_mel.sample_rate, "flac").startswith(b"fLaC")
 
     def test_defaults_are_the_models(
-        self, pipeline: AudioDiffusionPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
+        self, pipeline: LoopPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
     ) -> None:
         resolved = pipeline.resolved(GenerateRequest())
         assert (resolved.scheduler, resolved.steps, resolved.width) == ("ddim", 50, 16)
-        flow = AudioDiffusionPipeline(make_unet(0), FlowMatchEulerDiscreteScheduler(), tiny_mel, PROFILE)
+        flow = LoopPipeline(make_unet(0), FlowMatchEulerDiscreteScheduler(), tiny_mel, PROFILE)
         assert flow.resolved(GenerateRequest()).scheduler == "flow_euler"
         (loop,) = flow.generate([GenerateRequest(steps=2)])
         assert loop.image.std() > 10
@@ -164,7 +164,7 @@ class TestGenerate:
         oracle = Oracle(vqvae=vae, unet=unet, mel=OracleMel(**mel.model_dump()), scheduler=EPSILON.scheduler(name))
         oracle.set_progress_bar_config(disable=True)
         unet, vae = parts()
-        ours = AudioDiffusionPipeline(unet, EPSILON.scheduler(name), mel, PROFILE, vae=vae)
+        ours = LoopPipeline(unet, EPSILON.scheduler(name), mel, PROFILE, vae=vae)
         given = encodings(1) if "conditional" in kind else None
         (loop,) = ours.generate([GenerateRequest(seed=4, steps=5, scheduler=name)], given)
         ((expected,), _) = oracle(
@@ -177,7 +177,7 @@ class TestGenerate:
         assert loop.image.std() > 3
         assert np.abs(np.asarray(expected).astype(int) - loop.image).max() <= 1
 
-    def test_given_noise_takes_the_place_of_the_seeds(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_given_noise_takes_the_place_of_the_seeds(self, pipeline: LoopPipeline) -> None:
         batch = requests(2)
         noises = pipeline.noise(batch)
         expected = by_number(pipeline.generate(batch))
@@ -188,7 +188,7 @@ class TestGenerate:
 
 class TestVary:
     def test_less_strength_keeps_more_of_the_source(
-        self, pipeline: AudioDiffusionPipeline, latent: AudioDiffusionPipeline
+        self, pipeline: LoopPipeline, latent: LoopPipeline
     ) -> None:
         sources = pictures(5)
         distances = []
@@ -205,7 +205,7 @@ class TestVary:
         assert distances[0] < 0.6 * distances[1] < 0.6 * distances[2]
         assert len(list(latent.vary(requests(3, 4), pictures(3, 32)))) == 3
 
-    def test_strength_and_start_step_say_the_same(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_strength_and_start_step_say_the_same(self, pipeline: LoopPipeline) -> None:
         (one,), (other,) = (
             list(pipeline.vary(requests(1, 10), pictures(1), **arguments))
             for arguments in ({"strength": 0.3}, {"start_step": 7})
@@ -213,7 +213,7 @@ class TestVary:
         np.testing.assert_array_equal(one.image, other.image)
 
     def test_audio_files_arrays_and_slices(
-        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any, wav: Any, tmp_path: Any
+        self, pipeline: LoopPipeline, tiny_mel: MelConfig, hum: Any, wav: Any, tmp_path: Any
     ) -> None:
         samples = hum(3 * tiny_mel.slice_size)
         (tmp_path / "hum.wav").write_bytes(wav(samples))
@@ -225,7 +225,7 @@ class TestVary:
 
 
 class TestInpaint:
-    def test_what_is_not_made_anew_is_the_source(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_what_is_not_made_anew_is_the_source(self, pipeline: LoopPipeline, tiny_mel: MelConfig) -> None:
         second = tiny_mel.sample_rate / tiny_mel.hop_length
         sources = pictures(5)
         pixels = np.zeros((16, 16), np.bool_)
@@ -248,7 +248,7 @@ class TestInpaint:
             np.testing.assert_array_equal(loop.image[~made], source[~made])
             assert (loop.image[made] != source[made]).mean() > 0.8
 
-    def test_latent_models_keep_the_pixels_too(self, latent: AudioDiffusionPipeline) -> None:
+    def test_latent_models_keep_the_pixels_too(self, latent: LoopPipeline) -> None:
         source = pictures(1, 32)[0]
         mask = np.zeros((32, 32), np.bool_)
         mask[:, 13:] = True
@@ -256,7 +256,7 @@ class TestInpaint:
         np.testing.assert_array_equal(loop.image[:, :13], source[:, :13])
         assert (loop.image[:, 13:] != source[:, 13:]).mean() > 0.5
 
-    def test_any_batch_any_company(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_any_batch_any_company(self, pipeline: LoopPipeline) -> None:
         sources = pictures(6)
         masks = [np.random.default_rng(number).random((16, 16)) < 0.5 for number in range(6)]
         together = by_number(pipeline.inpaint(requests(6), sources, masks))
@@ -265,7 +265,7 @@ class TestInpaint:
 
 
 class TestLonger:
-    def test_extend_goes_on_from_the_source(self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig) -> None:
+    def test_extend_goes_on_from_the_source(self, pipeline: LoopPipeline, tiny_mel: MelConfig) -> None:
         sources = pictures(5)
         duration = 50 * tiny_mel.hop_length / tiny_mel.sample_rate
         loops = pipeline.extend(requests(5), duration, sources)
@@ -278,7 +278,7 @@ class TestLonger:
         assert alone.audio.tobytes() == loops[3].audio.tobytes()
 
     def test_without_sources_it_begins_as_generate_does_and_does_not_repeat_itself(
-        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+        self, pipeline: LoopPipeline, tiny_mel: MelConfig
     ) -> None:
         (loop,) = pipeline.extend(requests(1, 3), 40 * tiny_mel.hop_length / tiny_mel.sample_rate)
         (first,) = pipeline.generate(requests(1, 3))
@@ -286,7 +286,7 @@ class TestLonger:
         windows = [loop.image[:, start : start + 8] for start in (8, 16, 24, 32)]
         assert len({window.tobytes() for window in windows}) == 4
 
-    def test_latent_windows_join(self, latent: AudioDiffusionPipeline, latent_mel: MelConfig) -> None:
+    def test_latent_windows_join(self, latent: LoopPipeline, latent_mel: MelConfig) -> None:
         (loop,) = latent.extend(
             requests(1), 75 * latent_mel.hop_length / latent_mel.sample_rate, pictures(1, 32), overlap=0.25
         )
@@ -294,7 +294,7 @@ class TestLonger:
         np.testing.assert_array_equal(loop.image[:, :32], pictures(1, 32)[0])
 
     def test_remix_lasts_as_long_as_the_track_and_follows_it(
-        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig, hum: Any
+        self, pipeline: LoopPipeline, tiny_mel: MelConfig, hum: Any
     ) -> None:
         tracks = [Audio(hum(count), tiny_mel.sample_rate) for count in (9_000, 4_000, 1_000)]
         near, far = (pipeline.remix(requests(3, 10), tracks, strength) for strength in (0.1, 0.9))
@@ -310,7 +310,7 @@ class TestLonger:
             assert np.abs(one.image - image).mean() < 0.5 * np.abs(other.image - image).mean()
 
     def test_a_loop_that_was_made_here_is_remixed_as_a_whole(
-        self, pipeline: AudioDiffusionPipeline, tiny_mel: MelConfig
+        self, pipeline: LoopPipeline, tiny_mel: MelConfig
     ) -> None:
         (loop,) = pipeline.generate([GenerateRequest(seed=0, steps=2, seamless=True)])
         assert len(loop.audio) % tiny_mel.hop_length == 0
@@ -319,7 +319,7 @@ class TestLonger:
 
 
 class TestInterpolate:
-    def test_the_ends_are_the_keys(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_the_ends_are_the_keys(self, pipeline: LoopPipeline) -> None:
         noises = pipeline.noise(requests(3))
         request = GenerateRequest(seed=11, steps=2)
         along = by_number(pipeline.interpolate(request, noises, between=2))
@@ -329,7 +329,7 @@ class TestInterpolate:
             np.testing.assert_array_equal(along[place].image, key.image)
         assert len({loop.image.tobytes() for loop in along}) == 7
 
-    def test_encodings_go_along(self, conditional: AudioDiffusionPipeline) -> None:
+    def test_encodings_go_along(self, conditional: LoopPipeline) -> None:
         noises = np.repeat(conditional.noise(requests(1)), 2, axis=0)
         given = encodings(2)
         along = by_number(conditional.interpolate(requests(1)[0], noises, 1, given))
@@ -353,7 +353,7 @@ class TestMistakes:
             ({"width": 130}, "width 130: the network takes multiples of 2 columns up to 128"),
         ],
     )
-    def test_requests(self, pipeline: AudioDiffusionPipeline, values: dict[str, Any], message: str) -> None:
+    def test_requests(self, pipeline: LoopPipeline, values: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             list(pipeline.generate([GenerateRequest(**values)]))
 
@@ -366,11 +366,11 @@ class TestMistakes:
             (np.full((1, 8), np.nan, np.float32), "the model takes 8 finite numbers"),
         ],
     )
-    def test_encodings(self, conditional: AudioDiffusionPipeline, given: Any, message: str) -> None:
+    def test_encodings(self, conditional: LoopPipeline, given: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             list(conditional.generate(requests(1), given))
 
-    def test_encodings_for_an_unconditional_model(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_encodings_for_an_unconditional_model(self, pipeline: LoopPipeline) -> None:
         with pytest.raises(ValueError, match="encodings: the model is not conditional"):
             list(pipeline.generate(requests(1), encodings(1)))
 
@@ -389,7 +389,7 @@ class TestMistakes:
             (np.zeros((16, 16), np.float32), "type float32"),
         ],
     )
-    def test_sources(self, pipeline: AudioDiffusionPipeline, source: Any, message: str) -> None:
+    def test_sources(self, pipeline: LoopPipeline, source: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             list(pipeline.vary(requests(1), [source]))
 
@@ -404,7 +404,7 @@ class TestMistakes:
             ({"start_step": 1, "strength": 0.5}, "strength 0.5 and start_step 1"),
         ],
     )
-    def test_strengths(self, pipeline: AudioDiffusionPipeline, values: dict[str, Any], message: str) -> None:
+    def test_strengths(self, pipeline: LoopPipeline, values: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             list(pipeline.vary(requests(1), pictures(1), **values))
 
@@ -420,11 +420,11 @@ class TestMistakes:
             (np.zeros((16, 16), np.uint8), "type uint8"),
         ],
     )
-    def test_masks(self, pipeline: AudioDiffusionPipeline, mask: Any, message: str) -> None:
+    def test_masks(self, pipeline: LoopPipeline, mask: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             list(pipeline.inpaint(requests(1), pictures(1), [mask]))
 
-    def test_counts(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_counts(self, pipeline: LoopPipeline) -> None:
         for call in (
             lambda: pipeline.vary(requests(2), pictures(1)),
             lambda: pipeline.inpaint(requests(1), pictures(1), []),
@@ -435,7 +435,7 @@ class TestMistakes:
             with pytest.raises(ValueError, match=r"pass one per request"):
                 list(call())
 
-    def test_lengths(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_lengths(self, pipeline: LoopPipeline) -> None:
         for duration in (0.0, -1.0, 1e9, float("nan")):
             with pytest.raises(ValueError, match=f"duration {duration} s"):
                 pipeline.extend(requests(1), duration)
@@ -448,7 +448,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match=r"duration 9 s: use up to 1.49 s, or extend"):
             pipeline.geometry.columns(9)
 
-    def test_noises(self, pipeline: AudioDiffusionPipeline) -> None:
+    def test_noises(self, pipeline: LoopPipeline) -> None:
         with pytest.raises(ValueError, match=r"noise of shape \(1, 16, 8\): pass \(1, 16, 16\)"):
             list(pipeline.generate(requests(1), noises=np.zeros((1, 1, 16, 8), np.float32)))
 

@@ -27,7 +27,7 @@ from audiodiff_core.diffusion.seeds import derived
 from audiodiff_core.diffusion.seeds import initial_noise as noise_stream
 from audiodiff_core.mel import MelConfig, to_image
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
-from audiodiff_core.sampling.network import ModelInput, Network
+from audiodiff_core.sampling.network import Network
 
 Bytes = npt.NDArray[np.uint8]
 PROFILE = ExecutionProfile(batch_size=4)
@@ -217,8 +217,8 @@ def test_a_variation_starts_at_the_level_where_denoising_starts(sampler: Sampler
     noise = initial_noise(4, (1, 16, 16))
     sample = scheduler.add_noise(picture(9)[None], noise[None], scheduler.timesteps[start : start + 1])
     for timestep in scheduler.timesteps[start:]:
-        (answer,) = sampler.network([ModelInput(sample, float(timestep))])
-        sample = scheduler.step(answer, timestep, sample, return_dict=False)[0]
+        answer = sampler.network(sample.expand(4, -1, -1, -1), torch.full((4,), float(timestep)))
+        sample = scheduler.step(answer[:1], timestep, sample, return_dict=False)[0]
     ((_, made),) = sampler.sample([varied])
     torch.testing.assert_close(made, sample[0], atol=1e-6, rtol=0)
 
@@ -342,9 +342,16 @@ def test_request_defaults_and_limits() -> None:
         "scheduler": None,
         "eta": 0.0,
         "guidance_scale": 1.0,
+        "guidance_rescale": 0.0,
         "width": None,
+        "duration_s": None,
+        "bars": None,
+        "bpm": None,
         "seamless": False,
+        "id": None,
         "seed": 0,
+        "encoding": None,
+        "kind": "generate",
     }
     assert GenerateRequest().model_dump() == expected
     assert GenerateRequest(seed=2**32 - 1, steps=1_000).seed == 2**32 - 1
@@ -391,14 +398,12 @@ def test_bf16_is_close_to_fp32_and_leaves_the_network_as_it_was(
 
 
 def test_a_network_answers_in_the_order_of_the_queries(sampler: Sampler, make_unet: Callable[[int], Any]) -> None:
-    samples = [picture(seed)[None] for seed in range(3)]
-    answers = Network(make_unet(0), PROFILE)(
-        [ModelInput(sample, 100.0 * place) for place, sample in enumerate(samples)]
-    )
-    for place, (sample, answer) in enumerate(zip(samples, answers, strict=True)):
-        with torch.inference_mode():
-            expected = make_unet(0)(sample, 100 * place, return_dict=False)[0]
-        torch.testing.assert_close(answer, expected, atol=1e-5, rtol=0)
+    samples = torch.stack([picture(seed) for seed in range(4)])
+    with torch.inference_mode():
+        answers = Network(make_unet(0), PROFILE)(samples, 100.0 * torch.arange(4))
+        for place, answer in enumerate(answers):
+            expected = make_unet(0)(samples[place : place + 1], 100 * place, return_dict=False)[0]
+            torch.testing.assert_close(answer[None], expected, atol=1e-5, rtol=0)
     assert replace(item(0), width=32).pool == (32, False)
 
 
@@ -443,5 +448,5 @@ def test_a_compiled_network_takes_many_widths(monkeypatch: pytest.MonkeyPatch) -
     network = Network(Doubling(), ExecutionProfile(batch_size=1, compiled=True))
     torch._dynamo.utils.counters.clear()
     for width in range(8, 8 * 15, 8):
-        network([ModelInput(torch.zeros(1, 1, 16, width), 1)])
+        network(torch.zeros(1, 1, 16, width), torch.ones(1))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 14

@@ -236,13 +236,12 @@ def test_schedulers_are_not_shared() -> None:
 
 
 def test_a_step_count_that_starts_below_noise_warns() -> None:
-    with pytest.warns(UserWarning, match="steps 2 with ddim: sampling starts from noise at level 500 of 1000"):
-        Schedule(model("epsilon"), GenerateRequest(steps=2))
+    warning = Schedule(model("epsilon"), GenerateRequest(steps=2)).warning
+    assert warning is not None
+    assert warning.startswith("steps 2 with ddim: sampling starts from noise at level 500 of 1000")
     saved = model("v_prediction", True, "trailing")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for steps in (1, 7, 10, 50, 100, 500, 600, 1_000):
-            Schedule(saved, GenerateRequest(steps=steps))
+    for steps in (1, 7, 10, 50, 100, 500, 600, 1_000):
+        assert Schedule(saved, GenerateRequest(steps=steps)).warning is None
 
 
 @pytest.mark.parametrize(("steps", "divisor"), [(30, 25), (60, 50), (300, 250), (400, 250), (700, 500)])

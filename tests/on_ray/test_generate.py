@@ -15,6 +15,7 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
@@ -75,7 +76,7 @@ def test_one_worker_and_other_counts_give_the_same_bytes(eighteen: Path, model: 
 def test_the_pipeline_in_this_process_gives_the_same_bytes(eighteen: Path, model: Path) -> None:
     profile = ExecutionProfile.here()
     profile.prepare_process()
-    (loop,) = load_model(model).pipeline(profile).generate([GenerateRequest(seed=11, steps=3)])
+    (loop,) = LoopPipeline.of(load_model(model), profile).generate([GenerateRequest(seed=11, steps=3)])
     assert encode_audio(loop.audio, 22_050) == _audio(eighteen)["0000000011.wav"]
 
 

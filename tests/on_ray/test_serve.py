@@ -11,6 +11,7 @@ from ray import serve as ray_serve
 
 from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import load_model
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
 
@@ -36,7 +37,7 @@ def client(local_ray: None, model: Path) -> Iterator[httpx.Client]:
 def _expected(model: Path, request: GenerateRequest) -> bytes:
     profile = ExecutionProfile.here()
     profile.prepare_process()
-    (loop,) = load_model(model).pipeline(profile).generate([request])
+    (loop,) = LoopPipeline.of(load_model(model), profile).generate([request])
     return encode_audio(loop.audio, 22_050)
 
 

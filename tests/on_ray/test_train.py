@@ -17,6 +17,7 @@ from diffusers import AudioDiffusionPipeline
 from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.storage import Folder
@@ -86,7 +87,7 @@ def test_a_finished_model_is_published_without_another_run(run: Path, dataset: P
 
 def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run: Path) -> None:
     profile = ExecutionProfile.here(batch_size=1)
-    (ours,) = load_model(run / "model").pipeline(profile).generate([GenerateRequest(seed=5, steps=10)])
+    (ours,) = LoopPipeline.of(load_model(run / "model"), profile).generate([GenerateRequest(seed=5, steps=10)])
     pipeline = AudioDiffusionPipeline.from_pretrained(str(run / "model"))
     pipeline.set_progress_bar_config(disable=True)
     theirs = np.asarray(pipeline(steps=10, generator=torch.Generator().manual_seed(5)).images[0])

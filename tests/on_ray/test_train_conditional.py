@@ -13,6 +13,7 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.mel import Mel
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.mel_data.encodings import read_encodings
@@ -84,7 +85,7 @@ def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(
     )  # fmt: skip
     network, table = load_encoder(encoder), read_encodings(encodings)
     own = {kind: table.vectors_for([f"{kind}-{number:02}.wav" for number in range(EACH)]) for kind in KINDS}
-    pipeline = load_model(Path(run) / "model").pipeline(ExecutionProfile(batch_size=8))
+    pipeline = LoopPipeline.of(load_model(Path(run) / "model"), ExecutionProfile(batch_size=8))
     for kind, other in (("drone", "hiss"), ("hiss", "drone")):
         requests = [GenerateRequest(seed=seed, steps=10, guidance_scale=2.0) for seed in range(4)]
         loops = pipeline.generate(requests, encodings=own[kind][:4])

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.models import network_digest
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.mel_data.encodings import encoded_table
@@ -97,7 +98,7 @@ def test_latents_made_before_train_as_those_made_meanwhile(vae: Path, dataset: P
     assert losses["meanwhile"] == pytest.approx(losses["before"], rel=1e-4)
     model = load_model(runs["before"] / "model")
     assert network_digest(model.vae) == network_digest(load_vae(vae / "model"))
-    (loop,) = model.pipeline(ExecutionProfile(batch_size=1)).generate([GenerateRequest(seed=0, steps=2)])
+    (loop,) = LoopPipeline.of(model, ExecutionProfile(batch_size=1)).generate([GenerateRequest(seed=0, steps=2)])
     assert loop.image.shape == (32, 32)
 
 
@@ -120,7 +121,7 @@ def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: P
     assert list((tmp_path / "run" / "tensorboard" / "validation").iterdir())
     requests = [GenerateRequest(seed=0, steps=2, guidance_scale=scale) for scale in (1.0, 3.0)]
     plain, guided = (
-        next(iter(model.pipeline(ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image
+        next(iter(LoopPipeline.of(model, ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image
         for request in requests
     )
     assert not np.array_equal(plain, guided)

@@ -2,7 +2,8 @@
 
 import pydantic
 
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, Precision
+from audiodiff_core.sampling import Precision
+from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import Options
 
@@ -28,7 +29,7 @@ class ProfileOptions(Options):
         ge=1,
         le=1_024,
         description="loops per network call, which affects the result; "
-        f"none: {DEFAULT_BATCH_SIZES['cpu']} on a CPU, {DEFAULT_BATCH_SIZES['cuda']} on a GPU",
+        f"none: {CPU_BATCH_SIZE} on a CPU, {GPU_BATCH_SIZE} on a GPU",
     )
     precision: Precision | None = pydantic.Field(
         None, description="precision of the network: fp32, bf16 or fp16; none: fp32 on a CPU, bf16 or fp16 on a GPU"

@@ -7,7 +7,8 @@ import pydantic
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.sampling import DEFAULT_BATCH_SIZES, SamplingParameters
+from audiodiff_core.sampling import SamplingParameters
+from audiodiff_core.sampling.profile import CPU_BATCH_SIZE
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
@@ -56,6 +57,6 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
 
     def shard_seeds(self) -> list[range]:
         """Return the seeds of each shard. The shards do not depend on the number of workers."""
-        size = BATCHES_PER_SHARD * (self.batch_size or DEFAULT_BATCH_SIZES["cpu"])
+        size = BATCHES_PER_SHARD * (self.batch_size or CPU_BATCH_SIZE)
         end = self.seed + self.count
         return [range(first, min(first + size, end)) for first in range(self.seed, end, size)]

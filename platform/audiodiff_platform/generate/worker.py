@@ -13,6 +13,7 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.pipeline import Loop
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import (
     ExecutionProfile,
     GenerateRequest,
@@ -56,7 +57,7 @@ class GenerateWorker:
                 "restore it and run the command again"
             )
         self.digest = model.digest
-        self.pipeline = model.pipeline(self.profile)
+        self.pipeline = LoopPipeline.of(model, self.profile)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Generate a shard of loops, and write its audio files and its part of the manifest.

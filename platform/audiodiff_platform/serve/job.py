@@ -28,7 +28,7 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.pipeline import AudioDiffusionPipeline, Loop
+from audiodiff_core.pipeline import LoopPipeline, Loop
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.cluster.options import ProfileOptions
@@ -149,11 +149,11 @@ class LoopServer:
         app.state.api_key = api_key
         profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled)
         profile.prepare_process()
-        self.pipelines: dict[str, AudioDiffusionPipeline] = {}
+        self.pipelines: dict[str, LoopPipeline] = {}
         self.digests: dict[str, str] = {}
         for name, path in options.paths().items():
             model = load_model(path)
-            self.pipelines[name], self.digests[name] = model.pipeline(profile), model.digest
+            self.pipelines[name], self.digests[name] = LoopPipeline.of(model, profile), model.digest
         self.loops.set_max_batch_size(profile.batch_size)
 
     @app.get("/healthz")
@@ -204,7 +204,7 @@ class LoopServer:
             loops |= {(name, loop.request): loop for loop in pipeline.generate(requests)}
         return [loops[pair] for pair in batch]
 
-    def _describe(self, name: str, pipeline: AudioDiffusionPipeline) -> dict[str, Any]:
+    def _describe(self, name: str, pipeline: LoopPipeline) -> dict[str, Any]:
         mel = pipeline.mel
         return {
             "name": name,

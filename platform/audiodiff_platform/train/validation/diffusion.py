@@ -18,6 +18,7 @@ from audiodiff_core.evaluation import evaluate_images, statistics_of
 from audiodiff_core.evaluation.features import BANDS as FEATURE_BANDS
 from audiodiff_core.mel import Images
 from audiodiff_core.pipeline import Loop
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import TrainState
 from audiodiff_core.training.validation import band_means, validation_losses
@@ -145,7 +146,7 @@ def _previews(options: TrainOptions, inputs: TrainingInputs) -> list[Loop]:
         return []
     scheduler = inputs.objective.scheduler(options.scheduler)
     profile = ExecutionProfile.here()
-    pipeline = Model(inputs.network, scheduler, inputs.mel, digest="", vae=inputs.vae).pipeline(profile)
+    pipeline = LoopPipeline.of(Model(inputs.network, scheduler, inputs.mel, digest="", vae=inputs.vae), profile)
     requests = [GenerateRequest(seed=seed, steps=PREVIEW_STEPS) for seed in range(count)]
     if inputs.encodings is None:
         loops = list(pipeline.generate(requests))

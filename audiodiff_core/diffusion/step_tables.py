@@ -1,0 +1,257 @@
+"""Tables of the coefficients of sampling steps, so that one call steps samples of any methods.
+
+Every sampling method is an affine map of the sample, the prediction, the clean samples that were predicted before, and
+noise. Only the predicted clean sample may be clamped. For call i of the network:
+
+    model input = input_scale * sample
+    clean       = clean_sample * sample + clean_prediction * prediction, clamped if the model sets `clip_sample`
+    sample'     = next_sample * sample + next_prediction * prediction + next_clean * clean
+                  + next_clean_1 * clean of call i - 1 + next_clean_2 * clean of call i - 2
+                  + next_anchor * anchor + next_noise * noise
+    anchor'     = anchor_sample * sample + anchor_clean * clean + ... + anchor_anchor * anchor + anchor_next * sample'
+
+The anchor is an earlier sample: the corrected sample of UniPC, or the sample before the first call of a step of Heun's
+method. The coefficients are measured on diffusers' own scheduler, which steps unit vectors instead of samples.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from audiodiff_core.diffusion.noise_schedule import Schedule
+from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName, SchedulerOptions, prediction_type
+
+MIN_COEFFICIENT = 5e-7
+"""Smaller coefficients are rounding errors of the schedulers, some of which calculate in float32."""
+
+MAX_TABLES = 256
+"""Number of tables in memory. A table of 1,000 calls takes 0.1 MB."""
+
+
+class Column(IntEnum):
+    """Columns of a table."""
+
+    TIMESTEP = 0
+    INPUT_SCALE = 1
+    CLEAN_SAMPLE = 2
+    CLEAN_PREDICTION = 3
+    NEXT_SAMPLE = 4
+    NEXT_PREDICTION = 5
+    NEXT_CLEAN = 6
+    NEXT_CLEAN_1 = 7
+    NEXT_CLEAN_2 = 8
+    NEXT_ANCHOR = 9
+    NEXT_NOISE = 10
+    ANCHOR_SAMPLE = 11
+    ANCHOR_CLEAN = 12
+    ANCHOR_CLEAN_1 = 13
+    ANCHOR_CLEAN_2 = 14
+    ANCHOR_ANCHOR = 15
+    ANCHOR_NEXT = 16
+    SIGNAL = 17
+    """Signal of the level after the call."""
+    NOISE_SCALE = 18
+    """Noise of the level after the call."""
+
+
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """Coefficients of the network calls of one sampling method.
+
+    Attributes:
+        name: The sampling method.
+        steps: Number of steps of a whole trajectory.
+        rows: float32 (calls, columns), in the order of `Column`.
+        draws: Whether a call draws noise, for each call.
+        first_level: (signal, noise) of the level at the first call.
+        init_noise_sigma: Standard deviation of pure noise.
+        calls_per_step: Network calls per step.
+        warning: Warning about the number of steps, or None.
+    """
+
+    name: SchedulerName
+    steps: int
+    rows: npt.NDArray[np.float32]
+    draws: tuple[bool, ...]
+    first_level: tuple[float, float]
+    init_noise_sigma: float
+    calls_per_step: int = 1
+    warning: str | None = None
+
+    @property
+    def calls(self) -> int:
+        """Number of network calls."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class _Options:
+    steps: int | None
+    scheduler: SchedulerName | None
+    eta: float
+
+
+def step_table(model_scheduler: Any, options: SchedulerOptions, start_step: int = 0) -> StepTable:
+    """Return the table of a sampling method. Tables are cached.
+
+    Args:
+        model_scheduler: The scheduler that is saved with the model.
+        options: The sampling parameters.
+        start_step: Number of steps to skip. Multistep methods then start without earlier predictions.
+
+    Raises:
+        ValueError: As `scheduler_for`, and if `start_step` is out of range.
+    """
+    saved = _Saved(model_scheduler)
+    return _table(saved, _Options(options.steps, options.scheduler, options.eta), start_step)
+
+
+class _Saved:
+    """Key of a cache: two saved schedulers are equal if their class and configuration are equal."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self._key = (type(scheduler), json.dumps(dict(scheduler.config), sort_keys=True, default=repr))
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Saved) and self._key == other._key
+
+
+@lru_cache(maxsize=MAX_TABLES)
+def _table(saved: _Saved, options: _Options, start_step: int) -> StepTable:
+    schedule = Schedule(saved.scheduler, options, clip=False)
+    first = schedule.begin(start_step)
+    probe = _Probe(saved.scheduler, options, start_step)
+    rows = np.zeros((schedule.calls - first, len(Column)), np.float64)
+    draws = []
+    predicts = prediction_type(saved.scheduler)
+    for row, call in zip(rows, range(first, schedule.calls), strict=True):
+        signal, noise = (float(value) for value in schedule.levels[call])
+        clean_sample, clean_prediction = clean_coefficients(predicts, signal, noise)
+        row[Column.TIMESTEP] = schedule.timesteps[call]
+        row[Column.CLEAN_SAMPLE], row[Column.CLEAN_PREDICTION] = clean_sample, clean_prediction
+        row[Column.SIGNAL], row[Column.NOISE_SCALE] = (float(value) for value in schedule.levels[call + 1])
+        draws.append(probe.measure(row, call))
+        if schedule.name == "ddim":
+            _separate_ddim_noise(row)
+    rows[np.abs(rows) < MIN_COEFFICIENT] = 0
+    if not rows[:, Column.NEXT_ANCHOR].any():
+        rows[:, Column.ANCHOR_SAMPLE : Column.ANCHOR_NEXT + 1] = 0
+    _check_columns(rows)
+    return StepTable(
+        schedule.name,
+        schedule.steps,
+        rows.astype(np.float32),
+        tuple(draws),
+        (float(schedule.levels[first][0]), float(schedule.levels[first][1])),
+        schedule.init_noise_sigma,
+        METHODS[schedule.name].calls_per_step,
+        schedule.warning,
+    )
+
+
+def clean_coefficients(predicts: str, signal: float, noise: float) -> tuple[float, float]:
+    """Return (a, b) of the predicted clean sample a * sample + b * prediction.
+
+    Args:
+        predicts: The prediction type.
+        signal: Signal of the level.
+        noise: Noise of the level.
+    """
+    match predicts:
+        case "epsilon":
+            return 1 / signal, -noise / signal
+        case "v_prediction":  # of the sample that is scaled to unit variance
+            return signal / (signal**2 + noise**2), -noise / (signal**2 + noise**2) ** 0.5
+        case "sample":
+            return 0.0, 1.0
+        case _:  # flow
+            return 1.0, -noise
+
+
+def _separate_ddim_noise(row: npt.NDArray[np.float64]) -> None:
+    """Express the noise of a DDIM step by the prediction.
+
+    A clamp acts on the clean sample of the step, but not on its noise (`use_clipped_model_output` False).
+    """
+    of_noise = row[Column.NEXT_CLEAN] - row[Column.SIGNAL]
+    row[Column.NEXT_CLEAN] = row[Column.SIGNAL]
+    row[Column.NEXT_SAMPLE] += of_noise * row[Column.CLEAN_SAMPLE]
+    row[Column.NEXT_PREDICTION] = of_noise * row[Column.CLEAN_PREDICTION]
+
+
+def _check_columns(rows: npt.NDArray[np.float64]) -> None:
+    if not np.isfinite(rows).all():
+        call, column = (int(index[0]) for index in np.nonzero(~np.isfinite(rows)))
+        raise ValueError(f"{Column(column).name.lower()} of network call {call} is not finite: use another method")
+
+
+class _Probe:
+    """Measurement of the coefficients of one diffusers scheduler.
+
+    Coordinates of the unit vectors: the samples of the last three calls, their clean samples, and the anchor. Two
+    schedulers step opposite vectors with equal noise. Half of the difference of the results is the affine map, without
+    noise. A third scheduler steps zeros, so that its result is the noise alone.
+    """
+
+    ANCHOR = 6
+
+    def __init__(self, model_scheduler: Any, options: SchedulerOptions, start_step: int) -> None:
+        self._schedules = [Schedule(model_scheduler, options, clip=False) for _ in range(3)]
+        self._generators = [torch.Generator() for _ in range(3)]
+        for schedule in self._schedules:
+            schedule.begin(start_step)
+        self._first = True
+
+    def measure(self, row: npt.NDArray[np.float64], call: int) -> bool:
+        """Fill the measured columns of the row of a call. Calls must be in order.
+
+        Returns:
+            True if the call draws noise.
+        """
+        at_sample, at_clean = call % 3, 3 + call % 3
+        sample, clean, anchor = (torch.zeros(1, 7, dtype=torch.float64) for _ in range(3))
+        sample[0, at_sample] = clean[0, at_clean] = anchor[0, self.ANCHOR] = 1
+        # The prediction for which the predicted clean sample is `clean`.
+        prediction = (clean - row[Column.CLEAN_SAMPLE] * sample) / row[Column.CLEAN_PREDICTION]
+        state = self._generators[0].get_state()
+        results, anchors = [], []
+        for sign, schedule, generator in zip((1, -1, 0), self._schedules, self._generators, strict=True):
+            dtype = torch.float64 if sign else torch.float32
+            scaled = schedule.network_input(torch.ones(1, 7), call)
+            row[Column.INPUT_SCALE] = float(scaled[0, 0])
+            if not self._first:
+                schedule.set_anchor((sign * anchor).to(dtype))
+            stepped = schedule.step((sign * prediction).to(dtype), (sign * sample).to(dtype), call, generator)
+            results.append(stepped.double())
+            anchors.append(schedule.anchor)
+        draws = not torch.equal(state, self._generators[0].get_state())
+        if draws:
+            drawn = torch.Generator()
+            drawn.set_state(state)
+            noise = torch.randn(1, 7, generator=drawn)
+            row[Column.NEXT_NOISE] = float((results[2] / noise).mean())
+        affine = (results[0] - results[1])[0].numpy() / 2
+        before = (call - 1) % 3, (call - 2) % 3
+        row[Column.NEXT_SAMPLE], row[Column.NEXT_CLEAN] = affine[at_sample], affine[at_clean]
+        row[Column.NEXT_CLEAN_1], row[Column.NEXT_CLEAN_2] = (affine[3 + index] for index in before)
+        if anchors[0] is None:  # an earlier sample is the sample before the last call
+            row[Column.NEXT_ANCHOR] = affine[before[0]]
+            row[Column.ANCHOR_SAMPLE] = 1
+        else:
+            corrected = anchors[0].double()[0].numpy()
+            row[Column.NEXT_ANCHOR] = affine[self.ANCHOR]
+            row[Column.ANCHOR_SAMPLE], row[Column.ANCHOR_CLEAN] = corrected[at_sample], corrected[at_clean]
+            row[Column.ANCHOR_CLEAN_1], row[Column.ANCHOR_CLEAN_2] = (corrected[3 + index] for index in before)
+            row[Column.ANCHOR_ANCHOR] = corrected[self.ANCHOR]
+        self._first = False
+        return draws

@@ -1,0 +1,244 @@
+"""Generation of loops from requests of any kind."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from audiodiff_core.checkpoint import Model, ModelRecord, load_model, save_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.pipeline.array_calls import ArrayCalls
+from audiodiff_core.pipeline.codec import Codec, placed_vae
+from audiodiff_core.pipeline.geometry import Geometry, P
+from audiodiff_core.pipeline.inputs import Encodings, Inputs, References
+from audiodiff_core.pipeline.interpolation import Noise
+from audiodiff_core.pipeline.loop import Failure, Loop
+from audiodiff_core.pipeline.rendering import Renderer
+from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
+from audiodiff_core.pipeline.sources import Source
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
+from audiodiff_core.sampling.requests import Request
+from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
+
+Profile = ExecutionProfile | Literal["interactive"]
+
+
+class LoopPipeline(ArrayCalls):
+    """Pipeline for generation of loops with a trained model.
+
+    A sample is the input of the network: a mel image, or the latent of a mel image. The pipeline keeps no state between
+    calls. It works in batches, but the bytes of a loop do not depend on the other loops. The networks that are passed
+    in are copied.
+
+    `generate` takes requests of any kind. The other methods take arrays instead of references: one source, mask or
+    encoding per request. All methods raise a ValueError that names a wrong argument and its value. A conditional model
+    without encodings predicts unconditionally.
+
+    Args:
+        unet: The denoising network. The model is conditional if the network's configuration has `cross_attention_dim`.
+        scheduler: The diffusers scheduler that is saved with the model.
+        mel: The mel configuration of the images.
+        profile: The execution profile. "interactive" selects, for each call, all cores and the smallest of the batch
+            sizes 1, 4, 8 and 32 that takes all requests. Each loop records the profile that was used.
+        vocoder: The vocoder. None selects GriffinLim.
+        vae: The AutoencoderKL of a latent model. None for a model that works on images.
+
+    Attributes:
+        geometry: Image and sample sizes of the model.
+        mel: The mel configuration.
+        vocoder: The vocoder.
+        sampler: The sampler.
+
+    Raises:
+        ValueError: If the parts do not fit each other.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        mel: MelConfig,
+        profile: Profile,
+        vocoder: Vocoder | None = None,
+        *,
+        vae: Any = None,
+    ) -> None:
+        self.is_interactive = profile == "interactive"
+        if isinstance(profile, str):
+            profile = ExecutionProfile.interactive()
+        self.geometry = Geometry.of(unet, vae, mel)
+        self.mel = mel
+        self.vocoder = vocoder or GriffinLim(mel, profile.device)
+        require_mel(self.vocoder, mel)
+        self.sampler = Sampler(unet, scheduler, profile)
+        self._parts = unet, vae
+        self._record: ModelRecord | None = None
+        self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
+        self._inputs = Inputs(self.geometry, scheduler, self._codec)
+        self._runner = Runner(self.sampler, Renderer(self._codec, self.vocoder, self.geometry), self.is_interactive)
+
+    @classmethod
+    def of(cls, model: Model, profile: Profile) -> "LoopPipeline":
+        """Create a pipeline that generates loops with a model.
+
+        Args:
+            model: The parts of the model.
+            profile: The execution profile.
+        """
+        pipeline = cls(model.unet, model.scheduler, model.mel, profile, vae=model.vae)
+        pipeline._record = model.record
+        return pipeline
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, profile: Profile | None = None) -> "LoopPipeline":
+        """Load a model as a pipeline.
+
+        Args:
+            source: A local folder, an fsspec URI, or a Hugging Face id (OWNER/NAME), as in `load_model`.
+            profile: The execution profile. None selects that of jobs and servers, with which the bytes are theirs.
+
+        Raises:
+            CheckpointError: As `load_model`.
+        """
+        return cls.of(load_model(source), profile or ExecutionProfile.here())
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model to a folder that `from_pretrained` and diffusers load."""
+        unet, vae = self._parts
+        record = self._record or ModelRecord(recipe={}, data_digest="unknown", metrics={})
+        save_model(folder, unet, self.sampler.scheduler, self.mel, record, vae=vae)
+
+    @property
+    def profile(self) -> ExecutionProfile:
+        """The execution profile. Interactive calls may use a smaller batch size."""
+        return self.sampler.profile
+
+    @property
+    def conditional(self) -> bool:
+        """True if the model takes encodings."""
+        return self.geometry.encoding_dim is not None
+
+    def to(self, device: str | torch.device) -> "LoopPipeline":
+        """Return a pipeline of the same model on another device. Its vocoder is GriffinLim.
+
+        Args:
+            device: A torch device, such as cpu, cuda:1 or mps.
+        """
+        unet, vae = self._parts
+        if self.is_interactive:
+            profile = ExecutionProfile.interactive(device=str(device))
+        else:
+            profile = ExecutionProfile.here(compiled=self.profile.compiled, device=str(device))
+        moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, vae=vae)
+        moved.is_interactive, moved._record = self.is_interactive, self._record
+        return moved
+
+    def resolved(self, request: P) -> P:
+        """Return a copy of the request with the default scheduler, number of steps and width filled in.
+
+        Raises:
+            ValueError: If the model does not support the request.
+        """
+        return self.geometry.resolved(request, self.sampler.scheduler)
+
+    def __call__(
+        self, requests: Sequence[Request] | None = None, *, count: int = 1, seed: int = 0, **parameters: Any
+    ) -> list[Loop]:
+        """Generate loops, with a progress bar.
+
+        Args:
+            requests: The requests. None makes `count` requests for loops from noise.
+            count: Number of loops.
+            seed: Seed of the first loop. The seeds of the following loops count up from it.
+            **parameters: Fields of GenerateRequest.
+
+        Returns:
+            The loops, in the order of the requests.
+        """
+        if requests is None:
+            requests = [GenerateRequest(seed=seed + number, **parameters) for number in range(count)]
+        elif parameters:
+            raise ValueError(f"{', '.join(parameters)}: set them in the requests")
+        return sorted(self.generate(requests, progress=True), key=lambda loop: loop.number)
+
+    def generate(
+        self,
+        requests: Iterable[Request],
+        encodings: Encodings | Mapping[str, Encodings] | None = None,
+        noises: Noise | None = None,
+        *,
+        sources: Mapping[str, Source] | None = None,
+        on_step: OnStep | None = None,
+        progress: bool = False,
+    ) -> Iterator[Loop]:
+        """Generate the loops of requests of any kind.
+
+        The requests of a sequence are checked at the call. Those of an iterator are checked when they are consumed.
+
+        Args:
+            requests: The requests. An iterator may be unlimited in number. A request is consumed only when batch slots
+                are free.
+            encodings: Encodings (n, dim), one per request, or encodings (dim,) by reference.
+            noises: Initial noises (n, channels, height, width) from `noise`, `invert` or `slerp`, in the shape of the
+                samples. None draws them from the seeds.
+            sources: Sources by reference. Any other reference is a path or a URI.
+            on_step: Called after every step for each loop in progress.
+            progress: Whether to show a progress bar.
+
+        Yields:
+            The loops, in the order in which they finish.
+
+        Raises:
+            FloatingPointError: If a network returned NaN or infinity, after all other loops have been yielded.
+            ValueError: If a request does not fit the model.
+        """
+        return without_failures(
+            self.outcomes(requests, encodings, noises, sources=sources, on_step=on_step, progress=progress)
+        )
+
+    def outcomes(
+        self,
+        requests: Iterable[Request],
+        encodings: Encodings | Mapping[str, Encodings] | None = None,
+        noises: Noise | None = None,
+        *,
+        sources: Mapping[str, Source] | None = None,
+        on_step: OnStep | None = None,
+        progress: bool = False,
+    ) -> Iterator[Loop | Failure]:
+        """Generate as `generate`, and yield a failed request as a Failure.
+
+        Args:
+            requests: As `generate`.
+            encodings: As `generate`.
+            noises: As `generate`.
+            sources: As `generate`.
+            on_step: As `generate`.
+            progress: As `generate`.
+        """
+        if noises is not None or not (encodings is None or isinstance(encodings, Mapping)):
+            return self._array_outcomes(list(requests), encodings, noises, on_step, progress)
+        references = References(sources or {}, encodings if isinstance(encodings, Mapping) else {})
+        probe = self.sampler.batch()
+        count = None
+        if isinstance(requests, Sequence):
+            count = len(requests)
+            for request in requests:
+                self._inputs.task(request, references, probe)[1].close()
+
+        def started() -> Iterator[Started | Failure]:
+            for number, request in enumerate(requests):
+                try:
+                    item, task = self._inputs.task(request, references, probe)
+                except ValueError as error:
+                    yield Failure(request, number, error)
+                else:
+                    yield Started(number, item.request, task)
+
+        return self._runner.run(started(), count, on_step, progress)
+
+
+def load_pipeline(source: str | Path, profile: Profile | None = None) -> LoopPipeline:
+    """Load a model as a pipeline that generates loops. See `LoopPipeline.from_pretrained`."""
+    return LoopPipeline.from_pretrained(source, profile)
