@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.pipeline import tasks
 from audiodiff_core.pipeline.codec import Codec
 from audiodiff_core.pipeline.geometry import Geometry
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
 from audiodiff_core.pipeline.interpolation import Noise, chain, linear_chain
 from audiodiff_core.pipeline.loop import Failure, Loop
 from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
-from audiodiff_core.pipeline.sources import Audio, Mask, Source, SourceSlice, Span, source_slice, track_image
-from audiodiff_core.pipeline.tasks import Task
+from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, source_slice, track_image
+from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Item, Sampler, initial_noise
 from audiodiff_core.sampling.requests import MAX_REFINEMENTS, SeededRequest
 
@@ -28,6 +28,7 @@ class ArrayCalls:
     geometry: Geometry
     sampler: Sampler
     _codec: Codec
+    _tasks: Tasks
     _inputs: Inputs
     _runner: Runner
 
@@ -55,7 +56,7 @@ class ArrayCalls:
         started = []
         for item, source in zip(self._inputs.items(requests, encodings), sources, strict=True):
             start = self._inputs.start_step(item.request, strength, start_step)
-            started.append((item, tasks.vary(item, self._slice(source, item), start, self._codec)))
+            started.append((item, self._tasks.vary(item, self._loaded(source, item), start)))
         return self._loops(started)
 
     def inpaint(
@@ -85,9 +86,9 @@ class ArrayCalls:
         self._inputs.require_equal("sources", len(sources), len(requests))
         started = []
         for item, source, region in zip(self._inputs.items(requests, encodings), sources, regenerate, strict=True):
-            own = self._slice(source, item)
+            own = self._loaded(source, item)
             kept = self._inputs.kept(region, item, start_step)
-            started.append((item, tasks.inpaint(item, own, kept, start_step, self._codec, self.geometry.factor)))
+            started.append((item, self._tasks.inpaint(item, own, kept, start_step)))
         return self._loops(started)
 
     def extend(
@@ -114,12 +115,12 @@ class ArrayCalls:
         columns = self._inputs.columns(duration_s)
         items = self._inputs.items(requests, encodings)
         self._require_an_end(items)
-        slices = [None] * len(items)
+        slices: list[Loader | None] = [None] * len(items)
         if sources is not None:
             self._inputs.require_equal("sources", len(sources), len(requests))
-            slices = [self._slice(source, item) for source, item in zip(sources, items, strict=True)]
+            slices = [self._loaded(source, item) for source, item in zip(sources, items, strict=True)]
         started = [
-            (item, tasks.extend(item, source, columns, overlap, self._codec, self.geometry))
+            (item, self._tasks.extend(item, source, columns, overlap))
             for item, source in zip(items, slices, strict=True)
         ]
         return sorted(self._loops(started), key=lambda loop: loop.number)
@@ -155,8 +156,7 @@ class ArrayCalls:
         started = []
         for item, track in zip(items, tracks, strict=True):
             start = self._inputs.start_step(item.request, strength, start_step)
-            image = track_image(track, self.mel)
-            started.append((item, tasks.remix(item, image, start, overlap, self._codec, self.geometry)))
+            started.append((item, self._tasks.remix(item, partial(track_image, track, self.mel), start, overlap)))
         return sorted(self._loops(started), key=lambda loop: loop.number)
 
     def invert(
@@ -186,7 +186,7 @@ class ArrayCalls:
         items = [
             replace(
                 item,
-                clean=self._codec.encode(self._slice(source, item).image, item.request.seamless),
+                clean=self._codec.encode(self._loaded(source, item)().image, item.request.seamless),
                 refinements=refinements,
             )
             for item, source in zip(self._inputs.items(requests, encodings), sources, strict=True)
@@ -196,7 +196,10 @@ class ArrayCalls:
 
     def noise(self, requests: Sequence[SeededRequest]) -> Noise:
         """Return the initial noises (n, channels, height, width) of requests of one width."""
-        shapes = [self._inputs.shape(self._inputs.width(self.geometry.resolved(request, self.sampler.scheduler))) for request in requests]
+        shapes = [
+            self._inputs.shape(self._inputs.width(self.geometry.resolved(request, self.sampler.scheduler)))
+            for request in requests
+        ]
         return np.stack(
             [initial_noise(request.seed, shape).numpy() for request, shape in zip(requests, shapes, strict=True)]
         )
@@ -242,7 +245,7 @@ class ArrayCalls:
         probe = self.sampler.batch()
         for item in items:
             probe.check(item)
-        return self._run([(item, tasks.generate(item)) for item in items], on_step, progress)
+        return self._run([(item, self._tasks.generate(item)) for item in items], on_step, progress)
 
     def _loops(self, started: Sequence[tuple[Item, Task]]) -> Iterator[Loop]:
         return without_failures(self._run(started))
@@ -253,8 +256,10 @@ class ArrayCalls:
         numbered = (Started(number, item.request, task) for number, (item, task) in enumerate(started))
         return self._runner.run(numbered, len(started), on_step, progress)
 
-    def _slice(self, source: Source, item: Item) -> SourceSlice:
-        return source_slice(source, self.mel, self.geometry.width(item.request))
+    def _loaded(self, source: Source, item: Item) -> Loader:
+        """Decode a source at once, so that a wrong source is an error of the call."""
+        own = source_slice(source, self.mel, self.geometry.width(item.request))
+        return lambda: own
 
     @staticmethod
     def _require_an_end(items: Sequence[Item]) -> None:

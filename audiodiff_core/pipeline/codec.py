@@ -1,6 +1,5 @@
 """Conversion between mel images and samples of the network."""
 
-import copy
 import threading
 from contextlib import nullcontext
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Images, to_image, to_model
 from audiodiff_core.models.circular import circular_time
+from audiodiff_core.models.placement import placed
 from audiodiff_core.sampling import ExecutionProfile
 
 
@@ -64,5 +64,4 @@ class Codec:
 
 def placed_vae(vae: Any, profile: ExecutionProfile) -> Any:
     """Copy an AutoencoderKL to the device of a profile, in bfloat16 if that is the precision, else in float32."""
-    dtype = torch.bfloat16 if profile.precision == "bf16" else torch.float32
-    return torch.nn.Module.to(copy.deepcopy(vae), profile.device, dtype, memory_format=torch.channels_last).eval()
+    return placed(vae, profile.device, torch.bfloat16 if profile.precision == "bf16" else torch.float32)

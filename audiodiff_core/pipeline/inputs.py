@@ -3,16 +3,16 @@
 An invalid argument raises a ValueError that names the argument and its value.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiodiff_core.pipeline import tasks
-from audiodiff_core.pipeline.codec import Codec
+from audiodiff_core.mel import Images
 from audiodiff_core.pipeline.geometry import MIN_WIDTH, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.sources import (
@@ -20,13 +20,12 @@ from audiodiff_core.pipeline.sources import (
     Audio,
     Mask,
     Source,
-    SourceSlice,
     Span,
     kept_pixels,
     source_slice,
     track_image,
 )
-from audiodiff_core.pipeline.tasks import Task
+from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Batch, Item
 from audiodiff_core.sampling.requests import (
     ExtendRequest,
@@ -72,12 +71,12 @@ class Inputs:
     Attributes:
         geometry: The geometry of the model.
         scheduler: The scheduler that is saved with the model.
-        codec: The codec of the model.
+        tasks: The tasks of the model.
     """
 
     geometry: Geometry
     scheduler: Any
-    codec: Codec
+    tasks: Tasks
 
     def shape(self, width: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of a sample of `width` columns."""
@@ -130,62 +129,42 @@ class Inputs:
         """
         item = self.item(request, references=references)
         batch.check(item)
-        width, codec, geometry = self.geometry.width(item.request), self.codec, self.geometry
+        if isinstance(request, InvertRequest) or (isinstance(request, InterpolateRequest) and request.sources):
+            clean = torch.zeros(self.shape(item.width))
+            batch.check(replace(item, clean=clean, inverted=True, refinements=request.refinements))
+        return item, self._task(request, item, references)
 
-        def load(reference: str, index: int) -> SourceSlice:
-            return source_slice(references.source(reference, index), geometry.mel, width)
+    def _task(self, request: Request, item: Item, references: References) -> Task:
+        """Check the fields of one kind of request, and create its task."""
+        tasks = self.tasks
 
+        def slice_of(reference: str, index: int = 0) -> Loader:
+            source, width = references.source(reference, index), self.geometry.width(item.request)
+            return partial(source_slice, source, self.geometry.mel, width)
+
+        task: Task
         match request:
-            case GenerateRequest():
-                return item, tasks.generate(item)
             case VaryRequest():
                 start = self.start_step(item.request, request.strength, request.start_step)
-                return item, _later(lambda: tasks.vary(item, load(request.source, request.slice), start, codec))
+                task = tasks.vary(item, slice_of(request.source, request.slice), start)
             case InpaintRequest():
                 kept = self.kept(request.regenerate, item, request.start_step)
-                return item, _later(lambda: self.inpaint(item, load(request.source, request.slice), kept, request))
+                task = tasks.inpaint(item, slice_of(request.source, request.slice), kept, request.start_step)
             case ExtendRequest():
-                columns = self.extended_columns(request)
-                return item, _later(
-                    lambda: tasks.extend(
-                        item,
-                        None if request.source is None else load(request.source, request.slice),
-                        columns,
-                        request.overlap,
-                        codec,
-                        geometry,
-                    )
-                )
+                source = None if request.source is None else slice_of(request.source, request.slice)
+                task = tasks.extend(item, source, self.extended_columns(request), request.overlap)
             case RemixRequest():
                 start = self.start_step(item.request, request.strength, request.start_step)
-                return item, _later(
-                    lambda: tasks.remix(item, self._track(references, request.source), start, request.overlap, codec, geometry)
-                )
+                track = partial(self._track, references.source(request.source, 0))
+                task = tasks.remix(item, track, start, request.overlap)
             case InvertRequest():
-                self._check_inversion(item, request.refinements, batch)
-                return item, _later(
-                    lambda: tasks.invert(item, load(request.source, request.slice), request.refinements, codec)
-                )
+                task = tasks.invert(item, slice_of(request.source, request.slice), request.refinements)
             case InterpolateRequest():
-                shape = self.shape(item.width)
-                if request.sources is None:
-                    return item, tasks.interpolate(item, request.seeds or (), request.position, 0, codec, shape)
-                self._check_inversion(item, request.refinements, batch)
-                sources = request.sources
-                return item, _later(
-                    lambda: tasks.interpolate(
-                        item,
-                        [load(reference, 0) for reference in sources],
-                        request.position,
-                        request.refinements,
-                        codec,
-                        shape,
-                    )
-                )
-
-    def inpaint(self, item: Item, source: SourceSlice, kept: Mask, request: InpaintRequest) -> Task:
-        """Create the task of an inpainting."""
-        return tasks.inpaint(item, source, kept, request.start_step, self.codec, self.geometry.factor)
+                keys = request.seeds or [slice_of(reference) for reference in request.sources or ()]
+                task = tasks.interpolate(item, keys, request.position, request.refinements)
+            case GenerateRequest():
+                task = tasks.generate(item)
+        return task
 
     def kept(self, regenerate: Sequence[Span] | Mask, item: Item, start_step: int) -> Mask:
         """Return the mask of the pixels to keep, and check the range of `start_step`."""
@@ -258,15 +237,5 @@ class Inputs:
         if count != requests:
             raise ValueError(f"{count} {what} for {requests} requests: pass one per request")
 
-    def _track(self, references: References, reference: str) -> npt.NDArray[np.uint8]:
-        source = references.source(reference, 0)
+    def _track(self, source: Source) -> Images:
         return track_image(source, self.geometry.mel) if isinstance(source, Audio) else source
-
-    def _check_inversion(self, item: Item, refinements: int, batch: Batch) -> None:
-        clean = torch.zeros(self.shape(item.width))
-        batch.check(replace(item, clean=clean, inverted=True, refinements=refinements))
-
-
-def _later(make: Callable[[], Task]) -> Task:
-    """Return a task that is made when it starts."""
-    return (yield from make())

@@ -17,6 +17,7 @@ from audiodiff_core.pipeline.loop import Failure, Loop
 from audiodiff_core.pipeline.rendering import Renderer
 from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
 from audiodiff_core.pipeline.sources import Source
+from audiodiff_core.pipeline.tasks import Tasks
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
 from audiodiff_core.sampling.requests import Request
 from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
@@ -75,7 +76,8 @@ class LoopPipeline(ArrayCalls):
         self._parts = unet, vae
         self._record: ModelRecord | None = None
         self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
-        self._inputs = Inputs(self.geometry, scheduler, self._codec)
+        self._tasks = Tasks(self.geometry, self._codec)
+        self._inputs = Inputs(self.geometry, scheduler, self._tasks)
         self._runner = Runner(self.sampler, Renderer(self._codec, self.vocoder, self.geometry), self.is_interactive)
 
     @classmethod

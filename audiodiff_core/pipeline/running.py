@@ -103,9 +103,7 @@ class Runner:
                 finished = (
                     outcome
                     for ready in run.results()
-                    for outcome in (
-                        [ready] if isinstance(ready, Failure) else self._renderer.render(ready, profile)
-                    )
+                    for outcome in ([ready] if isinstance(ready, Failure) else self._renderer.render(ready, profile))
                 )
             for outcome in finished:
                 bar.update()

@@ -7,7 +7,6 @@ multiple of 4. Such a layer, as in a tiny conditional network for encodings of 5
 differently.
 """
 
-import copy
 import threading
 from contextlib import nullcontext
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from audiodiff_core.models.circular import circular_time
+from audiodiff_core.models.placement import placed
 from audiodiff_core.sampling.profile import ExecutionProfile
 
 MAX_COMPILED_SHAPES = 256
@@ -39,14 +39,11 @@ class Network:
         self.profile = profile
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels: int = unet.config.in_channels
-        # diffusers' own `to` warns about layers to keep in float32, even if there are no such layers.
-        self._module = torch.nn.Module.to(
-            copy.deepcopy(unet), profile.device, profile.dtype, memory_format=torch.channels_last
-        ).eval()
+        self._module = placed(unet, profile.device, profile.dtype)
         self._forward: Any = self._module
         self._lock = threading.Lock()
         if profile.compiled:
-            self._forward = torch.compile(
+            self._forward = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack recompile_limit
                 self._module,
                 dynamic=False,
                 recompile_limit=MAX_COMPILED_SHAPES,
@@ -63,19 +60,18 @@ class Network:
         """Compute the predictions for one batch.
 
         Args:
-            samples: Scaled samples (batch_size, channels, height, width), float32 on the device.
-            timesteps: Timesteps (batch_size,), float32 on the device.
-            encodings: Encodings (batch_size, 1, dim) of a conditional network. Zeros make a prediction unconditional.
+            samples: Scaled samples (batch, channels, height, width), float32 on the device.
+            timesteps: Timesteps (batch,), float32 on the device.
+            encodings: Encodings (batch, 1, dim) of a conditional network. Zeros make a prediction unconditional.
             circular: Whether the convolutions pad circularly in time.
 
         Returns:
-            Predictions (batch_size, channels, height, width), float32 on the device.
+            Predictions (batch, channels, height, width), float32 on the device.
         """
-        assert len(samples) == self.profile.batch_size
         dtype = self.profile.dtype
-        batch = (samples.to(dtype, memory_format=torch.channels_last), timesteps)
+        batch = [samples.to(dtype, memory_format=torch.channels_last), timesteps]
         if encodings is not None:
-            batch = (*batch, encodings.to(dtype))
+            batch.append(encodings.to(dtype))
         with self._lock, circular_time(self._module) if circular else nullcontext():
             predictions: torch.Tensor = self._forward(*batch, return_dict=False)[0]
         return predictions.float()

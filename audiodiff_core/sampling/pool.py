@@ -138,14 +138,14 @@ class Pool:
         self._state["prediction"] = prediction
         if any(member.table.draws[member.call] for member in self.members):
             self._state["noise"] = self._draw()
-        self._advance(columns, self._rows.any(axis=0))
+        self._advance(columns, np.any(self._rows != 0, axis=0))
         for member in self.members:
             member.call += 1
         return self._take_finished()
 
     def preview(self, member: Member) -> torch.Tensor:
         """Return the clean sample (channels, height, width) that the last call predicted, on the CPU."""
-        return self._state["clean_1"][member.slots[0]].cpu()
+        return self._state["clean_1"][member.slots[0]].to("cpu", copy=True)
 
     def _start(self, item: Item, table: StepTable, slot: int) -> None:
         noise = initial_noise(item.request.seed, self._shape, item.window) if item.noise is None else item.noise
@@ -264,8 +264,8 @@ def guided_prediction(
         conditional: Prediction (channels, height, width) with the encoding.
         unconditional: Prediction without the encoding.
         scale: Guidance scale (Ho & Salimans, "Classifier-Free Diffusion Guidance", 2022).
-        rescale: Share of the rescaled prediction, whose standard deviation is that of the conditional prediction (Lin et
-            al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, section 3.4).
+        rescale: Share of the rescaled prediction, whose standard deviation is that of the conditional prediction
+            (Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed", 2023, section 3.4).
     """
     guided = unconditional + scale * (conditional - unconditional)
     if not rescale:

@@ -126,7 +126,7 @@ class ExecutionProfile(pydantic.BaseModel):
         if self.on_gpu:
             precision = "tf32" if self.precision == "tf32" else "ieee"
             torch.backends.cuda.matmul.fp32_precision = precision
-            torch.backends.cudnn.conv.fp32_precision = precision
+            torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = self.compiled
 
     @contextmanager

@@ -19,7 +19,7 @@ from audiodiff_core.audio.mp4 import MAX_BOXES, MAX_PACKETS, check_sample_tables
 from audiodiff_core.compat.mel import Mel as CompatMel
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, pieces
-from audiodiff_core.pipeline.sources import MAX_TRACK_COLUMNS, Audio, source_image, track_image
+from audiodiff_core.pipeline.sources import MAX_TRACK_COLUMNS, Audio, source_slice, track_image
 from tests.malformed import aac
 
 RATE = 22_050
@@ -105,7 +105,7 @@ class TestSources:
     def test_a_slice_is_decoded_no_further_than_its_end(self, damaged: Path) -> None:
         expected = dict(list(zip(range(20), pieces(damaged, Mel(MEL), Slicing()), strict=False)))
         for index in (0, 7, 19):
-            image = source_image(Audio(damaged, slice=index), MEL, MEL.x_res)
+            image = source_slice(Audio(damaged, slice=index), MEL, MEL.x_res).image
             assert np.array_equal(image, Mel(MEL).images(expected[index].samples[np.newaxis])[0][0])
 
     def test_a_slice_that_a_file_does_not_have_is_named(self, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ class TestSources:
             (10**9, "slice .* ends at"),
         ):
             with pytest.raises(ValueError, match=reason):
-                source_image(Audio(tmp_path / "song.wav", slice=index), MEL, MEL.x_res)
+                source_slice(Audio(tmp_path / "song.wav", slice=index), MEL, MEL.x_res)
 
     def test_a_track_is_decoded_no_further_than_the_longest(self, damaged: Path) -> None:
         fine = MEL.model_copy(update={"hop_length": 32, "n_fft": 512})

@@ -114,9 +114,7 @@ def test_pipelines_make_the_source_again(
 ) -> None:
     mel = tiny_mel.model_copy(update={"x_res": 32, "y_res": 32}) if kind == "latent" else tiny_mel
     unet = make_conditional(0) if kind == "conditional" else make_unet(0)
-    pipeline = LoopPipeline(
-        unet, MODELS["v-zero-snr"], mel, PROFILE, vae=make_vae(0) if kind == "latent" else None
-    )
+    pipeline = LoopPipeline(unet, MODELS["v-zero-snr"], mel, PROFILE, vae=make_vae(0) if kind == "latent" else None)
     encodings = np.ones((3, 8), np.float32) if kind == "conditional" else None
     requests = [GenerateRequest(seed=seed, steps=6) for seed in range(3)]
     made = sorted(pipeline.generate(requests, encodings), key=lambda loop: loop.number)

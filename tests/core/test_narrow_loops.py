@@ -16,7 +16,7 @@ from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
-from audiodiff_core.pipeline import Audio, LoopPipeline, Loop
+from audiodiff_core.pipeline import Audio, Loop, LoopPipeline
 from audiodiff_core.pipeline.windows import Windows
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
@@ -59,9 +59,7 @@ def check(loop: Loop, length: int) -> None:
 def test_eight_columns(hop_length: int, n_fft: int, seamless: bool) -> None:
     torch.manual_seed(0)
     mel = MelConfig(x_res=8, y_res=16, hop_length=hop_length, n_fft=n_fft, n_iter=2)
-    pipeline = LoopPipeline(
-        build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, PROFILE
-    )
+    pipeline = LoopPipeline(build_network("tiny", mel), PRESETS["tiny"].objective.scheduler("ddim"), mel, PROFILE)
     (loop,) = pipeline.generate([GenerateRequest(seed=1, steps=1, seamless=seamless)])
     check(loop, (8 if seamless else 7) * hop_length)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray import cloudpickle
 
-from audiodiff_core.pipeline import Loop
+from audiodiff_core.pipeline import Failure, Loop
 from audiodiff_core.sampling import GenerateRequest
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.generate import job as generate_module
@@ -32,14 +32,18 @@ class Failing:
     def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
         self.pipeline, self.fault, self.log, self.mel = pipeline, fault, log, pipeline.mel
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> Iterator[Loop]:
-        for loop in self.pipeline.generate(requests):
+    def outcomes(self, requests: Sequence[GenerateRequest]) -> Iterator[Loop | Failure]:
+        for loop in self.pipeline.outcomes(requests):
             if loop.request.seed == BAD_SEED:
                 with self.log.open("a") as log:
                     log.write(f"{len(requests)} ")
                 match self.fault:
                     case "not finite":
-                        raise FloatingPointError(f"seed {BAD_SEED}: the sample is not finite")
+                        error = FloatingPointError(f"seed {BAD_SEED}: the sample is not finite")
+                        yield Failure(loop.request, loop.number, error)
+                        continue
+                    case "too large":
+                        raise MemoryError(f"seed {BAD_SEED} needs too much memory")
                     case "death":
                         os.kill(os.getpid(), signal.SIGKILL)
                     case "out of order":
@@ -75,7 +79,8 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
     [
-        ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 1 "),
+        ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 "),
+        ("too large", f"MemoryError: seed {BAD_SEED} needs too much memory", "7 1 "),
         pytest.param(
             "death",
             "killed 2 worker processes",

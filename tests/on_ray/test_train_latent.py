@@ -121,7 +121,9 @@ def test_a_conditional_network_learns_with_encodings(local_ray: None, dataset: P
     assert list((tmp_path / "run" / "tensorboard" / "validation").iterdir())
     requests = [GenerateRequest(seed=0, steps=2, guidance_scale=scale) for scale in (1.0, 3.0)]
     plain, guided = (
-        next(iter(LoopPipeline.of(model, ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))).image
+        next(
+            iter(LoopPipeline.of(model, ExecutionProfile(batch_size=1)).generate([request], encodings=vectors[:1]))
+        ).image
         for request in requests
     )
     assert not np.array_equal(plain, guided)

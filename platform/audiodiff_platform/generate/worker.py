@@ -12,13 +12,8 @@ import torch
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.loops.tempo import measure_tempo
-from audiodiff_core.pipeline import Loop
-from audiodiff_core.pipeline import LoopPipeline
-from audiodiff_core.sampling import (
-    ExecutionProfile,
-    GenerateRequest,
-    SamplingParameters,
-)
+from audiodiff_core.pipeline import Failure, Loop, LoopPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters, SeededRequest
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
@@ -94,8 +89,8 @@ class GenerateWorker:
         """Generate loops in batches and return their manifest rows, or None if a loop failed."""
         rows = []
         try:
-            for loop in self.pipeline.generate(requests):
-                rows.append(self._write_loop(loop))
+            for outcome in self.pipeline.outcomes(requests):
+                rows.append(self._row(outcome))
                 attempts.require_running()
         except (*LOOP_FAILURES, RuntimeError) as error:
             logging.getLogger(__name__).warning("batch failed, generating its loops one by one: %s", error)
@@ -111,11 +106,17 @@ class GenerateWorker:
                 continue
             attempts.start(str(request.seed))
             try:
-                (loop,) = self.pipeline.generate([request])
-                rows.append(self._write_loop(loop))
+                (outcome,) = self.pipeline.outcomes([request])
+                rows.append(self._row(outcome))
             except LOOP_FAILURES as error:
-                rows.append(self._failure_row(request, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+                rows.append(self._failure_row(request, _reason(error)))
         return rows
+
+    def _row(self, outcome: Loop | Failure) -> dict[str, Any]:
+        """Write the audio file of a loop. Return the manifest row of a loop or of a failure."""
+        if isinstance(outcome, Failure):
+            return self._failure_row(outcome.request, _reason(outcome.error))
+        return self._write_loop(outcome)
 
     def _write_loop(self, loop: Loop) -> dict[str, Any]:
         """Write the audio file of a loop and return its manifest row."""
@@ -137,19 +138,18 @@ class GenerateWorker:
             "reason": None,
         }
 
-    def _failure_row(self, request: GenerateRequest, reason: str) -> dict[str, Any]:
+    def _failure_row(self, request: SeededRequest, reason: str) -> dict[str, Any]:
         measurements = dict.fromkeys(
             ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
         )
         return {**self._provenance(request), **measurements, "reason": reason}
 
-    def _provenance(self, request: GenerateRequest) -> dict[str, Any]:
+    def _provenance(self, request: SeededRequest) -> dict[str, Any]:
         """Return the manifest columns for the request, the execution profile and the model."""
         return {
-            "id": f"{request.seed:010d}",
             **request.model_dump(),
-            **self.profile.model_dump(),
-            "threads": self.profile.threads,
+            "id": f"{request.seed:010d}",
+            **self.profile.record(),
             "model_digest": self.digest,
             "mel_digest": self.pipeline.mel.digest,
         }
@@ -158,3 +158,7 @@ class GenerateWorker:
 def shard_counts(record: Record) -> Counts:
     """Return the numbers of audio files and failures in the record of a shard."""
     return {"files": record["rows"] - record["failed"], "failed": record["failed"]}
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

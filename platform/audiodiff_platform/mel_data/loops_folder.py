@@ -5,7 +5,7 @@ The job generate writes the folder. The job evaluate, reports and servers read i
 
 import pyarrow as pa
 
-LOOPS_FORMAT_VERSION = 2
+LOOPS_FORMAT_VERSION = 3
 LOOPS_SETTINGS = "generate.json"
 
 MANIFEST_SCHEMA = pa.schema(
@@ -17,7 +17,10 @@ MANIFEST_SCHEMA = pa.schema(
         ("scheduler", pa.string()),
         ("eta", pa.float64()),
         ("guidance_scale", pa.float64()),
+        ("guidance_rescale", pa.float64()),
         ("width", pa.int32()),
+        ("bars", pa.int32()),
+        ("bpm", pa.float64()),
         ("seamless", pa.bool_()),
         ("batch_size", pa.int32()),
         ("precision", pa.string()),

@@ -28,8 +28,8 @@ from ray.serve.config import AutoscalingConfig, HTTPOptions
 from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.pipeline import LoopPipeline, Loop
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters
+from audiodiff_core.pipeline import Loop, LoopPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters, SeededRequest
 from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, usable_path
 from audiodiff_platform.cluster.options import ProfileOptions
 from audiodiff_platform.entry.terminal import say
@@ -198,7 +198,7 @@ class LoopServer:
 
     def _generate_batch(self, batch: list[tuple[str, GenerateRequest]]) -> list[Loop]:
         """Return the loops of a batch. Equal requests are generated once."""
-        loops: dict[tuple[str, GenerateRequest], Loop] = {}
+        loops: dict[tuple[str, SeededRequest], Loop] = {}
         for name, pipeline in self.pipelines.items():
             requests = list(dict.fromkeys(request for model, request in batch if model == name))
             loops |= {(name, loop.request): loop for loop in pipeline.generate(requests)}

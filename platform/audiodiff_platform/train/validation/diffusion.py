@@ -17,8 +17,7 @@ from audiodiff_core.checkpoint import Model
 from audiodiff_core.evaluation import evaluate_images, statistics_of
 from audiodiff_core.evaluation.features import BANDS as FEATURE_BANDS
 from audiodiff_core.mel import Images
-from audiodiff_core.pipeline import Loop
-from audiodiff_core.pipeline import LoopPipeline
+from audiodiff_core.pipeline import Loop, LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import TrainState
 from audiodiff_core.training.validation import band_means, validation_losses

@@ -1,0 +1,106 @@
+"""Tables of coefficients against the steps of diffusers' schedulers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from audiodiff_core.diffusion.noise_schedule import Schedule
+from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
+from audiodiff_core.diffusion.step_tables import Column, StepTable, step_table
+from audiodiff_core.sampling import GenerateRequest
+from tests.core.test_schedulers import model, offered
+
+
+def network(noisy: torch.Tensor) -> torch.Tensor:
+    """A prediction that is not linear in its input."""
+    return 0.7 * (3 * noisy).sin() + 0.1 * noisy
+
+
+def by_table(table: StepTable, sample: torch.Tensor, generator: torch.Generator, clip: bool = False) -> torch.Tensor:
+    """Sample by the coefficients of a table, one operation after the other, in float64."""
+    sample = sample.double()
+    clean_1 = clean_2 = anchor = torch.zeros_like(sample)
+    for row, draws in zip(table.rows.astype(np.float64), table.draws, strict=True):
+        prediction = network((sample * row[Column.INPUT_SCALE]).float()).double()
+        clean = row[Column.CLEAN_SAMPLE] * sample + row[Column.CLEAN_PREDICTION] * prediction
+        clean = clean.clamp(-1, 1) if clip else clean
+        noise = torch.randn(sample.shape, generator=generator).double() if draws else torch.zeros_like(sample)
+        terms = row[Column.NEXT_SAMPLE : Column.NEXT_NOISE + 1]
+        operands = (sample, prediction, clean, clean_1, clean_2, anchor, noise)
+        stepped = sum((terms[index] * operand for index, operand in enumerate(operands)), torch.zeros_like(sample))
+        terms = row[Column.ANCHOR_SAMPLE : Column.ANCHOR_NEXT + 1]
+        operands = (sample, clean, clean_1, clean_2, anchor, stepped)
+        anchor = sum((terms[index] * operand for index, operand in enumerate(operands)), torch.zeros_like(sample))
+        sample, clean_1, clean_2 = stepped, clean, clean_1
+    return sample
+
+
+def by_diffusers(schedule: Schedule, start_step: int, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    for call in range(schedule.begin(start_step), schedule.calls):
+        prediction = network(schedule.network_input(sample, call))
+        sample = schedule.step(prediction, sample, call, generator)
+    return sample
+
+
+def both(model_scheduler: Any, request: GenerateRequest, start_step: int, clip: bool) -> tuple[torch.Tensor, ...]:
+    """Return the samples by the table and by diffusers for the same noise, and the noise."""
+    schedule = Schedule(model_scheduler, request)
+    noise = torch.randn(1, 1, 4, 8, generator=torch.Generator().manual_seed(1)) * schedule.init_noise_sigma
+    one, other = (torch.Generator().manual_seed(2) for _ in range(2))
+    table = step_table(model_scheduler, request, start_step)
+    return by_table(table, noise, one, clip), by_diffusers(schedule, start_step, noise, other).double(), noise
+
+
+@pytest.mark.parametrize(("name", "model_scheduler"), offered(spacings=["trailing", "leading"]))
+@pytest.mark.parametrize(("steps", "start_step"), [(10, 0), (7, 3), (2, 0)])
+def test_a_table_steps_as_diffusers(name: SchedulerName, model_scheduler: Any, steps: int, start_step: int) -> None:
+    request = GenerateRequest(scheduler=name, steps=steps)
+    ours, theirs, noise = both(model_scheduler, request, start_step, clip=False)
+    rounding = 2e-6 * float(noise.abs().max())  # of diffusers' samples in float32, thousands at the start of Euler's
+    assert float((ours - theirs).abs().max()) < 1e-4 * max(1.0, float(theirs.abs().max())) + rounding
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_ddim_clamps_as_diffusers(eta: float, zero_terminal_snr: bool) -> None:
+    saved = model("v_prediction", zero_terminal_snr, "trailing", clip=True)
+    request = GenerateRequest(steps=10, eta=eta)
+    ours, theirs, _ = both(saved, request, 0, clip=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    unclamped, *_ = both(saved, request, 0, clip=False)
+    assert not torch.allclose(ours, unclamped, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "heun"])
+def test_other_methods_clamp_as_diffusers(name: SchedulerName) -> None:
+    saved = model("epsilon", clip=True)
+    ours, theirs, _ = both(saved, GenerateRequest(scheduler=name, steps=8), 0, clip=True)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_tables_are_shared_by_equal_models_only() -> None:
+    request = GenerateRequest(steps=5)
+    table = step_table(DDPMScheduler(), request)
+    assert step_table(DDPMScheduler(), GenerateRequest(steps=5, seed=9)) is table
+    assert step_table(DDPMScheduler(beta_end=0.03), request) is not table
+    assert step_table(DDIMScheduler(), request) is not table
+    assert step_table(DDPMScheduler(), request, 2) is not table
+    assert step_table(DDPMScheduler(), request, 2).calls == 3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_table_knows_its_calls_and_its_noise(name: SchedulerName) -> None:
+    saved = model("flow" if name.startswith("flow") else "epsilon")
+    table = step_table(saved, GenerateRequest(scheduler=name, steps=6))
+    assert table.calls == (11 if METHODS[name].calls_per_step == 2 else 6)
+    assert any(table.draws) == (name in ("ddpm", "dpm++_sde", "euler_a"))
+    assert tuple(table.rows[-1, [Column.SIGNAL, Column.NOISE_SCALE]]) == (1, 0)
+    assert np.isfinite(table.rows).all()
+
+
+def test_a_start_beyond_the_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="start_step 5: there are 5 steps, use 0 to 4"):
+        step_table(model("epsilon"), GenerateRequest(steps=5), 5)
