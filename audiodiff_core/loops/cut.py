@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.audio import Samples
+from audiodiff_core.audio.crossfade import correlation, crossfade
 from audiodiff_core.audio.wav_chunks import LoopInfo
 from audiodiff_core.loops.beats import ATTACK_S, Beats, BeatTracker, require_mono, track_beats
 from audiodiff_core.loops.stretch import MAX_STRETCH, stretch_circular
@@ -190,7 +191,7 @@ def _at_crossings(audio: Samples, start: int, end: int, sample_rate: int) -> tup
     if not len(crossings):
         return start, end
     lead_in = audio[start - fade : start]
-    return start, int(max(crossings, key=lambda at: (_correlation(lead_in, audio[at - fade : at]), at)))
+    return start, int(max(crossings, key=lambda at: (correlation(lead_in, audio[at - fade : at]), at)))
 
 
 def _attack(audio: Samples, beat: int, sample_rate: int) -> int:
@@ -224,30 +225,10 @@ def _cut_with_crossfade(audio: Samples, start: int, end: int, length: int) -> Sa
     length = min(length, len(loop) // 2)
     before, after = min(length, start), min(length, len(audio) - end)
     if before >= after and before:
-        loop[-before:] = _crossfade(loop[-before:], audio[start - before : start])
+        loop[-before:] = crossfade(loop[-before:], audio[start - before : start])
     elif after:
-        loop[:after] = _crossfade(audio[end : end + after], loop[:after])
+        loop[:after] = crossfade(audio[end : end + after], loop[:after])
     return loop
-
-
-def _crossfade(fade_out: Samples, fade_in: Samples) -> Samples:
-    """Crossfade two signals of equal length with constant power.
-
-    The gain depends on the correlation of the signals, so that the power has neither a dip nor a bump.
-
-    See Fink, Holters & Zölzer, "Signal-matched power-complementary cross-fading and dry-wet mixing", 2016.
-    """
-    angle = (np.arange(len(fade_out)) + 0.5) / len(fade_out) * np.pi / 2
-    falling, rising = np.cos(angle), np.sin(angle)
-    correlation = max(0.0, _correlation(fade_out, fade_in))
-    power = 1 + 2 * falling * rising * correlation
-    return ((falling * fade_out + rising * fade_in) / np.sqrt(power)).astype(np.float32)
-
-
-def _correlation(one: Samples, other: Samples) -> float:
-    """Normalized correlation of two signals in [-1, 1]; 0 if either is silent."""
-    energy = math.sqrt(float(np.square(one, dtype=np.float64).sum()) * float(np.square(other, dtype=np.float64).sum()))
-    return float(np.dot(one.astype(np.float64), other)) / energy if energy > 0 else 0.0
 
 
 def _check_meter(bars: int, bpm: float, beats_per_bar: int) -> None:

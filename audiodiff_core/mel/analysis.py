@@ -48,6 +48,13 @@ class Mel:
             blocks.append((bands, bins, np.ascontiguousarray(weights[:, bins])))
         return blocks
 
+    @cached_property
+    def power_table(self) -> npt.NDArray[np.float32]:
+        """Mel power of each level of an image, relative to the reference of the image. Read-only, of shape (256,)."""
+        table = np.power(10, (np.arange(IMAGE_MAX + 1) / IMAGE_MAX - 1) * self.config.top_db / 10).astype(np.float32)
+        table.flags.writeable = False
+        return table
+
     def slice_step(self, overlap: float) -> int:
         """Return the distance between the starts of consecutive slices.
 
@@ -135,9 +142,9 @@ class Mel:
         """Convert images to mel power relative to their reference.
 
         Args:
-            images: Pixels of shape (batch, y_res, width).
+            images: uint8 pixels of shape (batch, y_res, width).
 
         Returns:
             Power in (0, 1], of the same shape.
         """
-        return np.power(10, (images.astype(np.float64) / IMAGE_MAX - 1) * self.config.top_db / 10).astype(np.float32)
+        return self.power_table[images]

@@ -93,30 +93,42 @@ def band_edges_hz(config: MelConfig) -> npt.NDArray[np.float64]:
     i + 1, and falls from edge i + 1 to edge i + 2.
 
     Returns:
-        Frequencies in Hz, of shape (y_res + 2,).
+        Frequencies in Hz, of shape (y_res + 2,). The array is cached and read-only.
     """
-    linear_mels = MIN_LOG_HZ / LINEAR_HZ_PER_MEL
-    top = linear_mels + np.log(config.sample_rate / 2 / MIN_LOG_HZ) / LOG_HZ_PER_MEL
-    mels = np.linspace(0, top, config.y_res + 2)
-    return np.where(
-        mels < linear_mels, LINEAR_HZ_PER_MEL * mels, MIN_LOG_HZ * np.exp(LOG_HZ_PER_MEL * (mels - linear_mels))
-    )
+    return _band_edges_hz(config.sample_rate, config.y_res)
 
 
-@lru_cache(maxsize=8)
 def filterbank(config: MelConfig) -> npt.NDArray[np.float32]:
     """Compute the triangular filters on Slaney's mel scale, with Slaney's normalization.
 
     The filters are equal to those of `librosa.filters.mel`, which is not used because its import takes a second.
 
     Returns:
-        Weights of shape (y_res, 1 + n_fft // 2).
+        Weights of shape (y_res, 1 + n_fft // 2). The array is cached and read-only.
     """
-    edges = band_edges_hz(config)[:, np.newaxis]
+    return _filterbank(config.sample_rate, config.n_fft, config.y_res)
+
+
+@lru_cache(maxsize=8)
+def _band_edges_hz(sample_rate: int, bands: int) -> npt.NDArray[np.float64]:
+    linear_mels = MIN_LOG_HZ / LINEAR_HZ_PER_MEL
+    top = linear_mels + np.log(sample_rate / 2 / MIN_LOG_HZ) / LOG_HZ_PER_MEL
+    mels = np.linspace(0, top, bands + 2)
+    edges = np.where(
+        mels < linear_mels, LINEAR_HZ_PER_MEL * mels, MIN_LOG_HZ * np.exp(LOG_HZ_PER_MEL * (mels - linear_mels))
+    )
+    edges.flags.writeable = False
+    return edges
+
+
+@lru_cache(maxsize=8)
+def _filterbank(sample_rate: int, n_fft: int, bands: int) -> npt.NDArray[np.float32]:
+    edges = _band_edges_hz(sample_rate, bands)[:, np.newaxis]
     low, middle, high = edges[:-2], edges[1:-1], edges[2:]
-    bins = np.fft.rfftfreq(config.n_fft, 1 / config.sample_rate)
+    bins = np.fft.rfftfreq(n_fft, 1 / sample_rate)
     triangles: npt.NDArray[np.float32] = (
         np.minimum((bins - low) / (middle - low), (high - bins) / (high - middle)).clip(0).astype(np.float32)
     )
     triangles *= 2 / (high - low)
+    triangles.flags.writeable = False
     return triangles

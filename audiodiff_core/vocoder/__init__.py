@@ -1,7 +1,8 @@
 """Vocoders, which turn mel images into waveforms.
 
 `GriffinLim` needs no training and supports every mel configuration. `NeuralVocoder` (`audiodiff_core.vocoder.neural`)
-wraps a trained network. Each `Vocoder` states the mel configuration that it supports.
+wraps a trained network. Each `Vocoder` states the mel configuration that it supports, and can keep samples of a source
+(`Kept`).
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Protocol
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.vocoder.griffin_lim import QUALITIES, GriffinLim, Quality
+from audiodiff_core.vocoder.kept import Kept, kept_samples
 
-__all__ = ["QUALITIES", "GriffinLim", "Quality", "Vocoder", "require_mel"]
+__all__ = ["QUALITIES", "GriffinLim", "Kept", "Quality", "Vocoder", "kept_samples", "require_mel"]
 
 
 class Vocoder(Protocol):
@@ -23,7 +25,14 @@ class Vocoder(Protocol):
 
     config: MelConfig
 
-    def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
+    def __call__(
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        circular: bool = False,
+        *,
+        kept: Sequence[Kept | None] | None = None,
+    ) -> Samples:
         """Synthesize the audio of mel images.
 
         The audio of an image does not depend on the other images.
@@ -32,6 +41,9 @@ class Vocoder(Protocol):
             images: uint8 images (batch, y_res, width).
             seeds: One seed per image.
             circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+            kept: Per image, the samples that its audio keeps, or None. Regenerated samples are the vocoder's. Kept
+                samples further than 40 ms from all regenerated samples equal the source. The audio of an image that
+                keeps samples has the scale of the kept samples.
 
         Returns:
             float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.

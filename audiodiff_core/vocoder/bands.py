@@ -35,7 +35,7 @@ class Bands:
             bands = slice(start, min(start + size, config.y_res))
             used = np.flatnonzero(basis[bands].any(axis=0))
             bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 0)
-            self._blocks.append((bands, bins, torch.from_numpy(np.ascontiguousarray(basis[bands, bins].T)).to(device)))
+            self._blocks.append((bands, bins, torch.from_numpy(basis[bands, bins].T.copy(order="C")).to(device)))
         weight = basis.sum(axis=0)
         self._inverse_weight = torch.from_numpy(np.divide(1, weight, out=np.zeros_like(weight), where=weight > 0)).to(
             device

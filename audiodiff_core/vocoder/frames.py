@@ -4,6 +4,7 @@ Besides the signal itself, only the frames of one chunk are in memory.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 import torch
 
@@ -31,7 +32,8 @@ class Frames:
     has a period of count * hop_length samples: the first frame follows the last. The signal then repeats the audio.
 
     Args:
-        config: The mel configuration.
+        n_fft: Samples per frame.
+        hop: Samples between the starts of frames, less than n_fft.
         count: Number of frames.
         device: Device of the signals.
         circular: Whether the audio is periodic.
@@ -48,13 +50,12 @@ class Frames:
         ValueError: If the frames do not overlap.
     """
 
-    def __init__(self, config: MelConfig, count: int, device: torch.device, circular: bool = False) -> None:
-        if config.hop_length >= config.n_fft:
+    def __init__(self, n_fft: int, hop: int, count: int, device: torch.device, circular: bool = False) -> None:
+        if hop >= n_fft:
             raise ValueError(
-                f"hop_length {config.hop_length} is not below n_fft {config.n_fft}: "
-                "audio needs overlapping frames, use a smaller hop_length"
+                f"hop_length {hop} is not below n_fft {n_fft}: audio needs overlapping frames, use a smaller hop_length"
             )
-        self.n_fft, self.hop, self.count, self.circular = config.n_fft, config.hop_length, count, circular
+        self.n_fft, self.hop, self.count, self.circular = n_fft, hop, count, circular
         self.length = (count if circular else count - 1) * self.hop
         self.span = (count - 1) * self.hop + self.n_fft
         self._chunk_samples = CHUNK_SAMPLES_CPU if device.type == "cpu" else CHUNK_SAMPLES
@@ -66,6 +67,21 @@ class Frames:
         if not circular:
             self._weight[:, : self.n_fft // 2] = 0
             self._weight[:, self.n_fft // 2 + self.length :] = 0
+
+    @classmethod
+    def of(cls, config: MelConfig, count: int, device: torch.device, circular: bool = False) -> "Frames":
+        """Return the frames of a mel configuration. Frames of the same geometry are made once and shared.
+
+        Args:
+            config: The mel configuration.
+            count: Number of frames.
+            device: Device of the signals.
+            circular: Whether the audio is periodic.
+
+        Raises:
+            ValueError: If the frames do not overlap.
+        """
+        return _frames(config.n_fft, config.hop_length, count, device, circular)
 
     def analyze(self, signal: torch.Tensor, chunk: slice) -> torch.Tensor:
         """Compute the spectra of some frames.
@@ -136,3 +152,8 @@ class Frames:
             .sum(1)
         )
         return wrapped.repeat(1, periods)[:, : self.span]
+
+
+@lru_cache(maxsize=4)
+def _frames(n_fft: int, hop: int, count: int, device: torch.device, circular: bool) -> Frames:
+    return Frames(n_fft, hop, count, device, circular)

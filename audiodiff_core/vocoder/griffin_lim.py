@@ -9,12 +9,19 @@ The signal starts as white noise from the seed of the item. Each iteration has t
    image.
 3. Compute the signal whose spectra are nearest to the scaled spectra (Griffin & Lim 1984).
 
+If samples of a source are kept, they are put into the noise, and put back after each iteration. The noise is quiet, so
+that the phases of the kept samples spread into the regenerated samples. Next to a join, the samples are put back in
+part (`kept_weights`): a sudden transition would be a click, because the regenerated samples fit the kept samples only
+approximately. The last iterations put nothing back, so that `splice` crossfades the source with audio that has no
+transition.
+
 librosa inverts the filterbank first, and keeps the resulting linear spectra fixed during the phase reconstruction. The
 computation takes longer, and the result is further from the image: many linear spectra have the mel power of the image,
 and most of these linear spectra are not the spectra of any signal.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -25,17 +32,24 @@ from audiodiff_core.audio import Samples
 from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.vocoder.bands import Bands, power_of
+from audiodiff_core.vocoder.batches import BATCH_SIZE, MelPower, checked_images, fixed_size
 from audiodiff_core.vocoder.frames import Frames
+from audiodiff_core.vocoder.kept import FADE_S, Kept, checked_kept, kept_weights, splice
 
 Quality = Literal["fast", "standard", "best"]
 
 QUALITIES: dict[Quality, float] = {"fast": 0.5, "standard": 1, "best": 3}
 """Number of iterations as a multiple of the configuration's n_iter, which is 32 in every published model."""
 
-BATCH_SIZE = 8
 MOMENTUM = 0.9
 POWER_FLOOR = 0.2
 """Power added to a band before the power is used as a divisor, as a fraction of the power of image level 1."""
+
+QUIET_NOISE_DB = -60
+"""Level of the noise of an item that keeps samples, as mel power relative to image level 255."""
+
+FREE_ITERATIONS = 1 / 8
+"""Fraction of the iterations, at the end, that put no kept samples back."""
 
 
 class GriffinLim:
@@ -49,104 +63,143 @@ class GriffinLim:
         config: The mel configuration.
         device: Device of the computation.
         quality: Selects the number of iterations: fast, standard or best.
+        batch_size: Items per batch on devices other than CPUs, at least 1. The bytes of the audio may depend on it.
 
     Attributes:
         config: The mel configuration.
         quality: The quality.
         iterations: Number of iterations.
         device: Device of the computation.
+        batch_size: Items per batch on devices other than CPUs.
 
     Raises:
-        ValueError: If the quality is unknown.
+        ValueError: If the quality is unknown or the batch size is out of range.
     """
 
-    def __init__(self, config: MelConfig, device: torch.device | str = "cpu", quality: Quality = "standard") -> None:
+    def __init__(
+        self,
+        config: MelConfig,
+        device: torch.device | str = "cpu",
+        quality: Quality = "standard",
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
         if quality not in QUALITIES:
             raise ValueError(f"vocoder quality {quality!r}: use one of {', '.join(QUALITIES)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size}: must be at least 1")
         self.config = config
         self.quality: Quality = quality
         self.iterations = max(1, round(config.n_iter * QUALITIES[quality]))
         self.device = torch.device(device)
-        self._mel = Mel(config)
+        self.batch_size = batch_size
+        self._floor = POWER_FLOOR * float(Mel(config).power_table[1])
+        self._mel_power = MelPower(config, self.device)
         self._bands = Bands(config, self.device)
+        self._fade = round(FADE_S * config.sample_rate)
+        # White noise of variance 1 has mel power 3 / 8 * n_fft * n_fft / sample_rate: the squares of the Hann window
+        # sum to 3 / 8 * n_fft, and the weights of a band sum to n_fft / sample_rate.
+        self._quiet_gain = 10 ** (QUIET_NOISE_DB / 20) / math.sqrt(3 / 8 * config.n_fft**2 / config.sample_rate)
 
-    def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
+    def __call__(
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        circular: bool = False,
+        *,
+        kept: Sequence[Kept | None] | None = None,
+    ) -> Samples:
         """Synthesize the audio of mel images.
 
         Args:
             images: uint8 images (batch, y_res, width).
             seeds: One seed per image.
             circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+            kept: Per image, the samples that its audio keeps, or None.
 
         Returns:
             float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.
 
         Raises:
-            ValueError: If the images have another height, a seed is missing, or hop_length is not below n_fft.
+            ValueError: If the images have another height, a seed is missing, the kept samples do not fit the images, or
+                hop_length is not below n_fft.
         """
-        mel_power = mel_power_of(self._mel, images, seeds)
-        frames = Frames(self.config, images.shape[-1], self.device, circular)
-        noise = torch.stack([torch.randn(frames.length, generator=streams.derived(seed, "phase")) for seed in seeds])
-        with torch.inference_mode():
-            batches = zip(fixed_batches(mel_power, self.device), fixed_batches(noise, self.device), strict=True)
-            audios = [self.reconstruct(power, start, frames).cpu().numpy() for power, start in batches]
-        return np.concatenate(audios)[: len(images)]
+        pixels = checked_images(images, seeds, self.config)
+        frames = Frames.of(self.config, images.shape[-1], self.device, circular)
+        kept = checked_kept(kept, len(images), frames.length)
+        size = 1 if self.device.type == "cpu" else self.batch_size
+        audios: list[Samples] = []
+        for batch in (slice(first, first + size) for first in range(0, len(images), size)):
+            gains = [1 if item is None else self._quiet_gain for item in kept[batch]]
+            noise = [
+                torch.randn(frames.length, generator=streams.derived(seed, "phase")) * gain
+                for seed, gain in zip(seeds[batch], gains, strict=True)
+            ]
+            with torch.inference_mode():
+                audio = self.reconstruct(
+                    self._mel_power(fixed_size(pixels[batch], size)),
+                    fixed_size(torch.stack(noise), size).to(self.device),
+                    frames,
+                    self._put_back(kept[batch], size, frames),
+                )
+            audios.extend(audio.cpu().numpy())
+        return np.stack(
+            [
+                audio if item is None else splice(audio, item, self._fade, circular)
+                for audio, item in zip(audios, kept, strict=False)
+            ]
+        )
 
-    def reconstruct(self, mel_power: torch.Tensor, noise: torch.Tensor, frames: Frames) -> torch.Tensor:
+    def reconstruct(
+        self,
+        mel_power: torch.Tensor,
+        noise: torch.Tensor,
+        frames: Frames,
+        kept: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """Reconstruct audio from mel power.
 
         Args:
             mel_power: Mel power (batch, frames, bands).
             noise: Initial audio (batch, frames.length).
             frames: The frames of the audio.
+            kept: Samples of the sources (batch, frames.length), and the weights (batch, frames.length) in [0, 1] with
+                which they replace the audio. None if nothing is kept.
 
         Returns:
             Audio (batch, frames.length).
         """
-        floor = POWER_FLOOR * float(self._mel.power(np.ones(1, np.uint8))[0])
 
         def scaled_spectra(signal: torch.Tensor, chunk: slice) -> torch.Tensor:
             spectra = frames.analyze(signal, chunk)
-            ratio = mel_power[:, chunk] / self._bands.gather(power_of(spectra)).add_(floor)
+            ratio = mel_power[:, chunk] / self._bands.gather(power_of(spectra)).add_(self._floor)
             return spectra.mul_(self._bands.spread(ratio).sqrt_())
 
-        signal = previous = frames.signal(noise)
+        def restored(signal: torch.Tensor) -> torch.Tensor:
+            return torch.where(weights > 0, signal.lerp(source, weights), signal)
+
+        signal = frames.signal(noise)
+        fixed_iterations = 0
+        if kept is not None:
+            source, weights = (frames.signal(part) for part in kept)
+            fixed_iterations = self.iterations - max(1, round(self.iterations * FREE_ITERATIONS))
+            signal = restored(signal)
+        previous = signal
         for iteration in range(self.iterations):
             extrapolated = torch.lerp(signal, previous, -MOMENTUM) if iteration > 1 else signal
             previous, signal = signal, frames.synthesize(len(signal), partial(scaled_spectra, extrapolated))
+            if iteration < fixed_iterations:
+                signal = restored(signal)
         return frames.audio(signal)
 
-
-def fixed_batches(items: torch.Tensor, device: torch.device) -> Iterator[torch.Tensor]:
-    """Split items (n, ...) into batches of one fixed size on the device.
-
-    The size is 1 on a CPU and BATCH_SIZE on other devices. The last batch is padded with zeros.
-    """
-    size = 1 if device.type == "cpu" else BATCH_SIZE
-    for batch in items.split(size):
-        yield torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])]).to(device)
-
-
-def mel_power_of(mel: Mel, images: Images, seeds: Sequence[int]) -> torch.Tensor:
-    """Compute the mel power of images.
-
-    Args:
-        mel: The mel analysis of the images.
-        images: uint8 images (batch, y_res, width).
-        seeds: One seed per image. Only the number of seeds is used, for a check.
-
-    Returns:
-        Mel power (batch, width, y_res) relative to the reference level of the image. Level 0 becomes power 0.
-
-    Raises:
-        ValueError: If the images have another shape, or if the number of seeds differs.
-    """
-    if images.ndim != 3 or images.shape[1] != mel.config.y_res or images.shape[2] < 2:
-        raise ValueError(
-            f"images of shape {images.shape}: (batch, {mel.config.y_res}, width) with width 2 or more needed"
-        )
-    if len(images) != len(seeds):
-        raise ValueError(f"{len(images)} images with {len(seeds)} seeds: pass one seed per image")
-    power = mel.power(images)
-    power[images == 0] = 0
-    return torch.from_numpy(power).mT.contiguous()
+    def _put_back(
+        self, kept: Sequence[Kept | None], size: int, frames: Frames
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the samples and weights (size, frames.length) of a batch, or None if it keeps nothing."""
+        if not any(kept):
+            return None
+        samples, weights = torch.zeros(2, size, frames.length)
+        for row, item in enumerate(kept):
+            if item is not None:
+                weights[row] = torch.from_numpy(kept_weights(item.mask, self._fade, frames.circular))
+                samples[row] = torch.from_numpy(np.where(item.mask, item.samples, np.float32(0)))
+        return samples.to(self.device), weights.to(self.device)

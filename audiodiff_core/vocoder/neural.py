@@ -1,14 +1,17 @@
 """Neural vocoders: trained networks from log-mel spectra to waveforms."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from audiodiff_core.audio import Samples
-from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.vocoder.bands import Bands
-from audiodiff_core.vocoder.griffin_lim import fixed_batches, mel_power_of
+from audiodiff_core.mel import Images, MelConfig
+from audiodiff_core.vocoder.bands import Bands, power_of
+from audiodiff_core.vocoder.batches import BATCH_SIZE, MelPower, checked_images, fixed_size
+from audiodiff_core.vocoder.frames import Frames
+from audiodiff_core.vocoder.kept import FADE_S, Kept, checked_kept, splice
 
 CONTEXT_FRAMES = 32
 """Frames from the opposite end of a loop that pad each end: more than half the receptive field of Vocos and BigVGAN."""
@@ -23,6 +26,9 @@ of the shipped loops at peak 0.95.
 
 class NeuralVocoder:
     """Vocoder with a trained network, for one mel configuration. The audio does not depend on the seed.
+
+    The level of the audio is that of the network's training. Audio that keeps samples of a source has the level of its
+    image instead.
 
     Args:
         network: The network, which maps features (batch, channels, frames) to audio (batch, samples) or
@@ -48,28 +54,59 @@ class NeuralVocoder:
         self._network = network.eval().to(self.device)
         self._features = features
         self._lead = lead
-        self._mel = Mel(config)
+        self._mel_power = MelPower(config, self.device)
+        self._bands = Bands(config, self.device)
 
-    def __call__(self, images: Images, seeds: Sequence[int], circular: bool = False) -> Samples:
+    def __call__(
+        self,
+        images: Images,
+        seeds: Sequence[int],
+        circular: bool = False,
+        *,
+        kept: Sequence[Kept | None] | None = None,
+    ) -> Samples:
         """Synthesize the audio of mel images.
 
         Args:
             images: uint8 images (batch, y_res, width).
             seeds: One seed per image, without effect on the audio.
             circular: Whether each image is one period of a loop, so that its first frame follows its last frame.
+            kept: Per image, the samples that its audio keeps, or None. They are crossfaded with the network's audio,
+                which does not depend on them.
 
         Returns:
             float32 audio (batch, (width - 1) * hop_length), or (batch, width * hop_length) if circular.
 
         Raises:
-            ValueError: If the images have another height, a seed is missing, or the audio of the network is too short
-                or not finite.
+            ValueError: If the images have another height, a seed is missing, the kept samples do not fit the images, or
+                the audio of the network is too short or not finite.
         """
-        power = mel_power_of(self._mel, images, seeds)
+        pixels = checked_images(images, seeds, self.config)
+        width = images.shape[-1]
+        kept = checked_kept(kept, len(images), (width if circular else width - 1) * self.config.hop_length)
+        size = 1 if self.device.type == "cpu" else BATCH_SIZE
+        fade = round(FADE_S * self.config.sample_rate)
+        audios: list[Samples] = []
+        for batch in (slice(first, first + size) for first in range(0, len(images), size)):
+            with torch.inference_mode():
+                power = self._mel_power(fixed_size(pixels[batch], size))
+                audio = self._audio(power, circular)
+            made = audio.cpu().numpy()
+            for row, item in enumerate(kept[batch]):
+                if item is None:
+                    audios.append(made[row])
+                else:
+                    gain = self._level_gain(power[row : row + 1], audio[row : row + 1], circular)
+                    audios.append(splice(made[row] * gain, item, fade, circular))
+        return np.stack(audios)
+
+    def _level_gain(self, mel_power: torch.Tensor, audio: torch.Tensor, circular: bool) -> np.float32:
+        """Compute the gain with which audio (1, n) has the total mel power of its image. Silence has gain 0."""
+        frames = Frames.of(self.config, mel_power.shape[1], self.device, circular)
         with torch.inference_mode():
-            return np.concatenate(
-                [self._audio(batch, circular).cpu().numpy() for batch in fixed_batches(power, self.device)]
-            )[: len(images)]
+            spectra = frames.analyze(frames.signal(audio), slice(0, frames.count))
+            own = float(self._bands.gather(power_of(spectra)).sum())
+        return np.float32(math.sqrt(float(mel_power.sum()) / own) if own > 0 else 0)
 
     def _audio(self, mel_power: torch.Tensor, circular: bool) -> torch.Tensor:
         frames, hop = mel_power.shape[1], self.config.hop_length

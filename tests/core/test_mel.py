@@ -19,7 +19,7 @@ from diffusers import Mel as OracleMel
 from librosa.filters import mel as librosa_filterbank
 from PIL import Image
 
-from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, filterbank, to_image, to_model
+from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, band_edges_hz, filterbank, to_image, to_model
 from audiodiff_core.mel.slices import mel_slices
 
 GEOMETRIES = [
@@ -91,6 +91,19 @@ def test_filterbank_is_exactly_librosas(sample_rate: int, n_fft: int) -> None:
         theirs = librosa_filterbank(sr=sample_rate, n_fft=n_fft, n_mels=bands)
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_filterbank_is_shared_by_configurations_of_the_same_triangles() -> None:
+    config = MelConfig(y_res=64)
+    same = MelConfig(y_res=64, x_res=64, hop_length=1_024, top_db=60, n_iter=5)
+    assert filterbank(same) is filterbank(config)
+    assert band_edges_hz(same) is band_edges_hz(config)
+    for change in ({"y_res": 65}, {"n_fft": 1_024}, {"sample_rate": 44_100}):
+        assert filterbank(config.model_copy(update=change)) is not filterbank(config)
+    assert band_edges_hz(MelConfig(y_res=64, sample_rate=44_100))[-1] == pytest.approx(22_050)
+    for shared in (filterbank(config), band_edges_hz(config)):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[:] = 0
 
 
 @pytest.mark.filterwarnings("ignore:Empty filters")
@@ -211,6 +224,20 @@ def test_power_is_that_of_the_oracle() -> None:
     every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     expected = librosa.db_to_power(every_byte.astype(float) * 80 / 255 - 80)
     np.testing.assert_allclose(Mel(SMALL).power(every_byte), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("top_db", [10, 37, 80, 200])
+def test_power_of_each_level_is_the_formula_bit_by_bit(top_db: int) -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    mel = Mel(SMALL.model_copy(update={"top_db": top_db}))
+    expected = np.power(10, (levels.astype(np.float64) / IMAGE_MAX - 1) * top_db / 10).astype(np.float32)
+    np.testing.assert_array_equal(mel.power_table, expected)
+    images = np.random.default_rng(0).permutation(np.repeat(levels, 3)).reshape(3, 16, 16)
+    power = mel.power(images)
+    assert power.dtype == np.float32
+    np.testing.assert_array_equal(power, expected[images])
+    with pytest.raises(ValueError, match="read-only"):
+        mel.power_table[0] = 0
 
 
 def test_slice_step() -> None:

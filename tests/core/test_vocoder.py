@@ -14,8 +14,8 @@ from audiodiff_core.mel import Mel, MelConfig, filterbank
 from audiodiff_core.mel.slices import mel_slices
 from audiodiff_core.vocoder import QUALITIES, GriffinLim, require_mel
 from audiodiff_core.vocoder.bands import Bands
+from audiodiff_core.vocoder.batches import MelPower, fixed_size
 from audiodiff_core.vocoder.frames import Frames
-from audiodiff_core.vocoder.griffin_lim import mel_power_of
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -63,6 +63,58 @@ def test_each_image_needs_a_seed(vocoder: GriffinLim, images: Bytes) -> None:
 def test_an_image_of_another_height_is_refused(vocoder: GriffinLim) -> None:
     with pytest.raises(ValueError, match=r"images of shape \(1, 24, 16\): \(batch, 16, "):
         vocoder(np.zeros((1, 24, 16), np.uint8), [0])
+
+
+def test_images_that_are_not_bytes_are_refused(vocoder: GriffinLim) -> None:
+    with pytest.raises(ValueError, match="images of type float64: uint8 needed"):
+        vocoder(np.zeros((1, 16, 16)), [0])  # type: ignore[arg-type]
+
+
+def test_any_memory_layout_gives_the_same_bytes(vocoder: GriffinLim, images: Bytes) -> None:
+    audio = vocoder(images[::-1, :, ::-1], [1, 2, 3])
+    fixed = np.ascontiguousarray(images[::-1, :, ::-1])
+    fixed.flags.writeable = False
+    np.testing.assert_array_equal(vocoder(fixed, [1, 2, 3]), audio)
+
+
+def test_mel_power_is_that_of_the_image_and_level_0_is_silence(vocoder: GriffinLim, images: Bytes) -> None:
+    levels = images.copy()
+    levels[0, 0, :2] = 0, 1
+    power = MelPower(vocoder.config, vocoder.device)(torch.from_numpy(levels))
+    expected = Mel(vocoder.config).power(levels)
+    expected[levels == 0] = 0
+    np.testing.assert_array_equal(power.mT.numpy(), expected)
+    assert power[0, 0, 0] == 0 < power[0, 1, 0]
+
+
+def test_other_devices_process_batches_of_the_given_size(
+    tiny_mel: MelConfig, images: Bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check the batches with tensors on torch's meta device, which have no content."""
+    batches = []
+
+    def reconstruct(
+        vocoder: GriffinLim, power: torch.Tensor, noise: torch.Tensor, frames: Frames, kept: None
+    ) -> torch.Tensor:
+        batches.append((power.device.type, tuple(power.shape), tuple(noise.shape)))
+        return torch.arange(len(noise))[:, None].expand(noise.shape)
+
+    monkeypatch.setattr(GriffinLim, "reconstruct", reconstruct)
+    vocoder = GriffinLim(tiny_mel, "meta", batch_size=2)
+    assert (vocoder.batch_size, GriffinLim(tiny_mel).batch_size) == (2, 8)
+    audio = vocoder(images, [1, 2, 3])
+    assert batches == [("meta", (2, 24, 16), (2, 23 * 256))] * 2
+    assert audio[:, 0].tolist() == [0, 1, 0]
+
+
+def test_a_batch_size_below_1_is_refused(tiny_mel: MelConfig) -> None:
+    with pytest.raises(ValueError, match="batch_size 0: must be at least 1"):
+        GriffinLim(tiny_mel, batch_size=0)
+
+
+def test_batches_are_padded_with_zeros() -> None:
+    assert fixed_size(torch.ones(1, 2), 3).tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert fixed_size(torch.ones(3, 2), 3).tolist() == [[1, 1]] * 3
 
 
 def test_an_unknown_quality_is_refused(tiny_mel: MelConfig) -> None:
@@ -121,8 +173,8 @@ def test_more_iterations_are_nearer_to_the_image(loops: Path) -> None:
 
 def test_a_rolled_loop_is_the_same_loop(vocoder: GriffinLim, images: Bytes) -> None:
     config = vocoder.config
-    power = mel_power_of(Mel(config), images, range(3))
-    frames = Frames(config, images.shape[2], vocoder.device, circular=True)
+    power = MelPower(config, vocoder.device)(torch.from_numpy(images))
+    frames = Frames.of(config, images.shape[2], vocoder.device, circular=True)
     noise = torch.randn((3, frames.length), generator=torch.Generator().manual_seed(0))
     audio = vocoder.reconstruct(power, noise, frames)
     rolled = vocoder.reconstruct(power.roll(5, 1), noise.roll(5 * config.hop_length, 1), frames)
@@ -172,7 +224,7 @@ def test_mel_inverse_has_nearly_the_mel_power_that_it_was_given(loops: Path) -> 
     linear = Bands(config, torch.device("cpu")).invert(mel_power.mT)
     assert linear.shape == (1, 64, 1_025)
     assert linear.min() >= 0
-    residual = torch.from_numpy(filterbank(config)) @ linear.mT - mel_power
+    residual = torch.tensor(filterbank(config)) @ linear.mT - mel_power
     assert float(residual.norm() / mel_power.norm()) < 0.08  # the clipped pseudo-inverse gives 0.13
 
 

@@ -17,7 +17,7 @@ def noise(frames: Frames) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n_fft", "hop"), SETTINGS)
 def test_spectra_are_torchs(n_fft: int, hop: int) -> None:
-    frames = Frames(MelConfig(n_fft=n_fft, hop_length=hop), 20, CPU)
+    frames = Frames(n_fft, hop, 20, CPU)
     audio = noise(frames)
     padded = torch.nn.functional.pad(audio, (0, hop))
     expected = torch.stft(
@@ -30,7 +30,7 @@ def test_spectra_are_torchs(n_fft: int, hop: int) -> None:
 @pytest.mark.parametrize("count", [3, 20])
 @pytest.mark.parametrize(("n_fft", "hop"), SETTINGS)
 def test_spectra_of_a_loop_are_those_of_its_repetition(n_fft: int, hop: int, count: int) -> None:
-    frames = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular=True)
+    frames = Frames(n_fft, hop, count, CPU, circular=True)
     audio = noise(frames)
     assert frames.length == count * hop
     before = -(-n_fft // frames.length)
@@ -47,7 +47,7 @@ def test_spectra_of_a_loop_are_those_of_its_repetition(n_fft: int, hop: int, cou
 def test_a_signal_comes_back_from_its_spectra(
     n_fft: int, hop: int, count: int, circular: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular)
+    frames = Frames(n_fft, hop, count, CPU, circular)
     audio = noise(frames)
     signal = frames.signal(audio)
     assert signal.shape == (2, frames.span)
@@ -55,7 +55,7 @@ def test_a_signal_comes_back_from_its_spectra(
     torch.testing.assert_close(frames.audio(again), audio, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(again, signal, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(module, "CHUNK_SAMPLES_CPU", 4 * n_fft)
-    piecemeal = Frames(MelConfig(n_fft=n_fft, hop_length=hop), count, CPU, circular)
+    piecemeal = Frames(n_fft, hop, count, CPU, circular)
     torch.testing.assert_close(
         piecemeal.synthesize(2, lambda portion: piecemeal.analyze(signal, portion)), again, rtol=1e-5, atol=1e-6
     )
@@ -63,4 +63,22 @@ def test_a_signal_comes_back_from_its_spectra(
 
 def test_frames_that_do_not_overlap_are_refused() -> None:
     with pytest.raises(ValueError, match="hop_length 512 is not below n_fft 512"):
-        Frames(MelConfig(n_fft=512, hop_length=512), 20, CPU)
+        Frames(512, 512, 20, CPU)
+
+
+def test_frames_of_one_geometry_are_shared_and_stay_as_they_are() -> None:
+    config = MelConfig(n_fft=512, hop_length=128)
+    frames = Frames.of(config, 20, CPU)
+    assert Frames.of(config.model_copy(update={"x_res": 64, "y_res": 32, "top_db": 60}), 20, CPU) is frames
+    others = [
+        Frames.of(config, 20, CPU, circular=True),
+        Frames.of(config, 21, CPU),
+        Frames.of(config.model_copy(update={"hop_length": 256}), 20, CPU),
+        Frames.of(config.model_copy(update={"n_fft": 1_024}), 20, CPU),
+    ]
+    assert len({frames, *others}) == 5
+    fresh = Frames(512, 128, 20, CPU)
+    for _ in range(2):
+        shared = frames.synthesize(2, lambda portion: frames.analyze(frames.signal(noise(frames)), portion))
+        new = fresh.synthesize(2, lambda portion: fresh.analyze(fresh.signal(noise(fresh)), portion))
+        assert torch.equal(shared, new)

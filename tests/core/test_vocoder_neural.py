@@ -19,8 +19,9 @@ import torch
 import yaml
 
 from audiodiff_core.mel import Mel, MelConfig, filterbank
-from audiodiff_core.vocoder import require_mel
-from audiodiff_core.vocoder.griffin_lim import mel_power_of
+from audiodiff_core.vocoder import Kept, kept_samples, require_mel
+from audiodiff_core.vocoder.batches import MelPower
+from audiodiff_core.vocoder.frames import Frames
 from audiodiff_core.vocoder.neural import LEVEL_DB, LogMagnitude, NeuralVocoder
 from audiodiff_core.vocoder.published import bigvgan, vocos
 
@@ -50,6 +51,10 @@ def log_power(mel_power: torch.Tensor) -> torch.Tensor:
     return (mel_power + 1e-8).log().mT
 
 
+def mel_power(config: MelConfig, images: Bytes) -> torch.Tensor:
+    return MelPower(config, torch.device("cpu"))(torch.from_numpy(images))
+
+
 @pytest.fixture(scope="module")
 def network() -> Upsample:
     torch.manual_seed(0)
@@ -65,7 +70,7 @@ def images() -> Bytes:
 def test_audio_begins_at_the_first_frames_middle(network: Upsample, images: Bytes, lead: int) -> None:
     audio = NeuralVocoder(network, CONFIG, log_power, lead)(images, [0, 1, 2])
     with torch.inference_mode():
-        whole = network(log_power(mel_power_of(Mel(CONFIG), images, range(3))))[:, 0]
+        whole = network(log_power(mel_power(CONFIG, images)))[:, 0]
     assert audio.shape == (3, 39 * 128)
     np.testing.assert_allclose(audio, whole[:, lead : lead + 39 * 128].numpy(), rtol=1e-4, atol=1e-5)
 
@@ -87,6 +92,51 @@ def test_a_rolled_loop_is_the_same_loop(network: Upsample, images: Bytes) -> Non
     np.testing.assert_allclose(
         vocoder(images, range(3))[:, 512:-512], audio[:, 512 : 39 * 128 - 512], rtol=1e-4, atol=1e-5
     )
+
+
+class Louder(torch.nn.Module):
+    def __init__(self, network: torch.nn.Module, gain: float) -> None:
+        super().__init__()
+        self.network, self.gain = network, gain
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        audio: torch.Tensor = self.network(features) * self.gain
+        return audio
+
+
+@pytest.mark.parametrize("circular", [False, True])
+def test_kept_samples_are_spliced_into_audio_of_the_images_level(
+    network: Upsample, images: Bytes, circular: bool
+) -> None:
+    vocoder = NeuralVocoder(network, CONFIG, log_power)
+    plain = vocoder(images, range(3), circular)
+    source = np.random.default_rng(0).standard_normal((plain.shape[1],), np.float32)
+    columns_kept = np.ones(40, np.bool_)
+    columns_kept[15:25] = False
+    mask = kept_samples(columns_kept, CONFIG, len(source))
+    audio = vocoder(images, range(3), circular, kept=[None, Kept(source, mask), None])
+    np.testing.assert_array_equal(audio[[0, 2]], plain[[0, 2]])
+    np.testing.assert_array_equal(vocoder(images[1:2], [1], circular, kept=[Kept(source, mask)])[0], audio[1])
+
+    regenerated, fade = slice(15 * 128, 25 * 128), round(0.04 * CONFIG.sample_rate)
+    exact = np.r_[0 : 15 * 128 - fade, 25 * 128 + fade : len(source)]
+    np.testing.assert_array_equal(audio[1, exact], source[exact])
+    gain = audio[1, regenerated.start] / plain[1, regenerated.start]
+    np.testing.assert_allclose(audio[1, regenerated], plain[1, regenerated] * gain, rtol=1e-5)
+    frames = Frames.of(CONFIG, 40, vocoder.device, circular)
+    spectra = frames.analyze(frames.signal(torch.from_numpy(plain[1:2] * gain)), slice(0, 40))
+    heard = torch.tensor(filterbank(CONFIG)) @ spectra.abs().square().mT
+    assert float(heard.sum()) == pytest.approx(float(mel_power(CONFIG, images[1:2]).sum()), rel=1e-3)
+    louder = NeuralVocoder(Louder(network, 100), CONFIG, log_power)
+    np.testing.assert_allclose(
+        louder(images[1:2], [1], circular, kept=[Kept(source, mask)])[0], audio[1], rtol=1e-4, atol=1e-6
+    )
+
+
+def test_kept_samples_of_another_length_are_refused(network: Upsample, images: Bytes) -> None:
+    kept = Kept(np.zeros(39 * 128, np.float32), np.ones(39 * 128, np.bool_))
+    with pytest.raises(ValueError, match="kept of 4992 samples: the audio of the image has 5120"):
+        NeuralVocoder(network, CONFIG, log_power)(images[:1], [0], circular=True, kept=[kept])
 
 
 def test_another_mel_is_refused(network: Upsample) -> None:
@@ -114,26 +164,26 @@ def test_features_are_those_of_the_audio_at_the_level_of_training() -> None:
     audio = np.random.default_rng(0).standard_normal((1, config.slice_size)).astype(np.float32) * np.float32(
         10 ** (LEVEL_DB / 20)
     )
-    basis = torch.from_numpy(filterbank(MelConfig(y_res=24, n_fft=512)))
+    basis = torch.tensor(filterbank(MelConfig(y_res=24, n_fft=512)))
     spectra = torch.stft(
         torch.from_numpy(audio), 512, 128, window=torch.hann_window(512), pad_mode="constant", return_complex=True
     )
     expected = (basis @ spectra.abs()).log()
     image, _ = Mel(config).images(audio * 7)
-    features = LogMagnitude(config, basis, 1e-5)(mel_power_of(Mel(config), image, [0]))
+    features = LogMagnitude(config, basis, 1e-5)(mel_power(config, image))
     assert features.shape == (1, 24, 128)
     # The mean is 0.056 too high, because power that is even within a band has the largest magnitudes.
     assert float((features - expected).abs().mean()) < 0.1
 
 
 def test_features_of_silence_are_the_least() -> None:
-    features = LogMagnitude(CONFIG, torch.from_numpy(filterbank(CONFIG)), 1e-5)(torch.zeros(1, 8, 32))
+    features = LogMagnitude(CONFIG, torch.tensor(filterbank(CONFIG)), 1e-5)(torch.zeros(1, 8, 32))
     torch.testing.assert_close(features, torch.full((1, 32, 8), 1e-5).log())
 
 
 def test_a_filterbank_of_another_n_fft_is_refused() -> None:
     with pytest.raises(ValueError, match="filterbank has 1025 bins, n_fft 512 has 257"):
-        LogMagnitude(CONFIG, torch.from_numpy(filterbank(MelConfig())), 1e-5)
+        LogMagnitude(CONFIG, torch.tensor(filterbank(MelConfig())), 1e-5)
 
 
 @pytest.fixture
@@ -164,7 +214,7 @@ def vocos_folder(tmp_path: Path) -> Path:
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     weights = {f"backbone.{key}": value for key, value in Upsample(20).state_dict().items()}
-    basis = torch.from_numpy(filterbank(MelConfig(y_res=20, n_fft=512)))
+    basis = torch.tensor(filterbank(MelConfig(y_res=20, n_fft=512)))
     torch.save(
         weights | {"feature_extractor.mel_spec.mel_scale.fb": basis.T.contiguous()}, tmp_path / "pytorch_model.bin"
     )
