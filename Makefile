@@ -21,13 +21,12 @@ demo: install
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports
 
-# Tests of files run on two cores. Those of whole journeys start processes of their own.
+# Two processes share the test files, the longest first.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile $(PYTEST_FLAGS) tests/core tests/on_ray
-	$(BIN)/pytest $(PYTEST_FLAGS) tests/journey
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) tests/journey tests/on_ray tests/core
 
 # Long fault, load and quality runs.
 soak: install

@@ -140,19 +140,20 @@ def few_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dataset(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a finished dataset of 32x32 images in several shards."""
     from audiodiff_platform.prepare.job import PrepareOptions, prepare
+    from tests.in_process import in_process
 
     folder = tmp_path_factory.mktemp("dataset") / "mel"
-    prepare(
-        PrepareOptions(
-            input_dir=str(few_loops),
-            output_dir=str(folder),
-            overlap=0.5,
-            shard_minutes=0.001,
-            resolution="32",
-            hop_length=1024,
-            num_workers=2,
+    with in_process():
+        prepare(
+            PrepareOptions(
+                input_dir=str(few_loops),
+                output_dir=str(folder),
+                overlap=0.5,
+                shard_minutes=0.001,
+                resolution="32",
+                hop_length=1024,
+            )
         )
-    )
     return folder
 
 
@@ -163,12 +164,14 @@ def held_out(local_ray: None, few_loops: Path, tmp_path_factory: pytest.TempPath
     Each shard holds one file, so the shard of a held-out track has no training part.
     """
     from audiodiff_platform.prepare.job import PrepareOptions, prepare
+    from tests.in_process import in_process
 
     folder = tmp_path_factory.mktemp("held-out") / "mel"
-    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001, "num_workers": 2}
-    summary = prepare(
-        PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options)
-    )
+    options = {"resolution": "32", "hop_length": 1024, "overlap": 0.5, "shard_minutes": 0.001}
+    with in_process():
+        summary = prepare(
+            PrepareOptions(input_dir=str(few_loops), output_dir=str(folder), validation_fraction=0.5, **options)
+        )
     assert 0 < summary["validation_slices"] < summary["slices"]
     return folder
 

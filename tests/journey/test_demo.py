@@ -43,6 +43,7 @@ def _small(loops: Path, root: Path) -> Path:
     return root / "recipe.yaml"
 
 
+@pytest.mark.soak_short
 def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(
     local_ray: None, loops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def _music(loops: Path, folder: Path, copies: int) -> Path:
 PREPARE: dict[str, Any] = {"resolution": "64", "hop_length": 256, "overlap": 0.99, "shard_minutes": 0.001}
 
 
+@pytest.mark.soak_short
 def test_nothing_of_prepare_is_lost_or_doubled(
     local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster
 ) -> None:
@@ -163,6 +164,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
     assert not out.exists("_attempts")
 
 
+@pytest.mark.soak_short
 def test_a_node_that_goes_for_good_costs_its_shard_once_more(
     local_ray: None, loops: Path, tmp_path: Path, cluster: SimulatedCluster
 ) -> None:
@@ -180,6 +182,7 @@ def test_a_node_that_goes_for_good_costs_its_shard_once_more(
     assert (out / "_SUCCESS").read_bytes() == (whole / "_SUCCESS").read_bytes()
 
 
+@pytest.mark.soak_short
 def test_a_job_waits_for_a_cluster_that_has_no_cpu_yet(loops: Path, tmp_path: Path, stores: Stores) -> None:
     cluster = SimulatedCluster(nodes=0)
     try:
@@ -199,6 +202,7 @@ def test_a_job_waits_for_a_cluster_that_has_no_cpu_yet(loops: Path, tmp_path: Pa
         cluster.cluster.shutdown()
 
 
+@pytest.mark.soak_short
 def test_a_store_that_fails_every_twentieth_request_costs_nothing(
     local_ray: None, few_loops: Path, stores: Stores, tmp_path: Path
 ) -> None:

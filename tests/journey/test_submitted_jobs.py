@@ -200,6 +200,7 @@ def test_strangers_are_refused(head: Head) -> None:
     assert head.get("/api/version", head.token) == 200
 
 
+@pytest.mark.soak_short
 def test_journey_from_audio_to_loops(head: Head, two_loops: Path, tmp_path: Path) -> None:
     dataset, run, out = tmp_path / "dataset", tmp_path / "train", tmp_path / "loops"
     prepared = head.run("prepare", input_dir=two_loops, output_dir=dataset, resolution=32, hop_length=1024)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,13 +54,18 @@ def _sliced(decoder: Decoder, file: Path, spool: Path) -> SlicedFile:
 
 
 def _child(parent: int) -> psutil.Process:
-    """The newest process that decodes for a worker."""
-    processes = [
-        process
-        for process in psutil.Process(parent).children()
-        if process.status() != psutil.STATUS_ZOMBIE and "audiodiff_platform.decoder.process" in process.cmdline()
-    ]
-    return max(processes, key=lambda process: (process.create_time(), process.pid))
+    """The newest process that decodes for a worker. Its command line appears a moment after its start."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        processes = [
+            process
+            for process in psutil.Process(parent).children()
+            if process.status() != psutil.STATUS_ZOMBIE and "audiodiff_platform.decoder.process" in process.cmdline()
+        ]
+        if processes:
+            return max(processes, key=lambda process: (process.create_time(), process.pid))
+        time.sleep(0.01)
+    pytest.fail(f"process {parent} has no decoder process")
 
 
 def test_slices_are_those_of_the_core(decoder: Decoder, loops: Path, tmp_path: Path) -> None:
@@ -247,6 +253,7 @@ def test_a_file_that_uses_up_the_processors_time_is_unusable_at_once(
     killer.join()
 
 
+@pytest.mark.soak_short
 def test_the_limit_of_time_follows_from_the_stated_length(hasty: Decoder, tmp_path: Path) -> None:
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
@@ -260,6 +267,7 @@ def test_the_limit_of_time_follows_from_the_stated_length(hasty: Decoder, tmp_pa
     os.close(reader)
 
 
+@pytest.mark.soak_short
 def test_a_file_that_expands_a_thousand_times_is_unusable(decoder: Decoder, loops: Path, tmp_path: Path) -> None:
     poison = expanding_flac(tmp_path / "poison.flac")
     reason = r"^poison\.flac: expands to more than \d+\.\d MB of audio, the limit for a file of 0\.\d\d\d MB$"

@@ -129,10 +129,12 @@ def test_several_workers_do_all_shards(local_ray: None, tmp_path: Path) -> None:
     assert list(RayDataEngine(2).run(work(Writer, tmp_path), [])) == []
 
 
+@pytest.mark.soak_short
 def test_more_workers_than_cpus_use_those_that_are_there(local_ray: None, tmp_path: Path) -> None:
     assert shards_done(list(RayDataEngine(64).run(work(Writer, tmp_path), range(12)))) == list(range(12))
 
 
+@pytest.mark.soak_short
 def test_rows_hold_several_shards_where_there_are_very_many(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_committed_shard_is_not_done_again(local_ray: None, tmp_path: Path, ma
     assert len(list(tmp_path.glob("try-*"))) == 3
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize("make", ENGINES, ids=["in process", "Ray Data"])
 def test_storage_that_fails_costs_a_retry_of_its_shard(
     local_ray: None, tmp_path: Path, make: Callable[[], Engine], capsys: pytest.CaptureFixture[str]
@@ -164,6 +167,7 @@ def test_storage_that_fails_costs_a_retry_of_its_shard(
     assert "storage failed at 1 of 4 shards, such as 1 (the store is out of reach): retrying" in capsys.readouterr().err
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize("make", ENGINES, ids=["in process", "Ray Data"])
 def test_storage_that_keeps_failing_ends_the_job_after_all_other_shards(
     local_ray: None, tmp_path: Path, make: Callable[[], Engine]
@@ -220,6 +224,7 @@ def test_an_item_that_ends_its_process_twice_is_given_up(local_ray: None, tmp_pa
     assert {shard: count["given_up"] for shard, count in counts.items()} == {0: 0, 1: 1, 2: 0}
 
 
+@pytest.mark.soak_short
 def test_a_shard_may_take_longer_than_ray_data_waits_for_progress(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

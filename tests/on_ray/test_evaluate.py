@@ -104,6 +104,7 @@ def test_the_figures_are_exactly_those_of_all_rows(evaluation: dict[str, Any], s
     )
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_samples_of_larger_sides_are_the_same_of_any_workers_and_after_an_interruption(
     sides: tuple[Items, Items], dataset: Path, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -168,6 +169,7 @@ else:
 """
 
 
+@pytest.mark.soak_short
 def test_half_precision_shards_and_addresses_are_read(hub: Hub, tmp_path: Path) -> None:
     from audiodiff_core.checkpoint import convert
 

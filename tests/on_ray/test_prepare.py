@@ -295,6 +295,7 @@ def test_level_options_are_kept_with_the_data(local_ray: None, few_loops: Path, 
     assert len(set.union(*levels.values())) == len(levels)
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_thousand_malformed_files_are_each_used_or_quarantined_and_cost_no_good_one(
     local_ray: None, loops: Path, tmp_path: Path

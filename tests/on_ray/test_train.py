@@ -142,12 +142,14 @@ def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
+@pytest.mark.soak_short
 def test_a_killed_worker_costs_nothing_but_time(run: Path, killed: Path) -> None:
     expected, resumed = _weights(run), _weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert _losses(killed) == _losses(run)
 
 
+@pytest.mark.soak_short
 def test_what_a_kill_cuts_off_is_passed_over(run: Path, killed: Path, dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(killed, folder)

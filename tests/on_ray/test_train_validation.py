@@ -402,7 +402,9 @@ def test_a_checkpoint_in_validation_outlives_its_workers(
     assert [step_of(name) for name in seen.read_text().split()] == [10, 40]
 
 
-@pytest.mark.parametrize("kind", ["gs", pytest.param("s3", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("gs", marks=pytest.mark.soak_short), pytest.param("s3", marks=pytest.mark.soak)]
+)
 def test_a_run_on_an_object_store_survives_its_faults(split: Path, stores: Stores, run: Path, kind: str) -> None:
     store: Store = getattr(stores, kind)
     uri = f"{store.make_bucket()}/run"
