@@ -70,7 +70,7 @@ class LoopPipeline(ArrayCalls):
             profile = ExecutionProfile.interactive()
         self.geometry = Geometry.of(unet, vae, mel)
         self.mel = mel
-        self.vocoder = vocoder or GriffinLim(mel, profile.device)
+        self.vocoder = vocoder or GriffinLim(mel, profile.device, batch_size=profile.batch_size)
         require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
         self._parts = unet, vae

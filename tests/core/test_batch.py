@@ -121,7 +121,7 @@ def test_failures_are_raised_after_all_others_have_been_yielded() -> None:
     sampler = Sampler(Broken(), EPSILON.scheduler("ddim"), PROFILE)
     items = [item(seed) for seed in range(6)]
     items[0] = replace(items[0], noise=torch.full((1, 16, 16), 100.0))
-    made = []
+    made: list[int] = []
     with pytest.raises(FloatingPointError, match=r"^seed 0: the network's sample is not finite"):
         made.extend(one.request.seed for one, _ in sampler.sample(items))
     assert sorted(made) == [1, 2, 3, 4, 5]

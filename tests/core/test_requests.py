@@ -95,7 +95,7 @@ def test_requests_are_what_the_calls_with_arrays_make(pipeline: LoopPipeline, ta
 
 def test_interpolation_between_sources_passes_through_them(pipeline: LoopPipeline, take: Audio) -> None:
     sources = {"take": take, "late": Audio(take.samples, take.sample_rate, slice=1)}
-    between = {"steps": 4, "seeds": None, "sources": ["take", "late"]}
+    between: dict[str, Any] = {"steps": 4, "seeds": None, "sources": ["take", "late"]}
     first, last = (request("interpolate", **between, position=position) for position in (0.0, 1.0))
     inverted = [
         REQUEST.validate_python({"kind": "invert", "source": name, "steps": 4, "refinements": 3}) for name in sources
@@ -117,7 +117,7 @@ def test_what_an_iterator_holds_fails_alone(pipeline: LoopPipeline, take: Audio)
     rows = [request("generate", seed) for seed in range(5)]
     rows.insert(2, request("generate", 9, width=17))
     rows.insert(4, request("vary", 10, source="nowhere.wav"))
-    made = []
+    made: list[int] = []
     with pytest.raises(ValueError, match=r"width 17.*; .*nowhere\.wav"):
         made.extend(loop.request.seed for loop in pipeline.generate(iter(rows), sources={"take": take}))
     assert sorted(made) == [0, 1, 2, 3, 4]

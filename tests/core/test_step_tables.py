@@ -1,8 +1,10 @@
 """Tables of coefficients against the steps of diffusers' schedulers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -28,14 +30,18 @@ def by_table(table: StepTable, sample: torch.Tensor, generator: torch.Generator,
         clean = row[Column.CLEAN_SAMPLE] * sample + row[Column.CLEAN_PREDICTION] * prediction
         clean = clean.clamp(-1, 1) if clip else clean
         noise = torch.randn(sample.shape, generator=generator).double() if draws else torch.zeros_like(sample)
-        terms = row[Column.NEXT_SAMPLE : Column.NEXT_NOISE + 1]
-        operands = (sample, prediction, clean, clean_1, clean_2, anchor, noise)
-        stepped = sum((terms[index] * operand for index, operand in enumerate(operands)), torch.zeros_like(sample))
-        terms = row[Column.ANCHOR_SAMPLE : Column.ANCHOR_NEXT + 1]
-        operands = (sample, clean, clean_1, clean_2, anchor, stepped)
-        anchor = sum((terms[index] * operand for index, operand in enumerate(operands)), torch.zeros_like(sample))
+        operands = [sample, prediction, clean, clean_1, clean_2, anchor, noise]
+        stepped = combined(row[Column.NEXT_SAMPLE : Column.NEXT_NOISE + 1], operands)
+        operands = [sample, clean, clean_1, clean_2, anchor, stepped]
+        anchor = combined(row[Column.ANCHOR_SAMPLE : Column.ANCHOR_NEXT + 1], operands)
         sample, clean_1, clean_2 = stepped, clean, clean_1
     return sample
+
+
+def combined(coefficients: npt.NDArray[np.float64], operands: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the linear combination of operands."""
+    products = [float(coefficient) * operand for coefficient, operand in zip(coefficients, operands, strict=True)]
+    return torch.stack(products).sum(dim=0)
 
 
 def by_diffusers(schedule: Schedule, start_step: int, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
