@@ -57,3 +57,4 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.train_data
 	$(BIN)/python -m tests.benchmarks.train_overhead
 	$(BIN)/python -m tests.benchmarks.learning
+	$(BIN)/python -m tests.benchmarks.methods

@@ -10,14 +10,11 @@ include the distance between real tracks and other real tracks.
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).parents[2]
-RECIPE = "jobs/recipes/tiny.yaml"
+from tests.benchmarks.recipe import job, prepare, train
+
 COUNT = 128
 
 WAYS: dict[str, list[str]] = {
@@ -37,14 +34,6 @@ WAYS: dict[str, list[str]] = {
 }
 
 
-def job(verb: str, *arguments: object) -> dict[str, Any]:
-    """Run a job to its end and return its summary."""
-    command = [sys.executable, f"jobs/{verb}.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=300)
@@ -53,16 +42,12 @@ def main() -> None:
     given = parser.parse_args()
     distances: dict[tuple[str, int], float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = f"{scratch}/dataset"
-        job("prepare", "--recipe", RECIPE, "--output_dir", dataset)
+        dataset = Path(scratch) / "dataset"
+        prepare(dataset)
         for way in given.ways:
             folder = Path(scratch) / way.replace(" ", "-").replace("'", "")
             length = ["--max_train_steps", 0] if way == "untrained" else []
-            minutes = given.seconds / 60
-            trained = job(
-                "train", "--recipe", RECIPE, "--dataset_name", dataset, "--output_dir", folder / "train",
-                "--seed", given.seed, "--max_train_minutes", minutes, *length, *WAYS[way],
-            )  # fmt: skip
+            trained = train(dataset, folder / "train", given.seconds, given.seed, *length, *WAYS[way])
             print(
                 f"{way}: {trained['steps']:.0f} steps, {trained['samples']:.0f} samples, {trained['seconds']:.0f} s",
                 flush=True,
