@@ -76,6 +76,7 @@ def outcomes(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines if "name" in line}
 
 
+@pytest.mark.soak_short
 def test_every_file_is_accounted_for(files: Path, outcomes: dict[str, dict[str, Any]]) -> None:
     assert sorted(outcomes) == sorted(file.name for file in (files / "malformed").iterdir())
     assert len(outcomes) >= 500

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CORE = sorted((ROOT / "audiodiff_core").rglob("*.py"))
 PLATFORM = sorted((ROOT / "platform" / "audiodiff_platform").rglob("*.py"))
@@ -40,6 +42,7 @@ def imports_of(file: Path) -> Iterator[tuple[str, str]]:
             yield from ((node.module or "", alias.name) for alias in node.names)
 
 
+@pytest.mark.soak_short
 def test_the_core_imports_without_ray_and_http() -> None:
     modules = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in CORE]
     command = [sys.executable, "-c", IMPORT_ALONE, *modules]
