@@ -44,7 +44,7 @@ def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
     markers = {marker.name for marker in item.iter_markers()} & {"soak", "soak_short"}
     if config.getoption("--soak"):
         return bool(markers)
-    return "soak_short" in markers if config.getoption("--soak-short") else not markers
+    return markers == {"soak_short"} if config.getoption("--soak-short") else not markers
 
 
 def _can_run(item: pytest.Item) -> bool:
