@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ORIGINAL := .venv-original
 
-.PHONY: install demo test check soak soak-short bench
+.PHONY: install demo test check soak soak-short bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -58,3 +58,7 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.train_overhead
 	$(BIN)/python -m tests.benchmarks.learning
 	$(BIN)/python -m tests.benchmarks.methods
+
+# Sampling, decoding, synthesis and training on a CUDA GPU: hours, or minutes with GPU_FLAGS=--quick.
+bench-gpu: install
+	$(BIN)/python -m tests.benchmarks.gpu $(GPU_FLAGS)

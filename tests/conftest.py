@@ -41,6 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
+    if item.get_closest_marker("gpu") and "gpu" not in config.getoption("markexpr"):
+        return False
     markers = {marker.name for marker in item.iter_markers()} & {"soak", "soak_short"}
     if config.getoption("--soak"):
         return bool(markers)
@@ -51,7 +53,15 @@ def _can_run(item: pytest.Item) -> bool:
     """Return whether this machine meets the requirements that the markers of a test name."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         return False
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        return False
     return all(find_spec(marker.args[0]) for marker in item.iter_markers("package"))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)

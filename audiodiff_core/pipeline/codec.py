@@ -25,8 +25,6 @@ class Codec:
 
     def __init__(self, vae: Any, profile: ExecutionProfile) -> None:
         self._vae, self._profile = vae, profile
-        # A CPU gains nothing from batches of large images, and an item that finishes alone would pay for a whole batch.
-        self._batch_size = 1 if profile.kind == "cpu" else profile.batch_size
         self._lock = threading.Lock()
 
     def encode(self, image: Images, circular: bool = False) -> torch.Tensor:
@@ -45,19 +43,24 @@ class Codec:
         with self._lock, self._profile.applied(), circular_time(self._vae) if circular else nullcontext():
             return encode_latents(self._vae, pixels)[0]
 
-    def decode(self, samples: torch.Tensor, circular: bool = False) -> tuple[Images, npt.NDArray[np.bool_]]:
+    def decode(
+        self, samples: torch.Tensor, circular: bool = False, batch_size: int = 1
+    ) -> tuple[Images, npt.NDArray[np.bool_]]:
         """Convert samples to mel images.
 
         Args:
             samples: Samples (n, channels, height, width).
             circular: Whether the samples are periods of loops.
+            batch_size: Latents per call of the autoencoder on a GPU. A CPU gains nothing from batches of large images,
+                and an item that finishes alone would pay for a whole batch.
 
         Returns:
             Images (n, y_res, width), and whether each image is finite (n,). The autoencoder can return NaN or infinity.
         """
         if self._vae is not None:
+            batch_size = 1 if self._profile.kind == "cpu" else batch_size
             with self._lock, self._profile.applied(), circular_time(self._vae) if circular else nullcontext():
-                samples = decode_latents(self._vae, samples, self._batch_size)
+                samples = decode_latents(self._vae, samples, batch_size)
         finite = torch.isfinite(samples).flatten(1).all(dim=1).numpy()
         return to_image(samples[:, 0].nan_to_num().numpy()), finite
 

@@ -59,7 +59,7 @@ class Renderer:
         for (_, circular), group in groupby(sorted(renderings, key=_shape), key=_shape):
             members = list(group)
             samples = torch.stack([sample for member in members for sample in member.result.samples])
-            decoded, finite = self._codec.decode(samples, circular)
+            decoded, finite = self._codec.decode(samples, circular, profile.batch_size)
             first = 0
             for member in members:
                 own = slice(first, first + len(member.result.samples))

@@ -57,6 +57,9 @@ class Step:
 
 OnStep = Callable[[Step], None]
 
+MAX_QUEUED = 4
+"""Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
+
 
 class Runner:
     """Runner of tasks.
@@ -114,21 +117,24 @@ class Runner:
     ) -> Iterator[Loop | Failure]:
         """Render on a thread, and yield what is ready after each step."""
         rendered: deque[Future[list[Loop | Failure]]] = deque()
+        stream = torch.cuda.Stream(profile.device) if profile.on_gpu else None
 
         def render(ready: list[Rendering]) -> list[Loop | Failure]:
-            on_gpu = profile.on_gpu
-            with torch.cuda.stream(torch.cuda.Stream(profile.device)) if on_gpu else nullcontext():
+            with nullcontext() if stream is None else torch.cuda.stream(stream):
                 return list(self._renderer.render(ready, profile))
 
-        for ready in run.results(each_step=True):
-            if isinstance(ready, Failure):
-                yield ready
-            elif ready:
-                rendered.append(executor.submit(render, ready))
-            while rendered and rendered[0].done():
+        try:
+            for ready in run.results(each_step=True):
+                if isinstance(ready, Failure):
+                    yield ready
+                elif ready:
+                    rendered.append(executor.submit(render, ready))
+                while rendered and (rendered[0].done() or len(rendered) > MAX_QUEUED):
+                    yield from rendered.popleft().result()
+            while rendered:
                 yield from rendered.popleft().result()
-        while rendered:
-            yield from rendered.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
 
 
 class _Run:

@@ -10,6 +10,7 @@ the execution profile. An item therefore yields the same bytes alone or together
 """
 
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ from audiodiff_core.sampling.pool import Member, Pool
 
 MAX_POOLS = 8
 """Largest number of widths and padding modes in one batch, each of which takes its own network call per step."""
+
+MAX_STEPS_AHEAD = 2
+"""Largest number of steps that wait on a GPU."""
 
 
 class Batch:
@@ -41,6 +45,7 @@ class Batch:
         config = scheduler.config
         self._clip = float(config.get("clip_sample_range") or 1) if config.get("clip_sample") else None
         self._pools: dict[tuple[int, bool], Pool] = {}
+        self._steps_on_gpu: deque[torch.cuda.Event] = deque()
         self._members: dict[Item, tuple[Pool, Member]] = {}
 
     @property
@@ -106,6 +111,8 @@ class Batch:
         """
         with self._network.profile.applied():
             outcomes = [outcome for pool in self._pools.values() for outcome in pool.step()]
+            if self._network.profile.on_gpu:
+                self._limit_queue()
         for outcome in outcomes:
             del self._members[outcome.item]
         self._drop_empty_pools()
@@ -161,6 +168,14 @@ class Batch:
                 raise ValueError(f"seed {request.seed}: an inversion needs the clean content")
             return inversion_table(self._scheduler, request, item.refinements)
         return step_table(self._scheduler, request, item.start_step)
+
+    def _limit_queue(self) -> None:
+        """Wait until the GPU has at most MAX_STEPS_AHEAD steps to do, so that items join and leave in time."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._network.profile.device))
+        self._steps_on_gpu.append(event)
+        if len(self._steps_on_gpu) > MAX_STEPS_AHEAD:
+            self._steps_on_gpu.popleft().synchronize()
 
     def _drop_empty_pools(self) -> None:
         self._pools = {key: pool for key, pool in self._pools.items() if pool.members}

@@ -106,25 +106,26 @@ class Pool:
         slot = slots[0]
         if item.inverted:
             assert item.clean is not None
-            self._state["sample"][slot] = self._state["anchor"][slot] = item.clean.to(self._device)
+            self._state["sample"][slot] = self._state["anchor"][slot] = self._to_device(item.clean)
         else:
             self._start(item, table, slot)
         if self._encodings is not None:
-            self._encodings[list(slots)] = 0
+            for own in slots:
+                self._encodings[own].zero_()
             if item.encoding is not None:
-                self._encodings[slot, 0] = item.encoding.to(self._device)
+                self._encodings[slot, 0] = self._to_device(item.encoding)
         return member
 
     def leave(self, member: Member) -> None:
         """Free the slots of a member, and clear them: a number that is not finite would stay there."""
         self.members.remove(member)
-        for state in self._state.values():
-            state[list(member.slots)] = 0
         for slot in member.slots:
+            for state in self._state.values():
+                state[slot].zero_()
             self._rows[slot] = 0
             self._free.append(slot)
         if self._kept is not None:
-            self._kept[0][member.slots[0]] = False
+            self._kept[0][member.slots[0]].zero_()
             if all(other.item.keep is None for other in self.members):
                 self._kept = None
 
@@ -149,8 +150,8 @@ class Pool:
 
     def _start(self, item: Item, table: StepTable, slot: int) -> None:
         noise = initial_noise(item.request.seed, self._shape, item.window) if item.noise is None else item.noise
-        noise = noise.to(self._device)
-        clean = None if item.clean is None else item.clean.to(self._device)
+        noise = self._to_device(noise)
+        clean = None if item.clean is None else self._to_device(item.clean)
         signal, scale = table.first_level
         if clean is None or (item.keep is not None and item.start_step == 0):
             self._state["sample"][slot] = noise * table.init_noise_sigma
@@ -161,7 +162,7 @@ class Pool:
             if self._kept is None:
                 mask = torch.zeros(self._size, 1, *self._shape[1:], dtype=torch.bool, device=self._device)
                 self._kept = mask, self._zeros(), self._zeros()
-            for tensor, content in zip(self._kept, (item.keep.to(self._device), clean, noise), strict=True):
+            for tensor, content in zip(self._kept, (self._to_device(item.keep), clean, noise), strict=True):
                 tensor[slot] = content
             keep = self._kept[0][slot]
             self._state["sample"][slot] = torch.where(keep, signal * clean + scale * noise, self._state["sample"][slot])
@@ -240,7 +241,7 @@ class Pool:
         finished = [member for member in self.members if member.call == member.table.calls]
         if not finished:
             return []
-        samples = self._state["sample"][[member.slots[0] for member in finished]].cpu()
+        samples = torch.stack([self._state["sample"][member.slots[0]] for member in finished]).cpu()
         for member in finished:
             self.leave(member)
         return [_outcome(member.item, sample) for member, sample in zip(finished, samples, strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import pydantic
 import torch
@@ -125,20 +125,34 @@ class ExecutionProfile(pydantic.BaseModel):
             torch.set_num_threads(self.threads)
         if self.on_gpu:
             precision = "tf32" if self.precision == "tf32" else "ieee"
-            torch.backends.cuda.matmul.fp32_precision = precision
-            torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
-            torch.backends.cudnn.benchmark = self.compiled
+            _set_arithmetic(precision, precision, self.compiled)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Set threads and arithmetic as `prepare_process` within the block, and restore the threads after the block."""
+        """Set threads and arithmetic as `prepare_process` within the block, and restore them after the block."""
         threads = torch.get_num_threads()
+        arithmetic = _arithmetic() if self.on_gpu else None
         self.prepare_process()
         try:
             yield
         finally:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
+            if arithmetic is not None:
+                _set_arithmetic(*arithmetic)
+
+
+def _arithmetic() -> tuple[str, str, bool]:
+    """Return the fp32 precision of matrix products and of convolutions, and whether cuDNN chooses by speed."""
+    cudnn: Any = torch.backends.cudnn
+    return torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
+
+
+def _set_arithmetic(products: str, convolutions: str, benchmark: bool) -> None:
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.fp32_precision = products
+    cudnn.conv.fp32_precision = convolutions
+    cudnn.benchmark = benchmark
 
 
 def default_batch_size(device: str) -> int:

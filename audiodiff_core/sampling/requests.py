@@ -38,7 +38,11 @@ class SamplingParameters(pydantic.BaseModel):
     """True if `width` is the width of a window, and not the length of the result."""
 
     steps: int | None = pydantic.Field(
-        None, ge=1, le=MAX_STEPS, description="denoising steps; none: the usual number of the scheduler, 50 for ddim"
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="denoising steps; none: 15 for a model with zero terminal SNR, "
+        "otherwise the usual number of the scheduler, 50 for ddim",
     )
     scheduler: SchedulerName | None = pydantic.Field(
         None, description=f"sampling method: {', '.join(METHODS)}; none: flow_euler for a flow model, otherwise ddim"

@@ -359,7 +359,7 @@ def test_request_defaults_and_limits() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         request.seed = 3
     resolved = GenerateRequest(seed=4).resolved(Objective().scheduler("ddpm"))
-    assert (resolved.seed, resolved.steps, resolved.scheduler) == (4, 50, "ddim")
+    assert (resolved.seed, resolved.steps, resolved.scheduler) == (4, 15, "ddim")
 
 
 @pytest.mark.parametrize("sample_size", [16, [16, 16], (16, 16)])

@@ -161,6 +161,15 @@ def test_all_names_and_their_default_steps() -> None:
     assert {name: method.scheduler for name, method in METHODS.items()} == SCHEDULERS
 
 
+def test_models_of_zero_terminal_snr_need_fewer_steps() -> None:
+    saved = model("v_prediction", True, "trailing")
+    for name, method in METHODS.items():
+        if method.zero_terminal_snr and "v_prediction" in method.predictions:
+            assert resolved(saved, GenerateRequest(scheduler=name)) == (name, 15)
+    assert resolved(saved, GenerateRequest(steps=50)) == ("ddim", 50)
+    assert resolved(model("v_prediction"), GenerateRequest()) == ("ddim", 50)
+
+
 @pytest.mark.parametrize(("predicts", "expected"), [("epsilon", ("ddim", 50)), ("flow", ("flow_euler", 50))])
 def test_defaults_are_those_of_the_model(predicts: PredictionType, expected: tuple[str, int]) -> None:
     assert resolved(model(predicts), GenerateRequest()) == expected

@@ -1,0 +1,253 @@
+"""Sampling, decoding, synthesis and training on a CUDA GPU, compared with a CPU.
+
+    pytest -m gpu tests/gpu
+
+The tests need no fixture of other tests. With `--noconftest`, they run where only the core can be imported.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
+from audiodiff_core.latents import decode_latents, encode_latents
+from audiodiff_core.mel import Mel, MelConfig
+from audiodiff_core.models import PresetName, build_network, build_vae
+from audiodiff_core.pipeline import PEAK, Loop, LoopPipeline
+from audiodiff_core.pipeline.codec import placed_vae
+from audiodiff_core.pipeline.rendering import Renderer
+from audiodiff_core.pipeline.running import Runner
+from audiodiff_core.sampling import ExecutionProfile, Finished, GenerateRequest, Item, Precision, Sampler
+from audiodiff_core.training import TrainBatch, TrainState, train_step, with_draws
+from audiodiff_core.vocoder import GriffinLim
+from tests.benchmarks.gpu.equality import bytes_alone, bytes_in_company, bytes_in_slot
+
+pytestmark = pytest.mark.gpu
+
+GPU = "cuda"
+SIDE, DIM = 32, 8
+MEL = MelConfig(x_res=SIDE, y_res=SIDE, hop_length=1_024)
+EPSILON = Objective(prediction_type="epsilon", zero_terminal_snr=False)
+FLOW = Objective(prediction_type="flow")
+
+
+@lru_cache
+def vae() -> Any:
+    torch.manual_seed(1)
+    return build_vae("vae-tiny", MEL)
+
+
+@lru_cache
+def network(preset: PresetName = "tiny") -> Any:
+    """Return a network whose output is scaled down, so that sampling does not amplify rounding."""
+    torch.manual_seed(0)
+    unet = build_network(
+        preset,
+        MEL,
+        vae() if preset == "tiny-latent" else None,
+        DIM if preset == "tiny-conditional" else None,
+    )
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(0.1)
+        unet.conv_out.bias.mul_(0.1)
+    return unet
+
+
+def profile(precision: Precision = "fp32", device: str = GPU, **more: Any) -> ExecutionProfile:
+    return ExecutionProfile(**{"batch_size": 4, "precision": precision, "device": device, **more})
+
+
+def sampler(of: ExecutionProfile, preset: PresetName = "tiny", objective: Objective = EPSILON) -> Sampler:
+    return Sampler(network(preset), objective.scheduler(), of)
+
+
+def pipeline(of: ExecutionProfile, latent: bool = False) -> LoopPipeline:
+    scheduler = EPSILON.model_copy(update={"clip_sample": not latent}).scheduler()
+    return LoopPipeline(network("tiny-latent" if latent else "tiny"), scheduler, MEL, of, vae=vae() if latent else None)
+
+
+def item(seed: int = 1, steps: int = 8, scheduler: SchedulerName = "ddim", width: int = SIDE, **more: Any) -> Item:
+    return Item(GenerateRequest(seed=seed, steps=steps, scheduler=scheduler, **more), width)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def guided(seed: int, **more: Any) -> Item:
+    return replace(item(seed, guidance_scale=3.0, guidance_rescale=0.7, **more), encoding=normal(seed, DIM))
+
+
+def masked(seed: int, **more: Any) -> Item:
+    keep = torch.zeros(SIDE, SIDE, dtype=torch.bool)
+    keep[:, : SIDE // 2] = True
+    return replace(item(seed, **more), clean=normal(seed, 1, SIDE, SIDE).clamp(-1, 1), keep=keep)
+
+
+def inverted(seed: int) -> Item:
+    clean = normal(seed, 1, SIDE, SIDE).clamp(-1, 1)
+    return replace(item(seed), clean=clean, inverted=True, refinements=2)
+
+
+def samples(of: Sampler, items: list[Item]) -> torch.Tensor:
+    made = dict(of.sample(items))
+    return torch.stack([made[one] for one in items])
+
+
+def picture() -> Any:
+    """Return the image (SIDE, SIDE) of a decaying chord with noise."""
+    seconds = np.arange(MEL.slice_size) / MEL.sample_rate
+    chord = sum(np.sin(2 * np.pi * pitch * seconds) for pitch in (220, 277, 330, 880))
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(seconds))
+    audio = (chord * np.exp(-2 * seconds) + noise).astype(np.float32)
+    return Mel(MEL).images(audio[np.newaxis])[0]
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Raise an error in operations that wait for the GPU."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("latent", [False, True])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "fp32"])
+def test_a_loop_is_made(precision: Precision, latent: bool) -> None:
+    (loop,) = pipeline(profile(precision), latent).generate([GenerateRequest(seed=3, steps=4)])
+    assert loop.image.shape == (SIDE, SIDE)
+    assert loop.audio.shape == (MEL.audio_size,)
+    assert np.abs(loop.audio).max() == pytest.approx(PEAK, abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bytes_are_those_of_the_item_alone_in_each_slot(precision: Precision) -> None:
+    of, wanted = sampler(profile(precision)), item(scheduler="dpm++_sde")
+    alone = bytes_alone(of, wanted)
+    assert [bytes_in_slot(of, wanted, slot) == alone for slot in range(4)] == [True] * 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_those_who_join_and_are_cancelled_change_nothing(precision: Precision) -> None:
+    of, wanted = sampler(profile(precision)), item(scheduler="dpm++_sde")
+    assert bytes_in_company(of, wanted) == bytes_alone(of, wanted)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_samples_are_those_of_a_cpu(name: SchedulerName) -> None:
+    objective = FLOW if name.startswith("flow") else EPSILON
+    items = [item(seed, scheduler=name) for seed in range(3)]
+    gpu, cpu = (samples(sampler(profile(device=device), objective=objective), items) for device in (GPU, "cpu"))
+    torch.testing.assert_close(gpu, cpu, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "items"),
+    [
+        ("tiny-conditional", [guided(1), guided(2, scheduler="unipc"), item(3)]),
+        ("tiny", [masked(1), masked(2, scheduler="dpm++_sde"), item(3), item(4, seamless=True)]),
+        ("tiny", [inverted(1), inverted(2)]),
+    ],
+    ids=["guidance", "masks", "inversion"],
+)
+def test_guidance_masks_and_inversions_are_those_of_a_cpu(preset: PresetName, items: list[Item]) -> None:
+    gpu, cpu = (samples(sampler(profile(device=device), preset), items) for device in (GPU, "cpu"))
+    torch.testing.assert_close(gpu, cpu, atol=1e-3, rtol=0)
+
+
+def test_images_of_an_autoencoder_in_bf16_are_close_to_fp32() -> None:
+    images = normal(0, 3, 1, SIDE, SIDE).clamp(-1, 1)
+    latents = encode_latents(placed_vae(vae(), profile("fp32")), images)
+    exact, rough = (
+        decode_latents(placed_vae(vae(), profile(precision)), latents, batch_size=4) for precision in ("fp32", "bf16")
+    )
+    assert float((rough - exact).norm() / exact.norm()) < 0.1
+
+
+def test_audio_of_the_vocoder_fits_the_image_as_on_a_cpu() -> None:
+    image = picture()
+    errors = {}
+    for device in (GPU, "cpu"):
+        with profile(device=device).applied():
+            audio = GriffinLim(MEL, device)(image, [5])
+        errors[device] = float(np.abs(Mel(MEL).images(audio)[0].astype(int) - image).mean())
+    assert errors[GPU] == pytest.approx(errors["cpu"], rel=0.15)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_rendering_beside_sampling_changes_nothing(latent: bool) -> None:
+    requests = [GenerateRequest(seed=seed, steps=2 + 2 * seed, seamless=seed % 2 == 1) for seed in range(6)]
+    made = []
+    for beside in (False, True):
+        maker = pipeline(profile(), latent)
+        renderer = Renderer(maker._codec, maker.vocoder, maker.geometry)
+        maker._runner = Runner(maker.sampler, renderer, beside=beside)
+        made.append({loop.number: content(loop) for loop in maker.generate(requests)})
+    assert made[0] == made[1]
+
+
+def content(loop: Loop) -> tuple[bytes, bytes]:
+    return loop.image.tobytes(), loop.audio.tobytes()
+
+
+def test_a_step_does_not_wait_for_the_gpu() -> None:
+    conditional, plain = (sampler(profile(batch_size=8), preset).batch() for preset in ("tiny-conditional", "tiny"))
+    for one in (guided(1), guided(2, scheduler="unipc"), item(3, scheduler="euler_a"), item(4, seamless=True)):
+        conditional.add(one)
+    for one in (masked(1), masked(2, scheduler="dpm++_sde"), item(3, scheduler="heun"), inverted(4)):
+        plain.add(one)
+    for batch in (conditional, plain):
+        batch.step()  # the first call of a library waits
+        with no_waiting():
+            assert [batch.step() for _ in range(4)] == [[]] * 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_samples_are_close(precision: Precision) -> None:
+    items = [item(seed, scheduler="dpm++_sde") for seed in range(6)]
+    compiled, plain = (samples(sampler(profile(precision, compiled=flag)), items) for flag in (True, False))
+    torch.testing.assert_close(compiled, plain, atol=1e-3 if precision == "fp32" else 0.1, rtol=0)
+
+
+def test_a_compiled_network_is_called_twice_in_a_step() -> None:
+    """Guidance at batch size 1 takes two calls, whose predictions are needed together."""
+    compiled, plain = (
+        samples(sampler(profile(batch_size=1, compiled=flag), "tiny-conditional"), [guided(1)])
+        for flag in (True, False)
+    )
+    torch.testing.assert_close(compiled, plain, atol=1e-3, rtol=0)
+
+
+def test_an_item_is_cancelled_after_a_compiled_step_of_another_width() -> None:
+    of, wanted = sampler(profile(compiled=True)), item(2, width=2 * SIDE)
+    batch, cancelled = of.batch(), item(1)
+    batch.add(cancelled)
+    batch.add(wanted)
+    batch.step()
+    assert batch.cancel(cancelled)
+    outcomes = []
+    while len(batch):
+        outcomes += batch.step()
+    assert [isinstance(outcome, Finished) for outcome in outcomes] == [True]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_training_lowers_the_loss(precision: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(mixed_precision=precision)
+    torch.manual_seed(0)
+    state = TrainState(accelerator, build_network("tiny", MEL), EPSILON, 1e-3, seed=0)
+    batch = with_draws(state, TrainBatch(range(8), np.repeat(picture(), 8, axis=0)))
+    losses = [train_step(accelerator, state, [batch], 1e-3)[0] for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
