@@ -88,6 +88,7 @@ def undisturbed(local_ray: None, loops: Path, tmp_path_factory: pytest.TempPathF
     return out
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_a_stopped_prepare_goes_on_as_if_undisturbed(
     undisturbed: Path, loops: Path, tmp_path: Path, number: signal.Signals

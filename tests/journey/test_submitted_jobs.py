@@ -193,6 +193,7 @@ def two_loops(loops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.soak_short
 def test_strangers_are_refused(head: Head) -> None:
     for path, method in (("/api/version", "GET"), ("/api/jobs/", "GET"), ("/api/jobs/", "POST")):
         assert head.get(path, method=method) == 401
@@ -223,6 +224,7 @@ def test_journey_from_audio_to_loops(head: Head, two_loops: Path, tmp_path: Path
     assert (out / "_SUCCESS").is_file()
 
 
+@pytest.mark.soak_short
 def test_relative_output_is_refused_before_anything_is_made(head: Head, two_loops: Path) -> None:
     status, printed = head.submit(
         "python", "jobs/prepare.py", "--input_dir", two_loops, "--output_dir", "not/made", "--resolution", 32

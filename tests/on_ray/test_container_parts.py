@@ -248,6 +248,7 @@ def table(folder: Path) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: (row["audio_file"], row["slice"]))
 
 
+@pytest.mark.soak_short
 def test_prepare_makes_the_same_of_parts(
     local_ray: None, few_loops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

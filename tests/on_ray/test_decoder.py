@@ -191,6 +191,7 @@ def test_a_file_that_hangs_is_unusable_at_once(hasty: Decoder, monkeypatch: pyte
     assert len(_sliced(hasty, file, tmp_path / "spool").slices) > 0
 
 
+@pytest.mark.soak_short
 def test_a_process_that_waits_for_storage_is_replaced_once(hasty: Decoder, tmp_path: Path) -> None:
     file = tmp_path / "second.flac"
     soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 44_100), 44_100)
@@ -282,6 +283,7 @@ def test_a_file_that_expands_a_thousand_times_is_unusable(decoder: Decoder, loop
     assert _child(os.getpid()).pid == child
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize(
     ("seconds", "edits", "limits", "reason"),
     [

@@ -333,6 +333,7 @@ def test_a_file_that_ends_its_workers_is_given_up(
     assert not (tmp_path / "out" / "_attempts").exists()
 
 
+@pytest.mark.soak_short
 def test_interrupted_runs_say_nothing_against_a_file(
     local_ray: None, few_loops: Path, encoder: Path, tmp_path: Path
 ) -> None:

@@ -215,6 +215,7 @@ def test_a_shard_that_always_ends_its_process_is_given_up_after_the_others(local
     assert len(list(tmp_path.glob("try-1-*"))) == MAX_UNEXPLAINED_DEATHS
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize("commits", [True, False], ids=["with a folder", "without"])
 def test_an_item_that_ends_its_process_twice_is_given_up(local_ray: None, tmp_path: Path, commits: bool) -> None:
     items = ShardWork("audiodiff test", Items, (str(tmp_path),), str(tmp_path) if commits else None)

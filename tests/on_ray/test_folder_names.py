@@ -175,6 +175,7 @@ def test_the_originals_datasets_are_opened_by_any_name(
         assert [int(opened.image(0, row)[0, 0]) for row in range(opened.rows)] == [0, 7, 14]
 
 
+@pytest.mark.soak_short
 def test_every_verb_takes_folders_of_any_name(local_ray: None, few_loops: Path, model: Path, tmp_path: Path) -> None:
     place = tmp_path / CHARACTERS
     shutil.copytree(few_loops, place / "in [1]")

@@ -53,6 +53,7 @@ def test_a_dataset_of_40000_shards_opens_with_few_requests(stores: Stores) -> No
     assert 1 <= counted.seen <= 5
 
 
+@pytest.mark.soak_short
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_many_records_are_packed_and_found(place: str, stores: Stores, tmp_path: Path) -> None:
     folder = Folder(f"{stores.s3.make_bucket()}/mel" if place == "s3" else str(tmp_path / "mel"))
@@ -130,6 +131,7 @@ def test_the_index_names_what_is_there(dataset: Path) -> None:
     assert json.loads((dataset / commits.SUCCESS).read_text())["index_sha256"] == commits.file_sha256(dataset / INDEX)
 
 
+@pytest.mark.soak_short
 def test_files_added_while_a_training_runs_do_not_end_it(
     local_ray: None, few_loops: Path, loops: Path, encoder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

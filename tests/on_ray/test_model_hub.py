@@ -74,6 +74,7 @@ else:
 """
 
 
+@pytest.mark.soak_short
 def test_models_are_published_and_read(hub: Hub, tmp_path: Path) -> None:
     from audiodiff_core.checkpoint import convert
 

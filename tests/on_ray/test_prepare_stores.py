@@ -32,6 +32,7 @@ def _upload(local: Path, uri: str) -> None:
             Folder(uri).write(str(file.relative_to(local)), file.read_bytes())
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_nothing_is_lost_to_faults(
     local_ray: None, store: Store, dataset: Path, few_loops: Path, capfd: pytest.CaptureFixture[str]

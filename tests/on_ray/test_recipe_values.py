@@ -118,7 +118,11 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "scheduler": "ddpm",
         "eta": ".5",
         "guidance_scale": "2e0",
+        "guidance_rescale": ".7",
         "width": "064",
+        "duration_s": "1_0.5",
+        "bars": "0_4",
+        "bpm": "120",
         "seamless": "true",
     },
     "evaluate": {
@@ -157,6 +161,8 @@ BESIDE: Mapping[tuple[str, str], Stated] = {
     ("train", "latents"): {"vae": "v"},
     ("train", "best_by"): {"preview_count": "64"},
     ("encode", "vae"): {"latents": "true"},
+    ("generate", "bars"): {"bpm": "120"},
+    ("generate", "bpm"): {"bars": "4"},
     ("train", "conditioning_dropout"): {"preset": "tiny-conditional"},
 }
 ENCODE_LATENTS: Stated = {"dataset_name": "data", "output_dir": "out", "latents": "true", "vae": "v"}

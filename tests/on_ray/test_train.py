@@ -64,6 +64,7 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+@pytest.mark.soak_short
 def test_a_finished_model_is_published_without_another_run(run: Path, dataset: Path, hub: Hub, tmp_path: Path) -> None:
     options = {
         **_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers"}),

@@ -281,6 +281,7 @@ def test_the_last_checkpoint_is_validated_though_the_one_before_it_dies(
     assert len(workers.read_text().split()) == 1, "the workers were started again"
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: Path) -> None:
     """Ray restarts tasks that end for lack of memory without limit."""
