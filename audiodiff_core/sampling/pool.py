@@ -77,8 +77,8 @@ class Pool:
         self._size = max(2, batch_size)  # guidance takes two slots, in two calls if the batch size is 1
         self._shape = shape
         self.members: list[Member] = []
-        self._state = {name: self._zeros() for name in ("sample", "clean", "clean_1", "clean_2", "anchor", "next")}
-        self._state["product"] = self._zeros()
+        names = ("sample", "clean", "clean_1", "clean_2", "anchor", "next", "next anchor", "product")
+        self._state = {name: self._zeros() for name in names}
         self._free = list(reversed(range(self._size)))
         self._rows = np.zeros((self._size, len(Column)), np.float32)
         self._encodings = (
@@ -223,7 +223,6 @@ class Pool:
             level.addcmul_(noise, columns[Column.NOISE_SCALE])
             torch.where(keep, level, state["next"], out=state["next"])
         if used[Column.ANCHOR_SAMPLE : Column.ANCHOR_NEXT + 1].any():
-            state["next anchor"] = state.get("next anchor", state["product"].clone())
             self._sum(TERMS["anchor"], columns, used, state["next anchor"])
             state["anchor"], state["next anchor"] = state["next anchor"], state["anchor"]
         state["clean"], state["clean_1"], state["clean_2"] = state["clean_2"], state["clean"], state["clean_1"]

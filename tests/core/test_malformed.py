@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.soak_short  # a thousand files
+
 GENERATOR = Path(__file__).parents[1] / "malformed.py"
 SECONDS_PER_FILE = 60  # slow machines need less: only a hang exceeds the limit
 RATE = 22_050
@@ -76,7 +78,6 @@ def outcomes(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {line["name"]: line for line in lines if "name" in line}
 
 
-@pytest.mark.soak_short
 def test_every_file_is_accounted_for(files: Path, outcomes: dict[str, dict[str, Any]]) -> None:
     assert sorted(outcomes) == sorted(file.name for file in (files / "malformed").iterdir())
     assert len(outcomes) >= 500
