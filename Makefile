@@ -34,7 +34,7 @@ soak: install
 
 # Those of them that take minutes.
 soak-short: install
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --soak-short
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --soak-short tests/journey tests/on_ray tests/core
 
 # The original project, in an environment of its own since it needs older libraries: what `make bench` compares with.
 $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchmarks/original/constraints.txt
