@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 ORIGINAL := .venv-original
+IN_TWO_PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+TESTS := tests/journey tests/on_ray tests/core
 
 .PHONY: install demo test check soak soak-short bench bench-gpu
 
@@ -26,7 +28,7 @@ check: install
 
 # Two processes share the test files, the longest first.
 test: check
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS) tests/journey tests/on_ray tests/core
+	$(BIN)/pytest $(IN_TWO_PROCESSES) $(PYTEST_FLAGS) $(TESTS)
 
 # Long fault, load and quality runs.
 soak: install
@@ -34,7 +36,7 @@ soak: install
 
 # Those of them that take minutes.
 soak-short: install
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --soak-short tests/journey tests/on_ray tests/core
+	$(BIN)/pytest $(IN_TWO_PROCESSES) --soak-short $(TESTS)
 
 # The original project, in an environment of its own since it needs older libraries: what `make bench` compares with.
 $(ORIGINAL)/.installed: tests/benchmarks/original/requirements.txt tests/benchmarks/original/constraints.txt

@@ -17,6 +17,11 @@ ACID_ROOT_NOTE, ACID_STRETCH = 2, 4
 QUARTER_NOTE = 4
 """Denominator of the time signature in the `acid` chunk: a beat is a quarter note."""
 MAX_BEATS = 100_000
+MAX_BEATS_PER_BAR = 64
+BEATS_PER_BAR = 4
+"""Default number of beats in a bar."""
+LOOP_TEMPO_RANGE_BPM = (20.0, 400.0)
+"""Tempos that a loop can be made at, in beats per minute."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +37,14 @@ class LoopInfo:
     """
 
     beats: int | None
-    beats_per_bar: int = 4
+    beats_per_bar: int = BEATS_PER_BAR
     root_note: int | None = None
 
     def __post_init__(self) -> None:
         if self.beats is not None and not 1 <= self.beats <= MAX_BEATS:
             raise ValueError(f"beats {self.beats}: must be 1 to {MAX_BEATS}")
-        if not 1 <= self.beats_per_bar <= 64:
-            raise ValueError(f"beats_per_bar {self.beats_per_bar}: must be 1 to 64")
+        if not 1 <= self.beats_per_bar <= MAX_BEATS_PER_BAR:
+            raise ValueError(f"beats_per_bar {self.beats_per_bar}: must be 1 to {MAX_BEATS_PER_BAR}")
         if self.root_note is not None and not 0 <= self.root_note <= 127:
             raise ValueError(f"root_note {self.root_note}: must be a MIDI note, 0 to 127")
 

@@ -81,11 +81,6 @@ class Schedule:
             self._scheduler.set_begin_index(call)
         return call
 
-    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, level: int) -> torch.Tensor:
-        """Return `signal * clean + noise_scale * noise` at `level`, which is in [0, calls]."""
-        signal, noise_scale = self.levels[level]
-        return signal * clean + noise_scale * noise
-
     def network_input(self, sample: torch.Tensor, call: int) -> torch.Tensor:
         """Scale a sample to unit variance, as the network expects it at call `call`."""
         if not hasattr(self._scheduler, "scale_model_input"):

@@ -29,6 +29,12 @@ SchedulerName = Literal[
 Space = Literal["preserving", "exploding", "flow"]
 
 MAX_STEPS = 1_000
+ZERO_SNR_STEPS = 15
+"""Default number of steps of every method for models with zero terminal SNR.
+
+With these steps, the distances of the loops to real audio lie within the confidence intervals of the best method and
+number of steps (docs/measurements.md).
+"""
 
 _DIFFUSION: frozenset[PredictionType] = frozenset({"epsilon", "v_prediction", "sample"})
 _EPSILON_OR_V: frozenset[PredictionType] = frozenset({"epsilon", "v_prediction"})
@@ -41,9 +47,8 @@ class Method:
 
     Attributes:
         scheduler: The scheduler's class.
-        default_steps: Number of steps if the request does not set `steps`.
-        zero_snr_steps: The same for models with zero terminal SNR. With these steps, the distances of the loops to
-            real audio lie within the confidence intervals of the best method (docs/measurements.md). None: as above.
+        default_steps: Number of steps if the request does not set `steps`. For models with zero terminal SNR, it is
+            ZERO_SNR_STEPS.
         predictions: Supported prediction types.
         space: Scaling of intermediate samples: variance preserving, variance exploding (clean + sigma * noise), or
             straight lines between noise and image.
@@ -61,7 +66,6 @@ class Method:
     calls_per_step: int = 1
     takes_eta: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-    zero_snr_steps: int | None = None
 
     @property
     def takes_generator(self) -> bool:
@@ -70,20 +74,19 @@ class Method:
 
 
 METHODS: dict[SchedulerName, Method] = {
-    "ddim": Method(DDIMScheduler, 50, _DIFFUSION, "preserving", takes_eta=True, zero_snr_steps=15),
-    "ddpm": Method(DDPMScheduler, 1_000, _DIFFUSION, "preserving", zero_snr_steps=15),
-    "dpm++": Method(DPMSolverMultistepScheduler, 25, _DIFFUSION, "preserving", zero_snr_steps=15),
+    "ddim": Method(DDIMScheduler, 50, _DIFFUSION, "preserving", takes_eta=True),
+    "ddpm": Method(DDPMScheduler, 1_000, _DIFFUSION, "preserving"),
+    "dpm++": Method(DPMSolverMultistepScheduler, 25, _DIFFUSION, "preserving"),
     "dpm++_sde": Method(
         DPMSolverMultistepScheduler,
         50,
         _DIFFUSION,
         "preserving",
         options={"algorithm_type": "sde-dpmsolver++"},
-        zero_snr_steps=15,
     ),
-    "unipc": Method(UniPCMultistepScheduler, 25, _DIFFUSION, "preserving", zero_snr_steps=15),
-    "euler": Method(EulerDiscreteScheduler, 50, _DIFFUSION, "exploding", zero_snr_steps=15),
-    "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _EPSILON_OR_V, "exploding", zero_snr_steps=15),
+    "unipc": Method(UniPCMultistepScheduler, 25, _DIFFUSION, "preserving"),
+    "euler": Method(EulerDiscreteScheduler, 50, _DIFFUSION, "exploding"),
+    "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _EPSILON_OR_V, "exploding"),
     "heun": Method(HeunDiscreteScheduler, 25, _DIFFUSION, "exploding", zero_terminal_snr=False, calls_per_step=2),
     "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 50, _FLOW, "flow"),
     "flow_heun": Method(FlowMatchHeunDiscreteScheduler, 25, _FLOW, "flow", calls_per_step=2),
@@ -141,9 +144,11 @@ def resolved(model_scheduler: Any, options: SchedulerOptions) -> tuple[Scheduler
     method = METHODS[name]
     config = model_scheduler.config
     levels = config.num_train_timesteps
+    if config.get("thresholding"):
+        raise ValueError("thresholding of the model's scheduler is not supported: set it to false in its configuration")
     zero_snr = predicts != "flow" and bool(config.get("rescale_betas_zero_snr"))
-    usual = method.zero_snr_steps if zero_snr and method.zero_snr_steps is not None else method.default_steps
-    steps = min(usual, levels) if options.steps is None else options.steps
+    default = ZERO_SNR_STEPS if zero_snr else method.default_steps
+    steps = min(default, levels) if options.steps is None else options.steps
     suitable = {other: candidate for other, candidate in METHODS.items() if predicts in candidate.predictions}
     if name not in suitable:
         raise ValueError(

@@ -30,6 +30,9 @@ from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName, Schedule
 MIN_COEFFICIENT = 5e-7
 """Smaller coefficients are rounding errors of the schedulers, some of which calculate in float32."""
 
+MAX_OTHER_COEFFICIENT = 1e-3
+"""Larger coefficients of earlier calls mean that a table cannot describe the scheduler."""
+
 MAX_TABLES = 256
 """Number of tables in memory. A table of 1,000 calls takes 0.1 MB."""
 
@@ -198,12 +201,13 @@ def _check_columns(rows: npt.NDArray[np.float64]) -> None:
 class _Probe:
     """Measurement of the coefficients of one diffusers scheduler.
 
-    Coordinates of the unit vectors: the samples of the last three calls, their clean samples, and the anchor. Two
+    Coordinates of the unit vectors: the samples of the last PERIOD calls, their clean samples, and the anchor. Two
     schedulers step opposite vectors with equal noise. Half of the difference of the results is the affine map, without
     noise. A third scheduler steps zeros, so that its result is the noise alone.
     """
 
-    ANCHOR = 6
+    PERIOD = 4
+    ANCHOR = 2 * PERIOD
 
     def __init__(self, model_scheduler: Any, options: SchedulerOptions, start_step: int) -> None:
         self._schedules = [Schedule(model_scheduler, options, clip=False) for _ in range(3)]
@@ -218,8 +222,8 @@ class _Probe:
         Returns:
             True if the call draws noise.
         """
-        at_sample, at_clean = call % 3, 3 + call % 3
-        sample, clean, anchor = (torch.zeros(1, 7, dtype=torch.float64) for _ in range(3))
+        at_sample, at_clean = call % self.PERIOD, self.PERIOD + call % self.PERIOD
+        sample, clean, anchor = (torch.zeros(1, self.ANCHOR + 1, dtype=torch.float64) for _ in range(3))
         sample[0, at_sample] = clean[0, at_clean] = anchor[0, self.ANCHOR] = 1
         # The prediction for which the predicted clean sample is `clean`.
         prediction = (clean - row[Column.CLEAN_SAMPLE] * sample) / row[Column.CLEAN_PREDICTION]
@@ -227,7 +231,7 @@ class _Probe:
         results, anchors = [], []
         for sign, schedule, generator in zip((1, -1, 0), self._schedules, self._generators, strict=True):
             dtype = torch.float64 if sign else torch.float32
-            scaled = schedule.network_input(torch.ones(1, 7), call)
+            scaled = schedule.network_input(torch.ones(1, self.ANCHOR + 1), call)
             row[Column.INPUT_SCALE] = float(scaled[0, 0])
             if not self._first:
                 schedule.set_anchor((sign * anchor).to(dtype))
@@ -238,20 +242,38 @@ class _Probe:
         if draws:
             drawn = torch.Generator()
             drawn.set_state(state)
-            noise = torch.randn(1, 7, generator=drawn)
+            noise = torch.randn(1, self.ANCHOR + 1, generator=drawn)
             row[Column.NEXT_NOISE] = float((results[2] / noise).mean())
-        affine = (results[0] - results[1])[0].numpy() / 2
-        before = (call - 1) % 3, (call - 2) % 3
-        row[Column.NEXT_SAMPLE], row[Column.NEXT_CLEAN] = affine[at_sample], affine[at_clean]
-        row[Column.NEXT_CLEAN_1], row[Column.NEXT_CLEAN_2] = (affine[3 + index] for index in before)
+        affine = ((results[0] - results[1])[0] / 2).numpy()
+        before = [(call - back) % self.PERIOD for back in (1, 2)]
+        row[Column.NEXT_SAMPLE], row[Column.NEXT_CLEAN] = self._take(affine, at_sample, at_clean)
+        row[Column.NEXT_CLEAN_1], row[Column.NEXT_CLEAN_2] = self._take(affine, *(self.PERIOD + at for at in before))
         if anchors[0] is None:  # an earlier sample is the sample before the last call
-            row[Column.NEXT_ANCHOR] = affine[before[0]]
+            (row[Column.NEXT_ANCHOR],) = self._take(affine, before[0])
             row[Column.ANCHOR_SAMPLE] = 1
         else:
-            corrected = anchors[0].double()[0].numpy()
-            row[Column.NEXT_ANCHOR] = affine[self.ANCHOR]
-            row[Column.ANCHOR_SAMPLE], row[Column.ANCHOR_CLEAN] = corrected[at_sample], corrected[at_clean]
-            row[Column.ANCHOR_CLEAN_1], row[Column.ANCHOR_CLEAN_2] = (corrected[3 + index] for index in before)
-            row[Column.ANCHOR_ANCHOR] = corrected[self.ANCHOR]
+            (row[Column.NEXT_ANCHOR],) = self._take(affine, self.ANCHOR)
+            corrected = anchors[0].double()[0].numpy().copy()
+            row[Column.ANCHOR_SAMPLE], row[Column.ANCHOR_CLEAN] = self._take(corrected, at_sample, at_clean)
+            row[Column.ANCHOR_CLEAN_1], row[Column.ANCHOR_CLEAN_2] = self._take(
+                corrected, *(self.PERIOD + at for at in before)
+            )
+            (row[Column.ANCHOR_ANCHOR],) = self._take(corrected, self.ANCHOR)
+            self._require_empty(corrected)
+        self._require_empty(affine)
         self._first = False
         return draws
+
+    @staticmethod
+    def _take(vector: npt.NDArray[np.float64], *coordinates: int) -> list[float]:
+        """Return coordinates of a vector, and set them to 0."""
+        taken = [float(vector[coordinate]) for coordinate in coordinates]
+        vector[list(coordinates)] = 0
+        return taken
+
+    @staticmethod
+    def _require_empty(vector: npt.NDArray[np.float64]) -> None:
+        if np.abs(vector).max() > MAX_OTHER_COEFFICIENT:
+            raise ValueError(
+                "the model's scheduler depends on more than three predictions: use solver_order 2 in its configuration"
+            )

@@ -1,8 +1,7 @@
 """Loops: beat tracking, tempo, cutting to whole bars, stretching, and audibility of the seam."""
 
+from audiodiff_core.audio.wav_chunks import LOOP_TEMPO_RANGE_BPM
 from audiodiff_core.loops.cut import (
-    BEATS_PER_BAR,
-    LOOP_TEMPO_RANGE_BPM,
     cut_loop,
     fit_length,
     loop_length,
@@ -12,7 +11,6 @@ from audiodiff_core.loops.cut import (
 from audiodiff_core.loops.seam import level_db, seam_score
 
 __all__ = [
-    "BEATS_PER_BAR",
     "LOOP_TEMPO_RANGE_BPM",
     "cut_loop",
     "fit_length",

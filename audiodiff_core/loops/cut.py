@@ -19,14 +19,11 @@ import numpy.typing as npt
 
 from audiodiff_core.audio import Samples
 from audiodiff_core.audio.crossfade import correlation, crossfade
-from audiodiff_core.audio.wav_chunks import LoopInfo
+from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM, MAX_BEATS_PER_BAR, LoopInfo
 from audiodiff_core.loops.beats import ATTACK_S, Beats, BeatTracker, require_mono, track_beats
 from audiodiff_core.loops.stretch import MAX_STRETCH, stretch_circular
 from audiodiff_core.loops.tempo import measure_tempo
 
-LOOP_TEMPO_RANGE_BPM = (20.0, 400.0)
-MAX_BEATS_PER_BAR = 64
-BEATS_PER_BAR = 4
 ATTACK_BLOCK_S = 0.002
 MIN_ATTACK_RISE = 4.0
 """Smallest ratio of the powers of successive blocks at an attack."""

@@ -19,4 +19,5 @@ def placed(network: Any, device: str, dtype: torch.dtype) -> Any:
     """
     # diffusers' own `to` warns about layers to keep in float32, even if there are no such layers.
     moved = torch.nn.Module.to(copy.deepcopy(network), device, dtype)
-    return torch.nn.Module.to(moved, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    module: Any = torch.nn.Module  # torch's overloads of `to` lack memory_format
+    return module.to(moved, memory_format=torch.channels_last).eval()

@@ -16,9 +16,7 @@ from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_fai
 from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, source_slice, track_image
 from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Item, Sampler, initial_noise
-from audiodiff_core.sampling.requests import MAX_REFINEMENTS, SeededRequest
-
-DEFAULT_REFINEMENTS = 3
+from audiodiff_core.sampling.requests import DEFAULT_OVERLAP, DEFAULT_REFINEMENTS, MAX_REFINEMENTS, SeededRequest
 
 
 class ArrayCalls:
@@ -97,7 +95,7 @@ class ArrayCalls:
         duration_s: float,
         sources: Sequence[Source] | None = None,
         *,
-        overlap: float = 0.5,
+        overlap: float = DEFAULT_OVERLAP,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
         """Generate loops of any length, window by window.
@@ -132,7 +130,7 @@ class ArrayCalls:
         strength: float | None = None,
         start_step: int | None = None,
         *,
-        overlap: float = 0.5,
+        overlap: float = DEFAULT_OVERLAP,
         encodings: Encodings | None = None,
     ) -> list[Loop]:
         """Generate variations of whole tracks, window by window.

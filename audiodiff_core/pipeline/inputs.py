@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from audiodiff_core.mel import Images
 from audiodiff_core.pipeline.geometry import MIN_WIDTH, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.sources import (
@@ -28,6 +27,7 @@ from audiodiff_core.pipeline.sources import (
 from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Batch, Item
 from audiodiff_core.sampling.requests import (
+    DEFAULT_STRENGTH,
     ExtendRequest,
     GenerateRequest,
     InpaintRequest,
@@ -41,12 +41,10 @@ from audiodiff_core.sampling.requests import (
 
 Encodings = npt.NDArray[np.floating]
 
-DEFAULT_STRENGTH = 0.5
-
 
 @dataclass(frozen=True)
 class References:
-    """What requests name by reference.
+    """Sources and encodings that requests name by reference.
 
     Attributes:
         sources: Audio or images by reference. A reference that is not a key is a path or a URI.
@@ -57,7 +55,7 @@ class References:
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
 
     def source(self, reference: str, index: int) -> Source:
-        """Return a source and, for audio, the index of its slice."""
+        """Return a source. An index other than 0 replaces the slice of an Audio."""
         source = self.sources.get(reference)
         if source is None:
             return Audio(reference, slice=index)
@@ -155,7 +153,7 @@ class Inputs:
                 task = tasks.extend(item, source, self.extended_columns(request), request.overlap)
             case RemixRequest():
                 start = self.start_step(item.request, request.strength, request.start_step)
-                track = partial(self._track, references.source(request.source, 0))
+                track = partial(track_image, references.source(request.source, 0), self.geometry.mel)
                 task = tasks.remix(item, track, start, request.overlap)
             case InvertRequest():
                 task = tasks.invert(item, slice_of(request.source, request.slice), request.refinements)
@@ -236,6 +234,3 @@ class Inputs:
         """Raise ValueError if the number of sources, masks or encodings is not that of the requests."""
         if count != requests:
             raise ValueError(f"{count} {what} for {requests} requests: pass one per request")
-
-    def _track(self, source: Source) -> Images:
-        return track_image(source, self.geometry.mel) if isinstance(source, Audio) else source

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.audio import AudioFormat, Samples, encode_audio
-from audiodiff_core.audio.wav_chunks import LoopInfo
-from audiodiff_core.loops import BEATS_PER_BAR, whole_beats
+from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LoopInfo
+from audiodiff_core.loops import whole_beats
 from audiodiff_core.mel import Images
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import SeededRequest
@@ -65,12 +65,13 @@ class Failure:
     Attributes:
         request: The request.
         number: Index of the request in the call.
-        error: FloatingPointError if a network returned NaN or infinity, or ValueError if the request does not fit.
+        error: FloatingPointError if a network returned NaN or infinity, ValueError if the request does not fit or its
+            source cannot be decoded, or OSError if its source cannot be read.
     """
 
     request: SeededRequest
     number: int
-    error: FloatingPointError | ValueError
+    error: FloatingPointError | ValueError | OSError
 
 
 def normalize(audio: Samples) -> Samples:

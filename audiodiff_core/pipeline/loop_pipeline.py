@@ -44,6 +44,7 @@ class LoopPipeline(ArrayCalls):
             sizes 1, 4, 8 and 32 that takes all requests. Each loop records the profile that was used.
         vocoder: The vocoder. None selects GriffinLim.
         vae: The AutoencoderKL of a latent model. None for a model that works on images.
+        device: Torch device of the interactive profile. None selects the GPU of this process, or else the CPU.
 
     Attributes:
         geometry: Image and sample sizes of the model.
@@ -64,13 +65,14 @@ class LoopPipeline(ArrayCalls):
         vocoder: Vocoder | None = None,
         *,
         vae: Any = None,
+        device: str | None = None,
     ) -> None:
         self.is_interactive = profile == "interactive"
         if isinstance(profile, str):
-            profile = ExecutionProfile.interactive()
+            profile = ExecutionProfile.interactive(device=device)
         self.geometry = Geometry.of(unet, vae, mel)
         self.mel = mel
-        self.vocoder = vocoder or GriffinLim(mel, profile.device, batch_size=profile.batch_size)
+        self.vocoder = vocoder or GriffinLim(mel, profile.device)
         require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
         self._parts = unet, vae
@@ -124,16 +126,18 @@ class LoopPipeline(ArrayCalls):
     def to(self, device: str | torch.device) -> "LoopPipeline":
         """Return a pipeline of the same model on another device. Its vocoder is GriffinLim.
 
+        On a device of the same kind, the profile is the same. On another kind, it is the profile of jobs and servers.
+
         Args:
             device: A torch device, such as cpu, cuda:1 or mps.
         """
         unet, vae = self._parts
-        if self.is_interactive:
-            profile = ExecutionProfile.interactive(device=str(device))
-        else:
-            profile = ExecutionProfile.here(compiled=self.profile.compiled, device=str(device))
-        moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, vae=vae)
-        moved.is_interactive, moved._record = self.is_interactive, self._record
+        there = ExecutionProfile.here(compiled=self.profile.compiled, device=str(device))
+        if there.kind == self.profile.kind:
+            there = self.profile.model_copy(update={"device": there.device})
+        profile: Profile = "interactive" if self.is_interactive else there
+        moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, vae=vae, device=str(device))
+        moved._record = self._record
         return moved
 
     def resolved(self, request: P) -> P:
@@ -193,7 +197,8 @@ class LoopPipeline(ArrayCalls):
 
         Raises:
             FloatingPointError: If a network returned NaN or infinity, after all other loops have been yielded.
-            ValueError: If a request does not fit the model.
+            ValueError: If a request does not fit the model, or if a source cannot be decoded.
+            OSError: If a source cannot be read.
         """
         return without_failures(
             self.outcomes(requests, encodings, noises, sources=sources, on_step=on_step, progress=progress)

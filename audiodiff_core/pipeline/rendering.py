@@ -16,7 +16,7 @@ from audiodiff_core.pipeline.loop import Failure, Loop, normalize
 from audiodiff_core.pipeline.tasks import Result
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import SeededRequest
-from audiodiff_core.vocoder import Kept, Vocoder, kept_samples
+from audiodiff_core.vocoder import GriffinLim, Kept, Vocoder, kept_samples
 
 NOT_FINITE = "the autoencoder's image is not finite: its weights are broken, use another model"
 
@@ -85,8 +85,11 @@ class Renderer:
         seeds = [member.request.seed for member, _ in pairs]
         kept = [self._kept(member.result, image.shape[1], circular) for member, image in pairs]
         options = {"kept": kept} if any(item is not None for item in kept) else {}
+        vocoder = self._vocoder
+        if isinstance(vocoder, GriffinLim):
+            vocoder = vocoder.with_batch_size(profile.batch_size)
         with profile.applied():
-            audios = self._vocoder(images, seeds, circular=circular, **options)
+            audios = vocoder(images, seeds, circular=circular, **options)
         for (member, image), audio, item in zip(pairs, audios, kept, strict=True):
             yield Loop(
                 member.request, image, self._leveled(member, audio, item), member.number, profile, member.result.noise
@@ -94,13 +97,15 @@ class Renderer:
 
     def _leveled(self, member: Rendering, audio: Samples, kept: Kept | None) -> Samples:
         """Fit the audio to its bars, and set its level: that of the kept samples, or else the peak of all loops."""
+        samples = self._geometry.samples(member.request)
         if kept is not None:
             source = member.result.source
             assert source is not None
-            audio = (audio * np.float32(source.amplitude)).astype(np.float32)
-        if (samples := self._geometry.samples(member.request)) is not None:
+            # A crossfade at the wrap would change the first samples of the source.
+            return (audio[:samples] * np.float32(source.amplitude)).astype(np.float32)
+        if samples is not None:
             audio = fit_length(audio, samples, self._geometry.mel.sample_rate, member.request.seamless)
-        return audio if kept is not None else normalize(audio)
+        return normalize(audio)
 
     def _image(self, result: Result, images: Images) -> Images:
         """Join the windows of a result, and put the kept pixels of its source into the image."""

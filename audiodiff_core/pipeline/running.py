@@ -45,7 +45,7 @@ class Step:
         request: The request.
         step: Number of steps made of the current window or inversion.
         steps: Number of its steps.
-        preview: Function that computes the mel image (y_res, width) predicted by the step.
+        preview: Function that computes the mel image (y_res, width) predicted by the step, until the next step.
     """
 
     number: int
@@ -197,7 +197,7 @@ class _Run:
             item = next(started.task) if sample is None else started.task.send(sample)
         except StopIteration as stop:
             self._ready.append(Rendering(started.number, started.request, stop.value))
-        except ValueError as error:  # a source cannot be decoded
+        except (ValueError, OSError) as error:  # a source cannot be decoded or read
             self._failures.append(Failure(started.request, started.number, error))
         else:
             self._tasks[item] = started
@@ -241,7 +241,10 @@ def without_failures(outcomes: Iterator[Loop | Failure]) -> Iterator[Loop]:
             failures.append(outcome)
         else:
             yield outcome
+    if len(failures) == 1:
+        raise failures[0].error
     if failures:
-        kinds = {type(failure.error) for failure in failures}
-        error = kinds.pop() if len(kinds) == 1 else ValueError
-        raise error("; ".join(str(failure.error) for failure in sorted(failures, key=lambda one: one.number)))
+        errors = [failure.error for failure in sorted(failures, key=lambda failure: failure.number)]
+        kinds = (FloatingPointError, OSError)
+        kind = next((kind for kind in kinds if all(isinstance(error, kind) for error in errors)), ValueError)
+        raise kind("; ".join(map(str, errors)))

@@ -109,21 +109,27 @@ def _no_such_slice(index: int, count: int, duration_s: float) -> ValueError:
     return ValueError(f"slice {index}: the audio has {count} of {duration_s:.2f} s, use 0 to {count - 1}")
 
 
-def track_image(track: Audio, mel: MelConfig) -> Images:
+def track_image(track: Source, mel: MelConfig) -> Images:
     """Compute the mel image of a whole track, relative to the loudest moment of the track.
 
     Args:
-        track: The track. Its `slice` is ignored.
+        track: The track, whose `slice` is ignored, or its image (y_res, columns).
         mel: The mel configuration.
 
     Returns:
         The image (y_res, columns).
 
     Raises:
-        ValueError: If the track is not longer than one hop, if the track has more than MAX_TRACK_COLUMNS columns, or if
-            `samples_of` rejects the samples.
+        ValueError: If an image has another height or type, if the track is not longer than one hop, if the track has
+            more than MAX_TRACK_COLUMNS columns, or if `samples_of` rejects the samples.
         AudioDecodeError: If a file cannot be decoded, or lasts longer than MAX_TRACK_COLUMNS columns.
     """
+    if isinstance(track, np.ndarray):
+        if track.dtype != np.uint8 or track.ndim != 2 or len(track) != mel.y_res:
+            raise ValueError(f"image of shape {track.shape} and type {track.dtype}: pass uint8 ({mel.y_res}, columns)")
+        if not MIN_WIDTH <= track.shape[1] <= MAX_TRACK_COLUMNS:
+            raise ValueError(f"image of {track.shape[1]} columns: use {MIN_WIDTH} to {MAX_TRACK_COLUMNS}")
+        return track
     longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
     samples = samples_of(track, mel, longest_s)
     columns = -(-len(samples) // mel.hop_length)

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, SchedulerName, resolved
+from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM
+from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, ZERO_SNR_STEPS, SchedulerName, resolved
 from audiodiff_core.diffusion.seeds import SEEDS
 
 MAX_WIDTH = 16_384
@@ -20,7 +21,9 @@ MAX_REFERENCE = 4_096
 MAX_SPANS = 1_024
 MAX_KEYS = 256
 MAX_REFINEMENTS = 100
-TEMPO_RANGE_BPM = (20.0, 400.0)
+DEFAULT_REFINEMENTS = 3
+DEFAULT_STRENGTH = 0.5
+DEFAULT_OVERLAP = 0.5
 
 Reference = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=MAX_REFERENCE)]
 Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
@@ -41,8 +44,8 @@ class SamplingParameters(pydantic.BaseModel):
         None,
         ge=1,
         le=MAX_STEPS,
-        description="denoising steps; none: 15 for a model with zero terminal SNR, "
-        "otherwise the usual number of the scheduler, 50 for ddim",
+        description=f"denoising steps; none: {ZERO_SNR_STEPS} for a model with zero terminal SNR, otherwise the usual "
+        f"number of the scheduler, {METHODS['ddim'].default_steps} for ddim",
     )
     scheduler: SchedulerName | None = pydantic.Field(
         None, description=f"sampling method: {', '.join(METHODS)}; none: flow_euler for a flow model, otherwise ddim"
@@ -83,12 +86,15 @@ class SamplingParameters(pydantic.BaseModel):
         description="duration in seconds, rounded up to the next width of the model, instead of width",
     )
     bars: int | None = pydantic.Field(
-        None, ge=1, le=MAX_BARS, description="bars of four beats at bpm, which fix the duration exactly; needs bpm"
+        None,
+        ge=1,
+        le=MAX_BARS,
+        description=f"bars of {BEATS_PER_BAR} beats at bpm, which fix the duration exactly; needs bpm",
     )
     bpm: float | None = pydantic.Field(
         None,
-        ge=TEMPO_RANGE_BPM[0],
-        le=TEMPO_RANGE_BPM[1],
+        ge=LOOP_TEMPO_RANGE_BPM[0],
+        le=LOOP_TEMPO_RANGE_BPM[1],
         allow_inf_nan=False,
         description="tempo in beats per minute; needs bars",
     )
@@ -145,7 +151,10 @@ class Strength(SeededRequest):
     """Fields of requests that start from noised content (SDEdit, Meng et al. 2021)."""
 
     strength: float | None = pydantic.Field(
-        None, gt=0, le=1, description="fraction of the steps to take: 1 keeps almost nothing of the source; none: 0.5"
+        None,
+        gt=0,
+        le=1,
+        description=f"fraction of the steps to take: 1 keeps almost nothing of the source; none: {DEFAULT_STRENGTH:g}",
     )
     start_step: int | None = pydantic.Field(
         None, ge=0, lt=MAX_STEPS, description="steps to skip, as an alternative to strength"
@@ -179,6 +188,12 @@ class InpaintRequest(SeededRequest):
         0, ge=0, lt=MAX_STEPS, description="steps to skip: above 0, the source shapes the spans too"
     )
 
+    @pydantic.model_validator(mode="after")
+    def _is_as_long_as_its_slice(self) -> Self:
+        if self.bars is not None:
+            raise ValueError("an inpainted slice keeps the samples of its source: omit bars and bpm, state the width")
+        return self
+
 
 class ExtendRequest(SeededRequest):
     """A request for a long loop, generated window by window, which begins with a source if there is one."""
@@ -186,7 +201,7 @@ class ExtendRequest(SeededRequest):
     kind: Literal["extend"]
     source: Reference | None = pydantic.Field(None, description="audio with which the loop begins")
     slice: int = pydantic.Field(0, ge=0, description="index of the slice, which has the width of a window")
-    overlap: Overlap = pydantic.Field(0.5, description="fraction of a window that the next window shares")
+    overlap: Overlap = pydantic.Field(DEFAULT_OVERLAP, description="fraction of a window that the next window shares")
     has_windows: ClassVar[bool] = True
 
     @pydantic.model_validator(mode="after")
@@ -203,7 +218,7 @@ class RemixRequest(Strength):
 
     kind: Literal["remix"]
     source: Reference = pydantic.Field(description="track to vary")
-    overlap: Overlap = pydantic.Field(0.5, description="fraction of a window that the next window shares")
+    overlap: Overlap = pydantic.Field(DEFAULT_OVERLAP, description="fraction of a window that the next window shares")
     has_windows: ClassVar[bool] = True
 
     @pydantic.model_validator(mode="after")
@@ -222,7 +237,10 @@ class InvertRequest(SeededRequest):
     source: Reference = pydantic.Field(description="audio to invert")
     slice: int = pydantic.Field(0, ge=0, description="index of the slice, which has the width of the request")
     refinements: int = pydantic.Field(
-        3, ge=0, le=MAX_REFINEMENTS, description="corrections per step, each of which costs a network call"
+        DEFAULT_REFINEMENTS,
+        ge=0,
+        le=MAX_REFINEMENTS,
+        description="corrections per step, each of which costs a network call",
     )
 
 
@@ -240,7 +258,7 @@ class InterpolateRequest(SeededRequest):
         0.5, ge=0, le=1, allow_inf_nan=False, description="position from the first key (0) to the last key (1)"
     )
     refinements: int = pydantic.Field(
-        3, ge=0, le=MAX_REFINEMENTS, description="corrections per step of the inversion of sources"
+        DEFAULT_REFINEMENTS, ge=0, le=MAX_REFINEMENTS, description="corrections per step of the inversion of sources"
     )
 
     @pydantic.model_validator(mode="after")

@@ -1,6 +1,6 @@
 """Sampling of any number of items with one network: loops over the batch engine."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,12 +8,9 @@ import torch
 
 from audiodiff_core.models import image_sides
 from audiodiff_core.sampling.batch import Batch
-from audiodiff_core.sampling.item import Failed, Item, Outcome
+from audiodiff_core.sampling.item import Failed, Item
 from audiodiff_core.sampling.network import Network
 from audiodiff_core.sampling.profile import ExecutionProfile
-
-OnStep = Callable[[Batch], None]
-"""Called after every step with the batch, whose `progress` and `preview` describe the items in progress."""
 
 
 class Sampler:
@@ -49,42 +46,11 @@ class Sampler:
         """
         return Batch(self.network, self.scheduler, self.sides, batch_size)
 
-    def outcomes(
-        self, items: Iterable[Item], on_step: OnStep | None = None, batch_size: int | None = None
-    ) -> Iterator[list[Outcome]]:
-        """Sample items, and yield the outcomes of each step in which items finish.
-
-        Args:
-            items: The items, which may be unlimited in number. An item is consumed only when batch slots are free.
-            on_step: Called after every step.
-            batch_size: As `batch`.
-
-        Raises:
-            ValueError: If the network or its scheduler does not support an item.
-        """
-        batch, waiting = self.batch(batch_size), iter(items)
-        pending: Item | None = None  # consumed, but not in the batch yet, because its pool is full
-        while True:
-            while pending is not None or batch.free > 0:
-                if pending is None and (pending := next(waiting, None)) is None:
-                    break
-                if not batch.has_room(pending):
-                    break
-                batch.add(pending)
-                pending = None
-            if not len(batch):
-                return
-            finished = batch.step()
-            if on_step is not None:
-                on_step(batch)
-            if finished:
-                yield finished
-
     def sample(self, items: Iterable[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
         """Sample items, and yield each item when it is finished.
 
         Args:
-            items: As `outcomes`.
+            items: The items, which may be unlimited in number. An item is consumed only when batch slots are free.
 
         Yields:
             (item, clean sample), in the order in which the items finish. The sample is float32
@@ -94,14 +60,26 @@ class Sampler:
             ValueError: If the network or its scheduler does not support an item.
             FloatingPointError: If a sample is not finite, after all other samples have been yielded.
         """
-        failed: list[Failed] = []
-        for outcomes in self.outcomes(items):
-            for outcome in outcomes:
+        batch, waiting = self.batch(), iter(items)
+        pending: Item | None = None  # consumed, but not in the batch yet, because its pool is full
+        reasons: list[str] = []
+        while True:
+            while pending is not None or batch.free > 0:
+                if pending is None and (pending := next(waiting, None)) is None:
+                    break
+                if not batch.has_room(pending):
+                    break
+                batch.add(pending)
+                pending = None
+            if not len(batch):
+                break
+            for outcome in batch.step():
                 if isinstance(outcome, Failed):
-                    failed.append(outcome)
+                    reasons.append(outcome.reason)
                 else:
                     yield outcome.item, outcome.sample
-        raise_failures(failed)
+        if reasons:
+            raise FloatingPointError("; ".join(reasons))
 
     def invert(self, items: Iterable[Item]) -> Iterator[tuple[Item, torch.Tensor]]:
         """Invert the clean content of items to noise, and yield each item when it is finished.
@@ -126,9 +104,3 @@ class Sampler:
 
         for inverse, noise in self.sample(inverted()):
             yield originals.pop(inverse), noise
-
-
-def raise_failures(failed: list[Failed]) -> None:
-    """Raise FloatingPointError with the reasons of failed items, if there are any."""
-    if failed:
-        raise FloatingPointError("; ".join(failure.reason for failure in failed))

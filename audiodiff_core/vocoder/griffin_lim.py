@@ -20,6 +20,7 @@ computation takes longer, and the result is further from the image: many linear 
 and most of these linear spectra are not the spectra of any signal.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -148,6 +149,14 @@ class GriffinLim:
                 for audio, item in zip(audios, kept, strict=False)
             ]
         )
+
+    def with_batch_size(self, batch_size: int) -> "GriffinLim":
+        """Return a vocoder with another batch size, which shares the tables of this vocoder."""
+        if batch_size == self.batch_size:
+            return self
+        resized = copy.copy(self)
+        resized.batch_size = batch_size
+        return resized
 
     def reconstruct(
         self,

@@ -77,6 +77,16 @@ def test_an_extension_begins_with_the_samples_of_its_source(pipeline: LoopPipeli
     assert np.any(made.audio[kept + 2 * MARGIN :])
 
 
+def test_bars_cut_an_extension_and_leave_its_beginning(pipeline: LoopPipeline, loop: Samples) -> None:
+    request = REQUEST.validate_python(
+        {"kind": "extend", "source": "take", "bars": 1, "bpm": 96, "steps": 3, "width": WIDTH}
+    )
+    (made,) = pipeline.generate([request], sources={"take": Audio(loop, RATE)})
+    assert len(made.audio) == round(4 * 60 / 96 * RATE)
+    kept = WIDTH * 256 - MARGIN
+    assert snr_db(made.audio[:kept], loop[:kept]) >= 60
+
+
 def test_an_image_as_source_has_no_samples_to_keep(pipeline: LoopPipeline) -> None:
     image = np.random.default_rng(0).integers(0, 256, (16, WIDTH), np.uint8)
     (made,) = pipeline.inpaint([GenerateRequest(steps=3, width=WIDTH)], [image], [[(0.5, 0.9)]])

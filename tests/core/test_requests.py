@@ -125,6 +125,27 @@ def test_what_an_iterator_holds_fails_alone(pipeline: LoopPipeline, take: Audio)
     assert {outcome.request.seed for outcome in outcomes if isinstance(outcome, Failure)} == {9, 10}
 
 
+def test_a_source_that_cannot_be_read_fails_alone(pipeline: LoopPipeline, tmp_path: Path) -> None:
+    folder = tmp_path / "folder.wav"
+    folder.mkdir()
+    rows = [request("generate", 1), request("vary", 2, source=str(folder)), request("generate", 3)]
+    outcomes = {outcome.request.seed: outcome for outcome in pipeline.outcomes(rows)}
+    assert [seed for seed, outcome in outcomes.items() if isinstance(outcome, Loop)] == [1, 3]
+    failure = outcomes[2]
+    assert isinstance(failure, Failure)
+    with pytest.raises(type(failure.error), match=r"folder\.wav"):
+        list(pipeline.generate(rows))
+
+
+def test_an_image_as_track_has_the_height_of_the_model(pipeline: LoopPipeline) -> None:
+    row = request("remix", source="picture")
+    image = np.zeros((16, 40), np.uint8)
+    (loop,) = pipeline.generate([row], sources={"picture": image})
+    assert loop.image.shape == image.shape
+    with pytest.raises(ValueError, match=r"image of shape \(8, 40\) and type uint8: pass uint8 \(16, columns\)"):
+        list(pipeline.generate([row], sources={"picture": image[:8]}))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -140,6 +161,7 @@ def test_what_an_iterator_holds_fails_alone(pipeline: LoopPipeline, take: Audio)
         ({"kind": "extend"}, "set duration_s, or bars and bpm"),
         ({"kind": "extend", "duration_s": 2, "seamless": True}, "no end to continue from"),
         ({"kind": "remix", "source": "a.wav", "duration_s": 2}, "as long as its track"),
+        ({"kind": "inpaint", "source": "a.wav", "regenerate": [[0, 1]], "bars": 1, "bpm": 120}, "omit bars and bpm"),
         ({"kind": "interpolate"}, "seeds or sources"),
         ({"kind": "interpolate", "seeds": [1, 2], "sources": ["a", "b"]}, "seeds or sources"),
         ({"kind": "interpolate", "seeds": [1]}, "seeds"),
@@ -246,9 +268,9 @@ def test_a_pipeline_is_called_saved_loaded_and_moved(
     loaded = LoopPipeline.from_pretrained(tmp_path / "model", PROFILE)
     assert all(equal(one, other) for one, other in zip(loaded(count=3, seed=7, steps=2), loops, strict=True))
     assert load_pipeline(tmp_path / "model").profile == ExecutionProfile.here()
-    moved = pipeline.to("cpu")
-    assert moved.profile == ExecutionProfile.here()
-    assert equal(moved(seed=7, steps=2)[0], loops[0])
+    eight = LoopPipeline(make_unet(0), SCHEDULER, tiny_mel, ExecutionProfile(batch_size=8)).to("cpu")
+    assert eight.profile == ExecutionProfile(batch_size=8)
+    assert equal(pipeline.to("cpu")(seed=7, steps=2)[0], loops[0])
     with pytest.raises(ValueError, match="steps: set them in the requests"):
         pipeline([GenerateRequest()], steps=2)
 
@@ -262,6 +284,8 @@ def test_interactive_use_pads_as_little_as_possible(make_unet: Callable[[int], A
     assert equal(same(count=1, steps=2)[0], loops[0])
     (unlimited,) = pipeline.generate(iter([GenerateRequest(steps=2)]))
     assert unlimited.profile.batch_size == 32
+    (moved,) = pipeline.to("cpu")(steps=2)
+    assert moved.profile.batch_size == 1
 
 
 def test_a_profile_applies_itself(make_unet: Callable[[int], Any], tiny_mel: MelConfig) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
@@ -105,6 +105,15 @@ def test_a_table_knows_its_calls_and_its_noise(name: SchedulerName) -> None:
     assert any(table.draws) == (name in ("ddpm", "dpm++_sde", "euler_a"))
     assert tuple(table.rows[-1, [Column.SIGNAL, Column.NOISE_SCALE]]) == (1, 0)
     assert np.isfinite(table.rows).all()
+
+
+def test_schedulers_that_a_table_cannot_describe_are_refused() -> None:
+    request = GenerateRequest(scheduler="unipc", steps=10)
+    with pytest.raises(ValueError, match="depends on more than three predictions: use solver_order 2"):
+        step_table(UniPCMultistepScheduler(solver_order=3), request)
+    assert step_table(UniPCMultistepScheduler(solver_order=2), request).calls == 10
+    with pytest.raises(ValueError, match="thresholding of the model's scheduler is not supported"):
+        step_table(DDIMScheduler(thresholding=True), GenerateRequest(steps=10))
 
 
 def test_a_start_beyond_the_steps_is_refused() -> None:

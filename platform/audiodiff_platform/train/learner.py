@@ -79,19 +79,19 @@ class StateLearner(Generic[StateT]):
 
     @property
     def counts(self) -> StateT:
-        """As `Learner.counts`."""
+        """Counters of the state. See `Learner.counts`."""
         return self.state
 
     def snapshot(self) -> Callable[[Path], None]:
-        """As `Learner.snapshot`."""
+        """Copy the state for a checkpoint. See `Learner.snapshot`."""
         return partial(_save, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
 
     def progress(self) -> dict[str, Any]:
-        """As `Learner.progress`."""
+        """Return the progress of the state. See `Learner.progress`."""
         return self.state.progress()
 
     def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
-        """As `Learner.load`."""
+        """Load the state of a checkpoint. See `Learner.load`."""
         self.state.load_state_dict(load_file(folder / WEIGHTS))
         self.state.load_ema_state_dict(load_file(folder / EMA_WEIGHTS))
         self.state.load_optimizer_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
