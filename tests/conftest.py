@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real loops, a tiny model, and one Ray cluster for the whole run."""
 
+import gc
 import os
 import shutil
 import time
@@ -32,6 +33,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["NUMBA_CACHE_DIR"] = str(config.rootpath / ".pytest_cache" / f"numba-{worker}")
     # Read at the import of gcsfs, which by default queries the kind of each bucket over gRPC.
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Exempt the modules and the tests from garbage collection: they last as long as the process."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import librosa
 import numpy as np
 import numpy.typing as npt
 import torch
-from librosa.beat import beat_track
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -115,6 +115,6 @@ class AudioDiffusion:
         Returns:
             Samples, or None if the audio has no complete bar.
         """
-        _, beats = beat_track(y=audio, sr=sample_rate, units="samples")
+        _, beats = librosa.beat.beat_track(y=audio, sr=sample_rate, units="samples")
         last = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR
         return np.tile(audio[beats[0] : beats[last]], loops) if last > 0 else None

@@ -1,4 +1,7 @@
-"""Fixtures of the core's tests: the shipped loops, signals, and networks with steps of milliseconds."""
+"""Fixtures of the core's tests: the shipped loops, signals, and networks with steps of milliseconds.
+
+Slow libraries are imported by the fixtures that use them: the process that shares tests among others needs none.
+"""
 
 import io
 from collections.abc import Callable
@@ -9,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import soundfile
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.mel import MelConfig
 
@@ -19,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -40,6 +43,9 @@ def make_unet() -> Callable[[int], Any]:
 
     The output is scaled down, so that sampling does not amplify rounding.
     """
+
+    import torch
+    from diffusers import UNet2DModel
 
     def build(seed: int) -> Any:
         torch.manual_seed(seed)
@@ -97,6 +103,9 @@ def make_conditional() -> Callable[[int], Any]:
     The output is scaled down as in `make_unet`.
     """
 
+    import torch
+    from diffusers import UNet2DConditionModel
+
     def build(seed: int) -> Any:
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
@@ -122,6 +131,9 @@ def make_conditional() -> Callable[[int], Any]:
 @pytest.fixture(scope="session")
 def make_vae() -> Callable[[int], Any]:
     """Return a builder of autoencoders with latents of 16x16 for images of 32x32."""
+
+    import torch
+    from diffusers import AutoencoderKL
 
     def build(seed: int) -> Any:
         torch.manual_seed(seed)

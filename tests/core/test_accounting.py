@@ -16,6 +16,7 @@ from audiodiff_core.training.cost import (
     share_of_peak,
     training_cost,
 )
+from tests.rare import rare
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_the_originals_network_costs_what_was_measured() -> None:
     assert "113.7 M parameters, 93.0 GFLOP per sample" in cost.describe()
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [rare(False), True])
 def test_activations_are_what_the_allocator_gives(tiny: Any, gradient_checkpointing: bool) -> None:
     real = build_network("tiny", MelConfig(x_res=64, y_res=32)).train()
     if gradient_checkpointing:
@@ -53,6 +54,7 @@ def test_activations_are_what_the_allocator_gives(tiny: Any, gradient_checkpoint
     )
 
 
+@pytest.mark.soak_short
 def test_options_change_what_they_should(tiny: Any) -> None:
     plain = training_cost(tiny, 2)
     checkpointed = training_cost(tiny, 2, gradient_checkpointing=True)

@@ -27,6 +27,7 @@ from av.stream import Disposition
 
 from audiodiff_core.audio import AudioDecodeError, AudioFormat, blocks, decode_audio, encode_audio, stream
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES
+from tests.rare import rare
 
 RATE = 22_050
 
@@ -167,7 +168,7 @@ for file in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("hours", [1, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("hours", [rare(1), pytest.param(10, marks=pytest.mark.soak)])
 def test_a_file_of_hours_takes_the_memory_of_ten_minutes(tmp_path: Path, hours: int) -> None:
     files = {}
     for seconds in (600, hours * 3_600):
@@ -481,6 +482,7 @@ def test_encode_is_repeatable_and_exact_to_16_bits(file_format: AudioFormat) -> 
     assert np.abs(decoded - samples).max() <= 1 / 32_767
 
 
+@pytest.mark.soak_short
 def test_a_long_ogg_can_be_encoded(hum: Callable[..., npt.NDArray[np.float32]]) -> None:
     samples = np.tile(hum(RATE), 240)
     assert len(decode_audio(encode_audio(samples, RATE, "ogg"), RATE)) == len(samples)

@@ -81,6 +81,7 @@ class TestDecode:
         with pytest.raises(AudioDecodeError, match="at most 7 s"):
             decode_audio(tmp_path / "song.wav", RATE, longest_s=7)
 
+    @pytest.mark.soak_short
     def test_there_is_a_bound_by_default(self, tmp_path: Path) -> None:
         with soundfile.SoundFile(tmp_path / "long.flac", "w", 1_000, 1) as file:
             for _ in range(round(LONGEST_DECODED_S / 600) + 1):
@@ -247,6 +248,7 @@ class TestMp4:
         with pytest.raises(UnusableError, match="compressed"):
             check_sample_tables(io.BytesIO(m4a[:at] + struct.pack(">I4sI4s", 24, b"moov", 16, b"cmov") + bytes(8)))
 
+    @pytest.mark.soak_short
     def test_boxes_are_bounded(self, m4a: bytes) -> None:
         with pytest.raises(AudioDecodeError, match=f"more than {MAX_BOXES} MP4 boxes"):
             decode_audio(m4a + struct.pack(">I4s", 8, b"skip") * MAX_BOXES, RATE)

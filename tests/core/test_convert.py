@@ -22,6 +22,7 @@ from audiodiff_core.checkpoint import __main__ as command
 from audiodiff_core.mel import MelConfig
 from tests import published
 from tests.published import BY_NAME, Networks
+from tests.rare import rare
 
 LATENT = "latent-audio-diffusion-256"
 LDM_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
@@ -48,7 +49,7 @@ def assert_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), ("conditional-latent-audio-diffusion-512", "C")],
+    [("audio-diffusion-256", "A-0.2.2"), (LATENT, "B"), rare("conditional-latent-audio-diffusion-512", "C")],
 )
 def test_any_layout_becomes_the_one_that_diffusers_reads(
     name: str, layout: str, tmp_path: Path, networks: dict[str, Networks]

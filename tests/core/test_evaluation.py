@@ -75,6 +75,7 @@ def test_copies_of_training_items_are_seen() -> None:
     assert compare(reference, fresh, held_out)["n_held_out"] == 40
 
 
+@pytest.mark.soak_short
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """Check the share of intervals of the kernel distance that contain the true value.
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from diffusers import Mel as OracleMel
-from librosa.filters import mel as librosa_filterbank
 from PIL import Image
 
 from audiodiff_core.mel import IMAGE_MAX, Mel, MelConfig, band_edges_hz, filterbank, to_image, to_model
 from audiodiff_core.mel.slices import mel_slices
+from tests.rare import rare_but
 
 GEOMETRIES = [
     MelConfig(x_res=64, y_res=64, hop_length=1_024),
@@ -59,7 +59,9 @@ def assert_nearly_equal(images: npt.NDArray[np.uint8], expected: npt.NDArray[np.
     assert (off == 0).mean() >= 0.999
 
 
-@pytest.mark.parametrize("config", GEOMETRIES, ids=lambda config: f"{config.x_res}x{config.y_res}")
+@pytest.mark.parametrize(
+    "config", rare_but(GEOMETRIES[1:], GEOMETRIES), ids=lambda config: f"{config.x_res}x{config.y_res}"
+)
 def test_every_shipped_loop_gives_the_images_of_the_oracle(loop_files: list[Path], config: MelConfig) -> None:
     for file in loop_files:
         expected = oracle_images(config, librosa_audio(file))
@@ -88,7 +90,7 @@ def test_a_batch_is_its_items_one_by_one(hum: Callable[..., npt.NDArray[np.float
 def test_filterbank_is_exactly_librosas(sample_rate: int, n_fft: int) -> None:
     for bands in (8, 64, 96, 128, 256, 448, 512):
         ours = filterbank(MelConfig(y_res=bands, n_fft=n_fft, sample_rate=sample_rate))
-        theirs = librosa_filterbank(sr=sample_rate, n_fft=n_fft, n_mels=bands)
+        theirs = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=bands)
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 

@@ -21,6 +21,7 @@ from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.pipeline import PEAK, Audio, Loop, LoopPipeline, normalize
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.vocoder import GriffinLim
+from tests.rare import rare
 
 PROFILE = ExecutionProfile(batch_size=4)
 SCHEDULER = Objective().scheduler("ddim")
@@ -138,7 +139,7 @@ class TestGenerate:
         (loop,) = flow.generate([GenerateRequest(steps=2)])
         assert loop.image.std() > 10
 
-    @pytest.mark.parametrize("name", ["ddim", "ddpm"])
+    @pytest.mark.parametrize("name", ["ddim", rare("ddpm")])
     @pytest.mark.parametrize("kind", ["latent", "conditional", "conditional latent"])
     def test_images_are_those_of_diffusers_pipeline(
         self,

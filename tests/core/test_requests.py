@@ -55,13 +55,21 @@ def equal(one: Loop, other: Loop) -> bool:
     return np.array_equal(one.image, other.image) and np.array_equal(one.audio, other.audio)
 
 
+@pytest.fixture(scope="module")
+def company(pipeline: LoopPipeline, take: Audio) -> dict[int, Loop]:
+    """Return the loops of two requests of each kind that share batches, by number."""
+    requests = [request(kind, seed) for seed in (3, 4) for kind in KINDS]
+    loops = {loop.number: loop for loop in pipeline.generate(requests, sources={"take": take})}
+    assert sorted(loops) == list(range(len(requests)))
+    return loops
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_kind_alone_is_the_same_as_in_company(pipeline: LoopPipeline, take: Audio, kind: str) -> None:
+def test_any_kind_alone_is_the_same_as_in_company(
+    pipeline: LoopPipeline, take: Audio, company: dict[int, Loop], kind: str
+) -> None:
     (alone,) = pipeline.generate([request(kind, 3)], sources={"take": take})
-    company = [request(other, seed) for seed in (3, 4) for other in KINDS]
-    loops = {loop.number: loop for loop in pipeline.generate(company, sources={"take": take})}
-    assert sorted(loops) == list(range(len(company)))
-    assert equal(loops[list(KINDS).index(kind)], alone)
+    assert equal(company[list(KINDS).index(kind)], alone)
     assert alone.request.kind == kind  # type: ignore[attr-defined]
     assert np.isfinite(alone.audio).all()
 

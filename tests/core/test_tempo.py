@@ -8,6 +8,7 @@ import pytest
 import scipy.signal
 
 from audiodiff_core.loops.tempo import measure_tempo
+from tests.rare import rare, rare_but
 
 Audio = npt.NDArray[np.float32]
 Sound = npt.NDArray[np.float64]
@@ -86,7 +87,9 @@ def drums(
 
 
 @pytest.mark.parametrize("click", CLICKS)
-@pytest.mark.parametrize("bpm", [60, 64.9, 73, 85, 97.3, 108, 121.5, 140, 156.7, 173, 180])
+@pytest.mark.parametrize(
+    "bpm", rare_but((60, 97.3, 156.7, 180), [60, 64.9, 73, 85, 97.3, 108, 121.5, 140, 156.7, 173, 180])
+)
 def test_metronomes(bpm: float, click: str) -> None:
     tempo = measure_tempo(metronome(bpm, 8, click=click), 22_050)
     assert tempo.bpm == pytest.approx(bpm, rel=EXACT)
@@ -109,7 +112,7 @@ def test_accents_and_an_offset_do_not_change_the_tempo(bpm: float, first_s: floa
 
 @pytest.mark.parametrize("swing", [0, 0.33])
 @pytest.mark.parametrize("hats", [8, 16])
-@pytest.mark.parametrize("bpm", [61, 72.5, 85, 93, 110, 127.7, 140, 160, 174])
+@pytest.mark.parametrize("bpm", rare_but((61, 110, 174), [61, 72.5, 85, 93, 110, 127.7, 140, 160, 174]))
 def test_drum_loops(bpm: float, hats: int, swing: float) -> None:
     assert measure_tempo(drums(bpm, 8.5, hats=hats, swing=swing), 22_050).bpm == pytest.approx(bpm, rel=EXACT)
 
@@ -147,7 +150,7 @@ def still(kind: str, seconds: float, rate: int) -> Audio:
     return audio.astype(np.float32)
 
 
-@pytest.mark.parametrize("seconds", [0.3, 2, 8, 20])
+@pytest.mark.parametrize("seconds", [0.3, 2, 8, rare(20)])
 @pytest.mark.parametrize("kind", ["silence", "white noise", "brown noise", "crackle", "tone", "chord"])
 def test_audio_without_beats_has_no_tempo(kind: str, seconds: float) -> None:
     for rate in (8_000, 44_100):

@@ -35,6 +35,7 @@ from audiodiff_core.training.vae_losses import (
 )
 from audiodiff_core.training.vae_state import VaeTrainState, check_sides
 from audiodiff_core.training.vae_step import train_vae_step
+from tests.rare import rare
 
 MEL = MelConfig(x_res=32, y_res=32, hop_length=1_024)
 WITHOUT = VaeObjective(adversarial_weight=0)
@@ -70,6 +71,7 @@ def error(vae: Any, images: Images) -> float:
     return float((vae.decode(vae.encode(values).latent_dist.mode()).sample - values).abs().mean())
 
 
+@pytest.mark.soak_short
 def test_a_tiny_vae_learns_real_images(accelerator: Accelerator, images: Images) -> None:
     state = new_state(accelerator, VaeObjective(adversarial_start=25))
     before = error(state.bare, images)
@@ -136,7 +138,7 @@ def test_the_vae_learns_nothing_from_the_discriminator_before_its_start(
     assert any(name.startswith("discriminator.") for name in changed)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", [rare(1), 2])
 def test_a_state_goes_round(accelerator: Accelerator, images: Images, steps: int) -> None:
     """Check states saved before and after the start of the discriminator in the second step."""
     state, fresh, unsaved = (new_state(accelerator, JUDGED) for _ in range(3))

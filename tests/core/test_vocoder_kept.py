@@ -16,6 +16,7 @@ from audiodiff_core.vocoder import GriffinLim, Kept, kept_samples
 from audiodiff_core.vocoder.batches import MelPower
 from audiodiff_core.vocoder.frames import Frames
 from audiodiff_core.vocoder.kept import FADE_S, kept_weights, splice
+from tests.rare import rare
 
 CONFIG = MelConfig(x_res=64, y_res=64, hop_length=1_024)
 RATE = CONFIG.sample_rate
@@ -78,7 +79,14 @@ def vocoder() -> GriffinLim:
     return GriffinLim(CONFIG)
 
 
-SPANS = [(False, 24, 16), (False, 0, 12), (False, 52, 12), (False, 30, 2), (True, 0, 12), (True, 58, 14)]
+SPANS = [
+    (False, 24, 16),
+    rare(False, 0, 12),
+    rare(False, 52, 12),
+    rare(False, 30, 2),
+    rare(True, 0, 12),
+    (True, 58, 14),
+]
 """Whether the audio is circular, the first regenerated column, and the number of regenerated columns."""
 
 
@@ -103,7 +111,7 @@ def test_kept_samples_are_exact_and_the_rest_is_as_good_as_without(
     assert np.mean(errors) <= 1.2 * np.mean(plain_errors)
 
 
-@pytest.mark.parametrize(("circular", "first", "count"), [*SPANS, (False, 30, 1)])
+@pytest.mark.parametrize(("circular", "first", "count"), [*SPANS, rare(False, 30, 1)])
 def test_joins_have_no_jumps(loops: Path, vocoder: GriffinLim, circular: bool, first: int, count: int) -> None:
     """Compare the steps within 5 ms of each join with the largest step of the source within 50 ms."""
     for name in LOOPS:

@@ -19,6 +19,7 @@ from audiodiff_core.checkpoint import CheckpointError, Model, ModelRecord, load_
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.files.weight_files import DIFFUSERS, MAX_SHARDS, TRANSFORMERS
 from audiodiff_core.mel import MelConfig
+from tests.rare import rare
 
 BASE = "diffusion_pytorch_model"
 Weights = dict[str, torch.Tensor]
@@ -91,7 +92,7 @@ HALVES = [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.floa
 
 
 @pytest.mark.parametrize(("variant", "kind"), HALVES)
-@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("suffix", ["safetensors", rare("bin")])
 def test_a_variant_alone_is_loaded_as_float32(
     folder: Path, weights: Weights, variant: str, kind: torch.dtype, suffix: str
 ) -> None:
