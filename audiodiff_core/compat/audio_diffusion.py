@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -115,6 +114,8 @@ class AudioDiffusion:
         Returns:
             Samples, or None if the audio has no complete bar.
         """
-        _, beats = librosa.beat.beat_track(y=audio, sr=sample_rate, units="samples")
+        from librosa.beat import beat_track
+
+        _, beats = beat_track(y=audio, sr=sample_rate, units="samples")
         last = (len(beats) - 1) // BEATS_PER_BAR * BEATS_PER_BAR
         return np.tile(audio[beats[0] : beats[last]], loops) if last > 0 else None
