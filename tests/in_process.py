@@ -64,7 +64,7 @@ def in_process() -> Iterator[None]:
     """Run shards of jobs, trainings (by one worker) and validations (after training) in this process."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         storage = SimpleNamespace(experiment_fs_path=folder, storage_filesystem=LocalFileSystem())
-        context = SimpleNamespace(get_world_size=lambda: 1, get_storage=lambda: storage)
+        context = SimpleNamespace(get_world_size=lambda: 1, get_node_rank=lambda: 0, get_storage=lambda: storage)
         patch.setattr(engine, "connected", _no_connection)
         patch.setattr(engine, "workers_for", _one_worker)
         patch.setattr(engine, "RayDataEngine", lambda workers, gpus: engine.InProcess())

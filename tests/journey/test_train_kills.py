@@ -104,7 +104,7 @@ def test_kills_cost_nothing_but_time(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("cluster", [1], indirect=True)
-def test_an_elastic_group_takes_the_workers_that_divide(
+def test_an_elastic_group_takes_any_number_of_workers(
     local_ray: None, dataset: Path, tmp_path: Path, cluster: SimulatedCluster
 ) -> None:
     out, whole, log = tmp_path / "out", tmp_path / "whole", tmp_path / "log"
@@ -118,8 +118,7 @@ def test_an_elastic_group_takes_the_workers_that_divide(
         _until(lambda: workers() == 1, driver, log)
         for _ in range(2):
             cluster.add_node()
-        _until(lambda: workers() > 1, driver, log)
-        assert workers() == 2, "of three places two are used, since three do not divide a batch of four"
+        _until(lambda: workers() == 3, driver, log)
         assert _ended(driver, log)["steps"] == 300
         seen = {json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()}
         assert seen == set(range(10, 301, 10))

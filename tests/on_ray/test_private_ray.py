@@ -37,3 +37,10 @@ def test_a_local_ray_is_started_here_and_does_not_know_limits(local_ray: None) -
 def test_a_process_without_ray_has_started_none() -> None:
     script = "from audiodiff_platform.cluster import private_ray\nassert not private_ray.started_here()"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_head_node_has_this_resource(local_ray: None) -> None:
+    import ray
+
+    (head,) = ray.nodes()
+    assert head["Resources"][private_ray.HEAD_RESOURCE] == 1

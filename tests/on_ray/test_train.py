@@ -21,9 +21,9 @@ from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import checkpoint_writer
 from audiodiff_platform.train import checkpoints as training_state
 from audiodiff_platform.train import diffusion as train_module
-from audiodiff_platform.train import loop as training_loop
 from audiodiff_platform.train.checkpoints import newest_checkpoint
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.diffusion_worker import train_worker
@@ -131,7 +131,7 @@ def killed(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFact
                 shutil.copy(output.path("metrics.jsonl"), probe_file)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        vars(training_loop)["put_checkpoint"] = put_checkpoint
+        vars(checkpoint_writer)["put_checkpoint"] = put_checkpoint
         return train_worker(config)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -26,9 +26,9 @@ from audiodiff_core.mel import to_image
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import checkpoint_writer
 from audiodiff_platform.train import checkpoints as training_state
 from audiodiff_platform.train import diffusion as train_module
-from audiodiff_platform.train import loop as training_loop
 from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import best_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.train.diffusion import train
@@ -168,7 +168,7 @@ def test_the_best_can_be_told_by_frechet_distance(split: Path, tmp_path: Path, m
                 time.sleep(0.1)
             training_state.put_checkpoint(output, name, *arguments)
 
-        vars(training_loop).update(put_checkpoint=put_checkpoint)
+        vars(checkpoint_writer).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
     for name, function in (("validate", validate_by_step), ("train_worker", patient_worker)):
@@ -221,7 +221,7 @@ def test_a_validation_that_dies_costs_only_itself(
 
         with begun.open("a") as file:
             file.write("begun\n")
-        vars(training_loop).update(put_checkpoint=put_checkpoint)
+        vars(checkpoint_writer).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
     for name, function in (("validate", mortal), ("train_worker", waiting_worker), ("validation_beside", _beside_once)):
@@ -386,7 +386,7 @@ def test_a_checkpoint_in_validation_outlives_its_workers(
                 result_due.touch()
             training_state.put_checkpoint(output, name, *arguments)
 
-        vars(training_loop).update(put_checkpoint=put_checkpoint)
+        vars(checkpoint_writer).update(put_checkpoint=put_checkpoint)
         return train_worker(config)
 
     for name, function in (("validate", slow), ("train_worker", mortal_worker)):

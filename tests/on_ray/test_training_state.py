@@ -16,9 +16,9 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import (
     best_checkpoint,
     checkpoint_name,
+    damaged_files,
     local_checkpoint,
     newest_checkpoint,
-    newest_intact_checkpoint,
     put_checkpoint,
     remove_superseded,
     whole_checkpoints,
@@ -58,25 +58,25 @@ def _put(output: Folder, step: int, attempt: str = "aaaa") -> str:
 
 def test_a_checkpoint_is_found_and_read_as_it_was_written(output: Folder) -> None:
     assert newest_checkpoint(output) is None
-    assert newest_intact_checkpoint(output) is None
     names = [_put(output, step) for step in (20, 100)]
     assert whole_checkpoints(output) == names
-    assert newest_checkpoint(output) == newest_intact_checkpoint(output) == names[1]
+    assert newest_checkpoint(output) == names[1]
     with local_checkpoint(output, names[1]) as (folder, progress):
+        assert damaged_files(folder, progress) == []
         assert (folder / "weights").read_text() == "step 100 of aaaa"
         assert progress["step"] == 100
     assert not list(output.names("_tmp/**"))
 
 
-def test_what_is_not_whole_or_damaged_is_passed_over(output: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    sound, damaged, short, unmarked = (_put(output, step) for step in (10, 20, 30, 40))
+def test_what_is_not_whole_is_passed_over_and_damage_is_found(output: Folder) -> None:
+    damaged, short, unmarked = (_put(output, step) for step in (20, 30, 40))
     output.remove(f"{unmarked}/{PROGRESS}")
     output.write(f"{short}/weights", b"")
     assert newest_checkpoint(output) == damaged
     content = output.read(f"{damaged}/weights")
     output.write(f"{damaged}/weights", content.swapcase())
-    assert newest_intact_checkpoint(output) == sound
-    assert f"{damaged} is damaged (weights): resuming from the checkpoint before it" in capsys.readouterr().err
+    with local_checkpoint(output, damaged) as (folder, progress):
+        assert damaged_files(folder, progress) == ["weights"]
 
 
 def test_the_last_and_the_best_are_kept(output: Folder) -> None:

@@ -70,11 +70,11 @@ def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.Tem
         checkpoint = loop_module._Loop._checkpoint
         for kind, values in stated.items():
 
-            def save(loop: Any, finished: bool, kind: str = kind) -> None:
+            def save(loop: Any, kind: str = kind, **when: bool) -> None:
                 weights = loop.learner.state.state_dict()
                 rank = ray.train.get_context().get_world_rank()
                 torch.save(weights, root / f"{kind}-rank{rank}.pt")
-                checkpoint(loop, finished)
+                checkpoint(loop, **when)
 
             setattr(loop_module._Loop, "_checkpoint", save)  # noqa: B010
             train_one = train_vae_worker if kind == "autoencoder" else train_worker

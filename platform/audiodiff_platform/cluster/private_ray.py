@@ -8,6 +8,9 @@ from importlib import import_module
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray's job server sets for the entry point of a submitted job."""
 
+HEAD_RESOURCE = "node:__internal_head__"
+"""The resource by which Ray marks the head node."""
+
 
 def started_here() -> bool:
     """Return True if this process started the head node of its cluster.

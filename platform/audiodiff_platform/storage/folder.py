@@ -32,6 +32,7 @@ from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.storage.store_errors import named_os_errors
 
 MAX_RANGE_BYTES = 16 << 20  # per request of `fetch_ranges`
+CONCURRENT_UPLOADS = 8  # files, and parts of a file on S3
 
 
 class Folder:
@@ -231,6 +232,19 @@ class Folder:
             (target / entry.name).parent.mkdir(parents=True, exist_ok=True)
             with self.reached(f"{name}/{entry.name}"):
                 self.filesystem.get_file(self.path(f"{name}/{entry.name}"), str(target / entry.name))
+
+    def upload(self, source: Path, name: str) -> None:
+        """Copy the files of the local folder `source` to the subfolder `name`, several at a time, in no order."""
+        files = [file for file in source.iterdir() if file.is_file()]
+        with ThreadPoolExecutor(CONCURRENT_UPLOADS) as pool:
+            for uploaded in [pool.submit(self._put, file, f"{name}/{file.name}") for file in files]:
+                uploaded.result()
+
+    def _put(self, local_file: Path, name: str) -> None:
+        # s3fs splits a large file into parts. The limit of one stream in `filesystem` is for reading.
+        options: dict[str, Any] = {"max_concurrency": CONCURRENT_UPLOADS} if self.scheme == "s3" else {}
+        with self.reached(name):
+            self.filesystem.put_file(str(local_file), self.path(name), **options)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with its contents, if it exists."""

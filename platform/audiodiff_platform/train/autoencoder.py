@@ -45,7 +45,8 @@ from audiodiff_platform.train.shared_steps import (
 )
 from audiodiff_platform.train.trackers import require_trackers
 from audiodiff_platform.train.validation.autoencoder import validate_vae, validates_vae
-from audiodiff_platform.train.validation.beside_training import validation_beside
+from audiodiff_platform.train.validation.beside_training import validation_beside, with_validation_place
+from audiodiff_platform.train.validation.in_group import autoencoder_validation
 from audiodiff_platform.train.worker_process import run_worker
 
 TRAIN_VAE_SETTINGS = "train_vae.json"
@@ -78,8 +79,11 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
             say(f"{options.preset}: {size}, {dataset.rows} slices of {describe_dataset(dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
+                options = with_validation_place(options, group)
                 validation = (
-                    validation_beside(validate_vae, options, group) if validates_vae(options, dataset) else None
+                    validation_beside(validate_vae, options, group)
+                    if validates_vae(options, dataset) and options.validate_in == "task"
+                    else None
                 )
                 versions = {DATASET_VERSION: dataset.version}
                 run_training(
@@ -119,31 +123,47 @@ def train_vae_worker(config: dict[str, Any]) -> str | None:
 
 def _train(options: TrainVaeOptions, token: str | None, accelerator: Accelerator) -> None:
     """Train on this worker, and write the autoencoder on rank 0."""
-    dataset = open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir))
+    order = _open_order(options)
     torch.manual_seed(options.seed)
     state = VaeTrainState(
         accelerator,
-        build_vae(options.preset, dataset.mel),
+        build_vae(options.preset, order.dataset.mel),
         options.objective(),
         options.learning_rate,
         options.seed,
         ema_decay=options.ema_decay,
         gradient_checkpointing=options.gradient_checkpointing,
     )
-    learner, order = VaeLearner(options, accelerator, state), DataOrder(dataset, options.seed)
-    last = learn(options, accelerator, learner, order, validates=validates_vae(options, dataset), token=token)
+    validated, in_group = validates_vae(options, order.dataset), options.validate_in == "group"
+    last = learn(
+        options,
+        accelerator,
+        VaeLearner(options, accelerator, state),
+        order,
+        open_order=partial(_open_order, options) if options.data_workers else None,
+        validates=validated and not in_group,
+        validation=(
+            autoencoder_validation(options, accelerator, order.dataset, state) if validated and in_group else None
+        ),
+        token=token,
+    )
     if accelerator.is_main_process:
         if token is not None:
             require_token(Folder(options.output_dir), token)
-        _write_model(options, state, dataset, last)
+        _write_model(options, state, order.dataset, last)
+
+
+def _open_order(options: TrainVaeOptions) -> DataOrder:
+    """Open the data in the order in which training reads the samples. Data workers call this function."""
+    return DataOrder(open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir)), options.seed)
 
 
 class VaeLearner(StateLearner[VaeTrainState]):
     """Learner of an autoencoder and its discriminator."""
 
     def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
-        super().__init__(state)
-        self.options, self.accelerator = options, accelerator
+        super().__init__(accelerator, state)
+        self.options = options
         objective = options.objective()
         self.weights = {
             "reconstruction": 1.0,

@@ -17,12 +17,11 @@ and GCS alike.
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.run_folder import PROGRESS, STATE, VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.commits import file_sha256
@@ -69,8 +68,7 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder, target)
         else:
-            for file in list(folder.iterdir()):
-                output.move_in(file, f"{name}/{file.name}")
+            output.upload(folder, name)
             output.write(f"{name}/{PROGRESS}", content.encode())
 
 
@@ -121,20 +119,9 @@ def newest_checkpoint(output: Folder) -> str | None:
     return next(reversed(whole_checkpoints(output)), None)
 
 
-def newest_intact_checkpoint(output: Folder) -> str | None:
-    """Return the newest whole checkpoint whose files match their digests, or None.
-
-    A line on the terminal names each damaged checkpoint that is skipped.
-    """
-    for name in reversed(whole_checkpoints(output)):
-        with local_checkpoint(output, name) as (folder, progress):
-            damaged = [
-                file for file, record in progress["files"].items() if file_sha256(folder / file) != record["sha256"]
-            ]
-        if not damaged:
-            return name
-        say(f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): resuming from the checkpoint before it")
-    return None
+def damaged_files(folder: Path, progress: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files of a local checkpoint that do not match their digests."""
+    return [file for file, record in progress["files"].items() if file_sha256(folder / file) != record["sha256"]]
 
 
 def validation_results(output: Folder) -> dict[int, dict[str, float]]:

@@ -48,7 +48,7 @@ from audiodiff_platform.train.shared_steps import (
     with_usable_paths,
 )
 from audiodiff_platform.train.trackers import require_trackers
-from audiodiff_platform.train.validation.beside_training import validation_beside
+from audiodiff_platform.train.validation.beside_training import validation_beside, with_validation_place
 from audiodiff_platform.train.validation.diffusion import require_previews, validate, validates
 from audiodiff_platform.train.worker_group import Group
 
@@ -89,7 +89,12 @@ def train(options: TrainOptions) -> dict[str, Any]:
                 _require_optimizer(options, group)
                 cost = _cost(options, inputs, group.min_workers)
                 say(f"{cost.describe()}; {_limits_text(options, inputs)}")
-                validation = validation_beside(validate, options, group) if validates(options, inputs.dataset) else None
+                options = with_validation_place(options, group)
+                validation = (
+                    validation_beside(validate, options, group)
+                    if validates(options, inputs.dataset) and options.validate_in == "task"
+                    else None
+                )
                 claimed = TRAIN_SETTINGS, settings
                 run_training(
                     train_worker,

@@ -1,16 +1,18 @@
 """Worker of diffusion training: the function that each process runs, and the learner."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
-from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs
+from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, open_order
 from audiodiff_platform.train.learner import StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.validation.diffusion import validates
+from audiodiff_platform.train.validation.in_group import diffusion_validation
 from audiodiff_platform.train.worker_process import run_worker
 
 
@@ -59,13 +61,16 @@ def trained(
         gradient_checkpointing=options.gradient_checkpointing,
         compiled=options.torch_compile,
     )
-    has_validation = validates(options, inputs.dataset)
+    validated = validates(options, inputs.dataset)
+    in_group = options.validate_in == "group"
     learn(
         options,
         accelerator,
         DiffusionLearner(options, accelerator, state),
         inputs.order(options.seed),
-        validates=has_validation,
+        open_order=partial(open_order, options) if options.data_workers else None,
+        validates=validated and not in_group,
+        validation=diffusion_validation(options, accelerator, inputs, state) if validated and in_group else None,
         token=token,
     )
     return state
@@ -75,8 +80,8 @@ class DiffusionLearner(StateLearner[TrainState]):
     """Learner of a diffusion network."""
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
-        super().__init__(state)
-        self.options, self.accelerator = options, accelerator
+        super().__init__(accelerator, state)
+        self.options = options
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return with_draws(self.state, batch)

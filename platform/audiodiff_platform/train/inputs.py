@@ -92,10 +92,7 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
     Raises:
         ValueError: Inputs do not match: mel parameters, resolutions, latents of other data, or missing encodings.
     """
-    run = Folder(options.output_dir)
-    dataset = open_dataset(options.dataset_name, options.mel_config, run)
-    encodings = None if options.encodings is None else read_encodings(options.encodings, run)
-    latents = None if options.latents is None else _latents(options.latents, dataset)
+    dataset, latents, encodings = _open_data(options)
     if options.from_pretrained is not None:
         return _pretrained(options, dataset, latents, encodings)
     vae = None if options.vae is None else _vae(options.vae, dataset.mel)
@@ -106,6 +103,19 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
             options.network_preset(), dataset.mel, vae, None if encodings is None else encodings.dim
         )
     return TrainingInputs(network, options.objective(), dataset, vae, latents, encodings, None)
+
+
+def open_order(options: TrainOptions) -> DataOrder:
+    """Open the data in the order in which training reads the samples. Data workers call this function."""
+    dataset, latents, encodings = _open_data(options)
+    return DataOrder(dataset, options.seed, latents=latents, encodings=encodings)
+
+
+def _open_data(options: TrainOptions) -> tuple[TrainingImages, LatentsDataset | None, Encodings | None]:
+    run = Folder(options.output_dir)
+    dataset = open_dataset(options.dataset_name, options.mel_config, run)
+    encodings = None if options.encodings is None else read_encodings(options.encodings, run)
+    return dataset, None if options.latents is None else _latents(options.latents, dataset), encodings
 
 
 def require_encodings(options: TrainOptions, inputs: TrainingInputs) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.training.vae_state import VaeTrainState
 from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
+from audiodiff_platform.train.host_copy import HostCopy
 
 WEIGHTS = "network.safetensors"
 OPTIMIZER = "optimizer.pt"
@@ -44,21 +46,24 @@ class Learner(Protocol):
         """The counts, which the loop updates in place."""
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
-        """Prepare a batch for its step. The thread that reads ahead calls this method."""
+        """Prepare a batch for its step, on the device. On a GPU, this runs on another stream than the step."""
 
-    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
-        """Take one optimizer step on the share of this worker.
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, torch.Tensor | float]:
+        """Take one optimizer step on the share of this worker, without waiting for the device.
 
         Args:
             micro_batches: One batch per forward pass.
             progress: Completed fraction of training, in [0, 1].
 
         Returns:
-            The values to log by name, including `loss`.
+            The values to log by name, including `loss` and `gradient_norm`. Tensors are on the device.
         """
 
     def snapshot(self) -> Callable[[Path], None]:
-        """Copy the state, on all workers, and return the function with which rank 0 writes it into a folder."""
+        """Copy the state to host memory, on all workers, and return the function that writes it into a folder.
+
+        The next call overwrites the copy. Only rank 0 may write.
+        """
 
     def progress(self) -> dict[str, Any]:
         """Return the state as JSON values, including `step`, for `load`."""
@@ -74,8 +79,10 @@ class StateLearner(Generic[StateT]):
     the optimizer).
     """
 
-    def __init__(self, state: StateT) -> None:
+    def __init__(self, accelerator: Accelerator, state: StateT) -> None:
+        self.accelerator = accelerator
         self.state: StateT = state
+        self._copy = HostCopy()
 
     @property
     def counts(self) -> StateT:
@@ -84,7 +91,11 @@ class StateLearner(Generic[StateT]):
 
     def snapshot(self) -> Callable[[Path], None]:
         """Copy the state for a checkpoint. See `Learner.snapshot`."""
-        return partial(_save, self.state.state_dict(), self.state.ema_state_dict(), self.state.optimizer_state_dict())
+        network, average = self.state.state_dict(), self.state.ema_state_dict()
+        optimizer = self.state.optimizer_state_dict()
+        if not self.accelerator.is_main_process:
+            return _written_by_rank_0
+        return partial(_save, self._copy.take({"network": network, "average": average, "optimizer": optimizer}))
 
     def progress(self) -> dict[str, Any]:
         """Return the progress of the state. See `Learner.progress`."""
@@ -98,14 +109,12 @@ class StateLearner(Generic[StateT]):
         self.state.load_progress(dict(progress))
 
 
-def _save(
-    network: Mapping[str, torch.Tensor], average: Mapping[str, torch.Tensor], optimizer: Mapping[str, Any], folder: Path
-) -> None:
+def _save(state: Mapping[str, Any], folder: Path) -> None:
     """Write the files of a checkpoint into a local folder."""
-    save_file(_contiguous(network), folder / WEIGHTS)
-    save_file(_contiguous(average), folder / EMA_WEIGHTS)
-    torch.save(optimizer, folder / OPTIMIZER)
+    save_file(state["network"], folder / WEIGHTS)
+    save_file(state["average"], folder / EMA_WEIGHTS)
+    torch.save(state["optimizer"], folder / OPTIMIZER)
 
 
-def _contiguous(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}
+def _written_by_rank_0(folder: Path) -> None:
+    raise AssertionError(f"only rank 0 writes checkpoints, not into {folder}")

@@ -15,8 +15,10 @@ continues while a tracker is unreachable: a console line reports the failure, an
 import json
 import math
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from audiodiff_platform.entry.terminal import duration, say
@@ -94,6 +96,8 @@ class RunLog:
         self.trackers = [start_tracker(name, options) for name in options.report_to if name != "tensorboard"]
         self.reported = {name: set(steps) for name, steps in reported.items()}
         self.unreachable: set[str] = set()
+        self._flushing = threading.Lock()
+        self._background = ThreadPoolExecutor(1, "log")
 
     def add(self, counts: TrainingProgress, values: Mapping[str, float], progress: float, left: float | None) -> None:
         """Add a line with the means of the values since the previous line.
@@ -126,47 +130,61 @@ class RunLog:
             say(f"step {step}, {progress:.0%}, loss {values['loss']:.4f}{speed}{remaining}")
             if self.folder.is_local or now - self.uploaded_at > UPLOAD_INTERVAL_S:
                 self.uploaded_at = now
-                try:
-                    self.flush()
-                except OSError as error:  # the next checkpoint waits until the log can be written
-                    say(f"{METRICS} cannot be written ({error}): retrying later")
+                self._background.submit(self._try_to_flush)
 
     def report_validations(self) -> None:
-        """Log the validation results that the trackers have not received yet."""
-        if not self.trackers:
+        """Log the validation results that the trackers have not received yet, or print why they cannot be read."""
+        if not self.writes or not self.trackers:
             return
-        results = validation_results(self.folder)
+        try:
+            results = validation_results(self.folder)
+        except OSError as error:
+            say(f"validation results cannot be read ({error}): retrying with the next checkpoint")
+            return
         for tracker in self.trackers:
             self.reported[tracker.name] = log_results(
                 tracker, results, self.reported.get(tracker.name, set()), self.step
             )
         self.unreachable = {tracker.name for tracker in self.trackers if results.keys() - self.reported[tracker.name]}
 
+    def reported_steps(self) -> dict[str, list[int]]:
+        """Return the validated steps whose results each tracker has received, by tracker name."""
+        return {tracker: sorted(steps) for tracker, steps in self.reported.items()}
+
     def flush(self) -> None:
-        """Write all pending lines and TensorBoard events to the run folder.
+        """Write all pending lines and TensorBoard events to the run folder. Any thread may call this method.
 
         Raises:
             OSError: The disk is full or the store is unreachable. The lines stay pending.
         """
         if not self.writes:
             return
-        if self.folder.is_local:
-            with open(self.folder.path(METRICS), "r+b") as file:
-                file.truncate(self.size)  # a full disk may have left a partial line
-                file.seek(self.size)
-                file.write(_joined(self.lines[self.written :]))
-                file.flush()
-                self.size = file.tell()
-        else:
-            self.folder.write(METRICS, _joined(self.lines))
-        self.written = len(self.lines)
-        if self.tensorboard is not None:
-            self.tensorboard.flush()
+        with self._flushing:
+            lines = list(self.lines)
+            if self.folder.is_local:
+                with open(self.folder.path(METRICS), "r+b") as file:
+                    file.truncate(self.size)  # a full disk may have left a partial line
+                    file.seek(self.size)
+                    file.write(_joined(lines[self.written :]))
+                    file.flush()
+                    self.size = file.tell()
+            else:
+                self.folder.write(METRICS, _joined(lines))
+            self.written = len(lines)
+            if self.tensorboard is not None:
+                self.tensorboard.flush()
+
+    def _try_to_flush(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:  # the next checkpoint waits until the log can be written
+            say(f"{METRICS} cannot be written ({error}): retrying later")
 
     def close(self) -> None:
         """Flush the log and finish the tracker runs; print errors instead of raising them."""
         if not self.writes:
             return
+        self._background.shutdown(wait=True)
         try:
             self.flush()
             if self.tensorboard is not None:

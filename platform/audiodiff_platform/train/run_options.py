@@ -27,6 +27,8 @@ _EXECUTION = {
     "gradient_checkpointing",
     "torch_compile",
     "fsdp",
+    "validate_in",
+    "data_workers",
 }
 _EXPORT = {"keep", "best_by", "scheduler"}  # applied to trained weights
 
@@ -107,6 +109,14 @@ class RunOptions(OutputOptions):
 
     device: Device = pydantic.Field(
         "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has or can add any"
+    )
+
+    data_workers: int = pydantic.Field(0, ge=0, description="x")
+    validate_in: Literal["auto", "group", "task"] = pydantic.Field(
+        "auto",
+        description="where checkpoints are validated: group: by the training workers, which pause and share the "
+        "samples; task: beside training, on a GPU that training leaves free, else on a CPU; "
+        "auto: group if training uses all GPUs, else task",
     )
 
     @pydantic.model_validator(mode="after")

@@ -4,6 +4,8 @@ OUTPUT_DIR/validation/<step>.json    mean absolute difference between the held-o
 OUTPUT_DIR/tensorboard/validation/   the same value, and pictures of images above their reconstructions
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -56,23 +58,69 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         say(f"validation of {name} skipped: the checkpoint was removed because newer checkpoints exist")
         return {}
-    vae.to(device)
+    held_out = reconstruct_held_out(dataset, vae.to(device))
+    return write_vae_results(train_options, dataset, step_of(name), held_out)
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Held-out images and their reconstructions.
+
+    Args:
+        numbers: Numbers of the images.
+        images: Images (n, y_res, x_res).
+        made: Their reconstructions, of the same shape.
+    """
+
+    numbers: list[int]
+    images: Images
+    made: Images
+
+    @staticmethod
+    def joined(parts: Sequence["Reconstructions"]) -> "Reconstructions":
+        """Return the images of all parts, in the order of their numbers."""
+        numbers = [number for part in parts for number in part.numbers]
+        order = np.argsort(numbers)
+        images, made = (
+            np.concatenate(arrays)[order] for arrays in zip(*((p.images, p.made) for p in parts), strict=True)
+        )
+        return Reconstructions(sorted(numbers), images, made)
+
+
+def reconstruct_held_out(dataset: TrainingImages, vae: Any, rank: int = 0, world: int = 1) -> Reconstructions:
+    """Reconstruct every `world`-th of the held-out images, from image `rank` on.
+
+    Without held-out tracks, a few training images are reconstructed.
+
+    Args:
+        dataset: The dataset of the run.
+        vae: The autoencoder, in evaluation mode.
+        rank: First image.
+        world: Distance between images.
+    """
     split = validation_split(dataset)
     source = split or dataset
     places = spread_places(source, PICTURES if split is None else MAX_ROWS)
-    images = np.stack([source.image(*place) for place in places])
-    reconstructions = np.concatenate(
-        [_reconstructed(vae, images[first : first + BATCH_SIZE]) for first in range(0, len(images), BATCH_SIZE)]
-    )
-    metrics = {}
-    if split is not None:
-        levels = float(np.abs(images.astype(int) - reconstructions).mean())
+    numbers = list(range(rank, len(places), world))
+    shape = (0, dataset.mel.y_res, dataset.mel.x_res)
+    images = np.stack([source.image(*places[number]) for number in numbers]) if numbers else np.empty(shape, np.uint8)
+    made = [_reconstructed(vae, images[first : first + BATCH_SIZE]) for first in range(0, len(images), BATCH_SIZE)]
+    return Reconstructions(numbers, images, np.concatenate(made) if made else np.empty(shape, np.uint8))
+
+
+def write_vae_results(
+    options: TrainVaeOptions, dataset: TrainingImages, step: int, held_out: Reconstructions
+) -> dict[str, Any]:
+    """Write the validation metrics and some pictures to the run folder, and return the metrics."""
+    output, metrics = Folder(options.output_dir), {}
+    if validation_split(dataset) is not None:
+        levels = float(np.abs(held_out.images.astype(int) - held_out.made).mean())
         metrics["validation_loss"] = levels * 2 / IMAGE_MAX
-        say(f"step {step_of(name)}: mean absolute error of held-out images: {levels:.2f} of {IMAGE_MAX} gray levels")
-    output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    if "tensorboard" in train_options.report_to:
+        say(f"step {step}: mean absolute error of held-out images: {levels:.2f} of {IMAGE_MAX} gray levels")
+    output.write_json(f"{FOLDER}/{step}.json", metrics)
+    if "tensorboard" in options.report_to:
         board = TensorBoardFolder(output, FOLDER)
-        _write_board(board, step_of(name), metrics, images[:PICTURES], reconstructions[:PICTURES])
+        _write_board(board, step, metrics, held_out.images[:PICTURES], held_out.made[:PICTURES])
     return metrics
 
 

@@ -6,13 +6,15 @@ The run folder marks the checkpoints in validation (`validation_marks.py`), so t
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.train import ValidationConfig, ValidationTaskConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, gpus
+from audiodiff_platform.cluster.private_ray import HEAD_RESOURCE
 from audiodiff_platform.entry.errors import cause_of
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder
@@ -22,7 +24,23 @@ from audiodiff_platform.train.worker_group import Group
 
 MAX_TASKS = 3  # per checkpoint, because Ray restarts a task any number of times if the task runs out of memory
 
+OptionsT = TypeVar("OptionsT", bound=RunOptions)
 Validate = Callable[[str, dict[str, Any]], dict[str, Any]]
+
+
+def with_validation_place(options: OptionsT, group: Group) -> OptionsT:
+    """Return the options with the place where checkpoints are validated, `group` or `task`.
+
+    Raises:
+        ValueError: The workers cannot validate with FSDP, because each of them takes part in every forward pass.
+    """
+    sharded = getattr(options, "fsdp", False)
+    if options.validate_in == "group" and sharded:
+        raise ValueError("validate_in group with fsdp: the workers cannot share the samples, use task")
+    if options.validate_in != "auto":
+        return options
+    place = "group" if group.gpu and gpus() <= group.max_workers and not sharded else "task"
+    return options.model_copy(update={"validate_in": place})
 
 
 def validation_beside(validate: Validate, options: RunOptions, group: Group) -> ValidationConfig:
@@ -76,7 +94,8 @@ def validate_in_own_task(
         The validation metrics. Empty if the task died.
     """
     del checkpoint
-    task = ray.remote(validate_in_task).options(**resources)
+    place = away_from_head("GPU" if resources["num_gpus"] else "CPU")
+    task = ray.remote(validate_in_task).options(**resources, scheduling_strategy=place)
     try:
         metrics: dict[str, Any] = ray.get(task.remote(validate, name, options, all_cores))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as death:
@@ -84,6 +103,21 @@ def validate_in_own_task(
         finish_validation(Folder(options["output_dir"]), name)
         return {}
     return metrics
+
+
+def away_from_head(kind: str) -> NodeAffinitySchedulingStrategy | str:
+    """Return a scheduling strategy that keeps a task off the head node if another node has a resource.
+
+    The loss of the head node ends all jobs of a cluster, so nothing heavy may run there.
+
+    Args:
+        kind: "CPU" or "GPU".
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"] and HEAD_RESOURCE not in node["Resources"]]
+    largest = max(nodes, key=lambda node: float(node["Resources"].get(kind, 0)), default=None)
+    if largest is None or not largest["Resources"].get(kind):
+        return "DEFAULT"
+    return NodeAffinitySchedulingStrategy(largest["NodeID"], soft=True)
 
 
 def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all_cores: bool) -> dict[str, Any]:

@@ -6,6 +6,7 @@ OUTPUT_DIR/tensorboard/validation/   the same values, and images and audio of th
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -84,77 +85,137 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     except FileNotFoundError:
         say(f"validation of {name} skipped: the checkpoint was removed because newer checkpoints exist")
         return {}
-    metrics = _held_out_losses(train_options, inputs, accelerator)
-    if metrics:  # keeps the losses if the previews fail
-        output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    previews = _previews(train_options, inputs)
-    if len(previews) >= MIN_FRECHET_PREVIEWS:
-        images = np.stack([loop.image for loop in previews])
-        metrics |= evaluate_images(images, statistics_of(_real_images(inputs.dataset)))
-    output.write_json(f"{FOLDER}/{step_of(name)}.json", metrics)
-    if "tensorboard" in train_options.report_to:
-        board = TensorBoardFolder(output, FOLDER)
-        _write_board(board, step_of(name), metrics, previews, inputs.mel.sample_rate)
-    if "validation_loss" in metrics:
-        say(f"step {step_of(name)}: validation loss {metrics['validation_loss']:.4f}")
-    return metrics
+    state = TrainState(
+        accelerator, inputs.network, inputs.objective, learning_rate=0.0, seed=train_options.seed, vae=inputs.vae
+    )
+    held_out = held_out_losses(train_options, inputs, accelerator, state)
+    keep_losses(output, step_of(name), held_out)
+    return write_results(train_options, inputs, step_of(name), held_out, previews(train_options, inputs))
 
 
-def _held_out_losses(options: TrainOptions, inputs: TrainingInputs, accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean loss on the held-out tracks, in total and by noise level.
+@dataclass(frozen=True)
+class HeldOutLosses:
+    """Losses of held-out rows.
 
-    Empty if the dataset has no held-out tracks.
+    Args:
+        numbers: Numbers of the rows.
+        noise_fractions: Noise levels of the rows, in [0, 1).
+        values: Losses of the rows.
+    """
+
+    numbers: list[int]
+    noise_fractions: list[float]
+    values: list[float]
+
+    @staticmethod
+    def joined(parts: Sequence["HeldOutLosses"]) -> "HeldOutLosses":
+        """Return the losses of all parts, in the order of the rows."""
+        rows = sorted(
+            row for part in parts for row in zip(part.numbers, part.noise_fractions, part.values, strict=True)
+        )
+        return (
+            HeldOutLosses(*(list(column) for column in zip(*rows, strict=True))) if rows else HeldOutLosses([], [], [])
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean loss, in total and by noise level. Empty if there are no held-out rows."""
+        if not self.values:
+            return {}
+        means = band_means(np.array(self.noise_fractions), np.array(self.values), NOISE_BANDS)
+        bands = {
+            f"validation_loss_noise_{100 * band // NOISE_BANDS}_{100 * (band + 1) // NOISE_BANDS}": mean
+            for band, mean in enumerate(means)
+            if np.isfinite(mean)
+        }
+        return {"validation_loss": float(np.mean(self.values)), **bands}
+
+
+def held_out_losses(
+    options: TrainOptions,
+    inputs: TrainingInputs,
+    accelerator: Accelerator,
+    state: TrainState,
+    *,
+    rank: int = 0,
+    world: int = 1,
+) -> HeldOutLosses:
+    """Compute the losses of every `world`-th row of the held-out tracks, from row `rank` on.
+
+    Args:
+        options: Options of the run.
+        inputs: The data.
+        accelerator: The accelerator of `state`.
+        state: The state whose network is validated.
+        rank: First row.
+        world: Distance between rows.
     """
     dataset = validation_split(inputs.dataset)
     if dataset is None:
-        return {}
+        return HeldOutLosses([], [], [])
     latents = None if options.latents is None else LatentsDataset(options.latents, VALIDATION_SPLIT)
-    state = TrainState(
-        accelerator, inputs.network, inputs.objective, learning_rate=0.0, seed=options.seed, vae=inputs.vae
-    )
-    state.network.eval()
     places = spread_places(dataset, MAX_ROWS)
-    noise_fractions, losses = [], []
-    for first in range(0, len(places), BATCH_SIZE):
-        batch = samples(
-            range(first, min(first + BATCH_SIZE, len(places))),
-            places[first : first + BATCH_SIZE],
-            dataset,
-            latents,
-            inputs.encodings,
-        )
-        fractions, values = validation_losses(accelerator, state, state.network, batch)
-        noise_fractions.append(fractions)
-        losses.append(values)
-    means = band_means(np.concatenate(noise_fractions), np.concatenate(losses), NOISE_BANDS)
-    bands = {
-        f"validation_loss_noise_{100 * band // NOISE_BANDS}_{100 * (band + 1) // NOISE_BANDS}": mean
-        for band, mean in enumerate(means)
-        if np.isfinite(mean)
-    }
-    return {"validation_loss": float(np.concatenate(losses).mean()), **bands}
+    numbers = range(rank, len(places), world)
+    training = state.bare.training
+    state.bare.eval()
+    parts = []
+    for first in range(0, len(numbers), BATCH_SIZE):
+        rows = numbers[first : first + BATCH_SIZE]
+        batch = samples(rows, [places[row] for row in rows], dataset, latents, inputs.encodings)
+        fractions, values = validation_losses(accelerator, state, state.bare, batch)
+        parts.append(HeldOutLosses(list(rows), fractions.tolist(), values.tolist()))
+    state.bare.train(training)
+    return HeldOutLosses.joined(parts)
 
 
-def _previews(options: TrainOptions, inputs: TrainingInputs) -> list[Loop]:
-    """Generate loops from seeds 0, 1, ...
+def keep_losses(output: Folder, step: int, held_out: HeldOutLosses) -> None:
+    """Write the losses to the run folder, so that they are kept if the previews fail."""
+    if held_out.values:
+        output.write_json(f"{FOLDER}/{step}.json", held_out.metrics())
+
+
+def write_results(
+    options: TrainOptions, inputs: TrainingInputs, step: int, held_out: HeldOutLosses, loops: Sequence[Loop]
+) -> dict[str, Any]:
+    """Write the validation metrics and the previews to the run folder, and return the metrics."""
+    output, metrics = Folder(options.output_dir), held_out.metrics()
+    if len(loops) >= MIN_FRECHET_PREVIEWS:
+        images = np.stack([loop.image for loop in loops])
+        metrics |= evaluate_images(images, statistics_of(_real_images(inputs.dataset)))
+    output.write_json(f"{FOLDER}/{step}.json", metrics)
+    if "tensorboard" in options.report_to:
+        _write_board(TensorBoardFolder(output, FOLDER), step, metrics, loops, inputs.mel.sample_rate)
+    if "validation_loss" in metrics:
+        say(f"step {step}: validation loss {metrics['validation_loss']:.4f}")
+    return metrics
+
+
+def previews(
+    options: TrainOptions, inputs: TrainingInputs, network: Any = None, *, rank: int = 0, world: int = 1
+) -> list[Loop]:
+    """Generate loops from every `world`-th of the seeds 0, 1, ..., from seed `rank` on.
 
     The conditions are the encodings of files that are evenly spread over the dataset.
+
+    Args:
+        options: Options of the run.
+        inputs: The data, and the network unless `network` is given.
+        network: The network, or None for the network of `inputs`.
+        rank: First seed.
+        world: Distance between seeds.
     """
-    count = options.preview_count
-    if count == 0:
+    seeds = range(rank, options.preview_count, world)
+    if not seeds:
         return []
     scheduler = inputs.objective.scheduler(options.scheduler)
-    profile = ExecutionProfile.here()
-    pipeline = LoopPipeline.of(Model(inputs.network, scheduler, inputs.mel, digest="", vae=inputs.vae), profile)
-    requests = [GenerateRequest(seed=seed, steps=PREVIEW_STEPS) for seed in range(count)]
+    model = Model(network or inputs.network, scheduler, inputs.mel, digest="", vae=inputs.vae)
+    pipeline = LoopPipeline.of(model, ExecutionProfile.here())
+    requests = [GenerateRequest(seed=seed, steps=PREVIEW_STEPS) for seed in seeds]
     if inputs.encodings is None:
         loops = list(pipeline.generate(requests))
     else:
         source = validation_split(inputs.dataset) or inputs.dataset
-        places = spread_places(source, count)
-        vectors = inputs.encodings.vectors_for(
-            [source.audio_file(*places[number % len(places)]) for number in range(count)]
-        )
+        places = spread_places(source, options.preview_count)
+        vectors = inputs.encodings.vectors_for([source.audio_file(*places[seed % len(places)]) for seed in seeds])
         loops = list(pipeline.generate(requests, encodings=vectors))
     return sorted(loops, key=lambda loop: loop.request.seed)
 
