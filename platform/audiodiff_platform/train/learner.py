@@ -46,7 +46,7 @@ class Learner(Protocol):
     def ready(self, batch: TrainBatch) -> TrainBatch:
         """Prepare a batch for its step. The thread that reads ahead calls this method."""
 
-    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, torch.Tensor | float]:
         """Take one optimizer step on the share of this worker.
 
         Args:
@@ -54,7 +54,7 @@ class Learner(Protocol):
             progress: Completed fraction of training, in [0, 1].
 
         Returns:
-            The values to log by name, including `loss`.
+            The values to log by name, including `loss`: floats, or tensors of shape () on the device.
         """
 
     def snapshot(self) -> Callable[[Path], None]:

@@ -131,7 +131,7 @@ class _Loop:
                     return self.log.last
                 micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
                 for name, value in learner.learn(micro_batches, progress).items():
-                    self.since_logged.setdefault(name, []).append(value)
+                    self.since_logged.setdefault(name, []).append(float(value))
                 counts.samples += options.train_batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
                     means = {

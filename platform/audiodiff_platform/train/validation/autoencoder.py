@@ -79,7 +79,7 @@ def validate_vae(name: str, options: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _reconstructed(vae: Any, images: Images) -> Images:
     """Return the reconstructions from the means of the latents, (batch, y_res, x_res) uint8."""
-    means = posterior_moments(vae, images)[:, 0]
+    means = posterior_moments(vae, torch.from_numpy(images))[:, 0]
     return to_image(vae.decode(means).sample[:, 0].float().cpu().numpy())
 
 
