@@ -9,7 +9,6 @@ There are two families of objectives. Both add noise as x_t = signal * x0 + nois
 Sampling reads the objective from the configuration of the scheduler, which diffusers saves with the model.
 """
 
-import math
 from functools import lru_cache
 from typing import Any, Literal, Self, get_args
 
@@ -18,6 +17,7 @@ import pydantic
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from audiodiff_core.diffusion.philox import box_muller
 from audiodiff_core.diffusion.schedulers import SCHEDULERS, PredictionType
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -142,20 +142,21 @@ class Objective(pydantic.BaseModel):
             timestep_spacing="trailing" if self.zero_terminal_snr else "leading",
         )
 
-    def draw_timestep(self, stream: np.random.Generator) -> float:
-        """Draw the timestep of a training sample.
+    def timesteps_from(self, words: torch.Tensor) -> torch.Tensor:
+        """Convert random words to the timesteps of training samples.
 
         Args:
-            stream: The random stream of the sample.
+            words: Random 32-bit words (batch, 2), int64.
 
         Returns:
-            A uniform integer in [0, num_train_timesteps), or for a flow a float in (0, num_train_timesteps).
+            Timesteps (batch,): uniform int64 in [0, num_train_timesteps), or for a flow float32 in
+            (0, num_train_timesteps).
         """
         if self.prediction_type == "flow":
             # Logit-normal with location 0 and scale 1, which favors the middle of the path (Esser et al., "Scaling
             # Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1).
-            return self.num_train_timesteps / (1 + math.exp(-stream.standard_normal()))
-        return int(stream.integers(self.num_train_timesteps))
+            return box_muller(words[:, 0], words[:, 1])[0].sigmoid() * self.num_train_timesteps
+        return (words[:, 0] * self.num_train_timesteps) >> 32
 
     def timesteps_at(self, fractions: np.ndarray[Any, Any]) -> torch.Tensor:
         """Convert fractions of the noise schedule to timesteps.

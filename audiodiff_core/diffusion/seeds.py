@@ -1,13 +1,11 @@
 """Random number generators, one per item. Results do not depend on batches, workers or processes.
 
 Sampling uses torch CPU generators, which the schedulers of diffusers accept. torch seeds them with 32 bits, hence the
-range of `SEEDS`. Training uses Philox, whose 128-bit key is the pair (seed, sample number). No two training samples
-share a key.
+range of `SEEDS`. Training draws with `philox`.
 """
 
 import hashlib
 
-import numpy as np
 import torch
 
 SEEDS = range(2**32)
@@ -31,13 +29,3 @@ def derived(seed: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
-
-
-def training_sample(seed: int, number: int) -> np.random.Generator:
-    """Return the generator of one training sample, which draws its timestep, then its noise.
-
-    Args:
-        seed: Seed of the training run.
-        number: Number of the sample, counted from 0 through all epochs.
-    """
-    return np.random.Generator(np.random.Philox(key=[seed, number]))

@@ -19,7 +19,7 @@ Moments = npt.NDArray[np.float32]
 
 
 @torch.no_grad()
-def posterior_moments(vae: Any, images: Images) -> torch.Tensor:
+def posterior_moments(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """Compute the posterior of each latent value.
 
     Args:
@@ -29,7 +29,7 @@ def posterior_moments(vae: Any, images: Images) -> torch.Tensor:
     Returns:
         Moments (batch, 2, channels, height, width), on the device of the VAE.
     """
-    values = to_model(torch.from_numpy(images).to(vae.device).unsqueeze(1))
+    values = to_model(images.to(vae.device).unsqueeze(1))
     posterior = vae.encode(values).latent_dist
     return torch.stack([posterior.mean, posterior.std], dim=1).float()
 
@@ -51,7 +51,7 @@ def moments_in_batches(vae: Any, images: Images, batch_size: int) -> Moments:
         batch = images[start : start + batch_size]
         padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
         padded[: len(batch)] = batch
-        moments.append(posterior_moments(vae, padded)[: len(batch)].cpu().numpy())
+        moments.append(posterior_moments(vae, torch.from_numpy(padded))[: len(batch)].cpu().numpy())
     return np.concatenate(moments)
 
 
@@ -113,6 +113,6 @@ def set_scaling_factor(vae: Any, batches: Iterable[Images]) -> float:
     Raises:
         ValueError: As `measure_scaling_factor`.
     """
-    factor = measure_scaling_factor(posterior_moments(vae, images) for images in batches)
+    factor = measure_scaling_factor(posterior_moments(vae, torch.from_numpy(images)) for images in batches)
     vae.register_to_config(scaling_factor=factor)
     return factor

@@ -1,35 +1,19 @@
-"""Random draws of training samples: timesteps, noise, and dropout of the conditioning."""
+"""Batches of training samples, and their random draws: timesteps, noise, and dropout of the conditioning."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.diffusion.objectives import Objective
-from audiodiff_core.mel import Images
+from audiodiff_core.diffusion.philox import Purpose, normals, words
 
+TIMESTEP_WORDS, DROPOUT_WORD = slice(0, 2), 2
+"""Random words of a sample: two for its timestep, and one for the dropout of its conditioning."""
 
-@dataclass(frozen=True)
-class TrainBatch:
-    """Batch of training samples, either images or encoded latents.
-
-    Args:
-        numbers: Numbers of the samples, counted from the start of training.
-        images: uint8 images of shape (batch, y_res, x_res). None if the batch holds `latents`.
-        encodings: Conditioning of shape (batch, dim), for a conditional network only.
-        latents: Means and standard deviations of the latents, of shape (batch, 2, channels, height, width). See
-            `latents.posteriors`.
-        drawn: Random draws of the samples. `with_draws` adds them.
-    """
-
-    numbers: Sequence[int]
-    images: Images | None
-    encodings: npt.NDArray[np.float32] | None = None
-    latents: npt.NDArray[np.float32] | None = None
-    drawn: "Draws | None" = None
+PartT = TypeVar("PartT", "TrainBatch", "Draws")
 
 
 @dataclass(frozen=True)
@@ -50,31 +34,99 @@ class Draws:
     latent_noise: torch.Tensor | None
 
 
+@dataclass(frozen=True)
+class TrainBatch:
+    """Batch of training samples, either images or encoded latents. All tensors are on one device.
+
+    Args:
+        numbers: Numbers of the samples, counted from the start of training, int64 of shape (batch,).
+        images: uint8 images of shape (batch, y_res, x_res). None if the batch holds `latents`.
+        encodings: Conditioning of shape (batch, dim), float32, for a conditional network only.
+        latents: Means and standard deviations of the latents, float32 of shape (batch, 2, channels, height, width). See
+            `latents.posteriors`.
+        drawn: Random draws of the samples. `with_draws` adds them.
+    """
+
+    numbers: torch.Tensor
+    images: torch.Tensor | None
+    encodings: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    drawn: Draws | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "TrainBatch":
+        """Copy the batch to a device. Tensors that are on the device already are not copied.
+
+        Args:
+            device: The device.
+            non_blocking: Whether the host goes on before a copy between pinned memory and a GPU has ended.
+        """
+        return _combined([self], lambda tensors: tensors[0].to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "TrainBatch":
+        """Copy the batch to pinned memory, as `torch.utils.data.DataLoader` does with `pin_memory`."""
+        return _combined([self], lambda tensors: tensors[0].pin_memory())
+
+    def split(self, size: int) -> list["TrainBatch"]:
+        """Split the batch into parts of at most `size` samples, whose sizes differ by at most 1. Nothing is copied."""
+        count = math.ceil(len(self) / size)
+
+        def part(index: int) -> "TrainBatch":
+            return _combined([self], lambda tensors: tensors[0].tensor_split(count)[index])
+
+        return [part(index) for index in range(count)]
+
+    @staticmethod
+    def joined(batches: Sequence["TrainBatch"]) -> "TrainBatch":
+        """Return the samples of all batches as one batch, in the order of their numbers.
+
+        Args:
+            batches: Batches of the same kind, on one device.
+        """
+        order = torch.cat([batch.numbers for batch in batches]).argsort()
+        return _combined(batches, lambda tensors: torch.cat(tensors)[order])
+
+
 def draws(
-    seed: int, numbers: Sequence[int], objective: Objective, shape: tuple[int, ...], latents: bool = False
+    seed: int,
+    numbers: torch.Tensor,
+    objective: Objective,
+    shape: tuple[int, ...],
+    latents: bool,
+    device: torch.device | str,
 ) -> Draws:
-    """Draw the random values of each sample from its own stream, seeded with (seed, sample number).
+    """Draw the random values of samples, each a function of (seed, sample number).
 
     Args:
         seed: Seed of the training.
-        numbers: Numbers of the samples, counted from the start of training.
+        numbers: Numbers of the samples (batch,), int64, counted from the start of training.
         objective: The training objective: distribution of the timesteps, and rate of the conditioning dropout.
         shape: Shape of the noise of one sample: (channels, height, width).
         latents: Whether to draw `latent_noise` too.
-
-    Returns:
-        The draws on the CPU.
+        device: Device that draws the values.
     """
-    timesteps = np.empty(len(numbers), np.float32 if objective.prediction_type == "flow" else np.int64)
-    noise = np.empty((len(numbers), *shape), np.float32)
-    kept = np.empty(len(numbers), np.bool_)
-    latent_noise = np.empty_like(noise) if latents else None
-    for row, number in enumerate(numbers):
-        stream = streams.training_sample(seed, number)
-        timesteps[row] = objective.draw_timestep(stream)
-        stream.standard_normal(out=noise[row], dtype=np.float32)
-        kept[row] = stream.random() >= objective.conditioning_dropout
-        if latent_noise is not None:
-            stream.standard_normal(out=latent_noise[row], dtype=np.float32)
-    latent = None if latent_noise is None else torch.from_numpy(latent_noise)
-    return Draws(torch.from_numpy(timesteps), torch.from_numpy(noise), torch.from_numpy(kept), latent)
+    numbers = numbers.to(device, non_blocking=True)
+    scalars = words(seed, numbers, Purpose.SCALARS, 3, device)
+    return Draws(
+        timesteps=objective.timesteps_from(scalars[:, TIMESTEP_WORDS]),
+        noise=normals(seed, numbers, Purpose.NOISE, shape, device),
+        kept=scalars[:, DROPOUT_WORD] >= math.ceil(objective.conditioning_dropout * 2**32),
+        latent_noise=normals(seed, numbers, Purpose.LATENT_NOISE, shape, device) if latents else None,
+    )
+
+
+def _combined(parts: Sequence[PartT], function: Callable[[list[torch.Tensor]], torch.Tensor]) -> PartT:
+    """Return an object whose tensors are the results of `function` for the corresponding tensors of all parts."""
+    values: dict[str, Any] = {}
+    for field in fields(parts[0]):
+        given = [getattr(part, field.name) for part in parts]
+        if isinstance(given[0], torch.Tensor):
+            values[field.name] = function(given)
+        elif isinstance(given[0], Draws):
+            values[field.name] = _combined(given, function)
+        else:
+            assert all(value is None for value in given), f"only some batches have {field.name}"
+            values[field.name] = None
+    return type(parts[0])(**values)

@@ -1,4 +1,4 @@
-"""Optimizers, their moments, and learning rate schedules."""
+"""Optimizers, their steps and moments, and learning rate schedules."""
 
 import math
 from importlib import import_module
@@ -59,6 +59,33 @@ def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, devi
         raise ValueError(f"optimizer {name} needs the package bitsandbytes: install it, or use adamw") from error
     optimizer: torch.optim.Optimizer = adamw_8bit(network.parameters(), lr=learning_rate)
     return optimizer
+
+
+def update_weights(optimizer: Any, rate: float, finite: torch.Tensor) -> None:
+    """Take an optimizer step unless the gradient is not finite, and discard the gradient.
+
+    A skipped step does not change the weights, the moments and the step counts of the optimizer. A gradient scaler
+    (fp16) skips steps itself, and lowers its scale. Without a scaler, the fused kernel of `adamw` reads `finite` on the
+    device. `adamw_8bit` cannot, so the host reads it, and waits for the device.
+
+    Args:
+        optimizer: The optimizer as prepared by accelerate.
+        rate: The learning rate.
+        finite: Whether the norm of the gradient is finite, a bool of shape () on the device of the weights.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    inner = optimizer.optimizer
+    fused = isinstance(inner, torch.optim.AdamW)
+    if optimizer.scaler is not None:
+        optimizer.step()
+    elif fused:
+        inner.found_inf = (~finite).float()  # GradScaler passes its flag in the same way
+        optimizer.step()
+        del inner.found_inf
+    elif finite:
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 def learning_rate(

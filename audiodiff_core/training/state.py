@@ -46,6 +46,8 @@ class TrainState:
         step: Number of completed optimizer steps.
         samples: Number of samples trained on.
         seconds: Training time in seconds.
+        skipped: Number of steps that changed nothing because the gradient was not finite, int64 of shape () on the
+            device.
         ema: The average of the weights.
 
     Raises:
@@ -84,6 +86,7 @@ class TrainState:
         self.step = 0
         self.samples = 0
         self.seconds = 0.0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if compiled:
@@ -100,6 +103,7 @@ class TrainState:
             "step": self.step,
             "samples": self.samples,
             "seconds": self.seconds,
+            "skipped": int(self.skipped),
             "ema_step": self.ema.steps,
             "scaler": scaler,
         }
@@ -107,6 +111,7 @@ class TrainState:
     def load_progress(self, progress: dict[str, Any]) -> None:
         """Load the result of `progress`."""
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
+        self.skipped.fill_(progress["skipped"])
         self.ema.steps = progress["ema_step"]
         if self.optimizer.scaler is not None:
             self.optimizer.scaler.load_state_dict(progress["scaler"])

@@ -56,6 +56,8 @@ class VaeTrainState:
         step: Number of completed optimizer steps.
         samples: Number of samples trained on.
         seconds: Training time in seconds.
+        skipped: Number of steps that changed nothing because a gradient was not finite, int64 of shape () on the
+            device.
         ema: The average of the weights of the VAE.
 
     Raises:
@@ -85,6 +87,7 @@ class VaeTrainState:
         self.step = 0
         self.samples = 0
         self.seconds = 0.0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
         if gradient_checkpointing:
             vae.enable_gradient_checkpointing()
         self.bare_discriminator = PatchDiscriminator(discriminator_channels)
@@ -99,11 +102,18 @@ class VaeTrainState:
 
     def progress(self) -> dict[str, Any]:
         """Return the progress of the training as JSON values for `load_progress`."""
-        return {"step": self.step, "samples": self.samples, "seconds": self.seconds, "ema_step": self.ema.steps}
+        return {
+            "step": self.step,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "skipped": int(self.skipped),
+            "ema_step": self.ema.steps,
+        }
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         """Load the result of `progress`."""
         self.step, self.samples, self.seconds = progress["step"], progress["samples"], progress["seconds"]
+        self.skipped.fill_(progress["skipped"])
         self.ema.steps = progress["ema_step"]
 
     def state_dict(self) -> StateDict:

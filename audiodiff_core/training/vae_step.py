@@ -4,19 +4,18 @@ Latents are drawn with noise that is a function of (seed, sample number). The gr
 mean loss over all samples of the step.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-from audiodiff_core.diffusion import seeds as streams
+from audiodiff_core.diffusion.philox import Purpose, normals
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import to_model
 from audiodiff_core.training.draws import TrainBatch
+from audiodiff_core.training.optimizer import update_weights
 from audiodiff_core.training.state import MAX_GRADIENT_NORM
 from audiodiff_core.training.vae_losses import (
     discriminator_losses,
@@ -34,26 +33,25 @@ def train_vae_step(
     micro_batches: Sequence[TrainBatch],
     rate: float,
     samples: float | None = None,
-) -> tuple[dict[str, float], float]:
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Take one optimizer step of the VAE and, from step `adversarial_start` on, of the discriminator.
+
+    The host does not wait for the device. If the gradient of either network is not finite, the step changes the counts
+    `state.step` and `state.skipped` only. The average of the weights goes on, toward the same weights.
 
     Args:
         accelerator: Synchronizes the gradients of all workers.
-        state: State of the training. The step updates the weights, the average and `state.step`.
+        state: State of the training. The step updates the weights, the average and the counts.
         micro_batches: Samples of this worker, at least one in each micro-batch.
         rate: The learning rate of both optimizers.
         samples: Mean number of samples per worker. None if every worker has the same number of samples.
 
     Returns:
         The unweighted losses by name, normalized like the loss of `train_step`, and the norm of the gradient of the VAE
-        before clipping.
-
-    Raises:
-        FloatingPointError: In all workers, if the gradient of the VAE or of the discriminator is not finite. The
-            weights of the network with this gradient do not change.
+        before clipping, all of shape () on the device.
     """
     objective, adversarial = state.objective, state.objective.adversarial(state.step)
-    samples = samples or sum(len(batch.numbers) for batch in micro_batches)
+    samples = samples or sum(map(len, micro_batches))
     totals: dict[str, torch.Tensor] = {}
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for index, batch in enumerate(micro_batches):
@@ -80,16 +78,17 @@ def train_vae_step(
             accelerator.backward(weighted.sum() / samples)
         for name, values in losses.items():
             totals[name] = totals.get(name, 0) + values.detach().sum() / samples
-    norm = float(accelerator.clip_grad_norm_(state.autoencoder.parameters(), MAX_GRADIENT_NORM))
-    if not math.isfinite(norm):
-        state.optimizer.zero_grad()
-        raise FloatingPointError(f"gradient norm {norm} at step {state.step}: lower learning_rate")
-    _step(state.optimizer, rate)
-    state.ema.update(list(state.bare.parameters()))
+    norm: torch.Tensor = accelerator.clip_grad_norm_(state.autoencoder.parameters(), MAX_GRADIENT_NORM)
+    finite = norm.isfinite()
     if adversarial:
-        totals["discriminator"] = _train_discriminator(accelerator, state, pairs, rate, samples)
+        totals["discriminator"] = _discriminator_gradient(accelerator, state, pairs, samples)
+        finite &= accelerator.clip_grad_norm_(state.discriminator.parameters(), MAX_GRADIENT_NORM).isfinite()
+        update_weights(state.discriminator_optimizer, rate, finite)
+    update_weights(state.optimizer, rate, finite)
+    state.ema.update(list(state.bare.parameters()))
     state.step += 1
-    return {name: float(value) for name, value in totals.items()}, norm
+    state.skipped += ~finite
+    return totals, norm
 
 
 def _generator_logits(state: VaeTrainState, reconstructions: torch.Tensor) -> torch.Tensor:
@@ -101,14 +100,10 @@ def _generator_logits(state: VaeTrainState, reconstructions: torch.Tensor) -> to
     return logits
 
 
-def _train_discriminator(
-    accelerator: Accelerator,
-    state: VaeTrainState,
-    pairs: list[tuple[torch.Tensor, torch.Tensor]],
-    rate: float,
-    samples: float,
+def _discriminator_gradient(
+    accelerator: Accelerator, state: VaeTrainState, pairs: list[tuple[torch.Tensor, torch.Tensor]], samples: float
 ) -> torch.Tensor:
-    """Take one optimizer step of the discriminator on (images, reconstructions), and return its loss."""
+    """Compute the gradient of the discriminator for (images, reconstructions), and return its loss."""
     total_loss = torch.zeros((), device=accelerator.device)
     for index, (images, made) in enumerate(pairs):
         with _sync_on_last(accelerator, state.discriminator, index, len(pairs)):
@@ -117,11 +112,6 @@ def _train_discriminator(
             loss = discriminator_losses(image_logits, made_logits).sum() / samples
             accelerator.backward(loss)
         total_loss += loss.detach()
-    norm = float(accelerator.clip_grad_norm_(state.discriminator.parameters(), MAX_GRADIENT_NORM))
-    if not math.isfinite(norm):
-        state.discriminator_optimizer.zero_grad()
-        raise FloatingPointError(f"the discriminator's gradient norm {norm} at step {state.step}: lower learning_rate")
-    _step(state.discriminator_optimizer, rate)
     return total_loss
 
 
@@ -132,18 +122,9 @@ def _sync_on_last(accelerator: Accelerator, module: Any, index: int, count: int)
 
 def _on_device(accelerator: Accelerator, state: VaeTrainState, batch: TrainBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (batch, 1, y_res, x_res) in [-1, 1], and noise of the shape of their latents."""
+    batch = batch.to(accelerator.device)
     assert batch.images is not None
-    images = to_model(torch.from_numpy(batch.images).to(accelerator.device).unsqueeze(1))
+    images = to_model(batch.images.unsqueeze(1))
     factor = latent_factor(state.bare)
     shape = (state.bare.config.latent_channels, images.shape[2] // factor, images.shape[3] // factor)
-    noise = np.empty((len(batch.numbers), *shape), np.float32)
-    for row, number in enumerate(batch.numbers):
-        streams.training_sample(state.seed, number).standard_normal(out=noise[row], dtype=np.float32)
-    return images, torch.from_numpy(noise).to(accelerator.device)
-
-
-def _step(optimizer: Any, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
+    return images, normals(state.seed, batch.numbers, Purpose.LATENT_NOISE, shape, accelerator.device)

@@ -47,7 +47,7 @@ def validation_losses(
         Noise levels in [0, 1) and mean squared errors, both of shape (batch,).
     """
     clean, drawn, encodings = on_device(accelerator, state, batch, dropout=False)
-    fractions = noise_fractions(batch.numbers)
+    fractions = noise_fractions(batch.numbers.tolist())
     timesteps = state.objective.timesteps_at(fractions).to(accelerator.device)
     with accelerator.autocast():
         values = losses(network, state.objective, clean, drawn.noise, timesteps, encodings=encodings)

@@ -31,9 +31,9 @@ STEPS = 2
 def trained(accelerator: Accelerator, rank: int, world: int) -> TrainState:
     torch.manual_seed(0)
     state = TrainState(accelerator, build_network("tiny", MelConfig(x_res=16, y_res=16)), Objective(), 1e-3, seed=0)
-    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8))
     for _ in range(STEPS):
-        shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
+        shares = [torch.arange(first + rank, first + 5, world) for first in (0, 5)]
         train_step(
             accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world
         )
@@ -85,9 +85,9 @@ def trained_vae(accelerator: Accelerator, rank: int, world: int) -> VaeTrainStat
         seed=0,
         discriminator_channels=8,
     )
-    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32), dtype=np.uint8)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 32, 32), dtype=np.uint8))
     for _ in range(STEPS):
-        shares = [list(range(first + rank, first + 5, world)) for first in (0, 5)]
+        shares = [torch.arange(first + rank, first + 5, world) for first in (0, 5)]
         train_vae_step(
             accelerator, state, [TrainBatch(numbers, images[numbers]) for numbers in shares], 1e-4, samples=10 / world
         )

@@ -14,7 +14,8 @@ from audiodiff_core.mel import to_model
 from audiodiff_core.training import TrainBatch, TrainState, draws
 from audiodiff_core.training.validation import band_means, noise_fractions, validation_losses
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8)
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 16, 16), dtype=np.uint8))
+NUMBERS = torch.arange(6)
 
 
 def test_even_few_samples_fill_every_band() -> None:
@@ -28,17 +29,18 @@ def test_even_few_samples_fill_every_band() -> None:
 def test_losses_belong_to_the_samples(make_unet: Callable[[int], Any], prediction_type: Any) -> None:
     accelerator, objective = Accelerator(cpu=True), Objective(prediction_type=prediction_type, min_snr_gamma=None)
     state, network = TrainState(accelerator, make_unet(0), objective, 1e-3, seed=0), make_unet(1)
-    fractions, values = validation_losses(accelerator, state, network, TrainBatch(range(6), IMAGES))
-    parts = [validation_losses(accelerator, state, network, TrainBatch([at], IMAGES[at : at + 1])) for at in range(6)]
+    batch = TrainBatch(NUMBERS, IMAGES)
+    fractions, values = validation_losses(accelerator, state, network, batch)
+    parts = [validation_losses(accelerator, state, network, part) for part in batch.split(1)]
     assert (
         np.concatenate([part[0] for part in parts]).tolist() == fractions.tolist() == noise_fractions(range(6)).tolist()
     )
     np.testing.assert_allclose(np.concatenate([part[1] for part in parts]), values, rtol=1e-5)
 
-    noise = draws(0, range(6), objective, (1, 16, 16)).noise
+    noise = draws(0, NUMBERS, objective, (1, 16, 16), False, "cpu").noise
     times = torch.from_numpy(fractions * 1_000)
     with torch.no_grad():
-        clean = to_model(torch.from_numpy(IMAGES)).unsqueeze(1)
+        clean = to_model(IMAGES).unsqueeze(1)
         expected = losses(
             network, objective, clean, noise, times.float() if prediction_type == "flow" else times.long()
         )

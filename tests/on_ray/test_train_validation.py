@@ -439,7 +439,7 @@ def test_an_autoencoder_is_validated_by_its_reconstructions(split: Path, tmp_pat
     images = MelDataset(str(split), VALIDATION_SPLIT).all_images()
     vae = load_vae(tmp_path / "model")
     with torch.no_grad():
-        made = vae.decode(posterior_moments(vae, images)[:, 0]).sample[:, 0].numpy()
+        made = vae.decode(posterior_moments(vae, torch.from_numpy(images))[:, 0]).sample[:, 0].numpy()
     expected = np.abs(to_image(made).astype(int) - images).mean() * 2 / 255
     board = _board(tmp_path / "tensorboard" / "validation")
     assert validation_results(Folder(str(tmp_path)))[20]["validation_loss"] == pytest.approx(expected, rel=1e-3)

@@ -21,6 +21,7 @@ from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from audiodiff_core.training import TrainBatch
 from audiodiff_platform.mel_data.encodings import Encodings
@@ -90,10 +91,14 @@ def samples(
         latents: Latents of the dataset, which are read instead of the images.
         encodings: Encodings of the audio files, which are added to the samples.
     """
-    vectors = None if encodings is None else encodings.vectors_for([dataset.audio_file(*place) for place in places])
+    numbered = torch.from_numpy(np.asarray(numbers, np.int64))
+    vectors = None
+    if encodings is not None:
+        vectors = torch.from_numpy(encodings.vectors_for([dataset.audio_file(*place) for place in places]))
     if latents is None:
-        return TrainBatch(numbers, np.stack([dataset.image(*place) for place in places]), vectors)
-    return TrainBatch(numbers, None, vectors, np.stack([latents.moments(*place) for place in places]))
+        return TrainBatch(numbered, torch.from_numpy(np.stack([dataset.image(*place) for place in places])), vectors)
+    moments = torch.from_numpy(np.stack([latents.moments(*place) for place in places]))
+    return TrainBatch(numbered, None, vectors, moments)
 
 
 class Epoch:

@@ -175,7 +175,7 @@ class VaeLearner(StateLearner[VaeTrainState]):
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return batch
 
-    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, torch.Tensor | float]:
         options = self.options
         rate = learning_rate(
             options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler
@@ -187,7 +187,7 @@ class VaeLearner(StateLearner[VaeTrainState]):
             rate,
             options.samples_per_worker(self.accelerator.num_processes),
         )
-        loss = sum(weight * parts.get(name, 0.0) for name, weight in self.weights.items())
+        loss = sum(weight * parts[name] for name, weight in self.weights.items() if name in parts)
         return {"loss": loss, **parts, "gradient_norm": norm, "learning_rate": rate}
 
 

@@ -27,7 +27,7 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.commits import file_sha256
 from audiodiff_platform.train.validation_marks import in_validation
 
-CHECKPOINT_FORMAT_VERSION = 4
+CHECKPOINT_FORMAT_VERSION = 5
 
 
 def checkpoint_name(step: int, attempt: str) -> str:

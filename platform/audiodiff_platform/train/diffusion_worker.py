@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
@@ -86,7 +87,7 @@ class DiffusionLearner(StateLearner[TrainState]):
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return with_draws(self.state, batch)
 
-    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, torch.Tensor | float]:
         options = self.options
         rate = learning_rate(
             options.learning_rate, self.state.step, options.lr_warmup_steps, progress, options.lr_scheduler

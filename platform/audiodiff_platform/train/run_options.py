@@ -8,7 +8,7 @@ import pydantic
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import NO_VALUE, OutputOptions
 
-TRAIN_FORMAT_VERSION = 3
+TRAIN_FORMAT_VERSION = 4
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 DEFAULT_EPOCHS = 100

@@ -16,7 +16,7 @@ from audiodiff_platform.mel_data.run_folder import IN_VALIDATION, MODEL, STARTS,
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.train.checkpoints import newest_checkpoint, remove_superseded
-from audiodiff_platform.train.run_options import RunOptions
+from audiodiff_platform.train.run_options import TRAIN_FORMAT_VERSION, RunOptions
 from audiodiff_platform.train.trackers import report_last_validations
 from audiodiff_platform.train.validation.beside_training import validate_remaining
 from audiodiff_platform.train.validation_marks import requeue_validations
@@ -52,6 +52,11 @@ def require_own_folder(options: RunOptions, output: Folder, name: str, settings:
     Raises:
         ValueError: The run folder holds another training run, or `resume` does not permit its checkpoints.
     """
+    if output.exists(name) and (version := output.read_json(name).get("format_version")) != TRAIN_FORMAT_VERSION:
+        raise ValueError(
+            f"{output.uri} holds a training run of format version {version}, which draws other noise than this version "
+            f"of audiodiff (format version {TRAIN_FORMAT_VERSION}): use another folder, or the version that began the run"
+        )
     commits.require_same(output, name, settings)
     if options.resume == "auto":
         return

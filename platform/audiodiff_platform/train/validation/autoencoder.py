@@ -127,7 +127,7 @@ def write_vae_results(
 @torch.no_grad()
 def _reconstructed(vae: Any, images: Images) -> Images:
     """Return the reconstructions from the means of the latents, (batch, y_res, x_res) uint8."""
-    means = posterior_moments(vae, images)[:, 0]
+    means = posterior_moments(vae, torch.from_numpy(images))[:, 0]
     return to_image(vae.decode(means).sample[:, 0].float().cpu().numpy())
 
 
