@@ -88,7 +88,7 @@ METHODS: dict[SchedulerName, Method] = {
     "euler": Method(EulerDiscreteScheduler, 50, _DIFFUSION, "exploding"),
     "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _EPSILON_OR_V, "exploding"),
     "heun": Method(HeunDiscreteScheduler, 25, _DIFFUSION, "exploding", zero_terminal_snr=False, calls_per_step=2),
-    "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 50, _FLOW, "flow"),
+    "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 25, _FLOW, "flow"),
     "flow_heun": Method(FlowMatchHeunDiscreteScheduler, 25, _FLOW, "flow", calls_per_step=2),
 }
 assert tuple(METHODS) == get_args(SchedulerName)

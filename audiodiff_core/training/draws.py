@@ -69,6 +69,15 @@ class TrainBatch:
         """Copy the batch to pinned memory, as `torch.utils.data.DataLoader` does with `pin_memory`."""
         return _combined([self], lambda tensors: tensors[0].pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of the batch until the work that is queued on `stream` has ended."""
+
+        def recorded(tensors: list[torch.Tensor]) -> torch.Tensor:
+            tensors[0].record_stream(stream)
+            return tensors[0]
+
+        _combined([self], recorded)
+
     def split(self, size: int) -> list["TrainBatch"]:
         """Split the batch into parts of at most `size` samples, whose sizes differ by at most 1. Nothing is copied."""
         count = math.ceil(len(self) / size)

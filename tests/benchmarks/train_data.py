@@ -4,8 +4,8 @@
 
 Datasets of 1,000 to 1,000,000 rows of 64x64 are simulated: one shard of 1,000 rows is linked under as many names as
 needed. The files, commits and row groups are those of a dataset of that size. Only the content repeats. A separate
-process opens each dataset and reads batches of 16 in the data order, ahead of the loop, as training does. The memory of
-reading is the peak of the process minus its memory before it opened the dataset.
+process opens each dataset and reads batches of 16 in the data order, as training without data workers does. The memory
+of reading is the peak of the process minus its memory before it opened the dataset.
 """
 
 import argparse
@@ -22,8 +22,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
-from audiodiff_core.mel import MelConfig
+from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_FORMAT_VERSION,
@@ -35,7 +36,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
 )
 from audiodiff_platform.mel_data.sample_order import DataOrder
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.train.batches import Share, read_ahead
+from audiodiff_platform.train.batches import Batches, Reads, Share
 from tests.benchmarks.processes import peak_bytes
 
 SHARD_ROWS, GROUP_ROWS = 1_000, 125
@@ -43,11 +44,18 @@ BATCH_SIZE = 16
 ROOT = Path(__file__).parents[2]
 
 
-def simulate(folder: Path, rows: int) -> None:
-    """Write a finished dataset of `rows` rows."""
+def simulate(folder: Path, rows: int, images: Images | None = None) -> None:
+    """Write a finished dataset of `rows` rows.
+
+    Args:
+        folder: Folder of the dataset.
+        rows: Number of rows, a multiple of SHARD_ROWS.
+        images: Images (SHARD_ROWS, side, side) that repeat in each shard. None for noise of 64x64.
+    """
     output = Folder(str(folder))
-    mel = MelConfig(x_res=64, y_res=64)
-    noise = np.random.default_rng(0).integers(0, 256, (SHARD_ROWS, 64, 64), np.uint8)
+    if images is None:
+        images = np.random.default_rng(0).integers(0, 256, (SHARD_ROWS, 64, 64), np.uint8)
+    mel = MelConfig(x_res=images.shape[2], y_res=images.shape[1])
     table = [
         {
             "image": {"bytes": encode_png(image), "path": None},
@@ -58,7 +66,7 @@ def simulate(folder: Path, rows: int) -> None:
             "duration_s": 1.0,
             "reference_db": 0.0,
         }
-        for row, image in enumerate(noise)
+        for row, image in enumerate(images)
     ]
     (folder / "data").mkdir(parents=True)
     first = folder / data_file(0)
@@ -84,14 +92,16 @@ def read(folder: Path, batches: int) -> dict[str, float]:
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
     dataset = MelDataset(str(folder))
-    stream = read_ahead(DataOrder(dataset, seed=0), 0, Share(BATCH_SIZE, rank=0, world=1), lambda batch: batch)
+    reads = Reads(lambda: DataOrder(dataset, seed=0), Share(BATCH_SIZE, rank=0, world=1), first=0)
+    batches_read = Batches(reads, 0, torch.device("cpu"), lambda batch: batch)
+    stream = iter(batches_read)
     next(stream)
     opened = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(batches):
         next(stream)
     seconds = time.perf_counter() - began
-    stream.close()
+    batches_read.close()
     return {
         "rows": dataset.rows,
         "opened_s": opened,

@@ -42,7 +42,7 @@ def _read(open_order: Callable[[], DataOrder], share: Share, data_workers: int, 
 def _equal(one: TrainBatch, other: TrainBatch) -> bool:
     assert one.images is not None
     assert other.images is not None
-    return list(one.numbers) == list(other.numbers) and (one.images == other.images).all()
+    return torch.equal(one.numbers, other.numbers) and torch.equal(one.images, other.images)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5, 7])
@@ -60,7 +60,7 @@ def test_shares_and_their_parts_are_the_batch(world: int, parts: int) -> None:
 def test_data_workers_do_not_change_the_batches(dataset: Path, data_workers: int) -> None:
     open_order, share = partial(_open_order, str(dataset)), Share(5, 1, 2)
     expected, read = _read(open_order, share, 0), _read(open_order, share, data_workers)
-    assert [list(batch.numbers) for batch in expected] == [list(share.numbers(2 + 5 * index)) for index in range(5)]
+    assert [batch.numbers.tolist() for batch in expected] == [list(share.numbers(2 + 5 * index)) for index in range(5)]
     assert all(map(_equal, expected, read))
 
 

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +113,8 @@ class _Loop:
             self.not_validated = validations_not_started(self.output)
         (self.not_validated,) = broadcast_object_list([self.not_validated])
         resumed = load_newest(self.output, accelerator, learner)
-        self.loaded, progress = (None, {}) if resumed is None else resumed
+        self.loaded = None if resumed is None else resumed[0]
+        progress: Mapping[str, Any] = {} if resumed is None else resumed[1]
         self.since_logged: dict[str, list[Any]] = {
             name: list(values) for name, values in progress.get("since_logged", {}).items()
         }
@@ -236,7 +237,8 @@ class _Loop:
             TrainingStoppedError: A checkpoint cannot be written.
         """
         self._wait()  # a checkpoint that is still being written, whose memory the copy reuses
-        self.since_logged = dict(self._worker_means())
+        since_logged = self._worker_means()
+        self.since_logged = {name: list(values) for name, values in since_logged.items()}
         step = self.learner.counts.step
         save = self.learner.snapshot()
         written = self.loaded is not None and step_of(self.loaded) == step
@@ -247,7 +249,7 @@ class _Loop:
                 **self.learner.progress(),
                 "workers": self.accelerator.num_processes,
                 "device": _device_name(self.accelerator),
-                "since_logged": self.since_logged,
+                "since_logged": since_logged,
                 "logged": self.log.last,
                 "validations_told": self.log.reported_steps(),
             }
