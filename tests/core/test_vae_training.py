@@ -120,9 +120,7 @@ def test_halves_are_one_whole_batch(accelerator: Accelerator, images: Images) ->
     ends = []
     for split in ([list(range(8))], [list(range(3)), list(range(3, 8))]):
         state = new_state(accelerator, JUDGED)
-        steps = [
-            stepped(accelerator, state, [batch_of(images, numbers) for numbers in split], 1e-4) for _ in range(2)
-        ]
+        steps = [stepped(accelerator, state, [batch_of(images, numbers) for numbers in split], 1e-4) for _ in range(2)]
         ends.append((steps, {name: weight.clone() for name, weight in state.state_dict().items()}))
     (whole, weights), (halves, others) = ends
     for (losses, norm), (other_losses, other_norm) in zip(whole, halves, strict=True):
@@ -192,7 +190,9 @@ def test_a_gradient_that_is_not_finite_changes_neither_network(
     assert (state.step, state.ema.steps, int(state.skipped)) == (2, 2, 1)
     train_vae_step(accelerator, state, [batch_of(images, [0, 1])], 1e-3)
     assert int(state.skipped) == 1
-    assert not any(torch.equal(value, before[name]) for name, value in copied(state).items() if "conv_in.weight" in name)
+    assert not any(
+        torch.equal(value, before[name]) for name, value in copied(state).items() if "conv_in.weight" in name
+    )
 
 
 def copied(state: VaeTrainState) -> dict[str, torch.Tensor]:
