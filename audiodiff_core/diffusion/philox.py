@@ -125,7 +125,7 @@ def philox4x32(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def _blocks(seed: int, numbers: torch.Tensor, purpose: Purpose, first: int, last: int) -> Words:
-    """Return the blocks [first, last) of each sample: four words (batch, last - first), on the device of `numbers`."""
+    """Return the blocks `first` to `last` of each sample, in the shape (batch, last - first)."""
     assert 0 <= seed < 1 << 63, f"seed {seed} is out of range"
     block = torch.arange(first, last, device=numbers.device)
     number = numbers.unsqueeze(1)

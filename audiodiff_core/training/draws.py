@@ -103,7 +103,8 @@ def draws(
     numbers: torch.Tensor,
     objective: Objective,
     shape: tuple[int, ...],
-    latents: bool,
+    *,
+    latents: bool = False,
     device: torch.device | str,
 ) -> Draws:
     """Draw the random values of samples, each a function of (seed, sample number).

@@ -81,7 +81,8 @@ def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
         factor = latent_factor(state.vae)
         shape = (state.vae.config.latent_channels, *(side // factor for side in batch.images.shape[1:]))
     numbers, latents = batch.numbers, state.vae is not None
-    return replace(batch, drawn=draws(state.seed, numbers, state.objective, shape, latents, numbers.device))
+    drawn = draws(state.seed, numbers, state.objective, shape, latents=latents, device=numbers.device)
+    return replace(batch, drawn=drawn)
 
 
 def on_device(

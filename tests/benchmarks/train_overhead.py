@@ -72,7 +72,7 @@ class Paired(DiffusionLearner):
         self.bare_seconds: list[tuple[float, float]] = []
         self.ended: list[tuple[float, float]] = []
 
-    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, float]:
+    def learn(self, micro_batches: Sequence[TrainBatch], progress: float) -> dict[str, torch.Tensor | float]:
         logged = super().learn(micro_batches, progress)
         wall, processor = time.perf_counter(), time.process_time()
         self.bare.step()

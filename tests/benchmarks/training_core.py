@@ -79,7 +79,8 @@ def our_step(preset: PresetName, images: Images, accumulation: int) -> Callable[
     torch.manual_seed(0)
     network = build_network(preset, MelConfig(x_res=images.shape[2], y_res=images.shape[1]))
     state = TrainState(accelerator, network, Objective(prediction_type="epsilon"), 1e-4, seed=0)
-    batches = [TrainBatch(range(len(images) * at, len(images) * (at + 1)), images) for at in range(accumulation)]
+    numbers = torch.arange(len(images) * accumulation).split(len(images))
+    batches = [TrainBatch(numbers_of_batch, torch.from_numpy(images)) for numbers_of_batch in numbers]
 
     def step() -> None:
         train_step(accelerator, state, batches, 1e-4)

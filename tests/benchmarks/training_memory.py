@@ -27,7 +27,7 @@ CASES: list[tuple[PresetName, int, int, bool]] = [  # preset, side, batch, gradi
     ("ddpm-64", 64, 2, True),
     ("ddpm-256", 256, 2, True),
 ]
-SMALL = np.zeros((1, 32, 32), np.uint8)
+SMALL = TrainBatch(torch.tensor([0]), torch.zeros(1, 32, 32, dtype=torch.uint8))
 
 
 def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> str:
@@ -45,10 +45,10 @@ def measure(preset: PresetName, side: int, batch: int, checkpointing: bool) -> s
         gradient_checkpointing=checkpointing,
     )
     # The first step allocates the moments of the optimizer.
-    train_step(accelerator, state, [TrainBatch([0], SMALL)], 0.0)
-    images = np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8)
+    train_step(accelerator, state, [SMALL], 0.0)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (batch, side, side), dtype=np.uint8))
     began = time.monotonic()
-    train_step(accelerator, state, [TrainBatch([0], SMALL), TrainBatch(range(1, batch + 1), images)], 1e-4)
+    train_step(accelerator, state, [SMALL, TrainBatch(torch.arange(1, batch + 1), images)], 1e-4)
     return (
         f"{preset} at {side}x{side}, batch {batch}, gradients accumulated, "
         f"gradient checkpointing {'on' if checkpointing else 'off'}: "

@@ -13,7 +13,7 @@ HALF_DROPPED = Objective(conditioning_dropout=0.5)
 
 
 def drawn_for(numbers: torch.Tensor, objective: Objective, shape: tuple[int, ...], seed: int = 0) -> Draws:
-    return draws(seed, numbers, objective, shape, True, "cpu")
+    return draws(seed, numbers, objective, shape, latents=True, device="cpu")
 
 
 def batch_of(*numbers: int) -> TrainBatch:
@@ -65,7 +65,7 @@ def test_draws_depend_only_on_seed_and_number(objective: Objective) -> None:
 
 
 def test_what_is_trained_on_images_does_not_move_with_dropout_or_latents() -> None:
-    plain = draws(3, torch.arange(4), Objective(), (1, 8, 8), False, "cpu")
+    plain = draws(3, torch.arange(4), Objective(), (1, 8, 8), device="cpu")
     more = drawn_for(torch.arange(4), Objective(conditioning_dropout=0.9), (1, 8, 8), seed=3)
     assert torch.equal(plain.noise, more.noise)
     assert torch.equal(plain.timesteps, more.timesteps)

@@ -115,7 +115,7 @@ def test_two_workers_train_one_vae_and_one_discriminator(tmp_path: Path) -> None
     for name, weight in alone.items():
         assert torch.equal(first[name], second[name]), name
         # Two steps of Adam change a weight by up to 2e-4.
-        torch.testing.assert_close(first[name], weight, atol=3e-5, rtol=0)
+        torch.testing.assert_close(first[name], weight, atol=5e-5, rtol=0)
 
 
 @pytest.mark.soak

@@ -315,7 +315,7 @@ def test_micro_batches_of_any_size_are_one_whole_batch(accelerator: Accelerator,
 def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
     weighed = Objective(prediction_type="v_prediction", min_snr_gamma=0.5)
     batch = batch_of(range(6))
-    drawn = draws(0, batch.numbers, weighed, (1, 16, 16), False, "cpu")
+    drawn = draws(0, batch.numbers, weighed, (1, 16, 16), device="cpu")
     assert batch.images is not None
     clean = to_model(batch.images).unsqueeze(1)
     with torch.no_grad():

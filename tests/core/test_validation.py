@@ -37,7 +37,7 @@ def test_losses_belong_to_the_samples(make_unet: Callable[[int], Any], predictio
     )
     np.testing.assert_allclose(np.concatenate([part[1] for part in parts]), values, rtol=1e-5)
 
-    noise = draws(0, NUMBERS, objective, (1, 16, 16), False, "cpu").noise
+    noise = draws(0, NUMBERS, objective, (1, 16, 16), device="cpu").noise
     times = torch.from_numpy(fractions * 1_000)
     with torch.no_grad():
         clean = to_model(IMAGES).unsqueeze(1)

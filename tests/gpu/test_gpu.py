@@ -5,6 +5,7 @@
 The tests need no fixture of other tests. With `--noconftest`, they run where only the core can be imported.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,16 +19,20 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.diffusion.philox import Purpose, normals, words
 from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Mel, MelConfig
-from audiodiff_core.models import PresetName, build_network, build_vae
+from audiodiff_core.models import PresetName, build_network, build_vae, objective_for
 from audiodiff_core.pipeline import PEAK, Loop, LoopPipeline
 from audiodiff_core.pipeline.codec import placed_vae
 from audiodiff_core.pipeline.rendering import Renderer
 from audiodiff_core.pipeline.running import Runner
 from audiodiff_core.sampling import ExecutionProfile, Finished, GenerateRequest, Item, Precision, Sampler
 from audiodiff_core.training import TrainBatch, TrainState, train_step, with_draws
+from audiodiff_core.training.vae_losses import VaeObjective
+from audiodiff_core.training.vae_state import VaeTrainState
+from audiodiff_core.training.vae_step import train_vae_step
 from audiodiff_core.vocoder import GriffinLim
 from tests.benchmarks.gpu.equality import bytes_alone, bytes_in_company, bytes_in_slot
 
@@ -242,12 +247,80 @@ def test_an_item_is_cancelled_after_a_compiled_step_of_another_width() -> None:
     assert [isinstance(outcome, Finished) for outcome in outcomes] == [True]
 
 
+def accelerated(precision: str = "no") -> Accelerator:
+    """Return an accelerator of this precision, whatever the accelerators of earlier tests."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision)
+
+
+def training_batch(conditional: bool = False) -> TrainBatch:
+    images = torch.from_numpy(np.repeat(picture(), 8, axis=0))
+    return TrainBatch(torch.arange(8), images, normal(0, 8, DIM) if conditional else None)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_training_lowers_the_loss(precision: str) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = accelerated(precision)
     torch.manual_seed(0)
     state = TrainState(accelerator, build_network("tiny", MEL), EPSILON, 1e-3, seed=0)
-    batch = with_draws(state, TrainBatch(range(8), np.repeat(picture(), 8, axis=0)))
+    batch = with_draws(state, training_batch().to(GPU))
     losses = [train_step(accelerator, state, [batch], 1e-3)[0] for _ in range(30)]
-    assert losses[-1] < 0.5 * losses[0]
+    assert float(losses[-1]) < 0.5 * float(losses[0])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("kind", ["tiny", "tiny-latent", "tiny-conditional", "flow"])
+def test_a_training_step_does_not_wait_for_the_gpu(kind: str, precision: str) -> None:
+    accelerator = accelerated(precision)
+    preset: Any = "tiny" if kind == "flow" else kind
+    objective = FLOW if kind == "flow" else objective_for(preset)
+    of = copy.deepcopy(vae()) if kind == "tiny-latent" else None
+    state = TrainState(accelerator, copy.deepcopy(network(preset)), objective, 1e-3, seed=0, vae=of)
+    micro_batches = training_batch(conditional=kind == "tiny-conditional").to(GPU).split(4)
+    train_step(accelerator, state, micro_batches, 1e-3)  # the first call of a library waits
+    with no_waiting():
+        results = [train_step(accelerator, state, micro_batches, 1e-3) for _ in range(2)]
+    assert all(float(loss) > 0 for loss, _ in results)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_step_of_an_autoencoder_does_not_wait_for_the_gpu(precision: str) -> None:
+    accelerator, objective = accelerated(precision), VaeObjective(adversarial_start=0)
+    state = VaeTrainState(accelerator, copy.deepcopy(vae()), objective, 1e-3, seed=0, discriminator_channels=8)
+    micro_batches = training_batch().to(GPU).split(4)
+    train_vae_step(accelerator, state, micro_batches, 1e-3)
+    with no_waiting():
+        results = [train_vae_step(accelerator, state, micro_batches, 1e-3) for _ in range(2)]
+    assert all(float(losses["reconstruction"]) > 0 for losses, _ in results)
+    assert int(state.skipped) == 0
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_gradient_that_is_not_finite_changes_nothing(value: str) -> None:
+    accelerator = accelerated()
+    state = TrainState(accelerator, copy.deepcopy(network()), EPSILON, 1e-3, seed=0)
+    batch = training_batch().to(GPU)
+    train_step(accelerator, state, [batch], 1e-3)
+    before = {name: weight.clone() for name, weight in state.bare.state_dict().items()}
+    moments = copy.deepcopy(state.optimizer.optimizer.state_dict()["state"])
+    state.bare.conv_in.weight.register_hook(lambda gradient: gradient * float(value))
+    with no_waiting():
+        train_step(accelerator, state, [batch], 1e-3)
+    assert all(torch.equal(weight, before[name]) for name, weight in state.bare.state_dict().items())
+    for number, of_weight in state.optimizer.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(values, moments[number][name]) for name, values in of_weight.items())
+    assert (state.step, int(state.skipped)) == (2, 1)
+
+
+def test_noise_is_drawn_on_the_gpu_as_on_a_cpu() -> None:
+    numbers, seed = torch.tensor([0, 5, 2**40 + 1]), 2**62 + 3
+    pinned = TrainBatch(numbers, None).pin_memory()
+    assert pinned.numbers.is_pinned()
+    with no_waiting():
+        on_gpu = pinned.to(GPU).numbers
+        drawn = words(seed, on_gpu, Purpose.SCALARS, 1_000, GPU)
+        noise = normals(seed, on_gpu, Purpose.NOISE, (1, SIDE, SIDE), GPU)
+    assert drawn.device.type == noise.device.type == GPU
+    assert torch.equal(drawn.cpu(), words(seed, numbers, Purpose.SCALARS, 1_000, "cpu"))
+    expected = normals(seed, numbers, Purpose.NOISE, (1, SIDE, SIDE), "cpu")
+    torch.testing.assert_close(noise.cpu(), expected, atol=1e-5, rtol=1e-5)

@@ -197,6 +197,14 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path)
         train(_options(dataset, run, learning_rate=2e-3))
 
 
+def test_a_run_of_another_format_is_refused(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.json").write_text('{"format_version": 3}')
+    with pytest.raises(
+        ValueError, match=r"holds a training run of format version 3, and .* draws other noise: [^\n]+$"
+    ):
+        train(_options(dataset, tmp_path))
+
+
 def test_numbers_of_workers_that_cannot_be_are_refused(local_ray: None, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_workers 5: must be at most train_batch_size"):
         _options(dataset, tmp_path, num_workers=5, train_batch_size=4)
