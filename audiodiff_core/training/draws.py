@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,21 @@ class TrainBatch:
     latents: npt.NDArray[np.float32] | None = None
     drawn: "Draws | None" = None
 
+    def split(self, size: int) -> "list[TrainBatch]":
+        """Split into parts of at most `size` samples, as equal as possible, in the same order."""
+        count = -(-len(self.numbers) // size)
+        bounds = [len(self.numbers) * part // count for part in range(count + 1)]
+        return [self._rows(slice(first, end)) for first, end in pairwise(bounds)]
+
+    def _rows(self, rows: slice) -> "TrainBatch":
+        return TrainBatch(
+            self.numbers[rows],
+            None if self.images is None else self.images[rows],
+            None if self.encodings is None else self.encodings[rows],
+            None if self.latents is None else self.latents[rows],
+            None if self.drawn is None else self.drawn.rows(rows),
+        )
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -48,6 +64,11 @@ class Draws:
     noise: torch.Tensor
     kept: torch.Tensor
     latent_noise: torch.Tensor | None
+
+    def rows(self, rows: slice) -> "Draws":
+        """Return the draws of some of the samples."""
+        latent_noise = None if self.latent_noise is None else self.latent_noise[rows]
+        return Draws(self.timesteps[rows], self.noise[rows], self.kept[rows], latent_noise)
 
 
 def draws(

@@ -112,7 +112,7 @@ class _Loop:
         max_steps = options.step_limit(self.order.dataset.rows)
         max_seconds = None if options.max_train_minutes is None else options.max_train_minutes * 60
         first_progress: float | None = None
-        share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
+        share = Share(options.batch_size, self.accelerator.process_index, self.accelerator.num_processes)
         batches = read_ahead(self.order, counts.samples, share, learner.ready)
         with closing(batches), closing(self.log):
             for name in self.not_validated:
@@ -132,7 +132,7 @@ class _Loop:
                 micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
                 for name, value in learner.learn(micro_batches, progress).items():
                     self.since_logged.setdefault(name, []).append(value)
-                counts.samples += options.train_batch_size * options.gradient_accumulation_steps
+                counts.samples += options.batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
                     means = {
                         name: statistics.fmean(_finite(values) or [0.0])
