@@ -326,6 +326,34 @@ def test_micro_batches_of_any_size_are_one_whole_batch(accelerator: Accelerator,
     )
 
 
+@pytest.mark.parametrize(("size", "sizes"), [(7, [7]), (9, [7]), (4, [3, 4]), (3, [2, 2, 3]), (1, [1] * 7)])
+def test_a_batch_is_split_into_equal_parts_with_all_that_belongs_to_a_sample(size: int, sizes: list[int]) -> None:
+    rows = np.arange(7, dtype=np.float32)
+    drawn = draws(0, range(10, 17), Objective(), (1, 2, 2), latents=True)
+    latents = np.tile(rows.reshape(7, 1, 1, 1, 1), (1, 2, 1, 2, 2))
+    batch = TrainBatch(range(10, 17), rows.astype(np.uint8).reshape(7, 1, 1), rows.reshape(7, 1), latents, drawn)
+    parts = batch.split(size)
+    assert [len(part.numbers) for part in parts] == sizes
+    assert [number for part in parts for number in part.numbers] == list(range(10, 17))
+    for part in parts:
+        first, drawn_part = part.numbers[0] - 10, part.drawn
+        of_part = slice(first, first + len(part.numbers))
+        assert part.images is not None
+        assert part.encodings is not None
+        assert part.latents is not None
+        assert drawn_part is not None
+        assert drawn_part.latent_noise is not None
+        assert drawn.latent_noise is not None
+        assert part.images[:, 0, 0].tolist() == part.encodings[:, 0].tolist() == rows[of_part].tolist()
+        assert part.latents[:, 0, 0, 0, 0].tolist() == rows[of_part].tolist()
+        assert torch.equal(drawn_part.timesteps, drawn.timesteps[of_part])
+        assert torch.equal(drawn_part.noise, drawn.noise[of_part])
+        assert torch.equal(drawn_part.kept, drawn.kept[of_part])
+        assert torch.equal(drawn_part.latent_noise, drawn.latent_noise[of_part])
+    (bare,) = TrainBatch([3, 4], None).split(2)
+    assert (bare.images, bare.encodings, bare.latents, bare.drawn) == (None, None, None, None)
+
+
 def test_min_snr_weighs_the_loss(accelerator: Accelerator, make_unet: Callable[[int], Any]) -> None:
     weighed = Objective(prediction_type="v_prediction", min_snr_gamma=0.5)
     batch = batch_of(range(6))

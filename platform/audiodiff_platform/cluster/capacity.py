@@ -69,15 +69,17 @@ def require_resources(workers: int, each: WorkerResources, option: str = "num_wo
     for kind, amount in each.amounts.items():
         needed, limit, present = workers * amount, _limit(kind), total(kind)
         if limit is not None and needed > limit:
-            advice = f"use at most {limit // amount}" if limit >= amount else "a worker needs more than the cluster has"
-            raise ValueError(f"{option} {workers} needs {needed} {kind}s, the cluster has {limit}: {advice}")
+            raise ValueError(
+                f"{option} {workers} needs {needed} {kind}s, the cluster has {limit}: {_advice(limit // amount, each)}"
+            )
         if needed > present:
             say(f"{option} {workers} needs {needed} {kind}s, the cluster has {present} now: waiting for it to grow")
             return
     fitting = sum(each.fitting(resources) for resources in nodes())
     if workers > fitting and started_here():
-        advice = f"use at most {fitting}" if fitting else "no worker fits"
-        raise ValueError(f"{option} {workers}: the nodes have room for {fitting} workers of {each}: {advice}")
+        raise ValueError(
+            f"{option} {workers}: the nodes have room for {fitting} workers of {each}: {_advice(fitting, each)}"
+        )
     if workers > fitting:
         say(f"{option} {workers}: the nodes have room for {fitting} workers of {each} now: waiting for more nodes")
 
@@ -172,6 +174,13 @@ def gpus() -> int:
 def grows() -> bool:
     """Return True if Ray knows that the cluster can add CPUs or GPUs."""
     return any((_limit(kind) or 0) > total(kind) for kind in ("CPU", "GPU"))
+
+
+def _advice(fitting: int, each: WorkerResources) -> str:
+    """Return what to do if only `fitting` workers fit."""
+    if fitting:
+        return f"use at most {fitting}"
+    return "set data_workers lower" if each.cpus > 1 else "set device cpu"
 
 
 def _limit(kind: str) -> int | None:

@@ -112,8 +112,8 @@ def require_accelerator_type(accelerator_type: str | None) -> None:
     if accelerator_type in known:
         return
     if started_here() or limits is not None:
-        has = f"of the kinds {', '.join(known)}" if known else "of no known kind"
-        raise ValueError(f"accelerator_type {accelerator_type}: the cluster has GPUs {has}: use one of them, or none")
+        advice = f"use {' or '.join(known)}" if known else "leave accelerator_type out, Ray knows the kind of no GPU"
+        raise ValueError(f"accelerator_type {accelerator_type}: the cluster has no GPU of this kind: {advice}")
     say(f"accelerator_type {accelerator_type}: no node has GPUs of this kind now: waiting for one")
 
 

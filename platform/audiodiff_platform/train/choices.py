@@ -66,8 +66,9 @@ def choose(
             "data_workers": group.cpus - 1,
         }
     )
-    # An elastic group may be allowed more workers than the cluster has.
-    workers = min(group.max_workers, max(group.min_workers, places(group.each)))
+    workers = group.max_workers
+    if isinstance(group.workers, tuple):  # the maximum may be far above what the cluster has
+        workers = min(workers, max(group.min_workers, places(group.each)))
     batch_size = options.train_batch_size or default_batch_size(
         workers, gpu, rows, options.gradient_accumulation_steps, partial(memory_of, options, workers)
     )

@@ -89,7 +89,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
             say(f"{inputs.dataset.rows} slices of {describe_dataset(inputs.dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
-                _require_optimizer(options, group)
+                require_optimizer(options, group)
                 memory_of = partial(worker_memory, inputs.network)
                 options, group, gpu = choose(options, group, inputs.dataset.rows, memory_of)
                 optimizer, compiled = options.optimizer, options.torch_compile
@@ -114,8 +114,12 @@ def train(options: TrainOptions) -> dict[str, Any]:
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def _require_optimizer(options: TrainOptions, group: Group) -> None:
-    """Check that the workers can run the optimizer."""
+def require_optimizer(options: TrainOptions, group: Group) -> None:
+    """Check that the workers can run the optimizer.
+
+    Raises:
+        ValueError: The workers run on CPUs, or a package is missing.
+    """
     if options.optimizer != "adamw_8bit":
         return
     if not group.gpu:
