@@ -102,7 +102,7 @@ def worker(config: dict[str, Any]) -> str | None:
         steps.append((began, time.monotonic()))
         return values
 
-    vars(training_loop)["_Loop"]._checkpoint, DiffusionLearner.learn = timed_checkpoint, timed_step  # type: ignore[method-assign]
+    vars(training_loop)["_Loop"]._checkpoint, DiffusionLearner.learn = timed_checkpoint, timed_step  # type: ignore[method-assign, assignment]
     reason = train_worker(config)
     Path(config["figures"]).write_text(json.dumps({"stops": stops, "steps": steps}))
     return reason

@@ -50,7 +50,7 @@ class Bare:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=options.learning_rate, fused=True)
         self.average = WeightAverage(list(self.network.parameters()), options.ema_decay)
         self.images = np.random.default_rng(0).integers(
-            0, 256, (options.train_batch_size, start.mel.y_res, start.mel.x_res), np.uint8
+            0, 256, (options.batch_size, start.mel.y_res, start.mel.x_res), np.uint8
         )
 
     def step(self) -> None:
@@ -130,6 +130,7 @@ def main() -> None:
         settings: dict[str, Any] = {
             "max_train_steps": steps,
             "train_batch_size": 16,
+            "mixed_precision": "no",
             "learning_rate": 1e-3,
             "preview_count": 0,
         }

@@ -24,10 +24,11 @@ from audiodiff_platform.mel_data.run_folder import PROGRESS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
-from audiodiff_platform.train.diffusion import train
+from audiodiff_platform.train.diffusion import require_optimizer, train
 from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train.shared_steps import BYTES_PER_PARAMETER, require_space
+from audiodiff_platform.train.worker_group import Group
 
 DIM = 8
 
@@ -200,13 +201,9 @@ def test_an_optimizer_that_no_worker_can_make_is_refused(
         "^optimizer adamw_8bit needs a CUDA GPU, and the cluster has none: use adamw$",
         **settings,
     )
-    monkeypatch.setattr("audiodiff_platform.train.shared_steps.uses_gpus", lambda device: True)
-    monkeypatch.setattr("audiodiff_platform.train.shared_steps.free", lambda kind: 1)
-    monkeypatch.setattr("audiodiff_platform.train.shared_steps.require_resources", lambda workers, gpus_each: None)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    _refused(
-        dataset, tmp_path / "run", r"^optimizer adamw_8bit needs the package bitsandbytes: pip install", **settings
-    )
+    with pytest.raises(ValueError, match=r"^optimizer adamw_8bit needs the package bitsandbytes: pip install"):
+        require_optimizer(_options(dataset, tmp_path / "run", **settings), Group(workers=1, gpu=True))
 
 
 def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, tmp_path: Path) -> None:
@@ -363,11 +360,26 @@ def test_an_elastic_range_uses_every_number_up_to_the_batch(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--num_workers", "17:20"], r"num_workers 17: must be at most train_batch_size \(16\)"),
+        (
+            ["--num_workers", "17:20", "--train_batch_size", "16"],
+            r"num_workers 17: must be at most train_batch_size \(16\)",
+        ),
         (["--num_workers", "4:2"], "num_workers 4:2: must be LOW:HIGH"),
         (["--num_workers", "0"], "num_workers 0: must be at least 1"),
+        (["--num_workers", "5"], r"num_workers 5 needs 5 CPUs, the cluster has 4: use at most 4"),
         (
-            ["--num_workers", "17"],
+            ["--num_workers", "3", "--data_workers", "1"],
+            r"num_workers 3 needs 6 CPUs, the cluster has 4: use at most 2$",
+        ),
+        (
+            ["--num_workers", "1", "--data_workers", "4"],
+            r"num_workers 1 needs 5 CPUs, the cluster has 4: set data_workers lower$",
+        ),
+        (["--accelerator_type", "A100"], "accelerator_type A100 needs GPUs, and the workers run on CPUs"),
+        (["--device", "gpu"], "num_workers 1 needs 1 GPUs, the cluster has 0: set device cpu"),
+        (["--mixed_precision", "fp16"], "mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no"),
+        (
+            ["--num_workers", "17", "--train_batch_size", "16"],
             r"num_workers 17: must be at most train_batch_size \(16\), because each worker needs a sample",
         ),
         (
@@ -388,7 +400,7 @@ def test_mistakes_of_the_command_line(dataset: Path, tmp_path: Path, flags: list
                 "",
             )
         )
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "train.json").exists()
 
 
 def test_names_of_trackers_in_one_or_several_flags(tmp_path: Path) -> None:

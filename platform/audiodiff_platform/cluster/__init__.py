@@ -1,6 +1,6 @@
 """The Ray cluster of a job: connection, capacity, and the paths that its nodes share."""
 
-from audiodiff_platform.cluster.capacity import cpus, gpus, require_resources, workers_for
+from audiodiff_platform.cluster.capacity import WorkerResources, cpus, gpus, require_resources, workers_for
 from audiodiff_platform.cluster.connection import WORKER_ENVIRONMENT, connected, inside_submitted_job, runs_locally
 from audiodiff_platform.cluster.shared_paths import (
     encoder_source,
@@ -13,6 +13,7 @@ from audiodiff_platform.cluster.shared_paths import (
 
 __all__ = [
     "WORKER_ENVIRONMENT",
+    "WorkerResources",
     "connected",
     "cpus",
     "encoder_source",

@@ -30,7 +30,15 @@ from audiodiff_core.checkpoint import MODEL_INDEX, load_model
 from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.pipeline import Loop, LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters, SeededRequest
-from audiodiff_platform.cluster import connected, cpus, gpus, require_resources, require_shared, usable_path
+from audiodiff_platform.cluster import (
+    WorkerResources,
+    connected,
+    cpus,
+    gpus,
+    require_resources,
+    require_shared,
+    usable_path,
+)
 from audiodiff_platform.cluster.options import ProfileOptions
 from audiodiff_platform.entry.terminal import say
 
@@ -237,7 +245,7 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         load_model(path)
     with connected():
         replicas = options.max_replicas or gpus() or cpus()
-        require_resources(replicas, gpus_each=int(gpus() > 0), option="max_replicas")
+        require_resources(replicas, WorkerResources(gpus=int(gpus() > 0)), option="max_replicas")
         for path in options.paths().values():
             require_shared("model", path, MODEL_INDEX)
         start(options, replicas, None if key is None else key.get_secret_value())

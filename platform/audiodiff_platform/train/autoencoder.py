@@ -21,6 +21,7 @@ from audiodiff_core.latents.posteriors import set_scaling_factor
 from audiodiff_core.mel import Images
 from audiodiff_core.models import build_vae, parameter_count
 from audiodiff_core.training import TrainBatch, learning_rate
+from audiodiff_core.training.vae_cost import vae_memory_bytes
 from audiodiff_core.training.vae_state import VaeTrainState, check_sides
 from audiodiff_core.training.vae_step import train_vae_step
 from audiodiff_platform.cluster import connected
@@ -31,12 +32,13 @@ from audiodiff_platform.mel_data.run_folder import MODEL
 from audiodiff_platform.mel_data.sample_order import DataOrder, spread_places
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned, require_token
+from audiodiff_platform.train.choices import choose, describe, with_recorded
 from audiodiff_platform.train.learner import StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainVaeOptions
+from audiodiff_platform.train.placement import group_for
 from audiodiff_platform.train.shared_steps import (
     describe_dataset,
-    group_for,
     model_folder,
     require_own_folder,
     require_space,
@@ -47,7 +49,7 @@ from audiodiff_platform.train.trackers import require_trackers
 from audiodiff_platform.train.validation.autoencoder import validate_vae, validates_vae
 from audiodiff_platform.train.validation.beside_training import validation_beside, with_validation_place
 from audiodiff_platform.train.validation.in_group import autoencoder_validation
-from audiodiff_platform.train.worker_process import run_worker
+from audiodiff_platform.train.worker_process import run_worker, samples_per_pass
 
 TRAIN_VAE_SETTINGS = "train_vae.json"
 MAX_SCALING_IMAGES = 1_024  # from which the scaling factor is computed
@@ -69,8 +71,9 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
         vae = build_vae(options.preset, dataset.mel)
     check_sides(options.objective(), vae)
     parameters = parameter_count(vae)
-    output, settings = Folder(options.output_dir), options.settings(data_digest=dataset.digest)
-    require_own_folder(options, output, TRAIN_VAE_SETTINGS, settings)
+    output, stated = Folder(options.output_dir), options
+    options = recorded = with_recorded(options, output, TRAIN_VAE_SETTINGS)
+    require_own_folder(options, output, TRAIN_VAE_SETTINGS, options.settings(data_digest=dataset.digest))
     with owned(output, options.take_over) as lease:
         metrics = _finished_metrics(options, dataset, output)
         if metrics is None:
@@ -78,7 +81,9 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
             size = f"{parameters / 1e6:.1f} M parameters"
             say(f"{options.preset}: {size}, {dataset.rows} slices of {describe_dataset(dataset)}")
             with connected(dashboard=True):
-                group = group_for(options)
+                memory_of = partial(worker_memory, vae)
+                options, group, gpu = choose(options, group_for(options), dataset.rows, memory_of)
+                say(describe(options, group, gpu, stated, recorded))
                 options = with_validation_place(options, group)
                 validation = (
                     validation_beside(validate_vae, options, group)
@@ -90,7 +95,7 @@ def train_vae(options: TrainVaeOptions) -> dict[str, Any]:
                     train_vae_worker,
                     options,
                     dataset,
-                    claimed=(TRAIN_VAE_SETTINGS, settings),
+                    claimed=(TRAIN_VAE_SETTINGS, options.settings(data_digest=dataset.digest)),
                     versions=versions,
                     lease=lease,
                     group=group,
@@ -158,12 +163,33 @@ def _open_order(options: TrainVaeOptions) -> DataOrder:
     return DataOrder(open_dataset(options.dataset_name, options.mel_config, Folder(options.output_dir)), options.seed)
 
 
+def worker_memory(vae: Any, options: TrainVaeOptions, workers: int, samples: int) -> int:
+    """Estimate the bytes of a worker.
+
+    Args:
+        vae: A diffusers `AutoencoderKL` on any device, including meta.
+        options: Options of the run, with the precision.
+        workers: Number of workers, each of which holds the whole state.
+        samples: Samples of a micro-batch.
+    """
+    del workers
+    return vae_memory_bytes(
+        vae,
+        samples,
+        options.objective(),
+        gradient_checkpointing=options.gradient_checkpointing,
+        precision=options.precision,
+    )
+
+
 class VaeLearner(StateLearner[VaeTrainState]):
     """Learner of an autoencoder and its discriminator."""
 
     def __init__(self, options: TrainVaeOptions, accelerator: Accelerator, state: VaeTrainState) -> None:
         super().__init__(accelerator, state)
         self.options = options
+        memory_bytes = partial(worker_memory, state.bare, options, accelerator.num_processes)
+        self.samples_per_pass = samples_per_pass(options, accelerator, memory_bytes)
         objective = options.objective()
         self.weights = {
             "reconstruction": 1.0,
@@ -183,7 +209,7 @@ class VaeLearner(StateLearner[VaeTrainState]):
         parts, norm = train_vae_step(
             self.accelerator,
             self.state,
-            micro_batches,
+            [part for batch in micro_batches for part in batch.split(self.samples_per_pass)],
             rate,
             options.samples_per_worker(self.accelerator.num_processes),
         )

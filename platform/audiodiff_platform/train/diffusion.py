@@ -14,6 +14,7 @@
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -35,12 +36,13 @@ from audiodiff_platform.train.checkpoints import (
     step_of,
     validation_results,
 )
-from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.choices import choose, describe, least_micro_batch, with_recorded
+from audiodiff_platform.train.diffusion_worker import train_worker, worker_memory
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, require_encodings, validation_split
 from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.placement import group_for
 from audiodiff_platform.train.shared_steps import (
     describe_dataset,
-    group_for,
     model_folder,
     require_own_folder,
     require_space,
@@ -77,8 +79,9 @@ def train(options: TrainOptions) -> dict[str, Any]:
         )
     if options.push_to_hub:
         claim_repository(options.push_to_hub, "model")
-    output, settings = Folder(options.output_dir), options.settings(**inputs.digests)
-    require_own_folder(options, output, TRAIN_SETTINGS, settings)
+    output, stated = Folder(options.output_dir), options
+    options = recorded = with_recorded(options, output, TRAIN_SETTINGS)
+    require_own_folder(options, output, TRAIN_SETTINGS, options.settings(**inputs.digests))
     with owned(output, options.take_over) as lease:
         metrics = _finished_metrics(options, inputs, output)
         if metrics is None:
@@ -86,8 +89,12 @@ def train(options: TrainOptions) -> dict[str, Any]:
             say(f"{inputs.dataset.rows} slices of {describe_dataset(inputs.dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
-                _require_optimizer(options, group)
-                cost = _cost(options, inputs, group.min_workers)
+                require_optimizer(options, group)
+                memory_of = partial(worker_memory, inputs.network)
+                options, group, gpu = choose(options, group, inputs.dataset.rows, memory_of)
+                optimizer, compiled = options.optimizer, options.torch_compile
+                say(describe(options, group, gpu, stated, recorded, optimizer=optimizer, compiled=compiled))
+                cost = _cost(options, inputs, least_micro_batch(options, group, gpu, memory_of))
                 say(f"{cost.describe()}; {_limits_text(options, inputs)}")
                 options = with_validation_place(options, group)
                 validation = (
@@ -95,7 +102,7 @@ def train(options: TrainOptions) -> dict[str, Any]:
                     if validates(options, inputs.dataset) and options.validate_in == "task"
                     else None
                 )
-                claimed = TRAIN_SETTINGS, settings
+                claimed = TRAIN_SETTINGS, options.settings(**inputs.digests)
                 run_training(
                     train_worker,
                     options,
@@ -112,8 +119,12 @@ def train(options: TrainOptions) -> dict[str, Any]:
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def _require_optimizer(options: TrainOptions, group: Group) -> None:
-    """Check that the workers can run the optimizer."""
+def require_optimizer(options: TrainOptions, group: Group) -> None:
+    """Check that the workers can run the optimizer.
+
+    Raises:
+        ValueError: The workers run on CPUs, or a package is missing.
+    """
     if options.optimizer != "adamw_8bit":
         return
     if not group.gpu:
@@ -125,19 +136,19 @@ def _require_optimizer(options: TrainOptions, group: Group) -> None:
         )
 
 
-def _cost(options: TrainOptions, inputs: TrainingInputs, workers: int) -> TrainingCost:
+def _cost(options: TrainOptions, inputs: TrainingInputs, samples: int) -> TrainingCost:
     return training_cost(
         inputs.network,
-        options.train_batch_size // workers,
+        samples,
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
-        precision=options.mixed_precision,
+        precision=options.precision,
     )
 
 
 def _limits_text(options: TrainOptions, inputs: TrainingInputs) -> str:
     """Return the limits of training as text for the console."""
-    samples = options.train_batch_size * options.gradient_accumulation_steps
+    samples = options.batch_size * options.gradient_accumulation_steps
     steps = options.step_limit(inputs.dataset.rows)
     limits = [
         ""
@@ -189,7 +200,7 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
 def _throughput(options: TrainOptions, cost: TrainingCost, progress: Mapping[str, Any]) -> dict[str, float]:
     """Return samples per second and, if known, the achieved share of the GPU's half-precision peak."""
     rate = progress["samples"] / max(progress["seconds"], 1e-9)
-    peak = peak_flops(progress["device"], "fp16" if options.mixed_precision == "fp16" else "bf16")
+    peak = peak_flops(progress["device"], "fp16" if options.precision == "fp16" else "bf16")
     share = (
         {}
         if peak is None

@@ -8,13 +8,14 @@ import torch
 from accelerate import Accelerator
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
+from audiodiff_core.training.cost import training_cost
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, open_order
 from audiodiff_platform.train.learner import StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.validation.diffusion import validates
 from audiodiff_platform.train.validation.in_group import diffusion_validation
-from audiodiff_platform.train.worker_process import run_worker
+from audiodiff_platform.train.worker_process import run_worker, samples_per_pass
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
@@ -77,12 +78,33 @@ def trained(
     return state
 
 
+def worker_memory(network: Any, options: TrainOptions, workers: int, samples: int) -> int:
+    """Estimate the bytes of a worker.
+
+    Args:
+        network: A diffusers network on any device, including meta.
+        options: Options of the run, with the precision.
+        workers: Number of workers, over which FSDP shards the state.
+        samples: Samples of a micro-batch.
+    """
+    cost = training_cost(
+        network,
+        samples,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        precision=options.precision,
+    )
+    return cost.state_bytes // (workers if options.fsdp else 1) + cost.activation_bytes
+
+
 class DiffusionLearner(StateLearner[TrainState]):
     """Learner of a diffusion network."""
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
         super().__init__(accelerator, state)
         self.options = options
+        memory_bytes = partial(worker_memory, state.bare, options, accelerator.num_processes)
+        self.samples_per_pass = samples_per_pass(options, accelerator, memory_bytes, options.fsdp)
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return with_draws(self.state, batch)
@@ -95,7 +117,7 @@ class DiffusionLearner(StateLearner[TrainState]):
         loss, norm = train_step(
             self.accelerator,
             self.state,
-            micro_batches,
+            [part for batch in micro_batches for part in batch.split(self.samples_per_pass)],
             rate,
             options.samples_per_worker(self.accelerator.num_processes),
         )

@@ -139,9 +139,9 @@ class _Loop:
         options, learner, counts = self.options, self.learner, self.learner.counts
         max_steps = options.step_limit(self.order.dataset.rows)
         max_seconds = None if options.max_train_minutes is None else options.max_train_minutes * 60
-        share = Share(options.train_batch_size, self.accelerator.process_index, self.accelerator.num_processes)
+        share = Share(options.batch_size, self.accelerator.process_index, self.accelerator.num_processes)
         reads = Reads(open_order, share, counts.samples)
-        batches = Batches(reads, options.data_workers, self.accelerator.device, learner.ready)
+        batches = Batches(reads, options.data_workers or 0, self.accelerator.device, learner.ready)
         first_progress: float | None = None
         began = time.monotonic()
         with closing(batches), closing(self.log), closing(self.writer):
@@ -166,7 +166,7 @@ class _Loop:
                     self.since_logged.setdefault(name, []).append(value)
                 if counts.step == self.saved_step + 1:
                     learner.snapshot()  # allocates the host memory of checkpoints
-                counts.samples += options.train_batch_size * options.gradient_accumulation_steps
+                counts.samples += options.batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
                     advance = progress - first_progress
                     left = (time.monotonic() - began) * (1 - progress) / advance if advance > 0 else None

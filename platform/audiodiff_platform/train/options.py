@@ -203,7 +203,7 @@ class TrainVaeOptions(RunOptions):
 
     @pydantic.field_validator("mixed_precision")
     @classmethod
-    def _wide_enough(cls, value: str) -> str:
+    def _wide_enough(cls, value: str | None) -> str | None:
         """Reject fp16."""
         if value == "fp16":
             raise ValueError("mixed_precision fp16: the range of fp16 is too narrow for an autoencoder, use bf16 or no")

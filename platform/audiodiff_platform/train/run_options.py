@@ -1,6 +1,7 @@
 """Options that all training jobs share, and the settings that identify a training run."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
@@ -11,6 +12,7 @@ from audiodiff_platform.entry.options import NO_VALUE, OutputOptions
 TRAIN_FORMAT_VERSION = 4
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+Precision = Literal["no", "bf16", "fp16"]
 DEFAULT_EPOCHS = 100
 
 _PATHS = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
@@ -18,6 +20,8 @@ _LIMITS = {"max_train_steps", "num_epochs", "max_train_minutes"}
 _EXECUTION = {
     "num_workers",
     "device",
+    "accelerator_type",
+    "data_workers",
     "take_over",
     "checkpoint_minutes",
     "checkpoints_kept",
@@ -28,7 +32,6 @@ _EXECUTION = {
     "torch_compile",
     "fsdp",
     "validate_in",
-    "data_workers",
 }
 _EXPORT = {"keep", "best_by", "scheduler"}  # applied to trained weights
 
@@ -77,12 +80,19 @@ class RunOptions(OutputOptions):
         description=f"stop after this many passes over the dataset; {DEFAULT_EPOCHS} if no limit is set",
     )
     max_train_minutes: float | None = pydantic.Field(None, gt=0, description="stop after this many minutes of training")
-    train_batch_size: int = pydantic.Field(16, ge=1, description="samples per forward pass, summed over all workers")
+    train_batch_size: int | None = pydantic.Field(
+        None,
+        ge=1,
+        description="samples per forward pass, summed over all workers; none: 16 on CPUs; on each GPU the largest "
+        "power of two, up to 64, that fits in memory and leaves an epoch 8 steps; a resumed run keeps its value",
+    )
     gradient_accumulation_steps: int = pydantic.Field(1, ge=1, description="forward passes per optimizer step")
     learning_rate: float = pydantic.Field(1e-4, gt=0, description="peak learning rate")
     lr_warmup_steps: int = pydantic.Field(500, ge=0, description="steps over which the learning rate rises to its peak")
-    mixed_precision: Literal["no", "bf16", "fp16"] = pydantic.Field(
-        "no", description="precision of the forward pass: no (float32), bf16 or fp16"
+    mixed_precision: Precision | None = pydantic.Field(
+        None,
+        description="precision of the forward pass: no (float32), bf16 or fp16; none: bf16 on GPUs that support it, "
+        "else no; a resumed run keeps its value",
     )
     checkpoint_minutes: float = pydantic.Field(
         5.0,
@@ -106,12 +116,19 @@ class RunOptions(OutputOptions):
         description="training processes, one CPU or GPU each: a number, or LOW:HIGH to follow the size of the cluster; "
         "at most train_batch_size; none: all GPUs (or CPUs, if there are no GPUs) that are not reserved",
     )
-
     device: Device = pydantic.Field(
         "auto", description="device of the workers: cpu, gpu, or auto for GPUs if the cluster has or can add any"
     )
+    accelerator_type: str | None = pydantic.Field(
+        None, description="kind of GPU to train on in a cluster of several kinds, such as A100 or H100; none: any"
+    )
+    data_workers: int | None = pydantic.Field(
+        None,
+        ge=0,
+        description="processes per training worker that read and decode samples, each on a CPU of its own; 0: the "
+        "training process reads; none: 0 on CPUs; on GPUs the CPUs for each GPU less one, at most 8",
+    )
 
-    data_workers: int = pydantic.Field(0, ge=0, description="x")
     validate_in: Literal["auto", "group", "task"] = pydantic.Field(
         "auto",
         description="where checkpoints are validated: group: by the training workers, which pause and share the "
@@ -121,7 +138,15 @@ class RunOptions(OutputOptions):
 
     @pydantic.model_validator(mode="after")
     def _workers_have_samples(self) -> Self:
-        """Reject a worker range that is not a range, or whose lower bound exceeds the batch size."""
+        self.require_samples()
+        return self
+
+    def require_samples(self) -> None:
+        """Reject a worker range that is not a range, or whose lower bound exceeds the batch size.
+
+        Raises:
+            ValueError: The numbers of workers cannot be used.
+        """
         if isinstance(self.num_workers, tuple):
             low, high = self.num_workers
             if not 1 <= low <= high:
@@ -132,21 +157,42 @@ class RunOptions(OutputOptions):
                 raise ValueError(f"num_workers {self.num_workers}: must be at least 1")
             workers = self.num_workers
         else:
-            return self
-        if workers > self.train_batch_size:
+            return
+        if self.train_batch_size is not None and workers > self.train_batch_size:
             raise ValueError(
                 f"num_workers {workers}: must be at most train_batch_size ({self.train_batch_size}), "
                 "because each worker needs a sample"
             )
-        return self
+
+    def filled_in(self, values: Mapping[str, Any]) -> Self:
+        """Return these options with `values` of options that were not set.
+
+        Raises:
+            ValueError: The batch is too small for the workers.
+        """
+        filled = self.model_copy(update=dict(values))
+        filled.require_samples()
+        return filled
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per forward pass, summed over all workers, after the job has chosen it."""
+        assert self.train_batch_size is not None, "train_batch_size is not chosen yet"
+        return self.train_batch_size
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the forward pass, after the job has chosen it."""
+        assert self.mixed_precision is not None, "mixed_precision is not chosen yet"
+        return self.mixed_precision
 
     def usable_workers(self, low: int, high: int) -> range:
         """Return the worker counts in [low, high] that leave each worker at least one sample of a batch."""
-        return range(low, min(high, self.train_batch_size) + 1)
+        return range(low, min(high, self.batch_size) + 1)
 
     def samples_per_worker(self, workers: int) -> float:
         """Return the mean number of samples that one of `workers` workers processes in an optimizer step."""
-        return self.train_batch_size * self.gradient_accumulation_steps / workers
+        return self.batch_size * self.gradient_accumulation_steps / workers
 
     def settings(self, **digests: str | None) -> dict[str, Any]:
         """Return everything that determines the weights after a given number of steps, except rounding.
@@ -182,7 +228,7 @@ class RunOptions(OutputOptions):
         Args:
             rows: Number of rows of the dataset.
         """
-        steps_per_epoch = rows / (self.train_batch_size * self.gradient_accumulation_steps)
+        steps_per_epoch = rows / (self.batch_size * self.gradient_accumulation_steps)
         epochs = self.num_epochs
         if epochs is None and self.max_train_steps is None and self.max_train_minutes is None:
             epochs = DEFAULT_EPOCHS

@@ -1,4 +1,4 @@
-"""Steps that all training jobs share: paths, run folder, resources, workers and model folder."""
+"""Steps that all training jobs share: paths, run folder, disk space and model folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 from ray.train import ValidationConfig
 
 from audiodiff_core.checkpoint import upload_model
-from audiodiff_platform.cluster import require_resources, require_shared, usable_path
-from audiodiff_platform.cluster.capacity import free, total, uses_gpus
+from audiodiff_platform.cluster import require_shared, usable_path
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.mel_dataset import TrainingImages
 from audiodiff_platform.mel_data.run_folder import IN_VALIDATION, MODEL, STARTS, STATE
@@ -89,27 +88,6 @@ def require_space(options: RunOptions, output: Folder, parameters: int) -> None:
     # In addition to the newest: the best checkpoint, a checkpoint in validation, and the checkpoint being written.
     needed_bytes = checkpoint_bytes * (options.checkpoints_kept + 3) - existing_bytes
     output.require_free_space(max(checkpoint_bytes, needed_bytes), "training")
-
-
-def group_for(options: RunOptions) -> Group:
-    """Choose the workers: `num_workers` of the options, or one worker on each unreserved GPU or CPU.
-
-    Raises:
-        ValueError: The cluster cannot provide the minimum number of workers or the precision.
-    """
-    gpu = uses_gpus(options.device)
-    workers = options.num_workers or min(options.train_batch_size, max(1, free("GPU" if gpu else "CPU")))
-    if isinstance(workers, tuple):
-        workers = workers[0], min(workers[1], options.train_batch_size)
-    group = Group(workers, gpu)
-    require_resources(group.min_workers, gpus_each=int(gpu))
-    kind = "GPU" if gpu else "CPU"
-    low, high = group.min_workers, group.max_workers
-    number = str(low) if low == high else f"{low} to {high}"
-    say(f"{number} workers, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
-    if options.mixed_precision == "fp16" and not gpu:
-        raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
-    return group
 
 
 def run_training(

@@ -17,14 +17,17 @@ from typing import Any
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, ValidationConfig
 from ray.train.torch import TorchTrainer
 
+from audiodiff_platform.cluster.capacity import WorkerResources, wait_for_places
 from audiodiff_platform.entry.errors import JobError, cause_of
 from audiodiff_platform.train.run_options import RunOptions
 
 MIN_RESIZE_INTERVAL_S = 5.0
 MAX_FAILURES = 1_000  # per run; also ends a run whose workers die before they count their start
 RAY_TRAIN_ENVIRONMENT = {
-    # Timeout for the reservation of resources, not for the import of modules by the workers. If a node has died, Ray
-    # Train tries fewer workers after this timeout.
+    # Timeout for the reservation of resources, not for the import of modules by the workers. After it, an elastic group
+    # whose node has died tries fewer workers. A group of fixed size tries again, and waits for nodes in this way. A
+    # longer wait gains nothing and harms: the controller of Ray Train neither answers Ctrl-C nor renews its request to
+    # the autoscaler meanwhile, which expires after 180 s. The job waits for its first nodes itself.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -40,10 +43,19 @@ class Group:
     Args:
         workers: Number of workers, or (minimum, maximum) for a group that follows the size of the cluster.
         gpu: True if each worker uses a GPU.
+        cpus: CPUs of each worker: one for itself, and one for each of its reading processes.
+        accelerator_type: Kind of the GPUs as Ray names it. None for any kind.
     """
 
     workers: int | tuple[int, int]
     gpu: bool
+    cpus: int = 1
+    accelerator_type: str | None = None
+
+    @property
+    def each(self) -> WorkerResources:
+        """The resources of each worker."""
+        return WorkerResources(self.cpus, int(self.gpu), self.accelerator_type)
 
     @property
     def min_workers(self) -> int:
@@ -78,6 +90,7 @@ def run_workers(
     """
     for name, value in RAY_TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    wait_for_places(group.min_workers, group.each)
     # A resize restarts the group from its last checkpoint, so it should not be more frequent than checkpoints.
     resize_interval_s = max(MIN_RESIZE_INTERVAL_S, options.checkpoint_minutes * 60)
     with tempfile.TemporaryDirectory(prefix="audiodiff-ray-train-", ignore_cleanup_errors=True) as folder:
@@ -85,7 +98,11 @@ def run_workers(
             worker,
             train_loop_config={"options": options.model_dump(), "token": token},
             scaling_config=ScalingConfig(
-                num_workers=group.workers, use_gpu=group.gpu, elastic_resize_monitor_interval_s=resize_interval_s
+                num_workers=group.workers,
+                use_gpu=group.gpu,
+                resources_per_worker=group.each.amounts,
+                accelerator_type=group.accelerator_type,
+                elastic_resize_monitor_interval_s=resize_interval_s,
             ),
             run_config=RunConfig(
                 name="run",

@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import ray.train
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 
 from audiodiff_core.training import sharding
 from audiodiff_platform.mel_data.run_folder import STARTS
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.train.device_defaults import micro_batch_size
 from audiodiff_platform.train.learner import TrainingStoppedError
 from audiodiff_platform.train.restarts import count_start, record_error
 from audiodiff_platform.train.run_options import RunOptions
@@ -70,13 +72,42 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         torch.set_num_threads(1)
-    # Without cpu=True, accelerate ignores the gloo process group of Ray Train, and each worker would train alone.
+    else:
+        _use_exact_float32()
     accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision=options.mixed_precision, fsdp_plugin=sharding() if fsdp else None
+        # Without cpu=True, accelerate ignores the gloo process group of Ray Train, and each worker would train alone.
+        cpu=on_cpu,
+        mixed_precision=options.precision,
+        fsdp_plugin=sharding() if fsdp else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of the gradients
     )
     world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate joined {accelerator.num_processes} of {world} workers"
-    assert world in options.usable_workers(1, world), (
-        f"{world} workers cannot share batches of {options.train_batch_size}"
-    )
+    assert world in options.usable_workers(1, world), f"{world} workers cannot share batches of {options.batch_size}"
     return accelerator
+
+
+def samples_per_pass(
+    options: RunOptions, accelerator: Accelerator, memory_bytes: Callable[[int], int], fsdp: bool = False
+) -> int:
+    """Choose the size of the micro-batches, which is the same for all workers. All workers call this function.
+
+    Args:
+        options: Options of the run.
+        accelerator: Accelerator of this worker.
+        memory_bytes: Function that estimates the bytes of a worker for a number of samples.
+        fsdp: Whether the weights are sharded over the workers.
+    """
+    workers = accelerator.num_processes
+    on_gpu = accelerator.device.type == "cuda"
+    device_bytes = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else None
+    uneven = options.batch_size % workers > 0
+    size = micro_batch_size(-(-options.batch_size // workers), device_bytes, memory_bytes, same_count=fsdp and uneven)
+    return int(min(gather_object([size])))
+
+
+def _use_exact_float32() -> None:
+    """Compute float32 products and convolutions on GPUs without TF32, which rounds factors to 10 bits."""
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    cudnn.conv.fp32_precision = "ieee"
