@@ -105,7 +105,7 @@ def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path:
         for group, (_, _, rows) in enumerate(data.groups)
         for row in range(rows)
     }
-    expected = start.encodings.vectors_for([own[image.tobytes()] for image in batch.images])
+    expected = start.encodings.vectors_for([own[image.numpy().tobytes()] for image in batch.images])
     assert np.array_equal(batch.encodings, expected)
     assert data.audio_files() == set(data.column("audio_file"))
 
