@@ -162,6 +162,7 @@ def main() -> None:
                 "checkpoint_minutes": MINUTES,
                 "preview_count": 0,
                 "report_to": (),
+                "mixed_precision": "no",
             }
             print(figures(waits, options, Path(folder)), flush=True)
         ray.shutdown()

@@ -32,6 +32,7 @@ COMMON: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_warmup_steps": 5,
     "report_to": (),
+    "mixed_precision": "no",
 }
 KINDS = ("pixel", "latent", "conditional", "autoencoder")
 

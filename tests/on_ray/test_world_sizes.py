@@ -38,6 +38,7 @@ def _options(dataset: Path, output: Path, workers: int) -> TrainOptions:
         num_workers=workers,
         preview_count=3,
         validate_in="group",
+        mixed_precision="no",
     )
 
 
