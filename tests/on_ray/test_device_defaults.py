@@ -158,6 +158,9 @@ def test_the_line_on_the_terminal(tmp_path: Path) -> None:
         "batch 256 (recorded: up to 86 on each of 3 GPUs, Tesla T4), bf16 (recorded), "
         "TF32 off, 8-bit AdamW, compilation, data_workers 0 (chosen)"
     )
+    assert describe(options, Group(1, gpu=True), H100, unset, recorded).startswith(
+        "batch 256 (recorded: 256 on a GPU, NVIDIA H100 80GB HBM3), "
+    )
     stated = _options(tmp_path, train_batch_size=16, mixed_precision="no")
     assert describe(stated, Group(workers=4, gpu=False), None, stated, stated) == (
         "batch 16 (set: 4 on each of 4 CPUs), float32 (set), fused AdamW, no compilation"

@@ -159,9 +159,9 @@ def test_what_never_fits_on_the_only_node_is_refused() -> None:
 def test_the_first_node_of_a_kind_is_waited_for(cluster: Cluster) -> None:
     driver = _driver(KIND_TO_COME, cluster.address)
     assert driver.stderr is not None
-    waiting = [driver.stderr.readline() for _ in range(2)]
-    assert waiting == [
+    assert [driver.stderr.readline() for _ in range(3)] == [
         "accelerator_type H100: no node has GPUs of this kind now: waiting for one\n",
+        "num_workers 1: the nodes have room for 0 workers of 1 CPU and 1 H100 GPU now: waiting for more nodes\n",
         "waiting until the cluster has room for 1 worker of 1 CPU and 1 H100 GPU\n",
     ]
     node = cluster.add_node(num_cpus=4, num_gpus=1, resources={"accelerator_type:H100": 1})

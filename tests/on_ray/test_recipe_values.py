@@ -37,6 +37,8 @@ RUN: Stated = {
     "seed": "010",
     "num_workers": "2:8",
     "device": "cpu",
+    "accelerator_type": "1e3",
+    "data_workers": "0",
     "take_over": "true",
     "lr_scheduler": "linear",
     "ema_decay": ".9",

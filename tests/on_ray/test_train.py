@@ -192,6 +192,27 @@ def test_a_finished_run_is_not_trained_again_and_needs_no_space(
     assert (run / "model" / "model_index.json").stat().st_mtime_ns == before
 
 
+def test_batch_and_precision_are_chosen_once_for_a_run(
+    local_ray: None, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def steps(count: int, **changes: Any) -> str:
+        unset = {"train_batch_size": None, "max_train_steps": count, **changes}
+        assert train(_options(dataset, folder, **unset))["samples"] == 16 * count
+        return capsys.readouterr().err
+
+    rest = "fused AdamW, no compilation\n"
+    assert f"batch 16 (chosen: 16 on a CPU), float32 (chosen), {rest}" in steps(1)
+    settings = json.loads((folder / "train.json").read_text())
+    assert (settings["train_batch_size"], settings["mixed_precision"]) == (16, "no")
+    assert f"batch 16 (recorded: 16 on a CPU), float32 (recorded), {rest}" in steps(2)
+    assert f"batch 16 (set: 16 on a CPU), float32 (set), {rest}" in steps(3, train_batch_size=16, mixed_precision="no")
+    for changes in ({"train_batch_size": 8}, {"mixed_precision": "bf16"}):
+        with pytest.raises(ValueError, match=r"is (16|'no') in the folder, (8|'bf16') in this job"):
+            steps(4, **changes)
+
+
 def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"learning_rate is 0\.001 in the folder, 0\.002 in this job"):
         train(_options(dataset, run, learning_rate=2e-3))

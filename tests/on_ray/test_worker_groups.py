@@ -29,6 +29,7 @@ pytestmark = pytest.mark.workers
 COMMON: dict[str, Any] = {
     "max_train_steps": 20,
     "train_batch_size": 4,
+    "mixed_precision": "no",
     "learning_rate": 1e-3,
     "lr_warmup_steps": 5,
     "report_to": (),

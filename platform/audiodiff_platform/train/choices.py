@@ -116,13 +116,15 @@ def describe(
 
     most = group.max_workers
     share = f"{'' if options.batch_size % most == 0 else 'up to '}{-(-options.batch_size // most)}"
-    devices = f"each of {most} CPUs" if gpu is None else f"each of {most} GPUs, {gpu.name}"
+    kind = "CPU" if gpu is None else "GPU"
+    devices = f"a {kind}" if most == 1 else f"each of {most} {kind}s"
+    name = "" if gpu is None else f", {gpu.name}"
     precision = origin("mixed_precision")
     if gpu is not None and precision == "chosen":
         precision += f": compute capability {gpu.capability[0]}.{gpu.capability[1]}"
     return ", ".join(
         [
-            f"batch {options.batch_size} ({origin('train_batch_size')}: {share} on {devices})",
+            f"batch {options.batch_size} ({origin('train_batch_size')}: {share} on {devices}{name})",
             f"{FLOAT_NAMES[options.precision]} ({precision})",
             *([] if gpu is None else ["TF32 off"]),
             OPTIMIZER_NAMES[optimizer],
