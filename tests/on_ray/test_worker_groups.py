@@ -1,9 +1,11 @@
-"""Two workers train every kind of network like one worker: the same samples and weights.
+"""Two workers train every kind of network like one worker: the same samples and weights, also after a kill.
 
 One group runs all trainings, because starting a group takes longer than these trainings.
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import numpy as np
 import pytest
 import ray.train
 import torch
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 
 from audiodiff_platform.mel_data.encodings import encoded_table
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import checkpoint_writer, checkpoints
 from audiodiff_platform.train import loop as loop_module
 from audiodiff_platform.train.autoencoder import train_vae, train_vae_worker
 from audiodiff_platform.train.diffusion import train
@@ -33,7 +37,6 @@ COMMON: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_warmup_steps": 5,
     "report_to": (),
-    "mixed_precision": "no",
 }
 KINDS = ("pixel", "latent", "conditional", "autoencoder")
 
@@ -111,3 +114,50 @@ def test_two_workers_train_as_one(runs: Path, kind: str) -> None:
         averaged.append(torch.cat([tensor.flatten() for tensor in load_file(checkpoint / "ema.safetensors").values()]))
     expected, averaged_by_two = averaged
     assert float((expected - averaged_by_two).norm() / expected.norm()) < (1e-5 if kind == "pixel" else 1e-3)
+
+
+@pytest.fixture
+def killed(runs: Path, dataset: Path, vae: Path) -> Path:
+    """Run folders KIND-killed of two workers, of which rank 0 was killed after the first checkpoint of each kind."""
+
+    def options(kind: str) -> Any:
+        folder = runs / f"{kind}-killed"
+        given = _options(kind, dataset, vae, runs / "encodings.parquet", folder, workers=2)
+        return given.model_copy(update={"checkpoint_minutes": 1e-6})
+
+    stated = {kind: options(kind).model_dump() for kind in KINDS}
+
+    def mortal_worker() -> None:
+        """Train every kind. Kill the process once for each kind, after the first whole checkpoint."""
+
+        def put_checkpoint(output: Folder, name: str, *arguments: Any) -> None:
+            checkpoints.put_checkpoint(output, name, *arguments)
+            died = Path(output.path("died"))
+            if not died.exists():
+                died.write_text(name)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        vars(checkpoint_writer)["put_checkpoint"] = put_checkpoint
+        for kind, values in stated.items():
+            train_one = train_vae_worker if kind == "autoencoder" else train_worker
+            assert train_one({"options": values, "token": None}) is None
+
+    TorchTrainer(
+        mortal_worker,
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(
+            name="killed", storage_path=str(runs / "ray"), failure_config=FailureConfig(max_failures=len(KINDS))
+        ),
+    ).fit()
+    return runs
+
+
+@pytest.mark.soak
+def test_a_kill_changes_no_weights(killed: Path) -> None:
+    for kind in KINDS:
+        assert "step-000000010-" in (killed / f"{kind}-killed" / "died").read_text()
+        expected, resumed = (
+            load_file(next((killed / f"{kind}-{end}" / "state").glob("step-000000020-*")) / "ema.safetensors")
+            for end in ("2", "killed")
+        )
+        assert all(torch.equal(resumed[name], weights) for name, weights in expected.items()), kind
