@@ -44,7 +44,7 @@ def allocated_peak(step: Callable[[], object]) -> int:
     """Return the peak bytes that the CPU allocator gives during `step`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    changes = sorted(
+    changes: list[tuple[int, int]] = sorted(
         (event.start_ns(), event.nbytes())
         for event in profile.profiler.kineto_results.events()
         if event.name() == "[memory]"

@@ -15,7 +15,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae
 from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.training.vae_state import VaeTrainState
-from audiodiff_platform.cluster.gpus import Gpu, least
+from audiodiff_platform.cluster.gpu_kinds import Gpu, least
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train import worker_process
 from audiodiff_platform.train.autoencoder import VaeLearner

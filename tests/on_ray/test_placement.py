@@ -18,7 +18,7 @@ PRELUDE = """
 import contextlib, dataclasses, io, json, sys
 import ray
 from audiodiff_platform.cluster.capacity import wait_for_places
-from audiodiff_platform.cluster.gpus import least_gpu
+from audiodiff_platform.cluster.gpu_kinds import least_gpu
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.placement import group_for
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from audiodiff_core.training import OptimizerName
 from audiodiff_platform.cluster.capacity import places
-from audiodiff_platform.cluster.gpus import Gpu, least_gpu
+from audiodiff_platform.cluster.gpu_kinds import Gpu, least_gpu
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.device_defaults import default_batch_size, default_precision, micro_batch_size
 from audiodiff_platform.train.run_options import Precision, RunOptions

@@ -7,7 +7,7 @@ micro-batch affects rounding only.
 
 from collections.abc import Callable, Iterator
 
-from audiodiff_platform.cluster.gpus import Gpu
+from audiodiff_platform.cluster.gpu_kinds import Gpu
 from audiodiff_platform.train.run_options import Precision
 
 CPU_BATCH_SIZE = 16

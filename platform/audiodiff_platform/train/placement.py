@@ -9,7 +9,7 @@ from audiodiff_platform.cluster.capacity import (
     uses_gpus,
     wait_for_places,
 )
-from audiodiff_platform.cluster.gpus import cpus_per_gpu, require_accelerator_type
+from audiodiff_platform.cluster.gpu_kinds import cpus_per_gpu, require_accelerator_type
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.train.device_defaults import CPU_BATCH_SIZE, default_data_workers
 from audiodiff_platform.train.run_options import RunOptions
