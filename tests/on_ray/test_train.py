@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from audiodiff_platform.train import checkpoints as training_state
 from audiodiff_platform.train import diffusion as train_module
 from audiodiff_platform.train.checkpoints import newest_checkpoint
 from audiodiff_platform.train.diffusion import train
-from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.diffusion_worker import DiffusionLearner, train_worker
 from audiodiff_platform.train.options import TrainOptions
 from tests.in_process import in_process
 from tests.servers.hub import Hub
@@ -148,6 +149,35 @@ def test_a_killed_worker_costs_nothing_but_time(run: Path, killed: Path) -> None
     expected, resumed = _weights(run), _weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert _losses(killed) == _losses(run)
+
+
+def test_a_checkpoint_is_of_its_step_though_training_goes_on(
+    local_ray: None, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first checkpoint is written when training has taken nine more steps."""
+    later = threading.Event()
+    take_step = DiffusionLearner.learn
+
+    def counted(learner: DiffusionLearner, *arguments: Any) -> Any:
+        if learner.state.step == 18:
+            later.set()
+        return take_step(learner, *arguments)
+
+    def delayed(*arguments: Any) -> None:
+        assert later.wait(60), "training waits for the checkpoint"
+        training_state.put_checkpoint(*arguments)
+
+    options = {"lr_scheduler": "constant", "checkpoint_minutes": 1e-6, "checkpoints_kept": 9}
+    train(_options(dataset, tmp_path / "short", max_train_steps=10, **options))
+    monkeypatch.setattr(DiffusionLearner, "learn", counted)
+    monkeypatch.setattr(checkpoint_writer, "put_checkpoint", delayed)
+    train(_options(dataset, tmp_path / "long", **options))
+    assert len(list((tmp_path / "long" / "state").iterdir())) == 3
+    for name in ("network.safetensors", "ema.safetensors"):
+        short, written = (
+            load_file(next((tmp_path / run / "state").glob("step-000000010-*")) / name) for run in ("short", "long")
+        )
+        assert all(torch.equal(written[key], weights) for key, weights in short.items()), name
 
 
 @pytest.mark.soak_short

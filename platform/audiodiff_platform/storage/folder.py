@@ -218,8 +218,7 @@ class Folder:
     def move_in(self, local_file: str | Path, name: str) -> None:
         """Move a complete local file into the folder. On disk, both must be on the same filesystem."""
         if not self.is_local:
-            with self.reached(name):
-                self.filesystem.put_file(str(local_file), self.path(name))
+            self._put(local_file, name)
             os.unlink(local_file)
             return
         target = Path(self.path(name))
@@ -237,10 +236,9 @@ class Folder:
         """Copy the files of the local folder `source` to the subfolder `name`, several at a time, in no order."""
         files = [file for file in source.iterdir() if file.is_file()]
         with ThreadPoolExecutor(CONCURRENT_UPLOADS) as pool:
-            for uploaded in [pool.submit(self._put, file, f"{name}/{file.name}") for file in files]:
-                uploaded.result()
+            list(pool.map(lambda file: self._put(file, f"{name}/{file.name}"), files))
 
-    def _put(self, local_file: Path, name: str) -> None:
+    def _put(self, local_file: str | Path, name: str) -> None:
         # s3fs splits a large file into parts. The limit of one stream in `filesystem` is for reading.
         options: dict[str, Any] = {"max_concurrency": CONCURRENT_UPLOADS} if self.scheme == "s3" else {}
         with self.reached(name):

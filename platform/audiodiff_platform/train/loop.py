@@ -22,7 +22,7 @@ from typing import Any
 import ray.train
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, reduce
+from accelerate.utils import broadcast_object_list
 
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.sample_order import DataOrder
@@ -35,6 +35,7 @@ from audiodiff_platform.train.learner import Learner, TrainingStoppedError
 from audiodiff_platform.train.resume import load_newest
 from audiodiff_platform.train.run_log import RunLog
 from audiodiff_platform.train.run_options import RunOptions
+from audiodiff_platform.train.step_values import StepValues
 from audiodiff_platform.train.validation.in_group import GroupValidation
 from audiodiff_platform.train.validation_marks import validations_not_started
 
@@ -115,9 +116,7 @@ class _Loop:
         resumed = load_newest(self.output, accelerator, learner)
         self.loaded = None if resumed is None else resumed[0]
         progress: Mapping[str, Any] = {} if resumed is None else resumed[1]
-        self.since_logged: dict[str, list[Any]] = {
-            name: list(values) for name, values in progress.get("since_logged", {}).items()
-        }
+        self.since_logged = StepValues(accelerator, progress.get("since_logged", {}))
         self.log = RunLog(
             options, learner.counts.step, progress.get("validations_told", {}), accelerator.is_main_process
         )
@@ -143,7 +142,7 @@ class _Loop:
         reads = Reads(open_order, share, counts.samples)
         batches = Batches(reads, options.data_workers or 0, self.accelerator.device, learner.ready)
         first_progress: float | None = None
-        began = time.monotonic()
+        first_step, began = counts.step, time.monotonic()
         with closing(batches), closing(self.log), closing(self.writer):
             for name in self.not_validated:
                 self._report(name, validate=True)
@@ -162,9 +161,8 @@ class _Loop:
                 if finished:
                     return self.log.last
                 micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
-                for name, value in learner.learn(micro_batches, progress).items():
-                    self.since_logged.setdefault(name, []).append(value)
-                if counts.step == self.saved_step + 1:
+                self.since_logged.add(learner.learn(micro_batches, progress))
+                if counts.step == first_step + 1:
                     learner.snapshot()  # allocates the host memory of checkpoints
                 counts.samples += options.batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
@@ -179,10 +177,10 @@ class _Loop:
             FloatingPointError: Too many successive steps had no finite gradient.
         """
         now = time.monotonic()
-        self.since_logged["data_wait"] = [batches.waited_s / max(now - self.logged_at, 1e-9)]
+        self.since_logged.add({"data_wait": batches.waited_s / max(now - self.logged_at, 1e-9)})
         self.logged_at, batches.waited_s = now, 0.0
-        values = self._worker_means()
-        self.since_logged = {}
+        values = self.since_logged.read()
+        self.since_logged.clear()
         means = {name: statistics.fmean(_finite(steps) or [0.0]) for name, steps in values.items()}
         for norm, loss in zip(values["gradient_norm"], values["loss"], strict=True):
             self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
@@ -213,19 +211,6 @@ class _Loop:
                 say(f"step {step}: {len(newly_preempted)} node(s) of this run will be preempted: writing a checkpoint")
             self._checkpoint(urgent=True)
 
-    def _worker_means(self) -> dict[str, list[float]]:
-        """Return the mean over the workers of each value since the last log line, as one number per step."""
-        if not self.since_logged:
-            return {}
-        own = torch.stack(
-            [
-                torch.as_tensor(value, dtype=torch.float64, device=self.accelerator.device)
-                for value in itertools.chain(*self.since_logged.values())
-            ]
-        )
-        values = iter(reduce(own, reduction="mean").tolist())
-        return {name: list(itertools.islice(values, len(steps))) for name, steps in self.since_logged.items()}
-
     def _checkpoint(self, *, last: bool = False, urgent: bool = False) -> None:
         """Copy the state, start to write it and validate it, on all workers together.
 
@@ -237,8 +222,7 @@ class _Loop:
             TrainingStoppedError: A checkpoint cannot be written.
         """
         self._wait()  # a checkpoint that is still being written, whose memory the copy reuses
-        since_logged = self._worker_means()
-        self.since_logged = {name: list(values) for name, values in since_logged.items()}
+        since_logged = self.since_logged.read()
         step = self.learner.counts.step
         save = self.learner.snapshot()
         written = self.loaded is not None and step_of(self.loaded) == step
