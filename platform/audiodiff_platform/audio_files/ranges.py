@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import uuid
 from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from audiodiff_platform.storage.commits import file_sha256
 SMALL_BYTES, LARGE_BYTES = 64 << 10, 8 << 20
 MAX_SKIPPED_BYTES = 2 << 20  # reading and discarding this much takes no longer than another request
 DIGEST_BLOCK_BYTES = 1 << 20
+MAX_RANGE_BYTES = 16 << 20  # per request
 
 
 class _Positioned(io.RawIOBase):
@@ -112,7 +115,30 @@ def fetch_part(folder: Folder, name: str, source: Source, part: ByteRange, scrat
     if source.extension == ".parquet":
         length = int.from_bytes(folder.read_range(name, source.size - 8, source.size - 4), "little")
         ranges.append((max(0, source.size - 8 - length), source.size))
-    return folder.fetch_ranges(name, source.size, ranges, scratch)
+    return _fetch_ranges(folder, name, source.size, ranges, scratch)
+
+
+def _fetch_ranges(folder: Folder, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
+    """Copy parts of a file to a sparse local file in `scratch`.
+
+    Args:
+        folder: The folder of the file.
+        name: The name of the file.
+        size: The size of the file in bytes.
+        ranges: The parts as (start, stop) in bytes. The rest of the local file is a hole.
+        scratch: A local folder.
+
+    Returns:
+        The local file of `size` bytes.
+    """
+    local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
+    with local.open("wb") as file:
+        file.truncate(size)
+        for start, stop in ranges:
+            for first in range(start, stop, MAX_RANGE_BYTES):
+                file.seek(first)
+                file.write(folder.read_range(name, first, min(first + MAX_RANGE_BYTES, stop)))
+    return local
 
 
 def source_sha256(source: Source, local: Path) -> str:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -31,7 +31,6 @@ from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS, objects, rem
 from audiodiff_platform.storage.scratch import scratch_folder
 from audiodiff_platform.storage.store_errors import named_os_errors
 
-MAX_RANGE_BYTES = 16 << 20  # per request of `fetch_ranges`
 CONCURRENT_UPLOADS = 8  # files, and parts of a file on S3
 
 
@@ -156,27 +155,6 @@ class Folder:
         if len(content) != stop - start:
             raise OSError(f"{self.uri}/{name}: read {len(content):,} of {stop - start:,} bytes from byte {start:,}")
         return content
-
-    def fetch_ranges(self, name: str, size: int, ranges: Iterable[tuple[int, int]], scratch: Path) -> Path:
-        """Copy parts of a file to a sparse local file in `scratch`.
-
-        Args:
-            name: The name of the file.
-            size: The size of the file in bytes.
-            ranges: The parts as (start, stop) in bytes. The rest of the local file is a hole.
-            scratch: A local folder.
-
-        Returns:
-            The local file of `size` bytes.
-        """
-        local = scratch / f"{uuid.uuid4().hex}{Path(name).suffix}"
-        with local.open("wb") as file:
-            file.truncate(size)
-            for start, stop in ranges:
-                for first in range(start, stop, MAX_RANGE_BYTES):
-                    file.seek(first)
-                    file.write(self.read_range(name, first, min(first + MAX_RANGE_BYTES, stop)))
-        return local
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a file atomically."""
