@@ -6,7 +6,8 @@
    on the device until they are logged.
 3. Every few seconds, at a step that all workers know in advance, rank 0 tells the others the time, whether a checkpoint
    is due, and which checkpoint has been written (`clock.py`). All workers look for preempted nodes.
-4. A checkpoint is copied to host memory. Training continues while rank 0 writes the copy (`checkpoint_writer.py`).
+4. A checkpoint is copied to host memory. Training continues while rank 0 writes the copy (`checkpoint_writer.py`), or
+   all workers write their shards (`sharded_checkpoints.py`).
 """
 
 import itertools
@@ -143,7 +144,7 @@ class _Loop:
         reads = Reads(open_order, share, counts.samples)
         batches = Batches(reads, options.data_workers or 0, self.accelerator.device, learner.ready)
         first_progress: float | None = None
-        began = time.monotonic()
+        first_step, began = counts.step, time.monotonic()
         with closing(batches), closing(self.log), closing(self.writer):
             for name in self.not_validated:
                 self._report(name, validate=True)
@@ -164,7 +165,7 @@ class _Loop:
                 micro_batches = list(itertools.islice(batches, options.gradient_accumulation_steps))
                 for name, value in learner.learn(micro_batches, progress).items():
                     self.since_logged.setdefault(name, []).append(value)
-                if counts.step == self.saved_step + 1:
+                if counts.step == first_step + 1:
                     learner.snapshot()  # allocates the host memory of checkpoints
                 counts.samples += options.batch_size * options.gradient_accumulation_steps
                 if counts.step % LOG_STEPS == 0:
@@ -240,7 +241,7 @@ class _Loop:
         since_logged = self._worker_means()
         self.since_logged = {name: list(values) for name, values in since_logged.items()}
         step = self.learner.counts.step
-        save = self.learner.snapshot()
+        snapshot = self.learner.snapshot()
         written = self.loaded is not None and step_of(self.loaded) == step
         if self.accelerator.is_main_process:
             name = self.loaded if self.loaded is not None and written else checkpoint_name(step, self.attempt)
@@ -254,7 +255,9 @@ class _Loop:
                 "validations_told": self.log.reported_steps(),
             }
             queues = self.validates and name not in self.not_validated
-            self.writer.start(name, save, progress, "never" if not queues else "always" if last else "if free")
+            self.writer.start(name, snapshot, progress, "never" if not queues else "always" if last else "if free")
+        else:
+            self.writer.assist(snapshot)
         self.saved_at, self.saved_step, self.checkpoint_due = time.monotonic(), step, False
         if self.validation is not None and not urgent:
             self.validation(step)
