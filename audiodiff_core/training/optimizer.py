@@ -35,6 +35,19 @@ def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[s
         )
 
 
+def stored_moments(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]:
+    """Return the moments of an optimizer by parameter name as they are stored, sharded like the parameters.
+
+    A new optimizer gets moments of 0 first. The result shares memory with the optimizer.
+    """
+    return distributed.get_optimizer_state_dict(network, optimizer)
+
+
+def load_stored_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[str, Any]) -> None:
+    """Load moments in the form of `stored_moments`, with the same sharding."""
+    distributed.set_optimizer_state_dict(network, optimizer, moments)
+
+
 def make_optimizer(name: OptimizerName, network: Any, learning_rate: float, device: str) -> torch.optim.Optimizer:
     """Create an optimizer for the parameters of a network.
 

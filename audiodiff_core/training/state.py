@@ -1,5 +1,6 @@
 """Training state of a denoising network: network, averaged weights, optimizer and progress."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.files.weights import StateDict
-from audiodiff_core.training.optimizer import OptimizerName, load_moments, make_optimizer, moments_of
+from audiodiff_core.training.optimizer import (
+    OptimizerName,
+    load_moments,
+    load_stored_moments,
+    make_optimizer,
+    moments_of,
+    stored_moments,
+)
 from audiodiff_core.training.weight_average import EMA_DECAY, WeightAverage
 
 MAX_GRADIENT_NORM = 1.0
@@ -23,9 +31,9 @@ def memory_format(accelerator: Accelerator) -> torch.memory_format:
 class TrainState:
     """State of the training of a denoising network on one or many devices.
 
-    Under FSDP 2 each worker holds a shard of the weights. All workers must call the methods that return or load
-    weights or moments. Weights are returned unsharded. Moments are returned unsharded on the main process, and empty
-    on the other workers.
+    Under FSDP 2 each worker holds a shard of the weights. All workers must call the methods that return or load state
+    dicts. Weights are returned unsharded. Moments are returned unsharded on the main process, and empty on the other
+    workers. `tensors` and `load_tensors` keep the shards, and involve no other worker.
 
     Args:
         accelerator: Prepares the network and the optimizer.
@@ -43,6 +51,7 @@ class TrainState:
     Attributes:
         network: The network as prepared by accelerate, possibly wrapped or sharded.
         bare: The diffusers model inside `network`.
+        sharded: Whether the weights are sharded over the workers.
         step: Number of completed optimizer steps.
         samples: Number of samples trained on.
         seconds: Training time in seconds.
@@ -69,11 +78,11 @@ class TrainState:
         gradient_checkpointing: bool = False,
         compiled: bool = False,
     ) -> None:
-        sharded = accelerator.distributed_type == DistributedType.FSDP
-        if sharded and not accelerator.is_fsdp2:
+        self.sharded = accelerator.distributed_type == DistributedType.FSDP
+        if self.sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
         # FSDP shards contiguous weights only.
-        self.bare = network if sharded else network.to(memory_format=memory_format(accelerator))
+        self.bare = network if self.sharded else network.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed
         self.max_gradient_norm = max_gradient_norm
@@ -130,12 +139,7 @@ class TrainState:
 
     def ema_state_dict(self) -> StateDict:
         """Return the averaged weights under the names of the diffusers model."""
-        averaged = {
-            name: full_tensor(average)
-            for (name, _), average in zip(self.bare.named_parameters(), self.ema.weights, strict=True)
-        }
-        buffers = {name: tensor for name, tensor in self.bare.state_dict().items() if name not in averaged}
-        return {**buffers, **averaged}
+        return {name: full_tensor(tensor) for name, tensor in self._averages().items()}
 
     def load_ema_state_dict(self, weights: StateDict) -> None:
         """Load the result of `ema_state_dict`."""
@@ -152,6 +156,45 @@ class TrainState:
     def load_optimizer_state_dict(self, state: dict[str, Any]) -> None:
         """Load the result of `optimizer_state_dict`."""
         load_moments(self.optimizer.optimizer, self.bare, state)
+
+    def tensors(self) -> StateDict:
+        """Return the tensors of the state as they are stored, sharded ones as DTensors.
+
+        The names are network.*, average.* and optimizer.*, the last of which are missing before the first optimizer
+        step. The tensors share memory with the state.
+        """
+        optimizer = self.optimizer.optimizer
+        return self._named(stored_moments(optimizer, self.bare) if optimizer.state else {})
+
+    def load_tensors(self, read: Callable[[StateDict], None], *, moments: bool) -> None:
+        """Load a state by tensors in the form of `tensors`.
+
+        Args:
+            read: Function that overwrites the given tensors in place, by their names.
+            moments: Whether the moments of the optimizer are among the tensors.
+        """
+        optimizer = self.optimizer.optimizer
+        stored = stored_moments(optimizer, self.bare) if moments else {}
+        read(self._named(stored))
+        if moments:
+            load_stored_moments(optimizer, self.bare, stored)
+
+    def _averages(self) -> StateDict:
+        """Return the averaged weights and the buffers as they are stored."""
+        parameters = [name for name, _ in self.bare.named_parameters()]
+        return {**self.bare.state_dict(), **dict(zip(parameters, self.ema.weights, strict=True))}
+
+    def _named(self, moments: Mapping[str, Any]) -> StateDict:
+        """Return network, average and the given moments under the names of `tensors`."""
+        return {
+            **{f"network.{name}": tensor for name, tensor in self.bare.state_dict().items()},
+            **{f"average.{name}": tensor for name, tensor in self._averages().items()},
+            **{
+                f"optimizer.{parameter}.{name}": tensor
+                for parameter, values in moments.get("state", {}).items()
+                for name, tensor in values.items()
+            },
+        }
 
 
 def sharding() -> FullyShardedDataParallelPlugin:

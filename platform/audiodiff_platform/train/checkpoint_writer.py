@@ -1,10 +1,10 @@
-"""Writer of checkpoints, which runs in a thread of rank 0 while training continues."""
+"""Writer of checkpoints, which runs in a thread while training continues: on rank 0, with the help of other workers."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import require_token
 from audiodiff_platform.train.checkpoints import put_checkpoint, remove_superseded
+from audiodiff_platform.train.learner import Snapshot
 from audiodiff_platform.train.run_log import RunLog
 from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation
@@ -54,17 +55,21 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Written] | None = None
 
-    def start(self, name: str, save: Callable[[Path], None], progress: Mapping[str, Any], validate: Validate) -> None:
-        """Start to write a checkpoint. The previous checkpoint must have been collected with `poll` or `wait`.
+    def start(self, name: str, snapshot: Snapshot, progress: Mapping[str, Any], validate: Validate) -> None:
+        """Start to write a checkpoint, on rank 0. The previous one must have been collected with `poll` or `wait`.
 
         Args:
             name: Name of the checkpoint in the run folder.
-            save: Function that writes the files of the checkpoint into a local folder.
+            snapshot: The state.
             progress: JSON values to record in the checkpoint.
             validate: Whether to queue the checkpoint for validation.
         """
         assert self._writing is None, "a checkpoint is being written"
-        self._writing = self._thread.submit(self._write, name, save, dict(progress), validate)
+        self._writing = self._thread.submit(self._write, name, snapshot, dict(progress), validate)
+
+    def assist(self, snapshot: Snapshot) -> None:
+        """Start to help rank 0 to write its checkpoint, on the other workers."""
+        self._thread.submit(snapshot.assist)
 
     def poll(self) -> Written | None:
         """Return the outcome if the checkpoint was written since the last call, else None."""
@@ -76,10 +81,16 @@ class CheckpointWriter:
         return None if writing is None else writing.result()
 
     def close(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait until nothing is being written."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, name: str, save: Callable[[Path], None], progress: dict[str, Any], validate: Validate) -> Written:
+    def _write(self, name: str, snapshot: Snapshot, progress: dict[str, Any], validate: Validate) -> Written:
+        try:
+            return self._written(name, snapshot, progress, validate)
+        finally:
+            snapshot.finish()
+
+    def _written(self, name: str, snapshot: Snapshot, progress: dict[str, Any], validate: Validate) -> Written:
         """Write the log and a checkpoint, queue it for validation, and remove the checkpoints that it replaces.
 
         A failed write is retried, since the disk may be full or the store unreachable only for a while.
@@ -90,7 +101,7 @@ class CheckpointWriter:
                 if self.token is not None:
                     require_token(self.output, self.token)
                 self.log.flush()
-                put_checkpoint(self.output, name, save, progress)
+                put_checkpoint(self.output, name, partial(snapshot.write, name), progress)
                 if validate == "always" or (validate == "if free" and not in_validation(self.output)):
                     queue_for_validation(self.output, name)
                     queued = True

@@ -29,6 +29,9 @@ from audiodiff_platform.train.validation_marks import in_validation
 
 CHECKPOINT_FORMAT_VERSION = 5
 
+FileRecord = Mapping[str, Any]
+"""Size (`bytes`) and digest (`sha256`) of a file of a checkpoint."""
+
 
 def checkpoint_name(step: int, attempt: str) -> str:
     """Return the name of a checkpoint in the run folder."""
@@ -40,7 +43,14 @@ def step_of(name: str) -> int:
     return int(name.rsplit("/", 1)[-1].split("-")[1])
 
 
-def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], progress: dict[str, Any]) -> None:
+def file_record(file: Path) -> FileRecord:
+    """Return the size and the digest of a local file."""
+    return {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+
+
+def put_checkpoint(
+    output: Folder, name: str, save: Callable[[Path], Mapping[str, FileRecord] | None], progress: dict[str, Any]
+) -> None:
     """Write a checkpoint, unless a whole checkpoint of this name exists.
 
     If the process is killed, readers ignore the incomplete checkpoint.
@@ -48,7 +58,8 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
     Args:
         output: The run folder.
         name: Name of the checkpoint in the run folder.
-        save: Function that writes the files of the checkpoint into a local folder.
+        save: Function that writes the files of the checkpoint into a local folder. It may return records of files by
+            name. The files of these records may also be in the checkpoint already.
         progress: JSON values to record in progress.json.
 
     Raises:
@@ -58,8 +69,8 @@ def put_checkpoint(output: Folder, name: str, save: Callable[[Path], None], prog
         return
     with output.scratch() as scratch:
         (folder := scratch / "checkpoint").mkdir()
-        save(folder)
-        files = {file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in folder.iterdir()}
+        files = dict(save(folder) or {})
+        files |= {file.name: file_record(file) for file in folder.iterdir() if file.name not in files}
         content = json.dumps({"format_version": CHECKPOINT_FORMAT_VERSION, **progress, "files": files})
         if output.is_local:
             (folder / PROGRESS).write_text(content)

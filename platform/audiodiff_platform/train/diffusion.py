@@ -18,15 +18,13 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
-from safetensors.torch import load_file
-
 from audiodiff_core.checkpoint import RECORD, ModelRecord, save_model
 from audiodiff_core.models import parameter_count
 from audiodiff_core.training.cost import TrainingCost, peak_flops, share_of_peak, training_cost
 from audiodiff_platform.cluster import connected
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.hub import claim_repository, publish_model
-from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS, MODEL
+from audiodiff_platform.mel_data.run_folder import MODEL
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.train.checkpoints import (
@@ -41,6 +39,7 @@ from audiodiff_platform.train.diffusion_worker import train_worker, worker_memor
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, require_encodings, validation_split
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.placement import group_for
+from audiodiff_platform.train.sharded_checkpoints import averaged_weights
 from audiodiff_platform.train.shared_steps import (
     describe_dataset,
     model_folder,
@@ -181,7 +180,7 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
         )
     inputs = load_training_inputs(options)
     with local_checkpoint(output, name) as (folder, progress):
-        inputs.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+        inputs.network.load_state_dict(averaged_weights(folder))
     validation = {
         name: value
         for name, value in validation_results(output).get(step_of(name), {}).items()

@@ -1,7 +1,8 @@
 """Worker of diffusion training: the function that each process runs, and the learner."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from accelerate import Accelerator
 
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step, with_draws
 from audiodiff_core.training.cost import training_cost
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, open_order
-from audiodiff_platform.train.learner import StateLearner
+from audiodiff_platform.train.learner import Snapshot, StateLearner
 from audiodiff_platform.train.loop import learn
 from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.train.sharded_checkpoints import ShardSnapshot, ShardWriters, has_shards, load_shards
 from audiodiff_platform.train.validation.diffusion import validates
 from audiodiff_platform.train.validation.in_group import diffusion_validation
 from audiodiff_platform.train.worker_process import run_worker, samples_per_pass
@@ -98,13 +101,17 @@ def worker_memory(network: Any, options: TrainOptions, workers: int, samples: in
 
 
 class DiffusionLearner(StateLearner[TrainState]):
-    """Learner of a diffusion network."""
+    """Learner of a diffusion network.
+
+    An FSDP run writes sharded checkpoints. Every run reads sharded and whole checkpoints.
+    """
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
         super().__init__(accelerator, state)
         self.options = options
         memory_bytes = partial(worker_memory, state.bare, options, accelerator.num_processes)
         self.samples_per_pass = samples_per_pass(options, accelerator, memory_bytes, options.fsdp)
+        self._writers = ShardWriters(Folder(options.output_dir)) if state.sharded else None
 
     def ready(self, batch: TrainBatch) -> TrainBatch:
         return with_draws(self.state, batch)
@@ -122,3 +129,15 @@ class DiffusionLearner(StateLearner[TrainState]):
             options.samples_per_worker(self.accelerator.num_processes),
         )
         return {"loss": loss, "gradient_norm": norm, "learning_rate": rate}
+
+    def snapshot(self) -> Snapshot:
+        if self._writers is None:
+            return super().snapshot()
+        return ShardSnapshot(self._writers, self._copy.take(self.state.tensors()))
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        if not has_shards(folder):
+            super().load(folder, progress)
+            return
+        load_shards(self.state, folder)
+        self.state.load_progress(dict(progress))

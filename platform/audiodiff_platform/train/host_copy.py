@@ -10,7 +10,8 @@ class HostCopy:
     """Host memory for copies of one nested state.
 
     The first copy allocates the buffers, which takes about as long as the copy itself. Each copy overwrites the
-    previous copy. Buffers for the state of a GPU are page-locked, so that the GPU copies at the speed of the bus.
+    previous copy. Buffers for the state of a GPU are page-locked, so that the GPU copies at the speed of the bus. Of a
+    sharded tensor, the shard of this process is copied.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,8 @@ class HostCopy:
     def _buffer(self, path: tuple[str, ...], tensor: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(path)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            buffer = torch.empty_like(
+                tensor, device="cpu", memory_format=torch.contiguous_format, pin_memory=tensor.is_cuda
+            )
             self._buffers[path] = buffer
         return buffer

@@ -6,7 +6,8 @@
    on the device until they are logged.
 3. Every few seconds, at a step that all workers know in advance, rank 0 tells the others the time, whether a checkpoint
    is due, and which checkpoint has been written (`clock.py`). All workers look for preempted nodes.
-4. A checkpoint is copied to host memory. Training continues while rank 0 writes the copy (`checkpoint_writer.py`).
+4. A checkpoint is copied to host memory. Training continues while rank 0 writes the copy (`checkpoint_writer.py`), or
+   all workers write their shards (`sharded_checkpoints.py`).
 """
 
 import itertools
@@ -224,7 +225,7 @@ class _Loop:
         self._wait()  # a checkpoint that is still being written, whose memory the copy reuses
         since_logged = self.since_logged.read()
         step = self.learner.counts.step
-        save = self.learner.snapshot()
+        snapshot = self.learner.snapshot()
         written = self.loaded is not None and step_of(self.loaded) == step
         if self.accelerator.is_main_process:
             name = self.loaded if self.loaded is not None and written else checkpoint_name(step, self.attempt)
@@ -238,7 +239,9 @@ class _Loop:
                 "validations_told": self.log.reported_steps(),
             }
             queues = self.validates and name not in self.not_validated
-            self.writer.start(name, save, progress, "never" if not queues else "always" if last else "if free")
+            self.writer.start(name, snapshot, progress, "never" if not queues else "always" if last else "if free")
+        else:
+            self.writer.assist(snapshot)
         self.saved_at, self.saved_step, self.checkpoint_due = time.monotonic(), step, False
         if self.validation is not None and not urgent:
             self.validation(step)

@@ -124,6 +124,8 @@ class TrainOptions(RunOptions):
             )
         if self.latents is not None and self.vae is None and self.from_pretrained is None:
             raise ValueError(f"latents {self.latents}: the model also needs the vae that encoded them, set vae")
+        if self.fsdp and self.optimizer == "adamw_8bit":
+            raise ValueError(f"optimizer {self.optimizer} with fsdp: bitsandbytes cannot shard moments, use adamw")
         if self.best_by == "frechet" and self.preview_count < MIN_FRECHET_PREVIEWS:
             raise ValueError(
                 f"best_by frechet with preview_count {self.preview_count}: "

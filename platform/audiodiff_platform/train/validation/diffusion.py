@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.evaluation import evaluate_images, statistics_of
@@ -25,7 +24,6 @@ from audiodiff_core.training.validation import band_means, validation_losses
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.latents import LatentsDataset
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, TrainingImages
-from audiodiff_platform.mel_data.run_folder import EMA_WEIGHTS
 from audiodiff_platform.mel_data.run_folder import VALIDATION_RESULTS as FOLDER
 from audiodiff_platform.mel_data.sample_order import samples, spread_places
 from audiodiff_platform.storage import Folder
@@ -33,6 +31,7 @@ from audiodiff_platform.train.checkpoints import local_checkpoint, step_of
 from audiodiff_platform.train.inputs import TrainingInputs, load_training_inputs, validation_split
 from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions
 from audiodiff_platform.train.run_log import TensorBoardFolder
+from audiodiff_platform.train.sharded_checkpoints import averaged_weights
 
 MAX_ROWS = 1_024
 BATCH_SIZE = 16
@@ -81,7 +80,7 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     inputs = load_training_inputs(train_options)
     try:
         with local_checkpoint(output, name) as (folder, _):
-            inputs.network.load_state_dict(load_file(folder / EMA_WEIGHTS))
+            inputs.network.load_state_dict(averaged_weights(folder))
     except FileNotFoundError:
         say(f"validation of {name} skipped: the checkpoint was removed because newer checkpoints exist")
         return {}
