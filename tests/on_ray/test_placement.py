@@ -84,6 +84,9 @@ def _printed(driver: subprocess.Popen[str]) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
+pytestmark = pytest.mark.soak_short  # several clusters are started
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head node without CPUs, a node with two GPUs, and a small node with one of another kind."""
@@ -155,7 +158,6 @@ def test_what_never_fits_on_the_only_node_is_refused() -> None:
     }
 
 
-@pytest.mark.soak_short
 def test_the_first_node_of_a_kind_is_waited_for(cluster: Cluster) -> None:
     driver = _driver(KIND_TO_COME, cluster.address)
     assert driver.stderr is not None
