@@ -17,6 +17,7 @@ TIMEOUT_S = 120
 PRELUDE = """
 import contextlib, dataclasses, io, json, sys
 import ray
+from ray.util.placement_group import placement_group
 from audiodiff_platform.cluster.capacity import wait_for_places
 from audiodiff_platform.cluster.gpu_kinds import least_gpu
 from audiodiff_platform.train.options import TrainOptions
@@ -61,7 +62,14 @@ asked = {
     "workers": {"num_workers": 2},
     "kind": {"accelerator_type": "H100"},
 }
-print(json.dumps({name: outcome(**options) for name, options in asked.items()}))
+outcomes = {name: outcome(**options) for name, options in asked.items()}
+ray.shutdown()
+ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, logging_level="ERROR")
+outcomes["whole node"] = outcome()
+reserved = placement_group([{"CPU": 2}])
+reserved.wait()
+outcomes["beside another job"] = outcome()
+print(json.dumps(outcomes))
 """
 KIND_TO_COME = """
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
@@ -141,15 +149,10 @@ def test_gpus_that_torch_does_not_find_are_a_mistake(outcomes: Any) -> None:
     assert "GPUs, but torch finds none there: install the driver" in outcomes["without CUDA"]["error"]
 
 
-def test_what_never_fits_on_the_only_node_is_refused() -> None:
+def test_the_only_node_is_filled_and_what_never_fits_is_refused() -> None:
     found = _printed(_driver(ONE_NODE))
-    assert found["default"] | {"lines": ""} == {
-        "workers": 1,
-        "gpu": True,
-        "cpus": 1,
-        "accelerator_type": None,
-        "lines": "",
-    }
+    placed = {name: outcome["cpus"] for name, outcome in found.items() if "cpus" in outcome}
+    assert placed == {"default": 1, "whole node": 4, "beside another job": 2}
     assert {name: outcome["error"] for name, outcome in found.items() if "error" in outcome} == {
         "reading processes": "num_workers 1 needs 5 CPUs, the cluster has 1: set data_workers lower",
         "workers": "num_workers 2 needs 2 CPUs, the cluster has 1: use at most 1",

@@ -1,5 +1,7 @@
 """Placement of the workers: their number, their device, and the CPUs and GPUs that each of them reserves."""
 
+from dataclasses import replace
+
 from audiodiff_platform.cluster.capacity import (
     WorkerResources,
     free,
@@ -38,8 +40,9 @@ def group_for(options: RunOptions) -> Group:
         require_resources(requested.min_workers, requested.each)
         wait_for_places(requested.min_workers, requested.each)
         cpus = cpus_per_gpu(options.accelerator_type)
-    data_workers = default_data_workers(cpus) if options.data_workers is None else options.data_workers
-    each = WorkerResources(1 + data_workers, int(gpu), options.accelerator_type)
+    alone = WorkerResources(1, int(gpu), options.accelerator_type)
+    data_workers = _data_workers(alone, cpus) if options.data_workers is None else options.data_workers
+    each = replace(alone, cpus=1 + data_workers)
     group = Group(_workers(options, each), gpu, each.cpus, each.accelerator_type)
     require_resources(group.min_workers, each)
     kind = "GPU" if gpu else "CPU"
@@ -47,6 +50,18 @@ def group_for(options: RunOptions) -> Group:
     number = str(low) if low == high else f"{low} to {high}"
     say(f"{number} workers, a {kind} each ({free(kind)} of {total(kind)} {kind}s are free)")
     return group
+
+
+def _data_workers(alone: WorkerResources, cpus_per_gpu: int | None) -> int:
+    """Choose the reading processes of a worker, fewer if other jobs have reserved CPUs beside free GPUs.
+
+    Args:
+        alone: Resources of a worker without reading processes.
+        cpus_per_gpu: CPUs for each GPU of the node with the fewest, or None for workers on CPUs.
+    """
+    room = places(alone)
+    counts = range(default_data_workers(cpus_per_gpu), 0, -1)
+    return next((count for count in counts if places(replace(alone, cpus=1 + count)) == room), 0)
 
 
 def _workers(options: RunOptions, each: WorkerResources) -> int | tuple[int, int]:
