@@ -71,6 +71,11 @@ class CheckpointWriter:
         """Start to help rank 0 to write its checkpoint, on the other workers."""
         self._thread.submit(snapshot.assist)
 
+    @property
+    def busy(self) -> bool:
+        """True while a checkpoint is being written."""
+        return self._writing is not None and not self._writing.done()
+
     def poll(self) -> Written | None:
         """Return the outcome if the checkpoint was written since the last call, else None."""
         return self.wait() if self._writing is not None and self._writing.done() else None

@@ -87,12 +87,12 @@ class Notice:
     """What rank 0 tells all workers when they agree.
 
     Args:
-        due: The time for a checkpoint has come.
         written: Outcome of the checkpoint that was written since the last notice, or None.
+        due: The time for a checkpoint has come.
     """
 
-    due: bool
     written: Written | None
+    due: bool
 
 
 class _Loop:
@@ -199,8 +199,7 @@ class _Loop:
         Rank 0 decides for all workers. Otherwise one worker could stop while another waits for its gradient.
         """
         step = self.learner.counts.step
-        due = step > self.saved_step and time.monotonic() - self.saved_at > self.options.checkpoint_minutes * 60
-        notice: Notice = self.clock.agree(step, Notice(due, self.writer.poll()))
+        notice: Notice = self.clock.agree(step, Notice(written=self.writer.poll(), due=self._is_due(step)))
         self.checkpoint_due = self.checkpoint_due or notice.due
         self._told(notice.written)
         preemption = ray.train.get_preemption_info()
@@ -211,6 +210,14 @@ class _Loop:
             if self.accelerator.is_main_process:
                 say(f"step {step}: {len(newly_preempted)} node(s) of this run will be preempted: writing a checkpoint")
             self._checkpoint(urgent=True)
+
+    def _is_due(self, step: int) -> bool:
+        """Return True if a checkpoint is due.
+
+        While the previous checkpoint is being written, the next is put off for at most another interval.
+        """
+        intervals = (time.monotonic() - self.saved_at) / (self.options.checkpoint_minutes * 60)
+        return step > self.saved_step and intervals > (2 if self.writer.busy else 1)
 
     def _checkpoint(self, *, last: bool = False, urgent: bool = False) -> None:
         """Copy the state, start to write it and validate it, on all workers together.
