@@ -3,8 +3,6 @@
 The tests cover VAE and discriminator (DDP), and weights that are sharded over both workers (FSDP 2) and saved whole.
 """
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,20 @@ from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_network, build_vae
+from audiodiff_core.models import build_vae
 from audiodiff_core.training import TrainBatch, TrainState, sharding, train_step
 from audiodiff_core.training.vae_losses import VaeObjective
 from audiodiff_core.training.vae_state import VaeTrainState
 from audiodiff_core.training.vae_step import train_vae_step
+from tests.process_group import free_port, joined, joined_with_fsdp, tiny_state
 
 WORLD = 2
 STEPS = 2
 
 
 def trained(accelerator: Accelerator, rank: int, world: int) -> TrainState:
-    torch.manual_seed(0)
-    state = TrainState(accelerator, build_network("tiny", MelConfig(x_res=16, y_res=16)), Objective(), 1e-3, seed=0)
+    state = tiny_state(accelerator)
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (10, 16, 16), dtype=np.uint8))
     for _ in range(STEPS):
         shares = [torch.arange(first + rank, first + 5, world) for first in (0, 5)]
@@ -44,25 +41,8 @@ def weights_of(state: TrainState) -> dict[str, Any]:
     return {"live": state.state_dict(), "average": state.ema_state_dict(), "optimizer": state.optimizer_state_dict()}
 
 
-def joined(rank: int, port: int) -> Accelerator:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(WORLD),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        ACCELERATE_USE_CPU="true",
-    )
-    torch.set_num_threads(1)
-    return Accelerator(cpu=True)
-
-
 def sharded_worker(rank: int, port: int, folder: str) -> None:
-    accelerator = joined(rank, port)
-    # accelerate offers FSDP on GPUs only, but gloo supports it.
-    accelerator.state.distributed_type = DistributedType.FSDP
-    accelerator.state.fsdp_plugin = sharding()
-    state = trained(accelerator, rank, WORLD)
+    state = trained(joined_with_fsdp(rank, port, WORLD), rank, WORLD)
     assert all(isinstance(weight, DTensor) for weight in [*state.network.parameters(), *state.ema.weights])
     weights = weights_of(state)
     if rank == 0:
@@ -95,15 +75,8 @@ def trained_vae(accelerator: Accelerator, rank: int, world: int) -> VaeTrainStat
 
 
 def vae_worker(rank: int, port: int, folder: str) -> None:
-    weights = trained_vae(joined(rank, port), rank, WORLD).state_dict()
+    weights = trained_vae(joined(rank, port, WORLD), rank, WORLD).state_dict()
     torch.save(weights, f"{folder}/weights-{rank}.pt")
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @pytest.mark.soak
