@@ -23,7 +23,7 @@ KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
 WORD = 0xFFFF_FFFF
 
 CPU_CHUNK, GPU_CHUNK = 1 << 16, 1 << 20
-"""Blocks that are computed together. On a CPU they stay in its cache. On a GPU they bound the memory, to 50 MiB."""
+"""Blocks that are computed together: on a CPU as many as its cache holds, on a GPU about 60 MiB."""
 
 Words = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """Four int64 tensors of 32-bit words."""
