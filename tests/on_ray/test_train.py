@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from audiodiff_platform.train import checkpoints as training_state
 from audiodiff_platform.train import diffusion as train_module
 from audiodiff_platform.train.checkpoints import newest_checkpoint
 from audiodiff_platform.train.diffusion import train
-from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.diffusion_worker import DiffusionLearner, train_worker
 from audiodiff_platform.train.options import TrainOptions
 from tests.in_process import in_process
 from tests.servers.hub import Hub
@@ -148,6 +149,33 @@ def test_a_killed_worker_costs_nothing_but_time(run: Path, killed: Path) -> None
     expected, resumed = _weights(run), _weights(killed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
     assert _losses(killed) == _losses(run)
+
+
+def test_steps_during_the_writing_do_not_change_the_checkpoint(
+    local_ray: None, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_a_step, learn = threading.Event(), DiffusionLearner.learn
+
+    def learn_and_tell(learner: DiffusionLearner, *arguments: Any) -> Any:
+        values = learn(learner, *arguments)
+        if learner.counts.step == 13:
+            took_a_step.set()
+        return values
+
+    def put_later(output: Folder, name: str, *arguments: Any) -> None:
+        if training_state.step_of(name) == 10:
+            assert took_a_step.wait(timeout=60)
+        training_state.put_checkpoint(output, name, *arguments)
+
+    options = {"lr_scheduler": "constant", "report_to": ()}
+    with in_process():
+        train(_options(dataset, tmp_path / "short", max_train_steps=10, **options))
+        monkeypatch.setattr(DiffusionLearner, "learn", learn_and_tell)
+        monkeypatch.setattr(checkpoint_writer, "put_checkpoint", put_later)
+        train(_options(dataset, tmp_path / "long", max_train_steps=20, checkpoint_minutes=1e-6, **options))
+    (expected,), (written,) = ((tmp_path / run / "state").glob("step-000000010-*") for run in ("short", "long"))
+    for file in ("network.safetensors", "ema.safetensors"):
+        assert (written / file).read_bytes() == (expected / file).read_bytes()
 
 
 @pytest.mark.soak_short
