@@ -2,8 +2,8 @@
 
 1. The job claims the run folder for its settings. A later run in the same folder may change the stopping point, the
    number of workers and other options that do not affect the weights.
-2. The workers step together (`loop.py`, `diffusion_worker.py`). Rank 0 writes checkpoints, from which restarted
-   workers and later runs resume (`checkpoints.py`).
+2. The workers step together (`loop.py`, `diffusion_worker.py`). Rank 0, or each worker of an FSDP run, writes
+   checkpoints, from which restarted workers and later runs resume (`checkpoints.py`).
 3. At the end, the job writes the model with the averaged weights.
 
     OUTPUT_DIR/train.json      settings and their digest
