@@ -60,6 +60,15 @@ def count(folder: Folder) -> int:
     return len(folder.names("_plan/*.parquet"))
 
 
+def row_count(folder: Folder) -> int:
+    """Return the number of rows of all shards."""
+    total = 0
+    for name in folder.names("_plan/*.parquet"):
+        with _opened(folder, name) as plan:
+            total += plan.metadata.num_rows
+    return total
+
+
 def all_rows(folder: Folder) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shards in the order of the plan."""
     for name in folder.names("_plan/*.parquet"):
