@@ -16,6 +16,7 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, load_outline, sav
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline, RequestCheck
+from audiodiff_core.pipeline import sources as pipeline_sources
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.entry.run_verb import run
 from audiodiff_platform.generate.job import generate
@@ -159,12 +160,13 @@ BAD: list[tuple[Any, str]] = [
     ({"kind": "vary", "source": "/none/there.wav"}, "row 2: source: /none/there.wav: no such file"),
     ({"kind": "vary", "source": "s3://key:secret@bucket/a.wav"}, "row 2: source: holds a query or a password"),
     ({"width": 17}, "row 2: width: 17: the network takes multiples of"),
-    ({"encoding": [1.0, 2.0]}, "row 2: encoding: the model is not conditional"),
+    ({"encoding": [1.0, 2.0]}, "row 2: encoding: the model is not conditional, omit them"),
     ({"encoding": "one"}, "row 2: encoding: one: pass encodings"),
     ({"guidance_scale": 2}, "row 2: guidance_scale: 2.0: the model is not conditional"),
     ({"bars": 2}, "row 2: bars: 2 with bpm None"),
     ({"kind": "invert", "source": "/none", "scheduler": "ddpm"}, "row 2: "),
     ({"id": "FIRST"}, "row 2: id: FIRST is the id of row 1"),
+    ({"id": "0000000003"}, "row 3: id: 0000000003 is the id of row 2"),
     ({"id": "../up"}, "row 2: id: ../up is not a file name"),
     ({"id": "a\n"}, "row 2: id: 'a\\n' holds control characters"),
     ({"id": "x" * 201}, "row 2: id: has 201 bytes"),
@@ -182,13 +184,16 @@ def test_a_bad_row_is_named_before_anything_is_written(
 ) -> None:
     file = _file(tmp_path, [{"id": "first"}, row, {"seed": 3}])
     status, line = command("--model", model, "--output_dir", tmp_path / "out", "--requests", file)
-    assert (status, f"requests {file}: 1 of 3 rows are bad: {reason}" in line) == (2, True), line
+    assert (status, f"requests {file}: 1 of 3 rows are bad (correct them, or use skip_bad): {reason}" in line) == (
+        2,
+        True,
+    ), line
     assert not (tmp_path / "out").exists()
 
 
 def test_all_bad_rows_are_named_together_up_to_a_number(model: Path, tmp_path: Path) -> None:
     file = _file(tmp_path, [{"steps": 0, "id": ".."}, *({"eta": 2} for _ in range(30))])
-    with pytest.raises(ValueError, match=r"31 of 31 rows are bad: row 1: id: .*; row 1: steps: ") as raised:
+    with pytest.raises(ValueError, match=r"31 of 31 rows are bad .*: row 1: id: .*; row 1: steps: ") as raised:
         generate(_options(model, tmp_path / "out", requests=file))
     assert "row 20: eta" in str(raised.value)
     assert "row 21" not in str(raised.value)
@@ -205,23 +210,25 @@ def test_bad_rows_are_known_before_weights_are_read(model: Path, tmp_path: Path)
         (tmp_path / "model" / file.relative_to(model)).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="row 1: steps: "):
         generate(_options(tmp_path / "model", tmp_path / "out", requests=_file(tmp_path, [{"steps": 0}])))
-    with pytest.raises(ValueError, match="weights|safetensors"):
+    with pytest.raises(ValueError, match=r"weights|safetensors"):
         generate(_options(tmp_path / "model", tmp_path / "out", requests=_file(tmp_path, [{"steps": 1}])))
 
 
 def test_bad_rows_can_be_skipped(model: Path, tmp_path: Path) -> None:
-    file = _file(tmp_path, [{"id": "good"}, {"eta": 2}, "nothing\n", {"seed": 4, "id": "0000000002"}])
+    file = _file(tmp_path, [{"id": "good"}, {"eta": 2}, "nothing\n", {"seed": 4, "id": "four"}])
     summary = generate(_options(model, tmp_path / "out", requests=file, skip_bad=True, steps=2))
     assert (summary["loops"], summary["failed"]) == (2, 2)
     rows = pq.read_table(tmp_path / "out" / "manifest").to_pylist()
-    assert [row["path"] for row in rows] == ["audio/good.wav", None, None, "audio/0000000002.wav"]
+    assert [row["path"] for row in rows] == ["audio/good.wav", None, None, "audio/four.wav"]
     assert rows[1]["reason"] == "row 2: eta: input should be less than or equal to 1"
     assert rows[2]["reason"].startswith("row 3: row: is not JSON")
 
 
 def test_sources_that_cannot_be_decoded_fail_alone(model: Path, take: str, tmp_path: Path) -> None:
     (tmp_path / "damaged.wav").write_bytes(b"RIFF, but no more")
-    rows = [{"kind": "vary", "source": source} for source in (take, str(tmp_path / "damaged.wav"))]
+    rows: list[dict[str, Any]] = [
+        {"kind": "vary", "source": source} for source in (take, str(tmp_path / "damaged.wav"))
+    ]
     rows.append({"kind": "vary", "source": take, "slice": 10_000 - 1})
     rows.append({"kind": "remix", "source": str(tmp_path / "damaged.wav")})
     summary = generate(_options(model, tmp_path / "out", requests=_file(tmp_path, rows), steps=2))
@@ -230,6 +237,29 @@ def test_sources_that_cannot_be_decoded_fail_alone(model: Path, take: str, tmp_p
     assert reasons[0] is None
     assert all("damaged.wav" in str(reasons[number]) for number in (1, 3))
     assert "slice 9999" in reasons[2]
+
+
+def test_workers_decode_no_source_themselves(
+    model: Path, take: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for decode in ("slice_of_file", "decode_audio"):
+        monkeypatch.delattr(pipeline_sources, decode)
+    rows = [{"kind": kind, "source": take} for kind in ("vary", "remix")]
+    assert generate(_options(model, tmp_path / "out", requests=_file(tmp_path, rows), steps=1))["loops"] == 2
+
+
+def test_a_growth_that_was_stopped_goes_on(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    generate(_options(model, out, count=4, steps=1))
+    generate(_options(model, out, count=24, steps=1))
+    assert len(list((out / "_plan").glob("*.parquet"))) == 2
+    expected = _audio(out)
+    (out / "_SUCCESS").unlink()
+    (out / "_commits" / "000002.json").unlink()
+    with pytest.raises(ValueError, match="which is not requested"):
+        generate(_options(model, out, count=4, steps=1))
+    generate(_options(model, out, count=24, steps=1))
+    assert _audio(out) == expected
 
 
 def test_more_loops_leave_the_first_alone(model: Path, tmp_path: Path) -> None:
@@ -257,9 +287,7 @@ def test_rows_are_added_and_none_is_changed(model: Path, tmp_path: Path) -> None
     generate(_options(model, out, requests=_file(tmp_path, rows)))
     assert _times(out) == after
     changed = [*rows[:1], {**rows[1], "eta": 0.5}, {"seed": 9}, *rows[3:]]
-    with pytest.raises(
-        ValueError, match=r"row 2 \(0000000002\) of .*: eta is 0.0 in the folder, 0.5 in this job|row 2 "
-    ):
+    with pytest.raises(ValueError, match=r"row 2 \(0000000002\) of .* changed \(eta is 0.0 in the folder, 0.5 in this"):
         generate(_options(model, out, requests=_file(tmp_path, changed)))
     with pytest.raises(ValueError, match=r"holds the loop 0000000004 \(row 4\), which is not requested"):
         generate(_options(model, out, requests=_file(tmp_path, rows[:3])))
@@ -365,7 +393,7 @@ def test_wrong_encodings_are_refused(conditional: tuple[Path, str], model: Path,
     own, encodings = conditional
     rows = [{"encoding": [1.0]}, {"encoding": "three.wav"}, {"encoding": [float(DIM)] * DIM}]
     with pytest.raises(
-        ValueError, match="2 of 3 rows are bad: row 1: encoding: .*; row 2: .*no encoding for three.wav"
+        ValueError, match=r"2 of 3 rows are bad .*: row 1: encoding: .*; row 2: .*no encoding for three"
     ):
         generate(_options(own, tmp_path / "out", requests=_file(tmp_path, rows), encodings=encodings))
     with pytest.raises(ValueError, match="the model is not conditional, omit them"):

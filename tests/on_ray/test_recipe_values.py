@@ -107,6 +107,12 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
     "generate": {
         "model": "12:30:45",
         "output_dir": "010",
+        "requests": "off",
+        "skip_bad": "true",
+        "sweep": ["eta=0"],
+        "input_dir": "no",
+        "strength": ".5",
+        "encodings": "1e3",
         "count": "1_000",
         "seed": "010",
         "format": "flac",

@@ -147,8 +147,8 @@ def require_good(origin: str, loops: Sequence[LoopRow]) -> None:
     if bad:
         more = f"; and {len(bad) - MAX_BAD_SHOWN:,} more" if len(bad) > MAX_BAD_SHOWN else ""
         raise ValueError(
-            f"{origin}: {len(bad):,} of {len(loops):,} rows are bad: {'; '.join(bad[:MAX_BAD_SHOWN])}{more}: "
-            "correct them, or use skip_bad"
+            f"{origin}: {len(bad):,} of {len(loops):,} rows are bad (correct them, or use skip_bad): "
+            f"{'; '.join(bad[:MAX_BAD_SHOWN])}{more}"
         )
 
 
@@ -224,7 +224,7 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
 def _named_problem(message: str, kind: str) -> str:
     """Return `field: reason` for a message that begins with the name of a field, as those of the core do."""
     word, _, rest = message.partition(" ")
-    name = _FIELD_OF_WORD.get(word, word)
+    name = _FIELD_OF_WORD.get(word.rstrip(":"), word)
     if name in {*VaryRequest.model_fields, *RemixRequest.model_fields, *Strength.model_fields, "regenerate", "sources"}:
         return f"{name}: {_bounded(rest)}"
     return f"{kind}: {_bounded(message)}"

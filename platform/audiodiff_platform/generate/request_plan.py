@@ -5,7 +5,7 @@ _plan/NNNN.parquet    shard, id, request as JSON, values of its encoding, durati
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -136,7 +136,14 @@ def _assigned(loops: Iterable[LoopRow], size: int, shards: dict[int, ShardSize])
     for number, loop in enumerate(loops):
         shard = first + number // size
         _count(shards, shard, loop.seconds)
-        yield {"shard": shard, **asdict(loop)}
+        yield {
+            "shard": shard,
+            "id": loop.id,
+            "request": loop.request,
+            "encoding": loop.encoding,
+            "seconds": loop.seconds,
+            "reason": loop.reason,
+        }
 
 
 def _count(shards: dict[int, ShardSize], shard: int, seconds: float) -> None:
