@@ -167,6 +167,10 @@ BAD: list[tuple[Any, str]] = [
     ({"kind": "invert", "source": "/none", "scheduler": "ddpm"}, "row 2: "),
     ({"id": "FIRST"}, "row 2: id: FIRST is the id of row 1"),
     ({"id": "0000000003"}, "row 3: id: 0000000003 is the id of row 2"),
+    ({"id": ["a"]}, "row 2: id: is not text"),
+    ('{"kind": "vary", "source": "a\\u0000b"}\n', "row 2: source: "),
+    ('{"kind": "vary", "source": "a\\ud800b"}\n', "row 2: source: "),
+    ({"kind": "vary", "source": "/tmp"}, "row 2: source: /tmp: is not a file"),
     ({"id": "../up"}, "row 2: id: ../up is not a file name"),
     ({"id": "a\n"}, "row 2: id: 'a\\n' holds control characters"),
     ({"id": "x" * 201}, "row 2: id: has 201 bytes"),
@@ -440,12 +444,18 @@ def test_files_that_are_no_requests(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("{}")
     long = pa.table({"id": pa.array(["x" * (MAX_ROW_BYTES + 1)]).take(pa.array([0] * 3))})
     pq.write_table(long, tmp_path / "long.parquet")
+    lists = pa.table({"sources": pa.array([["y" * 1_000_000] * 50] * 2)})
+    pq.write_table(lists, tmp_path / "lists.parquet")
+    pq.write_table(pa.table({"id": [{"a": "b"}]}), tmp_path / "nested.parquet")
+    assert (tmp_path / "lists.parquet").stat().st_size < 2_000_000
     for name, message in {
+        "lists.parquet": "column sources holds texts of more than",
+        "nested.parquet": "has a column of the type struct",
         "empty.jsonl": "has no rows",
         "twice.csv": "two of one name",
         "quoted.csv": "is not CSV",
         "none.parquet": "requests .*none.parquet: ",
-        "long.parquet": "holds a text of more than",
+        "long.parquet": "column id holds texts of more than",
         "rows.txt": "use a file with the extension",
         "missing.csv": "no such file",
     }.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,8 @@ class RowChecks:
     def _named(self, number: int, stated: Any) -> tuple[str, list[str]]:
         """Return the id of a row, and what is wrong with it."""
         name = f"{number:010d}" if stated is None else str(stated)
+        if not isinstance(stated, str | int | None) or isinstance(stated, bool):
+            return name, ["id: is not text"]
         if (problem := _id_problem(name)) is not None:
             return name, [f"id: {problem}"]
         first = self._ids.setdefault(unicodedata.normalize("NFC", name).casefold(), number)
@@ -181,14 +184,15 @@ def _unreadable(source: str) -> str | None:
     """Return the reason why a source cannot be read, or None."""
     try:
         folder, name = locate(source)
-        entry = folder.entry(name)
-        with folder.filesystem.open(folder.path(name), "rb"):
-            pass
+        if special_version(folder, folder.entry(name)) is not None:
+            return "is not a file"
+        if folder.is_local:
+            Path(folder.path(name)).open("rb").close()
     except FileNotFoundError:
         return "no such file"
     except (OSError, ValueError) as error:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
-    return None if special_version(folder, entry) is None else "is not a file"
+    return None
 
 
 def _id_problem(name: str) -> str | None:

@@ -14,7 +14,7 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
 from audiodiff_platform.audio_files import Inputs, described
-from audiodiff_platform.audio_files.source_files import UNREADABLE
+from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.checked_rows import LoopRow, RowChecks, require_good, stated_defaults
 from audiodiff_platform.generate.options import MAX_LOOPS, GenerateOptions
@@ -168,11 +168,11 @@ def _variations(options: GenerateOptions) -> Iterator[Row]:
         )
     for seed in options.seeds:
         for source in files:
-            if source.version in UNREADABLE:
-                yield f"source: {source.uri}: {UNREADABLE[source.version]}"
-                continue
-            folder, name = inputs.locate(source.uri)
-            uri = folder.path(name) if folder.is_local else f"{folder.uri}/{name}"
+            # A file that cannot be read fails alone when it is decoded.
+            is_listed_elsewhere = is_absolute(source.uri) and source.version != "elsewhere"
+            folder = inputs.folder
+            inside = folder.path(source.uri) if folder.is_local else f"{folder.uri}/{source.uri}"
+            uri = source.uri if is_listed_elsewhere else inside
             suffix = f"-{seed:010d}" if options.count is not None else ""
             yield {"kind": "vary", "source": uri, "seed": seed, "id": f"{_file_id(source.uri)}{suffix}"}
 

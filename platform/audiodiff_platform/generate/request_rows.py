@@ -141,18 +141,23 @@ def _parquet_rows(file: Any) -> Iterator[Row]:
             f"has {metadata.num_rows:,} rows of {size:,} bytes in all: must be at most {MAX_ROWS:,} and "
             f"{MAX_FILE_BYTES:,}, use several output folders"
         )
-    text = [field.name for field in metadata.schema.to_arrow_schema() if _is_text(field.type)]
+    text = [column.path_in_schema for column in columns if column.physical_type == "BYTE_ARRAY"]
     # Text stays encoded by a dictionary: a small file can hold a long text in many rows.
-    with pq.ParquetFile(file, read_dictionary=text) as table:
+    with pq.ParquetFile(file, read_dictionary=sorted(set(text))) as table:
         for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-            for name in text:
-                column = batch.column(name)
-                values = column.dictionary if pa.types.is_dictionary(column.type) else column
-                if len(values) and (pc.max(pc.binary_length(values)).as_py() or 0) > MAX_ROW_BYTES:
-                    raise ValueError(f"column {name} holds a text of more than {MAX_ROW_BYTES:,} bytes")
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                if _text_bytes(column) > MAX_ROW_BYTES * batch.num_rows:
+                    raise ValueError(f"column {name} holds texts of more than {MAX_ROW_BYTES:,} bytes")
             for row in batch.to_pylist():
                 yield {name: value for name, value in row.items() if value is not None}
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+def _text_bytes(column: pa.Array) -> int:
+    """Return the size of all texts in a column of texts or lists."""
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        column = column.flatten()
+    if pa.types.is_nested(column.type):
+        raise ValueError(f"has a column of the type {column.type}: use numbers, text and lists")
+    if pa.types.is_dictionary(column.type):
+        return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    return 0
