@@ -1,9 +1,11 @@
 """Generate loops with a model, and write audio files and a manifest.
 
     python jobs/generate.py --model RUN/model --output_dir LOOPS --count 100
+    python jobs/generate.py --model RUN/model --output_dir LOOPS --requests requests.jsonl
+    python jobs/generate.py --model RUN/model --output_dir LOOPS --input_dir TAKES --strength 0.4
 
-The same seed and options give the same bytes on the same kind of device, for any number of workers. A second run of the
-same command continues from the finished shards.
+The same request gives the same bytes on the same kind of device, for any number of workers. A second run of the same
+command continues from the finished shards, and adds the loops of new requests.
 """
 
 import sys

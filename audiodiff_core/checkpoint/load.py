@@ -59,6 +59,37 @@ class Model:
     record: ModelRecord | None = None
 
 
+@dataclass(frozen=True)
+class ModelOutline:
+    """Parts of a model as its configuration files describe them, with networks on the meta device.
+
+    Attributes:
+        unet: The denoising network, without weights.
+        scheduler: The scheduler that the model was trained with.
+        mel: Parameters of the mel images.
+        vae: The autoencoder of a latent model, without weights, or None.
+    """
+
+    unet: Any
+    scheduler: Any
+    mel: MelConfig
+    vae: Any = None
+
+
+def load_outline(source: str | Path) -> ModelOutline:
+    """Read the configuration of a model. No weights are downloaded or read.
+
+    Args:
+        source: As in `load_model`.
+
+    Raises:
+        CheckpointError: As `load_model`.
+    """
+    with local_files(source, weights=False) as path:
+        layout = _layout(path, [])
+        return ModelOutline(*_parts(layout, [], weights=False))
+
+
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
     """Load a model of the original project, of diffusers or of audiodiff.
 
@@ -92,15 +123,16 @@ def load_vae(source: str | Path, changes: list[str] | None = None) -> Any:
 
 
 @contextmanager
-def local_files(source: str | Path) -> Iterator[Path]:
+def local_files(source: str | Path, *, weights: bool = True) -> Iterator[Path]:
     """Provide a local folder or file of a model. A temporary copy is deleted on exit.
 
-    The context manager converts an OSError or ValueError to a CheckpointError whose message begins with `source`. It
-    also converts errors from the body of the `with` statement.
+    Without `weights`, only the other files of a remote model are copied. The context manager converts an OSError or
+    ValueError to a CheckpointError whose message begins with `source`. It also converts errors from the body of the
+    `with` statement.
     """
     with tempfile.TemporaryDirectory(prefix="audiodiff-model-") as scratch:
         try:
-            yield local_copy(str(source), Path(scratch))
+            yield local_copy(str(source), Path(scratch), weights=weights)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{source}: {' '.join(str(error).split())}") from error
 
@@ -126,18 +158,28 @@ def read_vae(path: Path, changes: list[str]) -> Any:
 
 def read_model(root: Path, changes: list[str]) -> Model:
     """Load the model in a local folder. See `load_model`."""
+    layout = _layout(root, changes)
+    record = _record(root)
+    unet, scheduler, mel, vae = _parts(layout, changes, weights=True)
+    return Model(unet, scheduler, mel, _digest(layout), vae, record)
+
+
+def _layout(root: Path, changes: list[str]) -> Layout:
     if not root.is_dir():
         raise CheckpointError("not a model folder: it is a file")
-    layout = Layout.read(root, changes)
-    record = _record(root)
-    unet = load_unet(layout, changes)
+    return Layout.read(root, changes)
+
+
+def _parts(layout: Layout, changes: list[str], *, weights: bool) -> tuple[Any, Any, MelConfig, Any]:
+    """Load network, scheduler, mel configuration and autoencoder, and check them against each other."""
+    unet = load_unet(layout, changes, weights=weights)
     scheduler = load_scheduler(layout, changes)
-    vae = load_autoencoder(root / layout.autoencoder, changes) if layout.autoencoder else None
+    vae = load_autoencoder(layout.root / layout.autoencoder, changes, weights=weights) if layout.autoencoder else None
     channels = 1 if vae is None else vae.config.latent_channels
     if unet.config.in_channels != channels:
         inputs = "mel images" if vae is None else "latents of the autoencoder"
         raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {channels} for {inputs}")
-    return Model(unet, scheduler, _mel(layout, unet, vae, changes), _digest(layout), vae, record)
+    return unet, scheduler, _mel(layout, unet, vae, changes), vae
 
 
 def _record(root: Path) -> ModelRecord | None:

@@ -46,12 +46,13 @@ _UNSUPPORTED_UNET = (
 _UNSUPPORTED_AUTOENCODER = ("shift_factor", "latents_mean", "latents_std")
 
 
-def load_unet(layout: Layout, changes: list[str]) -> Any:
+def load_unet(layout: Layout, changes: list[str], *, weights: bool = True) -> Any:
     """Load the denoising network on the CPU.
 
     Args:
         layout: Layout of the model folder.
         changes: List to which a line is appended for every difference from a network that audiodiff saves.
+        weights: Whether to load the weights. Without weights, the network is on the meta device.
 
     Returns:
         A network over images or latents of shape (batch, channels, height, width). It is conditional if its
@@ -64,7 +65,7 @@ def load_unet(layout: Layout, changes: list[str]) -> Any:
         raise CheckpointError(
             f"{MODEL_INDEX}: unsupported unet {layout.unet_class}: must be {' or '.join(UNETS)} of diffusers"
         )
-    unet = _load(UNETS[layout.unet_class], layout.root / "unet", changes)
+    unet = _load(UNETS[layout.unet_class], layout.root / "unet", changes, weights)
     config = unet.config
     _require_none(config, _UNSUPPORTED_UNET, "unet")
     match config.sample_size:
@@ -83,7 +84,7 @@ def load_unet(layout: Layout, changes: list[str]) -> Any:
     return unet
 
 
-def load_autoencoder(folder: Path, changes: list[str]) -> Any:
+def load_autoencoder(folder: Path, changes: list[str], *, weights: bool = True) -> Any:
     """Load an autoencoder of images with one channel on the CPU.
 
     A configuration without scaling_factor gets diffusers' default of 0.18215.
@@ -91,11 +92,12 @@ def load_autoencoder(folder: Path, changes: list[str]) -> Any:
     Args:
         folder: Folder of the autoencoder.
         changes: List to which a line is appended for every difference from an autoencoder that audiodiff saves.
+        weights: Whether to load the weights. Without weights, the autoencoder is on the meta device.
 
     Raises:
         CheckpointError: If the autoencoder is damaged or not supported.
     """
-    vae = _load(AutoencoderKL, folder, changes)
+    vae = _load(AutoencoderKL, folder, changes, weights)
     check_autoencoder(vae)
     return vae
 
@@ -162,12 +164,14 @@ def _explicit_scheduler(cls: Any, config: dict[str, Any]) -> Any:
     return cls(**{key: value for key, value in scheduler.config.items() if not key.startswith("_")})
 
 
-def _load(cls: Any, folder: Path, changes: list[str]) -> Any:
+def _load(cls: Any, folder: Path, changes: list[str], weights: bool) -> Any:
     config = read_json(folder.parent, f"{folder.name}/{CONFIG}")
     if config.get("_class_name", cls.__name__) != cls.__name__:
         raise CheckpointError(f"{folder.name}/{CONFIG}: class {config['_class_name']}: must be {cls.__name__}")
-    files = weight_files(folder)
     config = {key: value for key, value in config.items() if not key.startswith("_")}
+    if not weights:
+        return _outline(cls, config, folder.name).eval()
+    files = weight_files(folder)
     network = build_network(cls, config, read_weight_files(files), changes, folder.name)
     if any(file.suffix != ".safetensors" for file in files):
         changes.append(f"{folder.name}: converted a pickle to safetensors")
@@ -203,6 +207,14 @@ def build_network(cls: Any, config: dict[str, Any], weights: StateDict, changes:
     Raises:
         CheckpointError: If the configuration is invalid or too large, or the weights do not match it.
     """
+    network = _outline(cls, config, part)
+    load_weights(network, weights, changes, part)
+    assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
+    return network.eval()
+
+
+def _outline(cls: Any, config: dict[str, Any], part: str) -> Any:
+    """Build a network of limited size on the meta device."""
     _check_bounds(config, part)
     try:
         with torch.device("meta"):
@@ -211,9 +223,7 @@ def build_network(cls: Any, config: dict[str, Any], weights: StateDict, changes:
         raise CheckpointError(f"{part}: invalid configuration ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MAX_PARAMETERS:
         raise CheckpointError(f"{part}: the configuration has {count:,} parameters: must be at most {MAX_PARAMETERS:,}")
-    load_weights(network, weights, changes, part)
-    assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
-    return network.eval()
+    return network
 
 
 def _check_bounds(config: dict[str, Any], part: str) -> None:

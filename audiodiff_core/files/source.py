@@ -40,7 +40,7 @@ DESCRIPTIONS = [
 """All files of a model that are not weights."""
 
 
-def local_copy(source: str, scratch: Path) -> Path:
+def local_copy(source: str, scratch: Path, *, weights: bool = True) -> Path:
     """Return a local path with the model files of `source`.
 
     A local `source` is returned as an absolute path. The files of a URI that are required for loading are copied to
@@ -49,6 +49,7 @@ def local_copy(source: str, scratch: Path) -> Path:
     Args:
         source: A local file or folder, an fsspec URI, or a Hugging Face id or address.
         scratch: A folder for the copies of a URI.
+        weights: Whether to copy or download weights.
 
     Raises:
         CheckpointError: If `source` does not exist, is not a model, or cannot be downloaded.
@@ -57,16 +58,16 @@ def local_copy(source: str, scratch: Path) -> Path:
         return Path(source).resolve()
     source = repository_name(source)
     if "://" in source:
-        return _from_filesystem(source, scratch / "model")
+        return _from_filesystem(source, scratch / "model", weights)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise CheckpointError("no such folder, and not a Hugging Face id (OWNER/NAME)")
     try:
-        return _from_hub(source)
+        return _from_hub(source, weights)
     except (RepositoryNotFoundError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError("no such folder, and no model could be downloaded from the Hugging Face Hub") from error
 
 
-def _from_filesystem(source: str, target: Path) -> Path:
+def _from_filesystem(source: str, target: Path, with_weights: bool) -> Path:
     filesystem, path = filesystem_of(source)
     prefix: str = path.rstrip("/")
     local_path = target
@@ -80,7 +81,7 @@ def _from_filesystem(source: str, target: Path) -> Path:
             for name, entry in filesystem.find(prefix, maxdepth=2, detail=True).items()
         }
         names = [name for name in DESCRIPTIONS if name in sizes]
-        for folder in NETWORK_FOLDERS:
+        for folder in NETWORK_FOLDERS if with_weights else ():
             folder_files = {Path(name).name for name in sizes if Path(name).parent == Path(folder)}
             if preferred := DIFFUSERS.preferred(folder_files):
                 names.append((Path(folder) / preferred).as_posix())
@@ -104,8 +105,10 @@ def _from_filesystem(source: str, target: Path) -> Path:
     return local_path
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, with_weights: bool) -> Path:
     """Download a repository's descriptions and preferred weights to the Hub's cache."""
+    if not with_weights:
+        return Path(snapshot_download(name, allow_patterns=DESCRIPTIONS))
     folders = [Path(folder) for folder in NETWORK_FOLDERS]
     weights, index = next(DIFFUSERS.candidates())
     root = Path(

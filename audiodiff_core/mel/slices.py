@@ -1,6 +1,7 @@
 """Mel slices of an audio file, as a stream that holds one slice in memory at a time."""
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -207,6 +208,44 @@ def pieces(
     unseen_samples = len(buffer) - (size - step)
     if index == 0 or (slicing.tail == "pad" and unseen_samples > 0):
         yield Piece.of(index, index * step, buffer, rate, meter)
+
+
+def slice_of_file(file: str, index: int, mel: Mel, watch: audio.Watch | None = None) -> audio.Samples:
+    """Decode a file up to the end of slice `index`, and return the samples of that slice.
+
+    Args:
+        file: Path or URI of an audio file.
+        index: Index of the slice.
+        mel: Converter that defines the slice size and the sample rate.
+        watch: Observer of the decoding.
+
+    Returns:
+        Samples (n,). A file that is shorter than a slice has one slice, which is shorter.
+
+    Raises:
+        AudioDecodeError: If the file cannot be decoded.
+        ValueError: If the slice does not exist, or ends after LONGEST_DECODED_S.
+    """
+    duration_s = mel.config.slice_duration_s
+    if index < 0:
+        raise ValueError(f"slice {index}: slices are counted from 0")
+    if (index + 1) * duration_s > audio.LONGEST_DECODED_S:
+        raise ValueError(
+            f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, "
+            f"at most {audio.LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file"
+        )
+    count = 0
+    with closing(pieces(file, mel, Slicing(), watch)) as slices:
+        for piece in slices:
+            if piece.index == index:
+                return piece.samples
+            count = piece.index + 1
+    raise no_such_slice(index, count, duration_s)
+
+
+def no_such_slice(index: int, count: int, duration_s: float) -> ValueError:
+    """Return the error for a slice beyond the `count` slices of some audio."""
+    return ValueError(f"slice {index}: the audio has {count} of {duration_s:.2f} s, use 0 to {count - 1}")
 
 
 def _level_db(samples: audio.Samples) -> float:

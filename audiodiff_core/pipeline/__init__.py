@@ -10,24 +10,30 @@ tasks.py          what a request needs from the sampler
 codec.py          conversion between mel images and samples
 running.py        running of tasks in one batch
 rendering.py      conversion of results to loops: decoding and vocoder
+request_check.py  check of requests without the weights of a model
 array_calls.py    calls with arrays instead of references
 loop_pipeline.py  LoopPipeline
 """
 
 from audiodiff_core.pipeline.geometry import Geometry
+from audiodiff_core.pipeline.inputs import References
 from audiodiff_core.pipeline.interpolation import chain, slerp
 from audiodiff_core.pipeline.loop import PEAK, Failure, Loop, normalize
 from audiodiff_core.pipeline.loop_pipeline import LoopPipeline, load_pipeline
+from audiodiff_core.pipeline.request_check import RequestCheck
 from audiodiff_core.pipeline.running import Step
-from audiodiff_core.pipeline.sources import Audio, Source, Span
+from audiodiff_core.pipeline.sources import Audio, AudioFiles, Source, Span
 
 __all__ = [
     "PEAK",
     "Audio",
+    "AudioFiles",
     "Failure",
     "Geometry",
     "Loop",
     "LoopPipeline",
+    "References",
+    "RequestCheck",
     "Source",
     "Span",
     "Step",

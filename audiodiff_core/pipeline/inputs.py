@@ -15,8 +15,10 @@ import torch
 from audiodiff_core.pipeline.geometry import MIN_WIDTH, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.sources import (
+    HERE,
     MAX_TRACK_COLUMNS,
     Audio,
+    AudioFiles,
     Mask,
     Source,
     Span,
@@ -49,10 +51,12 @@ class References:
     Attributes:
         sources: Audio or images by reference. A reference that is not a key is a path or a URI.
         encodings: Encodings (dim,) by reference.
+        files: Decoding of the files that requests name.
     """
 
     sources: Mapping[str, Source] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
+    files: AudioFiles = HERE
 
     def source(self, reference: str, index: int) -> Source:
         """Return a source. An index other than 0 replaces the slice of an Audio."""
@@ -138,7 +142,7 @@ class Inputs:
 
         def slice_of(reference: str, index: int = 0) -> Loader:
             source, width = references.source(reference, index), self.geometry.width(item.request)
-            return partial(source_slice, source, self.geometry.mel, width)
+            return partial(source_slice, source, self.geometry.mel, width, references.files)
 
         task: Task
         match request:
@@ -153,7 +157,7 @@ class Inputs:
                 task = tasks.extend(item, source, self.extended_columns(request), request.overlap)
             case RemixRequest():
                 start = self.start_step(item.request, request.strength, request.start_step)
-                track = partial(track_image, references.source(request.source, 0), self.geometry.mel)
+                track = partial(track_image, references.source(request.source, 0), self.geometry.mel, references.files)
                 task = tasks.remix(item, track, start, request.overlap)
             case InvertRequest():
                 task = tasks.invert(item, slice_of(request.source, request.slice), request.refinements)

@@ -16,7 +16,7 @@ from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.loop import Failure, Loop
 from audiodiff_core.pipeline.rendering import Renderer
 from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
-from audiodiff_core.pipeline.sources import Source
+from audiodiff_core.pipeline.sources import HERE, AudioFiles, Source
 from audiodiff_core.pipeline.tasks import Tasks
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
 from audiodiff_core.sampling.requests import Request
@@ -175,6 +175,7 @@ class LoopPipeline(ArrayCalls):
         noises: Noise | None = None,
         *,
         sources: Mapping[str, Source] | None = None,
+        files: AudioFiles = HERE,
         on_step: OnStep | None = None,
         progress: bool = False,
     ) -> Iterator[Loop]:
@@ -189,6 +190,7 @@ class LoopPipeline(ArrayCalls):
             noises: Initial noises (n, channels, height, width) from `noise`, `invert` or `slerp`, in the shape of the
                 samples. None draws them from the seeds.
             sources: Sources by reference. Any other reference is a path or a URI.
+            files: Decoding of paths and URIs. By default, this process decodes them.
             on_step: Called after every step for each loop in progress.
             progress: Whether to show a progress bar.
 
@@ -201,7 +203,7 @@ class LoopPipeline(ArrayCalls):
             OSError: If a source cannot be read.
         """
         return without_failures(
-            self.outcomes(requests, encodings, noises, sources=sources, on_step=on_step, progress=progress)
+            self.outcomes(requests, encodings, noises, sources=sources, files=files, on_step=on_step, progress=progress)
         )
 
     def outcomes(
@@ -211,6 +213,7 @@ class LoopPipeline(ArrayCalls):
         noises: Noise | None = None,
         *,
         sources: Mapping[str, Source] | None = None,
+        files: AudioFiles = HERE,
         on_step: OnStep | None = None,
         progress: bool = False,
     ) -> Iterator[Loop | Failure]:
@@ -221,12 +224,13 @@ class LoopPipeline(ArrayCalls):
             encodings: As `generate`.
             noises: As `generate`.
             sources: As `generate`.
+            files: As `generate`.
             on_step: As `generate`.
             progress: As `generate`.
         """
         if noises is not None or not (encodings is None or isinstance(encodings, Mapping)):
             return self._array_outcomes(list(requests), encodings, noises, on_step, progress)
-        references = References(sources or {}, encodings if isinstance(encodings, Mapping) else {})
+        references = References(sources or {}, encodings if isinstance(encodings, Mapping) else {}, files)
         probe = self.sampler.batch()
         count = None
         if isinstance(requests, Sequence):

@@ -1,16 +1,16 @@
 """Sources of loops: audio or mel images, and masks of the part to keep."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from audiodiff_core.audio import LONGEST_DECODED_S, Samples, decode_audio
 from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.mel.slices import Slicing, pieces
+from audiodiff_core.mel.slices import no_such_slice, slice_of_file
 from audiodiff_core.pipeline.geometry import MIN_WIDTH
 
 Span = tuple[float, float]
@@ -54,7 +54,32 @@ class SourceSlice:
     amplitude: float = 1.0
 
 
-def source_slice(source: Source, mel: MelConfig, width: int) -> SourceSlice:
+class AudioFiles(Protocol):
+    """Decoding of the files that requests name."""
+
+    def slice(self, file: str, index: int, mel: MelConfig) -> Samples:
+        """Return the samples of slice `index` of a file. Slices have the width of `mel`. See `slice_of_file`."""
+
+    def track(self, file: str, sample_rate: int, longest_s: float) -> Samples:
+        """Return all samples of a file of at most `longest_s` seconds. See `decode_audio`."""
+
+
+class FilesHere:
+    """Decoding of files in this process. A file that crashes its decoder ends the process."""
+
+    def slice(self, file: str, index: int, mel: MelConfig) -> Samples:
+        """See `AudioFiles.slice`."""
+        return slice_of_file(file, index, Mel(mel))
+
+    def track(self, file: str, sample_rate: int, longest_s: float) -> Samples:
+        """See `AudioFiles.track`."""
+        return decode_audio(file, sample_rate, longest_s=longest_s)
+
+
+HERE: AudioFiles = FilesHere()
+
+
+def source_slice(source: Source, mel: MelConfig, width: int, files: AudioFiles = HERE) -> SourceSlice:
     """Compute the mel image of a slice of a source.
 
     Audio that is shorter than a slice is padded with silence. A file is decoded up to the end of the slice.
@@ -63,6 +88,7 @@ def source_slice(source: Source, mel: MelConfig, width: int) -> SourceSlice:
         source: The source.
         mel: The mel configuration.
         width: Width of the image in columns.
+        files: Decoding of files.
 
     Raises:
         ValueError: If an image has another shape, if the slice does not exist, if the slice of a file ends after
@@ -77,44 +103,22 @@ def source_slice(source: Source, mel: MelConfig, width: int) -> SourceSlice:
         return SourceSlice(source)
     size = width * mel.hop_length - 1
     if isinstance(source.samples, str | Path):
-        samples = _slice_of_file(str(source.samples), source.slice, Mel(mel.model_copy(update={"x_res": width})))
+        samples = files.slice(str(source.samples), source.slice, mel.model_copy(update={"x_res": width}))
         return _slice(samples, mel, width)
     samples = samples_of(source, mel)
     count = max(1, len(samples) // size)
     if not 0 <= source.slice < count:
-        raise _no_such_slice(source.slice, count, size / mel.sample_rate)
+        raise no_such_slice(source.slice, count, size / mel.sample_rate)
     return _slice(samples[source.slice * size : (source.slice + 1) * size], mel, width)
 
 
-def _slice_of_file(file: str, index: int, mel: Mel) -> Samples:
-    """Decode a file up to the end of slice `index` and return the samples of that slice."""
-    duration_s = mel.config.slice_duration_s
-    if index < 0:
-        raise ValueError(f"slice {index}: slices are counted from 0")
-    if (index + 1) * duration_s > LONGEST_DECODED_S:
-        raise ValueError(
-            f"slice {index}: ends at {(index + 1) * duration_s:.0f} s, "
-            f"at most {LONGEST_DECODED_S:.0f} s of a file are decoded: cut the file"
-        )
-    count = 0
-    with closing(pieces(file, mel, Slicing())) as slices:
-        for piece in slices:
-            if piece.index == index:
-                return piece.samples
-            count = piece.index + 1
-    raise _no_such_slice(index, count, duration_s)
-
-
-def _no_such_slice(index: int, count: int, duration_s: float) -> ValueError:
-    return ValueError(f"slice {index}: the audio has {count} of {duration_s:.2f} s, use 0 to {count - 1}")
-
-
-def track_image(track: Source, mel: MelConfig) -> Images:
+def track_image(track: Source, mel: MelConfig, files: AudioFiles = HERE) -> Images:
     """Compute the mel image of a whole track, relative to the loudest moment of the track.
 
     Args:
         track: The track, whose `slice` is ignored, or its image (y_res, columns).
         mel: The mel configuration.
+        files: Decoding of files.
 
     Returns:
         The image (y_res, columns).
@@ -131,7 +135,7 @@ def track_image(track: Source, mel: MelConfig) -> Images:
             raise ValueError(f"image of {track.shape[1]} columns: use {MIN_WIDTH} to {MAX_TRACK_COLUMNS}")
         return track
     longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
-    samples = samples_of(track, mel, longest_s)
+    samples = samples_of(track, mel, longest_s, files)
     columns = -(-len(samples) // mel.hop_length)
     if columns < MIN_WIDTH:
         raise ValueError(
@@ -143,13 +147,16 @@ def track_image(track: Source, mel: MelConfig) -> Images:
     return _slice(samples, mel, max(8, columns + 1)).image[:, :columns]
 
 
-def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S) -> Samples:
+def samples_of(
+    source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED_S, files: AudioFiles = HERE
+) -> Samples:
     """Return all samples of a source.
 
     Args:
         source: The source. Its `slice` is ignored.
         mel: The mel configuration. Files are resampled to its sample rate.
         longest_s: Maximum duration of a file in seconds.
+        files: Decoding of files.
 
     Returns:
         float32 samples (n,).
@@ -159,7 +166,7 @@ def samples_of(source: Audio, mel: MelConfig, longest_s: float = LONGEST_DECODED
         AudioDecodeError: If a file cannot be decoded, or is too long.
     """
     if isinstance(source.samples, str | Path):
-        return decode_audio(str(source.samples), mel.sample_rate, longest_s=longest_s)
+        return files.track(str(source.samples), mel.sample_rate, longest_s)
     samples = np.asarray(source.samples)
     if source.sample_rate != mel.sample_rate:
         raise ValueError(

@@ -32,8 +32,8 @@ class Failing:
     def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
         self.pipeline, self.fault, self.log, self.mel = pipeline, fault, log, pipeline.mel
 
-    def outcomes(self, requests: Sequence[GenerateRequest]) -> Iterator[Loop | Failure]:
-        for loop in self.pipeline.outcomes(requests):
+    def outcomes(self, requests: Sequence[GenerateRequest], **options: Any) -> Iterator[Loop | Failure]:
+        for loop in self.pipeline.outcomes(requests, **options):
             if loop.request.seed == BAD_SEED:
                 with self.log.open("a") as log:
                     log.write(f"{len(requests)} ")

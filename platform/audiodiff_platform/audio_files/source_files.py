@@ -39,10 +39,7 @@ class SourceFiles:
 
     def locate(self, uri: str) -> tuple[Folder, str]:
         """Return the folder of a URI, and the name of the file in that folder."""
-        if is_absolute(uri):
-            parent, _, name = uri.rpartition("/")
-            return Folder(parent or "/"), name
-        return self.folder, uri
+        return locate(uri) if is_absolute(uri) else (self.folder, uri)
 
     def look_up(self, entry: str) -> Source:
         """Return the source of a list entry.
@@ -119,6 +116,12 @@ class SourceFiles:
 def is_absolute(uri: str) -> bool:
     """Return True for a URI with a scheme or an absolute path, False for a name in the input folder."""
     return "://" in uri or uri.startswith("/")
+
+
+def locate(uri: str) -> tuple[Folder, str]:
+    """Return the folder of an absolute path or URI, and the name of the file in that folder."""
+    parent, _, name = uri.rpartition("/")
+    return Folder(parent or "/"), name
 
 
 def special_version(folder: Folder, entry: Entry) -> str | None:

@@ -7,7 +7,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from audiodiff_platform.cluster.capacity import ACCELERATOR_PREFIX, WorkerResources, nodes
+from audiodiff_platform.cluster.capacity import ACCELERATOR_PREFIX, Device, WorkerResources, nodes, uses_gpus
+from audiodiff_platform.cluster.connection import connected, runs_locally
 from audiodiff_platform.cluster.private_ray import largest_cluster, started_here
 from audiodiff_platform.entry.terminal import say
 
@@ -42,6 +43,16 @@ def least(gpus: Iterable[Gpu]) -> Gpu:
         min(gpu.memory_bytes for gpu in found),
         min(gpu.capability for gpu in found),
     )
+
+
+def runs_on_gpus(device: Device) -> bool:
+    """Return True if a job with this `device` will run on GPUs. No local Ray is started to find out."""
+    if device != "auto":
+        return device == "gpu"
+    if runs_locally() and not ray.is_initialized():
+        return bool(gpus_here())
+    with connected():
+        return uses_gpus(device)
 
 
 def gpus_here() -> list[Gpu]:

@@ -118,6 +118,23 @@ class Decoder:
         }
         return _read_items(spool, mel, self._result(name, self._limits.time(size, mel), request), with_samples)
 
+    def slice(self, name: str, local: Path, spool: Path, mel: MelConfig, index: int) -> Samples:
+        """Decode an audio file up to the end of a slice, and return the samples of the slice as mono float32 (n,).
+
+        Args:
+            name: The name of the audio file in error messages.
+            local: The audio file.
+            spool: A temporary file, removed at the end.
+            mel: The mel configuration, which defines the size of a slice.
+            index: The index of the slice.
+
+        Raises:
+            AudioDecodeError: The audio file is unusable, or has no such slice.
+        """
+        spool_bytes = mel.slice_size * np.dtype(np.float32).itemsize
+        request = {"kind": "slice", **_files(local, spool, spool_bytes), "mel": mel.model_dump(), "index": index}
+        return _read_samples(spool, self._result(name, self._limits.time(local.stat().st_size), request))
+
     def samples(self, name: str, local: Path, spool: Path, sample_rate: int, longest_s: float) -> Samples:
         """Decode a complete audio file to mono float32 samples (n,).
 
@@ -138,10 +155,7 @@ class Decoder:
             "sample_rate": sample_rate,
             "longest_s": longest_s,
         }
-        count = self._result(name, self._limits.time(local.stat().st_size), request)
-        samples: Samples = np.fromfile(spool, np.float32, count)
-        spool.unlink()
-        return samples
+        return _read_samples(spool, self._result(name, self._limits.time(local.stat().st_size), request))
 
     def _result(self, name: str, limit: TimeLimit, request: dict[str, Any]) -> Any:
         """Add the limits to a request for the file `name`, send the request and return its result."""
@@ -200,6 +214,13 @@ class Decoder:
 
 def _files(local: Path, spool: Path, spool_bytes: int) -> dict[str, Any]:
     return {"file": str(local), "spool": str(spool), "spool_bytes": spool_bytes}
+
+
+def _read_samples(spool: Path, count: int) -> Samples:
+    """Read and remove a spool file of `count` samples."""
+    samples: Samples = np.fromfile(spool, np.float32, count)
+    spool.unlink()
+    return samples
 
 
 def _read_items(

@@ -27,7 +27,7 @@ import numpy as np
 from audiodiff_core.audio import MACHINE_ERRORS, AudioDecodeError, PeakMeter, Samples, UnusableError, stream, too_long
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
-from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence
+from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence, slice_of_file
 from audiodiff_platform.decoder.limits import (
     CPU_SECONDS_PER_SECOND,
     DECODED_SAMPLE_BYTES,
@@ -163,6 +163,19 @@ def _items(request: Request, watch: LimitWatch) -> list[int]:
     return counts
 
 
+def _slice(request: Request, watch: LimitWatch) -> int:
+    """Write the samples of a slice as mono float32; return their number."""
+    mel = _mel(json.dumps(request["mel"]))
+    try:
+        samples = slice_of_file(request["file"], request["index"], mel, watch)
+    except AudioDecodeError:
+        raise
+    except ValueError as error:  # the file has no such slice
+        raise AudioDecodeError(request["file"], str(error)) from error
+    samples.tofile(request["spool"])
+    return len(samples)
+
+
 def _samples(request: Request, watch: LimitWatch) -> int:
     """Write the complete audio file as mono float32 samples; return their number."""
     name, rate, longest_s = request["file"], request["sample_rate"], request["longest_s"]
@@ -185,7 +198,12 @@ def _mel(config: str) -> Mel:
     return Mel(MelConfig.model_validate_json(config))
 
 
-_KINDS: dict[str, Callable[[Request, LimitWatch], Any]] = {"slices": _slices, "items": _items, "samples": _samples}
+_KINDS: dict[str, Callable[[Request, LimitWatch], Any]] = {
+    "slices": _slices,
+    "items": _items,
+    "slice": _slice,
+    "samples": _samples,
+}
 
 if __name__ == "__main__":
     main()

@@ -8,29 +8,55 @@ from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.sampling import SamplingParameters
-from audiodiff_core.sampling.profile import CPU_BATCH_SIZE
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
 
-BATCHES_PER_SHARD = 4
 MAX_LOOPS = 10_000_000
 """Maximum number of loops in a folder. The driver keeps a list of their shards."""
 
 
 class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputOptions):
-    """Options of generate: model, seeds and sampling parameters of the loops, output folder, workers."""
+    """Options of generate: model, requests and their defaults, output folder, workers."""
 
     model: str = pydantic.Field(
         description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, or a Hugging Face id"
     )
     output_dir: str = pydantic.Field(description="folder for the audio files and the manifest: a path, s3:// or gs://")
-    count: int = pydantic.Field(ge=1, le=MAX_LOOPS, description="number of loops")
+    count: int | None = pydantic.Field(
+        None, ge=1, le=MAX_LOOPS, description="number of seeds; instead of requests. A larger count adds loops"
+    )
     seed: int = pydantic.Field(
         0,
         ge=SEEDS[0],
         le=SEEDS[-1],
-        description="seed of the first loop; the seeds of the following loops count up from it",
+        description="the first seed; the following seeds count up from it",
+    )
+    requests: str | None = pydantic.Field(
+        None,
+        description="file of requests of any kind, one per row: .jsonl, .csv or .parquet, a path or URI. Sampling "
+        "options are the defaults of its rows. A longer file adds loops",
+    )
+    skip_bad: bool = pydantic.Field(
+        False, description="list bad rows of the requests in the manifest, and generate the other rows"
+    )
+    sweep: tuple[str, ...] = pydantic.Field(
+        (),
+        description="values of a sampling option, such as steps=20,50; repeat the flag for more options: each seed is "
+        "generated with every combination",
+    )
+    input_dir: str | None = pydantic.Field(
+        None, description="folder of audio files, each of which is varied once per seed: a path, s3:// or gs://"
+    )
+    strength: float | None = pydantic.Field(
+        None,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="fraction of the steps to take of variations and remixes: 1 keeps almost nothing of the source",
+    )
+    encodings: str | None = pydantic.Field(
+        None, description="encodings (encode writes them) that requests name in the field encoding: a path or URI"
     )
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
     compiled: bool = pydantic.Field(
@@ -38,25 +64,42 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
     )
 
     @pydantic.model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.requests is not None:
+            stated = self.model_fields_set
+            for name in ("count", "seed", "sweep", "input_dir"):
+                if name in stated and getattr(self, name) not in (None, ()):
+                    raise ValueError(f"requests with {name}: the rows of the file state it, omit {name}")
+            return self
+        if self.count is None and self.input_dir is None:
+            raise ValueError("count, requests or input_dir is required")
+        if self.sweep and self.input_dir is not None:
+            raise ValueError("sweep with input_dir: list the variations in a file of requests")
+        for name in ("strength", "skip_bad", "encodings"):
+            needs_rows = name == "encodings" or self.input_dir is None
+            if getattr(self, name) and needs_rows:
+                raise ValueError(f"{name} is for requests{'' if name == 'encodings' else ' and input_dir'}")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _seeds_exist(self) -> Self:
-        if self.seed + self.count - 1 > SEEDS[-1]:
+        if self.seed + (self.count or 1) - 1 > SEEDS[-1]:
             raise ValueError(f"seed {self.seed} with count {self.count}: the last seed must be at most {SEEDS[-1]}")
         return self
 
-    def settings(self, model: Model) -> dict[str, Any]:
-        """Return the settings that determine the loops in a folder, as JSON values.
+    @property
+    def seeds(self) -> range:
+        """The seeds of loops without a file of requests."""
+        return range(self.seed, self.seed + (self.count or 1))
 
-        The device is not part of the settings. The manifest records it for each loop.
+    def settings(self, model: Model) -> dict[str, Any]:
+        """Return the settings that determine the loops of requests in a folder, as JSON values.
+
+        The requests themselves are in the plan. The device is not part of the settings. The manifest records it for
+        each loop.
 
         Args:
             model: The model of the loops.
         """
-        excluded = {"model", "output_dir", "num_workers", "device", "take_over"}
-        settings = self.model_dump(exclude=excluded)
+        settings = self.model_dump(include={"format", "batch_size", "precision", "compiled"})
         return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **settings}
-
-    def shard_seeds(self) -> list[range]:
-        """Return the seeds of each shard. The shards do not depend on the number of workers."""
-        size = BATCHES_PER_SHARD * (self.batch_size or CPU_BATCH_SIZE)
-        end = self.seed + self.count
-        return [range(first, min(first + size, end)) for first in range(self.seed, end, size)]

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +13,11 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.pipeline import Failure, Loop, LoopPipeline
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters, SeededRequest
+from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, Strength
+from audiodiff_platform.generate.decoded_files import DecodedFiles
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.request_plan import PlannedLoop, shard_loops
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.attempts import Attempts
@@ -27,6 +30,9 @@ LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
 
 Other errors are caused by storage (OSError), the request (ValueError) or the machine.
 """
+
+Rows = dict[int, dict[str, Any]]
+"""Manifest rows by the place of the loop in its shard."""
 
 
 class GenerateWorker:
@@ -53,6 +59,7 @@ class GenerateWorker:
             )
         self.digest = model.digest
         self.pipeline = LoopPipeline.of(model, self.profile)
+        self.files = DecodedFiles()
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Generate a shard of loops, and write its audio files and its part of the manifest.
@@ -68,87 +75,100 @@ class GenerateWorker:
         Returns:
             The record of the shard: numbers of rows and failures, digests and sizes in bytes of the files.
         """
-        parameters = self.options.model_dump(include=set(SamplingParameters.model_fields))
-        requests = [GenerateRequest(seed=seed, **parameters) for seed in self.options.shard_seeds()[shard]]
-        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(requests, attempts)
+        loops = shard_loops(self.output, shard)
+        good = {place: loop for place, loop in enumerate(loops) if loop.request is not None}
+        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(good, attempts)
         if rows is None:
-            rows = self._generate_singly(requests, attempts)
+            rows = self._generate_singly(good, attempts)
+        rows |= {
+            place: self._failure_row(loop, loop.reason) for place, loop in enumerate(loops) if loop.reason is not None
+        }
         attempts.require_ownership()
         buffer = io.BytesIO()
-        pq.write_table(
-            pa.Table.from_pylist(sorted(rows, key=lambda row: row["seed"]), MANIFEST_SCHEMA), buffer, compression="zstd"
-        )
+        table = pa.Table.from_pylist([rows[place] for place in range(len(loops))], MANIFEST_SCHEMA)
+        pq.write_table(table, buffer, compression="zstd")
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
-        with_audio = [row for row in rows if row["path"]]
+        with_audio = [row for row in rows.values() if row["path"]]
         parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
         sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
         return {"rows": len(rows), "failed": len(rows) - len(with_audio), "parts": parts, "sizes": sizes}
 
-    def _generate_batched(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]] | None:
+    def _generate_batched(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows | None:
         """Generate loops in batches and return their manifest rows, or None if a loop failed."""
-        rows = []
+        rows: Rows = {}
         try:
-            for outcome in self.pipeline.outcomes(requests):
-                rows.append(self._row(outcome))
+            requests = [loop.with_values for loop in loops.values()]
+            places = list(loops)
+            for outcome in self.pipeline.outcomes(requests, files=self.files):
+                place = places[outcome.number]
+                rows[place] = self._row(loops[place], outcome)
                 attempts.require_running()
         except (*LOOP_FAILURES, RuntimeError) as error:
             logging.getLogger(__name__).warning("batch failed, generating its loops one by one: %s", error)
             return None
         return rows
 
-    def _generate_singly(self, requests: Sequence[GenerateRequest], attempts: Attempts) -> list[dict[str, Any]]:
+    def _generate_singly(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows:
         """Generate loops one by one and return their manifest rows. Rows of failed loops state the reason."""
-        rows = []
-        for request in requests:
-            if attempts.gives_up(str(request.seed)):
-                rows.append(self._failure_row(request, attempts.reason))
+        rows: Rows = {}
+        for place, loop in loops.items():
+            if attempts.gives_up(loop.id):
+                rows[place] = self._failure_row(loop, attempts.reason)
                 continue
-            attempts.start(str(request.seed))
+            attempts.start(loop.id)
             try:
-                (outcome,) = self.pipeline.outcomes([request])
-                rows.append(self._row(outcome))
+                (outcome,) = self.pipeline.outcomes([loop.with_values], files=self.files)
+                rows[place] = self._row(loop, outcome)
             except LOOP_FAILURES as error:
-                rows.append(self._failure_row(request, _reason(error)))
+                rows[place] = self._failure_row(loop, _reason(error))
         return rows
 
-    def _row(self, outcome: Loop | Failure) -> dict[str, Any]:
+    def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
         """Write the audio file of a loop. Return the manifest row of a loop or of a failure."""
-        if isinstance(outcome, Failure):
-            return self._failure_row(outcome.request, _reason(outcome.error))
-        return self._write_loop(outcome)
+        if isinstance(outcome, Loop):
+            return self._write_loop(loop, outcome)
+        if isinstance(outcome.error, OSError):  # storage failed, so that the shard is tried again
+            raise outcome.error
+        return self._failure_row(loop, _reason(outcome.error))
 
-    def _write_loop(self, loop: Loop) -> dict[str, Any]:
+    def _write_loop(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
         """Write the audio file of a loop and return its manifest row."""
         mel = self.pipeline.mel
-        content = loop.file(mel.sample_rate, self.options.format)
-        path = f"audio/{loop.request.seed:010d}.{self.options.format}"
+        content = made.file(mel.sample_rate, self.options.format)
+        path = f"audio/{loop.id}.{self.options.format}"
         self.output.write(path, content)
-        tempo = measure_tempo(loop.audio, mel.sample_rate)
+        tempo = measure_tempo(made.audio, mel.sample_rate)
         return {
-            **self._provenance(loop.request),
+            **self._provenance(loop),
             "path": path,
             "sha256": commits.sha256(content),
             "bytes": len(content),
-            "duration_s": len(loop.audio) / mel.sample_rate,
+            "duration_s": len(made.audio) / mel.sample_rate,
             "tempo_bpm": tempo.bpm,
             "tempo_confidence": tempo.confidence,
-            "seam_score": seam_score(loop.audio, mel.sample_rate),
-            "level_db": level_db(loop.audio),
+            "seam_score": seam_score(made.audio, mel.sample_rate),
+            "level_db": level_db(made.audio),
             "reason": None,
         }
 
-    def _failure_row(self, request: SeededRequest, reason: str) -> dict[str, Any]:
+    def _failure_row(self, loop: PlannedLoop, reason: str) -> dict[str, Any]:
         measurements = dict.fromkeys(
             ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
         )
-        return {**self._provenance(request), **measurements, "reason": reason}
+        return {**self._provenance(loop), **measurements, "reason": reason}
 
-    def _provenance(self, request: SeededRequest) -> dict[str, Any]:
+    def _provenance(self, loop: PlannedLoop) -> dict[str, Any]:
         """Return the manifest columns for the request, the execution profile and the model."""
+        request = loop.request
+        fields: dict[str, Any] = {} if request is None else request.model_dump()
+        if isinstance(request, Strength) and request.strength is None and request.start_step is None:
+            fields["strength"] = DEFAULT_STRENGTH
         return {
-            **request.model_dump(),
-            "id": f"{request.seed:010d}",
+            **fields,
+            "id": loop.id,
+            "requested_duration_s": fields.get("duration_s"),
+            "encoding_values": loop.encoding or None,
             **self.profile.record(),
             "model_digest": self.digest,
             "mel_digest": self.pipeline.mel.digest,

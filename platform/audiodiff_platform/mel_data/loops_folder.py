@@ -5,13 +5,14 @@ The job generate writes the folder. The job evaluate, reports and servers read i
 
 import pyarrow as pa
 
-LOOPS_FORMAT_VERSION = 3
+LOOPS_FORMAT_VERSION = 4
 LOOPS_SETTINGS = "generate.json"
 
 MANIFEST_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("path", pa.string()),
+        ("kind", pa.string()),  # the columns up to `overlap` are the request; null where its kind has no such field
         ("seed", pa.int64()),
         ("steps", pa.int32()),
         ("scheduler", pa.string()),
@@ -21,7 +22,20 @@ MANIFEST_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("bars", pa.int32()),
         ("bpm", pa.float64()),
+        ("requested_duration_s", pa.float64()),
         ("seamless", pa.bool_()),
+        ("encoding", pa.string()),  # name of the encoding
+        ("encoding_values", pa.list_(pa.float32())),
+        ("source", pa.string()),
+        ("sources", pa.list_(pa.string())),
+        ("seeds", pa.list_(pa.int64())),
+        ("position", pa.float64()),
+        ("slice", pa.int64()),
+        ("strength", pa.float64()),
+        ("start_step", pa.int32()),
+        ("regenerate", pa.list_(pa.list_(pa.float64()))),
+        ("refinements", pa.int32()),
+        ("overlap", pa.float64()),
         ("batch_size", pa.int32()),
         ("precision", pa.string()),
         ("device", pa.string()),

@@ -10,19 +10,15 @@ workers. The driver holds the listing of the input in memory, but reads the plan
 """
 
 import hashlib
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from audiodiff_platform.audio_files import ByteRange, Inputs, Source, in_parts
-from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.arrow_tables import table
+from audiodiff_platform.work.plan_files import all_rows, append, content, shard_rows
 from audiodiff_platform.work.source_digests import first_changed, later_versions
 
 PLAN_SCHEMA = pa.schema(
@@ -39,8 +35,6 @@ PLAN_SCHEMA = pa.schema(
 
 MAX_SHARD_S = 3 * 3_600
 TARGET_SHARDS = 256
-ROW_GROUP_ROWS = 4_096  # a worker reads only the row groups that hold its shard
-READ_AHEAD_BYTES = 1 << 20  # about one row group; the default of an object store client is 50 MB
 
 
 @dataclass(slots=True)
@@ -84,7 +78,8 @@ def new_sources(
     versions = later_versions(folder)
     shards: dict[int, ShardSize] = {}
     touched: list[tuple[int, Source]] = []
-    for shard, planned, _ in _all_rows(folder):
+    for row in all_rows(folder):
+        shard, planned = row["shard"], _source(row)
         current = present.pop(planned.key, None)
         if current is None and planned.part is not None and (container := present.get(planned.uri)):
             divided.add(planned.uri)
@@ -202,16 +197,8 @@ def append_plan(
     """
     if not assigned:
         return
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, PLAN_SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(assigned), ROW_GROUP_ROWS):
-            row_group = assigned[start : start + ROW_GROUP_ROWS]
-            writer.write_table(table([_row(shard, source, left_out) for shard, source in row_group], PLAN_SCHEMA))
-    if generation is None:
-        generation = len(folder.names("_plan/*.parquet"))
-    name = f"_plan/{generation:04d}.parquet"
-    if not folder.create(name, buffer.getvalue()) and folder.read(name) != buffer.getvalue():
-        raise JobError(f"{folder.uri}/{name} was written by another job: run the same command again")
+    rows = [_row(shard, source, left_out) for shard, source in assigned]
+    append(folder, content(rows, PLAN_SCHEMA), generation)
 
 
 def _row(shard: int, source: Source, left_out: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -226,50 +213,8 @@ def _source(row: Mapping[str, Any]) -> Source:
 
 
 def read_shard(folder: Folder, shard: int) -> list[tuple[Source, list[str]]]:
-    """Return the sources of a planned shard, each with the names of its items that are not used.
-
-    The last plan file is read first, because it holds the new shards of the present run. Other shards are found by
-    bisection: each plan file begins at the shard after the last shard of the preceding file.
-    """
-    names = folder.names("_plan/*.parquet")
-    first, last = 0, len(names)  # the plan file that holds the shard is in names[first:last]
-    place = last - 1
-    while first < last:
-        with _opened(folder, names[place]) as plan:
-            if plan.metadata.row_group(0).column(0).statistics.min > shard:
-                last = place
-            elif plan.metadata.row_group(plan.num_row_groups - 1).column(0).statistics.max < shard:
-                first = place + 1
-            else:
-                return [(source, left_out) for _, source, left_out in _rows(plan, shard)]
-        place = (first + last) // 2
-    return []
-
-
-def _all_rows(folder: Folder) -> Iterator[tuple[int, Source, list[str]]]:
-    for name in folder.names("_plan/*.parquet"):
-        with _opened(folder, name) as plan:
-            yield from _rows(plan)
-
-
-@contextmanager
-def _opened(folder: Folder, name: str) -> Iterator[pq.ParquetFile]:
-    with (
-        folder.reached(name),
-        folder.filesystem.open(folder.path(name), "rb", block_size=READ_AHEAD_BYTES) as file,
-        pq.ParquetFile(file) as plan,
-    ):
-        yield plan
-
-
-def _rows(plan: pq.ParquetFile, wanted: int | None = None) -> Iterator[tuple[int, Source, list[str]]]:
-    for group in range(plan.num_row_groups):
-        shards = plan.metadata.row_group(group).column(0).statistics
-        if wanted is not None and not shards.min <= wanted <= shards.max:
-            continue
-        for row in plan.read_row_group(group).to_pylist():
-            if wanted is None or row["shard"] == wanted:
-                yield row["shard"], _source(row), row["left_out"]
+    """Return the sources of a planned shard, each with the names of its items that are not used."""
+    return [(_source(row), row["left_out"]) for row in shard_rows(folder, shard)]
 
 
 def _count(shards: dict[int, ShardSize], shard: int, source: Source) -> None:

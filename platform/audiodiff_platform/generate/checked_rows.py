@@ -1,0 +1,245 @@
+"""Checks of the rows of requests, all before any work starts.
+
+A bad row is described as `row N: field: reason`, with N from 1.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from audiodiff_core.pipeline import References, RequestCheck
+from audiodiff_core.sampling import REQUEST, SamplingParameters
+from audiodiff_core.sampling.requests import RemixRequest, Request, Strength, VaryRequest
+from audiodiff_platform.audio_files.source_files import locate, special_version
+from audiodiff_platform.cluster import usable_path
+from audiodiff_platform.generate.request_rows import Row
+from audiodiff_platform.mel_data.encodings import Encodings
+
+MAX_ID_BYTES = 200
+MAX_BAD_SHOWN = 20
+CONCURRENT_LOOK_UPS = 32
+LENGTHS = frozenset({"width", "duration_s", "bars", "bpm"})
+STARTS = frozenset({"strength", "start_step"})
+SOURCE_FIELDS = ("source", "sources")
+_FIELD_OF_WORD = {"mask": "regenerate", "duration": "duration_s", "encodings": "encoding"}
+
+
+@dataclass(frozen=True)
+class LoopRow:
+    """A loop to generate, or a bad row.
+
+    Args:
+        id: Name of the loop.
+        request: The request with all defaults filled in as JSON, or None for a bad row.
+        encoding: Values of the encoding, or empty.
+        seconds: Estimated duration of the loop.
+        reason: Description of a bad row.
+    """
+
+    id: str
+    request: str | None
+    encoding: Sequence[float] = ()
+    seconds: float = 0.0
+    reason: str | None = None
+
+
+@dataclass
+class RowChecks:
+    """Checks of rows of requests against a model.
+
+    Args:
+        check: Check of requests against the model.
+        defaults: Fields of rows that do not set them.
+        encodings: Encodings by name, or None.
+        sources_exist: Whether the sources are known to exist.
+    """
+
+    check: RequestCheck
+    defaults: Mapping[str, Any]
+    encodings: Encodings | None = None
+    sources_exist: bool = False
+    _ids: dict[str, int] = field(default_factory=dict)
+    _sources: dict[str, list[int]] = field(default_factory=dict)
+
+    def checked(self, rows: Iterable[Row]) -> list[LoopRow]:
+        """Return a loop for each row, or the description of what is bad about the row."""
+        loops = [self._loop(number, row) for number, row in zip(count(1), rows, strict=False)]
+        for number, reason in self._missing():
+            loops[number - 1] = _bad(number, [reason])
+        return loops
+
+    def _loop(self, number: int, row: Row) -> LoopRow:
+        if isinstance(row, str):
+            return _bad(number, [row])
+        name, problems = self._named(number, row.get("id"))
+        stated = {key: value for key, value in row.items() if key != "id"}
+        try:
+            request: Request = REQUEST.validate_python({**self._defaults_for(stated), **stated})
+        except pydantic.ValidationError as error:
+            return _bad(number, [*problems, *_problems(error)])
+        request, wrong_uris = _with_usable_sources(request)
+        problems += wrong_uris
+        try:
+            vector = self._vector(request)
+            references = References(encodings={str(request.encoding): vector} if vector is not None else {})
+            filled = self.check.resolved(request, references)
+        except ValueError as error:
+            return _bad(number, [*problems, _named_problem(str(error), request.kind)])
+        if problems:
+            return _bad(number, problems)
+        if not self.sources_exist:
+            for source in sources_of(filled):
+                self._sources.setdefault(source, []).append(number)
+        values = vector.tolist() if vector is not None else filled.encoding or ()
+        if not isinstance(filled.encoding, str):
+            filled = filled.model_copy(update={"encoding": None})
+        text = filled.model_dump_json(exclude_none=True)
+        return LoopRow(name, text, np.array(values, np.float32).tolist(), self.check.seconds(filled))
+
+    def _named(self, number: int, stated: Any) -> tuple[str, list[str]]:
+        """Return the id of a row, and what is wrong with it."""
+        name = f"{number:010d}" if stated is None else str(stated)
+        if not isinstance(stated, str | int | None) or isinstance(stated, bool):
+            return name, ["id: is not text"]
+        if (problem := _id_problem(name)) is not None:
+            return name, [f"id: {problem}"]
+        first = self._ids.setdefault(unicodedata.normalize("NFC", name).casefold(), number)
+        return name, [] if first == number else [f"id: {name} is the id of row {first}"]
+
+    def _defaults_for(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults of a row. A row that states any length has no default length, nor start."""
+        kind = stated.get("kind", "generate")
+        left_out = {*stated}
+        if LENGTHS & stated.keys():
+            left_out |= LENGTHS
+        if kind not in ("vary", "remix") or STARTS & stated.keys():
+            left_out |= STARTS
+        return {name: value for name, value in self.defaults.items() if name not in left_out}
+
+    def _vector(self, request: Request) -> Any:
+        """Return the encoding (dim,) that a request names, or None."""
+        if not isinstance(request.encoding, str):
+            return None
+        if self.encodings is None:
+            raise ValueError(f"encoding {request.encoding}: pass encodings, or state the values in the row")
+        return self.encodings.vectors_for([request.encoding])[0]
+
+    def _missing(self) -> Iterator[tuple[int, str]]:
+        """Yield the rows whose sources do not exist, with the reasons."""
+        with ThreadPoolExecutor(CONCURRENT_LOOK_UPS) as pool:
+            for (source, rows), reason in zip(self._sources.items(), pool.map(_unreadable, self._sources), strict=True):
+                if reason:
+                    yield from ((row, f"source: {source}: {reason}") for row in rows)
+
+
+def require_good(origin: str, loops: Sequence[LoopRow]) -> None:
+    """Raise ValueError with the bad rows, if there are any.
+
+    Args:
+        origin: Name of the file or folder of the rows.
+        loops: All rows.
+    """
+    bad = [loop.reason for loop in loops if loop.reason is not None]
+    if bad:
+        more = f"; and {len(bad) - MAX_BAD_SHOWN:,} more" if len(bad) > MAX_BAD_SHOWN else ""
+        raise ValueError(
+            f"{origin}: {len(bad):,} of {len(loops):,} rows are bad (correct them, or use skip_bad): "
+            f"{'; '.join(bad[:MAX_BAD_SHOWN])}{more}"
+        )
+
+
+def stated_defaults(options: SamplingParameters) -> dict[str, Any]:
+    """Return the sampling options that are stated, and the strength, as defaults of rows."""
+    names = {*SamplingParameters.model_fields, "strength"} & options.model_fields_set
+    return {name: value for name in sorted(names) if (value := getattr(options, name)) is not None}
+
+
+def sources_of(request: Request) -> tuple[str, ...]:
+    """Return the references of the sources of a request."""
+    one = getattr(request, "source", None)
+    return (one,) if one is not None else tuple(getattr(request, "sources", None) or ())
+
+
+def _with_usable_sources(request: Request) -> tuple[Request, list[str]]:
+    """Return a request with sources that any process of the job can open, and what is wrong with them."""
+    try:
+        update: dict[str, Any] = {}
+        if (one := getattr(request, "source", None)) is not None:
+            update["source"] = usable_path("source", one)
+        elif several := getattr(request, "sources", None):
+            update["sources"] = tuple(usable_path("sources", source) for source in several)
+    except ValueError as error:
+        return request, [_named_problem(str(error), request.kind)]
+    return request.model_copy(update=update), []
+
+
+def _unreadable(source: str) -> str | None:
+    """Return the reason why a source cannot be read, or None."""
+    try:
+        folder, name = locate(source)
+        if special_version(folder, folder.entry(name)) is not None:
+            return "is not a file"
+        if folder.is_local:
+            Path(folder.path(name)).open("rb").close()
+    except FileNotFoundError:
+        return "no such file"
+    except (OSError, ValueError) as error:
+        return " ".join(str(getattr(error, "strerror", None) or error).split())
+    return None
+
+
+def _id_problem(name: str) -> str | None:
+    """Return why a name cannot be the name of a file, or None."""
+    if not 1 <= len(name.encode(errors="replace")) <= MAX_ID_BYTES:
+        return f"has {len(name.encode(errors='replace'))} bytes, use 1 to {MAX_ID_BYTES}"
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        return f"{name!r} holds control characters"
+    if "/" in name or "\\" in name or name.startswith("."):
+        return f"{name} is not a file name: omit slashes and a leading dot"
+    return None
+
+
+def _problems(error: pydantic.ValidationError) -> list[str]:
+    """Return `field: reason` for each field of a request that is wrong."""
+    reasons: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        place = problem["loc"]
+        name = str(place[1] if len(place) > 1 else "kind")
+        reason = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        match problem["type"]:
+            case "extra_forbidden":
+                reason = f"is unknown for the kind {place[0]}"
+            case "missing":
+                reason = f"is required for the kind {place[0]}"
+            case "value_error":
+                reason = str(problem["ctx"]["error"])
+                name = _named_problem(reason, name).partition(": ")[0] if len(place) == 1 else name
+        reasons.setdefault(name, _bounded(reason.removeprefix(f"{name} ")))
+    return [f"{name}: {reason}" for name, reason in reasons.items()]
+
+
+def _named_problem(message: str, kind: str) -> str:
+    """Return `field: reason` for a message that begins with the name of a field, as those of the core do."""
+    word, _, rest = message.partition(" ")
+    name = _FIELD_OF_WORD.get(word.rstrip(":"), word)
+    if name in {*VaryRequest.model_fields, *RemixRequest.model_fields, *Strength.model_fields, "regenerate", "sources"}:
+        return f"{name}: {_bounded(rest)}"
+    return f"{kind}: {_bounded(message)}"
+
+
+def _bounded(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_ID_BYTES else f"{line[:MAX_ID_BYTES]}..."
+
+
+def _bad(number: int, problems: Sequence[str]) -> LoopRow:
+    return LoopRow(
+        f"{number:010d}", None, reason="; ".join(f"row {number}: {_bounded(problem)}" for problem in problems)
+    )

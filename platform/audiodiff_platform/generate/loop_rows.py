@@ -1,0 +1,184 @@
+"""Loops that a job generates: the rows of a file, the seeds of a sweep, or variations of a folder."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import PurePosixPath
+from typing import Any
+
+import pydantic
+
+from audiodiff_core.audio import AUDIO_EXTENSIONS
+from audiodiff_core.pipeline import RequestCheck
+from audiodiff_core.sampling import GenerateRequest, SamplingParameters
+from audiodiff_platform.audio_files import Inputs, described
+from audiodiff_platform.audio_files.source_files import is_absolute
+from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.generate.checked_rows import LoopRow, RowChecks, require_good, stated_defaults
+from audiodiff_platform.generate.options import MAX_LOOPS, GenerateOptions
+from audiodiff_platform.generate.request_rows import MAX_ROWS, Row, read_rows
+from audiodiff_platform.mel_data.encodings import Encodings, read_encodings
+
+MAX_STEM = 100
+_UNSAFE = re.compile(r"[^\w.+-]+")
+
+
+@dataclass(frozen=True)
+class LoopRows:
+    """The loops of a job.
+
+    Args:
+        rows: The loops in their order.
+        count: Number of loops.
+        seconds: Estimated duration of all loops.
+        origin: Option that states the loops, for error messages.
+        ordered: Whether the order is part of the request. Otherwise new loops may stand between earlier loops.
+    """
+
+    rows: Iterable[LoopRow]
+    count: int
+    seconds: float
+    origin: str
+    ordered: bool = True
+
+
+def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
+    """Return the loops of a job, all of which the model supports.
+
+    Args:
+        options: Options of the job.
+        check: Check of requests against the model.
+
+    Raises:
+        ValueError: Rows are bad, and `skip_bad` is not set.
+    """
+    if options.requests is None and options.input_dir is None:
+        return _seeded(options, check)
+    encodings = _encodings(options, check)
+    rows = read_rows(options.requests) if options.requests is not None else _variations(options)
+    checks = RowChecks(check, stated_defaults(options), encodings, sources_exist=options.requests is None)
+    loops = checks.checked(rows)
+    origin = "requests" if options.requests is not None else "input_dir"
+    if not options.skip_bad:
+        require_good(f"{origin} {options.requests or options.input_dir}", loops)
+    return LoopRows(loops, len(loops), sum(loop.seconds for loop in loops), origin, options.requests is not None)
+
+
+def _encodings(options: GenerateOptions, check: RequestCheck) -> Encodings | None:
+    """Read the encodings, and check their size."""
+    if options.encodings is None:
+        return None
+    dim = check.geometry.encoding_dim
+    if dim is None:
+        raise ValueError(f"encodings {options.encodings}: the model is not conditional, omit them")
+    encodings = read_encodings(options.encodings)
+    if encodings.dim != dim:
+        raise ValueError(
+            f"encodings {options.encodings}: hold vectors of {encodings.dim} values, the model takes {dim}: "
+            "use the encoder of its training"
+        )
+    return encodings
+
+
+@dataclass(frozen=True)
+class _Seeded:
+    """Loops of seeds: for each seed, one loop of each combination."""
+
+    seeds: range
+    combinations: list[tuple[str, str, str, float]]
+    """Suffix of the id, JSON before and after the seed, and duration."""
+
+    def __iter__(self) -> Iterator[LoopRow]:
+        for seed in self.seeds:
+            for suffix, before, after, seconds in self.combinations:
+                yield LoopRow(f"{seed:010d}{suffix}", f"{before}{seed}{after}", seconds=seconds)
+
+
+def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
+    parameters = options.model_dump(include=set(SamplingParameters.model_fields))
+    combinations, problems = list[tuple[str, str, str, float]](), list[str]()
+    for suffix, values in _combinations(options.sweep):
+        try:
+            request = check.resolved(GenerateRequest.model_validate({**parameters, **values}))
+        except pydantic.ValidationError as error:
+            reasons = "; ".join(_reason(problem) for problem in error.errors(include_url=False))
+            problems.append(f"sweep {suffix[1:]}: {reasons}")
+            continue
+        except ValueError as error:
+            problems.append(f"sweep {suffix[1:]}: {error}" if suffix else str(error))
+            continue
+        before, marker, after = request.model_dump_json(exclude_none=True).partition('"seed":0')
+        assert marker, "a request has a seed"
+        combinations.append((suffix, f'{before}"seed":', after, check.seconds(request)))
+    if problems:
+        raise ValueError("; ".join(problems))
+    count = len(options.seeds) * len(combinations)
+    if count > MAX_LOOPS:
+        raise ValueError(f"count {options.count} with sweep: {count:,} loops, must be at most {MAX_LOOPS:,}")
+    seconds = len(options.seeds) * sum(seconds for *_, seconds in combinations)
+    return LoopRows(_Seeded(options.seeds, combinations), count, seconds, "count")
+
+
+def _reason(problem: Any) -> str:
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{problem['loc'][0]}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _combinations(sweep: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """Return all combinations of the values of a sweep, each with the suffix of its ids."""
+    values: dict[str, list[str]] = {}
+    for stated in sweep:
+        name, equals, listed = stated.partition("=")
+        name = name.strip()
+        if not equals or name not in SamplingParameters.model_fields:
+            names = ", ".join(SamplingParameters.model_fields)
+            raise ValueError(f"sweep {stated}: use NAME=VALUE,VALUE with one of the names {names}")
+        if name in values:
+            raise ValueError(f"sweep {stated}: {name} is swept twice, list all its values at once")
+        values[name] = [value.strip() for value in listed.split(",")]
+    combinations: dict[str, dict[str, str]] = {}
+    for chosen in product(*values.values()):
+        combination = dict(zip(values, chosen, strict=True))
+        suffix = "".join(f"-{name}{_UNSAFE.sub('_', value)}" for name, value in combination.items())
+        if suffix.casefold() in combinations:
+            raise ValueError(f"sweep {suffix[1:]}: stated twice, list each value once")
+        combinations[suffix.casefold()] = {"": suffix, **combination}
+    return [(combination.pop(""), combination) for combination in combinations.values()]
+
+
+def _variations(options: GenerateOptions) -> Iterator[Row]:
+    """Yield a row for each seed and audio file of a folder, with ids that do not depend on the other files."""
+    assert options.input_dir is not None
+    inputs = Inputs(options.input_dir)
+    sources = sorted(inputs.sources(), key=lambda source: source.uri)
+    files = [source for source in sources if source.extension in AUDIO_EXTENSIONS]
+    for line in inputs.describe():
+        say(line)
+    if containers := len(sources) - len(files):
+        say(f"skipped: {containers:,} containers, whose members have no paths")
+    if not files:
+        raise ValueError(f"input_dir {options.input_dir}: holds no audio files ({described(inputs.skipped)})")
+    if len(files) * len(options.seeds) > MAX_ROWS:
+        raise ValueError(
+            f"input_dir {options.input_dir}: {len(files):,} files with {len(options.seeds):,} seeds: "
+            f"at most {MAX_ROWS:,} loops, use several output folders"
+        )
+    for seed in options.seeds:
+        for source in files:
+            # A file that cannot be read fails alone when it is decoded.
+            is_listed_elsewhere = is_absolute(source.uri) and source.version != "elsewhere"
+            folder = inputs.folder
+            inside = folder.path(source.uri) if folder.is_local else f"{folder.uri}/{source.uri}"
+            uri = source.uri if is_listed_elsewhere else inside
+            suffix = f"-{seed:010d}" if options.count is not None else ""
+            yield {"kind": "vary", "source": uri, "seed": seed, "id": f"{_file_id(source.uri)}{suffix}"}
+
+
+def _file_id(uri: str) -> str:
+    """Return a safe id of a file: its path and a digest of the path."""
+    stem = _UNSAFE.sub("_", str(PurePosixPath(uri).with_suffix("")).replace("/", "-")).strip("._-")
+    digest = hashlib.sha256(uri.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{stem.encode()[:MAX_STEM].decode(errors='ignore')}-{digest}"
