@@ -79,7 +79,7 @@ def test_the_draws_of_a_sample_do_not_depend_on_its_batch(shape: tuple[int, ...]
 
 
 def test_chunks_of_a_large_draw_fit_together() -> None:
-    numbers, side = torch.arange(5), 256
+    numbers, side = torch.arange(9), 256
     assert len(numbers) * side**2 / 4 > CPU_CHUNK, "the draw has several chunks"
     drawn = normals(0, numbers, Purpose.NOISE, (side, side), "cpu").flatten(1)
     blocks = words(0, numbers, Purpose.NOISE, side**2, "cpu").unflatten(1, (-1, 4))
