@@ -2,7 +2,7 @@
 
 from audiodiff_platform.cluster.capacity import WorkerResources, cpus, gpus, require_resources, workers_for
 from audiodiff_platform.cluster.connection import WORKER_ENVIRONMENT, connected, inside_submitted_job, runs_locally
-from audiodiff_platform.cluster.gpus import runs_on_gpus
+from audiodiff_platform.cluster.gpu_kinds import runs_on_gpus
 from audiodiff_platform.cluster.shared_paths import (
     encoder_source,
     holds_secret,
