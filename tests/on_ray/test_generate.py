@@ -17,6 +17,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 
@@ -93,6 +94,27 @@ def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_pat
     assert _audio(out) == _audio(eighteen)
     assert _manifest(out) == manifest
     assert {file: file.stat().st_mtime_ns for file in finished} == finished
+
+
+def test_verify_names_what_is_missing_or_changed_and_repairs_nothing(
+    eighteen: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "loops"
+    options = GenerateOptions(model=str(model), output_dir=str(out), count=18, steps=3, num_workers=1, verify=True)
+    with pytest.raises(ValueError, match="holds no finished loops"):
+        generate(options)
+    shutil.copytree(eighteen, out)
+    assert generate(options)["loops"] == 18
+    assert "verified: all 2 shards match their commits" in capsys.readouterr().err
+    (out / "audio" / "0000000003.wav").unlink()
+    changed = out / "audio" / "0000000017.wav"
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\0")
+    wrong = _audio(out)
+    with pytest.raises(
+        JobError, match=r"2 files are missing or changed \(audio/0000000003.wav, audio/0000000017.wav\)"
+    ):
+        generate(options)
+    assert _audio(out) == wrong
 
 
 def test_a_finished_folder_needs_no_space(

@@ -32,6 +32,7 @@ from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work import plan_files
 from audiodiff_platform.work.engine import ShardWork, engine
 from audiodiff_platform.work.sharded_job import ShardedJob
+from audiodiff_platform.work.verify import verify
 
 BATCHES_PER_SHARD = 4
 
@@ -50,6 +51,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         JobError: All loops failed, or a worker failed.
     """
     start = time.monotonic()
+    if options.verify:
+        return _verified(options)
     names = ("model", "output_dir", "requests", "input_dir", "encodings")
     paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
     # A copy keeps which options are stated: these are the defaults of rows.
@@ -99,6 +102,28 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         "seconds": round(time.monotonic() - start, 1),
         **summary,
     }
+
+
+def _verified(options: GenerateOptions) -> dict[str, Any]:
+    """Compare every file of a finished folder with its digest, and return the summary of the folder.
+
+    Raises:
+        ValueError: The folder is not finished.
+        JobError: Files are missing or changed.
+    """
+    start = time.monotonic()
+    output = Folder(usable_path("output_dir", options.output_dir))
+    try:
+        summary, parts, _ = commits.finished(output)
+    except FileNotFoundError:
+        raise ValueError(
+            f"verify: {output.uri} holds no finished loops (no {commits.SUCCESS}): run without verify first"
+        ) from None
+    shards = {part.shard for part in parts}
+    with engine(len(shards), options.num_workers, "cpu") as running:
+        verify(output, running)
+    named = {name: summary[name] for name in ("format_version", "loops", "failed", "model_digest")}
+    return {"verb": "generate", "output_dir": output.uri, "seconds": round(time.monotonic() - start, 1), **named}
 
 
 def _batch_size(options: GenerateOptions) -> int:

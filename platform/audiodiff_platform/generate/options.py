@@ -37,6 +37,11 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
         description="file of requests of any kind, one per row: .jsonl, .csv or .parquet, a path or URI. Sampling "
         "options are the defaults of its rows. A longer file adds loops",
     )
+    verify: bool = pydantic.Field(
+        False,
+        description="read all files of the finished output_dir and compare their digests: name those that are missing "
+        "or changed, change nothing, and end with status 1 if there are any",
+    )
     skip_bad: bool = pydantic.Field(
         False, description="list bad rows of the requests in the manifest, and generate the other rows"
     )
