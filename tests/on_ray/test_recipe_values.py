@@ -19,6 +19,7 @@ Stated = Mapping[str, Value]
 
 SLICING: Stated = {"overlap": ".5", "tail": "pad", "reference": "track", "silence_threshold_db": "-6e1"}
 RUN: Stated = {
+    "validate_in": "task",
     "dataset_name": "2026-11-25",
     "mel_config": "on",
     "output_dir": "010",
@@ -79,7 +80,6 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "max_gradient_norm": "5e-1",
         "torch_compile": "true",
         "fsdp": "true",
-        "validate_in": "task",
         "keep": "best",
         "best_by": "frechet",
         "push_to_hub": "owner/name",
