@@ -109,7 +109,7 @@ def test_all_kinds_give_the_same_images_groups_and_digest(
     assert len({dataset.digest for dataset in opened}) == 1
     epoch = DataOrder(opened[0], 0).batch(range(len(images))).images
     assert epoch is not None
-    assert sorted(image.tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
+    assert sorted(image.numpy().tobytes() for image in epoch) == sorted(image.tobytes() for image in images)
 
 
 def test_the_digest_names_the_content(original: Dataset, saved: Path, tmp_path: Path) -> None:

@@ -149,6 +149,9 @@ def _read(rank: int, port: int, workers: int, output: str, expected: str) -> Non
     _assert_equal(_content(_loaded(accelerator, output, SHARDED)), torch.load(expected))
 
 
+pytestmark = pytest.mark.soak_short  # groups of processes are started
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, TrainState]:
     """A run folder with a checkpoint of a run without FSDP, and the state of the run."""

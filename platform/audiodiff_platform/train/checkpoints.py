@@ -1,9 +1,8 @@
 """Checkpoints of a training run: writing, finding, reading and removing them.
 
-    OUTPUT_DIR/state/step-<step>-<attempt>/   weights, averages and optimizers, in files of the learner (`learner.py`)
-                                              or in shards of the workers (`sharded_checkpoints.py`); progress.json,
-                                              written last: step, samples, seconds, and the size and digest of each
-                                              other file
+    OUTPUT_DIR/state/step-<step>-<attempt>/   weights, averages and optimizers: whole (`learner.py`), or the shards of
+                                              each worker (`sharded_checkpoints.py`); progress.json, written last:
+                                              step, samples, seconds, and the size and digest of each other file
     OUTPUT_DIR/validation/<step>.json         validation metrics of the checkpoint (`validation/`)
     OUTPUT_DIR/_in_validation/<name>.json     mark of a checkpoint in validation (`validation_marks.py`)
 

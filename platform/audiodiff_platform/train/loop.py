@@ -6,8 +6,7 @@
    on the device until they are logged.
 3. Every few seconds, at a step that all workers know in advance, rank 0 tells the others the time, whether a checkpoint
    is due, and which checkpoint has been written (`clock.py`). All workers look for preempted nodes.
-4. A checkpoint is copied to host memory. Training continues while rank 0 writes the copy (`checkpoint_writer.py`), or
-   all workers write their shards (`sharded_checkpoints.py`).
+4. A checkpoint is copied to host memory. Training continues while threads write the copy (`checkpoint_writer.py`).
 """
 
 import itertools

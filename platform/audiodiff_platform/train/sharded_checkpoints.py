@@ -36,14 +36,15 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import FileRecord, file_record
 
 SHARDS = "shard-*.safetensors"
-WRITE_TIMEOUT = timedelta(days=1)  # for the slowest worker to write its shards
+WRITE_TIMEOUT = timedelta(days=1)
+"""Longest time that a thread waits for the slowest worker to write its shards."""
 
 # Each worker reads and writes alone, without collectives, so that a failure of one worker blocks no other worker.
 warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 class ShardWriters:
-    """Threads that write the shards of all workers. All workers create this object together.
+    """Process group of the threads that write shards. All workers create it together.
 
     Args:
         output: The run folder.
@@ -104,16 +105,10 @@ class ShardSnapshot:
         output = self.writers.output
         target = os.path.relpath(folder, output.root) if output.is_local else name
         self.writers.share(target)
-        records: dict[str, FileRecord] = {}
-        failures = []
-        for outcome in self.writers.put(self.tensors, target):
-            if isinstance(outcome, str):
-                failures.append(outcome)
-            else:
-                records |= outcome
-        if failures:
+        outcomes = self.writers.put(self.tensors, target)
+        if failures := [outcome for outcome in outcomes if isinstance(outcome, str)]:
             raise OSError("; ".join(failures))
-        return records
+        return {file: record for outcome in outcomes if isinstance(outcome, dict) for file, record in outcome.items()}
 
     def assist(self) -> None:
         """Write the shards of this worker whenever rank 0 writes, until rank 0 calls `finish`."""
