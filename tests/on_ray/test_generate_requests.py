@@ -111,6 +111,7 @@ def test_the_manifest_has_the_parameters_of_each_kind(mixed: Path, take: str) ->
 
 
 @pytest.mark.workers
+@pytest.mark.soak_short
 def test_other_workers_and_shards_give_the_same_bytes(
     mixed: Path, model: Path, kinds: list[dict[str, Any]], tmp_path: Path
 ) -> None:

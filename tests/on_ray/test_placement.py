@@ -161,6 +161,7 @@ def test_the_only_node_is_filled_and_what_never_fits_is_refused() -> None:
     }
 
 
+@pytest.mark.soak
 def test_the_first_node_of_a_kind_is_waited_for(cluster: Cluster) -> None:
     driver = _driver(KIND_TO_COME, cluster.address)
     assert driver.stderr is not None

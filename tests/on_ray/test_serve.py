@@ -9,8 +9,9 @@ import httpx
 import pytest
 from ray import serve as ray_serve
 
-from audiodiff_core.audio import encode_audio
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
+from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
@@ -21,12 +22,24 @@ KEY = "a key for this test"
 
 
 @pytest.fixture(scope="module")
-def client(local_ray: None, model: Path) -> Iterator[httpx.Client]:
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A conditional model with encodings of 4 values."""
+    mel = MelConfig(x_res=32, y_res=32)
+    network = build_network("tiny-conditional", mel, encoding_dim=4)
+    record = ModelRecord(recipe={}, data_digest="none", metrics={})
+    folder = tmp_path_factory.mktemp("conditional") / "model"
+    save_model(folder, network, PRESETS["tiny-conditional"].objective.scheduler("ddim"), mel, record)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(local_ray: None, model: Path, conditional: Path) -> Iterator[httpx.Client]:
     """A client that sends the key to a server that requires it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    start(ServeOptions(model=(f"tiny={model}",), port=port), replicas=1, api_key=KEY)
+    models = (f"tiny={model}", f"conditional={conditional}")
+    start(ServeOptions(model=models, port=port), replicas=1, api_key=KEY)
     with httpx.Client(
         base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
     ) as session:
@@ -38,13 +51,13 @@ def _expected(model: Path, request: GenerateRequest) -> bytes:
     profile = ExecutionProfile.here()
     profile.prepare_process()
     (loop,) = LoopPipeline.of(load_model(model), profile).generate([request])
-    return encode_audio(loop.audio, 22_050)
+    return loop.file(22_050, "wav")
 
 
 def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, model: Path) -> None:
     assert client.get("/healthz").status_code == 200
-    (described,) = client.get("/v1/models").json()["models"]
-    assert described["name"] == "tiny"
+    described, other = client.get("/v1/models").json()["models"]
+    assert (described["name"], other["name"]) == ("tiny", "conditional")
     assert described["digest"] == load_model(model).digest
     answer = client.post(
         "/v1/generate", json={"model": "tiny", "seed": 3, "steps": 4, "scheduler": "ddpm", "format": "wav"}
@@ -53,6 +66,20 @@ def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, mo
     assert answer.headers["content-type"] == "audio/wav"
     assert (answer.headers["x-audiodiff-seed"], answer.headers["x-audiodiff-model"]) == ("3", "tiny")
     assert answer.content == _expected(model, GenerateRequest(seed=3, steps=4, scheduler="ddpm"))
+
+
+def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Path) -> None:
+    values = [0.5, -1.0, 0.0, 2.0]
+    fields = {"seed": 3, "steps": 3, "guidance_scale": 2.0, "seamless": True, "duration_s": 0.5}
+    for encoding in (None, values):
+        body = {"model": "conditional", **fields, "encoding": encoding}
+        answer = client.post("/v1/generate", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.content == _expected(conditional, GenerateRequest(**fields, encoding=encoding))
+    for wrong, named in (("drums", "reference"), ([1.0], "4 values")):
+        refused = client.post("/v1/generate", json={"model": "conditional", "encoding": wrong})
+        assert refused.status_code == 422
+        assert named in refused.text
 
 
 def test_requests_in_company_get_the_same_bytes_as_alone(client: httpx.Client) -> None:

@@ -87,7 +87,7 @@ def _trained(split: Path, folder: Path, workers: int) -> Path:
     return run
 
 
-@pytest.mark.parametrize("workers", [rare(3), rare(5), pytest.param(16, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("workers", [rare(3), *(pytest.param(workers, marks=pytest.mark.soak) for workers in (5, 16))])
 def test_a_group_trains_and_validates_as_one_worker(split: Path, alone: Path, tmp_path: Path, workers: int) -> None:
     run = _trained(split, tmp_path, workers)
     assert _losses(run) == pytest.approx(_losses(alone), rel=1e-4)

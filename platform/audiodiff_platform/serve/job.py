@@ -13,7 +13,6 @@ can reach the server.
 import asyncio
 import hmac
 import ipaddress
-import secrets
 import signal
 import threading
 from collections.abc import Awaitable, Callable
@@ -25,11 +24,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, HTTPOptions
 
-from audiodiff_core.audio import MEDIA_TYPES, AudioFormat
-from audiodiff_core.checkpoint import MODEL_INDEX, load_model
-from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.pipeline import Loop, LoopPipeline
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, SamplingParameters, SeededRequest
+from audiodiff_core.audio import MEDIA_TYPES
+from audiodiff_core.checkpoint import MODEL_INDEX, load_model, load_outline
+from audiodiff_core.pipeline import Loop, LoopPipeline, RequestCheck
+from audiodiff_core.sampling import ExecutionProfile, SeededRequest
+from audiodiff_core.sampling import Request as LoopRequest
 from audiodiff_platform.cluster import (
     WorkerResources,
     connected,
@@ -41,6 +40,7 @@ from audiodiff_platform.cluster import (
 )
 from audiodiff_platform.cluster.options import ProfileOptions
 from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.serve.bodies import HttpGenerateRequest
 
 BATCH_WAIT_S = 0.01
 MAX_BODY_BYTES = 64 * 1024
@@ -104,23 +104,6 @@ class Secrets(pydantic_settings.BaseSettings):
     api_key: pydantic.SecretStr | None = None
 
 
-class HttpGenerateRequest(SamplingParameters):
-    """Body of a request to /v1/generate."""
-
-    model: str | None = pydantic.Field(
-        None, max_length=200, description="name of a model from /v1/models; null: the first model"
-    )
-    seed: int | None = pydantic.Field(
-        None, ge=SEEDS[0], le=SEEDS[-1], description="seed of the loop; null: a random seed, see the response headers"
-    )
-    format: AudioFormat = pydantic.Field("wav", description="file format")
-
-    def request(self) -> GenerateRequest:
-        """Return the request for the sampler, with a random seed if the body has none."""
-        seed = secrets.randbelow(len(SEEDS)) if self.seed is None else self.seed
-        return GenerateRequest(seed=seed, **self.model_dump(include=set(SamplingParameters.model_fields)))
-
-
 @app.middleware("http")
 async def _limit_body(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
     """Reject bodies larger than MAX_BODY_BYTES before they are read."""
@@ -159,8 +142,9 @@ class LoopServer:
         profile.prepare_process()
         self.pipelines: dict[str, LoopPipeline] = {}
         self.digests: dict[str, str] = {}
+        self.checks: dict[str, RequestCheck] = {}
         for name, path in options.paths().items():
-            model = load_model(path)
+            model, self.checks[name] = load_model(path), RequestCheck(load_outline(path))
             self.pipelines[name], self.digests[name] = LoopPipeline.of(model, profile), model.digest
         self.loops.set_max_batch_size(profile.batch_size)
 
@@ -180,12 +164,8 @@ class LoopServer:
         name = body.model or next(iter(self.pipelines))
         if name not in self.pipelines:
             raise HTTPException(404, f"model {name} is not served: use one of {', '.join(self.pipelines)}")
-        if self.pipelines[name].conditional:
-            raise HTTPException(
-                422, f"model {name} is conditional: encodings are not supported, use an unconditional model"
-            )
         try:
-            request = self.pipelines[name].resolved(body.request())
+            request = self.checks[name].resolved(body.request())
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         loop = await self.loops((name, request))
@@ -194,7 +174,7 @@ class LoopServer:
         return Response(content, media_type=MEDIA_TYPES[body.format], headers=headers)
 
     @ray_serve.batch(max_batch_size=1, batch_wait_timeout_s=BATCH_WAIT_S)
-    async def loops(self, batch: list[tuple[str, GenerateRequest]]) -> list[Loop]:
+    async def loops(self, batch: list[tuple[str, LoopRequest]]) -> list[Loop]:
         """Generate a batch of loops.
 
         Ray Serve collects the batch: a caller passes one pair and awaits one loop.
@@ -204,7 +184,7 @@ class LoopServer:
         """
         return await asyncio.to_thread(self._generate_batch, batch)
 
-    def _generate_batch(self, batch: list[tuple[str, GenerateRequest]]) -> list[Loop]:
+    def _generate_batch(self, batch: list[tuple[str, LoopRequest]]) -> list[Loop]:
         """Return the loops of a batch. Equal requests are generated once."""
         loops: dict[tuple[str, SeededRequest], Loop] = {}
         for name, pipeline in self.pipelines.items():
