@@ -149,6 +149,7 @@ def test_gpus_that_torch_does_not_find_are_a_mistake(outcomes: Any) -> None:
     assert "GPUs, but torch finds none there: install the driver" in outcomes["without CUDA"]["error"]
 
 
+@pytest.mark.soak
 def test_the_only_node_is_filled_and_what_never_fits_is_refused() -> None:
     found = _printed(_driver(ONE_NODE))
     placed = {name: outcome["cpus"] for name, outcome in found.items() if "cpus" in outcome}

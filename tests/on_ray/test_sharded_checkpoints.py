@@ -40,7 +40,6 @@ from audiodiff_platform.train.run_log import RunLog
 from audiodiff_platform.train.sharded_checkpoints import averaged_weights, write_shards
 from tests.in_process import in_process
 from tests.process_group import free_port, joined_with_fsdp, tiny_state
-from tests.rare import rare
 from tests.servers.stores import Stores
 
 WORKERS = 2
@@ -207,7 +206,8 @@ def test_each_worker_writes_its_share_alone(
     assert not output.names("_tmp/**")
 
 
-@pytest.mark.parametrize("workers", [rare(3)])
+@pytest.mark.soak
+@pytest.mark.parametrize("workers", [3])
 def test_another_number_of_workers_loads_the_checkpoint(sharded: tuple[dict[str, str], Path], workers: int) -> None:
     outputs, results = sharded
     spawn(_read, (free_port(), workers, outputs["s3"], str(results / "content.pt")), nprocs=workers)

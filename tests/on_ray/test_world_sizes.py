@@ -19,7 +19,6 @@ from audiodiff_platform.train.diffusion_worker import train_worker
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.validation.diffusion import validate
 from tests.in_process import in_process
-from tests.rare import rare
 
 pytestmark = pytest.mark.workers
 
@@ -87,7 +86,8 @@ def _trained(split: Path, folder: Path, workers: int) -> Path:
     return run
 
 
-@pytest.mark.parametrize("workers", [rare(3), *(pytest.param(workers, marks=pytest.mark.soak) for workers in (5, 16))])
+@pytest.mark.parametrize("workers", [3, 5, 16])
+@pytest.mark.soak
 def test_a_group_trains_and_validates_as_one_worker(split: Path, alone: Path, tmp_path: Path, workers: int) -> None:
     run = _trained(split, tmp_path, workers)
     assert _losses(run) == pytest.approx(_losses(alone), rel=1e-4)
