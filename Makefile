@@ -57,6 +57,8 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.training_core
 	$(BIN)/python -m tests.benchmarks.training_memory
 	$(BIN)/python -m tests.benchmarks.train_data
+	$(BIN)/python -m tests.benchmarks.train_feed
+	$(BIN)/python -m tests.benchmarks.checkpoint_stall
 	$(BIN)/python -m tests.benchmarks.train_overhead
 	$(BIN)/python -m tests.benchmarks.learning
 	$(BIN)/python -m tests.benchmarks.methods
