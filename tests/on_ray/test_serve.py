@@ -76,7 +76,7 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
         answer = client.post("/v1/generate", json=body)
         assert answer.status_code == 200, answer.text
         assert answer.content == _expected(conditional, GenerateRequest(**fields, encoding=encoding))
-    for wrong, named in (("drums", "reference"), ([1.0], "4 values")):
+    for wrong, named in (("drums", "reference"), ([1.0], "takes 4 finite numbers")):
         refused = client.post("/v1/generate", json={"model": "conditional", "encoding": wrong})
         assert refused.status_code == 422
         assert named in refused.text
