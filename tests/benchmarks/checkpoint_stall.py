@@ -36,7 +36,6 @@ from tests.servers.stores import Stores
 
 CHUNK = 1 << 18
 MINUTES = 1.0
-FIGURES = "figures.json"
 
 
 class Link:
@@ -102,7 +101,11 @@ def worker(config: dict[str, Any]) -> str | None:
         steps.append((began, time.monotonic()))
         return values
 
-    vars(training_loop)["_Loop"]._checkpoint, DiffusionLearner.learn = timed_checkpoint, timed_step  # type: ignore[method-assign, assignment]
+    for owner, name, timed in (
+        (training_loop._Loop, "_checkpoint", timed_checkpoint),
+        (DiffusionLearner, "learn", timed_step),
+    ):
+        setattr(owner, name, timed)
     reason = train_worker(config)
     Path(config["figures"]).write_text(json.dumps({"stops": stops, "steps": steps}))
     return reason

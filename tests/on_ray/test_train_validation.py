@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from accelerate import Accelerator
 from ray.train import ValidationConfig
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
@@ -23,6 +24,8 @@ from audiodiff_core.audio import decode_audio
 from audiodiff_core.checkpoint import load_model, load_vae
 from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import to_image
+from audiodiff_core.models import build_vae
+from audiodiff_core.training import TrainState
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
@@ -33,9 +36,11 @@ from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import best_checkpoint, step_of, validation_results, whole_checkpoints
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.diffusion_worker import train_worker
+from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions, TrainVaeOptions
+from audiodiff_platform.train.validation.autoencoder import Reconstructions, reconstruct_held_out
 from audiodiff_platform.train.validation.beside_training import MAX_TASKS, validation_beside
-from audiodiff_platform.train.validation.diffusion import validate
+from audiodiff_platform.train.validation.diffusion import HeldOutLosses, held_out_losses, previews, validate
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 from tests.in_process import in_process
@@ -137,6 +142,32 @@ def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path
     assert validate(name, _options(split, str(run), preview_count=0).model_dump(mode="json")) == pytest.approx(
         before, rel=1e-6
     )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_of_workers_are_the_whole_validation(run: Path, split: Path, world: int) -> None:
+    options = _options(split, str(run), preview_count=3)
+    inputs = load_training_inputs(options)
+    accelerator = Accelerator(cpu=True)
+    state = TrainState(accelerator, inputs.network, inputs.objective, learning_rate=0.0, seed=options.seed)
+    whole = held_out_losses(options, inputs, accelerator, state)
+    shares = [held_out_losses(options, inputs, accelerator, state, rank=rank, world=world) for rank in range(world)]
+    assert min(len(share.numbers) for share in shares) > 0
+    joined = HeldOutLosses.joined(shares)
+    assert (joined.numbers, joined.noise_fractions) == (whole.numbers, whole.noise_fractions)
+    assert joined.values == pytest.approx(whole.values, rel=1e-5)
+    loops = [loop for rank in range(world) for loop in previews(options, inputs, rank=rank, world=world)]
+    assert sorted(loop.request.seed for loop in loops) == [0, 1, 2]
+
+
+def test_pictures_of_workers_are_in_order(split: Path) -> None:
+    dataset = MelDataset(str(split))
+    vae = build_vae("vae-tiny", dataset.mel).eval()
+    whole = reconstruct_held_out(dataset, vae)
+    joined = Reconstructions.joined([reconstruct_held_out(dataset, vae, rank, 3) for rank in (2, 0, 1)])
+    assert joined.numbers == whole.numbers
+    assert np.array_equal(joined.images, whole.images)
+    assert np.abs(joined.made.astype(int) - whole.made).max() <= 1
 
 
 def test_losses_stay_where_previews_cannot_be_made(run: Path, split: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def trained(
         token: Token of the lease of the run folder, or None if no lease is held.
 
     Raises:
-        FloatingPointError: The gradient norm is not finite.
+        FloatingPointError: Too many successive steps had no finite gradient.
         TrainingStoppedError: A checkpoint cannot be written.
     """
     state = TrainState(

@@ -83,7 +83,7 @@ def learn(
 
 @dataclass(frozen=True)
 class Notice:
-    """What rank 0 tells all workers when they agree.
+    """Notice of rank 0 to all workers at an agreement.
 
     Args:
         written: Outcome of the checkpoint that was written since the last notice, or None.
