@@ -33,6 +33,7 @@ from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Record
+from tests.in_process import in_process
 from tests.poison import expanding_flac
 from tests.servers.stores import Store
 
@@ -159,7 +160,8 @@ def test_another_autoencoder_in_the_same_folder_is_refused(
 @pytest.fixture(scope="module")
 def embeddings(local_ray: None, few_loops: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("embeddings") / "embeddings"
-    encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(folder), num_workers=2))
+    with in_process():
+        encode(EncodeOptions(input_dir=str(few_loops), encoder=str(encoder), output_dir=str(folder), num_workers=1))
     return folder
 
 

@@ -335,6 +335,7 @@ def test_a_checkpoint_that_ends_its_validations_is_left(split: Path, tmp_path: P
     assert outcomes == [{"begun": {name: 1}}, {}]
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tmp_path: Path) -> None:
     """`ray stop` on a node raises an exception in the task, unlike a kill."""
