@@ -7,7 +7,7 @@ ORIGINAL := .venv-original
 IN_TWO_PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 TESTS := tests/journey tests/on_ray tests/core
 
-.PHONY: install demo test check soak soak-short bench bench-gpu
+.PHONY: install demo test check browser soak soak-short bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -29,6 +29,10 @@ check: install
 # Two processes share the test files, the longest first.
 test: check
 	$(BIN)/pytest $(IN_TWO_PROCESSES) $(PYTEST_FLAGS) $(TESTS)
+
+# The pages in Chromium, which is the system's own.
+browser: install
+	$(BIN)/pytest -m browser $(TESTS)
 
 # Long fault, load and quality runs.
 soak: install

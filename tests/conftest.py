@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_chosen(config: pytest.Config, item: pytest.Item) -> bool:
-    if item.get_closest_marker("gpu") and "gpu" not in config.getoption("markexpr"):
+    asked = config.getoption("markexpr")
+    if any(item.get_closest_marker(device) and device not in asked for device in ("gpu", "browser")):
         return False
     markers = {marker.name for marker in item.iter_markers()} & {"soak", "soak_short"}
     if config.getoption("--soak"):
