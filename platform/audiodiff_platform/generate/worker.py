@@ -1,4 +1,4 @@
-"""Worker of generate, which generates the loops of a shard and measures their audio."""
+"""Worker of generate, which generates the loops of a shard."""
 
 import io
 import logging
@@ -10,12 +10,10 @@ import pyarrow.parquet as pq
 import torch
 
 from audiodiff_core.checkpoint import load_model
-from audiodiff_core.loops import level_db, seam_score
-from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.pipeline import Failure, Loop, LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile
-from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, Strength
 from audiodiff_platform.generate.decoded_files import DecodedFiles
+from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import PlannedLoop, shard_loops
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
@@ -57,8 +55,8 @@ class GenerateWorker:
                 f"model {options.model} has changed since the job began (digest {model.digest}, was {model_digest}): "
                 "restore it and run the command again"
             )
-        self.digest = model.digest
         self.pipeline = LoopPipeline.of(model, self.profile)
+        self.loop_files = LoopFiles(self.output, model.mel, options.format, self.profile, model.digest)
         self.files = DecodedFiles()
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
@@ -81,7 +79,9 @@ class GenerateWorker:
         if rows is None:
             rows = self._generate_singly(good, attempts)
         rows |= {
-            place: self._failure_row(loop, loop.reason) for place, loop in enumerate(loops) if loop.reason is not None
+            place: self.loop_files.failure(loop, loop.reason)
+            for place, loop in enumerate(loops)
+            if loop.reason is not None
         }
         attempts.require_ownership()
         buffer = io.BytesIO()
@@ -114,71 +114,25 @@ class GenerateWorker:
         rows: Rows = {}
         for place, loop in loops.items():
             if attempts.gives_up(loop.id):
-                rows[place] = self._failure_row(loop, attempts.reason)
+                rows[place] = self.loop_files.failure(loop, attempts.reason)
                 continue
             attempts.start(loop.id)
             try:
                 (outcome,) = self.pipeline.outcomes([loop.with_values], files=self.files)
                 rows[place] = self._row(loop, outcome)
             except LOOP_FAILURES as error:
-                rows[place] = self._failure_row(loop, _reason(error))
+                rows[place] = self.loop_files.failure(loop, reason_of(error))
         return rows
 
     def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
         """Write the audio file of a loop. Return the manifest row of a loop or of a failure."""
         if isinstance(outcome, Loop):
-            return self._write_loop(loop, outcome)
+            return self.loop_files.written(loop, outcome)
         if isinstance(outcome.error, OSError):  # storage failed, so that the shard is tried again
             raise outcome.error
-        return self._failure_row(loop, _reason(outcome.error))
-
-    def _write_loop(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
-        """Write the audio file of a loop and return its manifest row."""
-        mel = self.pipeline.mel
-        content = made.file(mel.sample_rate, self.options.format)
-        path = f"audio/{loop.id}.{self.options.format}"
-        self.output.write(path, content)
-        tempo = measure_tempo(made.audio, mel.sample_rate)
-        return {
-            **self._provenance(loop),
-            "path": path,
-            "sha256": commits.sha256(content),
-            "bytes": len(content),
-            "duration_s": len(made.audio) / mel.sample_rate,
-            "tempo_bpm": tempo.bpm,
-            "tempo_confidence": tempo.confidence,
-            "seam_score": seam_score(made.audio, mel.sample_rate),
-            "level_db": level_db(made.audio),
-            "reason": None,
-        }
-
-    def _failure_row(self, loop: PlannedLoop, reason: str) -> dict[str, Any]:
-        measurements = dict.fromkeys(
-            ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
-        )
-        return {**self._provenance(loop), **measurements, "reason": reason}
-
-    def _provenance(self, loop: PlannedLoop) -> dict[str, Any]:
-        """Return the manifest columns for the request, the execution profile and the model."""
-        request = loop.request
-        fields: dict[str, Any] = {} if request is None else request.model_dump()
-        if isinstance(request, Strength) and request.strength is None and request.start_step is None:
-            fields["strength"] = DEFAULT_STRENGTH
-        return {
-            **fields,
-            "id": loop.id,
-            "requested_duration_s": fields.get("duration_s"),
-            "encoding_values": loop.encoding or None,
-            **self.profile.record(),
-            "model_digest": self.digest,
-            "mel_digest": self.pipeline.mel.digest,
-        }
+        return self.loop_files.failure(loop, reason_of(outcome.error))
 
 
 def shard_counts(record: Record) -> Counts:
     """Return the numbers of audio files and failures in the record of a shard."""
     return {"files": record["rows"] - record["failed"], "failed": record["failed"]}
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
