@@ -30,10 +30,15 @@ Space = Literal["preserving", "exploding", "flow"]
 
 MAX_STEPS = 1_000
 ZERO_SNR_STEPS = 15
-"""Default number of steps of every method for models with zero terminal SNR.
+"""Default number of steps of a stated method for models with zero terminal SNR.
 
 With these steps, the distances of the loops to real audio lie within the confidence intervals of the best method and
 number of steps (docs/measurements.md).
+"""
+ZERO_SNR_DEFAULT: tuple[SchedulerName, int] = ("dpm++_sde", 8)
+"""Default method and number of steps for models with zero terminal SNR.
+
+They are the cheapest whose distances lie within the intervals of the best, and nearest to the best at their price.
 """
 
 _DIFFUSION: frozenset[PredictionType] = frozenset({"epsilon", "v_prediction", "sample"})
@@ -88,7 +93,7 @@ METHODS: dict[SchedulerName, Method] = {
     "euler": Method(EulerDiscreteScheduler, 50, _DIFFUSION, "exploding"),
     "euler_a": Method(EulerAncestralDiscreteScheduler, 50, _EPSILON_OR_V, "exploding"),
     "heun": Method(HeunDiscreteScheduler, 25, _DIFFUSION, "exploding", zero_terminal_snr=False, calls_per_step=2),
-    "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 25, _FLOW, "flow"),
+    "flow_euler": Method(FlowMatchEulerDiscreteScheduler, 15, _FLOW, "flow"),
     "flow_heun": Method(FlowMatchHeunDiscreteScheduler, 25, _FLOW, "flow", calls_per_step=2),
 }
 assert tuple(METHODS) == get_args(SchedulerName)
@@ -98,6 +103,9 @@ SCHEDULERS: dict[SchedulerName, Any] = {name: method.scheduler for name, method 
 
 class SchedulerOptions(Protocol):
     """Sampling parameters that select a schedule. None selects the default."""
+
+    @property
+    def inverts(self) -> bool: ...
 
     @property
     def steps(self) -> int | None: ...
@@ -129,6 +137,10 @@ def prediction_type(model_scheduler: Any) -> PredictionType:
 def resolved(model_scheduler: Any, options: SchedulerOptions) -> tuple[SchedulerName, int]:
     """Return the sampling method and the number of steps, with defaults filled in.
 
+    If neither is stated, a model with zero terminal SNR is sampled with ZERO_SNR_DEFAULT, unless the parameters need
+    ddim: an inversion, or `eta`. If only the number of steps is stated, the method is that of the saved model: ddim,
+    or flow_euler for a flow.
+
     Args:
         model_scheduler: The scheduler that is saved with the model.
         options: The sampling parameters.
@@ -138,16 +150,19 @@ def resolved(model_scheduler: Any, options: SchedulerOptions) -> tuple[Scheduler
             this `eta` or this number of steps.
     """
     predicts = prediction_type(model_scheduler)
+    config = model_scheduler.config
+    zero_snr = predicts != "flow" and bool(config.get("rescale_betas_zero_snr"))
     name: SchedulerName = options.scheduler or ("flow_euler" if predicts == "flow" else "ddim")
     if name not in METHODS:
         raise ValueError(f"scheduler {name} is not known: use one of {', '.join(METHODS)}")
     method = METHODS[name]
-    config = model_scheduler.config
+    default = ZERO_SNR_STEPS if zero_snr else method.default_steps
+    if zero_snr and options.scheduler is None and options.steps is None and not (options.eta or options.inverts):
+        name, default = ZERO_SNR_DEFAULT
+        method = METHODS[name]
     levels = config.num_train_timesteps
     if config.get("thresholding"):
         raise ValueError("thresholding of the model's scheduler is not supported: set it to false in its configuration")
-    zero_snr = predicts != "flow" and bool(config.get("rescale_betas_zero_snr"))
-    default = ZERO_SNR_STEPS if zero_snr else method.default_steps
     steps = min(default, levels) if options.steps is None else options.steps
     suitable = {other: candidate for other, candidate in METHODS.items() if predicts in candidate.predictions}
     if name not in suitable:

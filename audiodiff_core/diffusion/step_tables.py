@@ -98,6 +98,7 @@ class _Options:
     steps: int | None
     scheduler: SchedulerName | None
     eta: float
+    inverts: bool = False
 
 
 def step_table(model_scheduler: Any, options: SchedulerOptions, start_step: int = 0) -> StepTable:
@@ -112,7 +113,7 @@ def step_table(model_scheduler: Any, options: SchedulerOptions, start_step: int 
         ValueError: As `scheduler_for`, and if `start_step` is out of range.
     """
     saved = _Saved(model_scheduler)
-    return _table(saved, _Options(options.steps, options.scheduler, options.eta), start_step)
+    return _table(saved, _Options(options.steps, options.scheduler, options.eta, options.inverts), start_step)
 
 
 class _Saved:

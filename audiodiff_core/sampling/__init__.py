@@ -2,6 +2,7 @@
 
 Each request has its own seed, number of steps and sampling method.
 
+parameters.py sampling parameters of a request
 requests.py   requests: everything that shapes a result
 profile.py    execution profile: batch size, precision and device
 item.py       an item to sample: a request and its tensors
@@ -16,8 +17,9 @@ from audiodiff_core.diffusion.schedulers import MAX_STEPS, scheduler_for
 from audiodiff_core.models import image_sides
 from audiodiff_core.sampling.batch import Batch
 from audiodiff_core.sampling.item import Failed, Finished, Item, Outcome, initial_noise
+from audiodiff_core.sampling.parameters import SamplingParameters
 from audiodiff_core.sampling.profile import ExecutionProfile, Precision, default_batch_size
-from audiodiff_core.sampling.requests import REQUEST, GenerateRequest, Request, SamplingParameters, SeededRequest
+from audiodiff_core.sampling.requests import REQUEST, GenerateRequest, Request, SeededRequest
 from audiodiff_core.sampling.sampler import Sampler
 
 __all__ = [

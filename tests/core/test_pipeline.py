@@ -133,7 +133,7 @@ class TestGenerate:
         self, pipeline: LoopPipeline, make_unet: Callable[[int], Any], tiny_mel: MelConfig
     ) -> None:
         resolved = pipeline.resolved(GenerateRequest())
-        assert (resolved.scheduler, resolved.steps, resolved.width) == ("ddim", 15, 16)
+        assert (resolved.scheduler, resolved.steps, resolved.width) == ("dpm++_sde", 8, 16)
         flow = LoopPipeline(make_unet(0), FlowMatchEulerDiscreteScheduler(), tiny_mel, PROFILE)
         assert flow.resolved(GenerateRequest()).scheduler == "flow_euler"
         (loop,) = flow.generate([GenerateRequest(steps=2)])

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pydantic
 import pytest
 import torch
-from diffusers import AudioDiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import AudioDiffusionPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
 from audiodiff_core.diffusion.noise_schedule import Schedule
@@ -26,7 +26,7 @@ from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.diffusion.seeds import derived
 from audiodiff_core.diffusion.seeds import initial_noise as noise_stream
 from audiodiff_core.mel import MelConfig, to_image
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
+from audiodiff_core.sampling import REQUEST, ExecutionProfile, GenerateRequest, Item, Sampler, initial_noise
 from audiodiff_core.sampling.network import Network
 from tests.rare import rare
 
@@ -360,7 +360,33 @@ def test_request_defaults_and_limits() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         request.seed = 3
     resolved = GenerateRequest(seed=4).resolved(Objective().scheduler("ddpm"))
-    assert (resolved.seed, resolved.steps, resolved.scheduler) == (4, 15, "ddim")
+    assert (resolved.seed, resolved.steps, resolved.scheduler) == (4, 8, "dpm++_sde")
+
+
+@pytest.mark.parametrize(
+    ("fields", "method", "steps"),
+    [
+        ({"kind": "generate"}, "dpm++_sde", 8),
+        ({"kind": "vary", "source": "a.wav", "strength": 0.5}, "dpm++_sde", 8),
+        ({"kind": "interpolate", "seeds": (0, 1)}, "dpm++_sde", 8),
+        ({"kind": "generate", "steps": 50}, "ddim", 50),
+        ({"kind": "generate", "scheduler": "ddim"}, "ddim", 15),
+        ({"kind": "generate", "scheduler": "dpm++_sde"}, "dpm++_sde", 15),
+        ({"kind": "generate", "eta": 0.5}, "ddim", 15),
+        ({"kind": "invert", "source": "a.wav"}, "ddim", 15),
+        ({"kind": "interpolate", "sources": ("a.wav", "b.wav")}, "ddim", 15),
+    ],
+)
+def test_the_default_method_is_the_cheapest_that_can_do_the_request(
+    fields: dict[str, Any], method: str, steps: int
+) -> None:
+    resolved = REQUEST.validate_python(fields).resolved(Objective().scheduler("ddim"))
+    assert (resolved.scheduler, resolved.steps) == (method, steps)
+
+
+def test_models_without_zero_terminal_snr_keep_the_method_of_diffusers() -> None:
+    resolved = GenerateRequest().resolved(DDIMScheduler())
+    assert (resolved.scheduler, resolved.steps) == ("ddim", 50)
 
 
 @pytest.mark.parametrize("sample_size", [16, [16, 16], (16, 16)])

@@ -156,7 +156,7 @@ def test_all_names_and_their_default_steps() -> None:
         "euler": 50,
         "euler_a": 50,
         "heun": 25,
-        "flow_euler": 25,
+        "flow_euler": 15,
         "flow_heun": 25,
     }
     assert {name: method.scheduler for name, method in METHODS.items()} == SCHEDULERS
@@ -171,7 +171,7 @@ def test_models_of_zero_terminal_snr_need_fewer_steps() -> None:
     assert resolved(model("v_prediction"), GenerateRequest()) == ("ddim", 50)
 
 
-@pytest.mark.parametrize(("predicts", "expected"), [("epsilon", ("ddim", 50)), ("flow", ("flow_euler", 25))])
+@pytest.mark.parametrize(("predicts", "expected"), [("epsilon", ("ddim", 50)), ("flow", ("flow_euler", 15))])
 def test_defaults_are_those_of_the_model(predicts: PredictionType, expected: tuple[str, int]) -> None:
     assert resolved(model(predicts), GenerateRequest()) == expected
     assert resolved(model(predicts), GenerateRequest(steps=7)) == (expected[0], 7)
