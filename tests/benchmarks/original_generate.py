@@ -162,9 +162,8 @@ def main() -> None:
                 contender.quality = distances(reference, features_of(audio, mel), *weights)
                 print(f"round {number + 1}, {contender.name}: {contender.whole[-1]:.1f} s", flush=True)
         tracks = len(set(reference.tracks))
-        print(
-            f"\n{given.count} loops, {len(reference)} real slices of {tracks} tracks\n\n{table(contenders, given.count)}"
-        )
+        print(f"\n{given.count} loops, {len(reference)} real slices of {tracks} tracks\n")
+        print(table(contenders, given.count))
 
 
 if __name__ == "__main__":
