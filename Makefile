@@ -57,6 +57,8 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.round_trip
 	$(BIN)/python -m tests.benchmarks.sampling
 	$(BIN)/python -m tests.benchmarks.engine
+	$(BIN)/python -m tests.benchmarks.generate
+	$(BIN)/python -m tests.benchmarks.original_generate
 	$(BIN)/python -m tests.benchmarks.loops
 	$(BIN)/python -m tests.benchmarks.training_core
 	$(BIN)/python -m tests.benchmarks.training_memory

@@ -4,6 +4,7 @@ Tests kill the processes of the cluster.
 """
 
 import contextlib
+import json
 import os
 import random
 import subprocess
@@ -16,8 +17,11 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
+from audiodiff_platform.storage import Folder
+
 ROOT = Path(__file__).parents[1]
-DEADLINE_S = 120
+DEADLINE_S = 240  # a lease on a store lasts 60 s, and Ray starts slowly on a busy machine
+WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
 
 
 class SimulatedCluster:
@@ -94,6 +98,48 @@ class Driver:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def _commits(out: Folder) -> int:
+    return len(out.names("_commits/*.json"))
+
+
+def work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
+    """Wait for more than `than` commits; return False if the job ends before."""
+    deadline = time.monotonic() + DEADLINE_S
+    while _commits(out) <= than:
+        if driver.process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, "no shard was committed"
+        time.sleep(0.05)
+    return True
+
+
+def run_with_kills(
+    cluster: SimulatedCluster, verb: str, flags: dict[str, Any], kinds: list[str], chance: random.Random, log: Path
+) -> dict[str, Any]:
+    """Run a job with kills and return the summary of its last run.
+
+    Each kill of `kinds` comes at a random moment after a commit.
+    """
+    out = Folder(flags["output_dir"])
+    with Driver(cluster, verb, flags, log) as driver:
+        for kind in kinds:
+            assert work_goes_on(driver, out, than=_commits(out)), log.read_text()[-4_000:]
+            # A random moment. The end of the job cuts the wait short.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.process.wait(chance.uniform(0, 1))
+            match kind:
+                case "worker":
+                    cluster.kill_worker(WORKERS[verb], chance)
+                case "node":
+                    cluster.kill_node(chance)
+                case "driver":
+                    driver.kill()
+                    driver.begin()
+        printed, _ = driver.process.communicate(timeout=600)
+        assert driver.process.returncode == 0, log.read_text()[-4_000:]
+        return dict(json.loads(printed.splitlines()[-1]))
 
 
 def _title(process: psutil.Process) -> str:

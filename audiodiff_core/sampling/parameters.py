@@ -98,7 +98,9 @@ class SamplingParameters(pydantic.BaseModel):
             raise ValueError(f"bars {self.bars} with bpm {self.bpm}: set both or neither")
         other = "bars" if self.bars is not None else "width" if self.width is not None else None
         if self.duration_s is not None and other is not None and not (self.has_windows and other == "width"):
-            raise ValueError(f"duration_s and {other} both state the length: set only one of them")
+            raise ValueError(
+                f"duration_s {self.duration_s:g} with {other}: both state the length, set only one of them"
+            )
         return self
 
     @property

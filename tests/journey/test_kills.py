@@ -3,11 +3,8 @@
 All files are compared byte for byte.
 """
 
-import contextlib
 import hashlib
-import json
 import random
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +18,8 @@ from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
-from tests.simulated import DEADLINE_S, Driver, SimulatedCluster
+from tests.simulated import DEADLINE_S, Driver, SimulatedCluster, run_with_kills, work_goes_on
 
-WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
 PARTS = {"prepare": ("data", "quarantine"), "encode": ("data",), "generate": ("audio", "manifest")}
 
 
@@ -34,54 +30,12 @@ def cluster(stores: Stores) -> Iterator[SimulatedCluster]:
     made.cluster.shutdown()
 
 
-def _commits(out: Folder) -> int:
-    return len(out.names("_commits/*.json"))
-
-
-def _work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
-    """Wait for more than `than` commits; return False if the job ends before."""
-    deadline = time.monotonic() + DEADLINE_S
-    while _commits(out) <= than:
-        if driver.process.poll() is not None:
-            return False
-        assert time.monotonic() < deadline, "no shard was committed"
-        time.sleep(0.05)
-    return True
-
-
 def _contents(folder: Folder, verb: str) -> dict[str, str]:
     return {
         name: hashlib.sha256(content).hexdigest()
         for part in PARTS[verb]
         for name, content in folder.read_all(f"{part}/*").items()
     }
-
-
-def _run_with_kills(
-    cluster: SimulatedCluster, verb: str, flags: dict[str, Any], kinds: list[str], chance: random.Random, log: Path
-) -> dict[str, Any]:
-    """Run a job with kills and return the summary of its last run.
-
-    Each kill of `kinds` comes at a random moment after a commit.
-    """
-    out = Folder(flags["output_dir"])
-    with Driver(cluster, verb, flags, log) as driver:
-        for kind in kinds:
-            assert _work_goes_on(driver, out, than=_commits(out)), log.read_text()[-4_000:]
-            # A random moment. The end of the job cuts the wait short.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.process.wait(chance.uniform(0, 1))
-            match kind:
-                case "worker":
-                    cluster.kill_worker(WORKERS[verb], chance)
-                case "node":
-                    cluster.kill_node(chance)
-                case "driver":
-                    driver.kill()
-                    driver.begin()
-        printed, _ = driver.process.communicate(timeout=600)
-        assert driver.process.returncode == 0, log.read_text()[-4_000:]
-        return dict(json.loads(printed.splitlines()[-1]))
 
 
 def _music(loops: Path, folder: Path, copies: int) -> Path:
@@ -107,7 +61,7 @@ def test_nothing_of_prepare_is_lost_or_doubled(
     chance = random.Random(3)
     kinds = ["worker", "node", "driver"]
     chance.shuffle(kinds)
-    summary = _run_with_kills(cluster, "prepare", {**flags, "output_dir": str(out)}, kinds, chance, tmp_path / "log")
+    summary = run_with_kills(cluster, "prepare", {**flags, "output_dir": str(out)}, kinds, chance, tmp_path / "log")
     assert _contents(Folder(str(out)), "prepare") == _contents(Folder(str(whole)), "prepare")
     assert (out / "_SUCCESS").read_bytes() == (whole / "_SUCCESS").read_bytes()
     assert summary["quarantined"] == 1
@@ -154,9 +108,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
     chance = random.Random(f"{verb} {workers} {place}")
     kinds = [chance.choice(["worker", "node"]), "driver"]
     chance.shuffle(kinds)
-    _run_with_kills(
-        cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log"
-    )
+    run_with_kills(cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log")
     out = Folder(uri)
     assert _contents(out, verb) == _contents(whole, verb)
     assert out.read("_SUCCESS") == whole.read("_SUCCESS")
@@ -174,7 +126,7 @@ def test_a_node_that_goes_for_good_costs_its_shard_once_more(
     whole, out, log = tmp_path / "whole", tmp_path / "out", tmp_path / "log"
     prepare(PrepareOptions(output_dir=str(whole), **flags))
     with Driver(cluster, "prepare", {**flags, "output_dir": str(out)}, log) as driver:
-        assert _work_goes_on(driver, Folder(str(out)), than=0), log.read_text()[-4_000:]
+        assert work_goes_on(driver, Folder(str(out)), than=0), log.read_text()[-4_000:]
         cluster.remove_node(cluster.nodes[0])
         driver.process.communicate(timeout=300)
         assert driver.process.returncode == 0, log.read_text()[-4_000:]

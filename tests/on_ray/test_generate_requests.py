@@ -156,7 +156,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 BAD: list[tuple[Any, str]] = [
     ({"steps": 0}, "row 2: steps: input should be greater than or equal to 1"),
     ({"stepz": 3}, "row 2: stepz: is unknown for the kind generate"),
-    ({"kind": "hum"}, "row 2: kind: input tag 'hum'"),
+    ({"kind": "hum"}, "row 2: kind: hum is unknown: use one of generate, vary"),
     ({"kind": "vary"}, "row 2: source: is required for the kind vary"),
     ({"kind": "vary", "source": "/none/there.wav"}, "row 2: source: /none/there.wav: no such file"),
     ({"kind": "vary", "source": "s3://key:secret@bucket/a.wav"}, "row 2: source: holds a query or a password"),

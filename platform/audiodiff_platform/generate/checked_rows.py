@@ -216,6 +216,9 @@ def _problems(error: pydantic.ValidationError) -> list[str]:
         match problem["type"]:
             case "extra_forbidden":
                 reason = f"is unknown for the kind {place[0]}"
+            case "union_tag_invalid":
+                known = problem["ctx"]["expected_tags"].replace("'", "")
+                reason = f"{problem['ctx']['tag']} is unknown: use one of {known}"
             case "missing":
                 reason = f"is required for the kind {place[0]}"
             case "value_error":
