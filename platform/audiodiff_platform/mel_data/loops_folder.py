@@ -10,6 +10,8 @@ LOOPS_SETTINGS = "generate.json"
 LOOPS_RUN = "run.json"
 """Rate of the last run that generated loops, and metrics of the model at that time."""
 LOOPS_PAGE = "report.html"
+EVALUATION = "report.json"
+"""Figures of evaluate, in its output folder, which can be the folder of the loops."""
 
 MANIFEST_SCHEMA = pa.schema(
     [

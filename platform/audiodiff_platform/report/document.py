@@ -56,6 +56,11 @@ def text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
+def plural(count: int, name: str) -> str:
+    """Return a number with a noun, such as "1 loop" or "1,200 loops"."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+
+
 def data_uri(kind: str, content: bytes) -> str:
     """Return a `data:` URI.
 
@@ -64,6 +69,20 @@ def data_uri(kind: str, content: bytes) -> str:
         content: Content of the file.
     """
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def fold(title: str, note: str, content: str) -> str:
+    """Return a section that is closed until the reader opens it.
+
+    Args:
+        title: Heading.
+        note: Short text beside the heading.
+        content: Markup of the section.
+    """
+    return (
+        f'<details class="fold"><summary><h2>{text(title)}</h2> <span>{text(note)}</span></summary>'
+        f"<div>{content}</div></details>"
+    )
 
 
 def tiles(facts: dict[str, tuple[str, str]]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from audiodiff_platform.report.document import table, text
+from audiodiff_platform.report.document import plural, table, text
 
 BINS = 24
 WIDE = 4.0
@@ -37,7 +37,7 @@ def distribution(name: str, unit: str, values: Sequence[float], count: int) -> s
     numbers = np.asarray(values, np.float64)
     without = f", {count - len(numbers):,} without" if len(numbers) < count else ""
     if not len(numbers):
-        return _panel(name, f"<p>None of {count:,} loops has one.</p>")
+        return _panel(name, f"<p>None of {plural(count, 'loop')} has one.</p>")
     low, first, median, third, high = np.quantile(numbers, (0, 0.25, 0.5, 0.75, 1))
     end = min(high, median + WIDE * (third - first)) if third > first else high
     heights = np.histogram(np.clip(numbers, low, end), bins=BINS, range=(low, end if end > low else low + 1))[0]
@@ -54,7 +54,7 @@ def distribution(name: str, unit: str, values: Sequence[float], count: int) -> s
         f'<svg viewBox="0 0 {10 * BINS} 60" preserveAspectRatio="none" role="img" aria-label="{text(label)}">'
         f"{bars}</svg>"
         f'<p class="axis"><span>{low:.1f}</span><span>{last}</span></p>'
-        f"<p>Half between {first:.1f} and {third:.1f}; {len(numbers):,} loops{without}</p>",
+        f"<p>Half between {first:.1f} and {third:.1f}; {plural(len(numbers), 'loop')}{without}</p>",
     )
 
 
@@ -65,7 +65,7 @@ def key_counts(keys: Counter[str], count: int) -> str:
     ranked = sorted(keys.items(), key=lambda item: (-item[1], item[0]))[:MAX_KEYS]
     items = "".join(f"<li>{text(key)} <small>{number:,}</small></li>" for key, number in ranked)
     without = count - keys.total()
-    return _panel("Key", f'<ul class="keys">{items}</ul><p>{keys.total():,} loops, {without:,} without</p>')
+    return _panel("Key", f'<ul class="keys">{items}</ul><p>{plural(keys.total(), "loop")}, {without:,} without</p>')
 
 
 def distances(figures: Mapping[str, Any]) -> str:
@@ -83,6 +83,15 @@ def distances(figures: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     return table(("figure", "value", "95 % interval", "real to real", "slices"), rows)
+
+
+def frechet(figures: Mapping[str, Any]) -> str:
+    """Return the Fréchet distance with its interval in a few words, or an empty text."""
+    if "frechet" not in figures:
+        return ""
+    low, high = figures.get("frechet_low"), figures.get("frechet_high")
+    interval = "" if low is None or high is None else f" ({low:.4g} to {high:.4g})"
+    return f"Fréchet {figures['frechet']:.4g}{interval}, {_whole(figures, 'n_candidate')} generated slices"
 
 
 def _whole(figures: Mapping[str, Any], name: str) -> str:

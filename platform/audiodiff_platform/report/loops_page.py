@@ -10,17 +10,15 @@ from typing import Any
 from urllib.parse import quote
 
 from audiodiff_platform.entry.terminal import duration
-from audiodiff_platform.mel_data.loops_folder import LOOPS_PAGE, LOOPS_RUN
+from audiodiff_platform.mel_data.loops_folder import EVALUATION, LOOPS_PAGE, LOOPS_RUN
 from audiodiff_platform.report import figures
 from audiodiff_platform.report.card import card
-from audiodiff_platform.report.document import data_uri, document, table, text, tiles
+from audiodiff_platform.report.document import data_uri, document, fold, plural, table, text, tiles
 from audiodiff_platform.report.loops_manifest import MAX_LISTED, Contents, LeftOut, Row
 from audiodiff_platform.report.tools import tools
 from audiodiff_platform.storage import Folder
 
 MAX_EMBEDDED_BYTES = 24_000_000
-EVALUATION = "report.json"
-"""Name of the report that evaluate writes to its output folder."""
 MEDIA_TYPES = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 DIGEST_DIGITS = 12
 
@@ -37,22 +35,23 @@ def write_loops_page(folder: Folder) -> None:
     addresses = _embedded(folder, contents.listed) or [quote(row["path"]) for row in contents.listed]
     listed = enumerate(zip(contents.listed, addresses, strict=True))
     cards = "".join(_card(number, row, address, contents) for number, (row, address) in listed)
+    title = plural(contents.count, "generated loop")
     body = f"""<header>
-<h1>{contents.count:,} generated loops</h1>
+<h1>{title}</h1>
 <p>{_origin(contents)}</p>
 </header>
 {tiles(_facts(contents, run))}
-<div class="panels">{_panels(contents)}</div>
+<div class="panels" tabindex="0" role="group" aria-label="distributions">{_panels(contents)}</div>
 {_distances(run, evaluation)}
+{_left_out("Rejected", "not kept", contents.rejected)}
+{_left_out("Failed", "not generated", contents.failed)}
 <section><h2>Loops</h2>
 {_more(contents)}{tools({row["key"] for row in contents.listed if row.get("key")})}
 <div class="loops">{cards}</div>
 <p class="none" hidden>No loop has these properties.</p>
 </section>
-{_left_out("Rejected", "generated and not kept", contents.rejected)}
-{_left_out("Failed", "not generated", contents.failed)}
 {_common(contents)}"""
-    folder.write(LOOPS_PAGE, document(f"{contents.count:,} generated loops", body).encode())
+    folder.write(LOOPS_PAGE, document(title, body).encode())
 
 
 def _embedded(folder: Folder, rows: list[Row]) -> list[str] | None:
@@ -88,7 +87,8 @@ def _facts(contents: Contents, run: Mapping[str, Any]) -> dict[str, tuple[str, s
         per_minute, per_second = (60 * run["loops"] / run["seconds"], run["audio_s"] / run["seconds"])
         facts["Rate"] = (
             f"{per_minute:,.1f} a minute",
-            f"{per_second:,.2f} s of audio a second; last run: {run['loops']:,} loops in {duration(run['seconds'])}",
+            f"{per_second:,.2f} s of audio a second; last run: "
+            f"{plural(run['loops'], 'loop')} in {duration(run['seconds'])}",
         )
     return facts
 
@@ -104,45 +104,46 @@ def _panels(contents: Contents) -> str:
 
 
 def _distances(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
-    """Return the section of the distances: of these loops, and those in the record of the model."""
-    sections = ""
+    """Return the distances of these loops, and the distances in the record of the model."""
+    tables, nearest = "", ""
     if rows := figures.distances(evaluation):
-        sections += (
-            f"<p>{text(evaluation.get('candidate', 'generated audio'))} compared with "
-            f"{text(evaluation.get('reference', 'real audio'))}, by {text(evaluation.get('embedder', ''))}.</p>{rows}"
-        )
+        compared = [text(evaluation.get(name, "")) for name in ("candidate", "reference", "embedder")]
+        tables = f"<p>{compared[0]} compared with {compared[1]}, by {compared[2]}.</p>{rows}"
+        nearest = figures.frechet(evaluation)
     by_embedder: dict[str, dict[str, float]] = {}
     for name, value in sorted(run.get("model_metrics", {}).items()):
         embedder, _, figure = name.rpartition(" ")
         by_embedder.setdefault(embedder, {})[figure] = value
     for embedder, of_embedder in by_embedder.items():
         if embedder and (rows := figures.distances(of_embedder)):
-            sections += f"<p>Other loops of the model, by {text(embedder)}, from its record.</p>{rows}"
-    if not sections:
+            tables += f"<p>Loops of the model when it was evaluated, by {text(embedder)}, from its record.</p>{rows}"
+            nearest = nearest or figures.frechet(of_embedder)
+    if not tables:
         return ""
-    return f"""<section class="distances"><h2>Distance to real audio</h2>{sections}
+    content = f"""{tables}
 <p>Fréchet and kernel distance: smaller is closer. <em>Real to real</em> is the figure of real audio: the distance
 between two halves of the tracks, or from each slice to the nearest slice of other audio. Coverage is the share of
 real slices with a generated slice nearby. Nearer than real audio: 0.5 is expected, and values near 1 indicate copies.
-</p></section>"""
+</p>"""
+    return fold("Distance to real audio", nearest, content)
 
 
 def _more(contents: Contents) -> str:
     more = contents.count - len(contents.listed)
     if not more:
         return ""
-    return f"""<p class="more">The first {len(contents.listed):,} of {contents.count:,} loops are listed. {more:,} more are
-in <code>audio/</code>, with their parameters in <code>manifest/*.parquet</code>.</p>"""
+    return f"""<p class="more">The first {len(contents.listed):,} of {contents.count:,} loops are listed. {more:,} more
+are in <code>audio/</code>, with their parameters in <code>manifest/*.parquet</code>.</p>"""
 
 
 def _card(number: int, row: Row, address: str, contents: Contents) -> str:
     tempo, key = row["tempo_bpm"], row.get("key")
     measured = {
-        "Tempo": "none" if tempo is None else f"{tempo:.1f} BPM",
+        "BPM": "none" if tempo is None else f"{tempo:.1f}",
         "Key": key or "unclear" if contents.keys else "",
         "Seam": f"{row['seam_score']:.2f}",
-        "Level": f"{row['level_db']:.1f} dB",
-        "Duration": f"{row['duration_s']:.2f} s",
+        "dB": f"{row['level_db']:.1f}",
+        "Seconds": f"{row['duration_s']:.2f}",
     }
     parameters = {name: _value(value) for name, value in contents.parameters(row).items()}
     if tempo is not None and row.get("tempo_confidence") is not None:
@@ -167,9 +168,9 @@ def _left_out(title: str, meaning: str, left_out: LeftOut) -> str:
     kinds = [(kind or "no reason", f"{count:,}") for kind, count in left_out.reasons.most_common()]
     more = left_out.count - len(left_out.first)
     rest = f"<p>{more:,} more are in <code>manifest/*.parquet</code>.</p>" if more else ""
-    return f"""<section class="left-out"><h2>{title}</h2><p>{left_out.count:,} loops: {meaning}.</p>
-{table(("reason", "loops"), list(kinds))}
-<details><summary>Show the loops</summary>{table(("loop", "reason"), list(left_out.first))}{rest}</details></section>"""
+    content = f"""{table(("reason", "loops"), list(kinds))}
+<p>The first {plural(len(left_out.first), "loop")}:</p>{table(("loop", "reason"), list(left_out.first))}{rest}"""
+    return fold(title, f"{plural(left_out.count, 'loop')} {meaning}", content)
 
 
 def _common(contents: Contents) -> str:
@@ -179,10 +180,10 @@ def _common(contents: Contents) -> str:
     ]
     if not rows:
         return ""
-    return f"""<section><h2>About this page</h2><details><summary>Parameters that all loops have in common</summary>
-{table(("parameter", "value"), rows)}</details>
+    content = f"""{table(("parameter", "value"), rows)}
 <p class="note">At most {MAX_LISTED:,} loops are listed. Audio is part of this page up to
-{MAX_EMBEDDED_BYTES // 1_000_000} MB in all; above, the players read the files in <code>audio/</code>.</p></section>"""
+{MAX_EMBEDDED_BYTES // 1_000_000} MB in all; above, the players read the files in <code>audio/</code>.</p>"""
+    return fold("About these loops", "what all of them have in common", content)
 
 
 def _value(value: Any) -> str:

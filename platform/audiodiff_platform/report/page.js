@@ -126,7 +126,8 @@ for (const card of cards) {
 function tell(message = notice) {
   notice = message;
   const shown = cards.filter((card) => !card.hidden).length;
-  const count = shown === cards.length ? `${shown} loops` : `${shown} of ${cards.length} loops`;
+  const loops = cards.length === 1 ? "loop" : "loops";
+  const count = shown === cards.length ? `${shown} ${loops}` : `${shown} of ${cards.length} ${loops}`;
   output.value = notice ? `${notice} ${count}` : count;
 }
 
@@ -194,7 +195,7 @@ if (tools) {
   tools.elements.direction?.addEventListener("click", ({ currentTarget: button }) => {
     const descending = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", String(descending));
-    button.textContent = descending ? "↑" : "↓";
+    button.textContent = descending ? "↓" : "↑";
     sort();
   });
   gapless.addEventListener("change", () => {

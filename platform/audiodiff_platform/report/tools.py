@@ -33,7 +33,7 @@ def tools(keys: Iterable[str]) -> str:
     return f"""<form class="tools" hidden>
 <label class="search">Search<input type="search" name="search" placeholder="name or parameter"></label>
 <label>Sort by<select name="sort">{sorts}</select></label>
-<button type="button" name="direction" aria-pressed="false" aria-label="descending" title="descending">↓</button>
+<button type="button" name="direction" aria-pressed="false" aria-label="descending" title="descending">↑</button>
 <details class="filters"><summary>Filters</summary><div>
 {"".join(_range(name) for name in RANGES)}{_key(names) if names else ""}<button type="reset">Clear</button>
 </div></details>
