@@ -111,6 +111,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "requests": "off",
         "skip_bad": "true",
         "verify": "true",
+        "report": "true",
         "sweep": ["eta=0"],
         "input_dir": "no",
         "strength": ".5",

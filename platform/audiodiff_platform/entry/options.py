@@ -237,7 +237,7 @@ def _bounds(field: FieldInfo) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value in (None, "") else str(value)
 
 
 class _Parser(argparse.ArgumentParser):

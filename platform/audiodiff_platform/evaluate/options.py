@@ -5,8 +5,9 @@ import pydantic
 from audiodiff_core.evaluation.features import EMBEDDER
 from audiodiff_platform.cluster.options import WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
+from audiodiff_platform.mel_data.loops_folder import EVALUATION
 
-REPORT = "report.json"
+REPORT = EVALUATION
 REFERENCE, CANDIDATE, HELD_OUT = "reference", "candidate", "held_out"
 
 

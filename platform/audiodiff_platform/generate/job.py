@@ -7,16 +7,19 @@ Each shard is complete or absent. The same job with more requests adds shards.
     OUT/_plan/*.parquet         the requests of each shard
     OUT/audio/<id>.wav          a loop
     OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
+    OUT/run.json                rate of the last run, metrics of the model
+    OUT/report.html             page with a player for each loop
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from audiodiff_core.audio import encode_audio
-from audiodiff_core.checkpoint import MODEL_INDEX, load_model, load_outline
+from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import require_shared, runs_on_gpus, usable_path
@@ -26,11 +29,12 @@ from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
-from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE, LOOPS_RUN, LOOPS_SETTINGS
+from audiodiff_platform.report.loops_page import write_loops_page
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work import plan_files
-from audiodiff_platform.work.engine import ShardWork, engine
+from audiodiff_platform.work.engine import Record, ShardWork, engine
 from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.verify import verify
 
@@ -51,8 +55,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         JobError: All loops failed, or a worker failed.
     """
     start = time.monotonic()
-    if options.verify:
-        return _verified(options)
+    if options.verify or options.report:
+        return _reread(options)
     names = ("model", "output_dir", "requests", "input_dir", "encodings")
     paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
     # A copy keeps which options are stated: these are the defaults of rows.
@@ -95,6 +99,11 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             "failed": failed,
             "model_digest": model.digest,
         }
+        if job.pending:
+            made = [records[shard] for shard in job.pending]
+            _write_run(output, made, time.monotonic() - start, model)
+        if job.pending or not (output.exists(LOOPS_PAGE) and output.exists(commits.SUCCESS)):
+            write_loops_page(output)
         job.succeed(summary)
     return {
         "verb": "generate",
@@ -104,24 +113,46 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     }
 
 
-def _verified(options: GenerateOptions) -> dict[str, Any]:
-    """Compare every file of a finished folder with its digest, and return the summary of the folder.
+def _write_run(output: Folder, made: Sequence[Record], seconds: float, model: Model) -> None:
+    """Write the rate of a run and the metrics of its model.
+
+    Args:
+        output: Output folder.
+        made: Records of the shards of the run.
+        seconds: Duration of the run.
+        model: Model of the loops.
+    """
+    facts = {
+        "loops": sum(record["rows"] - record["failed"] for record in made),
+        "audio_s": round(sum(record["audio_s"] for record in made), 3),
+        "seconds": round(seconds, 3),
+        "model_metrics": model.record.metrics if model.record else {},
+    }
+    output.write_json(LOOPS_RUN, facts)
+
+
+def _reread(options: GenerateOptions) -> dict[str, Any]:
+    """Verify a finished folder or write its page again, and return the summary of the folder.
 
     Raises:
         ValueError: The folder is not finished.
         JobError: Files are missing or changed.
     """
-    start = time.monotonic()
+    start, option = time.monotonic(), "report" if options.report else "verify"
     output = Folder(usable_path("output_dir", options.output_dir))
     try:
         summary, parts, _ = commits.finished(output)
     except FileNotFoundError:
         raise ValueError(
-            f"verify: {output.uri} holds no finished loops (no {commits.SUCCESS}): run without verify first"
+            f"{option}: {output.uri} holds no finished loops (no {commits.SUCCESS}): run without {option} first"
         ) from None
-    shards = {part.shard for part in parts}
-    with engine(len(shards), options.num_workers, "cpu") as running:
-        verify(output, running)
+    if options.report:
+        with owned(output, options.take_over):
+            write_loops_page(output)
+    else:
+        shards = {part.shard for part in parts}
+        with engine(len(shards), options.num_workers, "cpu") as running:
+            verify(output, running)
     named = {name: summary[name] for name in ("format_version", "loops", "failed", "model_digest")}
     return {"verb": "generate", "output_dir": output.uri, "seconds": round(time.monotonic() - start, 1), **named}
 

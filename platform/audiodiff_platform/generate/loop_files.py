@@ -7,6 +7,7 @@ from audiodiff_core.audio import AudioFormat
 from audiodiff_core.loops import level_db, seam_score
 from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.mel.picture import mel_picture
 from audiodiff_core.pipeline import Loop
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, Strength
@@ -49,13 +50,14 @@ class LoopFiles:
             "tempo_confidence": tempo.confidence,
             "seam_score": seam_score(made.audio, sample_rate),
             "level_db": level_db(made.audio),
+            "picture": mel_picture(made.image),
             "reason": None,
         }
 
     def failure(self, loop: PlannedLoop, reason: str | None) -> dict[str, Any]:
         """Return the manifest row of a loop that has no file."""
         measurements = dict.fromkeys(
-            ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db")
+            ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db", "picture")
         )
         return {**self._provenance(loop), **measurements, "reason": reason}
 

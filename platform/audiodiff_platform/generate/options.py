@@ -10,7 +10,7 @@ from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.sampling import SamplingParameters
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
-from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE
 
 MAX_LOOPS = 10_000_000
 """Maximum number of loops in a folder. The driver keeps a list of their shards."""
@@ -20,7 +20,9 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
     """Options of generate: model, requests and their defaults, output folder, workers."""
 
     model: str = pydantic.Field(
-        description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, or a Hugging Face id"
+        "",
+        description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, or a Hugging Face id; "
+        "verify and report need none",
     )
     output_dir: str = pydantic.Field(description="folder for the audio files and the manifest: a path, s3:// or gs://")
     count: int | None = pydantic.Field(
@@ -41,6 +43,11 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
         False,
         description="read all files of the finished output_dir and compare their digests: name those that are missing "
         "or changed, change nothing, and end with status 1 if there are any",
+    )
+    report: bool = pydantic.Field(
+        False,
+        description=f"only write {LOOPS_PAGE} of the finished output_dir again, from its manifest and audio: needs no "
+        "model and no requests",
     )
     skip_bad: bool = pydantic.Field(
         False, description="list bad rows of the requests in the manifest, and generate the other rows"
@@ -70,6 +77,12 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
 
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> Self:
+        if self.verify and self.report:
+            raise ValueError("report with verify: run them one after the other")
+        if self.verify or self.report:
+            return self
+        if not self.model:
+            raise ValueError("model is required")
         if self.requests is not None:
             stated = self.model_fields_set
             for name in ("count", "seed", "sweep", "input_dir"):

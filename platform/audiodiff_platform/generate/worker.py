@@ -71,7 +71,8 @@ class GenerateWorker:
             attempts: Attempts at the shard so far.
 
         Returns:
-            The record of the shard: numbers of rows and failures, digests and sizes in bytes of the files.
+            The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in
+            bytes of the files.
         """
         loops = shard_loops(self.output, shard)
         good = {place: loop for place, loop in enumerate(loops) if loop.request is not None}
@@ -92,7 +93,13 @@ class GenerateWorker:
         with_audio = [row for row in rows.values() if row["path"]]
         parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
         sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
-        return {"rows": len(rows), "failed": len(rows) - len(with_audio), "parts": parts, "sizes": sizes}
+        return {
+            "rows": len(rows),
+            "failed": len(rows) - len(with_audio),
+            "audio_s": sum(row["duration_s"] for row in with_audio),
+            "parts": parts,
+            "sizes": sizes,
+        }
 
     def _generate_batched(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows | None:
         """Generate loops in batches and return their manifest rows, or None if a loop failed."""

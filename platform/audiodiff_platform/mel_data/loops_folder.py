@@ -7,6 +7,11 @@ import pyarrow as pa
 
 LOOPS_FORMAT_VERSION = 4
 LOOPS_SETTINGS = "generate.json"
+LOOPS_RUN = "run.json"
+"""Rate of the last run that generated loops, and metrics of the model at that time."""
+LOOPS_PAGE = "report.html"
+EVALUATION = "report.json"
+"""Figures of evaluate, in its output folder, which can be the folder of the loops."""
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -49,6 +54,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("tempo_confidence", pa.float64()),
         ("seam_score", pa.float64()),
         ("level_db", pa.float64()),
+        ("picture", pa.binary()),  # small PNG of the mel image, see `mel_picture`
         ("reason", pa.string()),  # why the loop could not be generated; such a loop has no file
     ],
     metadata={"audiodiff_format_version": str(LOOPS_FORMAT_VERSION)},

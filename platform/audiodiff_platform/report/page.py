@@ -3,8 +3,6 @@
 All images and audio are embedded in the page, so that the page needs no other files.
 """
 
-import base64
-import html
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,26 +16,16 @@ from audiodiff_core.audio import decode_audio, encode_audio
 from audiodiff_core.evaluation.features import EMBEDDER, logmel_stats, spread
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.mel import Images, Mel
-from audiodiff_core.mel.png import encode_png
+from audiodiff_core.mel.picture import mel_picture
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from audiodiff_platform.mel_data.run_folder import METRICS
+from audiodiff_platform.report.card import card
+from audiodiff_platform.report.document import data_uri, document, table
+from audiodiff_platform.report.tools import gapless_switch
 
 MAX_GENERATED_CLIPS = 16
 MAX_REAL_CLIPS = 8
 MAX_UNTRAINED_CLIPS = 2
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-body { color: #1c2430; background: #fbfaf7; }
-table { border-collapse: collapse; }
-td, th { padding: .25rem 1rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd; }
-.loops { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1rem; }
-figure { margin: 0; }
-figure img { width: 100%; image-rendering: pixelated; transform: scaleY(-1); border-radius: 4px; }
-audio { width: 100%; }
-figcaption { font-size: .85rem; color: #566; }
-svg { width: 100%; height: auto; background: #fff; }
-"""
 
 
 @dataclass(frozen=True)
@@ -133,52 +121,47 @@ def _real_clips(input_dir: str, dataset: MelDataset, mel: Mel, images: Images) -
 
 def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], clips: Clips, tracks: int) -> str:
     f = figures
-    rows = [
+    rows: list[tuple[object, ...]] = [
         (
             "trained model to real audio",
-            f["frechet_trained"],
+            f"{f['frechet_trained']:.3f}",
             f"{f['n_generated']:.0f} generated, {f['n_real']:.0f} real slices",
         ),
         (
             "untrained model to real audio",
-            f["frechet_untrained"],
+            f"{f['frechet_untrained']:.3f}",
             f"{f['n_untrained']:.0f} generated, {f['n_real']:.0f} real slices",
         ),
         (
             "real to real, split by track",
-            f["frechet_real_to_real"],
+            f"{f['frechet_real_to_real']:.3f}",
             f"{f['n_real']:.0f} slices of {tracks} tracks in two halves",
         ),
     ]
-    table = "".join(f"<tr><td>{name}</td><td>{value:.3f}</td><td>{sizes}</td></tr>" for name, value, sizes in rows)
     last = losses[-1]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>audiodiff: a run</title><style>{_STYLE}</style>
-<h1>From audio to loops</h1>
+    body = f"""<header><h1>From audio to loops</h1>
 <p>Trained for {last["step"]} steps on {last["samples"]:,} samples in {last["seconds"]:.0f} s. The trained model is
-{f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained model.</p>
-<h2>Fréchet distance ({EMBEDDER}, smaller is closer)</h2>
-<table><tr><th>from, to</th><th>distance</th><th>samples</th></tr>{table}</table>
+{f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained model.</p></header>
+{gapless_switch()}
+<section><h2>Generated loops</h2>{_cards(clips.generated)}</section>
+<section><h2>Real loops</h2>{_cards(clips.real)}</section>
+<section><h2>Loops of the untrained network</h2>{_cards(clips.untrained)}</section>
+<section><h2>Fréchet distance ({EMBEDDER}, smaller is closer)</h2>
+{table(("from, to", "distance", "samples"), rows)}
 <p>The real to real distance measures the variety of the collection. It is not a lower bound for the other distances,
 because the two halves of a small collection can differ strongly.</p>
 <p>Spread between loops (mean difference between pairs of images, in levels from 0 to 255): generated
 {f["spread_generated"]:.1f}, real {f["spread_real"]:.1f}. A spread of 0 means that all images are identical.</p>
-<h2>Training loss</h2>{_curve([line["step"] for line in losses], [line["loss"] for line in losses])}
-<h2>Generated loops</h2><div class="loops">{"".join(map(_figure, clips.generated))}</div>
-<h2>Real loops</h2><div class="loops">{"".join(map(_figure, clips.real))}</div>
-<h2>Loops of the untrained network</h2><div class="loops">{"".join(map(_figure, clips.untrained))}</div>
-</html>
-"""
+</section>
+<section><h2>Training loss</h2>
+{_curve([line["step"] for line in losses], [line["loss"] for line in losses])}
+</section>"""
+    return document("audiodiff: a run", body)
 
 
-def _figure(clip: Clip) -> str:
-    image, wav = (base64.b64encode(content).decode() for content in (encode_png(clip.image), clip.wav))
-    name = html.escape(clip.name)
-    return (
-        f'<figure><img alt="mel image of {name}" src="data:image/png;base64,{image}">'
-        f'<audio controls src="data:audio/wav;base64,{wav}"></audio><figcaption>{name}</figcaption></figure>'
-    )
+def _cards(clips: Sequence[Clip]) -> str:
+    cards = "".join(card(clip.name, mel_picture(clip.image), data_uri("audio/wav", clip.wav)) for clip in clips)
+    return f'<div class="loops">{cards}</div>'
 
 
 def _curve(steps: Sequence[int], losses: Sequence[float]) -> str:
@@ -197,5 +180,7 @@ def _curve(steps: Sequence[int], losses: Sequence[float]) -> str:
             (width - 2 * margin - 20, height - 12, f"step {steps[-1]}"),
         )
     )
-    line = f'<polyline fill="none" stroke="#c8452f" stroke-width="2" points="{points}"/>'
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss">{line}{labels}</svg>'
+    line = f'<polyline fill="none" stroke-width="2" points="{points}"/>'
+    return (
+        f'<svg class="curve" viewBox="0 0 {width} {height}" role="img" aria-label="training loss">{line}{labels}</svg>'
+    )
