@@ -1,5 +1,7 @@
 """Share of clipped samples."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -14,7 +16,7 @@ def test_samples_at_full_scale_are_clipped_in_both_directions() -> None:
 
 
 @pytest.mark.parametrize("gain", [1.0, 4.0])
-def test_a_loud_loop_is_clipped_and_a_real_loop_is_not(loops, gain: float) -> None:  # type: ignore[no-untyped-def]
+def test_a_loud_loop_is_clipped_and_a_real_loop_is_not(loops: Path, gain: float) -> None:
     audio, _ = soundfile.read(loops / "loop_mika.flac", dtype="float32")
     share = clipped_share(np.clip(gain * audio, -1, 1).astype(np.float32))
     assert (share > 0.001) == (gain > 1)

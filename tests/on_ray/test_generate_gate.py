@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import soxr
 
 from audiodiff_core.evaluation import Items
 from audiodiff_core.pipeline import Loop
@@ -138,16 +139,13 @@ def test_a_gated_folder_is_verified_and_keeps_its_settings(four: tuple[Path, Map
         generate(_options(model, four[0], count=4))
 
 
-def test_duplicates_of_delivered_loops_are_rejected(twelve: Path, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"1 of 2 loops are accepted among 4 candidates .*\(rejected: 3 duplicate\)"):
+def test_duplicates_of_delivered_loops_are_rejected(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(JobError, match=r"1 of 2 loops are accepted among 4 candidates, .*\(rejected: 3 duplicate\)"):
         generate(
             _options(
                 model, tmp_path / "none", count=2, seed=2**32 - 4, reject=["duplicate"], min_duplicate_distance=100
             )
         )
-    out = tmp_path / "loops"
-    generate(_options(model, out, count=4, reject=["duplicate"]))
-    assert _audio(out) == {name: content for name, content in _audio(twelve).items() if int(name[:10]) < 4}
 
 
 def test_the_best_of_each_place_is_delivered(twelve: Path, model: Path, tmp_path: Path) -> None:
@@ -198,7 +196,7 @@ def test_silence_and_clipping_are_rejected_and_real_loops_are_not(loops: Path) -
     assert str(gate.reason(_loop(wave * np.linspace(0.1, 0.9, 22_050)), None)).startswith("rejected: seam (score ")
     for file in loops.glob("loop_*.flac"):
         audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
-        assert Gate(gate.options, rate).reason(_loop(audio.mean(axis=1)), None) is None
+        assert gate.reason(_loop(soxr.resample(audio.mean(axis=1), rate, 22_050)), None) is None
 
 
 def test_the_distance_between_tracks_is_the_distance_of_copies() -> None:
