@@ -117,7 +117,7 @@ def test_generate_writes_a_player_and_a_picture_for_each_loop(generated: Path) -
     assert {unescape(name) for name in re.findall(r"<h3><bdi>(.*?)</bdi>", page)} == {HOSTILE, "plain"}
     assert "<b onmouseover" not in page
     assert "row 3: steps" in page
-    run = json.loads((generated / "run.json").read_text())
+    run = json.loads((generated / "_run.json").read_text())
     assert run["loops"] == 2
     assert f"{60 * run['loops'] / run['seconds']:,.1f} a minute" in page
     assert all(len(picture) < 2_000 for picture in pq.read_table(generated / "manifest")["picture"].to_pylist()[:2])
@@ -142,9 +142,9 @@ def test_a_finished_job_leaves_its_page_alone(generated: Path, model: Path, tmp_
     options = GenerateOptions(
         model=str(model), output_dir=str(out), requests=str(generated.parent / "requests.jsonl"), steps=2, skip_bad=True
     )
-    before = [(out / name).stat().st_mtime_ns for name in ("report.html", "run.json")]
+    before = [(out / name).stat().st_mtime_ns for name in ("report.html", "_run.json")]
     generate(options)
-    assert [(out / name).stat().st_mtime_ns for name in ("report.html", "run.json")] == before
+    assert [(out / name).stat().st_mtime_ns for name in ("report.html", "_run.json")] == before
     (out / "report.html").unlink()
     generate(options)
     assert _page(out) == _page(generated)
@@ -182,7 +182,7 @@ def test_distances_have_intervals_and_sample_sizes(tmp_path: Path) -> None:
     (folder / "report.json").write_text(json.dumps({**names, **figures}))
     recorded = {f"clap frechet{end}": value for end, value in (("", 7.5), ("_low", 7.25), ("_high", 7.75))}
     run = {"loops": 2, "audio_s": 2.0, "seconds": 4.0, "model_metrics": {"steps": 100, **recorded}}
-    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "_run.json").write_text(json.dumps(run))
     write_loops_page(Folder(str(folder)))
     page = _page(folder)
     assert "<td>1.25</td><td>1 to 1.5</td><td></td><td>128 generated, 900 real</td>" in page

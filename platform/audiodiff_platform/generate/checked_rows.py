@@ -40,7 +40,7 @@ class LoopRow:
         request: The request with all defaults filled in as JSON, or None for a bad row.
         encoding: Values of the encoding, or empty.
         seconds: Estimated duration of the loop.
-        reason: Description of a bad row.
+        reason: Description of a bad row, or why the quality gate rejected the loop.
     """
 
     id: str

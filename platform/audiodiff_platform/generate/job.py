@@ -7,27 +7,38 @@ Each shard is complete or absent. The same job with more requests adds shards.
     OUT/_plan/*.parquet         the requests of each shard
     OUT/audio/<id>.wav          a loop
     OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
-    OUT/run.json                rate of the last run, metrics of the model
+    OUT/_candidates             candidates of the quality gate and their measurements (`candidates.py`)
+    OUT/_run.json               rate of the last run, metrics of the model
     OUT/report.html             page with a player for each loop
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
+
+With a quality gate, the loops are first generated and measured as candidates (`rounds.py`). The accepted candidates are
+then delivered (`delivery.py`), and the manifest has rows for the rejected candidates too.
 """
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from audiodiff_core.audio import encode_audio
-from audiodiff_core.checkpoint import MODEL_INDEX, Model, load_model, load_outline
+from audiodiff_core.checkpoint import Model, load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from audiodiff_platform.cluster import require_shared, runs_on_gpus, usable_path
+from audiodiff_platform.cluster import runs_on_gpus, usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.generate.delivery import DeliveryWorker, delivery_counts
+from audiodiff_platform.generate.gate import require_comparable
 from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.reference import ReferenceData
 from audiodiff_platform.generate.request_plan import grown
+from audiodiff_platform.generate.rounds import Rounds, starts
+from audiodiff_platform.generate.stage import run_pending
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE, LOOPS_RUN, LOOPS_SETTINGS
 from audiodiff_platform.report.loops_page import write_loops_page
@@ -57,7 +68,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     start = time.monotonic()
     if options.verify or options.report:
         return _reread(options)
-    names = ("model", "output_dir", "requests", "input_dir", "encodings")
+    names = ("model", "output_dir", "requests", "input_dir", "encodings", "reference")
     paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
     # A copy keeps which options are stated: these are the defaults of rows.
     options = options.model_copy(update=paths)
@@ -67,37 +78,42 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     # Encode one sample, so that a format without support for the sample rate fails before the work begins.
     encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)
     output = Folder(options.output_dir)
-    settings = options.settings(model)
+    reference = ReferenceData(options, model.mel) if "copy" in options.reject else None
+    require_comparable(options, model.mel)
+    settings = options.settings(model, None if reference is None else reference.images.digest)
     commits.require_same(output, LOOPS_SETTINGS, settings)
     bytes_per_second = model.mel.sample_rate * 2
     if loops.count > (planned := plan_files.row_count(output)):
         new_s = loops.seconds * (loops.count - planned) / loops.count
         output.require_free_space(int(new_s * bytes_per_second), "the audio")
+    shard_size = BATCHES_PER_SHARD * _batch_size(options)
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, shard_counts)
-    with owned(output, options.take_over) as lease:
-        plan = grown(output, loops, BATCHES_PER_SHARD * _batch_size(options))
+    with owned(output, options.take_over) as lease, ExitStack() as connection:
+        decided = None
+        if options.gated:
+            rounds = Rounds(options, check, model.digest, settings, shard_size, bytes_per_second, reference)
+            decided = rounds.decided(connection)
+            loops = decided.loops
+        plan = grown(output, loops, shard_size)
+        if decided is not None:
+            arguments = (options, model.digest, starts(plan.shards), decided.starts)
+            work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts)
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
-        if job.pending:
-            pending_s = sum(size.seconds for size in job.pending.values())
-            output.require_free_space(int(pending_s * bytes_per_second), "the audio")
-            say(
-                f"{loops.count:,} loops, {loops.seconds:,.0f} s in all, "
-                f"{len(job.pending):,} of {len(plan.shards):,} shards to do"
-            )
-            with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
-                require_shared("model", options.model, MODEL_INDEX)
-                job.run(running)
+        run_pending(job, options, bytes_per_second, connection)
         records = job.records()
         rows, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
-        if failed == loops.count:
-            raise JobError(f"all {failed} loops failed: see column reason in {output.uri}/manifest")
+        rejected = sum(record.get("rejected", 0) for record in records.values())
+        if failed + rejected == loops.count:
+            what = f"failed ({failed}) or were rejected ({rejected})" if rejected else "failed"
+            raise JobError(f"all {loops.count} loops {what}: see column reason in {output.uri}/manifest")
         if failed:
             say(f"warning: {failed} of {loops.count} loops failed: see column reason in {output.uri}/manifest")
         summary = {
             "format_version": LOOPS_FORMAT_VERSION,
-            "loops": rows - failed,
+            "loops": rows - failed - rejected,
             "failed": failed,
             "model_digest": model.digest,
+            **({} if decided is None else decided.summary()),
         }
         if job.pending:
             made = [records[shard] for shard in job.pending]
@@ -105,6 +121,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         if job.pending or not (output.exists(LOOPS_PAGE) and output.exists(commits.SUCCESS)):
             write_loops_page(output)
         job.succeed(summary)
+        if decided is not None:
+            decided.folder.remove("audio")
     return {
         "verb": "generate",
         "output_dir": options.output_dir,
@@ -123,7 +141,7 @@ def _write_run(output: Folder, made: Sequence[Record], seconds: float, model: Mo
         model: Model of the loops.
     """
     facts = {
-        "loops": sum(record["rows"] - record["failed"] for record in made),
+        "loops": sum(record["rows"] - record["failed"] - record.get("rejected", 0) for record in made),
         "audio_s": round(sum(record["audio_s"] for record in made), 3),
         "seconds": round(seconds, 3),
         "model_metrics": model.record.metrics if model.record else {},
@@ -153,7 +171,7 @@ def _reread(options: GenerateOptions) -> dict[str, Any]:
         shards = {part.shard for part in parts}
         with engine(len(shards), options.num_workers, "cpu") as running:
             verify(output, running)
-    named = {name: summary[name] for name in ("format_version", "loops", "failed", "model_digest")}
+    named = {name: value for name, value in summary.items() if name != "index_sha256"}
     return {"verb": "generate", "output_dir": output.uri, "seconds": round(time.monotonic() - start, 1), **named}
 
 

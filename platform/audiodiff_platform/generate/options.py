@@ -10,14 +10,15 @@ from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.sampling import SamplingParameters
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
+from audiodiff_platform.generate.gate_options import GateOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE
 
 MAX_LOOPS = 10_000_000
 """Maximum number of loops in a folder. The driver keeps a list of their shards."""
 
 
-class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputOptions):
-    """Options of generate: model, requests and their defaults, output folder, workers."""
+class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOptions, OutputOptions):
+    """Options of generate: model, requests and their defaults, quality gate, output folder, workers."""
 
     model: str = pydantic.Field(
         "",
@@ -101,16 +102,26 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
 
     @pydantic.model_validator(mode="after")
     def _seeds_exist(self) -> Self:
-        if self.seed + (self.count or 1) - 1 > SEEDS[-1]:
-            raise ValueError(f"seed {self.seed} with count {self.count}: the last seed must be at most {SEEDS[-1]}")
+        if self.best_of is not None and not self.replaces:
+            raise ValueError("best_of is for count alone: requests, sweep and input_dir have no other candidates")
+        if self.seed + (self.count or 1) * self.per_place - 1 > SEEDS[-1]:
+            candidates = f" and best_of {self.best_of}" if self.best_of else ""
+            raise ValueError(
+                f"seed {self.seed} with count {self.count}{candidates}: the last seed must be at most {SEEDS[-1]}"
+            )
         return self
+
+    @property
+    def replaces(self) -> bool:
+        """Whether further seeds replace rejected loops."""
+        return self.requests is None and self.input_dir is None and not self.sweep
 
     @property
     def seeds(self) -> range:
         """The seeds of loops without a file of requests."""
         return range(self.seed, self.seed + (self.count or 1))
 
-    def settings(self, model: Model) -> dict[str, Any]:
+    def settings(self, model: Model, reference_digest: str | None = None) -> dict[str, Any]:
         """Return the settings that determine the loops of requests in a folder, as JSON values.
 
         The requests themselves are in the plan. The device is not part of the settings. The manifest records it for
@@ -118,6 +129,8 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
 
         Args:
             model: The model of the loops.
+            reference_digest: Digest of the reference of the quality gate, or None without a reference.
         """
         settings = self.model_dump(include={"format", "batch_size", "precision", "compiled"})
-        return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **settings}
+        gate = self.gate_settings(reference_digest)
+        return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **settings, **gate}

@@ -26,7 +26,7 @@ PLAN_SCHEMA = pa.schema(
         ("request", pa.string()),  # null for a bad row
         ("encoding", pa.list_(pa.float32())),  # empty without an encoding
         ("seconds", pa.float64()),
-        ("reason", pa.string()),  # null for a request
+        ("reason", pa.string()),  # null for a loop to generate; with a request, why the quality gate rejected the loop
     ]
 )
 ROW_GROUP_ROWS = 1_024
@@ -40,7 +40,7 @@ class PlannedLoop:
         id: Name of the loop.
         request: The request, which names its encoding or has none, or None for a bad row.
         encoding: Values of the encoding, or empty.
-        reason: Description of a bad row.
+        reason: Description of a bad row, or why the quality gate rejected the loop.
     """
 
     id: str

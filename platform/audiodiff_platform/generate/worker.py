@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -74,32 +74,25 @@ class GenerateWorker:
             The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in
             bytes of the files.
         """
+        rows = self.rows(shard, attempts)
+        attempts.require_ownership()
+        return shard_record(self.output, shard, rows)
+
+    def rows(self, shard: int, attempts: Attempts) -> list[dict[str, Any]]:
+        """Generate a shard of loops and write their audio files. Return the manifest rows."""
         loops = shard_loops(self.output, shard)
-        good = {place: loop for place, loop in enumerate(loops) if loop.request is not None}
-        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(good, attempts)
-        if rows is None:
-            rows = self._generate_singly(good, attempts)
+        rows = self.made({place: loop for place, loop in enumerate(loops) if loop.request is not None}, attempts)
         rows |= {
             place: self.loop_files.failure(loop, loop.reason)
             for place, loop in enumerate(loops)
             if loop.reason is not None
         }
-        attempts.require_ownership()
-        buffer = io.BytesIO()
-        table = pa.Table.from_pylist([rows[place] for place in range(len(loops))], MANIFEST_SCHEMA)
-        pq.write_table(table, buffer, compression="zstd")
-        manifest = f"manifest/{shard:06d}.parquet"
-        self.output.write(manifest, buffer.getvalue())
-        with_audio = [row for row in rows.values() if row["path"]]
-        parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
-        sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
-        return {
-            "rows": len(rows),
-            "failed": len(rows) - len(with_audio),
-            "audio_s": sum(row["duration_s"] for row in with_audio),
-            "parts": parts,
-            "sizes": sizes,
-        }
+        return [rows[place] for place in range(len(loops))]
+
+    def made(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows:
+        """Generate loops and write their audio files. Return the manifest rows."""
+        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(loops, attempts)
+        return self._generate_singly(loops, attempts) if rows is None else rows
 
     def _generate_batched(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows | None:
         """Generate loops in batches and return their manifest rows, or None if a loop failed."""
@@ -138,6 +131,24 @@ class GenerateWorker:
         if isinstance(outcome.error, OSError):  # storage failed, so that the shard is tried again
             raise outcome.error
         return self.loop_files.failure(loop, reason_of(outcome.error))
+
+
+def shard_record(output: Folder, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
+    """Write a part of the manifest, and return the record of its shard."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), buffer, compression="zstd")
+    manifest = f"manifest/{shard:06d}.parquet"
+    output.write(manifest, buffer.getvalue())
+    with_audio = [row for row in rows if row["path"]]
+    parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
+    sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
+    return {
+        "rows": len(rows),
+        "failed": len(rows) - len(with_audio),
+        "audio_s": sum(row["duration_s"] for row in with_audio),
+        "parts": parts,
+        "sizes": sizes,
+    }
 
 
 def shard_counts(record: Record) -> Counts:

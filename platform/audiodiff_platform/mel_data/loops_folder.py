@@ -7,7 +7,7 @@ import pyarrow as pa
 
 LOOPS_FORMAT_VERSION = 4
 LOOPS_SETTINGS = "generate.json"
-LOOPS_RUN = "run.json"
+LOOPS_RUN = "_run.json"
 """Rate of the last run that generated loops, and metrics of the model at that time."""
 LOOPS_PAGE = "report.html"
 EVALUATION = "report.json"

@@ -1,7 +1,7 @@
 """Report of a folder of generated loops: `report.html`, with a player for each loop.
 
-The page is a function of the files of the folder: the manifest, the audio, `run.json` (the rate of the last run and the
-figures of the model) and `report.json` (the figures of evaluate, if its output folder is this folder). Audio is
+The page is a function of the files of the folder: the manifest, the audio, `_run.json` (the rate of the last run
+and the figures of the model) and `report.json` (the figures of evaluate, if its output folder is this folder). Audio is
 embedded up to MAX_EMBEDDED_BYTES in all. If the listed loops have more, the page links to the files in `audio/`.
 """
 
