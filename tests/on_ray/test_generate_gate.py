@@ -21,6 +21,7 @@ from audiodiff_platform.generate.gate_options import GateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.reference import Reference
+from audiodiff_platform.mel_data.loops_folder import LOOPS_PAGE, LOOPS_RUN
 from tests.in_process import in_process
 
 SEAM = {"reject": ["seam"], "max_seam_score": 1.1}
@@ -42,8 +43,8 @@ def _manifest(folder: Path) -> list[dict[str, Any]]:
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    """Return all files of a folder except those that name the generation of a lease."""
-    files = (file for file in folder.rglob("*") if file.is_file())
+    """Return all files of a folder except those that name the generation of a lease or the rate of a run."""
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name not in (LOOPS_RUN, LOOPS_PAGE))
     return {str(file.relative_to(folder)): file.read_bytes() for file in files if file.parent.name != "_commits"}
 
 
