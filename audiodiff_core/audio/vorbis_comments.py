@@ -2,8 +2,8 @@
 
 Only the headers are rewritten: the encoded audio stays as it is.
 
-Layouts: Xiph.Org, "Ogg Vorbis I format specification: comment field and header specification"; RFC 9639 (FLAC); RFC 3533
-(Ogg).
+Layouts: Xiph.Org, "Ogg Vorbis I format specification: comment field and header specification"; RFC 9639 (FLAC);
+RFC 3533 (Ogg).
 """
 
 import io
@@ -11,10 +11,12 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 
-from audiodiff_core.audio.ogg_pages import FIRST_PAGE, NO_GRANULE, PAGE_HEADER, Page, page_checksum, pages
+from audiodiff_core.audio.ogg_pages import CAPTURE, FIRST_PAGE, NO_GRANULE, PAGE_HEADER, Page, page_checksum, pages
 
 Comments = Sequence[tuple[str, str]]
 """Names and values of comments."""
+PageContent = tuple[int, int, bytes, bytes]
+"""Flags, granule position, lacing values and body of an Ogg page."""
 
 FLAC_MAGIC = b"fLaC"
 LAST_BLOCK = 0x80
@@ -70,13 +72,12 @@ def ogg_with_comments(content: bytes, comments: Comments) -> bytes:
     setup = old[_size(old) + len(FRAMING_BIT) :]
     new = COMMENT_PACKET + _comment_list(_vendor(old), comments) + FRAMING_BIT
     serial = zlib.crc32(b"".join(body for _, body in bodies[count:]))
-    written = [_page(FIRST_PAGE, 0, serial, 0, *_laced([identification]))]
-    for lacing, body, is_continued, ends_packet in _header_pages([new, setup]):
-        flags, granule = CONTINUED_PAGE if is_continued else 0, 0 if ends_packet else NO_GRANULE
-        written.append(_page(flags, granule, serial, len(written), lacing, body))
-    for page, (lacing, body) in zip(found[count:], bodies[count:], strict=True):
-        written.append(_page(page.flags, page.granule, serial, len(written), lacing, body))
-    return b"".join(written)
+    contents = [
+        (FIRST_PAGE, 0, *_laced([identification])),
+        *_header_pages([new, setup]),
+        *((page.flags, page.granule, *body) for page, body in zip(found[count:], bodies[count:], strict=True)),
+    ]
+    return b"".join(_page(content, serial, number) for number, content in enumerate(contents))
 
 
 def _comment_list(vendor: bytes, comments: Comments) -> bytes:
@@ -120,22 +121,23 @@ def _laced(packets: Sequence[bytes]) -> tuple[bytes, bytes]:
     return lacing, b"".join(packets)
 
 
-def _header_pages(packets: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, bool, bool]]:
-    """Yield the lacing values and the body of each page of packets, with two facts.
-
-    The facts are whether the page continues a packet, and whether a packet ends on the page.
-    """
+def _header_pages(packets: Sequence[bytes]) -> Iterator[PageContent]:
+    """Yield the pages of packets that hold no audio."""
     lacing, body = _laced(packets)
     is_continued = False
     while lacing:
         on_page, lacing = lacing[:MAX_SEGMENTS], lacing[MAX_SEGMENTS:]
         size = sum(on_page)
-        yield on_page, body[:size], is_continued, min(on_page) < 255
+        ends_packet = min(on_page) < 255
+        yield CONTINUED_PAGE if is_continued else 0, 0 if ends_packet else NO_GRANULE, on_page, body[:size]
         body, is_continued = body[size:], on_page[-1] == 255
 
 
-def _page(flags: int, granule: int, serial: int, number: int, lacing: bytes, body: bytes) -> bytes:
+def _page(content: PageContent, serial: int, number: int) -> bytes:
+    """Return the bytes of a page with its checksum."""
+    flags, granule, lacing, body = content
+
     def packed(checksum: int) -> bytes:
-        return PAGE_HEADER.pack(b"OggS", 0, flags, granule, serial, number, checksum, len(lacing)) + lacing + body
+        return PAGE_HEADER.pack(CAPTURE, 0, flags, granule, serial, number, checksum, len(lacing)) + lacing + body
 
     return packed(page_checksum(packed(0)))

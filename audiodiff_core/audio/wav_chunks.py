@@ -1,8 +1,8 @@
 """Chunks of WAV files that follow the samples: `smpl`, `acid` and `LIST`.
 
-A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. A `LIST`
-chunk of the kind INFO states texts. The chunks are written after the samples, so readers that do not support them find
-the samples first.
+A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. A
+`LIST` chunk of the kind INFO states texts. The chunks are written after the samples, so readers that do not support
+them find the samples first.
 
 Layouts: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications", 1991 (`LIST`) and 1994 (`smpl`);
 wav.c of libsndfile (`acid`, which has no published specification).
