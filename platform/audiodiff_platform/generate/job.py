@@ -5,8 +5,10 @@ Each shard is complete or absent. The same job with more requests adds shards.
 
     OUT/generate.json           settings and their digest
     OUT/_plan/*.parquet         the requests of each shard
-    OUT/audio/<id>.wav          a loop
+    OUT/audio/<id>.wav          a loop; `name` is the template of the name
+    OUT/pictures/<id>.png       its mel image, with `pictures`
     OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
+    OUT/README.md               data set card, by which `datasets` loads the manifest
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 """
 
@@ -26,7 +28,7 @@ from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
-from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS, card
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work import plan_files
@@ -35,6 +37,9 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.verify import verify
 
 BATCHES_PER_SHARD = 4
+PARTS = ("audio", "pictures", "manifest")
+"""Folders of the files of loops."""
+CARD = "README.md"
 
 
 def generate(options: GenerateOptions) -> dict[str, Any]:
@@ -60,8 +65,11 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     check = RequestCheck(load_outline(options.model))
     loops = loop_rows(options, check)
     model = load_model(options.model)
-    # Encode one sample, so that a format without support for the sample rate fails before the work begins.
-    encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)
+    # Encode one sample, so that a format or level without support for the sample rate fails before the work begins.
+    silence = np.zeros(1, np.float32)
+    encode_audio(silence, model.mel.sample_rate, options.format)
+    if options.level is not None:
+        options.level.gain_db(silence, model.mel.sample_rate)
     output = Folder(options.output_dir)
     settings = options.settings(model)
     commits.require_same(output, LOOPS_SETTINGS, settings)
@@ -72,7 +80,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, shard_counts)
     with owned(output, options.take_over) as lease:
         plan = grown(output, loops, BATCHES_PER_SHARD * _batch_size(options))
-        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, PARTS, "loops")
         if job.pending:
             pending_s = sum(size.seconds for size in job.pending.values())
             output.require_free_space(int(pending_s * bytes_per_second), "the audio")
@@ -95,6 +103,13 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             "failed": failed,
             "model_digest": model.digest,
         }
+        manifest = {
+            name: digest
+            for record in records.values()
+            for name, digest in record["parts"].items()
+            if name.startswith("manifest/")
+        }
+        output.write(CARD, card(summary, commits.settings_digest(manifest)).encode())
         job.succeed(summary)
     return {
         "verb": "generate",

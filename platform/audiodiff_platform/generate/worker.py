@@ -56,7 +56,7 @@ class GenerateWorker:
                 "restore it and run the command again"
             )
         self.pipeline = LoopPipeline.of(model, self.profile)
-        self.loop_files = LoopFiles(self.output, model.mel, options.format, self.profile, model.digest)
+        self.loop_files = LoopFiles(self.output, model.mel, options, self.profile, model.digest)
         self.files = DecodedFiles()
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
@@ -90,8 +90,9 @@ class GenerateWorker:
         manifest = f"manifest/{shard:06d}.parquet"
         self.output.write(manifest, buffer.getvalue())
         with_audio = [row for row in rows.values() if row["path"]]
-        parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
-        sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
+        files = {name: part for row in with_audio for name, part in row["files"].items()}
+        parts = {manifest: commits.sha256(buffer.getvalue()), **{name: digest for name, (digest, _) in files.items()}}
+        sizes = {manifest: len(buffer.getvalue()), **{name: size for name, (_, size) in files.items()}}
         return {"rows": len(rows), "failed": len(rows) - len(with_audio), "parts": parts, "sizes": sizes}
 
     def _generate_batched(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows | None:
