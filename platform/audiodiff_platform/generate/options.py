@@ -71,8 +71,8 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
     normalize: str | None = pydantic.Field(
         None,
         description="level of the files: peak:DB, such as peak:-1 (dBFS), or lufs:LUFS, such as lufs:-14 (ITU-R "
-        "BS.1770, with a peak of at most -1 dBFS); none: the level of the loops, whose peak is -1 dBFS or that of their "
-        "source",
+        "BS.1770, with a peak of at most -1 dBFS); none: the level of the loops, whose peak is -1 dBFS or that of "
+        "their source",
     )
     name: str = pydantic.Field(
         "{id}",
