@@ -215,14 +215,14 @@ def test_wrong_names_and_levels_are_refused(values: dict[str, Any], message: str
 
 
 def test_ids_leave_room_for_the_rest_of_the_name(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "ü" * 96}))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "ü" * 97}))
     options = _options(model, tmp_path / "out", requests=str(tmp_path / "rows.jsonl"), name="{bpm}-{key}-{id}")
-    with pytest.raises(ValueError, match="row 1: id: has 192 bytes, use 1 to 191"):
+    with pytest.raises(ValueError, match="row 1: id: has 194 bytes, use 1 to 193"):
         generate(options)
 
 
 def test_the_longest_names_are_names_of_files(local_ray: None, model: Path, tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "x" * 191}))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "x" * 193}))
     generate(
         _options(
             model,
