@@ -1,6 +1,7 @@
 """Audio decoding to mono float32 samples, in blocks or at once, and encoding to file formats."""
 
 from audiodiff_core.audio.blocks import PeakMeter, Watch
+from audiodiff_core.audio.file_tags import Tags
 from audiodiff_core.audio.formats import (
     AUDIO_EXTENSIONS,
     MACHINE_ERRORS,
@@ -28,6 +29,7 @@ __all__ = [
     "LoopInfo",
     "PeakMeter",
     "Samples",
+    "Tags",
     "UnusableError",
     "Watch",
     "decode_audio",

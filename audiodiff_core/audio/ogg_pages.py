@@ -14,7 +14,7 @@ CAPTURE = b"OggS"
 FIRST_PAGE, LAST_PAGE = 2, 4  # flags
 NO_GRANULE = -1  # the granule position of a page on which no packet ends
 
-_HEADER = struct.Struct("<4sBBqIIIB")
+PAGE_HEADER = struct.Struct("<4sBBqIIIB")
 _FLAGS_OFFSET, _CHECKSUM_OFFSET = 5, 22
 _HEAD_BYTES = 64
 _SCAN_BYTES = 65_536
@@ -65,21 +65,21 @@ def pages(content: BinaryIO) -> Iterator[Page | Junk]:
     start = 0
     while start < size:
         content.seek(start)
-        header = content.read(_HEADER.size)
+        header = content.read(PAGE_HEADER.size)
         if not header.startswith(CAPTURE):
             junk = _junk(content, start, size)
             yield junk
             start = junk.end
             continue
-        lacing = content.read(header[-1]) if len(header) == _HEADER.size else b""
+        lacing = content.read(header[-1]) if len(header) == PAGE_HEADER.size else b""
         body = content.read(sum(lacing))
         end = start + len(header) + len(lacing) + len(body)
-        if len(header) < _HEADER.size or len(lacing) < header[-1] or len(body) < sum(lacing):
+        if len(header) < PAGE_HEADER.size or len(lacing) < header[-1] or len(body) < sum(lacing):
             rest = (header + lacing + body)[len(CAPTURE) :]
             if CAPTURE in rest:
                 raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
             raise UnusableError("truncated: ends inside an Ogg page")
-        _, version, flags, granule, serial, number, checksum, _ = _HEADER.unpack(header)
+        _, version, flags, granule, serial, number, checksum, _ = PAGE_HEADER.unpack(header)
         if version != 0 or checksum != page_checksum(header + lacing + body):
             raise UnusableError(f"corrupt: the Ogg page at byte {start} is damaged")
         packets = sum(length < 255 for length in lacing)

@@ -1,13 +1,15 @@
-"""Loop chunks of WAV files: `smpl` and `acid`.
+"""Chunks of WAV files that follow the samples: `smpl`, `acid` and `LIST`.
 
-A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. The
-chunks are written after the samples, so readers that do not support them find the samples first.
+A `smpl` chunk states loop points and pitch for samplers. An `acid` chunk states beats and tempo for sequencers. A
+`LIST` chunk of the kind INFO states texts. The chunks are written after the samples, so readers that do not support
+them find the samples first.
 
-Layouts: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications", 1994 (`smpl`); wav.c of
-libsndfile (`acid`, which has no published specification).
+Layouts: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications", 1991 (`LIST`) and 1994 (`smpl`);
+wav.c of libsndfile (`acid`, which has no published specification).
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 DEFAULT_NOTE = 60
@@ -80,12 +82,38 @@ def with_loop(content: bytes, length: int, sample_rate: int, loop: LoopInfo) -> 
     """
     if not length:
         raise ValueError("audio of 0 samples: a loop needs at least 1")
+    chunks = _sampler_chunk(length, sample_rate, loop)
+    if loop.beats is not None:
+        chunks += _acid_chunk(length, sample_rate, loop)
+    return _with_chunks(content, chunks)
+
+
+def with_info(content: bytes, texts: Sequence[tuple[str, str]]) -> bytes:
+    """Append a `LIST` chunk of the kind INFO to a WAV file.
+
+    Args:
+        content: The bytes of the WAV file.
+        texts: Identifiers of four characters, such as ICMT, with their ASCII texts.
+
+    Returns:
+        The bytes of the WAV file with the chunk, which is left out without texts.
+    """
+    if not texts:
+        return content
+    entries = b"".join(_chunk(name.encode(), _terminated(text.encode("ascii"))) for name, text in texts)
+    return _with_chunks(content, _chunk(b"LIST", b"INFO" + entries))
+
+
+def _with_chunks(content: bytes, chunks: bytes) -> bytes:
+    """Append chunks to a WAV file, and correct its stated size."""
     assert content[:4] == b"RIFF"
     assert len(content) % 2 == 0
-    content += _sampler_chunk(length, sample_rate, loop)
-    if loop.beats is not None:
-        content += _acid_chunk(length, sample_rate, loop)
-    return content[:4] + struct.pack("<I", len(content) - 8) + content[8:]
+    return content[:4] + struct.pack("<I", len(content) + len(chunks) - 8) + content[8:] + chunks
+
+
+def _terminated(text: bytes) -> bytes:
+    """Return a text with one or two zeros after it, so that its size is even."""
+    return text + bytes(2 - len(text) % 2)
 
 
 def _sampler_chunk(length: int, sample_rate: int, loop: LoopInfo) -> bytes:

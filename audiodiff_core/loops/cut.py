@@ -130,8 +130,18 @@ def whole_beats(audio: Samples, sample_rate: int) -> LoopInfo:
         The meter: the whole number of beats that is nearest to the measured tempo, in bars of 4 beats. `beats` is None
         if the audio has no tempo.
     """
-    bpm = tempo_bpm(audio, sample_rate)
-    return LoopInfo(None if bpm is None else max(1, round(bpm * len(audio) / sample_rate / 60)))
+    return meter_of_tempo(tempo_bpm(audio, sample_rate), len(audio), sample_rate)
+
+
+def meter_of_tempo(bpm: float | None, length: int, sample_rate: int) -> LoopInfo:
+    """Return the meter of a loop: the whole number of beats that is nearest to its tempo.
+
+    Args:
+        bpm: Tempo in beats per minute, or None.
+        length: Length of the loop in samples.
+        sample_rate: Sample rate in Hz.
+    """
+    return LoopInfo(None if bpm is None else max(1, round(bpm * length / sample_rate / 60)))
 
 
 def _whole_bars(beats: Beats, bars: int | None, bpm: float | None, beats_per_bar: int) -> tuple[float, float, int]:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from audiodiff_core.audio import AudioFormat, Samples, encode_audio
-from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LoopInfo
-from audiodiff_core.loops import whole_beats
+from audiodiff_core.audio import AudioFormat, Samples
+from audiodiff_core.loops.loudness import TargetLevel
 from audiodiff_core.mel import Images
+from audiodiff_core.pipeline.loop_file import LoopFile, Origin
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import SeededRequest
 
@@ -27,6 +27,7 @@ class Loop:
             of the request. The peak is -1 dBFS, or the level is that of the source if the loop keeps samples of it.
         number: Index of the request in the call.
         profile: The execution profile, with the batch size that was used.
+        origin: Digests of the model and of the encoding.
         noise: The noise (channels, height, width) from which the loop was generated, if an inversion, an interpolation
             or the caller gave it.
     """
@@ -36,12 +37,14 @@ class Loop:
     audio: Samples
     number: int
     profile: ExecutionProfile
+    origin: Origin
     noise: npt.NDArray[np.float32] | None = None
 
     def file(self, sample_rate: int, file_format: AudioFormat) -> bytes:
         """Encode the loop as an audio file.
 
-        The WAV file of a seamless loop, or of a loop of bars, states loop points and the tempo.
+        Tags state the tempo, the key, the request and the digest of the model. The file of a seamless loop, or of a
+        loop of bars, states loop points too, except in mp3.
 
         Args:
             sample_rate: Sample rate in Hz.
@@ -50,12 +53,16 @@ class Loop:
         Returns:
             The bytes of the file.
         """
-        meter = None
-        if file_format == "wav" and self.request.bars is not None:
-            meter = LoopInfo(self.request.bars * BEATS_PER_BAR, BEATS_PER_BAR)
-        elif file_format == "wav" and self.request.seamless:
-            meter = whole_beats(self.audio, sample_rate)
-        return encode_audio(self.audio, sample_rate, file_format, meter)
+        return self.measured(sample_rate).content(file_format)
+
+    def measured(self, sample_rate: int, level: TargetLevel | None = None) -> LoopFile:
+        """Return the audio as a file holds it, with its measurements.
+
+        Args:
+            sample_rate: Sample rate in Hz.
+            level: Level of the file, or None for the level of the loop.
+        """
+        return LoopFile.of(self.audio, sample_rate, self.request, self.origin, level)
 
 
 @dataclass(frozen=True, eq=False)

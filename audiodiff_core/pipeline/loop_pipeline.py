@@ -45,6 +45,7 @@ class LoopPipeline(ArrayCalls):
         vocoder: The vocoder. None selects GriffinLim.
         vae: The AutoencoderKL of a latent model. None for a model that works on images.
         device: Torch device of the interactive profile. None selects the GPU of this process, or else the CPU.
+        model_digest: Digest of the model for the tags of files, or None for networks that were not loaded.
 
     Attributes:
         geometry: Image and sample sizes of the model.
@@ -66,6 +67,7 @@ class LoopPipeline(ArrayCalls):
         *,
         vae: Any = None,
         device: str | None = None,
+        model_digest: str | None = None,
     ) -> None:
         self.is_interactive = profile == "interactive"
         if isinstance(profile, str):
@@ -77,10 +79,12 @@ class LoopPipeline(ArrayCalls):
         self.sampler = Sampler(unet, scheduler, profile)
         self._parts = unet, vae
         self._record: ModelRecord | None = None
+        self._model_digest = model_digest
         self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
         self._tasks = Tasks(self.geometry, self._codec)
         self._inputs = Inputs(self.geometry, scheduler, self._tasks)
-        self._runner = Runner(self.sampler, Renderer(self._codec, self.vocoder, self.geometry), self.is_interactive)
+        renderer = Renderer(self._codec, self.vocoder, self.geometry, model_digest)
+        self._runner = Runner(self.sampler, renderer, self.is_interactive)
 
     @classmethod
     def of(cls, model: Model, profile: Profile) -> "LoopPipeline":
@@ -90,7 +94,7 @@ class LoopPipeline(ArrayCalls):
             model: The parts of the model.
             profile: The execution profile.
         """
-        pipeline = cls(model.unet, model.scheduler, model.mel, profile, vae=model.vae)
+        pipeline = cls(model.unet, model.scheduler, model.mel, profile, vae=model.vae, model_digest=model.digest)
         pipeline._record = model.record
         return pipeline
 
@@ -136,7 +140,8 @@ class LoopPipeline(ArrayCalls):
         if there.kind == self.profile.kind:
             there = self.profile.model_copy(update={"device": there.device})
         profile: Profile = "interactive" if self.is_interactive else there
-        moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, vae=vae, device=str(device))
+        options = {"vae": vae, "device": str(device), "model_digest": self._model_digest}
+        moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, **options)
         moved._record = self._record
         return moved
 

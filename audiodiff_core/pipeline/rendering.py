@@ -1,5 +1,6 @@
 """Rendering of finished tasks as loops: decoding to mel images and synthesis of the audio."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,6 +14,7 @@ from audiodiff_core.mel import Images
 from audiodiff_core.pipeline.codec import Codec
 from audiodiff_core.pipeline.geometry import Geometry
 from audiodiff_core.pipeline.loop import Failure, Loop, normalize
+from audiodiff_core.pipeline.loop_file import Origin
 from audiodiff_core.pipeline.tasks import Result
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import SeededRequest
@@ -43,10 +45,12 @@ class Renderer:
         codec: The codec.
         vocoder: The vocoder.
         geometry: The geometry of the model.
+        model_digest: Digest of the model, or None.
     """
 
-    def __init__(self, codec: Codec, vocoder: Vocoder, geometry: Geometry) -> None:
+    def __init__(self, codec: Codec, vocoder: Vocoder, geometry: Geometry, model_digest: str | None = None) -> None:
         self._codec, self._vocoder, self._geometry = codec, vocoder, geometry
+        self._model_digest = model_digest
 
     def render(self, renderings: Sequence[Rendering], profile: ExecutionProfile) -> Iterator[Loop | Failure]:
         """Yield the loop of each result, or its failure.
@@ -91,9 +95,9 @@ class Renderer:
         with profile.applied():
             audios = vocoder(images, seeds, circular=circular, **options)
         for (member, image), audio, item in zip(pairs, audios, kept, strict=True):
-            yield Loop(
-                member.request, image, self._leveled(member, audio, item), member.number, profile, member.result.noise
-            )
+            leveled, noise = self._leveled(member, audio, item), member.result.noise
+            origin = Origin(self._model_digest, _encoding_digest(member.result))
+            yield Loop(member.request, image, leveled, member.number, profile, origin, noise)
 
     def _leveled(self, member: Rendering, audio: Samples, kept: Kept | None) -> Samples:
         """Fit the audio to its bars, and set its level: that of the kept samples, or else the peak of all loops."""
@@ -132,6 +136,14 @@ class Renderer:
         own = source.samples[:length]
         samples[: len(own)] = own / np.float32(source.amplitude)
         return Kept(samples, kept_samples(whole, mel, length))
+
+
+def _encoding_digest(result: Result) -> str | None:
+    """Return the first 16 hexadecimal digits of the SHA-256 of an encoding, as little-endian float32."""
+    encoding = result.item.encoding
+    if encoding is None:
+        return None
+    return hashlib.sha256(encoding.numpy().astype("<f4").tobytes()).hexdigest()[:16]
 
 
 def _shape(member: Rendering) -> tuple[tuple[int, ...], bool]:

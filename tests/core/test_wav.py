@@ -102,8 +102,8 @@ def test_a_wrong_metre_is_named(given: dict[str, int], message: str) -> None:
 def test_what_cannot_be_a_loop_is_refused() -> None:
     with pytest.raises(ValueError, match="audio of 0 samples"):
         encode_audio(AUDIO[:0], RATE, loop=LoopInfo(beats=4))
-    with pytest.raises(ValueError, match="format flac with loop points"):
-        encode_audio(AUDIO, RATE, "flac", loop=LoopInfo(beats=4))
+    with pytest.raises(ValueError, match="format mp3 with loop points: use wav, flac or ogg"):
+        encode_audio(AUDIO, RATE, "mp3", loop=LoopInfo(beats=4))
 
 
 def test_a_loop_without_a_tempo_has_loop_points_alone() -> None:

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.mel import MelConfig
@@ -78,7 +77,7 @@ def test_the_pipeline_in_this_process_gives_the_same_bytes(eighteen: Path, model
     profile = ExecutionProfile.here()
     profile.prepare_process()
     (loop,) = LoopPipeline.of(load_model(model), profile).generate([GenerateRequest(seed=11, steps=3)])
-    assert encode_audio(loop.audio, 22_050) == _audio(eighteen)["0000000011.wav"]
+    assert loop.file(22_050, "wav") == _audio(eighteen)["0000000011.wav"]
 
 
 def test_a_rerun_makes_only_what_is_missing(eighteen: Path, model: Path, tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from audiodiff_core.sampling import REQUEST, SamplingParameters
 from audiodiff_core.sampling.requests import RemixRequest, Request, Strength, VaryRequest
 from audiodiff_platform.audio_files.source_files import locate, special_version
 from audiodiff_platform.cluster import usable_path
+from audiodiff_platform.generate.file_names import MAX_ID_BYTES, name_problem
 from audiodiff_platform.generate.request_rows import Row
 from audiodiff_platform.mel_data.encodings import Encodings
 
-MAX_ID_BYTES = 200
 MAX_BAD_SHOWN = 20
 CONCURRENT_LOOK_UPS = 32
 LENGTHS = frozenset({"width", "duration_s", "bars", "bpm"})
@@ -59,12 +59,14 @@ class RowChecks:
         defaults: Fields of rows that do not set them.
         encodings: Encodings by name, or None.
         sources_exist: Whether the sources are known to exist.
+        max_id_bytes: Maximum size of an id in bytes.
     """
 
     check: RequestCheck
     defaults: Mapping[str, Any]
     encodings: Encodings | None = None
     sources_exist: bool = False
+    max_id_bytes: int = MAX_ID_BYTES
     _ids: dict[str, int] = field(default_factory=dict)
     _sources: dict[str, list[int]] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ class RowChecks:
         name = f"{number:010d}" if stated is None else str(stated)
         if not isinstance(stated, str | int | None) or isinstance(stated, bool):
             return name, ["id: is not text"]
-        if (problem := _id_problem(name)) is not None:
+        if (problem := name_problem(name, self.max_id_bytes)) is not None:
             return name, [f"id: {problem}"]
         first = self._ids.setdefault(unicodedata.normalize("NFC", name).casefold(), number)
         return name, [] if first == number else [f"id: {name} is the id of row {first}"]
@@ -192,17 +194,6 @@ def _unreadable(source: str) -> str | None:
         return "no such file"
     except (OSError, ValueError) as error:
         return " ".join(str(getattr(error, "strerror", None) or error).split())
-    return None
-
-
-def _id_problem(name: str) -> str | None:
-    """Return why a name cannot be the name of a file, or None."""
-    if not 1 <= len(name.encode(errors="replace")) <= MAX_ID_BYTES:
-        return f"has {len(name.encode(errors='replace'))} bytes, use 1 to {MAX_ID_BYTES}"
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
-        return f"{name!r} holds control characters"
-    if "/" in name or "\\" in name or name.startswith("."):
-        return f"{name} is not a file name: omit slashes and a leading dot"
     return None
 
 

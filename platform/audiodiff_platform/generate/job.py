@@ -5,11 +5,13 @@ Each shard is complete or absent. The same job with more requests adds shards.
 
     OUT/generate.json           settings and their digest
     OUT/_plan/*.parquet         the requests of each shard
-    OUT/audio/<id>.wav          a loop
+    OUT/audio/<id>.wav          a loop; `name` is the template of the name
+    OUT/pictures/<id>.png       its mel image, with `pictures`
     OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
     OUT/_candidates             candidates of the quality gate and their measurements (`candidates.py`)
     OUT/_run.json               rate of the last run, metrics of the model
     OUT/report.html             page with a player for each loop
+    OUT/README.md               data set card, by which `datasets` loads the manifest
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 
 With a quality gate, the loops are first generated and measured as candidates (`rounds.py`). The accepted candidates are
@@ -40,7 +42,7 @@ from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.rounds import Rounds, starts
 from audiodiff_platform.generate.stage import run_pending
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
-from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE, LOOPS_RUN, LOOPS_SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE, LOOPS_RUN, LOOPS_SETTINGS, card
 from audiodiff_platform.report.loops_page import write_loops_page
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
@@ -50,6 +52,9 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 from audiodiff_platform.work.verify import verify
 
 BATCHES_PER_SHARD = 4
+PARTS = ("audio", "pictures", "manifest")
+"""Folders of the files of loops."""
+CARD = "README.md"
 
 
 def generate(options: GenerateOptions) -> dict[str, Any]:
@@ -75,8 +80,11 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     check = RequestCheck(load_outline(options.model))
     loops = loop_rows(options, check)
     model = load_model(options.model)
-    # Encode one sample, so that a format without support for the sample rate fails before the work begins.
-    encode_audio(np.zeros(1, np.float32), model.mel.sample_rate, options.format)
+    # Encode one sample, so that a format or level without support for the sample rate fails before the work begins.
+    silence = np.zeros(1, np.float32)
+    encode_audio(silence, model.mel.sample_rate, options.format)
+    if options.level is not None:
+        options.level.gain_db(silence, model.mel.sample_rate)
     output = Folder(options.output_dir)
     reference = ReferenceData(options, model.mel) if "copy" in options.reject else None
     require_comparable(options, model.mel)
@@ -98,7 +106,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         if decided is not None:
             arguments = (options, model.digest, starts(plan.shards), decided.starts)
             work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts)
-        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, PARTS, "loops")
         run_pending(job, options, bytes_per_second, connection)
         records = job.records()
         rows, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
@@ -115,6 +123,13 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             "model_digest": model.digest,
             **({} if decided is None else decided.summary()),
         }
+        manifest = {
+            name: digest
+            for record in records.values()
+            for name, digest in record["parts"].items()
+            if name.startswith("manifest/")
+        }
+        output.write(CARD, card(summary, commits.settings_digest(manifest)).encode())
         if job.pending:
             made = [records[shard] for shard in job.pending]
             _write_run(output, made, time.monotonic() - start, model)

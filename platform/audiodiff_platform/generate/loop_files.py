@@ -1,65 +1,92 @@
-"""Audio files of loops and their rows of the manifest."""
+"""Files of loops, audio and pictures, and their rows of the manifest."""
 
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from audiodiff_core.audio import AudioFormat
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from audiodiff_core.loops import level_db, seam_score
-from audiodiff_core.loops.tempo import measure_tempo
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.picture import mel_picture
-from audiodiff_core.pipeline import Loop
+from audiodiff_core.mel.png import encode_png
+from audiodiff_core.pipeline import Failure, Loop
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, Strength
+from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import PlannedLoop
+from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.work.engine import Record
 
 
 @dataclass(frozen=True)
 class LoopFiles:
-    """Writer of the audio files of loops, which measures their audio.
+    """Writer of the files of loops, which measures their audio.
 
     Args:
         output: Output folder.
         mel: Mel configuration of the model.
-        format: File format.
+        options: Options of the job: format, level and names of the files, and whether to write pictures.
         profile: Execution profile of the loops.
         model_digest: Digest of the model.
     """
 
     output: Folder
     mel: MelConfig
-    format: AudioFormat
+    options: GenerateOptions
     profile: ExecutionProfile
     model_digest: str
 
     def written(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
-        """Write the audio file of a loop and return its manifest row."""
-        sample_rate = self.mel.sample_rate
-        content = made.file(sample_rate, self.format)
-        path = f"audio/{loop.id}.{self.format}"
-        self.output.write(path, content)
-        tempo = measure_tempo(made.audio, sample_rate)
+        """Write the files of a loop and return its manifest row, and digests and sizes of the files as `files`."""
+        file = made.measured(self.mel.sample_rate, self.options.level)
+        name = self.options.name_template.name(loop.id, made.request.seed, file.bpm, file.key)
+        path = f"audio/{name}.{self.options.format}"
+        contents = {path: file.content(self.options.format)}
+        if self.options.pictures:
+            contents[picture_path := f"pictures/{name}.png"] = encode_png(made.image[::-1])
+        else:
+            picture_path = None
+        for part, content in contents.items():
+            self.output.write(part, content)
+        files = {part: (commits.sha256(content), len(content)) for part, content in contents.items()}
         return {
             **self._provenance(loop),
             "path": path,
-            "sha256": commits.sha256(content),
-            "bytes": len(content),
-            "duration_s": len(made.audio) / sample_rate,
-            "tempo_bpm": tempo.bpm,
-            "tempo_confidence": tempo.confidence,
-            "seam_score": seam_score(made.audio, sample_rate),
-            "level_db": level_db(made.audio),
+            "audio": {"bytes": None, "path": path},
+            "picture_path": picture_path,
+            "files": files,
+            "sha256": files[path][0],
+            "duration_s": len(file.audio) / file.sample_rate,
+            "tempo_bpm": file.tempo.bpm,
+            "tempo_confidence": file.tempo.confidence,
+            "key": file.key.name,
+            "key_confidence": file.key.confidence,
+            "seam_score": seam_score(file.audio, file.sample_rate),
+            "gain_db": file.gain_db,
+            "level_db": level_db(file.audio),
             "picture": mel_picture(made.image),
             "reason": None,
         }
 
+    def row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
+        """Write the files of a loop. Return the manifest row of a loop or of a failure.
+
+        Raises:
+            OSError: Storage failed, so that the shard must be tried again.
+        """
+        if isinstance(outcome, Loop):
+            return self.written(loop, outcome)
+        if isinstance(outcome.error, OSError):
+            raise outcome.error
+        return self.failure(loop, reason_of(outcome.error))
+
     def failure(self, loop: PlannedLoop, reason: str | None) -> dict[str, Any]:
-        """Return the manifest row of a loop that has no file."""
-        measurements = dict.fromkeys(
-            ("path", "sha256", "duration_s", "tempo_bpm", "tempo_confidence", "seam_score", "level_db", "picture")
-        )
-        return {**self._provenance(loop), **measurements, "reason": reason}
+        """Return the manifest row of a loop that has no file. Its measurements are null."""
+        return {**self._provenance(loop), "path": None, "reason": reason}
 
     def _provenance(self, loop: PlannedLoop) -> dict[str, Any]:
         """Return the manifest columns for the request, the execution profile and the model."""
@@ -75,6 +102,31 @@ class LoopFiles:
             **self.profile.record(),
             "model_digest": self.model_digest,
             "mel_digest": self.mel.digest,
+        }
+
+    def record(self, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
+        """Write the part of the manifest of a shard.
+
+        Args:
+            shard: Number of the shard.
+            rows: Manifest rows of all loops of the shard.
+
+        Returns:
+            The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in bytes of the
+            files.
+        """
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), buffer, compression="zstd")
+        manifest, content = f"manifest/{shard:06d}.parquet", buffer.getvalue()
+        self.output.write(manifest, content)
+        with_audio = [row for row in rows if row["path"]]
+        files = {name: part for row in with_audio for name, part in row["files"].items()}
+        return {
+            "rows": len(rows),
+            "failed": len(rows) - len(with_audio),
+            "audio_s": sum(row["duration_s"] for row in with_audio),
+            "parts": {manifest: commits.sha256(content), **{name: digest for name, (digest, _) in files.items()}},
+            "sizes": {manifest: len(content), **{name: size for name, (_, size) in files.items()}},
         }
 
 

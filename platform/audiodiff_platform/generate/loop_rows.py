@@ -58,7 +58,13 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
         return _seeded(options, check)
     encodings = _encodings(options, check)
     rows = read_rows(options.requests) if options.requests is not None else _variations(options)
-    checks = RowChecks(check, stated_defaults(options), encodings, sources_exist=options.requests is None)
+    checks = RowChecks(
+        check,
+        stated_defaults(options),
+        encodings,
+        sources_exist=options.requests is None,
+        max_id_bytes=options.name_template.max_id_bytes,
+    )
     loops = checks.checked(rows)
     origin = "requests" if options.requests is not None else "input_dir"
     if not options.skip_bad:

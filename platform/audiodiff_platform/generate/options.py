@@ -7,14 +7,18 @@ import pydantic
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.diffusion.seeds import SEEDS
+from audiodiff_core.loops.loudness import TargetLevel
 from audiodiff_core.sampling import SamplingParameters
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
+from audiodiff_platform.generate.file_names import NameTemplate
 from audiodiff_platform.generate.gate_options import GateOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_PAGE
 
 MAX_LOOPS = 10_000_000
 """Maximum number of loops in a folder. The driver keeps a list of their shards."""
+SETTINGS = {"format", "normalize", "name", "pictures", "batch_size", "precision", "compiled"}
+"""Options that determine the files of requests."""
 
 
 class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOptions, OutputOptions):
@@ -72,9 +76,39 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
         None, description="encodings (encode writes them) that requests name in the field encoding: a path or URI"
     )
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
+    normalize: str | None = pydantic.Field(
+        None,
+        description="level of the files: peak:DB, such as peak:-1 (dBFS), or lufs:LUFS, such as lufs:-14 (ITU-R "
+        "BS.1770, with a peak of at most -1 dBFS); none: the level of the loops, whose peak is -1 dBFS or that of "
+        "their source",
+    )
+    name: str = pydantic.Field(
+        "{id}",
+        description="names of the files: a template of {id}, {seed}, {bpm} and {key}, such as {bpm}-{key}-{id}, with "
+        "{id}, or with {seed} for count without a sweep",
+    )
+    pictures: bool = pydantic.Field(
+        False,
+        description="write the mel image of each loop too, as pictures/NAME.png with low frequencies at the bottom",
+    )
     compiled: bool = pydantic.Field(
         False, description="compile the network when a worker starts, which pays off for many loops"
     )
+
+    @pydantic.field_validator("normalize")
+    @classmethod
+    def _level_is_known(cls, value: str | None) -> str | None:
+        """Return the level in its shortest form, so that equal levels are equal settings."""
+        return None if value is None else str(TargetLevel.parse(value))
+
+    @pydantic.model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        template = self.name_template
+        are_seeds = self.requests is None and self.input_dir is None and not self.sweep
+        if not template.fields & ({"id", "seed"} if are_seeds else {"id"}):
+            fields = "{id} or {seed}" if are_seeds else "{id}"
+            raise ValueError(f"name {self.name}: loops could have the same name, add {fields}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -121,6 +155,16 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
         """The seeds of loops without a file of requests."""
         return range(self.seed, self.seed + (self.count or 1))
 
+    @property
+    def name_template(self) -> NameTemplate:
+        """The template of the names of files."""
+        return NameTemplate.parse(self.name)
+
+    @property
+    def level(self) -> TargetLevel | None:
+        """The level of the files, or None for the level of the loops."""
+        return None if self.normalize is None else TargetLevel.parse(self.normalize)
+
     def settings(self, model: Model, reference_digest: str | None = None) -> dict[str, Any]:
         """Return the settings that determine the loops of requests in a folder, as JSON values.
 
@@ -131,6 +175,6 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
             model: The model of the loops.
             reference_digest: Digest of the reference of the quality gate, or None without a reference.
         """
-        settings = self.model_dump(include={"format", "batch_size", "precision", "compiled"})
+        settings = self.model_dump(include=SETTINGS)
         gate = self.gate_settings(reference_digest)
         return {"format_version": LOOPS_FORMAT_VERSION, "model_digest": model.digest, **settings, **gate}

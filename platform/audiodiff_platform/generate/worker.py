@@ -56,7 +56,7 @@ class GenerateWorker:
                 "restore it and run the command again"
             )
         self.pipeline = LoopPipeline.of(model, self.profile)
-        self.loop_files = LoopFiles(self.output, model.mel, options.format, self.profile, model.digest)
+        self.loop_files = LoopFiles(self.output, model.mel, options, self.profile, model.digest)
         self.files = DecodedFiles()
 
     def shard(self, shard: int, attempts: Attempts) -> Record:

@@ -169,7 +169,7 @@ class LoopServer:
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
         loop = await self.loops((name, request))
-        content = loop.file(self.pipelines[name].mel.sample_rate, body.format)
+        content = await asyncio.to_thread(loop.file, self.pipelines[name].mel.sample_rate, body.format)
         headers = {"X-Audiodiff-Seed": str(request.seed), "X-Audiodiff-Model": name}
         return Response(content, media_type=MEDIA_TYPES[body.format], headers=headers)
 
