@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ class Failing:
     """Pipeline that fails at one seed, after the loops before this seed."""
 
     def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
-        self.pipeline, self.fault, self.log, self.mel = pipeline, fault, log, pipeline.mel
+        self.pipeline, self.fault, self.log, self.sampling_s = pipeline, fault, log, 0.0
 
-    def outcomes(self, requests: Sequence[GenerateRequest], **options: Any) -> Iterator[Loop | Failure]:
+    def outcomes(self, requests: Iterable[GenerateRequest], **options: Any) -> Iterator[Loop | Failure]:
+        requests = list(requests)
         for loop in self.pipeline.outcomes(requests, **options):
             if loop.request.seed == BAD_SEED:
                 with self.log.open("a") as log:
