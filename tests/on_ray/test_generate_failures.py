@@ -23,7 +23,7 @@ from tests.in_process import in_process
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this module
 
 BAD_SEED = 5
-COUNT = 7
+COUNT = 20  # in two shards, of 16 and 4 loops
 
 
 class Failing:
@@ -80,12 +80,12 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize(
     ("fault", "reason", "tries"),
     [
-        ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "7 "),
-        ("too large", f"MemoryError: seed {BAD_SEED} needs too much memory", "7 1 "),
+        ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "20 "),
+        ("too large", f"MemoryError: seed {BAD_SEED} needs too much memory", "20 11 1 "),
         pytest.param(
             "death",
             "killed 2 worker processes",
-            "7 7 1 1 ",
+            "20 16 1 1 ",
             marks=[pytest.mark.workers, pytest.mark.soak_short],
         ),
     ],
