@@ -24,6 +24,7 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.progress import LoopProgress
 from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION, LOOPS_SETTINGS
@@ -44,7 +45,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         options: Options of the job.
 
     Returns:
-        The summary as JSON values: loops, failures, output folder, digest of the model, and seconds taken.
+        The summary as JSON values: output folder, loops, failures and digest of the model; seconds of audio of all
+        loops; seconds taken, and the figures of this run (see `LoopProgress.figures`).
 
     Raises:
         ValueError: An option or a row is invalid for the model, or the output folder holds other loops.
@@ -73,6 +75,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     with owned(output, options.take_over) as lease:
         plan = grown(output, loops, BATCHES_PER_SHARD * _batch_size(options))
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
+        progress = LoopProgress(job.pending, options.node_price)
         if job.pending:
             pending_s = sum(size.seconds for size in job.pending.values())
             output.require_free_space(int(pending_s * bytes_per_second), "the audio")
@@ -82,9 +85,13 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             )
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 require_shared("model", options.model, MODEL_INDEX)
-                job.run(running)
+                job.run(running, progress=progress)
+            say(progress.closing_line())
+        figures = progress.figures()
         records = job.records()
-        rows, failed = (sum(record[key] for record in records.values()) for key in ("rows", "failed"))
+        rows, failed, audio_s = (
+            sum(record[key] for record in records.values()) for key in ("rows", "failed", "audio_s")
+        )
         if failed == loops.count:
             raise JobError(f"all {failed} loops failed: see column reason in {output.uri}/manifest")
         if failed:
@@ -101,6 +108,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         "output_dir": options.output_dir,
         "seconds": round(time.monotonic() - start, 1),
         **summary,
+        "audio_s": round(audio_s, 1),
+        **figures,
     }
 
 

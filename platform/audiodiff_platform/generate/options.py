@@ -68,6 +68,14 @@ class GenerateOptions(SamplingParameters, ProfileOptions, WorkerOptions, OutputO
         False, description="compile the network when a worker starts, which pays off for many loops"
     )
 
+    node_price: float | None = pydantic.Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="price of a node per hour, in any currency: progress lines and the summary state the cost so far, "
+        "which is the price times the hours of all live nodes of the cluster",
+    )
+
     @pydantic.model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.requests is not None:

@@ -5,7 +5,7 @@ The job generate writes the folder. The job evaluate, reports and servers read i
 
 import pyarrow as pa
 
-LOOPS_FORMAT_VERSION = 4
+LOOPS_FORMAT_VERSION = 5
 LOOPS_SETTINGS = "generate.json"
 
 MANIFEST_SCHEMA = pa.schema(
