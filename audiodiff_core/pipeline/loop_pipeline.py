@@ -123,6 +123,11 @@ class LoopPipeline(ArrayCalls):
         return self.sampler.profile
 
     @property
+    def sampling_s(self) -> float:
+        """Seconds that `generate` and `outcomes` have spent in steps of the sampler."""
+        return self._runner.sampling_s
+
+    @property
     def conditional(self) -> bool:
         """True if the model takes encodings."""
         return self.geometry.encoding_dim is not None

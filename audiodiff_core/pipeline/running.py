@@ -3,6 +3,7 @@
 On a GPU, results are rendered on a thread, while the next steps are sampled.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -69,6 +70,9 @@ class Runner:
         renderer: The renderer.
         is_interactive: Whether the batch size follows the number of tasks.
         beside: Whether to render on a thread. None: if the device is not a CPU.
+
+    Attributes:
+        sampling_s: Seconds spent in steps of the sampler.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Runner:
     ) -> None:
         self._sampler, self._renderer, self._is_interactive = sampler, renderer, is_interactive
         self._beside = sampler.profile.kind != "cpu" if beside is None else beside
+        self.sampling_s = 0.0
 
     def run(
         self,
@@ -96,7 +101,7 @@ class Runner:
         if self._is_interactive:
             size = ExecutionProfile.interactive(count, profile.device).batch_size
             profile = profile.model_copy(update={"batch_size": size})
-        run = _Run(self._sampler.batch(profile.batch_size), iter(started), on_step, self._renderer)
+        run = _Run(self._sampler.batch(profile.batch_size), iter(started), on_step, self)
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=count, unit="loop", disable=not progress))
             finished: Iterator[Loop | Failure]
@@ -111,6 +116,17 @@ class Runner:
             for outcome in finished:
                 bar.update()
                 yield outcome
+
+    def step(self, batch: Batch) -> list[Outcome]:
+        """Make a step of the sampler."""
+        began = time.perf_counter()
+        outcomes = batch.step()
+        self.sampling_s += time.perf_counter() - began
+        return outcomes
+
+    def preview(self, sample: torch.Tensor, circular: bool) -> Images:
+        """Convert a sample (channels, height, width) to a mel image (y_res, width)."""
+        return self._renderer.preview(sample, circular)
 
     def _beside_sampling(
         self, run: "_Run", profile: ExecutionProfile, executor: ThreadPoolExecutor
@@ -141,9 +157,9 @@ class _Run:
     """Tasks in progress in one batch."""
 
     def __init__(
-        self, batch: Batch, started: Iterator[Started | Failure], on_step: OnStep | None, renderer: Renderer
+        self, batch: Batch, started: Iterator[Started | Failure], on_step: OnStep | None, runner: Runner
     ) -> None:
-        self._batch, self._started, self._on_step, self._renderer = batch, started, on_step, renderer
+        self._batch, self._started, self._on_step, self._runner = batch, started, on_step, runner
         self._waiting: deque[Item] = deque()
         self._tasks: dict[Item, Started] = {}
         self._ready: list[Rendering] = []
@@ -155,7 +171,7 @@ class _Run:
             self._fill()
             if len(self._batch):
                 steps = {item: total for item, (_, total) in self._batch.progress.items()} if self._on_step else {}
-                outcomes = self._batch.step()
+                outcomes = self._runner.step(self._batch)
                 self._report(outcomes, steps)
                 for outcome in outcomes:
                     self._take(outcome)
@@ -228,7 +244,7 @@ class _Run:
         started = self._tasks[item]
 
         def preview() -> Images:
-            return self._renderer.preview(sample(), item.request.seamless)
+            return self._runner.preview(sample(), item.request.seamless)
 
         return Step(started.number, started.request, step, steps, preview)
 

@@ -19,7 +19,8 @@ def chord(notes: list[int], seconds: float, tuning: float = 0.0, partials: int =
         for note in notes
         for partial in range(1, partials + 1)
     ]
-    return (np.sum(tones, axis=0) * np.exp(-2 * times)).astype(np.float32)
+    samples: Samples = (np.sum(tones, axis=0) * np.exp(-2 * times)).astype(np.float32)
+    return samples
 
 
 def cadence(root: int, mode: Mode, tuning: float) -> Samples:

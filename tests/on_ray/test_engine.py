@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from audiodiff_platform.work import engine as engine_module
 from audiodiff_platform.work import retries
 from audiodiff_platform.work.attempts import MAX_UNEXPLAINED_DEATHS, Attempts
 from audiodiff_platform.work.engine import Counts, Engine, InProcess, RayDataEngine, Record, ShardWork, engine
+from audiodiff_platform.work.shard_work import Commit
 
 pytestmark = pytest.mark.workers
 
@@ -51,15 +53,35 @@ class Writer:
         return {"files": 1}
 
 
+class Pairs:
+    """Worker that does two shards at once, the second before the first.
+
+    Its process dies once, at the shards 2 and 3, after the driver has received the shards 0 and 1.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def shards(self, pending: Iterable[Attempts], commit: Commit) -> Iterator[tuple[Attempts, Record | Exception]]:
+        remaining = iter(pending)
+        while pair := list(islice(remaining, 2)):
+            numbers = [attempts.shard for attempts in pair]
+            with (self.folder / "tries").open("a") as tries:
+                tries.write(f"{numbers} ")
+            if numbers == [2, 3]:
+                wait_for(lambda: all((self.folder / f"received-{shard}").exists() for shard in (0, 1)))
+                os.kill(os.getpid(), signal.SIGKILL)
+            for attempts in reversed(pair):
+                commit(attempts, {"files": 1})
+                yield attempts, {"files": 1}
+
+
 class Meeting(Writer):
     """Worker that does a shard only once two workers exist."""
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         (self.folder / f"worker-{os.getpid()}").touch()
-        deadline = time.monotonic() + 60
-        while len(list(self.folder.glob("worker-*"))) < 2:
-            assert time.monotonic() < deadline, "no second worker came"
-            time.sleep(0.01)
+        wait_for(lambda: len(list(self.folder.glob("worker-*"))) == 2)
         return super().shard(shard, attempts)
 
 
@@ -115,6 +137,13 @@ ENGINES: list[Callable[[], Engine]] = [InProcess, lambda: RayDataEngine(2)]
 
 def work(worker: type[Any], folder: Path, *arguments: Any) -> ShardWork:
     return ShardWork("audiodiff test", worker, (str(folder), *arguments), str(folder))
+
+
+def wait_for(event: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not event():
+        assert time.monotonic() < deadline, "the event did not come"
+        time.sleep(0.01)
 
 
 def shards_done(counts: list[Counts]) -> list[int]:
@@ -200,6 +229,15 @@ def test_the_shard_of_a_process_that_dies_is_done_again(local_ray: None, tmp_pat
     assert shards_done(list(RayDataEngine(2).run(work(Writer, tmp_path, "death", 3), range(5)))) == list(range(5))
     assert len(list(tmp_path.glob("try-1-*"))) == 4
     assert len(list(tmp_path.glob("try-*"))) == 8
+
+
+def test_shards_in_progress_at_a_death_are_done_again_one_by_one(local_ray: None, tmp_path: Path) -> None:
+    received = []
+    for counts in RayDataEngine(1).run(work(Pairs, tmp_path), range(6)):
+        received.append(counts["shard"])
+        (tmp_path / f"received-{counts['shard']}").touch()
+    assert received == list(range(6))
+    assert (tmp_path / "tries").read_text() == "[0, 1] [2, 3] [4, 5] [2] [3] "
 
 
 def test_a_process_that_dies_in_its_constructor_is_started_again(local_ray: None, tmp_path: Path) -> None:

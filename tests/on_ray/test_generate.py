@@ -1,6 +1,7 @@
 """generate: the same bytes for any workers, batches, counts and interruptions; a full manifest."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,30 @@ def test_a_finished_folder_needs_no_space(
     (out / "_commits" / "000001.json").unlink()
     with pytest.raises(ValueError, match="the audio needs about"):
         generate(options)
+
+
+def test_a_run_states_rate_audio_busy_share_and_cost(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = GenerateOptions(
+        model=str(model), output_dir=str(tmp_path / "loops"), count=18, steps=3, num_workers=1, node_price=36_000
+    )
+    summary = generate(options)
+    audio_s = round(18 * 31 * 1024 / 22_050, 1)
+    assert (summary["loops"], summary["audio_s"]) == (18, audio_s)
+    assert summary["loops_per_minute"] > 0
+    assert 0 < summary["sampler_busy"] < 1
+    assert summary["cost"] > 0
+    *_, progress, closing = capsys.readouterr().err.splitlines()
+    rates = r"[\d.,]+ loops/min, 26 s of audio \([\d.,]+ s per second\)"
+    assert re.fullmatch(rf"loops: 18 of 18, {rates}, 0 s left, cost [\d.,]+", progress)
+    assert re.fullmatch(
+        rf"loops: {rates} in \d+ s, the sampler was busy \d+% of the workers' time, cost [\d.,]+", closing
+    )
+    again = generate(options)
+    assert {name: again[name] for name in ("loops", "audio_s", "loops_per_minute", "sampler_busy")} == {
+        "loops": 18, "audio_s": audio_s, "loops_per_minute": 0, "sampler_busy": None,
+    }  # fmt: skip
 
 
 def test_other_settings_in_the_same_folder_are_refused(eighteen: Path, model: Path) -> None:

@@ -13,6 +13,7 @@ import soxr
 
 from audiodiff_core.evaluation import Items
 from audiodiff_core.pipeline import Loop
+from audiodiff_core.pipeline.loop_file import Origin
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.generate.decisions import Candidate, Decisions
@@ -185,7 +186,7 @@ def test_copies_of_the_reference_are_rejected_and_requests_are_not_replaced(
 def _loop(audio: Any) -> Loop:
     samples = np.asarray(audio, np.float32)
     image = np.zeros((32, 32), np.uint8)
-    return Loop(GenerateRequest(), image, samples, 0, ExecutionProfile.here())
+    return Loop(GenerateRequest(), image, samples, 0, ExecutionProfile.here(), Origin())
 
 
 def test_silence_and_clipping_are_rejected_and_real_loops_are_not(loops: Path) -> None:

@@ -110,16 +110,15 @@ def test_the_manifest_has_the_parameters_of_each_kind(mixed: Path, take: str) ->
     assert list(pq.read_table(mixed / "manifest").to_pandas()["kind"]) == [row["kind"] for row in rows.values()]
 
 
-@pytest.mark.workers
-@pytest.mark.soak_short
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=[pytest.mark.workers, pytest.mark.soak_short])])
 def test_other_workers_and_shards_give_the_same_bytes(
-    mixed: Path, model: Path, kinds: list[dict[str, Any]], tmp_path: Path
+    mixed: Path, model: Path, kinds: list[dict[str, Any]], tmp_path: Path, workers: int
 ) -> None:
     rows = [{**row, "id": row.get("id", f"{number:010d}")} for number, row in enumerate(kinds, start=1)]
-    others = [{"seed": seed, "id": f"other-{seed}", "steps": 2} for seed in range(14)]
+    others = [{"seed": seed, "id": f"other-{seed}", "steps": 1 + seed % 4, "width": 16} for seed in range(14)]
     file = _file(tmp_path, [*others, *reversed(rows)])
     options = {"model": str(model), "output_dir": str(tmp_path / "loops"), "requests": file, "steps": 3}
-    generate(GenerateOptions(num_workers=2, **options))
+    generate(GenerateOptions(num_workers=workers, **options))
     assert len(list((tmp_path / "loops" / "_commits").iterdir())) == 2
     audio = _audio(tmp_path / "loops")
     assert {name: audio[name] for name in _audio(mixed)} == _audio(mixed)

@@ -137,6 +137,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "compiled": "true",
         "num_workers": "2",
         "device": "cpu",
+        "node_price": "1.5e0",
         "take_over": "true",
         "steps": "1_0",
         "scheduler": "ddpm",

@@ -18,7 +18,8 @@ from audiodiff_platform.audio_files import Inputs, Source, fetched
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.storage.scratch import remove_abandoned, scratch_folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Record, ShardRunner, ShardWork
+from audiodiff_platform.work.shard_runner import ShardRunner
+from audiodiff_platform.work.shard_work import Record, ShardWork
 from tests.servers.stores import Store
 
 HOLDS_SCRATCH = """

@@ -10,25 +10,26 @@ The audio files are no parts of the commit protocol: what is missing when it is 
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_core.pipeline import Failure, Loop
+from audiodiff_core.pipeline import Loop
 from audiodiff_platform.generate.decisions import BEST, Candidate
 from audiodiff_platform.generate.gate import Gate
 from audiodiff_platform.generate.gate_options import GateOptions
+from audiodiff_platform.generate.loop_files import LoopFiles
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.reference import Reference
 from audiodiff_platform.generate.request_plan import PlannedLoop
 from audiodiff_platform.generate.worker import GenerateWorker
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Record
+from audiodiff_platform.work.shard_work import Record
 
 CANDIDATES, CANDIDATES_SETTINGS = "_candidates", "candidates.json"
 MEASURED_SCHEMA = MANIFEST_SCHEMA.append(pa.field("features", pa.list_(pa.float32()))).remove_metadata()
@@ -38,6 +39,47 @@ MEASURED_SCHEMA = MANIFEST_SCHEMA.append(pa.field("features", pa.list_(pa.float3
 def candidates_uri(output_dir: str) -> str:
     """Return the URI of the candidates of an output folder."""
     return f"{output_dir.rstrip('/')}/{CANDIDATES}"
+
+
+@dataclass(frozen=True)
+class CandidateFiles(LoopFiles):
+    """Writer of the files of candidates that pass the checks of a single loop, which measures all candidates.
+
+    Args:
+        gate: The checks of a single loop.
+    """
+
+    gate: Gate
+
+    def written(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
+        """Measure a candidate, and write its files if it passes. Return its measured row."""
+        features = self.gate.features(made)
+        reason = self.gate.reason(made, features)
+        if reason is None:
+            row = super().written(loop, made)
+        else:
+            row = {**self.failure(loop, reason), **self.gate.measurements(made)}
+        return {**row, "features": features}
+
+    def record(self, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
+        """Write the measured rows of a shard.
+
+        Returns:
+            The record of the shard: numbers of candidates and failures, seconds of audio, digest and size of the
+            measured rows.
+        """
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, MEASURED_SCHEMA), buffer, compression="zstd")
+        name, content = _part(shard), buffer.getvalue()
+        self.output.write(name, content)
+        measured = [row["duration_s"] for row in rows if row.get("duration_s") is not None]
+        return {
+            "rows": len(rows),
+            "failed": len(rows) - len(measured),
+            "audio_s": sum(measured),
+            "parts": {name: commits.sha256(content)},
+            "sizes": {name: len(content)},
+        }
 
 
 class CandidateWorker(GenerateWorker):
@@ -52,38 +94,11 @@ class CandidateWorker(GenerateWorker):
         folder = candidates_uri(options.output_dir)
         super().__init__(options.model_copy(update={"output_dir": folder}), model_digest)
         reference = Reference.stored(self.output) if "copy" in options.reject else None
-        self.gate = Gate(options, self.loop_files.mel.sample_rate, reference)
-
-    def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Generate a shard of candidates, and write the audio files and the measured rows.
-
-        Returns:
-            The record of the shard: numbers of rows and of rows without audio, digest and size of the measured rows.
-        """
-        rows = self.rows(shard, attempts)
-        attempts.require_ownership()
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, MEASURED_SCHEMA), buffer, compression="zstd")
-        name, content = _part(shard), buffer.getvalue()
-        self.output.write(name, content)
-        return {
-            "rows": len(rows),
-            "failed": sum(row["path"] is None for row in rows),
-            "parts": {name: commits.sha256(content)},
-            "sizes": {name: len(content)},
-        }
-
-    def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
-        """Measure a candidate, and write its audio file if it passes. Return its measured row."""
-        if isinstance(outcome, Failure):
-            return super()._row(loop, outcome)
-        features = self.gate.features(outcome)
-        reason = self.gate.reason(outcome, features)
-        if reason is None:
-            row = super()._row(loop, outcome)
-        else:
-            row = {**self.loop_files.failure(loop, reason), **self.gate.measurements(outcome)}
-        return {**row, "features": features}
+        files = self.loop_files
+        gate = Gate(options, files.mel.sample_rate, reference)
+        self.loop_files = CandidateFiles(
+            files.output, files.mel, files.options, files.profile, files.model_digest, gate
+        )
 
 
 def measured_rows(folder: Folder, shard: int) -> list[dict[str, Any]]:

@@ -1,18 +1,23 @@
 """Worker that delivers candidates: audio files and manifest rows of accepted ones, manifest rows of rejected ones."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+from audiodiff_core.pipeline import Failure, Loop
 from audiodiff_platform.generate.candidates import candidates_uri, measured_rows
 from audiodiff_platform.generate.gate import check_of
+from audiodiff_platform.generate.loop_files import shard_record
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import PlannedLoop, shard_loops
-from audiodiff_platform.generate.worker import GenerateWorker, Rows, shard_record
+from audiodiff_platform.generate.worker import GenerateWorker
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts, Record
+from audiodiff_platform.work.shard_work import Counts, Record
+
+OF_A_FILE = ("path", "audio", "picture_path", "sha256")
+"""Columns of the manifest that are null without a file."""
 
 
 class DeliveryWorker:
@@ -44,23 +49,29 @@ class DeliveryWorker:
             The record of the shard: numbers of rows, failures and rejections, digests and sizes in bytes of the files.
         """
         loops = shard_loops(self.output, shard)
-        rows: Rows = {}
+        rows: dict[int, dict[str, Any]] = {}
         missing: dict[int, PlannedLoop] = {}
         for place, (loop, row) in enumerate(zip(loops, self._measured(shard, len(loops)), strict=True)):
             attempts.require_running()
             assert row["id"] == loop.id, "row n of the plan is candidate n"
             if loop.reason is not None:
-                rows[place] = {**row, "path": None, "sha256": None, "reason": loop.reason}
-            elif (size := self._copied(row)) is not None:
-                rows[place] = {**row, "bytes": size}
+                rows[place] = {**row, **dict.fromkeys(OF_A_FILE), "reason": loop.reason}
+            elif (files := self._copied(row)) is not None:
+                rows[place] = {**row, "files": files}
             else:
                 missing[place] = loop
-        if missing:
-            rows |= self._generator.made(missing, attempts)
+        places = list(missing)
+        for outcome in self._outcomes(list(missing.values())) if missing else ():
+            rows[places[outcome.number]] = self._generator.loop_files.row(missing[places[outcome.number]], outcome)
+            attempts.require_running()
         attempts.require_ownership()
         rejected = sum(loop.reason is not None and check_of(loop.reason) is not None for loop in loops)
         record = shard_record(self.output, shard, [rows[place] for place in range(len(loops))])
         return {**record, "failed": record["failed"] - rejected, "rejected": rejected}
+
+    def _outcomes(self, loops: Sequence[PlannedLoop]) -> Iterator[Loop | Failure]:
+        """Generate loops again."""
+        return self._generator.pipeline.outcomes([loop.with_values for loop in loops], files=self._generator.files)
 
     def _measured(self, shard: int, count: int) -> list[dict[str, Any]]:
         """Return the measured rows of the loops of a shard."""
@@ -71,16 +82,25 @@ class DeliveryWorker:
             rows += measured_rows(self.candidates, source)[number - self.first_candidates[source] :]
         return rows[:count]
 
-    def _copied(self, row: dict[str, Any]) -> int | None:
-        """Copy the audio file of a candidate. Return its size in bytes, or None if the file is missing or damaged."""
-        try:
-            content = self.candidates.read(row["path"])
-        except FileNotFoundError:
+    def _copied(self, row: dict[str, Any]) -> dict[str, tuple[str, int]] | None:
+        """Copy the files of a candidate.
+
+        Returns:
+            Digest and size in bytes of each file, or None if a file is missing or the audio is damaged.
+        """
+        contents: dict[str, bytes] = {}
+        for name in (row["path"], row["picture_path"]):
+            if name is not None:
+                try:
+                    contents[name] = self.candidates.read(name)
+                except FileNotFoundError:
+                    return None
+        files = {name: (commits.sha256(content), len(content)) for name, content in contents.items()}
+        if files[row["path"]][0] != row["sha256"]:
             return None
-        if commits.sha256(content) != row["sha256"]:
-            return None
-        self.output.write(row["path"], content)
-        return len(content)
+        for name, content in contents.items():
+            self.output.write(name, content)
+        return files
 
 
 def delivery_counts(record: Record) -> Counts:

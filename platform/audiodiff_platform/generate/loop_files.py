@@ -19,7 +19,7 @@ from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import PlannedLoop
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.work.engine import Record
+from audiodiff_platform.work.shard_work import Record
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,35 @@ class LoopFiles:
         }
 
     def record(self, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
-        """Write the part of the manifest of a shard.
+        """Write the part of the manifest of a shard, and return the record of the shard. See `shard_record`."""
+        return shard_record(self.output, shard, rows)
 
-        Args:
-            shard: Number of the shard.
-            rows: Manifest rows of all loops of the shard.
 
-        Returns:
-            The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in bytes of the
-            files.
-        """
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), buffer, compression="zstd")
-        manifest, content = f"manifest/{shard:06d}.parquet", buffer.getvalue()
-        self.output.write(manifest, content)
-        with_audio = [row for row in rows if row["path"]]
-        files = {name: part for row in with_audio for name, part in row["files"].items()}
-        return {
-            "rows": len(rows),
-            "failed": len(rows) - len(with_audio),
-            "audio_s": sum(row["duration_s"] for row in with_audio),
-            "parts": {manifest: commits.sha256(content), **{name: digest for name, (digest, _) in files.items()}},
-            "sizes": {manifest: len(content), **{name: size for name, (_, size) in files.items()}},
-        }
+def shard_record(output: Folder, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
+    """Write the part of the manifest of a shard.
+
+    Args:
+        output: Output folder.
+        shard: Number of the shard.
+        rows: Manifest rows of all loops of the shard, with digests and sizes of their files as `files`.
+
+    Returns:
+        The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in bytes of the
+        files.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), buffer, compression="zstd")
+    manifest, content = f"manifest/{shard:06d}.parquet", buffer.getvalue()
+    output.write(manifest, content)
+    with_audio = [row for row in rows if row["path"]]
+    files = {name: part for row in with_audio for name, part in row["files"].items()}
+    return {
+        "rows": len(rows),
+        "failed": len(rows) - len(with_audio),
+        "audio_s": sum(row["duration_s"] for row in with_audio),
+        "parts": {manifest: commits.sha256(content), **{name: digest for name, (digest, _) in files.items()}},
+        "sizes": {manifest: len(content), **{name: size for name, (_, size) in files.items()}},
+    }
 
 
 def reason_of(error: BaseException) -> str:

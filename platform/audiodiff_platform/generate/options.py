@@ -95,6 +95,14 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
         False, description="compile the network when a worker starts, which pays off for many loops"
     )
 
+    node_price: float | None = pydantic.Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="price of a node per hour, in any currency: progress lines and the summary state the cost so far, "
+        "which is the price times the hours of all live nodes of the cluster",
+    )
+
     @pydantic.field_validator("normalize")
     @classmethod
     def _level_is_known(cls, value: str | None) -> str | None:

@@ -27,6 +27,7 @@ from audiodiff_platform.generate.decisions import Decisions
 from audiodiff_platform.generate.gate import check_of
 from audiodiff_platform.generate.loop_rows import LoopRows, loop_rows
 from audiodiff_platform.generate.options import MAX_LOOPS, GenerateOptions
+from audiodiff_platform.generate.progress import LoopProgress
 from audiodiff_platform.generate.reference import REFERENCE, ReferenceData
 from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.stage import run_pending
@@ -35,8 +36,8 @@ from audiodiff_platform.mel_data.loops_folder import LOOPS_SETTINGS
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work import plan_files
-from audiodiff_platform.work.engine import ShardWork
 from audiodiff_platform.work.plan import ShardSize
+from audiodiff_platform.work.shard_work import ShardWork
 from audiodiff_platform.work.sharded_job import ShardedJob
 
 MAX_PLACES_PER_LOOP = 10
@@ -89,6 +90,7 @@ class Rounds:
             if reference is not None:
                 reference.store(folder)
             total = max((wanted or 0) * options.per_place, plan_files.row_count(folder))
+            progress: LoopProgress | None = None
             while True:
                 seeds = {"count": total} if options.replaces else {}
                 loops = loop_rows(options.model_copy(update=seeds), self.check)
@@ -102,7 +104,11 @@ class Rounds:
                 )
                 claim = (CANDIDATES_SETTINGS, self.settings)
                 job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates")
-                run_pending(job, options, self.bytes_per_second, connection)
+                if progress is None:
+                    progress = LoopProgress(job.unit, job.pending, options.node_price)
+                else:
+                    progress.add(job.pending)
+                run_pending(job, options, self.bytes_per_second, connection, progress)
                 for shard in sorted(job.records())[measured:]:
                     decisions.add(measured_candidates(folder, shard, options))
                 measured = len(plan.shards)
@@ -110,7 +116,7 @@ class Rounds:
                     break
                 total = self._more(total, wanted, decisions)
             job.succeed({"candidates": loops.count})
-        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin)
+        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, progress.figures())
 
     def _more(self, total: int, wanted: int, decisions: Decisions) -> int:
         """Return the number of candidates after the next round.
@@ -144,12 +150,14 @@ class DecidedLoops:
         reasons: For each candidate, why it is not delivered, or None.
         starts: Number of the first candidate of each shard.
         origin: Option that states the loops, for error messages.
+        figures: Figures of the run (see `LoopProgress.figures`).
     """
 
     folder: Folder
     reasons: list[str | None]
     starts: list[int]
     origin: str
+    figures: Mapping[str, float | None]
 
     def __iter__(self) -> Iterator[LoopRow]:
         """Yield the delivered and the rejected loops."""
@@ -161,6 +169,11 @@ class DecidedLoops:
     def loops(self) -> LoopRows:
         """The loops to deliver, as loops of a job."""
         return LoopRows(self, len(self.reasons), sum(loop.seconds for loop in self), self.origin)
+
+    def remove_files(self) -> None:
+        """Remove the files of candidates, which are delivered."""
+        for part in ("audio", "pictures"):
+            self.folder.remove(part)
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers of candidates and of rejected candidates by check, as JSON values."""

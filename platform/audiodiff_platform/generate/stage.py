@@ -6,11 +6,18 @@ from audiodiff_core.checkpoint import MODEL_INDEX
 from audiodiff_platform.cluster import require_shared
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.progress import LoopProgress
 from audiodiff_platform.work.engine import engine
 from audiodiff_platform.work.sharded_job import ShardedJob
 
 
-def run_pending(job: ShardedJob, options: GenerateOptions, bytes_per_second: int, connection: ExitStack) -> None:
+def run_pending(
+    job: ShardedJob,
+    options: GenerateOptions,
+    bytes_per_second: int,
+    connection: ExitStack,
+    progress: LoopProgress | None = None,
+) -> None:
     """Run the pending shards of a job, if there are any.
 
     Args:
@@ -19,6 +26,7 @@ def run_pending(job: ShardedJob, options: GenerateOptions, bytes_per_second: int
         bytes_per_second: Size of the audio in bytes per second.
         connection: The connection to Ray, which is opened here if it is needed. The caller closes it after its last
             stage.
+        progress: Counter of the finished shards, or None for the lines of any sharded job.
     """
     if not job.pending:
         return
@@ -33,4 +41,6 @@ def run_pending(job: ShardedJob, options: GenerateOptions, bytes_per_second: int
         engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation)
     )
     require_shared("model", options.model, MODEL_INDEX)
-    job.run(running)
+    job.run(running, progress=progress)
+    if progress is not None:
+        say(progress.closing_line())

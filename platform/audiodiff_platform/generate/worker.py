@@ -1,40 +1,34 @@
-"""Worker of generate, which generates the loops of a shard."""
+"""Worker of generate, which generates the loops of shards."""
 
-import io
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
 
 from audiodiff_core.checkpoint import load_model
-from audiodiff_core.pipeline import Failure, Loop, LoopPipeline
+from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.generate.decoded_files import DecodedFiles
+from audiodiff_platform.generate.finishing import LOOP_FAILURES, Finisher, OpenShard
 from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.generate.request_plan import PlannedLoop, shard_loops
-from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
-from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.generate.request_plan import shard_loops
+from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
-from audiodiff_platform.work.engine import Counts, Record
+from audiodiff_platform.work.shard_work import Commit, Counts, Record
 
 MAX_BATCH_DEATHS = 2
 """Number of process deaths in a shard after which its loops are generated one by one."""
-LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
-"""Errors caused by a single loop.
-
-Other errors are caused by storage (OSError), the request (ValueError) or the machine.
-"""
-
-Rows = dict[int, dict[str, Any]]
-"""Manifest rows by the place of the loop in its shard."""
+BATCHES_QUEUED = 2
+"""Largest number of batches of loops that wait for their files. Sampling then waits."""
 
 
 class GenerateWorker:
     """Worker that loads a model and generates shards of loops.
+
+    All loops share the slots of one batch. The loops of the next shard take the slots that the last loops of a shard
+    leave, so that the batch stays full.
 
     Args:
         options: Options of the job.
@@ -58,99 +52,136 @@ class GenerateWorker:
         self.pipeline = LoopPipeline.of(model, self.profile)
         self.loop_files = LoopFiles(self.output, model.mel, options, self.profile, model.digest)
         self.files = DecodedFiles()
+        self._lap_began: float | None = None
+        self._lap_sampling_s = 0.0
 
-    def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Generate a shard of loops, and write its audio files and its part of the manifest.
+    def shards(self, pending: Iterable[Attempts], commit: Commit) -> Iterator[tuple[Attempts, Record | Exception]]:
+        """Generate shards of loops, and write their audio files and their parts of the manifest.
 
-        The loops are generated in batches. If a batch fails or MAX_BATCH_DEATHS processes die, the loops are generated
-        one by one. A loop that then fails or kills two processes has no audio file, and its manifest row states the
-        reason.
+        If a batch fails, the shards in progress are generated one after another. If the batch of a single shard fails,
+        or MAX_BATCH_DEATHS processes died at the shard, its loops are generated one by one. A loop that then fails or
+        kills two processes has no audio file, and its manifest row states the reason.
 
         Args:
-            shard: Number of the shard.
-            attempts: Attempts at the shard so far.
+            pending: Attempts at each shard so far.
+            commit: Commits the record of a shard: numbers of rows and failures, seconds of audio, digests and sizes in
+                bytes of the files, and the seconds that passed since the record before, in all and in the sampler.
 
-        Returns:
-            The record of the shard: numbers of rows and failures, seconds of audio, digests and sizes in
-            bytes of the files.
+        Yields:
+            Each shard with its record or the error that ended it.
         """
-        rows = self.rows(shard, attempts)
-        attempts.require_ownership()
-        return shard_record(self.output, shard, rows)
+        if self._lap_began is None:
+            self._lap_began = time.monotonic()
+        with Finisher(self.loop_files, commit, self._lap) as finisher:
+            opened = map(self._opened, pending)
+            for first in opened:
+                if len(first.attempts.deaths) >= MAX_BATCH_DEATHS:
+                    finished = self._singly(first, finisher)
+                else:
+                    finished = self._batched(chain([first], opened), finisher)
+                for shard in finished:
+                    yield shard.attempts, shard.result
 
-    def rows(self, shard: int, attempts: Attempts) -> list[dict[str, Any]]:
-        """Generate a shard of loops and write their audio files. Return the manifest rows."""
-        loops = shard_loops(self.output, shard)
-        rows = self.made({place: loop for place, loop in enumerate(loops) if loop.request is not None}, attempts)
-        rows |= {
+    def _opened(self, attempts: Attempts) -> OpenShard:
+        """Read the loops of a shard from the plan. Bad rows are failures from the start."""
+        shard = OpenShard(attempts, [])
+        try:
+            shard.loops = shard_loops(self.output, attempts.shard)
+        except Exception as error:
+            shard.error = error
+        shard.rows = {
             place: self.loop_files.failure(loop, loop.reason)
-            for place, loop in enumerate(loops)
+            for place, loop in enumerate(shard.loops)
             if loop.reason is not None
         }
-        return [rows[place] for place in range(len(loops))]
+        return shard
 
-    def made(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows:
-        """Generate loops and write their audio files. Return the manifest rows."""
-        rows = None if len(attempts.deaths) >= MAX_BATCH_DEATHS else self._generate_batched(loops, attempts)
-        return self._generate_singly(loops, attempts) if rows is None else rows
+    def _batched(self, shards: Iterator[OpenShard], finisher: Finisher) -> Iterator[OpenShard]:
+        """Generate the missing loops of shards in one batch, and yield each shard that is finished."""
+        places: dict[int, tuple[OpenShard, int]] = {}
+        in_progress: list[OpenShard] = []
+        queued = BATCHES_QUEUED * self.profile.batch_size
 
-    def _generate_batched(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows | None:
-        """Generate loops in batches and return their manifest rows, or None if a loop failed."""
-        rows: Rows = {}
+        def finished(queued: int) -> Iterator[OpenShard]:
+            for shard in finisher.finished(queued):
+                in_progress.remove(shard)
+                yield shard
+
         try:
-            requests = [loop.with_values for loop in loops.values()]
-            places = list(loops)
-            for outcome in self.pipeline.outcomes(requests, files=self.files):
-                place = places[outcome.number]
-                rows[place] = self._row(loops[place], outcome)
-                attempts.require_running()
+            for outcome in self.pipeline.outcomes(_requests(shards, in_progress, places, finisher), files=self.files):
+                shard, place = places.pop(outcome.number)
+                finisher.write(shard, place, outcome)
+                _sampled(shard, 1, finisher)
+                shard.attempts.require_running()
+                yield from finished(queued)
         except (*LOOP_FAILURES, RuntimeError) as error:
-            logging.getLogger(__name__).warning("batch failed, generating its loops one by one: %s", error)
-            return None
-        return rows
+            logging.getLogger(__name__).warning("batch failed, generating its loops in smaller batches: %s", error)
+        yield from finished(0)
+        alone = len(in_progress) == 1
+        for shard in in_progress:
+            yield from self._singly(shard, finisher) if alone else self._batched(iter([shard]), finisher)
 
-    def _generate_singly(self, loops: Mapping[int, PlannedLoop], attempts: Attempts) -> Rows:
-        """Generate loops one by one and return their manifest rows. Rows of failed loops state the reason."""
-        rows: Rows = {}
-        for place, loop in loops.items():
-            if attempts.gives_up(loop.id):
-                rows[place] = self.loop_files.failure(loop, attempts.reason)
+    def _singly(self, shard: OpenShard, finisher: Finisher) -> Iterator[OpenShard]:
+        """Generate the missing loops of a shard one by one. Rows of failed loops state the reason."""
+        for place, loop in shard.missing.items():
+            if shard.error is not None:
+                break
+            if shard.attempts.gives_up(loop.id):
+                shard.rows[place] = self.loop_files.failure(loop, shard.attempts.reason)
                 continue
-            attempts.start(loop.id)
             try:
-                (outcome,) = self.pipeline.outcomes([loop.with_values], files=self.files)
-                rows[place] = self._row(loop, outcome)
+                shard.attempts.start(loop.id)
+                (outcome,) = self.pipeline.outcomes(iter([loop.with_values]), files=self.files)
             except LOOP_FAILURES as error:
-                rows[place] = self.loop_files.failure(loop, reason_of(error))
-        return rows
+                shard.rows[place] = self.loop_files.failure(loop, reason_of(error))
+            except Exception as error:
+                shard.error = error
+            else:
+                finisher.write(shard, place, outcome)
+                yield from finisher.finished()
+        finisher.finish(shard)
+        yield from finisher.finished()
 
-    def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
-        """Write the audio file of a loop. Return the manifest row of a loop or of a failure."""
-        if isinstance(outcome, Loop):
-            return self.loop_files.written(loop, outcome)
-        if isinstance(outcome.error, OSError):  # storage failed, so that the shard is tried again
-            raise outcome.error
-        return self.loop_files.failure(loop, reason_of(outcome.error))
+    def _lap(self) -> Record:
+        """Return the seconds since the last call, and the seconds of the sampler in this time."""
+        assert self._lap_began is not None, "a shard is in progress"
+        now, sampling_s = time.monotonic(), self.pipeline.sampling_s
+        lap = {"seconds": now - self._lap_began, "sampling_s": sampling_s - self._lap_sampling_s}
+        self._lap_began, self._lap_sampling_s = now, sampling_s
+        return lap
 
 
-def shard_record(output: Folder, shard: int, rows: Sequence[Mapping[str, Any]]) -> Record:
-    """Write a part of the manifest, and return the record of its shard."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), buffer, compression="zstd")
-    manifest = f"manifest/{shard:06d}.parquet"
-    output.write(manifest, buffer.getvalue())
-    with_audio = [row for row in rows if row["path"]]
-    parts = {manifest: commits.sha256(buffer.getvalue()), **{row["path"]: row["sha256"] for row in with_audio}}
-    sizes = {manifest: len(buffer.getvalue()), **{row["path"]: row["bytes"] for row in with_audio}}
-    return {
-        "rows": len(rows),
-        "failed": len(rows) - len(with_audio),
-        "audio_s": sum(row["duration_s"] for row in with_audio),
-        "parts": parts,
-        "sizes": sizes,
-    }
+def _requests(
+    shards: Iterator[OpenShard],
+    in_progress: list[OpenShard],
+    places: dict[int, tuple[OpenShard, int]],
+    finisher: Finisher,
+) -> Iterator[Request]:
+    """Yield the requests of the missing loops of shards. Add each shard and the place of each loop to the arguments."""
+    numbers = count()
+    for shard in shards:
+        in_progress.append(shard)
+        missing = list(shard.missing.items())
+        shard.unsampled = len(missing)
+        requested = 0
+        for place, loop in missing:
+            if shard.error is not None:
+                break
+            places[next(numbers)] = shard, place
+            requested += 1
+            yield loop.with_values
+        if requested < len(missing) or not missing:
+            _sampled(shard, len(missing) - requested, finisher)
+
+
+def _sampled(shard: OpenShard, loops: int, finisher: Finisher) -> None:
+    """Count loops that are sampled, or that an error has made needless. Finish their shard after the last."""
+    shard.unsampled -= loops
+    if not shard.unsampled:
+        finisher.finish(shard)
 
 
 def shard_counts(record: Record) -> Counts:
-    """Return the numbers of audio files and failures in the record of a shard."""
-    return {"files": record["rows"] - record["failed"], "failed": record["failed"]}
+    """Return the counts of a shard: audio files, failures, seconds of audio, and the times of its record."""
+    counts = {name: record[name] for name in ("failed", "audio_s", "seconds", "sampling_s")}
+    return {"files": record["rows"] - record["failed"], **counts}

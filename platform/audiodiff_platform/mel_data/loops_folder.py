@@ -14,6 +14,7 @@ LOOPS_SETTINGS = "generate.json"
 LOOPS_RUN = "_run.json"
 """Rate of the last run that generated loops, and metrics of the model at that time."""
 LOOPS_PAGE = "report.html"
+LOOPS_CARD = "README.md"
 EVALUATION = "report.json"
 """Figures of evaluate, in its output folder, which can be the folder of the loops."""
 

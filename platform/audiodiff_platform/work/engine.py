@@ -10,73 +10,29 @@ shards. Any other error ends the job.
 import json
 import logging
 import shutil
-import tempfile
-import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from threadpoolctl import threadpool_limits
 
 from audiodiff_platform.cluster import connected, runs_locally, workers_for
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.entry.errors import JobError, LeaseLostError, one_line
-from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.storage.scratch import remove_abandoned
-from audiodiff_platform.work.attempts import Attempts, CommittedError
 from audiodiff_platform.work.retries import Outcome, with_retries
+from audiodiff_platform.work.shard_runner import ShardRunner
+from audiodiff_platform.work.shard_work import Counts, Record, ShardWork, ShardWorker
+
+__all__ = ["Counts", "Engine", "InProcess", "RayDataEngine", "Record", "ShardWork", "ShardWorker", "engine"]
 
 MAX_ROWS = 10_000  # the driver creates one object per row: larger jobs have several shards per row
+STREAM_SHARDS = 16
+"""Shards in a row of workers that do several shards at once.
+
+The slots of a worker run empty at the end of a row. Longer rows make this rarer, but leave more work to a worker that
+waits for a new node.
+"""
 MAX_INIT_DEATHS_PER_WORKER = 3
-
-Record = Mapping[str, Any]
-"""JSON values of the commit record of a shard. `parts` maps the name of each file in the folder to its SHA-256."""
-Counts = Mapping[str, Any]
-
-
-class ShardWorker(Protocol):
-    """A worker that processes whole shards. Its constructor loads the models."""
-
-    def shard(self, shard: int, attempts: Attempts) -> Record:
-        """Write the files of a shard and return the record that the engine commits.
-
-        Args:
-            shard: Number of the shard.
-            attempts: Earlier attempts at the shard, in which the worker marks the item in progress.
-        """
-
-
-@dataclass(frozen=True)
-class ShardWork:
-    """A job that is done shard by shard.
-
-    Args:
-        name: Name of the job in Ray's dashboard.
-        worker: Class of the workers.
-        arguments: Constructor arguments of the class.
-        output: URI of the folder that holds the commits, or None to commit nothing.
-        counts: Converts the record of a shard to its counts, as JSON values for progress reports.
-        lease: Token and generation of the lease of `output`. Each commit checks the token and records the generation.
-        run: Unique name of this run. It names the local folder in which deaths are counted if `output` is None.
-    """
-
-    name: str
-    worker: type[ShardWorker]
-    arguments: tuple[Any, ...]
-    output: str | None = None
-    counts: Callable[[Record], Counts] = dict
-    lease: tuple[str, int] | None = None
-    run: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def attempts_folder(self) -> Folder:
-        """Return the folder of the attempt records: the output, or a temporary folder on this node."""
-        return Folder(self.output or f"{tempfile.gettempdir()}/audiodiff-attempts-{self.run}")
-
-
-class LostShardError(Exception):
-    """A shard has killed so many processes that it is not attempted again."""
 
 
 class Engine(Protocol):
@@ -142,13 +98,13 @@ class RayDataEngine:
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
         _quiet_console()
-        row_count = min(len(shards), MAX_ROWS)
-        rows = [{"shards": list(shards[first::row_count])} for first in range(row_count)]
-        workers = min(self.workers, row_count)
+        rows = _guided_rows(shards, self.workers) if work.is_stream else _even_rows(shards)
+        workers = min(self.workers, len(rows))
         # Ray Data and Ray's process titles show the class name of an actor.
         runner = type(work.worker.__name__, (ShardRunner,), {})
         with DataContext.current(_configure(DataContext.get_current().copy(), workers)):
-            data = from_items(rows, override_num_blocks=row_count).map(
+            items = [{"shards": list(row)} for row in rows]
+            data = from_items(items, override_num_blocks=len(rows)).flat_map(
                 runner,
                 fn_constructor_args=(work,),
                 compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
@@ -158,80 +114,27 @@ class RayDataEngine:
             batches = data.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
             with closing(iter(batches)) as finished:
                 for batch in finished:
-                    for row in batch["outcomes"].to_pylist():
-                        yield from (Outcome(**json.loads(outcome)) for outcome in row)
+                    yield from (Outcome(**json.loads(outcome)) for outcome in batch["outcome"].to_pylist())
 
 
-class ShardRunner:
-    """The callable class of Ray Data's `map`. Each actor holds one instance, with one worker."""
+def _even_rows(shards: Sequence[int]) -> list[Sequence[int]]:
+    """Divide shards into rows of one shard each, or into MAX_ROWS rows."""
+    count = min(len(shards), MAX_ROWS)
+    return [shards[first::count] for first in range(count)]
 
-    def __init__(self, work: ShardWork) -> None:
-        self.work = work
-        self.output = None if work.output is None else Folder(work.output)
-        for parent in {Path(tempfile.gettempdir()), *([self.output.scratch_parent] if self.output else [])}:
-            remove_abandoned(parent)
-        self.process = uuid.uuid4().hex
-        self.worker: ShardWorker | None = None
-        self.failure: Exception | None = None
-        try:
-            self.worker = work.worker(*work.arguments)
-        except Exception as failure:  # the first shard raises it: Ray Data would hide an error of the constructor
-            self.failure = failure
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Run the shards of a row and return their outcomes as JSON."""
-        return {"outcomes": [json.dumps(asdict(outcome)) for outcome in self.outcomes(row["shards"])]}
+def _guided_rows(shards: Sequence[int], workers: int) -> list[Sequence[int]]:
+    """Divide shards into rows for workers that do several shards at once.
 
-    def outcomes(self, shards: Sequence[int]) -> Generator[Outcome, None, None]:
-        """Run `shards` and yield the outcome of each shard."""
-        for shard in shards:
-            try:
-                yield Outcome(int(shard), self._counts(int(shard)))
-            except OSError as error:
-                yield Outcome(int(shard), {}, one_line(str(error)), "storage")
-            except LostShardError as error:
-                yield Outcome(int(shard), {}, str(error), "lost")
-            except Exception as error:
-                if not isinstance(error, ValueError | JobError | LeaseLostError):
-                    logging.getLogger(__name__).exception("shard %d failed", shard)
-                yield Outcome(int(shard), {}, f"{type(error).__name__}: {one_line(str(error))}", "error")
-
-    def _counts(self, shard: int) -> Counts:
-        """Run a shard unless it is committed, and return its counts."""
-        if self.output is not None and (committed := commits.committed_one(self.output, shard)) is not None:
-            return self.work.counts(committed)
-        token, generation = self.work.lease or (None, None)
-        attempts = Attempts(self.work.attempts_folder(), shard, self.process, token)
-        if attempts.exhausted:
-            raise LostShardError(f"shard {shard} killed {len(attempts.deaths)} worker processes")
-        attempts.start()
-        try:
-            record = self._run(shard, attempts, token, generation)
-        except BaseException:
-            with suppress(OSError):  # the first error explains more than this error
-                attempts.stop()
-            raise
-        attempts.stop()
-        return self.work.counts(record)
-
-    def _run(self, shard: int, attempts: Attempts, token: str | None, generation: int | None) -> Record:
-        """Run a shard and commit its record."""
-        if self.worker is None:
-            if self.failure is not None and not isinstance(self.failure, OSError):
-                raise self.failure
-            self.worker = self.work.worker(*self.work.arguments)
-        try:
-            record = self.worker.shard(shard, attempts)
-        except CommittedError:
-            assert self.output is not None
-            committed = commits.committed_one(self.output, shard)
-            assert committed is not None, "a commit is never withdrawn"
-            return committed
-        if self.output is not None:
-            commits.commit(
-                self.output, shard, record if generation is None else {**record, "generation": generation}, token
-            )
-        return record
+    A row holds STREAM_SHARDS shards. The last rows are smaller, so that all workers end at about the same time.
+    """
+    largest = max(STREAM_SHARDS, -(-len(shards) // MAX_ROWS))
+    rows, first = list[Sequence[int]](), 0
+    while first < len(shards):
+        size = min(largest, max(1, (len(shards) - first) // workers))
+        rows.append(shards[first : first + size])
+        first += size
+    return rows
 
 
 def _with_cleanup(work: ShardWork, counts: Generator[Counts, None, None]) -> Generator[Counts, None, None]:
@@ -245,13 +148,13 @@ def _with_cleanup(work: ShardWork, counts: Generator[Counts, None, None]) -> Gen
 
 
 def _configure(context: Any, workers: int) -> Any:
-    """Set Ray's `DataContext` so that each row stays one task and its errors reach the driver."""
+    """Set Ray's `DataContext` so that each row stays one task, and its outcomes and errors reach the driver."""
     context.execution_no_progress_timeout_s = -1  # a shard may take hours, and so may the wait for a node
     context.raise_original_map_exception = True
     context.max_errored_blocks = 0
     context.max_consecutive_actor_init_deaths = MAX_INIT_DEATHS_PER_WORKER * workers
     context.actor_init_retry_on_errors = False
-    context.target_max_block_size = None  # one output block per task
+    context.target_max_block_size = 1  # one output block per outcome, so that the driver receives each at once
     context.execution_options.preserve_order = False
     context.enable_progress_bars = False
     context.print_on_execution_start = False

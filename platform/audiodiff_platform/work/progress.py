@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from audiodiff_platform.entry.terminal import duration, say
 from audiodiff_platform.work.plan import ShardSize
@@ -26,7 +27,12 @@ class Progress:
         self._shards, self._seconds = 0, 0.0
         self._counts: Counter[str] = Counter()
 
-    def finished(self, counts: Mapping[str, int]) -> None:
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the shards were started."""
+        return time.monotonic() - self._began
+
+    def finished(self, counts: Mapping[str, Any]) -> None:
         """Add the counts of a finished shard, and print a line if one is due.
 
         Args:
@@ -40,11 +46,12 @@ class Progress:
             self._last_line = now
             say(self._line(now - self._began))
 
-    def _line(self, elapsed: float) -> str:
+    def _seconds_left(self, elapsed: float) -> float:
         total = sum(size.seconds for size in self._pending.values())
-        left = elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
+        return elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
+
+    def _line(self, elapsed: float) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self._counts.items())
         shards = f"{self._shards:,} of {len(self._pending):,} shards"
-        return (
-            f"{self._unit}: {shards}, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {duration(left)} left"
-        )
+        left = duration(self._seconds_left(elapsed))
+        return f"{self._unit}: {shards}, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {left} left"

@@ -90,6 +90,7 @@ class ShardedJob:
         *,
         before_plan: Callable[[], None] = lambda: None,
         on_shard: Callable[[Counts], None] = lambda _: None,
+        progress: Progress | None = None,
     ) -> None:
         """Run the pending shards.
 
@@ -97,6 +98,7 @@ class ShardedJob:
             engine: Engine that runs the shards.
             before_plan: Function that is called after the settings and before the plan are written.
             on_shard: Function that is called with the counts of each finished shard. If it raises, the job ends.
+            progress: Progress that prints lines. None selects lines of shards and counts.
 
         Raises:
             ValueError: The folder holds work of other settings, or some nodes cannot see it.
@@ -111,7 +113,7 @@ class ShardedJob:
         self.plan.write()
         self.output.remove(attempts.FOLDER)  # marks of earlier runs count against no item
         commits.begin(self.output)
-        progress = Progress(self.unit, self.pending)
+        progress = progress or Progress(self.unit, self.pending)
         for counts in engine.run(
             replace(self.work, lease=(self.lease.token, self.lease.generation)), sorted(self.pending)
         ):

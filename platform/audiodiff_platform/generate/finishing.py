@@ -1,0 +1,116 @@
+"""Files, manifests and commits of shards, written on a thread while the next loops are sampled."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+
+from audiodiff_core.pipeline import Failure, Loop
+from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
+from audiodiff_platform.generate.request_plan import PlannedLoop
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.shard_work import Commit, Record
+
+LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
+"""Errors caused by a single loop.
+
+Other errors are caused by storage (OSError), the request (ValueError) or the machine.
+"""
+
+
+@dataclass(eq=False)
+class OpenShard:
+    """A shard in progress.
+
+    Args:
+        attempts: Attempts at the shard.
+        loops: The loops of the shard.
+        rows: Manifest rows so far, by the place of the loop in the shard.
+        unsampled: Number of loops that are not sampled yet.
+        record: The committed record, or None before the commit.
+        error: The error that ended the shard, or None.
+    """
+
+    attempts: Attempts
+    loops: list[PlannedLoop]
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    unsampled: int = 0
+    record: Record | None = None
+    error: Exception | None = None
+
+    @property
+    def result(self) -> Record | Exception:
+        """The committed record, or the error that ended the shard."""
+        result = self.record if self.error is None else self.error
+        assert result is not None, "the shard is in progress"
+        return result
+
+    @property
+    def missing(self) -> Mapping[int, PlannedLoop]:
+        """The loops without a manifest row, by place."""
+        return {place: loop for place, loop in enumerate(self.loops) if place not in self.rows}
+
+
+class Finisher:
+    """Thread that writes the files of loops and commits shards, in the order of the calls.
+
+    An error ends the shard that it concerns.
+
+    Args:
+        files: Writer of the files of loops and shards.
+        commit: Function that commits the record of a shard.
+        laps: Function that returns the timings of the worker since its last call, as values of the record.
+    """
+
+    def __init__(self, files: LoopFiles, commit: Commit, laps: Callable[[], Record]) -> None:
+        self._files, self._commit, self._laps = files, commit, laps
+        self._thread = ThreadPoolExecutor(1)
+        self._tasks: deque[Future[OpenShard | None]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def write(self, shard: OpenShard, place: int, outcome: Loop | Failure) -> None:
+        """Write the audio file of a loop, and take its manifest row."""
+        self._tasks.append(self._thread.submit(self._write, shard, place, outcome))
+
+    def finish(self, shard: OpenShard) -> None:
+        """Write the manifest of a shard and commit the shard, unless an error has ended it."""
+        self._tasks.append(self._thread.submit(self._finish, shard))
+
+    def finished(self, queued: int = 0) -> Iterator[OpenShard]:
+        """Yield the shards that are committed or failed. Wait until at most `queued` calls are in the queue."""
+        while self._tasks and (self._tasks[0].done() or len(self._tasks) > queued):
+            if (shard := self._tasks.popleft().result()) is not None:
+                yield shard
+
+    def _write(self, shard: OpenShard, place: int, outcome: Loop | Failure) -> None:
+        if shard.error is None:
+            try:
+                shard.rows[place] = self._row(shard.loops[place], outcome)
+            except Exception as error:
+                shard.error = error
+
+    def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
+        try:
+            return self._files.row(loop, outcome)
+        except LOOP_FAILURES as error:
+            return self._files.failure(loop, reason_of(error))
+
+    def _finish(self, shard: OpenShard) -> OpenShard:
+        if shard.error is None:
+            try:
+                shard.attempts.require_ownership()
+                rows = [shard.rows[place] for place in range(len(shard.loops))]
+                record = {**self._files.record(shard.attempts.shard, rows), **self._laps()}
+                self._commit(shard.attempts, record)
+                shard.record = record
+            except Exception as error:
+                shard.error = error
+        return shard
