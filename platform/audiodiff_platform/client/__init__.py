@@ -34,6 +34,7 @@ from audiodiff_platform.client.errors import (
     UnavailableError,
 )
 from audiodiff_platform.client.events import Event
+from audiodiff_platform.client.retries import Retries
 
 __all__ = [
     "ApiError",
@@ -53,6 +54,7 @@ __all__ = [
     "Model",
     "NotFoundError",
     "RateLimitError",
+    "Retries",
     "ServerError",
     "TimedOutError",
     "TooLargeError",
