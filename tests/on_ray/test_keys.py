@@ -39,6 +39,7 @@ def test_the_command_prints_a_key_once_and_stores_its_hash(tmp_path: Path, capsy
     file.chmod(0o640)
     assert main(["add", str(file), "bob"]) == 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o640, "a changed file keeps its mode"
+    assert len({line.split("$")[1] for line in file.read_text().splitlines()}) == 1, "a request costs one hash"
     other = capsys.readouterr().out.strip()
     keys = ApiKeys(file=str(file))
     assert [keys.name_of(f"Bearer {sent}") for sent in (key, other, key[:-1], "")] == ["alice", "bob", None, None]

@@ -5,7 +5,8 @@
 
 A line has the name of a key and its salted SHA-256 hash; the file does not contain the keys. The keys are random and
 have 256 bits, so that the hash of a key cannot be inverted by trial, however fast the hash is. A slow hash, which
-protects the passwords that people choose, would only slow down each request.
+protects the passwords that people choose, would only slow down each request. The keys of a file share a salt, so that a
+request costs one hash; the salt keeps tables of hashes that were made for another file from being of use.
 """
 
 import fcntl
@@ -16,7 +17,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,18 +43,23 @@ class HashedKey:
     digest: bytes = field(repr=False)
 
     @classmethod
-    def of(cls, name: str, key: bytes) -> "HashedKey":
-        """Hash a key with a new salt."""
-        salt = secrets.token_bytes(SALT_BYTES)
-        return cls(name, salt, hashlib.sha256(salt + key).digest())
-
-    def matches(self, key: bytes) -> bool:
-        """Return True if `key` has this hash. The comparison takes the same time for all keys of one length."""
-        return hmac.compare_digest(hashlib.sha256(self.salt + key).digest(), self.digest)
+    def of(cls, name: str, key: bytes, salt: bytes | None = None) -> "HashedKey":
+        """Hash a key, with a new salt if there is none."""
+        salt = secrets.token_bytes(SALT_BYTES) if salt is None else salt
+        return cls(name, salt, _digest(salt, key))
 
     def line(self) -> str:
         """Return the line of the key file."""
         return f"{self.name} sha256${self.salt.hex()}${self.digest.hex()}"
+
+
+def names_of(keys: Sequence[HashedKey], key: bytes) -> list[str]:
+    """Return the names of the entries whose key is `key`.
+
+    The time depends on the number of entries and not on how much of a hash is equal. `key` is hashed once per salt.
+    """
+    digests = {salt: _digest(salt, key) for salt in {known.salt for known in keys}}
+    return [known.name for known in keys if hmac.compare_digest(known.digest, digests[known.salt])]
 
 
 def parsed(content: bytes, source: str) -> tuple[HashedKey, ...]:
@@ -113,11 +119,12 @@ def add(uri: str, name: str) -> str:
     """
     require_name(name)
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
-    line = HashedKey.of(name, key.encode()).line()
 
     def appended(content: bytes) -> bytes:
-        if name in {known.name for known in parsed(content, uri)}:
+        keys = parsed(content, uri)
+        if name in {known.name for known in keys}:
             raise ValueError(f"{uri}: {name} has a key: revoke it, or use another name")
+        line = HashedKey.of(name, key.encode(), keys[0].salt if keys else None).line()
         new = content + (b"\n" if content and not content.endswith(b"\n") else b"") + f"{line}\n".encode()
         parsed(new, uri)
         return new
@@ -136,6 +143,10 @@ def revoke(uri: str, name: str) -> None:
         return "".join(line for line in lines if line.strip().partition(" ")[0] != name).encode()
 
     _edit(uri, without)
+
+
+def _digest(salt: bytes, key: bytes) -> bytes:
+    return hashlib.sha256(salt + key).digest()
 
 
 def located(uri: str) -> tuple[Folder, str]:

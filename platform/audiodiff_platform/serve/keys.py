@@ -100,9 +100,9 @@ class ApiKeys:
         if not self.are_required:
             return ANONYMOUS
         key = _bearer(authorization)
-        names = [] if key is None else [known.name for known in self._environment if known.matches(key)]
+        names = [] if key is None else key_file.names_of(self._environment, key)
         if key is not None and self._is_current:
-            names += [known.name for known in self._of_file if known.matches(key)]
+            names += key_file.names_of(self._of_file, key)
         if not names and not self._is_current:
             raise KeysUnavailableError(f"key file {self._uri} has not been readable for {self._grace_s:.0f} s")
         return names[0] if names else None
