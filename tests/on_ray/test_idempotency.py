@@ -1,0 +1,121 @@
+"""Idempotency-Key: one run and one response for a request that is repeated."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from audiodiff_platform.serve.expiry import Expiry
+from audiodiff_platform.serve.idempotency import (
+    IdempotencyMismatchError,
+    IdempotentRequests,
+    RunningRequest,
+    StillRunningError,
+    StoredResponse,
+)
+from audiodiff_platform.serve.task_folder import DamagedResultError, TaskEndedError, TaskFolder
+from audiodiff_platform.storage import Folder
+from tests.rare import rare
+from tests.servers.stores import Stores
+
+LEASE_S = 60.0
+RESPONSE = StoredResponse(200, {"X-Audiodiff-Seed": "7"}, b"audio")
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["disk", "s3", rare("gs")])
+def tasks(request: pytest.FixtureRequest, tmp_path: Path, stores: Stores, clock: Clock) -> TaskFolder:
+    on_disk = request.param == "disk"
+    uri = str(tmp_path / "results") if on_disk else f"{getattr(stores, request.param).make_bucket()}/results"
+    return TaskFolder(Folder(uri), 10**6, LEASE_S, clock)
+
+
+def begun(requests: IdempotentRequests, owner: str, key: str, digest: str) -> RunningRequest:
+    outcome = requests.begin(owner, key, digest)
+    assert isinstance(outcome, RunningRequest)
+    return outcome
+
+
+def test_a_repetition_gets_the_stored_response(tasks: TaskFolder, clock: Clock) -> None:
+    requests = IdempotentRequests(tasks, ttl_s=100)
+    running = begun(requests, "alice", "key-1", "digest")
+    with pytest.raises(StillRunningError):
+        requests.begin("alice", "key-1", "digest")
+    running.heartbeat()
+    running.finish(RESPONSE)
+    assert requests.begin("alice", "key-1", "digest") == RESPONSE
+    with pytest.raises(IdempotencyMismatchError, match="key-1 was used with another body"):
+        requests.begin("alice", "key-1", "other")
+    begun(requests, "bob", "key-1", "other").release()
+    clock.now += 100
+    assert Expiry(tasks, unfinished_s=100).sweep() == 2
+    begun(requests, "alice", "key-1", "other")
+
+
+def test_a_dead_process_blocks_for_one_lease(tasks: TaskFolder, clock: Clock) -> None:
+    requests = IdempotentRequests(tasks)
+    dead = begun(requests, "alice", "key", "digest")
+    clock.now += LEASE_S - 1
+    with pytest.raises(StillRunningError):
+        requests.begin("alice", "key", "digest")
+    clock.now += 1
+    with pytest.raises(IdempotencyMismatchError):
+        requests.begin("alice", "key", "other")
+    running = begun(requests, "alice", "key", "digest")
+    with pytest.raises(TaskEndedError):
+        dead.heartbeat()
+    running.finish(RESPONSE)
+    dead.finish(StoredResponse(200, {}, b"late"))
+    assert requests.begin("alice", "key", "digest") == RESPONSE
+
+
+def test_a_released_request_runs_at_once(tasks: TaskFolder) -> None:
+    requests = IdempotentRequests(tasks)
+    begun(requests, "alice", "key", "digest").release()
+    begun(requests, "alice", "key", "digest").finish(RESPONSE)
+    assert requests.begin("alice", "key", "digest") == RESPONSE
+
+
+def test_of_many_replicas_one_runs_the_request(tasks: TaskFolder) -> None:
+    replicas = [IdempotentRequests(TaskFolder(tasks.folder, 10**6, LEASE_S, tasks.now)) for _ in range(6)]
+
+    def begin(requests: IdempotentRequests) -> bool:
+        try:
+            return isinstance(requests.begin("alice", "key", "digest"), RunningRequest)
+        except StillRunningError:
+            return False
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(begin, replicas)) == 1
+
+
+def test_a_damaged_response_is_reported(tmp_path: Path) -> None:
+    requests = IdempotentRequests(TaskFolder(Folder(str(tmp_path)), 10**6))
+    begun(requests, "alice", "key", "digest").finish(RESPONSE)
+    (body,) = tmp_path.glob("idempotent/alice/*/content-*")
+    body.write_bytes(b"audi")
+    with pytest.raises(DamagedResultError, match="use a new key"):
+        requests.begin("alice", "key", "digest")
+
+
+@pytest.mark.parametrize("key", ["", "a b", "schlüssel", "x" * 256, "key\n"])
+def test_keys_are_visible_ascii(tmp_path: Path, key: str) -> None:
+    requests = IdempotentRequests(TaskFolder(Folder(str(tmp_path)), 10**6))
+    with pytest.raises(ValueError, match="Idempotency-Key: must be 1 to 255 visible ASCII characters"):
+        requests.begin("alice", key, "digest")
+    begun(requests, "alice", "../../x", "digest")
+    assert [path.name for path in tmp_path.iterdir()] == ["idempotent"]
