@@ -9,9 +9,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import pydantic
 
 from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM
-from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, ZERO_SNR_STEPS, SchedulerName, resolved
-from audiodiff_core.diffusion.seeds import SEEDS
+from audiodiff_core.diffusion.methods import MAX_STEPS, METHODS, ZERO_SNR_STEPS, SchedulerName
 
+SEEDS = range(2**32)
+"""Valid seeds."""
 MAX_WIDTH = 16_384
 MAX_GUIDANCE = 100.0
 MAX_DURATION_S = 3_600.0
@@ -120,6 +121,8 @@ class SamplingParameters(pydantic.BaseModel):
         Raises:
             ValueError: If the model cannot be sampled with these parameters.
         """
+        from audiodiff_core.diffusion.schedulers import resolved  # imports diffusers
+
         name, steps = resolved(model_scheduler, self)
         return self.model_copy(update={"scheduler": name, "steps": steps})
 

@@ -18,7 +18,7 @@ import numpy as np
 from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
-from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import require_shared, runs_on_gpus, usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say

@@ -6,8 +6,8 @@ import pydantic
 
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
-from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.sampling import SamplingParameters
+from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.mel_data.loops_folder import LOOPS_FORMAT_VERSION
