@@ -79,6 +79,10 @@ class Generation:
         """Return the names of the models. The replica has loaded them, or loads them at their first request."""
         return list(self._facts)
 
+    async def load(self) -> dict[str, tuple[int, int]]:
+        """Return the number of requests that wait, and the number in the batch, of each loaded model."""
+        return {model.facts.name: model.thread.load for model in self._models}
+
     async def check_health(self) -> None:
         """Raise RuntimeError if a step takes longer than MAX_STEP_S. Ray Serve then replaces the replica."""
         for model in self._models:

@@ -33,9 +33,6 @@ class Ingress:
         models: The served models.
         key_hash: Hash of the key that requests must have, or None.
         generation: Handle of the generation deployment.
-
-    Raises:
-        ValueError: If other machines can reach the server, and there is no key.
     """
 
     def __init__(

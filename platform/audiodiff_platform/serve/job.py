@@ -28,7 +28,7 @@ from audiodiff_platform.serve.application import (
     most_replicas,
     serve_yaml,
 )
-from audiodiff_platform.serve.options import Secrets, ServeOptions
+from audiodiff_platform.serve.options import ServeOptions, required_key
 
 
 def serve(options: ServeOptions) -> dict[str, Any]:
@@ -44,10 +44,7 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         ValueError: A model cannot be loaded, an API key is required and not set, the address cannot be used, or the
             cluster is too small.
     """
-    if Secrets().api_key is None and not options.is_on_loopback:
-        raise ValueError(
-            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1"
-        )
+    required_key(options)
     models = tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())
     options = options.model_copy(update={"model": models})
     if options.yaml is not None:

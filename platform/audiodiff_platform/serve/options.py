@@ -95,6 +95,20 @@ class Secrets(pydantic_settings.BaseSettings):
     api_key: pydantic.SecretStr | None = None
 
 
+def required_key(options: ServeOptions) -> pydantic.SecretStr | None:
+    """Return the API key that requests must have, or None.
+
+    Raises:
+        ValueError: If other machines can reach the server, and there is no key.
+    """
+    key = Secrets().api_key
+    if key is None and not options.is_on_loopback:
+        raise ValueError(
+            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1"
+        )
+    return key
+
+
 def _is_address(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
