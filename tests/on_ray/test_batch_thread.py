@@ -20,7 +20,7 @@ from audiodiff_platform.serve.errors import ApiError
 from audiodiff_platform.serve.uploads import DecodedUploads
 
 WAIT_S = 60
-ENDLESS = {"kind": "extend", "duration_s": 3_600, "steps": 1_000}
+ENDLESS = {"kind": "extend", "duration_s": 700, "steps": 1_000}
 
 Submit = Callable[..., tuple[Job, "queue.Queue[Event]"]]
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import time
 from typing import Any
 
 from audiodiff_core.audio import MEDIA_TYPES
@@ -70,7 +71,7 @@ class ServedModel:
 
     def audio(self, call: Call, etag: str, loop: Loop, seconds: dict[str, float]) -> Audio:
         """Make the audio file of a loop."""
-        rate = self.facts.sample_rate
+        began, rate = time.monotonic(), self.facts.sample_rate
         content = loop.file(rate, call.format)
         provenance: dict[str, Any] = {
             "model": self.facts.name,
@@ -90,4 +91,5 @@ class ServedModel:
                 "seam_score": seam_score(loop.audio, rate),
                 "level_db": level_db(loop.audio),
             }
+        seconds = {**seconds, "encode": time.monotonic() - began}
         return Audio(content, MEDIA_TYPES[call.format], etag, provenance, seconds)
