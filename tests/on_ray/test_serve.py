@@ -300,12 +300,12 @@ def test_clients_that_leave_free_the_queue(client: httpx.Client, options: ServeO
     endless = {"kind": "extend", "duration_s": 700, "steps": 1_000}
     room = 4 * (1 + options.queue_batches)
     stream = {"Accept": "text/event-stream", "x-request-disconnect-disabled": "?1"}
+    streams = []  # httpx closes a stream whose iterator is gone
     with ExitStack() as clients:
         for _ in range(room):
             answer = clients.enter_context(client.stream("POST", "/v1/generate", json=endless, headers=stream))
-            lines = answer.iter_lines()
-            clients.callback(lines.close)
-            assert next(lines) == "event: accepted"
+            streams.append(answer.iter_lines())
+            assert next(streams[-1]) == "event: accepted"
         refused = client.post("/v1/generate", json={"steps": 1})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
         assert int(refused.headers["retry-after"]) >= 1

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from ray import serve as ray_serve
 
-from audiodiff_core.audio import AudioDecodeError
+from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.admission import network_calls, slots_of
@@ -48,7 +48,7 @@ class Generation:
         self._facts = {model.name: model for model in models}
         self._loading: dict[str, asyncio.Future[ServedModel]] = {}
         preloaded = {model.name: self._load(model) for model in models[: options.max_models]}
-        self._uploads = UploadDecoder()
+        self._uploads = UploadDecoder(options.max_wait_s)
 
         async def load(name: str) -> ServedModel:
             if name in preloaded:
@@ -119,11 +119,7 @@ class Generation:
         try:
             yield Accepted(etag, position, wait_s)
             if call.uploads:
-                try:
-                    decode = self._uploads.decode
-                    files.samples = await asyncio.to_thread(decode, request, call.uploads, model.pipeline.geometry)
-                except (AudioDecodeError, OSError) as error:
-                    raise ApiError(problem_of(error)) from error
+                files.samples = await self._decoded(call, request, model)
                 job.end_stage("decode")
             model.thread.enter(job)
             async for event in self._until_the_last(events):
@@ -131,6 +127,18 @@ class Generation:
                     yield event
         finally:
             model.thread.cancel(job)
+
+    async def _decoded(self, call: Call, request: Request, model: ServedModel) -> dict[str, Samples]:
+        """Decode the uploads of a call within the longest wait."""
+        try:
+            async with asyncio.timeout(self._options.max_wait_s):
+                return await self._uploads.decode(request, call.uploads, model.pipeline.geometry)
+        except TimeoutError:
+            raise ApiError(
+                Problem(503, "the audio was not decoded in time: try again", "decoding_slow", None, 1.0)
+            ) from None
+        except (AudioDecodeError, OSError) as error:
+            raise ApiError(problem_of(error)) from error
 
     async def _until_the_last(self, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         """Yield events within the limits of the wait and of the whole request."""

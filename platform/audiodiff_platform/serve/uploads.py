@@ -1,15 +1,21 @@
 """Uploaded audio files, decoded in a confined process before their request joins the batch."""
 
+import asyncio
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import Geometry
 from audiodiff_core.pipeline.sources import MAX_TRACK_COLUMNS
 from audiodiff_core.sampling.requests import RemixRequest, Request
-from audiodiff_platform.decoder import Decoder
+from audiodiff_platform.decoder import Decoder, Limits
 from audiodiff_platform.storage.scratch import scratch_folder
+
+PROCESSES = 2
+"""Processes that decode uploads of a replica, so that a slow file does not hold up the others."""
 
 
 class DecodedUploads:
@@ -28,13 +34,18 @@ class DecodedUploads:
 
 
 class UploadDecoder:
-    """Decoder of uploads. One confined process decodes one upload at a time."""
+    """Decoder of uploads, in confined processes.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._decoder: Decoder | None = None
+    Args:
+        seconds: Time for a file of size zero. The limit grows with the duration of the audio.
+    """
 
-    def decode(self, request: Request, uploads: Mapping[str, bytes], geometry: Geometry) -> dict[str, Samples]:
+    def __init__(self, seconds: float) -> None:
+        self._limits = Limits(base_s=seconds)
+        self._threads = ThreadPoolExecutor(PROCESSES, "decode")
+        self._local = threading.local()
+
+    async def decode(self, request: Request, uploads: Mapping[str, bytes], geometry: Geometry) -> dict[str, Samples]:
         """Decode what a resolved request takes from each upload.
 
         Args:
@@ -46,23 +57,20 @@ class UploadDecoder:
             AudioDecodeError: If an upload cannot be decoded, or has no such slice. It names the reference.
             OSError: If the scratch folder cannot be written.
         """
-        return {name: self._samples(name, content, request, geometry) for name, content in uploads.items()}
+        decode = partial(self._samples, request, geometry)
+        loop = asyncio.get_running_loop()
+        return {name: await loop.run_in_executor(self._threads, decode, name, uploads[name]) for name in uploads}
 
-    def close(self) -> None:
-        """End the process."""
-        with self._lock:
-            if self._decoder is not None:
-                self._decoder.close()
-
-    def _samples(self, name: str, content: bytes, request: Request, geometry: Geometry) -> Samples:
+    def _samples(self, request: Request, geometry: Geometry, name: str, content: bytes) -> Samples:
         mel = geometry.mel
-        with self._lock, scratch_folder() as scratch:
-            if self._decoder is None:
-                self._decoder = Decoder()
+        if not hasattr(self._local, "decoder"):
+            self._local.decoder = Decoder(self._limits)
+        decoder: Decoder = self._local.decoder
+        with scratch_folder() as scratch:
             local, spool = scratch / "upload", scratch / "samples"
             local.write_bytes(content)
             if isinstance(request, RemixRequest):
                 longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
-                return self._decoder.samples(name, local, spool, mel.sample_rate, longest_s)
+                return decoder.samples(name, local, spool, mel.sample_rate, longest_s)
             of_width = mel.model_copy(update={"x_res": geometry.width(request)})
-            return self._decoder.slice(name, local, spool, of_width, getattr(request, "slice", 0))
+            return decoder.slice(name, local, spool, of_width, getattr(request, "slice", 0))
