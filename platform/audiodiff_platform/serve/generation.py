@@ -3,7 +3,8 @@
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from functools import partial
 from typing import cast
 
@@ -59,19 +60,20 @@ class Generation:
             try:  # a request that is refused meanwhile does not interrupt the load
                 return await asyncio.shield(self._loading[name])
             finally:
-                if self._loading[name].done():
+                if name in self._loading and self._loading[name].done():
                     del self._loading[name]
 
         self._model = ray_serve.multiplexed(load, max_num_models_per_replica=options.max_models)
 
-    async def generate(self, call: Call) -> AsyncIterator[Event]:
+    async def generate(self, call: Call) -> AsyncGenerator[Event, None]:
         """Yield the events of a request, of which the last is Audio, NotModified or Failed.
 
         Closing the iterator stops the request before the next step.
         """
         try:
-            async for event in self._events(call):
-                yield event
+            async with aclosing(self._events(call)) as events:
+                async for event in events:
+                    yield event
         except ApiError as error:
             yield Failed(error.problem)
 
@@ -94,7 +96,7 @@ class Generation:
         self._models.add(model)
         return model
 
-    async def _events(self, call: Call) -> AsyncIterator[Event]:
+    async def _events(self, call: Call) -> AsyncGenerator[Event, None]:
         model = await self._model(call.model)
         files = DecodedUploads()
         try:
@@ -122,9 +124,11 @@ class Generation:
                 files.samples = await self._decoded(call, request, model)
                 job.end_stage("decode")
             model.thread.enter(job)
-            async for event in self._until_the_last(events):
-                if call.progress or isinstance(event, Audio | Failed):
-                    yield event
+            options = self._options
+            async with aclosing(within_limits(events, options.max_wait_s, options.request_timeout_s)) as limited:
+                async for event in limited:
+                    if call.progress or isinstance(event, Audio | Failed):
+                        yield event
         finally:
             model.thread.cancel(job)
 
@@ -140,20 +144,31 @@ class Generation:
         except (AudioDecodeError, OSError) as error:
             raise ApiError(problem_of(error)) from error
 
-    async def _until_the_last(self, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-        """Yield events within the limits of the wait and of the whole request."""
-        began = time.monotonic()
-        limit_s = self._options.max_wait_s
-        refusal = Problem(503, f"the request waited {limit_s:g} s: try again later", "wait_too_long", None, limit_s)
-        while True:
-            try:
-                event = await asyncio.wait_for(events.get(), began + limit_s - time.monotonic())
-            except TimeoutError:
-                raise ApiError(refusal) from None
-            yield event
-            if isinstance(event, Audio | Failed):
-                return
-            if isinstance(event, Joined):
-                limit_s = self._options.request_timeout_s
-                message = f"the request took longer than {limit_s:g} s: ask for fewer steps or a shorter loop"
-                refusal = Problem(503, message, "deadline_exceeded", None, 1.0)
+
+async def within_limits(
+    events: asyncio.Queue[Event], max_wait_s: float, request_timeout_s: float
+) -> AsyncGenerator[Event, None]:
+    """Yield the events of a request up to the last.
+
+    Args:
+        events: The events, as they happen.
+        max_wait_s: Longest time until the request joins the batch.
+        request_timeout_s: Longest time until the last event.
+
+    Raises:
+        ApiError: A limit is exceeded.
+    """
+    began, limit_s = time.monotonic(), max_wait_s
+    refusal = Problem(503, f"the request waited {limit_s:g} s: try again later", "wait_too_long", None, limit_s)
+    while True:
+        try:
+            event = await asyncio.wait_for(events.get(), began + limit_s - time.monotonic())
+        except TimeoutError:
+            raise ApiError(refusal) from None
+        yield event
+        if isinstance(event, Audio | Failed):
+            return
+        if isinstance(event, Joined):
+            limit_s = request_timeout_s
+            message = f"the request took longer than {limit_s:g} s: ask for fewer steps or a shorter loop"
+            refusal = Problem(503, message, "deadline_exceeded", None, 1.0)
