@@ -20,14 +20,14 @@ from .checkpoint import (
 from .checkpoint import (
     save_model as save_model,
 )
-from .diffusion.schedulers import (
+from .diffusion.methods import (
     METHODS as METHODS,
+)
+from .diffusion.methods import (
+    SchedulerName as SchedulerName,
 )
 from .diffusion.schedulers import (
     SCHEDULERS as SCHEDULERS,
-)
-from .diffusion.schedulers import (
-    SchedulerName as SchedulerName,
 )
 from .diffusion.schedulers import (
     scheduler_for as scheduler_for,

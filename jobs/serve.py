@@ -10,7 +10,8 @@ A client requests a loop as follows:
 import sys
 
 from audiodiff_platform.entry.run_verb import run
-from audiodiff_platform.serve.job import ServeOptions, serve
+from audiodiff_platform.serve.job import serve
+from audiodiff_platform.serve.options import ServeOptions
 
 if __name__ == "__main__":
     sys.exit(run("serve", ServeOptions, serve, __doc__ or ""))

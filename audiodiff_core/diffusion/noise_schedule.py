@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerOptions, resolved, scheduler_for
+from audiodiff_core.diffusion.methods import METHODS
+from audiodiff_core.diffusion.schedulers import SchedulerOptions, resolved, scheduler_for
 
 MAX_INITIAL_SIGNAL = 0.1
 """Largest signal at level 0, as a fraction of the norm of the sample, with which level 0 counts as pure noise."""

@@ -17,8 +17,9 @@ import pydantic
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from audiodiff_core.diffusion.methods import PredictionType
 from audiodiff_core.diffusion.philox import box_muller
-from audiodiff_core.diffusion.schedulers import SCHEDULERS, PredictionType
+from audiodiff_core.diffusion.schedulers import SCHEDULERS
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]

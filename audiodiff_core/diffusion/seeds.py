@@ -1,15 +1,12 @@
 """Random number generators, one per item. Results do not depend on batches, workers or processes.
 
-Sampling uses torch CPU generators, which the schedulers of diffusers accept. torch seeds them with 32 bits, hence the
-range of `SEEDS`. Training draws with `philox`.
+Sampling uses torch CPU generators, which the schedulers of diffusers accept. torch seeds them with 32 bits.
+Training draws with `philox`.
 """
 
 import hashlib
 
 import torch
-
-SEEDS = range(2**32)
-"""Valid seeds of a generated item."""
 
 
 def initial_noise(seed: int) -> torch.Generator:

@@ -24,8 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName, SchedulerOptions, prediction_type
+from audiodiff_core.diffusion.schedulers import SchedulerOptions, prediction_type
 
 MIN_COEFFICIENT = 5e-7
 """Smaller coefficients are rounding errors of the schedulers, some of which calculate in float32."""

@@ -8,7 +8,9 @@ windows.py        overlapping windows over a long image
 loop.py           the result and its file
 tasks.py          what a request needs from the sampler
 codec.py          conversion between mel images and samples
-running.py        running of tasks in one batch
+task_batch.py     tasks in progress in one batch
+running.py        running of the tasks of a call
+session.py        running of tasks that the caller drives step by step
 rendering.py      conversion of results to loops: decoding and vocoder
 request_check.py  check of requests without the weights of a model
 array_calls.py    calls with arrays instead of references
@@ -21,8 +23,9 @@ from audiodiff_core.pipeline.interpolation import chain, slerp
 from audiodiff_core.pipeline.loop import PEAK, Failure, Loop, normalize
 from audiodiff_core.pipeline.loop_pipeline import LoopPipeline, load_pipeline
 from audiodiff_core.pipeline.request_check import RequestCheck
-from audiodiff_core.pipeline.running import Step
+from audiodiff_core.pipeline.session import Session
 from audiodiff_core.pipeline.sources import Audio, AudioFiles, Source, Span
+from audiodiff_core.pipeline.task_batch import Step
 
 __all__ = [
     "PEAK",
@@ -34,6 +37,7 @@ __all__ = [
     "LoopPipeline",
     "References",
     "RequestCheck",
+    "Session",
     "Source",
     "Span",
     "Step",

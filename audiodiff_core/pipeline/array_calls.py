@@ -12,8 +12,9 @@ from audiodiff_core.pipeline.geometry import Geometry
 from audiodiff_core.pipeline.inputs import Encodings, Inputs
 from audiodiff_core.pipeline.interpolation import Noise, chain, linear_chain
 from audiodiff_core.pipeline.loop import Failure, Loop
-from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
+from audiodiff_core.pipeline.running import Runner, without_failures
 from audiodiff_core.pipeline.sources import Audio, Mask, Source, Span, source_slice, track_image
+from audiodiff_core.pipeline.task_batch import OnStep, Started
 from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Item, Sampler, initial_noise
 from audiodiff_core.sampling.requests import DEFAULT_OVERLAP, DEFAULT_REFINEMENTS, MAX_REFINEMENTS, SeededRequest

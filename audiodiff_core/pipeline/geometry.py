@@ -7,8 +7,8 @@ from audiodiff_core.diffusion.step_tables import step_table
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.loops import loop_length
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import side_multiple
-from audiodiff_core.sampling import SamplingParameters, image_sides
+from audiodiff_core.models import image_sides, side_multiple
+from audiodiff_core.sampling import SamplingParameters
 
 P = TypeVar("P", bound=SamplingParameters)
 

@@ -15,8 +15,10 @@ from audiodiff_core.pipeline.inputs import Encodings, Inputs, References
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.loop import Failure, Loop
 from audiodiff_core.pipeline.rendering import Renderer
-from audiodiff_core.pipeline.running import OnStep, Runner, Started, without_failures
+from audiodiff_core.pipeline.running import Runner, without_failures
+from audiodiff_core.pipeline.session import Session, SessionParts
 from audiodiff_core.pipeline.sources import HERE, AudioFiles, Source
+from audiodiff_core.pipeline.task_batch import OnStep, Started
 from audiodiff_core.pipeline.tasks import Tasks
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
 from audiodiff_core.sampling.requests import Request
@@ -83,8 +85,8 @@ class LoopPipeline(ArrayCalls):
         self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
         self._tasks = Tasks(self.geometry, self._codec)
         self._inputs = Inputs(self.geometry, scheduler, self._tasks)
-        renderer = Renderer(self._codec, self.vocoder, self.geometry, model_digest)
-        self._runner = Runner(self.sampler, renderer, self.is_interactive)
+        self._renderer = Renderer(self._codec, self.vocoder, self.geometry, model_digest)
+        self._runner = Runner(self.sampler, self._renderer, self.is_interactive)
 
     @classmethod
     def of(cls, model: Model, profile: Profile) -> "LoopPipeline":
@@ -258,6 +260,10 @@ class LoopPipeline(ArrayCalls):
                     yield Started(number, item.request, task)
 
         return self._runner.run(started(), count, on_step, progress)
+
+    def session(self) -> Session:
+        """Return an empty session, in which the caller moves requests step by step."""
+        return Session(SessionParts(self.sampler, self._renderer, self._inputs))
 
 
 def load_pipeline(source: str | Path, profile: Profile | None = None) -> LoopPipeline:

@@ -3,60 +3,18 @@
 On a GPU, results are rendered on a thread, while the next steps are sampled.
 """
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from audiodiff_core.mel import Images
 from audiodiff_core.pipeline.loop import Failure, Loop
 from audiodiff_core.pipeline.rendering import Renderer, Rendering
-from audiodiff_core.pipeline.tasks import Task
-from audiodiff_core.sampling import Batch, ExecutionProfile, Failed, Finished, Item, Outcome, Sampler
-from audiodiff_core.sampling.requests import SeededRequest
-
-
-@dataclass(frozen=True, eq=False)
-class Started:
-    """A task to run.
-
-    Attributes:
-        number: Index of the request in the call.
-        request: The request, with all defaults filled in.
-        task: The task.
-    """
-
-    number: int
-    request: SeededRequest
-    task: Task
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """A step of a loop in progress.
-
-    Attributes:
-        number: Index of the request in the call.
-        request: The request.
-        step: Number of steps made of the current window or inversion.
-        steps: Number of its steps.
-        preview: Function that computes the mel image (y_res, width) predicted by the step, until the next step.
-    """
-
-    number: int
-    request: SeededRequest
-    step: int
-    steps: int
-    preview: Callable[[], Images]
-
-
-OnStep = Callable[[Step], None]
+from audiodiff_core.pipeline.task_batch import OnStep, Started, TaskBatch
+from audiodiff_core.sampling import ExecutionProfile, Sampler
 
 MAX_QUEUED = 4
 """Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
@@ -101,35 +59,28 @@ class Runner:
         if self._is_interactive:
             size = ExecutionProfile.interactive(count, profile.device).batch_size
             profile = profile.model_copy(update={"batch_size": size})
-        run = _Run(self._sampler.batch(profile.batch_size), iter(started), on_step, self)
+        tasks = TaskBatch(self._sampler.batch(profile.batch_size), self._renderer, self._sampled)
+        results = _results(tasks, iter(started), on_step, each_step=self._beside)
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=count, unit="loop", disable=not progress))
             finished: Iterator[Loop | Failure]
             if self._beside:
-                finished = self._beside_sampling(run, profile, stack.enter_context(ThreadPoolExecutor(1)))
+                finished = self._beside_sampling(results, profile, stack.enter_context(ThreadPoolExecutor(1)))
             else:
                 finished = (
                     outcome
-                    for ready in run.results()
+                    for ready in results
                     for outcome in ([ready] if isinstance(ready, Failure) else self._renderer.render(ready, profile))
                 )
             for outcome in finished:
                 bar.update()
                 yield outcome
 
-    def step(self, batch: Batch) -> list[Outcome]:
-        """Make a step of the sampler."""
-        began = time.perf_counter()
-        outcomes = batch.step()
-        self.sampling_s += time.perf_counter() - began
-        return outcomes
-
-    def preview(self, sample: torch.Tensor, circular: bool) -> Images:
-        """Convert a sample (channels, height, width) to a mel image (y_res, width)."""
-        return self._renderer.preview(sample, circular)
+    def _sampled(self, seconds: float) -> None:
+        self.sampling_s += seconds
 
     def _beside_sampling(
-        self, run: "_Run", profile: ExecutionProfile, executor: ThreadPoolExecutor
+        self, results: Iterator[list[Rendering] | Failure], profile: ExecutionProfile, executor: ThreadPoolExecutor
     ) -> Iterator[Loop | Failure]:
         """Render on a thread, and yield what is ready after each step."""
         rendered: deque[Future[list[Loop | Failure]]] = deque()
@@ -140,7 +91,7 @@ class Runner:
                 return list(self._renderer.render(ready, profile))
 
         try:
-            for ready in run.results(each_step=True):
+            for ready in results:
                 if isinstance(ready, Failure):
                     yield ready
                 elif ready:
@@ -153,100 +104,25 @@ class Runner:
             executor.shutdown(cancel_futures=True)
 
 
-class _Run:
-    """Tasks in progress in one batch."""
-
-    def __init__(
-        self, batch: Batch, started: Iterator[Started | Failure], on_step: OnStep | None, runner: Runner
-    ) -> None:
-        self._batch, self._started, self._on_step, self._runner = batch, started, on_step, runner
-        self._waiting: deque[Item] = deque()
-        self._tasks: dict[Item, Started] = {}
-        self._ready: list[Rendering] = []
-        self._failures: list[Failure] = []
-
-    def results(self, each_step: bool = False) -> Iterator[list[Rendering] | Failure]:
-        """Yield failures, and the results of each step that has any, or of each step."""
-        while True:
-            self._fill()
-            if len(self._batch):
-                steps = {item: total for item, (_, total) in self._batch.progress.items()} if self._on_step else {}
-                outcomes = self._runner.step(self._batch)
-                self._report(outcomes, steps)
-                for outcome in outcomes:
-                    self._take(outcome)
-            elif not (self._ready or self._failures):
-                return
-            while self._failures:
-                yield self._failures.pop()
-            ready, self._ready = self._ready, []
-            if ready or each_step:
-                yield ready
-
-    def _fill(self) -> None:
-        """Put waiting items, then new tasks, into free slots."""
-        for item in list(self._waiting):
-            if self._batch.has_room(item):
-                self._waiting.remove(item)
-                self._add(item)
-        while not self._waiting and self._batch.free > 0:
-            started = next(self._started, None)
-            if started is None:
-                return
-            if isinstance(started, Failure):
-                self._failures.append(started)
+def _results(
+    tasks: TaskBatch, started: Iterator[Started | Failure], on_step: OnStep | None, each_step: bool
+) -> Iterator[list[Rendering] | Failure]:
+    """Yield failures, and the results of each step that has any, or of each step."""
+    while True:
+        while tasks.has_room and (new := next(started, None)) is not None:
+            if isinstance(new, Failure):
+                yield new
             else:
-                self._advance(started, None)
-
-    def _take(self, outcome: Outcome) -> None:
-        started = self._tasks.pop(outcome.item)
-        if isinstance(outcome, Failed):
-            started.task.close()
-            error = FloatingPointError(outcome.reason)
-            self._failures.append(Failure(started.request, started.number, error))
-        else:
-            self._advance(started, outcome.sample)
-
-    def _advance(self, started: Started, sample: torch.Tensor | None) -> None:
-        """Give a task the sample that it waits for, and put its next item into the batch."""
-        try:
-            item = next(started.task) if sample is None else started.task.send(sample)
-        except StopIteration as stop:
-            self._ready.append(Rendering(started.number, started.request, stop.value))
-        except (ValueError, OSError) as error:  # a source cannot be decoded or read
-            self._failures.append(Failure(started.request, started.number, error))
-        else:
-            self._tasks[item] = started
-            if self._batch.has_room(item):
-                self._add(item)
-            else:
-                self._waiting.append(item)
-
-    def _add(self, item: Item) -> None:
-        try:
-            self._batch.add(item)
-        except ValueError as error:
-            started = self._tasks.pop(item)
-            self._failures.append(Failure(started.request, started.number, error))
-
-    def _report(self, outcomes: Sequence[Outcome], steps: Mapping[Item, int]) -> None:
-        """Call `on_step` for each item in progress and for each finished item."""
-        if self._on_step is None:
+                tasks.add(new)
+        had_tasks = len(tasks) > 0
+        if had_tasks:
+            tasks.step(on_step)
+        ready, failures = tasks.results()
+        yield from failures
+        if ready or (each_step and had_tasks):
+            yield ready
+        elif not (had_tasks or failures):
             return
-        for item, (step, total) in self._batch.progress.items():
-            self._on_step(self._step(item, step, total, partial(self._batch.preview, item)))
-        for outcome in outcomes:
-            if isinstance(outcome, Finished):
-                total, sample = steps[outcome.item], outcome.sample
-                self._on_step(self._step(outcome.item, total, total, partial(torch.clone, sample)))
-
-    def _step(self, item: Item, step: int, steps: int, sample: Callable[[], torch.Tensor]) -> Step:
-        started = self._tasks[item]
-
-        def preview() -> Images:
-            return self._runner.preview(sample(), item.request.seamless)
-
-        return Step(started.number, started.request, step, steps, preview)
 
 
 def without_failures(outcomes: Iterator[Loop | Failure]) -> Iterator[Loop]:

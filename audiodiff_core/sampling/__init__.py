@@ -2,43 +2,20 @@
 
 Each request has its own seed, number of steps and sampling method.
 
-parameters.py sampling parameters of a request
-requests.py   requests: everything that shapes a result
-profile.py    execution profile: batch size, precision and device
-item.py       an item to sample: a request and its tensors
-network.py    one call of the network, in a fixed shape
-inversion.py  coefficients of the way from an image to noise
-pool.py       samples of one shape, stepped together
-batch.py      batch engine: items join, leave and finish between network calls
-sampler.py    loops over the batch engine
+parameters.py   sampling parameters of a request
+requests.py     requests: everything that shapes a result
+batch_sizes.py  defaults of the execution profile
+profile.py      execution profile: batch size, precision and device
+item.py         an item to sample: a request and its tensors
+network.py      one call of the network, in a fixed shape
+inversion.py    coefficients of the way from an image to noise
+pool.py         samples of one shape, stepped together
+batch.py        batch engine: items join, leave and finish between network calls
+sampler.py      loops over the batch engine
+
+`__init__.pyi` lists the public names. Each name is imported on first use, so requests need neither torch nor diffusers.
 """
 
-from audiodiff_core.diffusion.schedulers import MAX_STEPS, scheduler_for
-from audiodiff_core.models import image_sides
-from audiodiff_core.sampling.batch import Batch
-from audiodiff_core.sampling.item import Failed, Finished, Item, Outcome, initial_noise
-from audiodiff_core.sampling.parameters import SamplingParameters
-from audiodiff_core.sampling.profile import ExecutionProfile, Precision, default_batch_size
-from audiodiff_core.sampling.requests import REQUEST, GenerateRequest, Request, SeededRequest
-from audiodiff_core.sampling.sampler import Sampler
+import lazy_loader
 
-__all__ = [
-    "MAX_STEPS",
-    "REQUEST",
-    "Batch",
-    "ExecutionProfile",
-    "Failed",
-    "Finished",
-    "GenerateRequest",
-    "Item",
-    "Outcome",
-    "Precision",
-    "Request",
-    "Sampler",
-    "SamplingParameters",
-    "SeededRequest",
-    "default_batch_size",
-    "image_sides",
-    "initial_noise",
-    "scheduler_for",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

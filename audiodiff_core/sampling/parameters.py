@@ -5,14 +5,7 @@ from typing import Any, ClassVar, Self
 import pydantic
 
 from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM
-from audiodiff_core.diffusion.schedulers import (
-    MAX_STEPS,
-    METHODS,
-    ZERO_SNR_DEFAULT,
-    ZERO_SNR_STEPS,
-    SchedulerName,
-    resolved,
-)
+from audiodiff_core.diffusion.methods import MAX_STEPS, METHODS, ZERO_SNR_DEFAULT, ZERO_SNR_STEPS, SchedulerName
 
 MAX_WIDTH = 16_384
 MAX_GUIDANCE = 100.0
@@ -117,5 +110,7 @@ class SamplingParameters(pydantic.BaseModel):
         Raises:
             ValueError: If the model cannot be sampled with these parameters.
         """
+        from audiodiff_core.diffusion.schedulers import resolved  # imports diffusers
+
         name, steps = resolved(model_scheduler, self)
         return self.model_copy(update={"scheduler": name, "steps": steps})

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pydantic
 import torch
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE, Precision
+
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-CPU_BATCH_SIZE = 4
-GPU_BATCH_SIZE = 32
 INTERACTIVE_BATCH_SIZES = (1, 4, 8, 32)
 """Batch sizes of interactive use. A call uses the smallest one that takes all its requests."""
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
-from audiodiff_core.diffusion.schedulers import MAX_STEPS
-from audiodiff_core.diffusion.seeds import SEEDS
+from audiodiff_core.diffusion.methods import MAX_STEPS
 from audiodiff_core.sampling.parameters import MAX_DURATION_S, SamplingParameters
 
+SEEDS = range(2**32)
+"""Valid seeds."""
 MAX_ENCODING = 65_536
 MAX_REFERENCE = 4_096
 MAX_SPANS = 1_024

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiodiff_core.models import parameter_count
-from audiodiff_core.sampling import image_sides
+from audiodiff_core.models import image_sides, parameter_count
 from audiodiff_core.training.optimizer import OptimizerName
 
 # Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of

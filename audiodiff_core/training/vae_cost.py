@@ -7,8 +7,7 @@ from typing import Any, Literal
 import torch
 
 from audiodiff_core.latents import latent_factor
-from audiodiff_core.models import parameter_count
-from audiodiff_core.sampling import image_sides
+from audiodiff_core.models import image_sides, parameter_count
 from audiodiff_core.training.cost import FLOAT_BYTES, OPTIMIZER_BYTES, LiveBytes, under_autocast
 from audiodiff_core.training.vae_losses import (
     PatchDiscriminator,

@@ -8,7 +8,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 from audiodiff_core.files.weights import StateDict
-from audiodiff_core.sampling import image_sides
+from audiodiff_core.models import image_sides
 from audiodiff_core.training.optimizer import load_moments, make_optimizer, moments_of
 from audiodiff_core.training.state import memory_format
 from audiodiff_core.training.vae_losses import PatchDiscriminator, VaeObjective

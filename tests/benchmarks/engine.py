@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.objectives import Objective
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
 from audiodiff_core.pipeline import LoopPipeline

@@ -37,8 +37,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from audiodiff_core.checkpoint import RECORD, load_model
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName, resolved
+from audiodiff_core.diffusion.schedulers import resolved
 from audiodiff_core.evaluation import Items, real_to_real
 from audiodiff_core.evaluation.comparison import NORMAL_95, resampled
 from audiodiff_core.evaluation.embedders import item_from_samples, load_embedder

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.objectives import Objective
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.sampling import Batch, ExecutionProfile, Failed, Finished, GenerateRequest, Item, Sampler
 from audiodiff_core.sampling.batch import MAX_POOLS
 from audiodiff_core.sampling.item import Outcome

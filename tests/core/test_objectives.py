@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from audiodiff_core.diffusion.methods import PredictionType
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler, losses, scales, target, weights
-from audiodiff_core.diffusion.schedulers import PredictionType
 
 OBJECTIVES = [
     Objective(prediction_type="epsilon", zero_terminal_snr=False),

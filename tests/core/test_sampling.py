@@ -20,9 +20,9 @@ import torch
 from diffusers import AudioDiffusionPipeline, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers import Mel as OracleMel
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.objectives import Objective, SavedScheduler
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.diffusion.seeds import derived
 from audiodiff_core.diffusion.seeds import initial_noise as noise_stream
 from audiodiff_core.mel import MelConfig, to_image

@@ -12,16 +12,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+from audiodiff_core.diffusion.methods import METHODS, PredictionType, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.schedulers import (
-    METHODS,
-    SCHEDULERS,
-    PredictionType,
-    SchedulerName,
-    prediction_type,
-    resolved,
-    scheduler_for,
-)
+from audiodiff_core.diffusion.schedulers import SCHEDULERS, prediction_type, resolved, scheduler_for
 from audiodiff_core.sampling import GenerateRequest
 from tests.rare import rare_but
 

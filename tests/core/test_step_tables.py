@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.diffusion.step_tables import Column, StepTable, step_table
 from audiodiff_core.sampling import GenerateRequest
 from tests.core.test_schedulers import model, offered

@@ -18,9 +18,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.diffusion.philox import Purpose, normals, words
-from audiodiff_core.diffusion.schedulers import METHODS, SchedulerName
 from audiodiff_core.latents import decode_latents, encode_latents
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.models import PresetName, build_network, build_vae, objective_for

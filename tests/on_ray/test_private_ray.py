@@ -44,3 +44,9 @@ def test_the_head_node_has_this_resource(local_ray: None) -> None:
 
     (head,) = ray.nodes()
     assert head["Resources"][private_ray.HEAD_RESOURCE] == 1
+
+
+def test_without_a_server_there_are_no_http_options(local_ray: None) -> None:
+    context = import_module("ray.serve.context")
+    assert "raise_if_no_controller_running" in inspect.signature(context._get_global_client).parameters
+    assert private_ray.serve_http_options() is None

@@ -11,7 +11,7 @@ import pytest
 from audiodiff_platform.entry.options import SECTIONS, Options, from_command_line, load_recipe, read_recipe
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.prepare.job import PrepareOptions
-from audiodiff_platform.serve.job import ServeOptions
+from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.train.options import TrainOptions
 
 Value = str | Sequence[str]
@@ -169,8 +169,17 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "port": "08001",
         "batch_size": "4",
         "precision": "fp16",
+        "device": "gpu",
         "compiled": "true",
+        "min_replicas": "0",
         "max_replicas": "2",
+        "gpus_per_replica": ".25",
+        "max_models": "2",
+        "queue_batches": "0",
+        "max_wait_s": "2.5",
+        "request_timeout_s": "1e2",
+        "max_upload_mb": "64",
+        "yaml": "on",
     },
 }
 REQUIRED: Mapping[str, Stated] = {

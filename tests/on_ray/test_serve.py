@@ -1,20 +1,29 @@
 """serve over real HTTP: the same bytes as generate, clear refusals, nothing open without a key."""
 
+import base64
+import hashlib
+import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 from ray import serve as ray_serve
 
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.mel.png import decode_png
 from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_platform.serve.job import MAX_BODY_BYTES, ServeOptions, serve, start
+from audiodiff_core.sampling import REQUEST, ExecutionProfile
+from audiodiff_platform.serve.job import served
+from audiodiff_platform.serve.options import ServeOptions
 
 pytestmark = pytest.mark.workers
 
@@ -33,53 +42,68 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(local_ray: None, model: Path, conditional: Path) -> Iterator[httpx.Client]:
-    """A client that sends the key to a server that requires it."""
+def options(model: Path, conditional: Path) -> ServeOptions:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     models = (f"tiny={model}", f"conditional={conditional}")
-    start(ServeOptions(model=models, port=port), replicas=1, api_key=KEY)
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
-    ) as session:
-        yield session
-    ray_serve.shutdown()
+    return ServeOptions(model=models, port=port, max_replicas=1, max_upload_mb=1, queue_batches=2)
 
 
-def _expected(model: Path, request: GenerateRequest) -> bytes:
+@pytest.fixture(scope="module")
+def client(local_ray: None, options: ServeOptions) -> Iterator[httpx.Client]:
+    """A client that sends the key to a server that requires it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUDIODIFF_API_KEY", KEY)
+        with (
+            served(options),
+            httpx.Client(
+                base_url=f"http://127.0.0.1:{options.port}", headers={"Authorization": f"Bearer {KEY}"}, timeout=60
+            ) as session,
+        ):
+            yield session
+
+
+def expected(model: Path, fields: dict[str, Any]) -> bytes:
+    """Return the WAV file that the pipeline makes of a request."""
     profile = ExecutionProfile.here()
     profile.prepare_process()
-    (loop,) = LoopPipeline.of(load_model(model), profile).generate([request])
+    (loop,) = LoopPipeline.of(load_model(model), profile).generate([REQUEST.validate_python(fields)])
     return loop.file(22_050, "wav")
 
 
+def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
+    pieces = [piece.split("\n") for piece in answer.text.split("\n\n") if piece.startswith("event: ")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in pieces]
+
+
 def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, model: Path) -> None:
-    assert client.get("/healthz").status_code == 200
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
     described, other = client.get("/v1/models").json()["models"]
-    assert (described["name"], other["name"]) == ("tiny", "conditional")
-    assert described["digest"] == load_model(model).digest
-    answer = client.post(
-        "/v1/generate", json={"model": "tiny", "seed": 3, "steps": 4, "scheduler": "ddpm", "format": "wav"}
-    )
+    assert (described["name"], other["name"], other["encoding_dim"]) == ("tiny", "conditional", 4)
+    digest = load_model(model).digest
+    assert described["digest"] == digest
+    fields = {"seed": 3, "steps": 4, "scheduler": "ddpm"}
+    answer = client.post("/v1/generate", json={"model": "tiny", **fields, "format": "wav"})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "audio/wav"
-    assert (answer.headers["x-audiodiff-seed"], answer.headers["x-audiodiff-model"]) == ("3", "tiny")
-    assert answer.content == _expected(model, GenerateRequest(seed=3, steps=4, scheduler="ddpm"))
+    named = [answer.headers[f"x-audiodiff-{name}"] for name in ("seed", "model", "digest")]
+    assert named == ["3", "tiny", digest]
+    assert {part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")} >= {"queue", "sample"}
+    assert answer.headers["x-request-id"]
+    assert answer.content == expected(model, fields)
 
 
 def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Path) -> None:
-    values = [0.5, -1.0, 0.0, 2.0]
     fields = {"seed": 3, "steps": 3, "guidance_scale": 2.0, "seamless": True, "duration_s": 0.5}
-    for encoding in (None, values):
-        body = {"model": "conditional", **fields, "encoding": encoding}
-        answer = client.post("/v1/generate", json=body)
-        assert answer.status_code == 200, answer.text
-        assert answer.content == _expected(conditional, GenerateRequest(**fields, encoding=encoding))
+    body = {"model": "conditional", **fields, "encoding": [0.5, -1.0, 0.0, 2.0]}
+    answer = client.post("/v1/generate", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.content == expected(conditional, {**fields, "encoding": body["encoding"]})
     for wrong, named in (("drums", "reference"), ([1.0], "takes 4 finite numbers")):
         refused = client.post("/v1/generate", json={"model": "conditional", "encoding": wrong})
         assert refused.status_code == 422
-        assert named in refused.text
+        assert named in refused.json()["error"]["message"]
 
 
 def test_requests_in_company_get_the_same_bytes_as_alone(client: httpx.Client) -> None:
@@ -98,53 +122,212 @@ def test_without_a_seed_a_new_loop_is_drawn_and_told(client: httpx.Client) -> No
     assert again.content == first.content
 
 
+def test_a_result_that_the_client_holds_is_not_made_again(client: httpx.Client) -> None:
+    body = {"seed": 4, "steps": 1}
+    tag = client.post("/v1/generate", json=body).headers["etag"]
+    again = client.post("/v1/generate", json={**body, "width": 32}, headers={"If-None-Match": f'"other", W/{tag}'})
+    assert (again.status_code, again.headers["etag"], again.content) == (304, tag, b"")
+    changed = client.post("/v1/generate", json={**body, "format": "flac"}, headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != tag
+
+
+def test_json_holds_the_audio_and_where_it_comes_from(client: httpx.Client, model: Path) -> None:
+    answer = client.post("/v1/generate", json={"seed": 3, "steps": 2}, headers={"Accept": "application/json"}).json()
+    content = base64.b64decode(answer["audio"])
+    assert content == expected(model, {"seed": 3, "steps": 2})
+    assert answer["sha256"] == hashlib.sha256(content).hexdigest()
+    assert answer["request"]["scheduler"] == "ddim"
+    assert {"tempo_bpm", "profile", "model_digest", "duration_s", "seconds"} <= answer.keys()
+
+
+def test_events_tell_progress_previews_and_the_audio(client: httpx.Client, model: Path) -> None:
+    body = {"seed": 3, "steps": 4, "preview_every": 2}
+    answer = client.post("/v1/generate", json=body, headers={"Accept": "text/event-stream"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = events_of(answer)
+    assert [name for name, _ in events][:2] == ["accepted", "started"]
+    assert [data for name, data in events if name == "progress"] == [{"step": n, "steps": 4} for n in range(1, 5)]
+    (preview,) = (data for name, data in events if name == "preview")
+    assert decode_png(base64.b64decode(preview["png"])).shape == (32, 32)
+    (audio,) = (data for name, data in events if name == "audio")
+    assert base64.b64decode(audio["audio"]) == expected(model, {"seed": 3, "steps": 4})
+    assert events[-1] == ("done", {})
+    refused = client.post("/v1/generate", json={"width": 33}, headers={"Accept": "text/event-stream"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_value")
+
+
+def test_a_bad_request_of_a_list_fails_alone(client: httpx.Client, model: Path) -> None:
+    bodies: list[Any] = [{"seed": seed, "steps": 2} for seed in range(7)] + [{"steps": 2, "width": 33}, {"model": "x"}]
+    answer = client.post("/v1/generate", json=bodies)
+    assert answer.status_code == 200
+    data = answer.json()["data"]
+    assert [entry["index"] for entry in data] == list(range(9))
+    assert base64.b64decode(data[3]["audio"]) == expected(model, {"seed": 3, "steps": 2})
+    assert ["error" in entry for entry in data] == [False] * 7 + [True] * 2
+    streamed = events_of(client.post("/v1/generate", json=bodies, headers={"Accept": "text/event-stream"}))
+    ends = {data["index"]: name for name, data in streamed if name in ("audio", "error")}
+    assert ends == {**dict.fromkeys(range(7), "audio"), 7: "error", 8: "error"}
+    assert streamed[-1] == ("done", {"count": 9})
+    assert client.post("/v1/generate", json=bodies[-2:]).status_code == 422
+
+
 @pytest.mark.parametrize(
-    ("body", "status", "named"),
+    ("route", "kind", "fields", "count"),
+    [
+        ("variations", "vary", {"strength": 0.6, "slice": 1}, 1),
+        ("inpaint", "inpaint", {"regenerate": [[0.0, 0.5]]}, 1),
+        ("extend", "extend", {"duration_s": 2.0}, 1),
+        ("remix", "remix", {"start_step": 1}, 1),
+        ("interpolate", "interpolate", {"position": 0.25, "refinements": 1}, 2),
+        ("interpolate", "interpolate", {"seeds": [1, 2]}, 0),
+    ],
+)
+def test_uploads_give_the_bytes_that_files_give(
+    client: httpx.Client, model: Path, loops: Path, route: str, kind: str, fields: dict[str, Any], count: int
+) -> None:
+    files = [loops / "ambi_haunted_hum.flac", loops / "loop_mika.flac"][:count]
+    contents = [file.read_bytes() for file in files]
+    common = {"seed": 5, "steps": 3, **fields}
+    named = {"sources": files} if kind == "interpolate" else {"source": files[0] if files else None}
+    paths = {
+        name: str(value) if isinstance(value, Path) else [str(path) for path in value]
+        for name, value in named.items()
+        if value
+    }
+    wav = expected(model, {"kind": kind, **common, **paths})
+    form = {name: json.dumps(value) if isinstance(value, list) else str(value) for name, value in common.items()}
+    parts = [("audio", (file.name, content)) for file, content in zip(files, contents, strict=True)]
+    answer = client.post(f"/v1/{route}", data=form, files=parts or None)
+    assert answer.status_code == 200, answer.text
+    assert answer.content == wav
+    texts = [base64.b64encode(content).decode() for content in contents]
+    in_json = {**common, **({"audio": texts if count > 1 else texts[0]} if texts else {})}
+    assert client.post(f"/v1/{route}", json=in_json).content == wav
+
+
+def test_a_wrong_upload_is_refused(client: httpx.Client, loops: Path) -> None:
+    good = (loops / "bass_hit_c.flac").read_bytes()
+    cases: list[tuple[str, dict[str, Any], list[tuple[str, bytes]], int, str]] = [
+        ("variations", {}, [("audio", b"not audio")], 422, "undecodable_audio"),
+        ("variations", {"slice": "99"}, [("audio", good)], 422, "undecodable_audio"),
+        ("variations", {}, [], 422, "invalid_value"),
+        ("variations", {}, [("audio", good), ("audio", good)], 422, "invalid_value"),
+        ("variations", {}, [("sound", good)], 422, "unknown_field"),
+        ("variations", {"source": "/etc/passwd"}, [("audio", good)], 422, "invalid_value"),
+        ("inpaint", {"regenerate": "[[0"}, [("audio", good)], 422, "invalid_value"),
+        ("remix", {"steps": "two"}, [("audio", good)], 422, "invalid_value"),
+        ("remix", {"model": "x"}, [("audio", good)], 404, "model_not_found"),
+        ("remix", {}, [("audio", b"x" * 6_000_000)], 413, "body_too_large"),
+    ]
+    for route, form, files, status, code in cases:
+        answer = client.post(f"/v1/{route}", data=form, files=[(name, ("a", content)) for name, content in files])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    for text in ("%%%", 3, [1]):
+        assert client.post("/v1/variations", json={"audio": text}).json()["error"]["param"] == "audio"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
     [
         ({"steps": 0}, 422, "steps"),
         ({"steps": 1001}, 422, "steps"),
-        ({"seed": -1}, 422, "seed"),
         ({"seed": 2**32}, 422, "seed"),
         ({"scheduler": "fast"}, 422, "scheduler"),
-        ({"scheduler": "heun"}, 422, "heun does not support the model's zero terminal SNR"),
-        ({"width": 33}, 422, "width 33"),
-        ({"eta": 0.5, "scheduler": "euler"}, 422, "eta 0.5"),
+        ({"scheduler": "heun"}, 422, None),
+        ({"width": 33}, 422, None),
         ({"format": "exe"}, 422, "format"),
         ({"step": 3}, 422, "step"),
-        ({"model": "other"}, 404, "other"),
+        ({"kind": "sing"}, 422, "kind"),
+        ({"preview_every": -1}, 422, "preview_every"),
+        ({"model": "other"}, 404, "model"),
+        ([], 422, None),
+        (3, 422, None),
     ],
 )
-def test_a_wrong_body_is_refused_by_name(
-    client: httpx.Client, body: dict[str, object], status: int, named: str
-) -> None:
+def test_a_wrong_body_is_refused_by_name(client: httpx.Client, body: Any, status: int, param: str | None) -> None:
     answer = client.post("/v1/generate", json=body)
-    assert answer.status_code == status
-    assert named in answer.text
-    assert "Traceback" not in answer.text
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), answer.text
+    assert error.keys() == {"message", "type", "param", "code"}
 
 
-def test_a_body_that_is_too_large_or_not_json_is_refused(client: httpx.Client) -> None:
-    assert client.post("/v1/generate", content=b"x" * (MAX_BODY_BYTES + 1)).status_code == 413
-    assert client.post("/v1/generate", content=iter([b"x" * 100])).status_code == 413
-    assert client.post("/v1/generate", content=b"{").status_code == 422
+def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
+    cases = [
+        (client.get("/v1/nothing"), 404, "unknown_route"),
+        (client.get("/v1/generate"), 405, "method_not_allowed"),
+        (client.post("/v1/generate", content=b"{"), 422, "invalid_json"),
+        (client.post("/v1/generate", content=b"[" * 100_000), 422, "invalid_json"),
+        (client.post("/v1/generate", content=b"x" * 6_000_000), 413, "body_too_large"),
+        (client.post("/v1/generate", content=iter([b"x" * 1_000_000] * 6)), 413, "body_too_large"),
+    ]
+    for answer, status, code in cases:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
 
 
 def test_the_key_is_asked_for(client: httpx.Client) -> None:
     for wrong in ("", "Bearer other", KEY):
-        answer = client.post("/v1/generate", json={"steps": 1}, headers={"Authorization": wrong})
-        assert answer.status_code == 401
-        assert client.get("/v1/models", headers={"Authorization": wrong}).status_code == 401
-    assert client.get("/healthz", headers={"Authorization": ""}).status_code == 200
+        for path in ("/v1/models", "/v1/nothing", "/docs", "/openapi.json"):
+            answer = client.get(path, headers={"Authorization": wrong})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert client.post("/v1/generate", json={"steps": 1}, headers={"Authorization": wrong}).status_code == 401
+    for path in ("/healthz", "/readyz"):
+        assert client.get(path, headers={"Authorization": ""}).status_code == 200
 
 
-def test_beyond_loopback_it_does_not_start_without_a_key(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AUDIODIFF_API_KEY", raising=False)
-    for host in ("0.0.0.0", "::", "example.com"):
-        with pytest.raises(ValueError, match=r"set AUDIODIFF_API_KEY"):
-            serve(ServeOptions(model=(f"tiny={model}",), host=host))
+def test_the_interface_is_described(client: httpx.Client) -> None:
+    described = client.get("/openapi.json").json()["paths"]
+    body = described["/v1/inpaint"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {"audio", "regenerate", "steps", "format"} <= body["properties"].keys()
+    assert "source" not in body["properties"]
+    assert {"401", "422", "503"} <= described["/v1/generate"]["post"]["responses"].keys()
 
 
-def test_models_need_names() -> None:
-    for entry in ("path/only", "=path", "bad/name=path", "name="):
-        with pytest.raises(ValueError, match="NAME=PATH"):
-            ServeOptions(model=(entry,))
+def test_the_process_of_the_interface_has_no_torch(client: httpx.Client) -> None:
+    def replicas_with_torch(deployment: str) -> list[bool]:
+        title = f"ServeReplica:audiodiff:{deployment}"
+        replicas = [
+            process for process in processes if title in " ".join(process.as_dict(["cmdline"])["cmdline"] or ())
+        ]
+        return [any("libtorch" in part.path for part in replica.memory_maps()) for replica in replicas]
+
+    processes = psutil.Process().children(recursive=True)
+    assert replicas_with_torch("ingress") == [False]
+    assert replicas_with_torch("generation") == [True]
+
+
+def test_clients_that_leave_free_the_batch(client: httpx.Client) -> None:
+    endless = {"kind": "extend", "duration_s": 700, "steps": 1_000}
+    stream = {"Accept": "text/event-stream", "x-request-disconnect-disabled": "?1"}
+    streams = []  # httpx closes a stream whose iterator is gone
+    with ExitStack() as clients:
+        for _ in range(4):
+            answer = clients.enter_context(client.stream("POST", "/v1/generate", json=endless, headers=stream))
+            streams.append(answer.iter_lines())
+            assert next(streams[-1]) == "event: accepted"
+        refused = client.post("/v1/generate", json={"steps": 1})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "wait_too_long")
+        assert int(refused.headers["retry-after"]) >= 1
+    generation = ray_serve.get_deployment_handle("generation", "audiodiff")
+    deadline = time.monotonic() + 60
+    while any(generation.load.remote().result()["tiny"]):
+        assert time.monotonic() < deadline, "requests of clients that left are still there"
+    assert client.post("/v1/generate", json={"steps": 1}).status_code == 200
+
+
+def test_half_sent_bodies_hold_no_slot(client: httpx.Client, options: ServeOptions) -> None:
+    head = f"POST /v1/generate HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
+    with ExitStack() as connections:
+        for _ in range(64):
+            connection = connections.enter_context(socket.create_connection(("127.0.0.1", options.port)))
+            connection.sendall(head.encode())
+        assert client.post("/v1/generate", json={"steps": 1}).status_code == 200
+
+
+def test_another_server_on_the_cluster_is_refused(client: httpx.Client, options: ServeOptions) -> None:
+    with pytest.raises(ValueError, match="application audiodiff runs on this cluster already"), served(options):
+        pass
+    other = options.model_copy(update={"port": options.port + 1})
+    with pytest.raises(ValueError, match=f"runs on this cluster with port {options.port}, not"), served(other):
+        pass
+    assert client.get("/readyz").status_code == 200

@@ -2,8 +2,7 @@
 
 import pydantic
 
-from audiodiff_core.sampling import Precision
-from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE, Precision
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import Options
 

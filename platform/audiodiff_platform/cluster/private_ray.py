@@ -4,6 +4,7 @@
 """
 
 from importlib import import_module
+from typing import Any
 
 JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """The environment variable that Ray's job server sets for the entry point of a submitted job."""
@@ -25,3 +26,10 @@ def largest_cluster() -> dict[str, int] | None:
     """Return the largest amount of each resource that the cluster can have, or None if unknown."""
     limits: dict[str, int] | None = import_module("ray._private.state").state.get_max_resources_from_cluster_config()
     return limits
+
+
+def serve_http_options() -> dict[str, Any] | None:
+    """Return the HTTP options with which Ray Serve runs on the connected cluster, or None if it does not run."""
+    context = import_module("ray.serve.context")
+    client = context._get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else dict(client.http_config)

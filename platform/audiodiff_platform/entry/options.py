@@ -27,7 +27,7 @@ SECTIONS: Mapping[str, str] = {
     "encode": "audiodiff_platform.encode.job:EncodeOptions",
     "generate": "audiodiff_platform.generate.job:GenerateOptions",
     "evaluate": "audiodiff_platform.evaluate.job:EvaluateOptions",
-    "serve": "audiodiff_platform.serve.job:ServeOptions",
+    "serve": "audiodiff_platform.serve.options:ServeOptions",
 }
 """The options class of each section, as MODULE:CLASS. The modules load Ray, so they are imported on use."""
 

@@ -28,7 +28,7 @@ import numpy as np
 from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
-from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
+from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import runs_on_gpus, usable_path
 from audiodiff_platform.generate.delivery import DeliveryWorker, delivery_counts
 from audiodiff_platform.generate.finished import reread, summary, write_pages

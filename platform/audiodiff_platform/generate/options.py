@@ -6,9 +6,9 @@ import pydantic
 
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
-from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.loops.loudness import TargetLevel
 from audiodiff_core.sampling import SamplingParameters
+from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.generate.file_names import NameTemplate

@@ -1,22 +1,50 @@
-"""Bodies of HTTP requests."""
+"""Bodies of HTTP requests: the requests of the core, with the model and the file format.
 
+Audio comes with the request: in the multipart field `audio`, or in base64 as `audio` of a JSON object. Paths, URIs and
+references of encodings are refused.
+"""
+
+import base64
+import binascii
+import json
 import secrets
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import pydantic
+from pydantic.json_schema import SkipJsonSchema
 
 from audiodiff_core.audio import AudioFormat
-from audiodiff_core.diffusion.seeds import SEEDS
-from audiodiff_core.sampling import GenerateRequest
-from audiodiff_core.sampling.requests import Seed
+from audiodiff_core.sampling.requests import (
+    REQUEST,
+    SEEDS,
+    ExtendRequest,
+    GenerateRequest,
+    InpaintRequest,
+    InterpolateRequest,
+    InvertRequest,
+    Reference,
+    RemixRequest,
+    Seed,
+    SeededRequest,
+    VaryRequest,
+)
+from audiodiff_platform.serve.calls import Call
+from audiodiff_platform.serve.errors import ApiError, invalid, of_validation
+
+AUDIO = "audio"
+JSON_FIELDS = frozenset({"regenerate", "encoding", "seeds"})
+"""Fields whose form values are JSON."""
+
+Uploaded = SkipJsonSchema[Reference | None]
 
 
 def _or_random(seed: Any) -> Any:
     return secrets.randbelow(len(SEEDS)) if seed is None else seed
 
 
-class HttpGenerateRequest(GenerateRequest):
-    """Body of a request to /v1/generate: a request, with the model and the file format."""
+class HttpRequest(SeededRequest):
+    """Fields of a body beside those of the request."""
 
     model: str | None = pydantic.Field(
         None, max_length=200, description="name of a model from /v1/models; null: the first model"
@@ -35,6 +63,128 @@ class HttpGenerateRequest(GenerateRequest):
             raise ValueError(f"encoding {encoding!r} is a reference: send the values")
         return encoding
 
-    def request(self) -> GenerateRequest:
-        """Return the request without the model and the file format."""
-        return GenerateRequest(**self.model_dump(include=set(GenerateRequest.model_fields)))
+
+class HttpGenerateRequest(HttpRequest, GenerateRequest):
+    """Body of a request for a loop from noise."""
+
+
+class HttpVaryRequest(HttpRequest, VaryRequest):
+    """Body of a request for a variation of a slice of the audio."""
+
+    kind: Literal["vary"] = "vary"
+    source: Uploaded  # type: ignore[assignment]
+
+
+class HttpInpaintRequest(HttpRequest, InpaintRequest):
+    """Body of a request to regenerate spans of a slice of the audio."""
+
+    kind: Literal["inpaint"] = "inpaint"
+    source: Uploaded  # type: ignore[assignment]
+
+
+class HttpExtendRequest(HttpRequest, ExtendRequest):
+    """Body of a request for a long loop, which begins with the audio if there is any."""
+
+    kind: Literal["extend"] = "extend"
+    source: Uploaded = None
+
+
+class HttpRemixRequest(HttpRequest, RemixRequest):
+    """Body of a request for a variation of a whole track."""
+
+    kind: Literal["remix"] = "remix"
+    source: Uploaded  # type: ignore[assignment]
+
+
+class HttpInvertRequest(HttpRequest, InvertRequest):
+    """Body of a request to reproduce a slice of the audio from noise."""
+
+    kind: Literal["invert"] = "invert"
+    source: Uploaded  # type: ignore[assignment]
+
+
+class HttpInterpolateRequest(HttpRequest, InterpolateRequest):
+    """Body of a request for a loop between several seeds, or between several audio files."""
+
+    kind: Literal["interpolate"] = "interpolate"
+    sources: SkipJsonSchema[tuple[Reference, ...] | None] = None
+
+
+BODIES: dict[str, type[HttpRequest]] = {
+    "generate": HttpGenerateRequest,
+    "vary": HttpVaryRequest,
+    "inpaint": HttpInpaintRequest,
+    "extend": HttpExtendRequest,
+    "remix": HttpRemixRequest,
+    "invert": HttpInvertRequest,
+    "interpolate": HttpInterpolateRequest,
+}
+"""Bodies by kind of request."""
+
+
+def call_of(fields: Mapping[str, Any], kind: str | None = None, audio: Sequence[bytes] = ()) -> Call:
+    """Check the fields of a body, and return its call. The call has no model if the body names none.
+
+    Args:
+        fields: The fields of a JSON object or of a form.
+        kind: Kind of request of the route. None: `kind` of the fields, by default generate.
+        audio: Contents of the uploaded files of a form.
+
+    Raises:
+        ApiError: A field is wrong.
+    """
+    values = dict(fields)
+    stated = values.pop("kind", None)
+    kind = kind or stated or "generate"
+    if kind not in BODIES or stated not in (None, kind):
+        raise invalid(f"kind {stated}: use {kind if kind in BODIES else ', '.join(BODIES)}", "kind")
+    for name in ("source", "sources"):
+        if name in values:
+            raise invalid(f"{name}: the server reads no files, send the audio in the field {AUDIO}", name)
+    if AUDIO in values:
+        audio = [*audio, *_decoded(values.pop(AUDIO))]
+    names = [AUDIO] if len(audio) == 1 else [f"{AUDIO}[{index}]" for index in range(len(audio))]
+    try:
+        body = BODIES[kind].model_validate({**values, **_sources(kind, names)})
+    except pydantic.ValidationError as error:
+        raise ApiError(of_validation(error)) from error
+    own = body.model_dump(exclude={"model", "format"})
+    return Call(body.model or "", REQUEST.validate_python(own), body.format, dict(zip(names, audio, strict=True)))
+
+
+def form_values(fields: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of form fields. An empty field is not set.
+
+    Raises:
+        ApiError: A list is not JSON.
+    """
+    values: dict[str, Any] = {}
+    for name, text in fields.items():
+        if text == "":
+            continue
+        try:
+            values[name] = json.loads(text) if name in JSON_FIELDS else text
+        except ValueError as error:
+            raise invalid(f"{name}: must be a list as JSON ({error})", name) from error
+    return values
+
+
+def _sources(kind: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a request that name its uploads."""
+    if kind == "interpolate":
+        return {"sources": tuple(names)} if names else {}
+    if kind == "generate":
+        if names:
+            raise invalid("a request of kind generate takes no audio: use another route or kind", AUDIO)
+        return {}
+    if len(names) > 1 or (not names and kind != "extend"):
+        raise invalid(f"{len(names)} audio files: a request of kind {kind} takes one in the field {AUDIO}", AUDIO)
+    return {"source": names[0]} if names else {}
+
+
+def _decoded(value: Any) -> list[bytes]:
+    """Decode the base64 text of one or several files."""
+    try:
+        return [base64.b64decode(text, validate=True) for text in ([value] if isinstance(value, str) else list(value))]
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise invalid(f"{AUDIO}: must be base64, or a list of base64 texts ({error})", AUDIO) from error

@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 import pydantic
 
+from audiodiff_core.diffusion.methods import PredictionType
 from audiodiff_core.diffusion.objectives import BetaSchedule, Objective, SavedScheduler
-from audiodiff_core.diffusion.schedulers import PredictionType
 from audiodiff_core.models import PRESETS, VAE_PRESETS, PresetName, VaePresetName, objective_for
 from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
 from audiodiff_core.training.vae_losses import VaeObjective

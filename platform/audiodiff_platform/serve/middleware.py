@@ -1,0 +1,148 @@
+"""Gate of the HTTP interface: every request passes here before its route.
+
+1. The API key is checked, except on open routes.
+2. The body is read within limits of its size, its duration and the memory of all bodies, so that a slow or endless
+   body occupies neither a route nor a slot of a batch.
+3. A client that disconnects cancels its request, also where the header `x-request-disconnect-disabled` keeps Ray Serve
+   from doing so.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from audiodiff_platform.serve.errors import ApiError, Problem
+
+OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+MAX_JSON_BYTES = 4 << 20
+"""Largest body of a route without uploads."""
+BODY_TIMEOUT_S = 30.0
+"""Longest time that a body takes to arrive."""
+MAX_BUFFERED_BYTES = 512 << 20
+"""Largest size of all bodies that a replica of the ingress holds."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("ray.serve")
+
+UNAUTHORIZED = Problem(401, "API key missing or wrong: send Authorization: Bearer KEY", "invalid_api_key")
+
+
+def key_hash(key: str) -> str:
+    """Return the hash by which the server knows a key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Gate:
+    """ASGI middleware that checks the key, bounds the body, and cancels the requests of disconnected clients.
+
+    Args:
+        app: The application.
+        key_hash: Hash of the key that requests must have, or None.
+        max_upload_bytes: Largest body of a request with uploads.
+    """
+
+    def __init__(self, app: App, key_hash: str | None, max_upload_bytes: int) -> None:
+        self._app, self._key_hash, self._max_upload_bytes = app, key_hash, max_upload_bytes
+        self._buffered = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self._buffered += size
+            if self._buffered > MAX_BUFFERED_BYTES:
+                raise ApiError(Problem(503, "too many uploads at once: try again", "uploads_full", None, 1.0))
+
+        if scope["path"] not in OPEN_ROUTES and not self._is_authorized(headers):
+            await UNAUTHORIZED.response()(scope, receive, send)
+            return
+        try:
+            body = await self._body(headers, receive, hold)
+            if body is not None:
+                await self._respond(scope, body, receive, send)
+        except ApiError as error:
+            await error.problem.response()(scope, receive, send)
+        finally:
+            self._buffered -= held
+
+    def _is_authorized(self, headers: Headers) -> bool:
+        if self._key_hash is None:
+            return True
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(key_hash(key), self._key_hash)
+
+    async def _body(self, headers: Headers, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
+        """Read the body. Return None if the client disconnected."""
+        limit = self._limit(headers)
+        too_large = Problem(413, f"the body is too large: send at most {limit} bytes", "body_too_large")
+        stated = headers.get("content-length", "0")
+        if not stated.isdigit() or int(stated) > limit:
+            raise ApiError(too_large)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > limit:
+                        raise ApiError(too_large)
+                    hold(len(part))
+                    parts.append(part)
+                    if not message.get("more_body", False):
+                        return b"".join(parts)
+        except TimeoutError:
+            message_408 = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+            raise ApiError(Problem(408, message_408, "body_timeout")) from None
+
+    def _limit(self, headers: Headers) -> int:
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            return self._max_upload_bytes + MAX_JSON_BYTES
+        return self._max_upload_bytes * 4 // 3 + MAX_JSON_BYTES  # base64
+
+    async def _respond(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Run the application, and cancel it if the client disconnects."""
+        given = asyncio.Event()
+        disconnected = asyncio.ensure_future(_disconnect(receive))
+
+        async def replay() -> Message:
+            if not given.is_set():
+                given.set()
+                return {"type": "http.request", "body": body, "more_body": False}
+            await asyncio.shield(disconnected)
+            return {"type": "http.disconnect"}
+
+        responding = asyncio.ensure_future(self._app(scope, replay, send))
+        try:
+            await asyncio.wait((responding, disconnected), return_when=asyncio.FIRST_COMPLETED)
+            if responding.done() and responding.exception() is not None:
+                logger.error("request failed", exc_info=responding.exception())  # the client was told by a handler
+        finally:
+            for task in (responding, disconnected):
+                task.cancel()
+            await asyncio.gather(responding, disconnected, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,117 @@
+"""Options of serve: models, address, replicas and limits."""
+
+import ipaddress
+from typing import Self
+
+import pydantic
+import pydantic_settings
+
+from audiodiff_platform.cluster.capacity import Device
+from audiodiff_platform.cluster.options import ProfileOptions
+
+
+class ServeOptions(ProfileOptions):
+    """Options of serve: models, address, replicas and limits."""
+
+    model: tuple[str, ...] = pydantic.Field(
+        description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
+    )
+    host: str = pydantic.Field(
+        "127.0.0.1", description="address to listen on; addresses other than loopback require AUDIODIFF_API_KEY"
+    )
+    port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
+    device: Device = pydantic.Field(
+        "auto", description="device of the replicas: cpu, gpu, or auto, which selects GPUs if the cluster has GPUs"
+    )
+    compiled: bool = pydantic.Field(
+        False, description="compile the network when a replica starts, which takes minutes but speeds up requests"
+    )
+    min_replicas: int = pydantic.Field(
+        1, ge=0, description="minimum number of generation replicas; 0: replicas start at the first request"
+    )
+    max_replicas: int | None = pydantic.Field(
+        None,
+        ge=1,
+        description="maximum number of generation replicas, each on one CPU or on gpus_per_replica; "
+        "none: all GPUs, or all CPUs without GPUs",
+    )
+    gpus_per_replica: float = pydantic.Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a GPU and of its memory that a replica uses",
+    )
+    max_models: int = pydantic.Field(
+        4, ge=1, description="maximum number of models that a replica keeps loaded; it unloads the least recently used"
+    )
+    queue_batches: int = pydantic.Field(
+        4, ge=0, le=1_000, description="batches of requests that wait in each replica; further requests are refused"
+    )
+    max_wait_s: float = pydantic.Field(
+        10.0, gt=0, le=600, description="seconds that a request waits for its first step; it is then refused"
+    )
+    request_timeout_s: float = pydantic.Field(
+        300.0, gt=0, le=7_200, description="seconds until a request that has not finished is stopped"
+    )
+    max_upload_mb: int = pydantic.Field(
+        32, ge=1, le=1_024, description="megabytes of uploaded audio in a request at most"
+    )
+    yaml: str | None = pydantic.Field(
+        None, description="file to write the configuration for `serve deploy` to, instead of serving"
+    )
+
+    @pydantic.field_validator("model", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.model_validator(mode="after")
+    def _models_are_named(self) -> Self:
+        for entry in self.model:
+            name, _, path = entry.partition("=")
+            if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                raise ValueError(f"model {entry!r}: must be NAME=PATH, with letters, digits, '.', '_' and '-' in NAME")
+        if len(self.paths()) != len(self.model):
+            raise ValueError(f"model {', '.join(self.model)}: names must be unique")
+        if self.max_replicas is not None and self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas}: must be at least min_replicas {self.min_replicas}")
+        return self
+
+    def paths(self) -> dict[str, str]:
+        """Return the path, URI or id of each model by its name."""
+        return dict(entry.split("=", 1) for entry in self.model)
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """True if only this machine can reach the server."""
+        return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+
+
+class Secrets(pydantic_settings.BaseSettings):
+    """Secrets from environment variables, which keep them out of recipes and process lists."""
+
+    model_config = pydantic_settings.SettingsConfigDict(env_prefix="AUDIODIFF_")
+
+    api_key: pydantic.SecretStr | None = None
+
+
+def required_key(options: ServeOptions) -> pydantic.SecretStr | None:
+    """Return the API key that requests must have, or None.
+
+    Raises:
+        ValueError: If other machines can reach the server, and there is no key.
+    """
+    key = Secrets().api_key
+    if key is None and not options.is_on_loopback:
+        raise ValueError(
+            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1"
+        )
+    return key
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

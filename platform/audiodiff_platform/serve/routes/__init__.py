@@ -1,0 +1,6 @@
+"""Routes of the HTTP interface, one router per module."""
+
+from audiodiff_platform.serve.routes import generate, models, operations, uploads
+
+ROUTERS = (generate.router, uploads.router, models.router, operations.router)
+"""All routers."""

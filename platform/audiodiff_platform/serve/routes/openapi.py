@@ -1,0 +1,88 @@
+"""OpenAPI descriptions of routes whose bodies are parsed by hand: forms, lists and objects of one kind of request."""
+
+from typing import Any
+
+from audiodiff_core.audio import MEDIA_TYPES
+from audiodiff_platform.serve.bodies import AUDIO, BODIES, JSON_FIELDS
+
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+ERRORS = {
+    401: "the API key is missing or wrong",
+    404: "there is no such model",
+    408: "the body did not arrive in time",
+    413: "the body is too large",
+    422: "a field, the JSON or the audio is wrong",
+    429: "a limit of the API key is reached; see Retry-After",
+    500: "the server failed",
+    503: "the server is full, or a replica ended; see Retry-After",
+}
+
+
+def documented(kind: str) -> dict[str, Any]:
+    """Return the arguments of a route that describe its body and its responses."""
+    responses: dict[int, Any] = {
+        200: {
+            "description": "the loop",
+            "content": {
+                **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+                "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {"type": "string"}},
+            },
+        },
+        304: {"description": "the client holds the result"},
+        **errors(),
+    }
+    return {"responses": responses, "openapi_extra": {"requestBody": {"content": _contents(kind), "required": False}}}
+
+
+def errors() -> dict[int, Any]:
+    """Return the descriptions of all errors."""
+    content = {"application/json": {"schema": ERROR}}
+    return {status: {"description": text, "content": content} for status, text in ERRORS.items()}
+
+
+def _contents(kind: str) -> dict[str, Any]:
+    schema = BODIES[kind].model_json_schema()
+    schema["properties"]["preview_every"] = {"type": "integer", "minimum": 0, "default": 0}
+    if kind == "generate":
+        example = {"seed": 7, "steps": 50, "format": "wav"}
+        return {
+            "application/json": {"schema": {"anyOf": [schema, {"type": "array", "items": schema}]}, "example": example}
+        }
+    text = {"type": "string", "contentEncoding": "base64"}
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    properties = schema["properties"]
+    form = {
+        name: {"type": "string", "contentMediaType": "application/json"} if name in JSON_FIELDS else value
+        for name, value in properties.items()
+    }
+    several = kind == "interpolate"
+    return {
+        "multipart/form-data": {
+            "schema": {
+                **schema,
+                "properties": {**form, AUDIO: {"type": "array", "items": file} if several else file},
+            }
+        },
+        "application/json": {
+            "schema": {
+                **schema,
+                "properties": {**properties, AUDIO: {"type": "array", "items": text} if several else text},
+            }
+        },
+    }

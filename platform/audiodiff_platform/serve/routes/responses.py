@@ -1,0 +1,158 @@
+"""Responses to requests for loops: an audio file, JSON or server-sent events, as the client accepts."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from audiodiff_platform.serve import events as sse
+from audiodiff_platform.serve.calls import Audio, Call, Event, Failed, NotModified
+from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.services import LOST, Services
+
+LIST_AT_ONCE = 8
+"""Largest number of requests of one list that wait or run at the same time."""
+
+
+async def answer(services: Services, request: Request, call: Call, preview_every: int) -> Response:
+    """Answer one request in the form that the client accepts."""
+    accepts = request.headers.get("accept", "")
+    call = services.addressed(call)
+    if sse.MEDIA_TYPE in accepts:
+        return await _streamed(services, [replace(call, measured=True, progress=True, preview_every=preview_every)])
+    as_json = "application/json" in accepts
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    outcome = await services.result(replace(call, measured=as_json, known=frozenset(known)))
+    if isinstance(outcome, NotModified):
+        return Response(status_code=304, headers={"ETag": outcome.etag})
+    assert isinstance(outcome, Audio)
+    if as_json:
+        return JSONResponse(sse.audio_json(outcome), headers=headers_of(outcome))
+    return Response(outcome.content, media_type=outcome.media_type, headers=headers_of(outcome))
+
+
+async def answer_list(
+    services: Services, request: Request, calls: Sequence[Call | Problem], preview_every: int
+) -> Response:
+    """Answer a list of requests. A wrong or failed request has an error in place of its audio.
+
+    Raises:
+        ApiError: All requests failed.
+    """
+    if sse.MEDIA_TYPE in request.headers.get("accept", ""):
+        streams: list[Call | Problem] = [
+            replace(call, measured=True, progress=True, preview_every=preview_every) if isinstance(call, Call) else call
+            for call in calls
+        ]
+        return await _streamed(services, streams, listed=True)
+    at_once = asyncio.Semaphore(LIST_AT_ONCE)
+
+    async def outcome(call: Call | Problem) -> Audio | Problem:
+        if isinstance(call, Problem):
+            return call
+        async with at_once:
+            try:
+                result = await services.result(replace(services.addressed(call), measured=True))
+            except ApiError as error:
+                return error.problem
+        assert isinstance(result, Audio)
+        return result
+
+    outcomes = await asyncio.gather(*(outcome(call) for call in calls))
+    problems = [one for one in outcomes if isinstance(one, Problem)]
+    if len(problems) == len(outcomes):
+        raise ApiError(problems[0])
+    data = [one.body() if isinstance(one, Problem) else sse.audio_json(one) for one in outcomes]
+    return JSONResponse({"data": [{"index": index, **one} for index, one in enumerate(data)]})
+
+
+def headers_of(audio: Audio) -> dict[str, str]:
+    """Return the headers of a response with audio."""
+    stages = ", ".join(f"{stage};dur={1_000 * seconds:.1f}" for stage, seconds in audio.seconds.items())
+    return {
+        "X-Audiodiff-Seed": str(audio.provenance["request"]["seed"]),
+        "X-Audiodiff-Model": audio.provenance["model"],
+        "X-Audiodiff-Digest": audio.provenance["model_digest"],
+        "ETag": audio.etag,
+        "Cache-Control": "private, no-cache",
+        "Server-Timing": stages,
+    }
+
+
+async def _streamed(services: Services, calls: Sequence[Call | Problem], listed: bool = False) -> Response:
+    """Answer with server-sent events. One request that is refused at once gets its status instead."""
+    if not listed:
+        (call,) = calls
+        assert isinstance(call, Call)
+        events = services.events(call)
+        first = await anext(events, Failed(LOST))
+        if isinstance(first, Failed):
+            await events.aclose()
+            raise ApiError(first.problem)
+        texts = _texts(first, events)
+    else:
+        texts = _list_texts(services, calls)
+    return StreamingResponse(sse.with_comments(texts), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
+
+
+async def _texts(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+    async with aclosing(events) as following:
+        yield sse.text(*sse.described(first))
+        last = first
+        async for last in following:
+            yield sse.text(*sse.described(last))
+    if not isinstance(last, Failed):
+        yield sse.text("done", {})
+
+
+async def _list_texts(services: Services, calls: Sequence[Call | Problem]) -> AsyncIterator[str]:
+    """Yield the events of all requests of a list, each with the index of its request, as they happen."""
+    texts: asyncio.Queue[str] = asyncio.Queue()
+    at_once = asyncio.Semaphore(LIST_AT_ONCE)
+
+    def tell(index: int, event: Event) -> None:
+        name, data = sse.described(event)
+        texts.put_nowait(sse.text(name, {"index": index, **data}))
+
+    async def run(index: int, call: Call | Problem) -> None:
+        async with at_once:
+            if isinstance(call, Problem):
+                tell(index, Failed(call))
+                return
+            try:
+                addressed = services.addressed(call)
+            except ApiError as error:
+                tell(index, Failed(error.problem))
+                return
+            async with aclosing(services.events(addressed)) as events:
+                async for event in events:
+                    tell(index, event)
+
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(run(index, call)) for index, call in enumerate(calls)]
+        ended = asyncio.gather(*running)
+        while not (ended.done() and texts.empty()):
+            upcoming = asyncio.ensure_future(texts.get())
+            await asyncio.wait((upcoming, ended), return_when=asyncio.FIRST_COMPLETED)
+            if upcoming.done():
+                yield upcoming.result()
+            else:
+                upcoming.cancel()
+    yield sse.text("done", {"count": len(calls)})
+
+
+def previews(data: Any) -> int:
+    """Take `preview_every` out of the fields of a body.
+
+    Raises:
+        ApiError: It is not a whole number from 0.
+    """
+    value = data.pop("preview_every", 0)
+    if not str(value).isdigit():
+        message = f"preview_every {value}: must be the number of steps between previews, 0 for none"
+        raise ApiError(Problem(422, message, "invalid_value", "preview_every"))
+    return int(value)

@@ -1,0 +1,72 @@
+"""Routes that generate from uploaded audio: variations, inpainting, long loops, remixes and interpolations."""
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from audiodiff_platform.serve.bodies import AUDIO, call_of, form_values
+from audiodiff_platform.serve.calls import Call
+from audiodiff_platform.serve.errors import invalid
+from audiodiff_platform.serve.routes.generate import json_body
+from audiodiff_platform.serve.routes.openapi import documented
+from audiodiff_platform.serve.routes.responses import answer, previews
+from audiodiff_platform.serve.services import Served
+
+ROUTES = {
+    "/v1/variations": ("vary", "Generate a variation of a slice of the audio."),
+    "/v1/inpaint": ("inpaint", "Regenerate spans of a slice of the audio to fit the rest."),
+    "/v1/extend": ("extend", "Generate a long loop, which begins with the audio if there is any."),
+    "/v1/remix": ("remix", "Generate a variation of a whole track, window by window."),
+    "/v1/interpolate": ("interpolate", "Generate a loop between several seeds, or between several audio files."),
+}
+MAX_FILES, MAX_FIELDS = 256, 64
+
+router = APIRouter(tags=["loops"])
+
+
+async def upload_call(request: Request, kind: str) -> tuple[Call, int]:
+    """Return the call of a form or of a JSON object, and the number of steps between previews.
+
+    Raises:
+        ApiError: The body or a field is wrong.
+    """
+    if request.headers.get("content-type", "").startswith(("multipart/form-data", "application/x-www-form-urlencoded")):
+        try:
+            async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+                items = form.multi_items()
+                files = [(name, await value.read()) for name, value in items if isinstance(value, UploadFile)]
+                texts = {name: value for name, value in items if isinstance(value, str)}
+        except HTTPException as error:
+            raise invalid(f"the form cannot be read ({error.detail})", code="invalid_form") from error
+        for name in {name for name, _ in files} - {AUDIO}:
+            raise invalid(f"{name}: files are sent in the field {AUDIO}", name, "unknown_field")
+        values = form_values(texts)
+        every = previews(values)
+        return call_of(values, kind, [content for _, content in files]), every
+    data = await json_body(request)
+    if not isinstance(data, dict):
+        raise invalid("the body must be a form or a JSON object")
+    every = previews(data)
+    return call_of(data, kind), every
+
+
+def _route(kind: str) -> Callable[[Request, Served], Awaitable[Response]]:
+    async def generate_from_audio(request: Request, services: Served) -> Response:
+        call, every = await upload_call(request, kind)
+        return await answer(services, request, call, every)
+
+    return generate_from_audio
+
+
+for _path, (_kind, _description) in ROUTES.items():
+    router.add_api_route(
+        _path,
+        _route(_kind),
+        methods=["POST"],
+        name=_kind,
+        description=_description,
+        response_class=Response,
+        **documented(_kind),
+    )

@@ -1,0 +1,117 @@
+"""What the routes share: the served models, and calls to the generation deployment."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from audiodiff_platform.serve.calls import Call, Event, Failed, ModelFacts
+from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.options import ServeOptions
+
+READY_FOR_S = 10.0
+"""Time for which an answer of a generation replica counts as its readiness."""
+READY_WITHIN_S = 2.0
+
+LOST = Problem(503, "the replica that worked on the request ended: send the request again", "replica_lost", None, 1.0)
+
+
+@dataclass
+class Services:
+    """Parts of the server that routes use.
+
+    Attributes:
+        options: Options of the server.
+        models: The served models. The first is the default.
+        generation: Handle of the generation deployment.
+    """
+
+    options: ServeOptions
+    models: tuple[ModelFacts, ...]
+    generation: DeploymentHandle
+    _ready_at: float = field(default=float("-inf"))
+
+    def addressed(self, call: Call) -> Call:
+        """Return a call with the name of its model filled in.
+
+        Raises:
+            ApiError: There is no such model.
+        """
+        names = [model.name for model in self.models]
+        name = call.model or names[0]
+        if name not in names:
+            message = f"model {name} is not served: use one of {', '.join(names)}"
+            raise ApiError(Problem(404, message, "model_not_found", "model"))
+        return replace(call, model=name)
+
+    async def events(self, call: Call) -> AsyncGenerator[Event, None]:
+        """Yield the events of a call, of which the last is Audio, NotModified or Failed.
+
+        Closing the iterator stops the request before the next step.
+        """
+        handle = self.generation.options(stream=True)
+        if len(self.models) > self.options.max_models:
+            handle = handle.options(multiplexed_model_id=call.model)
+        response: Any = handle.generate.remote(call)
+        events = aiter(response)
+        limit_s: float | None = self.options.max_wait_s  # for a replica
+        try:
+            while True:
+                try:
+                    event = await asyncio.wait_for(anext(events), limit_s)
+                except StopAsyncIteration:
+                    return
+                limit_s = None
+                yield event
+        except TimeoutError:
+            yield Failed(
+                Problem(503, "no replica is free: try again later", "no_replica", None, self.options.max_wait_s)
+            )
+        except BackPressureError:
+            yield Failed(Problem(503, "the server is full: try again later", "queue_full", None, 1.0))
+        except (RayError, RayServeException):
+            yield Failed(LOST)
+        finally:
+            response.cancel()
+
+    async def result(self, call: Call) -> Event:
+        """Return the last event of a call.
+
+        Raises:
+            ApiError: The request failed.
+        """
+        async with aclosing(self.events(call)) as events:
+            last: Event = Failed(LOST)
+            async for event in events:
+                last = event
+        if isinstance(last, Failed):
+            raise ApiError(last.problem)
+        return last
+
+    async def is_ready(self) -> bool:
+        """Return whether a generation replica has loaded its models, or can be started at a request."""
+        if self.options.min_replicas == 0 or time.monotonic() - self._ready_at < READY_FOR_S:
+            return True
+        response = self.generation.ready.remote()
+        try:
+            await asyncio.wait_for(response, READY_WITHIN_S)
+        except (TimeoutError, RayError, RayServeException):
+            response.cancel()
+            return False
+        self._ready_at = time.monotonic()
+        return True
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Served = Annotated[Services, Depends(_services)]

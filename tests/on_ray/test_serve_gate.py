@@ -1,0 +1,150 @@
+"""Gate of the HTTP interface and limits of time, without Ray: bodies, disconnects, waits and deadlines."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import pytest
+
+from audiodiff_platform.serve import middleware
+from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progress
+from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.events import with_comments
+from audiodiff_platform.serve.generation import within_limits
+from audiodiff_platform.serve.middleware import Gate, Message, key_hash
+
+AUDIO = Audio(b"", "audio/wav", "", {}, {})
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer(
+    gate: Gate, messages: Iterable[Message], path: str = "/v1/generate", **headers: str
+) -> tuple[int, bytes]:
+    """Send the messages of a client that then stays, and return the status and the body of the response."""
+    sent: list[Message] = []
+    coming = list(messages)
+
+    async def receive() -> Message:
+        return coming.pop(0) if coming else await asyncio.Future[Message]()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await gate({"type": "http", "method": "POST", "path": path, "headers": named}, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def part(body: bytes, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def code(body: bytes) -> str:
+    return str(json.loads(body)["error"]["code"])
+
+
+def test_a_body_in_parts_reaches_the_route_whole() -> None:
+    gate = Gate(echo, None, 100)
+    assert asyncio.run(answer(gate, [part(b"ab", True), part(b"c")])) == (200, b"abc")
+
+
+def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.01)
+    status, body = asyncio.run(answer(Gate(echo, None, 100), [part(b"ab", True)]))
+    assert (status, code(body)) == (408, "body_timeout")
+
+
+def test_bodies_share_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "MAX_BUFFERED_BYTES", 10)
+    gate = Gate(echo, None, 100)
+
+    async def both() -> list[tuple[int, bytes]]:
+        first = asyncio.ensure_future(answer(gate, [part(b"12345678", True)]))
+        await asyncio.sleep(0)
+        refused = await answer(gate, [part(b"123")])
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return [refused, await answer(gate, [part(b"123")])]
+
+    (status, body), after = asyncio.run(both())
+    assert (status, code(body)) == (503, "uploads_full")
+    assert after == (200, b"123")
+
+
+def test_a_client_that_leaves_cancels_its_request() -> None:
+    cancelled: list[str] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.Future()
+        finally:
+            cancelled.append(scope["path"])
+
+    async def leave() -> None:
+        messages = [part(b""), {"type": "http.disconnect"}]
+
+        async def receive() -> Message:
+            return messages.pop(0)
+
+        async def send(message: Message) -> None:
+            raise AssertionError(message)
+
+        await Gate(endless, None, 100)({"type": "http", "path": "/a", "headers": []}, receive, send)
+
+    asyncio.run(leave())
+    assert cancelled == ["/a"]
+
+
+def test_only_open_routes_need_no_key() -> None:
+    gate = Gate(echo, key_hash("right"), 100)
+    cases = [("/v1/models", "Bearer wrong", 401), ("/v1/models", "bearer right", 200), ("/healthz", "", 200)]
+    for path, authorization, status in cases:
+        assert asyncio.run(answer(gate, [part(b"")], path, authorization=authorization))[0] == status
+
+
+async def collected(told: Iterable[Event], max_wait_s: float, request_timeout_s: float) -> list[Event | Problem]:
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    for event in told:
+        events.put_nowait(event)
+    seen: list[Event | Problem] = []
+    try:
+        async for event in within_limits(events, max_wait_s, request_timeout_s):
+            seen.append(event)
+    except ApiError as error:
+        seen.append(error.problem)
+    return seen
+
+
+def test_a_request_ends_with_its_audio_or_at_a_limit() -> None:
+    joined, progress = Joined(0), Progress(1, 2)
+    assert asyncio.run(collected([joined, progress, AUDIO, progress], 60, 60)) == [joined, progress, AUDIO]
+    failed = Failed(Problem(500, "a", "b"))
+    assert asyncio.run(collected([failed], 60, 60)) == [failed]
+    (waited,) = asyncio.run(collected([], 0.01, 60))
+    assert isinstance(waited, Problem)
+    assert (waited.status, waited.code, waited.headers()["Retry-After"]) == (503, "wait_too_long", "1")
+    *_, late = asyncio.run(collected([joined], 60, 0.01))
+    assert isinstance(late, Problem)
+    assert (late.status, late.code) == (503, "deadline_exceeded")
+
+
+def test_a_quiet_stream_has_comments() -> None:
+    async def texts() -> AsyncIterator[str]:
+        quiet = asyncio.Event()
+        yield "a"
+        asyncio.get_running_loop().call_later(0.05, quiet.set)
+        await quiet.wait()
+        yield "b"
+
+    async def all_of() -> list[str]:
+        return [text async for text in with_comments(texts(), 0.01)]
+
+    first, *comments, last = asyncio.run(all_of())
+    assert (first, last) == ("a", "b")
+    assert set(comments) == {": waiting\n\n"}
