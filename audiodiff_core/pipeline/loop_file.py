@@ -9,7 +9,7 @@ from audiodiff_core.loops.cut import meter_of_tempo
 from audiodiff_core.loops.key import Key, measure_key
 from audiodiff_core.loops.loudness import TargetLevel, with_gain
 from audiodiff_core.loops.tempo import Tempo, measure_tempo
-from audiodiff_core.sampling.requests import SeededRequest
+from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, SeededRequest, Strength
 
 SOFTWARE = "audiodiff"
 """Name of the writing program. It has no version, because the bytes of a file do not depend on the version."""
@@ -99,7 +99,9 @@ class Origin:
     def described(self, request: SeededRequest) -> str:
         """Return a request and the digests as compact JSON in ASCII, without paths and names."""
         fields = request.model_dump(mode="json", exclude_none=True, exclude=set(NOT_IN_TAGS))
+        if isinstance(request, Strength) and request.strength is None and request.start_step is None:
+            fields["strength"] = DEFAULT_STRENGTH
         if self.encoding_digest is not None:
             fields["encoding_sha256"] = self.encoding_digest
         model = {} if self.model_digest is None else {"model": self.model_digest}
-        return json.dumps({**model, "request": fields}, separators=(",", ":"))
+        return json.dumps({**model, "request": fields}, separators=(",", ":"), sort_keys=True)

@@ -1,5 +1,6 @@
 """Key: all keys of synthesized music in any tuning, and no key for noise, clicks, silence and single tones."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ def chord(notes: list[int], seconds: float, tuning: float = 0.0, partials: int =
         for note in notes
         for partial in range(1, partials + 1)
     ]
-    samples: Samples = (np.sum(tones, axis=0) * np.exp(-2 * times)).astype(np.float32)
-    return samples
+    audio: Samples = (np.sum(tones, axis=0) * np.exp(-2 * times)).astype(np.float32)
+    return audio
 
 
 def cadence(root: int, mode: Mode, tuning: float) -> Samples:
@@ -41,8 +42,7 @@ def triad(root: int, mode: Mode, tuning: float) -> Samples:
 
 @pytest.mark.parametrize("tuning", [0.0, 0.4])
 @pytest.mark.parametrize("music", [cadence, scale, triad])
-def test_all_keys_are_found(music: object, tuning: float) -> None:
-    assert callable(music)
+def test_all_keys_are_found(music: Callable[[int, Mode, float], Samples], tuning: float) -> None:
     modes: tuple[Mode, ...] = ("major", "minor")
     for mode in modes:
         for step, tonic in enumerate(TONICS):

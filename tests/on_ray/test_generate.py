@@ -108,7 +108,7 @@ def test_verify_names_what_is_missing_or_changed_and_repairs_nothing(
     assert "verified: all 2 shards match their commits" in capsys.readouterr().err
     (out / "audio" / "0000000003.wav").unlink()
     changed = out / "audio" / "0000000017.wav"
-    changed.write_bytes(changed.read_bytes()[:-1] + b"\0")
+    changed.write_bytes(changed.read_bytes()[:-1] + b"\1")
     wrong = _audio(out)
     with pytest.raises(
         JobError, match=r"2 files are missing or changed \(audio/0000000003.wav, audio/0000000017.wav\)"

@@ -155,7 +155,8 @@ def test_pandas_and_duckdb_read_the_manifest_as_one_table(name: str, request: py
     assert frame["id"].tolist() == [row["id"] for row in rows]
     assert frame["path"].isna().sum() == sum(row["path"] is None for row in rows)
     query = f"select count(*), count(path), count(audio.path), min(seed) from '{folder}/manifest/*.parquet'"
-    counts = duckdb.connect().execute(query).fetchone()
+    with duckdb.connect() as connection:
+        (counts,) = connection.execute(query).fetchall()
     paths = sum(row["path"] is not None for row in rows)
     assert counts == (len(rows), paths, paths, min(row["seed"] for row in rows if row["seed"] is not None))
 

@@ -25,7 +25,8 @@ from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
-from audiodiff_platform.serve.job import ServeOptions, serve
+from audiodiff_platform.serve.job import serve
+from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from audiodiff_core.diffusion.seeds import SEEDS
 from audiodiff_core.pipeline import RequestCheck
+from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.candidates import (
