@@ -62,6 +62,10 @@ MAX_QUEUED = 4
 """Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
 
 
+MAX_BATCHES_WAITING = 4
+"""Largest number of batches of tasks that wait for slots of their width, while other widths have free slots."""
+
+
 class Runner:
     """Runner of tasks.
 
@@ -101,7 +105,8 @@ class Runner:
         if self._is_interactive:
             size = ExecutionProfile.interactive(count, profile.device).batch_size
             profile = profile.model_copy(update={"batch_size": size})
-        run = _Run(self._sampler.batch(profile.batch_size), iter(started), on_step, self)
+        batch = self._sampler.batch(profile.batch_size)
+        run = _Run(batch, iter(started), on_step, self, MAX_BATCHES_WAITING * profile.batch_size)
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=count, unit="loop", disable=not progress))
             finished: Iterator[Loop | Failure]
@@ -157,9 +162,15 @@ class _Run:
     """Tasks in progress in one batch."""
 
     def __init__(
-        self, batch: Batch, started: Iterator[Started | Failure], on_step: OnStep | None, runner: Runner
+        self,
+        batch: Batch,
+        started: Iterator[Started | Failure],
+        on_step: OnStep | None,
+        runner: Runner,
+        max_waiting: int,
     ) -> None:
         self._batch, self._started, self._on_step, self._runner = batch, started, on_step, runner
+        self._max_waiting = max_waiting
         self._waiting: deque[Item] = deque()
         self._tasks: dict[Item, Started] = {}
         self._ready: list[Rendering] = []
@@ -189,7 +200,7 @@ class _Run:
             if self._batch.has_room(item):
                 self._waiting.remove(item)
                 self._add(item)
-        while not self._waiting and self._batch.free > 0:
+        while len(self._waiting) < self._max_waiting and self._batch.free > 0:
             started = next(self._started, None)
             if started is None:
                 return
