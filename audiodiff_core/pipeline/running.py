@@ -20,6 +20,10 @@ MAX_QUEUED = 4
 """Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
 
 
+MAX_BATCHES_WAITING = 4
+"""Largest number of batches of tasks that wait for slots of their width, while other widths have free slots."""
+
+
 class Runner:
     """Runner of tasks.
 
@@ -59,7 +63,8 @@ class Runner:
         if self._is_interactive:
             size = ExecutionProfile.interactive(count, profile.device).batch_size
             profile = profile.model_copy(update={"batch_size": size})
-        tasks = TaskBatch(self._sampler.batch(profile.batch_size), self._renderer, self._sampled)
+        batch = self._sampler.batch(profile.batch_size)
+        tasks = TaskBatch(batch, self._renderer, MAX_BATCHES_WAITING * profile.batch_size, self._sampled)
         results = _results(tasks, iter(started), on_step, each_step=self._beside)
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=count, unit="loop", disable=not progress))

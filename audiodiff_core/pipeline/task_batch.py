@@ -59,11 +59,18 @@ class TaskBatch:
     Args:
         batch: The batch.
         renderer: The renderer of previews.
+        max_waiting: Number of tasks that may wait for a slot of their width while slots of other widths are free.
         on_sampled: Called with the seconds that each step of the batch took.
     """
 
-    def __init__(self, batch: Batch, renderer: Renderer, on_sampled: Callable[[float], None] = lambda _: None) -> None:
-        self._batch, self._renderer, self._on_sampled = batch, renderer, on_sampled
+    def __init__(
+        self,
+        batch: Batch,
+        renderer: Renderer,
+        max_waiting: int = 1,
+        on_sampled: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self._batch, self._renderer, self._max_waiting, self._on_sampled = batch, renderer, max_waiting, on_sampled
         self._waiting: deque[Item] = deque()
         self._tasks: dict[Item, Started] = {}
         self._ready: list[Rendering] = []
@@ -74,8 +81,8 @@ class TaskBatch:
 
     @property
     def has_room(self) -> bool:
-        """True if a slot is free, and no task in progress waits for a slot."""
-        return not self._waiting and self._batch.free > 0
+        """True if a slot is free, and fewer than `max_waiting` tasks in progress wait for a slot."""
+        return len(self._waiting) < self._max_waiting and self._batch.free > 0
 
     def add(self, started: Started) -> None:
         """Start a task, which joins the batch at the next step. A failure is among the next results."""
