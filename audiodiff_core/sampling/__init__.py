@@ -3,6 +3,7 @@
 Each request has its own seed, number of steps and sampling method.
 
 requests.py   requests: everything that shapes a result
+conditions.py fields of requests that state audio or text to embed
 profile.py    execution profile: batch size, precision and device
 item.py       an item to sample: a request and its tensors
 network.py    one call of the network, in a fixed shape

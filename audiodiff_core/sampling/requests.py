@@ -11,13 +11,13 @@ import pydantic
 from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM
 from audiodiff_core.diffusion.schedulers import MAX_STEPS, METHODS, ZERO_SNR_STEPS, SchedulerName, resolved
 from audiodiff_core.diffusion.seeds import SEEDS
+from audiodiff_core.sampling.conditions import Conditioned, Reference
 
 MAX_WIDTH = 16_384
 MAX_GUIDANCE = 100.0
 MAX_DURATION_S = 3_600.0
 MAX_BARS = 1_024
 MAX_ENCODING = 65_536
-MAX_REFERENCE = 4_096
 MAX_SPANS = 1_024
 MAX_KEYS = 256
 MAX_REFINEMENTS = 100
@@ -25,7 +25,6 @@ DEFAULT_REFINEMENTS = 3
 DEFAULT_STRENGTH = 0.5
 DEFAULT_OVERLAP = 0.5
 
-Reference = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=MAX_REFERENCE)]
 Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Encoding = Annotated[tuple[Finite, ...], pydantic.Field(min_length=1, max_length=MAX_ENCODING)]
@@ -124,7 +123,7 @@ class SamplingParameters(pydantic.BaseModel):
         return self.model_copy(update={"scheduler": name, "steps": steps})
 
 
-class SeededRequest(SamplingParameters):
+class SeededRequest(Conditioned, SamplingParameters):
     """Fields that every kind of request has.
 
     The seed identifies the result: equal requests return the same bytes.
@@ -139,6 +138,13 @@ class SeededRequest(SamplingParameters):
         description="encoding of a conditional model: its values, or the reference of an encoding; "
         "none: the zero encoding, which conditioning dropout trained",
     )
+
+    @pydantic.model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        stated = [name for name in ("encoding", "like", "prompt") if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise ValueError(f"{stated[1]} with {stated[0]}: both state the encoding, set only one of them")
+        return self
 
 
 class GenerateRequest(SeededRequest):

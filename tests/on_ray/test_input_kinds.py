@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, Samples
+from audiodiff_core.embeddings.inputs import LONGEST_EMBEDDED_S
 from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.mel import MelConfig
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
@@ -133,7 +134,7 @@ def test_embeddings_count_what_they_pass_over_in_archives_and_refuse_long_files(
     record = worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     assert (record["rows"], record["failures"], record["skipped"]) == (2, [], {".txt": 2, "hidden files": 1})
     assert skipped_in([record, record, {}]) == {".txt": 4, "hidden files": 2}
-    assert embeddings_worker.LONGEST_EMBEDDED_S == 3_600
+    assert LONGEST_EMBEDDED_S == 3_600
     monkeypatch.setattr(embeddings_worker, "LONGEST_EMBEDDED_S", 1.0)
     reasons = {
         failure["reason"] for failure in worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))["failures"]

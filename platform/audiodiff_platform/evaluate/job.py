@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from audiodiff_core.evaluation.features import EMBEDDER
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_platform.audio_files import shortened
-from audiodiff_platform.cluster import encoder_source, require_shared, usable_encoder, usable_path
+from audiodiff_platform.cluster import encoder_source, public_encoder, require_shared, usable_encoder, usable_path
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.evaluate.options import CANDIDATE, HELD_OUT, REFERENCE, REPORT, EvaluateOptions
 from audiodiff_platform.evaluate.result import Result
@@ -107,18 +106,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             Folder(options.output_dir).remove(WORK)
     if options.model:
         record_metrics(
-            options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()}
+            options.model, {f"{public_encoder(options.embedder)} {name}": value for name, value in figures.items()}
         )
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
-
-
-def _public_name(embedder: str) -> str:
-    """Return the name of an embedder, with only the last part of a local path.
-
-    The name is written to the record of the model, which may be published.
-    """
-    source = encoder_source(embedder)
-    return embedder.removesuffix(source) + Path(source).name if Path(source).is_absolute() else embedder
 
 
 def _require_shared(options: EvaluateOptions) -> None:

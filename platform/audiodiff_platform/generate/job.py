@@ -7,6 +7,7 @@ Each shard is complete or absent. The same job with more requests adds shards.
     OUT/_plan/*.parquet         the requests of each shard
     OUT/audio/<id>.wav          a loop
     OUT/manifest/*.parquet      a row for each loop (`MANIFEST_SCHEMA`)
+    OUT/_conditions             embeddings of `like` and `prompt`, until the job has ended
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 """
 
@@ -19,9 +20,10 @@ from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import MODEL_INDEX, load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.profile import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from audiodiff_platform.cluster import require_shared, runs_on_gpus, usable_path
+from audiodiff_platform.cluster import require_shared, runs_on_gpus, usable_encoder, usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.generate.conditions import CONDITIONS, with_encodings
 from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import grown
@@ -53,8 +55,10 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     start = time.monotonic()
     if options.verify:
         return _verified(options)
-    names = ("model", "output_dir", "requests", "input_dir", "encodings")
+    names = ("model", "output_dir", "requests", "input_dir", "encodings", "like")
     paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
+    if options.encoder is not None:
+        paths["encoder"] = usable_encoder(options.encoder)
     # A copy keeps which options are stated: these are the defaults of rows.
     options = options.model_copy(update=paths)
     check = RequestCheck(load_outline(options.model))
@@ -71,7 +75,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         output.require_free_space(int(new_s * bytes_per_second), "the audio")
     work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, shard_counts)
     with owned(output, options.take_over) as lease:
-        plan = grown(output, loops, BATCHES_PER_SHARD * _batch_size(options))
+        with with_encodings(options, loops, model.record, check.geometry.encoding_dim, output) as encoded:
+            plan = grown(output, encoded, BATCHES_PER_SHARD * _batch_size(options))
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, ("audio", "manifest"), "loops")
         if job.pending:
             pending_s = sum(size.seconds for size in job.pending.values())
@@ -96,6 +101,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             "model_digest": model.digest,
         }
         job.succeed(summary)
+        output.remove(CONDITIONS)
     return {
         "verb": "generate",
         "output_dir": options.output_dir,

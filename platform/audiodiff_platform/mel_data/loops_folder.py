@@ -25,6 +25,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("requested_duration_s", pa.float64()),
         ("seamless", pa.bool_()),
         ("encoding", pa.string()),  # name of the encoding
+        ("like", pa.string()),
+        ("prompt", pa.string()),
         ("encoding_values", pa.list_(pa.float32())),
         ("source", pa.string()),
         ("sources", pa.list_(pa.string())),

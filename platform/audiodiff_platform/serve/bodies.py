@@ -35,6 +35,16 @@ class HttpGenerateRequest(GenerateRequest):
             raise ValueError(f"encoding {encoding!r} is a reference: send the values")
         return encoding
 
+    @pydantic.field_validator("like", "prompt")
+    @classmethod
+    def _no_condition(cls, condition: Any, info: pydantic.ValidationInfo) -> Any:
+        """Reject a condition: a server has no encoder."""
+        if condition is not None:
+            raise ValueError(
+                f"{info.field_name}: this server embeds neither audio nor text, send the encoding as values"
+            )
+        return condition
+
     def request(self) -> GenerateRequest:
         """Return the request without the model and the file format."""
         return GenerateRequest(**self.model_dump(include=set(GenerateRequest.model_fields)))

@@ -44,7 +44,6 @@ class Progress:
         total = sum(size.seconds for size in self._pending.values())
         left = elapsed * (total - self._seconds) / self._seconds if self._seconds else 0.0
         counts = ", ".join(f"{count:,} {name}" for name, count in self._counts.items())
+        name = "files" if "files" in self._counts else next(iter(self._counts), "files")
         shards = f"{self._shards:,} of {len(self._pending):,} shards"
-        return (
-            f"{self._unit}: {shards}, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {duration(left)} left"
-        )
+        return f"{self._unit}: {shards}, {counts}, {self._counts[name] / elapsed:,.1f} {name}/s, {duration(left)} left"
