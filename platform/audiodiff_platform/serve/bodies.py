@@ -41,7 +41,7 @@ class HttpGenerateRequest(GenerateRequest):
         """Reject a condition: a server has no encoder."""
         if condition is not None:
             raise ValueError(
-                f"{info.field_name}: this server embeds neither audio nor text, send the encoding as values"
+                f"{info.field_name}: servers embed neither audio nor text, send the values of the encoding"
             )
         return condition
 
