@@ -14,7 +14,7 @@ from audiodiff_core.checkpoint.convert import convert
 from audiodiff_core.checkpoint.evaluated import record_metrics
 from audiodiff_core.checkpoint.hub import push_to_hub
 from audiodiff_core.checkpoint.load import Model, ModelOutline, load_model, load_outline, load_vae
-from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, ModelRecord
+from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, EncoderRecord, ModelRecord
 from audiodiff_core.checkpoint.save import save_model, save_vae, upload_model
 from audiodiff_core.files.model_files import MODEL_INDEX, RECORD, CheckpointError
 
@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_INDEX",
     "RECORD",
     "CheckpointError",
+    "EncoderRecord",
     "Model",
     "ModelOutline",
     "ModelRecord",

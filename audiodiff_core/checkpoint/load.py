@@ -68,12 +68,14 @@ class ModelOutline:
         scheduler: The scheduler that the model was trained with.
         mel: Parameters of the mel images.
         vae: The autoencoder of a latent model, without weights, or None.
+        record: The record of the model's origin, or None if audiodiff did not save the model.
     """
 
     unet: Any
     scheduler: Any
     mel: MelConfig
     vae: Any = None
+    record: ModelRecord | None = None
 
 
 def load_outline(source: str | Path) -> ModelOutline:
@@ -87,7 +89,7 @@ def load_outline(source: str | Path) -> ModelOutline:
     """
     with local_files(source, weights=False) as path:
         layout = _layout(path, [])
-        return ModelOutline(*_parts(layout, [], weights=False))
+        return ModelOutline(*_parts(layout, [], weights=False), record=_record(path))
 
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:

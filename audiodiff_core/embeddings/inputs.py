@@ -15,6 +15,8 @@ from audiodiff_core.audio import Samples
 Embeddings = npt.NDArray[np.float32]
 
 ENCODER_BATCH_SIZE = 16
+LONGEST_EMBEDDED_S = 3_600.0
+"""Maximum duration of an audio file in seconds. The samples of a file are in memory: 700 MB at 48 kHz."""
 
 
 def batches(items: Iterable[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:

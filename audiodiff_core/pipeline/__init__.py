@@ -2,6 +2,7 @@
 
 geometry.py       image and sample sizes of a model
 sources.py        audio and images to start from, and masks of the kept part
+conditions.py     embedding of audio and text by the encoder of a model
 inputs.py         validation of the caller's arguments
 interpolation.py  interpolation between noises
 windows.py        overlapping windows over a long image

@@ -3,7 +3,7 @@
 An invalid argument raises a ValueError that names the argument and its value.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from audiodiff_core.pipeline.sources import (
 )
 from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Batch, Item
+from audiodiff_core.sampling.conditions import Condition
 from audiodiff_core.sampling.requests import (
     DEFAULT_STRENGTH,
     ExtendRequest,
@@ -44,19 +45,25 @@ from audiodiff_core.sampling.requests import (
 Encodings = npt.NDArray[np.floating]
 
 
+def _without_encoder(condition: Condition) -> Encodings:
+    raise ValueError(f"{condition.field} {condition.text}: only `generate` and `outcomes` embed it, pass encodings")
+
+
 @dataclass(frozen=True)
 class References:
-    """Sources and encodings that requests name by reference.
+    """What requests name by reference: sources, encodings, and conditions to embed.
 
     Attributes:
         sources: Audio or images by reference. A reference that is not a key is a path or a URI.
         encodings: Encodings (dim,) by reference.
         files: Decoding of the files that requests name.
+        embedding: Function from a condition to its embedding (dim,), which raises ValueError if there is none.
     """
 
     sources: Mapping[str, Source] = field(default_factory=dict)
     encodings: Mapping[str, Encodings] = field(default_factory=dict)
     files: AudioFiles = HERE
+    embedding: Callable[[Condition], Encodings] = _without_encoder
 
     def source(self, reference: str, index: int) -> Source:
         """Return a source. An index other than 0 replaces the slice of an Audio."""
@@ -92,17 +99,23 @@ class Inputs:
         Args:
             request: The request.
             encoding: Encoding (dim,) in place of that of the request.
-            references: Encodings by reference.
+            references: Encodings by reference, and embeddings of conditions.
         """
         filled = self.geometry.resolved(request, self.scheduler)
-        if encoding is None and isinstance(request.encoding, str):
-            known = {} if references is None else references.encodings
+        dim = self.geometry.encoding_dim
+        references = references or References()
+        if encoding is None and request.condition is not None:
+            if dim is None:
+                field_name, text = request.condition
+                raise ValueError(f"{field_name} {text}: the model is not conditional, omit it")
+            encoding = references.embedding(request.condition)
+        elif encoding is None and isinstance(request.encoding, str):
+            known = references.encodings
             if request.encoding not in known:
                 raise ValueError(f"encoding {request.encoding}: not among the {len(known)} encodings of the call")
             encoding = known[request.encoding]
         elif encoding is None and request.encoding is not None:
             encoding = np.array(request.encoding, np.float32)
-        dim = self.geometry.encoding_dim
         if encoding is None:
             return Item(filled, self.width(filled))
         if dim is None:

@@ -1,15 +1,18 @@
 """Generation of loops from requests of any kind."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from audiodiff_core.checkpoint import Model, ModelRecord, load_model, save_model
+from audiodiff_core.embeddings import Encoder
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline.array_calls import ArrayCalls
 from audiodiff_core.pipeline.codec import Codec, placed_vae
+from audiodiff_core.pipeline.conditions import CallEmbeddings, ModelEncoder
 from audiodiff_core.pipeline.geometry import Geometry, P
 from audiodiff_core.pipeline.inputs import Encodings, Inputs, References
 from audiodiff_core.pipeline.interpolation import Noise
@@ -82,6 +85,7 @@ class LoopPipeline(ArrayCalls):
         self._parts = unet, vae
         self._record: ModelRecord | None = None
         self._model_digest = model_digest
+        self._encoder = ModelEncoder(None, None, self.geometry.encoding_dim, profile.device)
         self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
         self._tasks = Tasks(self.geometry, self._codec)
         self._inputs = Inputs(self.geometry, scheduler, self._tasks)
@@ -89,29 +93,35 @@ class LoopPipeline(ArrayCalls):
         self._runner = Runner(self.sampler, self._renderer, self.is_interactive)
 
     @classmethod
-    def of(cls, model: Model, profile: Profile) -> "LoopPipeline":
+    def of(cls, model: Model, profile: Profile, encoder: Encoder | str | None = None) -> "LoopPipeline":
         """Create a pipeline that generates loops with a model.
 
         Args:
             model: The parts of the model.
             profile: The execution profile.
+            encoder: The encoder of a conditional model, for requests with `like` or `prompt`: an encoder, or a name for
+                `load_encoder`. None loads the encoder that is recorded with the model, for the first such request.
         """
         pipeline = cls(model.unet, model.scheduler, model.mel, profile, vae=model.vae, model_digest=model.digest)
         pipeline._record = model.record
+        pipeline._encoder = replace(pipeline._encoder, record=model.record, encoder=encoder)
         return pipeline
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, profile: Profile | None = None) -> "LoopPipeline":
+    def from_pretrained(
+        cls, source: str | Path, profile: Profile | None = None, encoder: Encoder | str | None = None
+    ) -> "LoopPipeline":
         """Load a model as a pipeline.
 
         Args:
             source: A local folder, an fsspec URI, or a Hugging Face id (OWNER/NAME), as in `load_model`.
             profile: The execution profile. None selects that of jobs and servers, with which the bytes are theirs.
+            encoder: As in `of`.
 
         Raises:
             CheckpointError: As `load_model`.
         """
-        return cls.of(load_model(source), profile or ExecutionProfile.here())
+        return cls.of(load_model(source), profile or ExecutionProfile.here(), encoder)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to a folder that `from_pretrained` and diffusers load."""
@@ -150,6 +160,7 @@ class LoopPipeline(ArrayCalls):
         options = {"vae": vae, "device": str(device), "model_digest": self._model_digest}
         moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, **options)
         moved._record = self._record
+        moved._encoder = replace(self._encoder, device=str(device))
         return moved
 
     def resolved(self, request: P) -> P:
@@ -242,11 +253,13 @@ class LoopPipeline(ArrayCalls):
         """
         if noises is not None or not (encodings is None or isinstance(encodings, Mapping)):
             return self._array_outcomes(list(requests), encodings, noises, on_step, progress)
-        references = References(sources or {}, encodings if isinstance(encodings, Mapping) else {}, files)
+        embeddings = CallEmbeddings(self._encoder, files)
+        references = References(sources or {}, encodings if isinstance(encodings, Mapping) else {}, files, embeddings)
         probe = self.sampler.batch()
         count = None
         if isinstance(requests, Sequence):
             count = len(requests)
+            embeddings.add([condition for request in requests if (condition := request.condition)])
             for request in requests:
                 self._inputs.task(request, references, probe)[1].close()
 
@@ -266,6 +279,8 @@ class LoopPipeline(ArrayCalls):
         return Session(SessionParts(self.sampler, self._renderer, self._inputs))
 
 
-def load_pipeline(source: str | Path, profile: Profile | None = None) -> LoopPipeline:
+def load_pipeline(
+    source: str | Path, profile: Profile | None = None, encoder: Encoder | str | None = None
+) -> LoopPipeline:
     """Load a model as a pipeline that generates loops. See `LoopPipeline.from_pretrained`."""
-    return LoopPipeline.from_pretrained(source, profile)
+    return LoopPipeline.from_pretrained(source, profile, encoder)

@@ -4,6 +4,7 @@ Each request has its own seed, number of steps and sampling method.
 
 parameters.py   sampling parameters of a request
 requests.py     requests: everything that shapes a result
+conditions.py   fields of requests that state audio or text to embed
 batch_sizes.py  defaults of the execution profile
 profile.py      execution profile: batch size, precision and device
 item.py         an item to sample: a request and its tensors

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import pydantic
 
 from audiodiff_core.diffusion.methods import MAX_STEPS
+from audiodiff_core.sampling.conditions import Conditioned, Reference
 from audiodiff_core.sampling.parameters import MAX_DURATION_S, SamplingParameters
 
 SEEDS = range(2**32)
 """Valid seeds."""
 MAX_ENCODING = 65_536
-MAX_REFERENCE = 4_096
 MAX_SPANS = 1_024
 MAX_KEYS = 256
 MAX_REFINEMENTS = 100
@@ -22,7 +22,6 @@ DEFAULT_REFINEMENTS = 3
 DEFAULT_STRENGTH = 0.5
 DEFAULT_OVERLAP = 0.5
 
-Reference = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=MAX_REFERENCE)]
 Seed = Annotated[int, pydantic.Field(ge=SEEDS[0], le=SEEDS[-1])]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Encoding = Annotated[tuple[Finite, ...], pydantic.Field(min_length=1, max_length=MAX_ENCODING)]
@@ -30,7 +29,7 @@ Span = tuple[Annotated[float, pydantic.Field(ge=0, le=MAX_DURATION_S, allow_inf_
 Overlap = Annotated[float, pydantic.Field(gt=0, lt=1)]
 
 
-class SeededRequest(SamplingParameters):
+class SeededRequest(Conditioned, SamplingParameters):
     """Fields that every kind of request has.
 
     The seed identifies the result: equal requests return the same bytes.
@@ -45,6 +44,13 @@ class SeededRequest(SamplingParameters):
         description="encoding of a conditional model: its values, or the reference of an encoding; "
         "none: the zero encoding, which conditioning dropout trained",
     )
+
+    @pydantic.model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        stated = [name for name in ("encoding", "like", "prompt") if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise ValueError(f"{stated[1]} with {stated[0]}: both state the encoding, set only one of them")
+        return self
 
 
 class GenerateRequest(SeededRequest):

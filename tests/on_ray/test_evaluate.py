@@ -193,10 +193,10 @@ def test_generated_loops_and_the_models_card(
     shutil.copytree(model, tmp_path / "model")
     before = load_model(tmp_path / "model")
     loops = tmp_path / "loops"
-    generate(GenerateOptions(model=str(model), output_dir=str(loops), count=5, steps=1, num_workers=1))
-    (loops / "audio" / "silence.wav").write_bytes(encode_audio(np.zeros(31 * 1024, np.float32), 22_050))
-    (loops / "audio" / "broken.wav").write_bytes(b"not audio")
-    expanding_flac(loops / "audio" / "poison.flac")
+    generate(GenerateOptions(model=str(model), output_dir=str(loops), count=8, format="flac", steps=1, num_workers=1))
+    (loops / "audio" / "0000000005.flac").write_bytes(encode_audio(np.zeros(31 * 1024, np.float32), 22_050))
+    (loops / "audio" / "0000000006.flac").write_bytes(b"not audio")
+    expanding_flac(loops / "audio" / "0000000007.flac")
     options = {
         "reference": str(few_loops),
         "candidate": str(loops),
@@ -210,8 +210,8 @@ def test_generated_loops_and_the_models_card(
     errors = capsys.readouterr().err
     assert "warning: a side has only 5 items: distances of fewer than 128 are unreliable" in errors
     assert "warning: 1 candidate files are silent" in errors
-    assert "left out: broken.wav" in errors
-    assert "left out: poison.flac: expands to more than" in errors
+    assert "left out: audio/0000000006.flac" in errors
+    assert "left out: audio/0000000007.flac: expands to more than" in errors
     after = load_model(tmp_path / "model")
     assert after.digest == before.digest
     assert after.record is not None

@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS, Samples
+from audiodiff_core.embeddings.inputs import LONGEST_EMBEDDED_S
 from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.mel import MelConfig
 from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.encode import embeddings as embeddings_worker
 from audiodiff_platform.evaluate.options import REFERENCE
+from audiodiff_platform.evaluate.portions import Portion, Portions
 from audiodiff_platform.evaluate.result import Result
-from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, Portion
+from audiodiff_platform.evaluate.worker import EvaluateWorker, Method
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
@@ -133,7 +135,7 @@ def test_embeddings_count_what_they_pass_over_in_archives_and_refuse_long_files(
     record = worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     assert (record["rows"], record["failures"], record["skipped"]) == (2, [], {".txt": 2, "hidden files": 1})
     assert skipped_in([record, record, {}]) == {".txt": 4, "hidden files": 2}
-    assert embeddings_worker.LONGEST_EMBEDDED_S == 3_600
+    assert LONGEST_EMBEDDED_S == 3_600
     monkeypatch.setattr(embeddings_worker, "LONGEST_EMBEDDED_S", 1.0)
     reasons = {
         failure["reason"] for failure in worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))["failures"]
@@ -147,7 +149,7 @@ def test_evaluations_count_what_they_pass_over_in_archives(few_loops: Path, tmp_
     portion = Portion(REFERENCE, str(tmp_path / "in"), (archive(few_loops, tmp_path / "in"),))
     mel = MelConfig(x_res=32, y_res=32, hop_length=1_024)
     digest = load_embedder("logmel-stats", mel.sample_rate).digest
-    worker = EvaluateWorker([portion], None, Method("logmel-stats", digest, mel, 1_000))
+    worker = EvaluateWorker(Portions([portion]), None, Method("logmel-stats", digest, mel, 1_000))
     record = worker.shard(0, Attempts(Folder(str(tmp_path / "out")), 0, "test"))
     result = Result.of(record["result"])
     assert (set(result.part.items.tracks), result.skipped) == (

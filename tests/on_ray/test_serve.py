@@ -104,6 +104,10 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
         refused = client.post("/v1/generate", json={"model": "conditional", "encoding": wrong})
         assert refused.status_code == 422
         assert named in refused.json()["error"]["message"]
+    for condition in ({"like": "/etc/passwd"}, {"prompt": "choir"}):
+        refused = client.post("/v1/generate", json={"model": "conditional", **condition})
+        assert refused.status_code == 422
+        assert "servers embed neither audio nor text" in refused.json()["error"]["message"]
 
 
 def test_requests_in_company_get_the_same_bytes_as_alone(client: httpx.Client) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from audiodiff_core.audio import Samples
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import EncoderRecord, load_model
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.mel import Mel
@@ -84,6 +84,9 @@ def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(
             num_workers=1, report_to=(), preview_count=0,
         )
     )  # fmt: skip
+    record = load_model(Path(run) / "model").record
+    assert record is not None
+    assert record.encoder == EncoderRecord(name=f"audio-encoder:{encoder.name}", digest=load_encoder(encoder).digest)
     network, table = load_encoder(encoder), read_encodings(encodings)
     own = {kind: table.vectors_for([f"{kind}-{number:02}.wav" for number in range(EACH)]) for kind in KINDS}
     pipeline = LoopPipeline.of(load_model(Path(run) / "model"), ExecutionProfile(batch_size=8))

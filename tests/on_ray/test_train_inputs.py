@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiodiff_core.checkpoint import ModelRecord, save_model, save_vae
+from audiodiff_core.checkpoint import EncoderRecord, ModelRecord, save_model, save_vae
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, build_vae, objective_for
 from audiodiff_platform.entry.options import from_command_line, validated
@@ -47,7 +47,7 @@ def _refused(dataset: Path, output: Path, words: str, **changes: Any) -> None:
 
 def _encodings(file: Path, names: list[str]) -> str:
     vectors = np.random.default_rng(0).standard_normal((len(names), DIM)).astype(np.float32)
-    file.write_bytes(encoded_table(names, vectors, "test", "0"))
+    file.write_bytes(encoded_table(names, vectors, "clap:/home/me/mine", "0"))
     return str(file)
 
 
@@ -105,6 +105,7 @@ def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path:
         for group, (_, _, rows) in enumerate(data.groups)
         for row in range(rows)
     }
+    assert start.encoder == EncoderRecord(name="clap:mine", digest="0")
     expected = start.encodings.vectors_for([own[image.numpy().tobytes()] for image in batch.images])
     assert np.array_equal(batch.encodings, expected)
     assert data.audio_files() == set(data.column("audio_file"))

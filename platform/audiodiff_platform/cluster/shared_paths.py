@@ -72,6 +72,12 @@ def encoder_source(name: str) -> str:
     return name.removeprefix("audio-encoder:").removeprefix("clap:")
 
 
+def public_encoder(name: str) -> str:
+    """Return the name of an encoder with only the last part of a local path, for files that may be published."""
+    source = encoder_source(name)
+    return name.removesuffix(source) + Path(source).name if Path(source).is_absolute() else name
+
+
 def holds_secret(uri: str) -> bool:
     """Return True if a URI has a query, such as a signature, or user information, such as a key.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.embeddings import load_encoder
+from audiodiff_core.embeddings.inputs import LONGEST_EMBEDDED_S
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.decoder import Decoder
@@ -19,9 +20,6 @@ from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 from audiodiff_platform.work.plan import read_shard
 from audiodiff_platform.work.source_digests import record_digests
-
-LONGEST_EMBEDDED_S = 3_600.0
-"""Maximum duration of an audio file in seconds. The samples of a file are in memory: 700 MB at 48 kHz."""
 
 
 class EmbeddingsWorker:

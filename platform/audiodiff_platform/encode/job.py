@@ -13,6 +13,7 @@ up in `input_dir`, the folder from which the dataset was prepared. Absolute name
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.options import OutputOptions
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.latents import ENCODE_FORMAT_VERSION, ENCODE_SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_SETTINGS, committed_files
 from audiodiff_platform.mel_data.mel_dataset import MEL_CONFIG, VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
@@ -54,7 +56,8 @@ class EncodeOptions(WorkerOptions, OutputOptions):
     )
     input_dir: str | None = pydantic.Field(
         None,
-        description="audio to embed: a folder or list, as for prepare; with dataset_name: the input_dir of the dataset",
+        description="audio to embed: a folder or list, as for prepare, or the output of generate; with dataset_name: "
+        "the input_dir of the dataset",
     )
     output_dir: str = pydantic.Field(description="folder of the embeddings or latents: a path, s3:// or gs://")
     encoder: str | None = pydantic.Field(
@@ -154,7 +157,7 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
     Raise ValueError if some of the `tracks` are not in the input.
     """
     if tracks is None:
-        yield from inputs.sources()
+        yield from _loops(options, inputs) if Folder(inputs.uri).exists(LOOPS_SETTINGS) else inputs.sources()
         return
     if options.input_dir is None:
         relative = min((track for track in tracks if "://" not in track and not track.startswith("/")), default=None)
@@ -165,10 +168,10 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
             )
         yield from inputs.named(sorted(tracks))
         return
-    remaining = set(tracks)
+    remaining, in_order = set(tracks), sorted(tracks)
     for source in inputs.sources():
-        if source.is_container and (members := {track for track in remaining if track.startswith(f"{source.uri}/")}):
-            remaining -= members
+        if source.is_container and (members := _members(in_order, source.uri)):
+            remaining.difference_update(members)
             yield source
         elif source.uri in tracks:
             remaining.discard(source.uri)
@@ -176,6 +179,21 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
     if remaining:
         missing = f"{len(remaining):,} of the {len(tracks):,} files of dataset_name {options.dataset_name}"
         raise ValueError(f"input_dir {options.input_dir}: lacks {missing}, such as {min(remaining)}")
+
+
+def _members(in_order: list[str], container: str) -> list[str]:
+    """Return the tracks in a container, of tracks in the order of their names."""
+    first, stop = bisect_left(in_order, f"{container}/"), bisect_left(in_order, f"{container}0")  # "0" follows "/"
+    return in_order[first:stop]
+
+
+def _loops(options: EncodeOptions, inputs: Inputs) -> Iterator[Source]:
+    """Yield the files of a folder of generated loops by the paths in its manifest. The version is the digest."""
+    try:
+        for part in committed_files(Folder(inputs.uri), "audio"):
+            yield Source(part.path, part.bytes or 0, part.sha256)
+    except ValueError as error:
+        raise ValueError(f"input_dir {options.input_dir}: {error}") from error
 
 
 def _finish_embeddings(

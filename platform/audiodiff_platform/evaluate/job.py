@@ -12,8 +12,6 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +23,13 @@ from audiodiff_core.evaluation.features import EMBEDDER
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_platform.audio_files import shortened
-from audiodiff_platform.cluster import encoder_source, require_shared, usable_encoder, usable_path
+from audiodiff_platform.cluster import encoder_source, public_encoder, require_shared, usable_encoder, usable_path
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.evaluate.options import CANDIDATE, HELD_OUT, REFERENCE, REPORT, EvaluateOptions
+from audiodiff_platform.evaluate.portions import Portion, Portions, digest
 from audiodiff_platform.evaluate.result import Result
 from audiodiff_platform.evaluate.sides import PORTION_S, Side, common_mel, open_sides
-from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, Portion, portion_result, slice_counts
+from audiodiff_platform.evaluate.worker import EvaluateWorker, Method, portion_result, slice_counts
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import ShardWork, engine
@@ -89,6 +88,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         skipped = {name: shortened(side.skipped) for name, side in sides.items() if side.skipped}
         digests = {"embedder_digest": embedder.digest, "mel_digest": mel.digest}
         summary = {"verb": "evaluate", "embedder": options.embedder, **digests, "skipped": skipped, **figures}
+        say(_distances(figures))
         _warn(figures)
         if options.output_dir:
             pairs: list[dict[str, Any]] = [
@@ -107,18 +107,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             Folder(options.output_dir).remove(WORK)
     if options.model:
         record_metrics(
-            options.model, {f"{_public_name(options.embedder)} {name}": value for name, value in figures.items()}
+            options.model, {f"{public_encoder(options.embedder)} {name}": value for name, value in figures.items()}
         )
     return {**summary, "seconds": round(time.monotonic() - began, 1)}
-
-
-def _public_name(embedder: str) -> str:
-    """Return the name of an embedder, with only the last part of a local path.
-
-    The name is written to the record of the model, which may be published.
-    """
-    source = encoder_source(embedder)
-    return embedder.removesuffix(source) + Path(source).name if Path(source).is_absolute() else embedder
 
 
 def _require_shared(options: EvaluateOptions) -> None:
@@ -138,28 +129,31 @@ def _embed(
     then continues from the finished portions.
     """
     inputs = {
-        "portions": [asdict(portion) for portion in portions],
+        "portions": digest(portions),
         "embedder_digest": method.embedder_digest,
         "mel": method.mel.model_dump(),
         "sampled_at_most": method.sample_size,
     }
     uri = f"{options.output_dir}/{WORK}/{commits.settings_digest(inputs)}" if options.output_dir else None
-    work = ShardWork(
-        "audiodiff evaluate", EvaluateWorker, (portions, uri, method), uri, dict if uri is None else slice_counts
-    )
+
+    def work() -> ShardWork:
+        arguments = (Portions(portions), uri, method)
+        return ShardWork("audiodiff evaluate", EvaluateWorker, arguments, uri, dict if uri is None else slice_counts)
+
     if uri is None:
         with engine(len(portions), options.num_workers, options.device) as running:
             _require_shared(options)
-            for done, record in enumerate(running.run(work, range(len(portions))), start=1):
+            for done, record in enumerate(running.run(work(), range(len(portions))), start=1):
                 on_result(record["shard"], portion_result(None, record))
                 say(f"{done:,} of {len(portions):,} portions embedded")
         return
     plan = FixedPlan({shard: ShardSize(sources=1, seconds=PORTION_S) for shard in range(len(portions))})
     with owned(Folder(uri), take_over=True) as lease:  # the owner of output_dir owns its subfolders
-        job = ShardedJob(work, lease, (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
+        job = ShardedJob(work(), lease, (PORTIONS, {"digest_of": "portions"}), plan, ("portions",), "portions")
         if job.pending:
             with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
                 _require_shared(options)
+                job.work = work()  # now that Ray is connected
                 job.run(running)
         for shard, record in job.records().items():
             on_result(shard, portion_result(job.output, record))
@@ -175,6 +169,16 @@ def _figures(sides: dict[str, Side], gathered: dict[str, Gathered]) -> dict[str,
             figures["frechet_round_trip"] = frechet_distance(FeatureStatistics.of(after), FeatureStatistics.of(before))
             figures["kernel_round_trip"] = kernel_distance(after, before)
     return figures
+
+
+def _distances(figures: dict[str, float]) -> str:
+    """Return a line with both distances, their intervals and the numbers of slices."""
+    distances = []
+    for name, title, paired in (("frechet", "Fréchet", ""), ("kernel", "kernel", "paired_")):
+        interval = f"{figures[f'{name}_low']:.4g} to {figures[f'{name}_high']:.4g}" if f"{name}_low" in figures else "?"
+        sizes = (f"{figures[f'n_{paired}{side}']:,.0f} {side}" for side in (CANDIDATE, REFERENCE))
+        distances.append(f"{title} distance {figures[name]:.4g} (95 %: {interval}) of {' and '.join(sizes)} slices")
+    return "; ".join(distances)
 
 
 def _warn(figures: dict[str, float]) -> None:

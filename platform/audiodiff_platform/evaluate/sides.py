@@ -13,8 +13,8 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_platform.audio_files import Inputs, Source, described, in_parts
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.evaluate.options import CANDIDATE, HELD_OUT, REFERENCE, EvaluateOptions
+from audiodiff_platform.evaluate.portions import Portion
 from audiodiff_platform.evaluate.result import Result
-from audiodiff_platform.evaluate.worker import Portion
 from audiodiff_platform.mel_data import loops_folder
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_SETTINGS,
@@ -28,6 +28,7 @@ from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import assign_shards
 
 PORTION_S = 300  # seconds of audio
+MAX_LOOP_PORTIONS = 4_096  # for a folder of loops; a portion holds the loops of one or more shards
 
 
 @dataclass
@@ -127,7 +128,7 @@ def _open_side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
             raise ValueError(
                 f"{name} {uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end"
             )
-        uri = f"{folder.uri}/audio"
+        return Side(_loop_portions(name, folder))
     inputs = Inputs(uri)
     try:
         sources = in_parts(list(inputs.sources()), inputs)
@@ -142,6 +143,16 @@ def _open_side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
         by_shard.setdefault(shard, []).append(source)
     portions = [Portion(name, uri, tuple(shard_sources)) for shard_sources in by_shard.values()]
     return Side(portions, skipped=inputs.skipped)
+
+
+def _loop_portions(name: str, folder: Folder) -> list[Portion]:
+    """Divide the manifest of a folder of loops into portions. The loops themselves are not listed."""
+    manifests = [part.path for part in loops_folder.committed_files(folder, "manifest")]
+    size = max(1, -(-len(manifests) // MAX_LOOP_PORTIONS))
+    return [
+        Portion(name, folder.uri, manifests=tuple(manifests[first : first + size]))
+        for first in range(0, len(manifests), size)
+    ]
 
 
 def _open_dataset(name: str, uri: str, split: str) -> MelDataset:

@@ -1,7 +1,7 @@
 """The worker of the evaluate job, which embeds the slices of audio files or of a mel dataset."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -19,6 +19,7 @@ from audiodiff_core.vocoder import GriffinLim
 from audiodiff_platform.audio_files import AudioItem as AudioFile
 from audiodiff_platform.audio_files import Inputs, Source, fetched, items
 from audiodiff_platform.decoder import Decoder, Limits
+from audiodiff_platform.evaluate.portions import Portion, Portions
 from audiodiff_platform.evaluate.result import Embedded, Result
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.scratch import scratch_folder
@@ -26,26 +27,7 @@ from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.engine import Counts, Record
 
 BATCH_SIZE = 16
-
-
-@dataclass(frozen=True)
-class Portion:
-    """A unit of work: some sources of an audio folder, or one file of a mel dataset.
-
-    Args:
-        side: Name of the side.
-        uri: URI of the audio folder or of the mel dataset.
-        sources: Sources in the audio folder.
-        part: Path of the file in the mel dataset, or an empty text.
-        round_trips: Number of items, from the start of the portion, that are also converted to audio by the vocoder
-            and embedded again.
-    """
-
-    side: str
-    uri: str
-    sources: tuple[Source, ...] = ()
-    part: str = ""
-    round_trips: int = 0
+LOOPS_WITHOUT_FILE = "loops without a file"
 
 
 @dataclass(frozen=True)
@@ -77,7 +59,7 @@ class EvaluateWorker:
         ValueError: The embedder has changed since the start of the job.
     """
 
-    def __init__(self, portions: list[Portion], output: str | None, method: Method) -> None:
+    def __init__(self, portions: Portions, output: str | None, method: Method) -> None:
         profile = ExecutionProfile.here()
         profile.prepare_process()
         self.portions, self.method, self.mel = portions, method, Mel(method.mel)
@@ -103,7 +85,13 @@ class EvaluateWorker:
         The result is written to a file if the job has a folder. Otherwise the record holds the result.
         """
         portion = self.portions[shard]
-        embedded = self._embed_part(portion, attempts) if portion.part else self._embed_sources(portion, attempts)
+        if portion.part:
+            embedded = self._embed_part(portion, attempts)
+        elif portion.manifests:
+            embedded = self._embed_loops(portion, attempts)
+        else:
+            embedded = Embedded(portion.side)
+            self._embed_sources(portion, portion.sources, attempts, embedded)
         result = embedded.result(self.method.sample_size)
         if self.output is None:
             return {"result": result.to_json()}
@@ -119,11 +107,23 @@ class EvaluateWorker:
             self._add(track, iter([EmbedderItem(image, None)]), portion, result)
         return result
 
-    def _embed_sources(self, portion: Portion, attempts: Attempts) -> Embedded:
-        result = Embedded(portion.side)
+    def _embed_loops(self, portion: Portion, attempts: Attempts) -> Embedded:
+        """Embed the loops of parts of a manifest. Loops without a file failed or were rejected."""
+        result, folder = Embedded(portion.side), Folder(portion.uri)
+        for manifest in portion.manifests:
+            with folder.filesystem.open(folder.path(manifest), "rb") as file:
+                paths = pq.read_table(file, columns=["path"])["path"]
+            if paths.null_count:
+                result.skipped[LOOPS_WITHOUT_FILE] += paths.null_count
+            sources = Inputs(portion.uri).named(path for path in paths.to_pylist() if path is not None)
+            self._embed_sources(portion, sources, attempts, result)
+        return result
+
+    def _embed_sources(self, portion: Portion, sources: Iterable[Source], attempts: Attempts, result: Embedded) -> None:
+        """Embed sources of the folder of a portion, and add their items to `result`."""
         inputs = Inputs(portion.uri)
         with scratch_folder() as scratch:
-            for source, fetching in fetched(inputs, portion.sources, scratch):
+            for source, fetching in fetched(inputs, sources, scratch):
                 if attempts.gives_up(source.key):
                     result.unusable.append(f"{source.uri}: {attempts.reason}")
                     continue
@@ -135,7 +135,6 @@ class EvaluateWorker:
                     attempts.start()
                 except AudioDecodeError as error:  # the source cannot be fetched or read to its end
                     result.unusable.append(str(error))
-        return result
 
     def _items(self, file: AudioFile, scratch: Path) -> Iterator[EmbedderItem]:
         """Yield the slices of an audio file. Raise AudioDecodeError before the first slice if it is unusable."""

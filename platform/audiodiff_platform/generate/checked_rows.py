@@ -4,7 +4,7 @@ A bad row is described as `row N: field: reason`, with N from 1.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,6 +16,7 @@ import pydantic
 
 from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import REQUEST, SamplingParameters
+from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_core.sampling.requests import RemixRequest, Request, Strength, VaryRequest
 from audiodiff_platform.audio_files.source_files import locate, special_version
 from audiodiff_platform.cluster import usable_path
@@ -27,6 +28,7 @@ MAX_BAD_SHOWN = 20
 CONCURRENT_LOOK_UPS = 32
 LENGTHS = frozenset({"width", "duration_s", "bars", "bpm"})
 STARTS = frozenset({"strength", "start_step"})
+CONDITIONS = frozenset({"encoding", *Conditioned.model_fields})
 SOURCE_FIELDS = ("source", "sources")
 _FIELD_OF_WORD = {"mask": "regenerate", "duration": "duration_s", "encodings": "encoding"}
 
@@ -41,6 +43,8 @@ class LoopRow:
         encoding: Values of the encoding, or empty.
         seconds: Estimated duration of the loop.
         reason: Description of a bad row, or why the quality gate rejected the loop.
+        condition: The condition whose embedding is the encoding, or None.
+        origin: Digest of the encoder that embedded the condition, with size and version of the file, or None.
     """
 
     id: str
@@ -48,6 +52,8 @@ class LoopRow:
     encoding: Sequence[float] = ()
     seconds: float = 0.0
     reason: str | None = None
+    condition: Condition | None = None
+    origin: str | None = None
 
 
 @dataclass
@@ -60,6 +66,9 @@ class RowChecks:
         encodings: Encodings by name, or None.
         sources_exist: Whether the sources are known to exist.
         max_id_bytes: Maximum size of an id in bytes.
+
+    Attributes:
+        conditions: Conditions to embed, each with size and version of its file, or an empty text for a prompt.
     """
 
     check: RequestCheck
@@ -68,42 +77,49 @@ class RowChecks:
     sources_exist: bool = False
     max_id_bytes: int = MAX_ID_BYTES
     _ids: dict[str, int] = field(default_factory=dict)
-    _sources: dict[str, list[int]] = field(default_factory=dict)
+    conditions: dict[Condition, str] = field(default_factory=dict)
+    _files: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    """Rows by the field and the name of a file that has to exist."""
 
     def checked(self, rows: Iterable[Row]) -> list[LoopRow]:
         """Return a loop for each row, or the description of what is bad about the row."""
         loops = [self._loop(number, row) for number, row in zip(count(1), rows, strict=False)]
         for number, reason in self._missing():
-            loops[number - 1] = _bad(number, [reason])
+            loops[number - 1] = bad_row(number, [reason])
         return loops
 
     def _loop(self, number: int, row: Row) -> LoopRow:
         if isinstance(row, str):
-            return _bad(number, [row])
+            return bad_row(number, [row])
         name, problems = self._named(number, row.get("id"))
         stated = {key: value for key, value in row.items() if key != "id"}
         try:
             request: Request = REQUEST.validate_python({**self._defaults_for(stated), **stated})
         except pydantic.ValidationError as error:
-            return _bad(number, [*problems, *_problems(error)])
+            return bad_row(number, [*problems, *_problems(error)])
         request, wrong_uris = _with_usable_sources(request)
         problems += wrong_uris
         try:
             vector = self._vector(request)
-            references = References(encodings={str(request.encoding): vector} if vector is not None else {})
-            filled = self.check.resolved(request, references)
+            encodings = {str(request.encoding): vector} if vector is not None else {}
+            filled = self.check.resolved(request, References(encodings=encodings, embedding=any_embedding(self.check)))
         except ValueError as error:
-            return _bad(number, [*problems, _named_problem(str(error), request.kind)])
+            return bad_row(number, [*problems, _named_problem(str(error), request.kind)])
         if problems:
-            return _bad(number, problems)
+            return bad_row(number, problems)
         if not self.sources_exist:
             for source in sources_of(filled):
-                self._sources.setdefault(source, []).append(number)
+                self._files.setdefault(("source", source), []).append(number)
+        if filled.like is not None:
+            self._files.setdefault(("like", filled.like), []).append(number)
+        elif filled.condition is not None:
+            self.conditions[filled.condition] = ""
         values = vector.tolist() if vector is not None else filled.encoding or ()
         if not isinstance(filled.encoding, str):
             filled = filled.model_copy(update={"encoding": None})
         text = filled.model_dump_json(exclude_none=True)
-        return LoopRow(name, text, np.array(values, np.float32).tolist(), self.check.seconds(filled))
+        values = np.array(values, np.float32).tolist()
+        return LoopRow(name, text, values, self.check.seconds(filled), condition=filled.condition)
 
     def _named(self, number: int, stated: Any) -> tuple[str, list[str]]:
         """Return the id of a row, and what is wrong with it."""
@@ -116,11 +132,15 @@ class RowChecks:
         return name, [] if first == number else [f"id: {name} is the id of row {first}"]
 
     def _defaults_for(self, stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults of a row. A row that states any length has no default length, nor start."""
+        """Return the defaults of a row.
+
+        A row that states any length has no default length. The same holds for a condition and for a start.
+        """
         kind = stated.get("kind", "generate")
         left_out = {*stated}
-        if LENGTHS & stated.keys():
-            left_out |= LENGTHS
+        for alternatives in (LENGTHS, CONDITIONS):
+            if alternatives & stated.keys():
+                left_out |= alternatives
         if kind not in ("vary", "remix") or STARTS & stated.keys():
             left_out |= STARTS
         return {name: value for name, value in self.defaults.items() if name not in left_out}
@@ -134,11 +154,14 @@ class RowChecks:
         return self.encodings.vectors_for([request.encoding])[0]
 
     def _missing(self) -> Iterator[tuple[int, str]]:
-        """Yield the rows whose sources do not exist, with the reasons."""
+        """Yield the rows whose files do not exist, with the reasons. The other files of conditions are noted."""
         with ThreadPoolExecutor(CONCURRENT_LOOK_UPS) as pool:
-            for (source, rows), reason in zip(self._sources.items(), pool.map(_unreadable, self._sources), strict=True):
+            looked_up = pool.map(look_up, [file for _, file in self._files])
+            for ((name, file), rows), (version, reason) in zip(self._files.items(), looked_up, strict=True):
                 if reason:
-                    yield from ((row, f"source: {source}: {reason}") for row in rows)
+                    yield from ((row, f"{name}: {file}: {reason}") for row in rows)
+                elif name == "like":
+                    self.conditions[Condition("like", file)] = version
 
 
 def require_good(origin: str, loops: Sequence[LoopRow]) -> None:
@@ -158,8 +181,8 @@ def require_good(origin: str, loops: Sequence[LoopRow]) -> None:
 
 
 def stated_defaults(options: SamplingParameters) -> dict[str, Any]:
-    """Return the sampling options that are stated, and the strength, as defaults of rows."""
-    names = {*SamplingParameters.model_fields, "strength"} & options.model_fields_set
+    """Return the sampling options that are stated, the strength and the condition, as defaults of rows."""
+    names = {*SamplingParameters.model_fields, *Conditioned.model_fields, "strength"} & options.model_fields_set
     return {name: value for name in sorted(names) if (value := getattr(options, name)) is not None}
 
 
@@ -177,24 +200,37 @@ def _with_usable_sources(request: Request) -> tuple[Request, list[str]]:
             update["source"] = usable_path("source", one)
         elif several := getattr(request, "sources", None):
             update["sources"] = tuple(usable_path("sources", source) for source in several)
+        if request.like is not None:
+            update["like"] = usable_path("like", request.like)
     except ValueError as error:
         return request, [_named_problem(str(error), request.kind)]
     return request.model_copy(update=update), []
 
 
-def _unreadable(source: str) -> str | None:
-    """Return the reason why a source cannot be read, or None."""
+def any_embedding(check: RequestCheck) -> Callable[[Condition], Any]:
+    """Return a function that stands for the encoder of a model, which a check does not need."""
+
+    def embedding(condition: Condition) -> Any:
+        del condition
+        return np.zeros(check.geometry.encoding_dim or 0, np.float32)
+
+    return embedding
+
+
+def look_up(file: str) -> tuple[str, str | None]:
+    """Return size and version of a file, and the reason why it cannot be read, or None."""
     try:
-        folder, name = locate(source)
-        if special_version(folder, folder.entry(name)) is not None:
-            return "is not a file"
+        folder, name = locate(file)
+        entry = folder.entry(name)
+        if special_version(folder, entry) is not None:
+            return "", "is not a file"
         if folder.is_local:
             Path(folder.path(name)).open("rb").close()
     except FileNotFoundError:
-        return "no such file"
+        return "", "no such file"
     except (OSError, ValueError) as error:
-        return " ".join(str(getattr(error, "strerror", None) or error).split())
-    return None
+        return "", " ".join(str(getattr(error, "strerror", None) or error).split())
+    return f"{entry.size} {entry.version}", None
 
 
 def _problems(error: pydantic.ValidationError) -> list[str]:
@@ -233,7 +269,8 @@ def _bounded(text: str) -> str:
     return line if len(line) <= MAX_ID_BYTES else f"{line[:MAX_ID_BYTES]}..."
 
 
-def _bad(number: int, problems: Sequence[str]) -> LoopRow:
+def bad_row(number: int, problems: Sequence[str]) -> LoopRow:
+    """Return a row that is bad, with its number from 1 and its problems as `field: reason`."""
     return LoopRow(
         f"{number:010d}", None, reason="; ".join(f"row {number}: {_bounded(problem)}" for problem in problems)
     )

@@ -12,6 +12,7 @@ Each shard is complete or absent. The same job with more requests adds shards.
     OUT/_run.json               rate of the last run, metrics of the model
     OUT/report.html             page with a player for each loop
     OUT/README.md               data set card, by which `datasets` loads the manifest
+    OUT/_conditions             embeddings of `like` and `prompt`, until the job has ended
     OUT/_commits, OUT/_SUCCESS  commits of shards, and the mark of a finished job
 
 With a quality gate, the loops are first generated and measured as candidates (`rounds.py`). The accepted candidates are
@@ -29,7 +30,8 @@ from audiodiff_core.audio import encode_audio
 from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
-from audiodiff_platform.cluster import runs_on_gpus, usable_path
+from audiodiff_platform.cluster import runs_on_gpus, usable_encoder, usable_path
+from audiodiff_platform.generate.conditions import CONDITIONS, with_encodings
 from audiodiff_platform.generate.delivery import DeliveryWorker, delivery_counts
 from audiodiff_platform.generate.finished import reread, summary, write_pages
 from audiodiff_platform.generate.gate import require_comparable
@@ -70,10 +72,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     start = time.monotonic()
     if options.verify or options.report:
         return reread(options)
-    names = ("model", "output_dir", "requests", "input_dir", "encodings", "reference")
-    paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
-    # A copy keeps which options are stated: these are the defaults of rows.
-    options = options.model_copy(update=paths)
+    options = _with_usable_paths(options)
     check = RequestCheck(load_outline(options.model))
     loops = loop_rows(options, check)
     model = load_model(options.model)
@@ -96,9 +95,13 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     with owned(output, options.take_over) as lease, ExitStack() as connection:
         decided = None
         if options.gated:
-            rounds = Rounds(options, check, model.digest, settings, shard_size, bytes_per_second, reference)
+            rounds = Rounds(options, check, model, settings, shard_size, bytes_per_second, reference)
             decided = rounds.decided(connection)
             loops = decided.loops
+        else:
+            loops = connection.enter_context(
+                with_encodings(options, loops, model.record, check.geometry.encoding_dim, output)
+            )
         plan = grown(output, loops, shard_size)
         if decided is not None:
             arguments = (options, model.digest, starts(plan.shards), decided.starts)
@@ -112,9 +115,10 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             counted |= decided.summary()
         if job.pending or not all(output.exists(name) for name in (LOOPS_CARD, LOOPS_PAGE, commits.SUCCESS)):
             write_pages(output, records, counted, made=job.pending, model=model, seconds=time.monotonic() - start)
-        job.succeed(counted)
         if decided is not None:
             decided.remove_files()
+        output.remove(CONDITIONS)
+        job.succeed(counted)
     figures = decided.figures if decided else progress.figures()
     return {
         "verb": "generate",
@@ -124,6 +128,16 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         "audio_s": round(sum(record["audio_s"] for record in records.values()), 1),
         **figures,
     }
+
+
+def _with_usable_paths(options: GenerateOptions) -> GenerateOptions:
+    """Return the options with paths that any process of the job can open."""
+    names = ("model", "output_dir", "requests", "input_dir", "encodings", "like", "reference")
+    paths = {name: usable_path(name, uri, hub_id=name == "model") for name in names if (uri := getattr(options, name))}
+    if options.encoder is not None:
+        paths["encoder"] = usable_encoder(options.encoder)
+    # A copy keeps which options are stated: these are the defaults of rows.
+    return options.model_copy(update=paths)
 
 
 def _batch_size(options: GenerateOptions) -> int:

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,12 +11,20 @@ from typing import Any
 import pydantic
 
 from audiodiff_core.audio import AUDIO_EXTENSIONS
-from audiodiff_core.pipeline import RequestCheck
+from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
+from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_platform.audio_files import Inputs, described
 from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
-from audiodiff_platform.generate.checked_rows import LoopRow, RowChecks, require_good, stated_defaults
+from audiodiff_platform.generate.checked_rows import (
+    LoopRow,
+    RowChecks,
+    any_embedding,
+    look_up,
+    require_good,
+    stated_defaults,
+)
 from audiodiff_platform.generate.options import MAX_LOOPS, GenerateOptions
 from audiodiff_platform.generate.request_rows import MAX_ROWS, Row, read_rows
 from audiodiff_platform.mel_data.encodings import Encodings, read_encodings
@@ -35,6 +43,7 @@ class LoopRows:
         seconds: Estimated duration of all loops.
         origin: Option that states the loops, for error messages.
         ordered: Whether the order is part of the request. Otherwise new loops may stand between earlier loops.
+        conditions: Conditions to embed, each with size and version of its file, or an empty text for a prompt.
     """
 
     rows: Iterable[LoopRow]
@@ -42,6 +51,7 @@ class LoopRows:
     seconds: float
     origin: str
     ordered: bool = True
+    conditions: Mapping[Condition, str] = field(default_factory=dict)
 
 
 def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
@@ -54,6 +64,8 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     Raises:
         ValueError: Rows are bad, and `skip_bad` is not set.
     """
+    if options.encoder is not None and check.geometry.encoding_dim is None:
+        raise ValueError(f"encoder {options.encoder}: the model is not conditional, omit it")
     if options.requests is None and options.input_dir is None:
         return _seeded(options, check)
     encodings = _encodings(options, check)
@@ -69,7 +81,8 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     origin = "requests" if options.requests is not None else "input_dir"
     if not options.skip_bad:
         require_good(f"{origin} {options.requests or options.input_dir}", loops)
-    return LoopRows(loops, len(loops), sum(loop.seconds for loop in loops), origin, options.requests is not None)
+    seconds = sum(loop.seconds for loop in loops)
+    return LoopRows(loops, len(loops), seconds, origin, options.requests is not None, checks.conditions)
 
 
 def _encodings(options: GenerateOptions, check: RequestCheck) -> Encodings | None:
@@ -95,19 +108,22 @@ class _Seeded:
     seeds: range
     combinations: list[tuple[str, str, str, float]]
     """Suffix of the id, JSON before and after the seed, and duration."""
+    condition: Condition | None
 
     def __iter__(self) -> Iterator[LoopRow]:
         for seed in self.seeds:
             for suffix, before, after, seconds in self.combinations:
-                yield LoopRow(f"{seed:010d}{suffix}", f"{before}{seed}{after}", seconds=seconds)
+                request = f"{before}{seed}{after}"
+                yield LoopRow(f"{seed:010d}{suffix}", request, seconds=seconds, condition=self.condition)
 
 
 def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
-    parameters = options.model_dump(include=set(SamplingParameters.model_fields))
+    parameters = options.model_dump(include={*SamplingParameters.model_fields, *Conditioned.model_fields})
+    references = References(embedding=any_embedding(check))
     combinations, problems = list[tuple[str, str, str, float]](), list[str]()
     for suffix, values in _combinations(options.sweep):
         try:
-            request = check.resolved(GenerateRequest.model_validate({**parameters, **values}))
+            request = check.resolved(GenerateRequest.model_validate({**parameters, **values}), references)
         except pydantic.ValidationError as error:
             reasons = "; ".join(_reason(problem) for problem in error.errors(include_url=False))
             problems.append(f"sweep {suffix[1:]}: {reasons}")
@@ -124,7 +140,17 @@ def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     if count > MAX_LOOPS:
         raise ValueError(f"count {options.count} with sweep: {count:,} loops, must be at most {MAX_LOOPS:,}")
     seconds = len(options.seeds) * sum(seconds for *_, seconds in combinations)
-    return LoopRows(_Seeded(options.seeds, combinations), count, seconds, "count")
+    conditions = {} if options.condition is None else {options.condition: _version(options.condition)}
+    seeded = _Seeded(options.seeds, combinations, options.condition)
+    return LoopRows(seeded, count, seconds, "count", conditions=conditions)
+
+
+def _version(condition: Condition) -> str:
+    """Return size and version of the file of a condition, or an empty text for a prompt."""
+    version, reason = look_up(condition.text) if condition.field == "like" else ("", None)
+    if reason is not None:
+        raise ValueError(f"like {condition.text}: {reason}")
+    return version
 
 
 def _reason(problem: Any) -> str:

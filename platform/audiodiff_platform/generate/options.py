@@ -8,6 +8,7 @@ from audiodiff_core.audio import AudioFormat
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.loops.loudness import TargetLevel
 from audiodiff_core.sampling import SamplingParameters
+from audiodiff_core.sampling.conditions import Conditioned
 from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.cluster.options import ProfileOptions, WorkerOptions
 from audiodiff_platform.entry.options import OutputOptions
@@ -21,7 +22,7 @@ SETTINGS = {"format", "normalize", "name", "pictures", "batch_size", "precision"
 """Options that determine the files of requests."""
 
 
-class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOptions, OutputOptions):
+class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptions, WorkerOptions, OutputOptions):
     """Options of generate: model, requests and their defaults, quality gate, output folder, workers."""
 
     model: str = pydantic.Field(
@@ -74,6 +75,11 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
     )
     encodings: str | None = pydantic.Field(
         None, description="encodings (encode writes them) that requests name in the field encoding: a path or URI"
+    )
+    encoder: str | None = pydantic.Field(
+        None,
+        description="encoder of the model, for like and prompt: a folder or a Hugging Face id; none: the encoder "
+        "that is recorded with the model",
     )
     format: AudioFormat = pydantic.Field("wav", description="file format: wav, flac, ogg or mp3")
     normalize: str | None = pydantic.Field(
@@ -140,6 +146,14 @@ class GenerateOptions(SamplingParameters, GateOptions, ProfileOptions, WorkerOpt
             needs_rows = name == "encodings" or self.input_dir is None
             if getattr(self, name) and needs_rows:
                 raise ValueError(f"{name} is for requests{'' if name == 'encodings' else ' and input_dir'}")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_condition(self) -> Self:
+        if self.like is not None and self.prompt is not None:
+            raise ValueError("prompt with like: both state the encoding, set only one of them")
+        if self.encoder is not None and self.requests is None and self.condition is None:
+            raise ValueError(f"encoder {self.encoder} is for like, prompt and requests")
         return self
 
     @pydantic.model_validator(mode="after")

@@ -1,6 +1,7 @@
 """The plan of a generation: the requests of each shard, stored in the output folder, to which new requests are added.
 
-_plan/NNNN.parquet    shard, id, request as JSON, values of its encoding, duration, reason of a bad row
+_plan/NNNN.parquet    shard, id, request as JSON, values of its encoding, duration, reason of a bad row, origin of an
+                      embedding
 """
 
 import json
@@ -27,6 +28,8 @@ PLAN_SCHEMA = pa.schema(
         ("encoding", pa.list_(pa.float32())),  # empty without an encoding
         ("seconds", pa.float64()),
         ("reason", pa.string()),  # null for a loop to generate; with a request, why the quality gate rejected the loop
+        # digest of the encoder that embedded the condition, and size and version of its file; null without a condition
+        ("origin", pa.string()),
     ]
 )
 ROW_GROUP_ROWS = 1_024
@@ -50,9 +53,10 @@ class PlannedLoop:
 
     @property
     def with_values(self) -> Request:
-        """The request with the values of its encoding."""
+        """The request with the values of its encoding, which replace a reference or a condition."""
         assert self.request is not None, "a bad row has no request"
-        return self.request.model_copy(update={"encoding": self.encoding or None})
+        values = {"encoding": self.encoding or None, "like": None, "prompt": None}
+        return self.request.model_copy(update=values)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ def _assigned(loops: Iterable[LoopRow], size: int, shards: dict[int, ShardSize])
             "encoding": loop.encoding,
             "seconds": loop.seconds,
             "reason": loop.reason,
+            "origin": loop.origin,
         }
 
 
@@ -170,10 +175,13 @@ def _require_same(folder: Folder, origin: str, number: int, planned: Mapping[str
         _fields(planned["id"], planned["request"], planned["reason"]),
         _fields(loop.id, loop.request, loop.reason),
     )
-    names = sorted(name for name in {*stored, *present} if stored.get(name) != present.get(name)) or ["encoding"]
+    names = sorted(name for name in {*stored, *present} if stored.get(name) != present.get(name))
     differences = "; ".join(
         f"{name} is {stored.get(name)!r} in the folder, {present.get(name)!r} in this job" for name in names
     )
+    if not differences:
+        references = [f"{name} {present[name]}" for name in ("like", "prompt", "encoding") if name in present]
+        differences = f"the encoding of {' '.join(references) or 'the row'} has other values"
     raise ValueError(
         f"{origin}: row {number} ({planned['id']}) of {folder.uri} has changed ({differences}): "
         "use another folder, or the same rows and more"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from audiodiff_core.checkpoint import Model
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.entry.errors import JobError
@@ -23,6 +24,7 @@ from audiodiff_platform.generate.candidates import (
     measured_candidates,
 )
 from audiodiff_platform.generate.checked_rows import LoopRow
+from audiodiff_platform.generate.conditions import CONDITIONS, with_encodings
 from audiodiff_platform.generate.decisions import Decisions
 from audiodiff_platform.generate.gate import check_of
 from audiodiff_platform.generate.loop_rows import LoopRows, loop_rows
@@ -55,7 +57,7 @@ class Rounds:
     Args:
         options: Options of the job.
         check: Check of requests against the model.
-        model_digest: Digest of the model.
+        model: The model.
         settings: Settings of the output folder.
         shard_size: Number of candidates of a shard.
         bytes_per_second: Size of the audio in bytes per second.
@@ -64,7 +66,7 @@ class Rounds:
 
     options: GenerateOptions
     check: RequestCheck
-    model_digest: str
+    model: Model
     settings: Mapping[str, Any]
     shard_size: int
     bytes_per_second: int
@@ -94,11 +96,13 @@ class Rounds:
             while True:
                 seeds = {"count": total} if options.replaces else {}
                 loops = loop_rows(options.model_copy(update=seeds), self.check)
-                plan = grown(folder, loops, self.shard_size)
+                dim = self.check.geometry.encoding_dim
+                with with_encodings(options, loops, self.model.record, dim, folder) as encoded:
+                    plan = grown(folder, encoded, self.shard_size)
                 work = ShardWork(
                     "audiodiff generate candidates",
                     CandidateWorker,
-                    (options, self.model_digest),
+                    (options, self.model.digest),
                     folder.uri,
                     shard_counts,
                 )
@@ -115,6 +119,7 @@ class Rounds:
                 if wanted is None or decisions.complete:
                     break
                 total = self._more(total, wanted, decisions)
+            folder.remove(CONDITIONS)
             job.succeed({"candidates": loops.count})
         return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, progress.figures())
 

@@ -3,11 +3,16 @@
 The job generate writes the folder. The job evaluate, reports and servers read it.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage.index import INDEX, CommittedPart
 
 LOOPS_FORMAT_VERSION = 5
 LOOPS_SETTINGS = "generate.json"
@@ -40,6 +45,8 @@ MANIFEST_SCHEMA = pa.schema(
         ("requested_duration_s", pa.float64()),
         ("seamless", pa.bool_()),
         ("encoding", pa.string()),  # name of the encoding
+        ("like", pa.string()),
+        ("prompt", pa.string()),
         ("encoding_values", pa.list_(pa.float32())),
         ("source", pa.string()),
         ("sources", pa.list_(pa.string())),
@@ -101,3 +108,34 @@ configs:
 requests failed (column `reason`).
 `manifest/*.parquet` has a row for each request. Paths are relative to this folder.
 """
+
+
+def committed_files(folder: Folder, subfolder: str) -> Iterator[CommittedPart]:
+    """Yield the committed files of a subfolder of a finished folder, without their row groups.
+
+    The index is read as a stream, because a folder can hold millions of loops.
+
+    Args:
+        folder: A folder of generated loops.
+        subfolder: The subfolder: audio or manifest.
+
+    Raises:
+        ValueError: The folder is not finished, or a job is adding loops.
+    """
+    try:
+        summary = folder.read_json(commits.SUCCESS)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{folder.uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end"
+        ) from None
+    with folder.reached(INDEX), folder.filesystem.open(folder.path(INDEX), "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != summary.get("index_sha256"):
+            raise ValueError(
+                f"{folder.uri}: {INDEX} does not match the digest in {commits.SUCCESS}: run jobs/generate.py to its end"
+            )
+        file.seek(0)
+        with pq.ParquetFile(file) as index:
+            for batch in index.iter_batches(columns=["shard", "path", "bytes", "sha256"]):
+                for row in batch.to_pylist():
+                    if row["path"].startswith(f"{subfolder}/"):
+                        yield CommittedPart(row["shard"], row["path"], None, row["bytes"], row["sha256"])

@@ -15,6 +15,7 @@ import pydantic
 from pydantic.json_schema import SkipJsonSchema
 
 from audiodiff_core.audio import AudioFormat
+from audiodiff_core.sampling.conditions import Reference
 from audiodiff_core.sampling.requests import (
     REQUEST,
     SEEDS,
@@ -23,7 +24,6 @@ from audiodiff_core.sampling.requests import (
     InpaintRequest,
     InterpolateRequest,
     InvertRequest,
-    Reference,
     RemixRequest,
     Seed,
     SeededRequest,
@@ -62,6 +62,16 @@ class HttpRequest(SeededRequest):
         if isinstance(encoding, str):
             raise ValueError(f"encoding {encoding!r} is a reference: send the values")
         return encoding
+
+    @pydantic.field_validator("like", "prompt")
+    @classmethod
+    def _no_condition(cls, condition: Any, info: pydantic.ValidationInfo) -> Any:
+        """Reject a condition: a server has no encoder."""
+        if condition is not None:
+            raise ValueError(
+                f"{info.field_name}: servers embed neither audio nor text, send the values of the encoding"
+            )
+        return condition
 
 
 class HttpGenerateRequest(HttpRequest, GenerateRequest):

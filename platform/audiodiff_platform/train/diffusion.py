@@ -188,7 +188,9 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
     }
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
     metrics = {**counts, **_throughput(options, cost, progress), **progress["logged"], **validation}
-    record = ModelRecord(recipe=options.recipe(), data_digest=inputs.dataset.digest, metrics=metrics)
+    record = ModelRecord(
+        recipe=options.recipe(), data_digest=inputs.dataset.digest, metrics=metrics, encoder=inputs.encoder
+    )
     with model_folder(output) as folder:
         save_model(
             folder, inputs.network, inputs.objective.scheduler(options.scheduler), inputs.mel, record, vae=inputs.vae

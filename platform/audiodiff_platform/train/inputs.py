@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.checkpoint import load_model, load_vae
+from audiodiff_core.checkpoint import EncoderRecord, load_model, load_vae
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, check_resolution, network_digest
-from audiodiff_platform.cluster import is_hub_id
+from audiodiff_platform.cluster import is_hub_id, public_encoder
 from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, read_encodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
 from audiodiff_platform.mel_data.mel_dataset import (
@@ -68,6 +68,14 @@ class TrainingInputs:
             "latents_digest": None if self.latents is None else self.latents.digest,
             "encodings_digest": None if self.encodings is None else self.encodings.content_digest,
         }
+
+    @property
+    def encoder(self) -> EncoderRecord | None:
+        """Record of the encoder of the encodings, or None if it is unknown."""
+        encodings = self.encodings
+        if encodings is None or encodings.name is None or encodings.digest is None:
+            return None
+        return EncoderRecord(name=public_encoder(encodings.name), digest=encodings.digest)
 
     @property
     def versions(self) -> dict[str, bytes | None]:

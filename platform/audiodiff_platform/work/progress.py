@@ -52,6 +52,7 @@ class Progress:
 
     def _line(self, elapsed: float) -> str:
         counts = ", ".join(f"{count:,} {name}" for name, count in self._counts.items())
+        name = "files" if "files" in self._counts else next(iter(self._counts), "files")
         shards = f"{self._shards:,} of {len(self._pending):,} shards"
         left = duration(self._seconds_left(elapsed))
-        return f"{self._unit}: {shards}, {counts}, {self._counts['files'] / elapsed:,.1f} files/s, {left} left"
+        return f"{self._unit}: {shards}, {counts}, {self._counts[name] / elapsed:,.1f} {name}/s, {left} left"
