@@ -20,7 +20,7 @@ from ray.cluster_utils import Cluster
 from audiodiff_platform.storage import Folder
 
 ROOT = Path(__file__).parents[1]
-DEADLINE_S = 240  # a lease on a store lasts 60 s, and Ray starts slowly on a busy machine
+DEADLINE_S = 600  # a lease on a store lasts 60 s, and Ray starts slowly on a busy machine
 WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
 
 
@@ -110,7 +110,7 @@ def work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
     while _commits(out) <= than:
         if driver.process.poll() is not None:
             return False
-        assert time.monotonic() < deadline, "no shard was committed"
+        assert time.monotonic() < deadline, f"no shard was committed: {Path(driver.log.name).read_text()[-4_000:]}"
         time.sleep(0.05)
     return True
 

@@ -87,7 +87,7 @@ def run_job(
         watch_memory: Whether to look at the memory of the processes.
 
     Raises:
-        CalledProcessError: The job failed.
+        RuntimeError: The job failed.
     """
     given = ("--model", model, "--output_dir", output, "--count", loops, "--num_workers", workers, *options)
     command = [sys.executable, "jobs/generate.py", *map(str, given)]
@@ -105,7 +105,7 @@ def run_job(
         run.seconds = time.time() - began
         if process.returncode:
             log.seek(0)
-            raise subprocess.CalledProcessError(process.returncode, command, stderr=log.read())
+            raise RuntimeError(f"{' '.join(command)} ended with status {process.returncode}: {log.read()[-4_000:]}")
     assert at_work is not None, "no worker was seen at work: use more loops"
     run.working_seconds = (output / SUCCESS).stat().st_mtime - at_work
     return run
