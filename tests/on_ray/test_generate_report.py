@@ -11,6 +11,7 @@ from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def _page(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def generated(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of two loops and a failure. One id looks like markup."""
     from tests.in_process import in_process
 
@@ -71,7 +72,7 @@ def generated(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def _written(folder: Path, count: int = 12, seconds: float = 1.0) -> Path:
-    """Write a folder of tones with measurements that differ, and its page."""
+    """Write a folder of tones with measurements that differ, and its page. The first id looks like markup."""
     (folder / "audio").mkdir(parents=True)
     schema = MANIFEST_SCHEMA
     if "key" not in schema.names:
@@ -79,12 +80,13 @@ def _written(folder: Path, count: int = 12, seconds: float = 1.0) -> Path:
     rows: list[dict[str, Any]] = []
     for number in range(count):
         tone = 0.3 * np.sin(np.arange(round(seconds * RATE)) * (0.02 + 0.01 * number)).astype(np.float32)
-        path = f"audio/{number:010d}.wav"
+        name = f"{number:010d}" if number else HOSTILE
+        path = f"audio/{name}.wav"
         (folder / path).write_bytes(encode_audio(tone, RATE))
         image = np.full((32, 32), 20 * number, np.uint8)
         rows.append(
             {
-                "id": f"{number:010d}",
+                "id": name,
                 "path": path,
                 "kind": "generate",
                 "seed": number,
@@ -168,7 +170,10 @@ def test_many_loops_are_listed_in_part_and_much_audio_is_linked(
     write_loops_page(Folder(str(folder)))
     page = _page(folder)
     links = re.findall(r'<audio [^>]*src="([^"]*)"', page)
-    assert links == [f"audio/{number:010d}.wav" for number in range(9)]
+    assert [unquote(link) for link in links] == [
+        f"audio/{HOSTILE}.wav",
+        *(f"audio/{number:010d}.wav" for number in range(1, 9)),
+    ]
     assert "The first 9 of 12 loops are listed. 3 more" in page
     assert "12 generated loops" in page
     assert "level … dB is below … dB" in page
@@ -272,8 +277,9 @@ def test_the_page_fits_sorts_and_filters(chromium: Any, tmp_path: Path, size: st
 
 
 @pytest.mark.browser
-def test_text_of_users_is_no_markup(chromium: Any, generated: Path) -> None:
-    with _opened(chromium, (generated / "report.html").as_uri(), "phone") as page:
+def test_text_of_users_is_no_markup(chromium: Any, tmp_path: Path) -> None:
+    folder = _written(tmp_path / "loops")
+    with _opened(chromium, (folder / "report.html").as_uri(), "phone") as page:
         assert page.locator("b").count() == 0
         assert HOSTILE in page.locator("h3").all_text_contents()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
