@@ -35,9 +35,8 @@ class Bands:
 
     @staticmethod
     def of(audio: Samples) -> Embeddings:
-        levels: Embeddings = np.array(
-            [abs(band).mean() for band in np.array_split(np.fft.rfft(audio), DIM)], np.float32
-        )
+        bands = np.array_split(np.fft.rfft(audio), DIM)
+        levels: Embeddings = np.array([abs(band).mean() for band in bands], np.float32)
         levels /= levels.max()
         return levels
 

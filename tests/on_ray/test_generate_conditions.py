@@ -24,8 +24,10 @@ from audiodiff_platform.generate import condition_worker
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.encodings import read_encodings
+from audiodiff_platform.storage import Folder
 from tests import tiny_clap
 from tests.in_process import in_process
+from tests.servers.stores import Store
 
 pytestmark = pytest.mark.package("transformers")
 
@@ -217,6 +219,20 @@ def test_workers_embed_many_conditions(
     generate(_options(conditional, tmp_path / "out", requests=file, num_workers=2))
     assert _audio(tmp_path / "out")[: len(rows)] == _audio(liked)
     assert _audio(tmp_path / "out")[-3:] == _made_by_the_core(conditional, more[-3:])
+
+
+@pytest.mark.soak_short
+def test_audio_and_loops_on_an_object_store(
+    store: Store, local_ray: None, liked: Path, conditional: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    bucket = store.make_bucket()
+    Folder(bucket).write("take.flac", Path(rows[0]["like"]).read_bytes())
+    file = _file(tmp_path, [{**rows[0], "like": f"{bucket}/take.flac"}, {"like": f"{bucket}/none.flac"}])
+    options = _options(conditional, tmp_path, output_dir=f"{bucket}/out", requests=file, skip_bad=True)
+    assert generate(options)["loops"] == 1
+    assert Folder(f"{bucket}/out").read("audio/0000000001.wav") == _audio(liked)[0]
+    assert not Folder(f"{bucket}/out").names("_conditions/**")
+    assert generate(options)["failed"] == 1
 
 
 @pytest.fixture
