@@ -75,7 +75,7 @@ class Contender:
 
 def by_the_original(model: Path, count: int, batch: int, folder: Path) -> tuple[Path, float, float]:
     arguments = (model, folder, count, batch, STEPS, CORES)
-    command = [ORIGINAL, "tests/benchmarks/original/generate.py", *map(str, arguments)]
+    command = [str(ORIGINAL), "tests/benchmarks/original/generate.py", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     seconds = json.loads(done.stdout.splitlines()[-1])
     return folder, seconds["start"] + seconds["loop"], seconds["loop"]
