@@ -91,7 +91,7 @@ def rate_table(model: Path, folder: Path, loops: int, rounds: int) -> None:
                 flush=True,
             )
     print(f"\n{loops} loops, loops a minute (medians of {rounds} rounds)\n")
-    print("| workers | job | core alone | job / core | job with start | seconds to start |")
+    print("| workers | job | core alone | job / core | job with start | seconds of start and end |")
     print("|---|---|---|---|---|---|")
     for workers in WORKERS:
         rate, alone = _median(run.rate for run in jobs[workers]), _median(cores[workers])
