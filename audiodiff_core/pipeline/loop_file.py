@@ -13,8 +13,11 @@ from audiodiff_core.sampling.requests import DEFAULT_STRENGTH, SeededRequest, St
 
 SOFTWARE = "audiodiff"
 """Name of the writing program. It has no version, because the bytes of a file do not depend on the version."""
-NOT_IN_TAGS = frozenset({"id", "source", "sources", "encoding"})
-"""Fields of requests that name files or results. Paths and names say nothing about the loop, and may be private."""
+NOT_IN_TAGS = frozenset({"id", "source", "sources", "encoding", "like", "prompt"})
+"""Fields of requests that name files or results, or that an encoding stands for.
+
+Paths and names say nothing about the loop, and may be private.
+"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -352,6 +352,8 @@ def test_request_defaults_and_limits() -> None:
         "id": None,
         "seed": 0,
         "encoding": None,
+        "like": None,
+        "prompt": None,
         "kind": "generate",
     }
     assert GenerateRequest().model_dump() == expected
