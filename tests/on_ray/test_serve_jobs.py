@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import socket
+import subprocess
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -59,7 +61,7 @@ class Server:
 def server(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     keys = str(folder / "keys")
-    secrets = {name: key_file.add(keys, name) for name in ("alice", "bob", "carol", "dave")}
+    secrets = {name: key_file.add(keys, name) for name in ("alice", "bob", "carol", "dave", "erin")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -97,7 +99,7 @@ def test_no_route_answers_without_a_known_key(server: Server) -> None:
     with server.http("dave") as http:
         paths = http.get("/openapi.json").json()["paths"]
         routes = [(method, path) for path, methods in paths.items() for method in methods]
-        guarded = [(method, path) for method, path in routes if path not in ("/", "/healthz", "/readyz", "/metrics")]
+        guarded = [(method, path) for method, path in routes if path not in ("/", "/healthz", "/readyz")]
         assert {("post", "/v1/jobs"), ("get", "/v1/models"), ("post", "/v1/generate")} <= set(guarded)
         key_file.revoke(server.keys, "dave")
         wait_for(lambda: http.get("/v1/models").status_code == 401)
@@ -212,7 +214,8 @@ def test_an_idempotent_request_has_one_response(server: Server) -> None:
         assert theirs.headers["x-audiodiff-seed"] != first.headers["x-audiodiff-seed"]
         stream = named | {"Idempotency-Key": "two", "Accept": "text/event-stream"}
         with http.stream("POST", "/v1/generate", json=ENDLESS, headers=stream) as running:
-            assert next(running.iter_lines()) == "event: accepted"
+            lines = running.iter_lines()  # httpx closes a stream whose iterator is gone
+            assert next(lines) == "event: accepted"
             busy = http.post("/v1/generate", json=ENDLESS, headers=stream)
             assert (busy.status_code, busy.json()["error"]["code"]) == (409, "still_running")
             assert int(busy.headers["retry-after"]) >= 1
@@ -264,6 +267,31 @@ def test_a_full_result_folder_is_reported(server: Server) -> None:
         assert [answer.status_code for answer in answers][::3] == [200, 507]
         assert answers[-1].json()["error"]["code"] == "results_full"
         assert client.jobs.content(kept.id)
+
+
+@pytest.fixture
+def small_disk(server: Server) -> Iterator[Path]:
+    """Mount a file system of 256 kB for the jobs of one key."""
+    folder = server.results / "jobs" / "erin"
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_fails_a_job_and_damages_no_other(server: Server, model: Path, small_disk: Path) -> None:
+    with server.client("erin") as client, server.http("erin") as http:
+        kept = client.jobs.wait(client.jobs.create({"seed": 1, "steps": 1}).id, poll_s=0.05, timeout_s=120)
+        large = client.jobs.create({"kind": "extend", "duration_s": 8, "steps": 1})
+        with pytest.raises(JobFailedError, match="no space for the results"):
+            client.jobs.wait(large.id, poll_s=0.05, timeout_s=120)
+        status = os.statvfs(small_disk)
+        (small_disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize))
+        answer = http.post("/v1/jobs", json={"steps": 1})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "results_full")
+        assert {job.status for job in client.jobs.list().data} == {"completed", "failed"}
+        assert client.jobs.content(kept.id) == expected(model, seed=1, steps=1)
 
 
 @pytest.mark.soak_short

@@ -29,6 +29,7 @@ from audiodiff_platform.serve.application import (
     serve_yaml,
 )
 from audiodiff_platform.serve.options import ServeOptions, required_key
+from audiodiff_platform.serve.result_folder import made
 
 
 def serve(options: ServeOptions) -> dict[str, Any]:
@@ -83,9 +84,11 @@ def served(options: ServeOptions) -> Iterator[None]:
         require_resources(replicas, WorkerResources(gpus=int(on_gpu)), option="max_replicas")
     for path in options.paths().values():
         require_shared("model", path, MODEL_INDEX)
-    for name in ("key_file", "results_dir"):
-        if (path := getattr(options, name)) is not None:
-            require_shared(name, path, "")
+    if options.key_file is not None:
+        require_shared("key_file", options.key_file, "")
+    if options.results_dir is not None:
+        made(options.results_dir)
+        require_shared("results_dir", options.results_dir, "")
     application = application_of(options, facts)
     running = serve_http_options()
     if running is None:

@@ -47,18 +47,13 @@ class Results:
 
     @classmethod
     def of(cls, options: ServeOptions) -> "Results":
-        """Open the folder of `results_dir`. A new local folder is readable by its user alone.
+        """Open the folder of `results_dir`.
 
         Raises:
             ValueError: The folder cannot be used.
         """
         assert options.results_dir is not None
-        folder = Folder(options.results_dir)
-        if folder.is_local:
-            try:
-                Path(folder.root).mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError as error:
-                raise ValueError(f"results_dir {options.results_dir} cannot be used ({error}): set another") from error
+        folder = made(options.results_dir)
         tasks = TaskFolder(folder, int(options.results_gb * 1e9), LEASE_S)
         ttl_s = options.results_ttl_s
         return cls(Jobs(tasks, ttl_s), IdempotentRequests(tasks, ttl_s), Expiry(tasks, ttl_s))
@@ -71,6 +66,21 @@ class Results:
             except OSError:
                 logger.exception("expired results could not be removed")
             await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def made(uri: str) -> Folder:
+    """Return the folder of results. A new local folder is readable by its user alone.
+
+    Raises:
+        ValueError: The folder cannot be used.
+    """
+    folder = Folder(uri)
+    if folder.is_local:
+        try:
+            Path(folder.root).mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"results_dir {uri} cannot be used ({error}): set another") from error
+    return folder
 
 
 def results_dir(options: ServeOptions) -> str | None:
