@@ -6,11 +6,17 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pydantic
 import pytest
 
 from audiodiff_platform.serve import key_file
-from audiodiff_platform.serve.keys import MAX_AUTHORIZATION_CHARACTERS, ApiKeys, KeysUnavailableError, main
+from audiodiff_platform.serve.key_file import HashedKey
+from audiodiff_platform.serve.keys import (
+    MAX_AUTHORIZATION_CHARACTERS,
+    ApiKeys,
+    KeysUnavailableError,
+    environment_key,
+    main,
+)
 from tests.rare import rare
 from tests.servers.stores import Store
 
@@ -79,7 +85,7 @@ def test_a_broken_file_keeps_its_last_keys_for_a_while(
 ) -> None:
     file, clock = tmp_path / "keys", Clock()
     key = key_file.add(str(file), "alice")
-    keys = ApiKeys(pydantic.SecretStr(SECRET), str(file), grace_s=60, clock=clock)
+    keys = ApiKeys(HashedKey.of("environment", SECRET.encode()), str(file), grace_s=60, clock=clock)
     content = file.read_text()
     file.unlink()
     if broken == "invalid":
@@ -134,17 +140,17 @@ def test_without_keys_every_request_is_anonymous() -> None:
     ],
 )
 def test_headers(header: str | None, name: str | None) -> None:
-    assert ApiKeys(pydantic.SecretStr(SECRET)).name_of(header) == name
+    assert ApiKeys(HashedKey.of("environment", SECRET.encode())).name_of(header) == name
 
 
 def test_a_key_of_the_environment_may_have_any_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIODIFF_API_KEY", "schlüssel")
-    keys = ApiKeys.from_environment(None)
+    keys = ApiKeys(environment_key())
     assert keys.name_of("Bearer schlüssel".encode().decode("latin-1")) == "environment"
     for wrong in ("", " key", "x" * 2_000):
         monkeypatch.setenv("AUDIODIFF_API_KEY", wrong)
         with pytest.raises(ValueError, match="AUDIODIFF_API_KEY: must have 1 to"):
-            ApiKeys.from_environment(None)
+            environment_key()
 
 
 HASH = f"sha256${'0' * 32}${'0' * 64}"
@@ -176,7 +182,7 @@ def test_no_key_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     caplog.set_level(logging.DEBUG)
     file = str(tmp_path / "keys")
     made = [key_file.add(file, "alice")]
-    keys = ApiKeys(pydantic.SecretStr(SECRET), file)
+    keys = ApiKeys(HashedKey.of("environment", SECRET.encode()), file)
     made.append(key_file.add(file, "bob"))
     os.utime(file)
     keys.refresh()

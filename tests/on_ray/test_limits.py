@@ -127,13 +127,6 @@ def test_no_window_admits_more_than_a_burst_and_a_refill(seed: int) -> None:
     assert len(made) > 100
 
 
-def test_each_of_several_replicas_applies_its_share() -> None:
-    limits = Limits(requests_per_minute=60, concurrent_requests=3, audio_s_per_minute=600, audio_s_per_hour=None)
-    assert limits.share(2) == Limits(30, 2, 300, None)
-    assert limits.share(1) == limits
-    assert Limits(requests_per_minute=1).share(4) == Limits(requests_per_minute=1)
-
-
 def test_idle_keys_take_no_memory_once_there_are_many() -> None:
     clock = Clock()
     limits = KeyLimits(Limits(requests_per_minute=60, concurrent_requests=2), clock)

@@ -42,12 +42,13 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(model: Path, conditional: Path) -> ServeOptions:
+def options(model: Path, conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeOptions:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     models = (f"tiny={model}", f"conditional={conditional}")
-    return ServeOptions(model=models, port=port, max_replicas=1, max_upload_mb=1, queue_batches=2)
+    results = str(tmp_path_factory.mktemp("results"))
+    return ServeOptions(model=models, port=port, max_replicas=1, max_upload_mb=1, queue_batches=2, results_dir=results)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Configuration of serve: the file for `serve deploy`, the deployments, and mistakes that are told at once."""
 
+import hashlib
 import socket
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +11,13 @@ from ray import cloudpickle
 from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from audiodiff_core.checkpoint import load_model
-from audiodiff_platform.serve.application import application, facts_of, generation_settings, serve_yaml
+from audiodiff_platform.serve.application import (
+    application,
+    facts_of,
+    generation_settings,
+    ingress_settings,
+    serve_yaml,
+)
 from audiodiff_platform.serve.job import serve, served
 from audiodiff_platform.serve.options import ServeOptions
 
@@ -47,6 +54,9 @@ def test_the_deployments_follow_the_options(model: Path) -> None:
         assert settings["max_ongoing_requests"] > batch * (1 + options.queue_batches)
         assert settings["graceful_shutdown_timeout_s"] > options.request_timeout_s + options.max_wait_s
         assert settings["ray_actor_options"] == {"num_cpus": 1, "num_gpus": gpus}
+    assert ingress_settings(options)["autoscaling_config"].max_replicas > 1
+    limited = options.model_copy(update={"concurrent_requests": 3})
+    assert ingress_settings(limited)["autoscaling_config"].max_replicas == 1, "one replica counts the requests of all"
     (facts,) = facts_of(options)
     assert (facts.digest, facts.encoding_dim) == (load_model(model).digest, None)
 
@@ -60,7 +70,12 @@ def test_beyond_loopback_it_does_not_start_without_a_key(model: Path, monkeypatc
 
 def test_a_key_is_in_no_argument_of_a_deployment(local_ray: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUDIODIFF_API_KEY", "a secret key")
-    assert b"a secret key" not in cloudpickle.dumps(application(ServeOptions(model=(f"tiny={model}",))))
+    arguments = cloudpickle.dumps(application(ServeOptions(model=(f"tiny={model}",))))
+    assert b"a secret key" not in arguments
+    assert hashlib.sha256(b"a secret key").digest() not in arguments, "a hash without a salt is found in tables"
+    missing = ServeOptions(model=(f"tiny={model}",), key_file="missing")
+    with pytest.raises(ValueError, match="key_file missing cannot be read"):
+        application(missing)
 
 
 def test_an_address_that_cannot_be_used_is_an_error_at_once(
@@ -87,5 +102,8 @@ def test_options_that_contradict_are_refused() -> None:
     for entry in ("path/only", "=path", "bad/name=path", "name="):
         with pytest.raises(ValueError, match="NAME=PATH"):
             ServeOptions(model=(entry,))
+    for origin in ("*", "example.com", "https://example.com/", "https://*.example.com", "null"):
+        with pytest.raises(ValueError, match="must be https://HOST"):
+            ServeOptions(model=("a=b",), allow_origin=(origin,))
     with pytest.raises(ValueError, match="max_replicas 1: must be at least min_replicas 2"):
         ServeOptions(model=("a=b",), min_replicas=2, max_replicas=1)

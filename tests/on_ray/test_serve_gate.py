@@ -12,7 +12,10 @@ from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progres
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.events import with_comments
 from audiodiff_platform.serve.generation import within_limits
-from audiodiff_platform.serve.middleware import Gate, Message, key_hash
+from audiodiff_platform.serve.key_file import HashedKey
+from audiodiff_platform.serve.keys import ApiKeys
+from audiodiff_platform.serve.limits import KeyLimits, Limits
+from audiodiff_platform.serve.middleware import App, Gate, Message
 
 AUDIO = Audio(b"", "audio/wav", "", {}, {})
 
@@ -21,6 +24,10 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     body = (await receive())["body"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
+
+
+def gate_of(app: App, key: HashedKey | None = None) -> Gate:
+    return Gate(app, ApiKeys(key), KeyLimits(Limits()), 100)
 
 
 async def answer(
@@ -50,19 +57,19 @@ def code(body: bytes) -> str:
 
 
 def test_a_body_in_parts_reaches_the_route_whole() -> None:
-    gate = Gate(echo, None, 100)
+    gate = gate_of(echo)
     assert asyncio.run(answer(gate, [part(b"ab", True), part(b"c")])) == (200, b"abc")
 
 
 def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.01)
-    status, body = asyncio.run(answer(Gate(echo, None, 100), [part(b"ab", True)]))
+    status, body = asyncio.run(answer(gate_of(echo), [part(b"ab", True)]))
     assert (status, code(body)) == (408, "body_timeout")
 
 
 def test_bodies_share_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_BUFFERED_BYTES", 10)
-    gate = Gate(echo, None, 100)
+    gate = gate_of(echo)
 
     async def both() -> list[tuple[int, bytes]]:
         first = asyncio.ensure_future(answer(gate, [part(b"12345678", True)]))
@@ -95,14 +102,14 @@ def test_a_client_that_leaves_cancels_its_request() -> None:
         async def send(message: Message) -> None:
             raise AssertionError(message)
 
-        await Gate(endless, None, 100)({"type": "http", "path": "/a", "headers": []}, receive, send)
+        await gate_of(endless)({"type": "http", "path": "/a", "headers": []}, receive, send)
 
     asyncio.run(leave())
     assert cancelled == ["/a"]
 
 
 def test_only_open_routes_need_no_key() -> None:
-    gate = Gate(echo, key_hash("right"), 100)
+    gate = gate_of(echo, HashedKey.of("right", b"right"))
     cases = [("/v1/models", "Bearer wrong", 401), ("/v1/models", "bearer right", 200), ("/healthz", "", 200)]
     for path, authorization, status in cases:
         assert asyncio.run(answer(gate, [part(b"")], path, authorization=authorization))[0] == status

@@ -14,8 +14,9 @@ from audiodiff_platform.cluster.capacity import uses_gpus
 from audiodiff_platform.serve.calls import ModelFacts
 from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.ingress import Ingress
-from audiodiff_platform.serve.middleware import key_hash
+from audiodiff_platform.serve.keys import ApiKeys
 from audiodiff_platform.serve.options import ServeOptions, required_key
+from audiodiff_platform.serve.result_folder import results_dir
 
 APPLICATION = "audiodiff"
 ROUTE_PREFIX = "/"
@@ -33,8 +34,9 @@ YAML_HEADER = """\
 #   serve status                      HEALTHY when a replica has loaded the models
 #
 # The text is also the serveConfigV2 of a RayService of KubeRay. Replace each value that contains YOUR, or write the
-# file with your options. `args` takes every option of jobs/serve.py. A host other than 127.0.0.1 needs
-# AUDIODIFF_API_KEY in the environment of the nodes. Replicas of generation take one CPU, or gpus_per_replica of a GPU.
+# file with your options. `args` takes every option of jobs/serve.py. A host other than 127.0.0.1 needs key_file, or
+# AUDIODIFF_API_KEY in the environment of the nodes. Jobs need results_dir, a store or a folder that the nodes share.
+# Replicas of generation take one CPU, or gpus_per_replica of a GPU.
 """
 REFUSALS = 64
 """Requests at the same time, beyond those in the queue and the batch, that a generation replica refuses at once."""
@@ -57,14 +59,15 @@ def application_of(options: ServeOptions, models: tuple[ModelFacts, ...]) -> App
         models: The served models.
 
     Raises:
-        ValueError: If other machines can reach the server, and there is no key.
+        ValueError: If other machines can reach the server, and there is no key, or the key file is not valid.
     """
     key = required_key(options)
+    ApiKeys(key, options.key_file)
+    options = options.model_copy(update={"results_dir": results_dir(options)})
     on_gpu = uses_gpus(options.device)
     generation = ray_serve.deployment(Generation, name="generation", **generation_settings(options, on_gpu))
     ingress = ray_serve.deployment(Ingress, name="ingress", **ingress_settings(options))
-    hashed = None if key is None else key_hash(key.get_secret_value())
-    return ingress.bind(options, models, hashed, generation.bind(options, models, on_gpu))
+    return ingress.bind(options, models, key, generation.bind(options, models, on_gpu))
 
 
 def generation_settings(options: ServeOptions, on_gpu: bool) -> dict[str, Any]:
@@ -89,13 +92,18 @@ def generation_settings(options: ServeOptions, on_gpu: bool) -> dict[str, Any]:
 
 
 def ingress_settings(options: ServeOptions) -> dict[str, Any]:
-    """Return the settings of the ingress deployment. Its replicas mostly wait, and reserve no CPU."""
+    """Return the settings of the ingress deployment. Its replicas mostly wait, and reserve no CPU.
+
+    With limits of keys, one replica counts the requests of all.
+    """
     return {
         "max_ongoing_requests": INGRESS_REQUESTS,
         "max_queued_requests": INGRESS_REQUESTS,
         "graceful_shutdown_timeout_s": drain_s(options),
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=1, max_replicas=INGRESS_REPLICAS, target_ongoing_requests=INGRESS_TARGET
+            min_replicas=1,
+            max_replicas=1 if options.limits.is_any else INGRESS_REPLICAS,
+            target_ongoing_requests=INGRESS_TARGET,
         ),
         "ray_actor_options": {"num_cpus": 0},
     }
@@ -152,4 +160,4 @@ def _facts(name: str, path: str) -> ModelFacts:
     model = load_model(path)
     mel = model.mel
     dim = getattr(model.unet.config, "cross_attention_dim", None)
-    return ModelFacts(name, path, model.digest, mel.sample_rate, mel.audio_size / mel.sample_rate, dim)
+    return ModelFacts(name, path, model.digest, mel.sample_rate, mel.audio_size / mel.sample_rate, mel.x_res, dim)

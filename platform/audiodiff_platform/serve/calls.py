@@ -19,6 +19,7 @@ class ModelFacts:
         digest: Digest of the files that determine what the model generates.
         sample_rate: Sample rate of its audio in Hz.
         duration_s: Default duration of a loop in seconds.
+        width: Columns of the image of such a loop.
         encoding_dim: Values per encoding, or None for an unconditional model.
     """
 
@@ -27,6 +28,7 @@ class ModelFacts:
     digest: str
     sample_rate: int
     duration_s: float
+    width: int
     encoding_dim: int | None
 
 

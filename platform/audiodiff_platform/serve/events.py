@@ -10,6 +10,8 @@ from typing import Any
 from audiodiff_platform.serve.calls import Accepted, Audio, Event, Failed, Joined, NotModified, Preview, Progress
 
 MEDIA_TYPE = "text/event-stream"
+DONE = "event: done\n"
+"""Begin of the last event of a stream that did not fail."""
 COMMENT_EVERY_S = 15.0
 NAMES: dict[type[Event], str] = {
     Accepted: "accepted",

@@ -6,17 +6,26 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
+from audiodiff_platform.serve.background import in_background
 from audiodiff_platform.serve.calls import ModelFacts
 from audiodiff_platform.serve.errors import add_handlers
+from audiodiff_platform.serve.job_runner import JobRunner
+from audiodiff_platform.serve.key_file import HashedKey
+from audiodiff_platform.serve.keys import ApiKeys
+from audiodiff_platform.serve.limits import KeyLimits
 from audiodiff_platform.serve.middleware import Gate
 from audiodiff_platform.serve.options import ServeOptions
+from audiodiff_platform.serve.origins import with_origins
+from audiodiff_platform.serve.result_folder import Results
 from audiodiff_platform.serve.routes import ROUTERS
 from audiodiff_platform.serve.services import Services
+from audiodiff_platform.serve.stored_responses import StoredResponses
 
 
 def http_app(services: Services) -> FastAPI:
     """Build the application of all routes, behind no gate."""
-    app = FastAPI(title="audiodiff", description="Loops from mel-spectrogram diffusion models.")
+    description = "Loops from mel-spectrogram diffusion models."
+    app = FastAPI(title="audiodiff", description=description, lifespan=in_background)
     app.state.services = services
     add_handlers(app)
     for router in ROUTERS:
@@ -31,7 +40,7 @@ class Ingress:
     Args:
         options: Options of the server.
         models: The served models.
-        key_hash: Hash of the key that requests must have, or None.
+        key: The hashed API key of the environment of the command that deployed the server, or None.
         generation: Handle of the generation deployment.
     """
 
@@ -39,13 +48,22 @@ class Ingress:
         self,
         options: ServeOptions,
         models: tuple[ModelFacts, ...],
-        key_hash: str | None,
+        key: HashedKey | None,
         generation: DeploymentHandle,
     ) -> None:
         self._services = Services(options, models, generation)
-        self._key_hash = key_hash
+        self._keys = ApiKeys(key, options.key_file)
 
     def __serve_build_asgi_app__(self) -> Any:
         """Return the application behind its gate."""
-        megabytes = self._services.options.max_upload_mb
-        return Gate(http_app(self._services), self._key_hash, megabytes * 1_000_000)
+        options = self._services.options
+        app = http_app(self._services)
+        app.state.background = [self._keys.keep_fresh]
+        results = None if options.results_dir is None else Results.of(options)
+        app.state.results = results
+        if results is not None:
+            runner = app.state.runner = JobRunner(self._services, results)
+            app.state.background += [runner.run, results.keep_clean]
+        limits = KeyLimits(options.limits)
+        gate = Gate(StoredResponses(app, results), self._keys, limits, options.max_upload_mb * 1_000_000)
+        return with_origins(gate, options.allow_origin)

@@ -29,6 +29,7 @@ from audiodiff_platform.serve.application import (
     serve_yaml,
 )
 from audiodiff_platform.serve.options import ServeOptions, required_key
+from audiodiff_platform.serve.result_folder import made
 
 
 def serve(options: ServeOptions) -> dict[str, Any]:
@@ -46,7 +47,8 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     """
     required_key(options)
     models = tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())
-    options = options.model_copy(update={"model": models})
+    paths = {name: _usable(name, getattr(options, name)) for name in ("key_file", "results_dir")}
+    options = options.model_copy(update={"model": models, **paths})
     if options.yaml is not None:
         Path(options.yaml).write_text(serve_yaml(options))
         return {"verb": "serve", "models": list(options.paths()), "yaml": options.yaml}
@@ -56,6 +58,10 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         _wait_for_signal()
         say("stopping")
     return {"verb": "serve", "models": list(options.paths())}
+
+
+def _usable(option: str, path: str | None) -> str | None:
+    return None if path is None else usable_path(option, path)
 
 
 @contextmanager
@@ -78,6 +84,11 @@ def served(options: ServeOptions) -> Iterator[None]:
         require_resources(replicas, WorkerResources(gpus=int(on_gpu)), option="max_replicas")
     for path in options.paths().values():
         require_shared("model", path, MODEL_INDEX)
+    if options.key_file is not None:
+        require_shared("key_file", options.key_file, "")
+    if options.results_dir is not None:
+        made(options.results_dir)
+        require_shared("results_dir", options.results_dir, "")
     application = application_of(options, facts)
     running = serve_http_options()
     if running is None:

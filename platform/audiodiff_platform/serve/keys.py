@@ -5,7 +5,8 @@
     python -m audiodiff_platform.serve.keys list FILE           print the names of the keys
 
 FILE is a path or a URI. A running server reads a changed file within seconds. Logs and limits use the name of a key;
-the key itself is never logged, stored or passed to a deployment.
+the key itself is never logged, stored or passed to a deployment. Of the key in AUDIODIFF_API_KEY, the process that
+deploys the server passes the salted hash to the replicas.
 """
 
 import argparse
@@ -42,24 +43,24 @@ class ApiKeys:
     remove the file.
 
     Args:
-        environment_key: The key of AUDIODIFF_API_KEY, or None.
+        environment: The hashed key of AUDIODIFF_API_KEY, or None.
         file: The path or URI of the key file, or None.
         grace_s: The time in seconds for which keys of an unreadable file are accepted.
         clock: A monotonic clock in seconds.
 
     Raises:
-        ValueError: The key of the environment is empty or too long, or the file cannot be read or is not valid.
+        ValueError: The file cannot be read or is not valid.
     """
 
     def __init__(
         self,
-        environment_key: pydantic.SecretStr | None = None,
+        environment: HashedKey | None = None,
         file: str | None = None,
         *,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._environment = () if environment_key is None else (_of_environment(environment_key),)
+        self._environment = () if environment is None else (environment,)
         self._uri, self._grace_s, self._clock = file, grace_s, clock
         self._of_file: tuple[HashedKey, ...] = ()
         self._version = ""
@@ -71,11 +72,6 @@ class ApiKeys:
                 self._read()
             except OSError as error:
                 raise ValueError(f"key_file {file} cannot be read ({error}): make it with the command add") from error
-
-    @classmethod
-    def from_environment(cls, file: str | None) -> "ApiKeys":
-        """Return the keys of AUDIODIFF_API_KEY and of a key file."""
-        return cls(_Environment().api_key, file)
 
     @property
     def are_required(self) -> bool:
@@ -149,7 +145,15 @@ class _Environment(pydantic_settings.BaseSettings):
     api_key: pydantic.SecretStr | None = None
 
 
-def _of_environment(key: pydantic.SecretStr) -> HashedKey:
+def environment_key() -> HashedKey | None:
+    """Return the hashed key of AUDIODIFF_API_KEY, or None if the variable is not set.
+
+    Raises:
+        ValueError: The key is empty or too long.
+    """
+    key = _Environment().api_key
+    if key is None:
+        return None
     content = key.get_secret_value().encode()
     limit = MAX_AUTHORIZATION_CHARACTERS - len("Bearer ")
     if not content or content != content.strip() or len(content) > limit:

@@ -4,10 +4,7 @@ Rates are limited by token buckets: a bucket holds at most the amount of one per
 audio are reserved before a generation and settled after it, so that concurrent requests cannot exceed the limit
 together, and a failed request costs none.
 
-Each ingress replica counts the requests that it receives. With N replicas, each applies `limits.share(N)`, so that a
-key gets at most its limit in total, rounded up to one request for each replica, and less if the load balancer spreads
-its requests unevenly. One ingress replica, which is the default, applies the limits exactly. Counts start anew with
-the replica.
+One process counts all requests: with limits, the ingress has one replica. Counts start anew with the replica.
 """
 
 import math
@@ -39,23 +36,17 @@ class Limits:
     audio_s_per_minute: float | None = None
     audio_s_per_hour: float | None = None
 
+    @property
+    def is_any(self) -> bool:
+        """True if there is a limit."""
+        return any(value is not None for value in vars(self).values())
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} {value}: must be above 0; omit it for no limit")
         if self.requests_per_minute is not None and self.requests_per_minute < 1:
             raise ValueError(f"requests_per_minute {self.requests_per_minute}: must be 1 or more")
-
-    def share(self, replicas: int) -> "Limits":
-        """Return the limits that each of several ingress replicas applies."""
-        rate, concurrent = self.requests_per_minute, self.concurrent_requests
-        minute, hour = self.audio_s_per_minute, self.audio_s_per_hour
-        return Limits(
-            None if rate is None else max(1.0, rate / replicas),
-            None if concurrent is None else math.ceil(concurrent / replicas),
-            None if minute is None else minute / replicas,
-            None if hour is None else hour / replicas,
-        )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Gate of the HTTP interface: every request passes here before its route.
 
-1. The API key is checked, except on open routes.
+1. The API key is checked, except on open routes. The limits of the key are applied by the routes (see `usage`).
 2. The body is read within limits of its size, its duration and the memory of all bodies, so that a slow or endless
    body occupies neither a route nor a slot of a batch.
 3. A client that disconnects cancels its request, also where the header `x-request-disconnect-disabled` keeps Ray Serve
@@ -8,8 +8,6 @@
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -17,6 +15,9 @@ from typing import Any
 from starlette.datastructures import Headers
 
 from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.keys import ApiKeys, KeysUnavailableError
+from audiodiff_platform.serve.limits import KeyLimits
+from audiodiff_platform.serve.usage import Usage
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
 MAX_JSON_BYTES = 4 << 20
@@ -35,11 +36,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("ray.serve")
 
 UNAUTHORIZED = Problem(401, "API key missing or wrong: send Authorization: Bearer KEY", "invalid_api_key")
-
-
-def key_hash(key: str) -> str:
-    """Return the hash by which the server knows a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
+KEYS_UNAVAILABLE = Problem(503, "API keys cannot be checked now: try again later", "keys_unavailable", None, 10.0)
 
 
 class Gate:
@@ -47,12 +44,13 @@ class Gate:
 
     Args:
         app: The application.
-        key_hash: Hash of the key that requests must have, or None.
+        keys: The API keys.
+        limits: The limits of the keys.
         max_upload_bytes: Largest body of a request with uploads.
     """
 
-    def __init__(self, app: App, key_hash: str | None, max_upload_bytes: int) -> None:
-        self._app, self._key_hash, self._max_upload_bytes = app, key_hash, max_upload_bytes
+    def __init__(self, app: App, keys: ApiKeys, limits: KeyLimits, max_upload_bytes: int) -> None:
+        self._app, self._keys, self._limits, self._max_upload_bytes = app, keys, limits, max_upload_bytes
         self._buffered = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,10 +67,12 @@ class Gate:
             if self._buffered > MAX_BUFFERED_BYTES:
                 raise ApiError(Problem(503, "too many uploads at once: try again", "uploads_full", None, 1.0))
 
-        if scope["path"] not in OPEN_ROUTES and not self._is_authorized(headers):
-            await UNAUTHORIZED.response()(scope, receive, send)
-            return
+        usage = None
         try:
+            if scope["path"] not in OPEN_ROUTES:
+                usage = Usage(self._key_name(headers), self._limits)
+                scope.setdefault("state", {})["usage"] = usage
+                send = usage.sending(send)
             body = await self._body(headers, receive, hold)
             if body is not None:
                 await self._respond(scope, body, receive, send)
@@ -80,12 +80,22 @@ class Gate:
             await error.problem.response()(scope, receive, send)
         finally:
             self._buffered -= held
+            if usage is not None:
+                usage.settle()
 
-    def _is_authorized(self, headers: Headers) -> bool:
-        if self._key_hash is None:
-            return True
-        scheme, _, key = headers.get("authorization", "").partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(key_hash(key), self._key_hash)
+    def _key_name(self, headers: Headers) -> str:
+        """Return the name of the API key of a request.
+
+        Raises:
+            ApiError: The key is missing or wrong, or no key can be checked now.
+        """
+        try:
+            name = self._keys.name_of(headers.get("authorization"))
+        except KeysUnavailableError:
+            raise ApiError(KEYS_UNAVAILABLE) from None
+        if name is None:
+            raise ApiError(UNAUTHORIZED)
+        return name
 
     async def _body(self, headers: Headers, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
         """Read the body. Return None if the client disconnected."""

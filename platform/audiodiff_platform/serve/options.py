@@ -1,13 +1,18 @@
 """Options of serve: models, address, replicas and limits."""
 
 import ipaddress
+import re
 from typing import Self
 
 import pydantic
-import pydantic_settings
 
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.cluster.options import ProfileOptions
+from audiodiff_platform.serve.key_file import HashedKey
+from audiodiff_platform.serve.keys import environment_key
+from audiodiff_platform.serve.limits import Limits
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
 
 
 class ServeOptions(ProfileOptions):
@@ -17,7 +22,7 @@ class ServeOptions(ProfileOptions):
         description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
     )
     host: str = pydantic.Field(
-        "127.0.0.1", description="address to listen on; addresses other than loopback require AUDIODIFF_API_KEY"
+        "127.0.0.1", description="address to listen on; addresses other than loopback require API keys"
     )
     port: int = pydantic.Field(8_000, ge=1, le=65_535, description="TCP port")
     device: Device = pydantic.Field(
@@ -56,11 +61,37 @@ class ServeOptions(ProfileOptions):
     max_upload_mb: int = pydantic.Field(
         32, ge=1, le=1_024, description="megabytes of uploaded audio in a request at most"
     )
+    key_file: str | None = pydantic.Field(
+        None, description="path or URI of the file of API keys, made by `python -m audiodiff_platform.serve.keys`"
+    )
+    requests_per_minute: float | None = pydantic.Field(
+        None, ge=1, le=1e6, description="requests per minute of each API key; none: no limit"
+    )
+    concurrent_requests: int | None = pydantic.Field(
+        None, ge=1, description="requests of each API key at the same time; none: no limit"
+    )
+    audio_s_per_minute: float | None = pydantic.Field(
+        None, gt=0, le=1e9, description="seconds of audio per minute of each API key; none: no limit"
+    )
+    audio_s_per_hour: float | None = pydantic.Field(
+        None, gt=0, le=1e9, description="seconds of audio per hour of each API key; none: no limit"
+    )
+    results_dir: str | None = pydantic.Field(
+        None,
+        description="folder or URI for the results of jobs; none, on one machine: a folder in the cache of the user",
+    )
+    results_ttl_s: float = pydantic.Field(
+        86_400.0, ge=1, le=1e8, description="seconds for which the result of a job is kept"
+    )
+    results_gb: float = pydantic.Field(10.0, gt=0, le=1e6, description="gigabytes of all results at most")
+    allow_origin: tuple[str, ...] = pydantic.Field(
+        (), description="origin, such as https://example.com, whose pages may call the server; can be repeated"
+    )
     yaml: str | None = pydantic.Field(
         None, description="file to write the configuration for `serve deploy` to, instead of serving"
     )
 
-    @pydantic.field_validator("model", mode="before")
+    @pydantic.field_validator("model", "allow_origin", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -77,9 +108,26 @@ class ServeOptions(ProfileOptions):
             raise ValueError(f"max_replicas {self.max_replicas}: must be at least min_replicas {self.min_replicas}")
         return self
 
+    @pydantic.field_validator("allow_origin")
+    @classmethod
+    def _origins_are_named(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r}: must be https://HOST or https://HOST:PORT, in lower case, without a path"
+                )
+        return origins
+
     def paths(self) -> dict[str, str]:
         """Return the path, URI or id of each model by its name."""
         return dict(entry.split("=", 1) for entry in self.model)
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of each API key."""
+        return Limits(
+            self.requests_per_minute, self.concurrent_requests, self.audio_s_per_minute, self.audio_s_per_hour
+        )
 
     @property
     def is_on_loopback(self) -> bool:
@@ -87,24 +135,16 @@ class ServeOptions(ProfileOptions):
         return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
 
 
-class Secrets(pydantic_settings.BaseSettings):
-    """Secrets from environment variables, which keep them out of recipes and process lists."""
-
-    model_config = pydantic_settings.SettingsConfigDict(env_prefix="AUDIODIFF_")
-
-    api_key: pydantic.SecretStr | None = None
-
-
-def required_key(options: ServeOptions) -> pydantic.SecretStr | None:
-    """Return the API key that requests must have, or None.
+def required_key(options: ServeOptions) -> HashedKey | None:
+    """Return the hashed API key of the environment, or None.
 
     Raises:
-        ValueError: If other machines can reach the server, and there is no key.
+        ValueError: If other machines can reach the server, and there are no keys.
     """
-    key = Secrets().api_key
-    if key is None and not options.is_on_loopback:
+    key = environment_key()
+    if key is None and options.key_file is None and not options.is_on_loopback:
         raise ValueError(
-            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY, or use 127.0.0.1"
+            f"host {options.host} is reachable from other machines: set AUDIODIFF_API_KEY or key_file, or use 127.0.0.1"
         )
     return key
 

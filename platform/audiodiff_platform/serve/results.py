@@ -100,6 +100,18 @@ class Jobs:
             jobs = [job for job in pool.map(lambda task: self._job(*task), tasks[: limit + 1]) if job is not None]
         return JobPage(jobs=tuple(jobs[:limit]), has_more=len(tasks) > limit)
 
+    def waiting(self) -> list[str]:
+        """Return the ids of the jobs, of all owners, that no process has claimed yet, the oldest first."""
+        tasks = [
+            (task.rpartition("/")[2], {file.rpartition("/")[2] for file in files})
+            for task, files in self._by_task(f"{JOBS}/*/*/*.json")
+        ]
+        return sorted(
+            number
+            for number, files in tasks
+            if END not in files and not any(name.startswith("attempt-") for name in files)
+        )
+
     def content(self, owner: str, job_id: str, index: int = 0) -> tuple[Item, bytes]:
         """Return the result of one request of a completed job.
 

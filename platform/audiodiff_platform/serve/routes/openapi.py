@@ -23,19 +23,23 @@ ERROR = {
 }
 ERRORS = {
     401: "the API key is missing or wrong",
-    404: "there is no such model",
+    404: "there is no such model or job",
     408: "the body did not arrive in time",
+    409: "the first request with the Idempotency-Key still runs; see Retry-After",
+    410: "the result is damaged",
     413: "the body is too large",
     422: "a field, the JSON or the audio is wrong",
     429: "a limit of the API key is reached; see Retry-After",
     500: "the server failed",
+    501: "the server keeps no results",
     503: "the server is full, or a replica ended; see Retry-After",
+    507: "there is no space for results",
 }
 
 
 def documented(kind: str) -> dict[str, Any]:
     """Return the arguments of a route that describe its body and its responses."""
-    responses: dict[int, Any] = {
+    responses: dict[int | str, dict[str, Any]] = {
         200: {
             "description": "the loop",
             "content": {
@@ -50,7 +54,12 @@ def documented(kind: str) -> dict[str, Any]:
     return {"responses": responses, "openapi_extra": {"requestBody": {"content": _contents(kind), "required": False}}}
 
 
-def errors() -> dict[int, Any]:
+def generate_content() -> dict[str, Any]:
+    """Return the description of a body with a request or a list of requests of any kind."""
+    return _contents("generate")
+
+
+def errors() -> dict[int | str, dict[str, Any]]:
     """Return the descriptions of all errors."""
     content = {"application/json": {"schema": ERROR}}
     return {status: {"description": text, "content": content} for status, text in ERRORS.items()}

@@ -13,6 +13,7 @@ from audiodiff_platform.serve import events as sse
 from audiodiff_platform.serve.calls import Audio, Call, Event, Failed, NotModified
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.services import LOST, Services
+from audiodiff_platform.serve.usage import Usage, audio_seconds
 
 LIST_AT_ONCE = 8
 """Largest number of requests of one list that wait or run at the same time."""
@@ -22,11 +23,15 @@ async def answer(services: Services, request: Request, call: Call, preview_every
     """Answer one request in the form that the client accepts."""
     accepts = request.headers.get("accept", "")
     call = services.addressed(call)
+    usage = reserved(services, request, [call])
     if sse.MEDIA_TYPE in accepts:
-        return await _streamed(services, [replace(call, measured=True, progress=True, preview_every=preview_every)])
+        return await _streamed(
+            services, usage, [replace(call, measured=True, progress=True, preview_every=preview_every)]
+        )
     as_json = "application/json" in accepts
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
     outcome = await services.result(replace(call, measured=as_json, known=frozenset(known)))
+    usage.count(outcome)
     if isinstance(outcome, NotModified):
         return Response(status_code=304, headers={"ETag": outcome.etag})
     assert isinstance(outcome, Audio)
@@ -43,12 +48,13 @@ async def answer_list(
     Raises:
         ApiError: All requests failed.
     """
+    usage = reserved(services, request, [call for call in calls if isinstance(call, Call)])
     if sse.MEDIA_TYPE in request.headers.get("accept", ""):
         streams: list[Call | Problem] = [
             replace(call, measured=True, progress=True, preview_every=preview_every) if isinstance(call, Call) else call
             for call in calls
         ]
-        return await _streamed(services, streams, listed=True)
+        return await _streamed(services, usage, streams, listed=True)
     at_once = asyncio.Semaphore(LIST_AT_ONCE)
 
     async def outcome(call: Call | Problem) -> Audio | Problem:
@@ -60,6 +66,7 @@ async def answer_list(
             except ApiError as error:
                 return error.problem
         assert isinstance(result, Audio)
+        usage.count(result)
         return result
 
     outcomes = await asyncio.gather(*(outcome(call) for call in calls))
@@ -83,7 +90,21 @@ def headers_of(audio: Audio) -> dict[str, str]:
     }
 
 
-async def _streamed(services: Services, calls: Sequence[Call | Problem], listed: bool = False) -> Response:
+def reserved(services: Services, request: Request, calls: Sequence[Call]) -> Usage:
+    """Reserve a request and the audio of its calls within the limits of the API key.
+
+    Raises:
+        ApiError: A limit of the key is reached.
+    """
+    usage: Usage = request.state.usage
+    models = {model.name: model for model in services.models}
+    usage.reserve(sum(audio_seconds(call, models.get(call.model, services.models[0])) for call in calls))
+    return usage
+
+
+async def _streamed(
+    services: Services, usage: Usage, calls: Sequence[Call | Problem], listed: bool = False
+) -> Response:
     """Answer with server-sent events. One request that is refused at once gets its status instead."""
     if not listed:
         (call,) = calls
@@ -93,23 +114,24 @@ async def _streamed(services: Services, calls: Sequence[Call | Problem], listed:
         if isinstance(first, Failed):
             await events.aclose()
             raise ApiError(first.problem)
-        texts = _texts(first, events)
+        texts = _texts(usage, first, events)
     else:
-        texts = _list_texts(services, calls)
+        texts = _list_texts(services, usage, calls)
     return StreamingResponse(sse.with_comments(texts), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 
-async def _texts(first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
+async def _texts(usage: Usage, first: Event, events: AsyncGenerator[Event, None]) -> AsyncIterator[str]:
     async with aclosing(events) as following:
         yield sse.text(*sse.described(first))
         last = first
         async for last in following:
+            usage.count(last)
             yield sse.text(*sse.described(last))
     if not isinstance(last, Failed):
         yield sse.text("done", {})
 
 
-async def _list_texts(services: Services, calls: Sequence[Call | Problem]) -> AsyncIterator[str]:
+async def _list_texts(services: Services, usage: Usage, calls: Sequence[Call | Problem]) -> AsyncIterator[str]:
     """Yield the events of all requests of a list, each with the index of its request, as they happen."""
     texts: asyncio.Queue[str] = asyncio.Queue()
     at_once = asyncio.Semaphore(LIST_AT_ONCE)
@@ -130,6 +152,7 @@ async def _list_texts(services: Services, calls: Sequence[Call | Problem]) -> As
                 return
             async with aclosing(services.events(addressed)) as events:
                 async for event in events:
+                    usage.count(event)
                     tell(index, event)
 
     async with asyncio.TaskGroup() as group:

@@ -1,0 +1,35 @@
+"""Calls as JSON values and input files, for jobs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from audiodiff_core.sampling import REQUEST
+from audiodiff_platform.serve.calls import Call
+
+
+def stored(calls: Sequence[Call]) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return calls as JSON values, and the uploads that they refer to by number."""
+    entries: list[dict[str, Any]] = []
+    inputs: list[bytes] = []
+    for call in calls:
+        numbers = {}
+        for name, content in call.uploads.items():
+            numbers[name] = len(inputs)
+            inputs.append(content)
+        request = call.request.model_dump(mode="json", exclude_defaults=True) | {"kind": call.request.kind}
+        entries.append({"model": call.model, "format": call.format, "request": request, "uploads": numbers})
+    return entries, inputs
+
+
+def restored(entry: dict[str, Any], read: Callable[[int], bytes]) -> Call:
+    """Return the call of JSON values.
+
+    Args:
+        entry: The JSON values.
+        read: Function that returns an input file by its number.
+
+    Raises:
+        ValueError: The request is not valid, as after a change of the server.
+    """
+    uploads = {name: read(number) for name, number in entry["uploads"].items()}
+    return Call(entry["model"], REQUEST.validate_python(entry["request"]), entry["format"], uploads, progress=True)
