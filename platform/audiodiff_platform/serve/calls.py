@@ -128,6 +128,7 @@ class Audio:
         etag: Its entity tag.
         provenance: Model, request with all defaults, execution profile and measurements, as JSON values.
         seconds: Seconds per stage.
+        png: The mel image as a PNG, with the lowest band in row 0, if the call asks for previews.
     """
 
     content: bytes
@@ -135,6 +136,7 @@ class Audio:
     etag: str
     provenance: dict[str, Any]
     seconds: dict[str, float]
+    png: bytes | None = None
 
 
 @dataclass(frozen=True)

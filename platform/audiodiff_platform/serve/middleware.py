@@ -18,7 +18,9 @@ from starlette.datastructures import Headers
 
 from audiodiff_platform.serve.errors import ApiError, Problem
 
-OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PREFIX = "/static/"
+"""Start of the paths of the files of the page."""
 MAX_JSON_BYTES = 4 << 20
 """Largest body of a route without uploads."""
 BODY_TIMEOUT_S = 30.0
@@ -35,6 +37,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 logger = logging.getLogger("ray.serve")
 
 UNAUTHORIZED = Problem(401, "API key missing or wrong: send Authorization: Bearer KEY", "invalid_api_key")
+
+
+def is_open(path: str) -> bool:
+    """Return whether a path needs no key."""
+    return path in OPEN_ROUTES or path.startswith(OPEN_PREFIX)
 
 
 def key_hash(key: str) -> str:
@@ -69,7 +76,7 @@ class Gate:
             if self._buffered > MAX_BUFFERED_BYTES:
                 raise ApiError(Problem(503, "too many uploads at once: try again", "uploads_full", None, 1.0))
 
-        if scope["path"] not in OPEN_ROUTES and not self._is_authorized(headers):
+        if not is_open(scope["path"]) and not self._is_authorized(headers):
             await UNAUTHORIZED.response()(scope, receive, send)
             return
         try:
