@@ -248,7 +248,8 @@ def test_players_loop_and_one_plays_at_a_time(chromium: Any, tmp_path: Path) -> 
     with opened(chromium, (folder / "report.html").as_uri()) as page:
         page.evaluate("""() => {
             window.wraps = 0;
-            document.querySelector("audio").addEventListener("seeked", event => event.target.dataset.wraps = ++window.wraps);
+            const audio = document.querySelector("audio");
+            audio.addEventListener("seeked", () => audio.dataset.wraps = ++window.wraps);
             return document.querySelector("audio").play();
         }""")
         expect(page.locator("audio[data-wraps]:not([data-wraps='1'])")).to_have_count(1)

@@ -8,6 +8,9 @@ from audiodiff_core.audio import AudioFormat
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.errors import Problem
 
+Vector = tuple[float, ...]
+"""Values of an encoding."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -20,6 +23,7 @@ class ModelFacts:
         sample_rate: Sample rate of its audio in Hz.
         duration_s: Default duration of a loop in seconds.
         encoding_dim: Values per encoding, or None for an unconditional model.
+        encoder_digest: Digest of the encoder of the training encodings, or None if the model does not state it.
     """
 
     name: str
@@ -28,6 +32,26 @@ class ModelFacts:
     sample_rate: int
     duration_s: float
     encoding_dim: int | None
+    encoder_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """Facts of a served encoder.
+
+    Attributes:
+        name: Name of the encoder in requests.
+        path: Name for `load_encoder`.
+        digest: Digest of weights and settings.
+        dim: Values per encoding.
+        embeds_text: Whether the encoder embeds texts.
+    """
+
+    name: str
+    path: str
+    digest: str
+    dim: int
+    embeds_text: bool
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,7 @@ class Call:
         progress: Whether to send an event for every step.
         preview_every: Number of steps between previews, or 0 for none.
         known: Entity tags of results that the client holds.
+        condition: Content of an audio file, or a text, whose embedding is the encoding of the request; or None.
     """
 
     model: str
@@ -53,6 +78,7 @@ class Call:
     progress: bool = False
     preview_every: int = 0
     known: frozenset[str] = frozenset()
+    condition: bytes | str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
-from audiodiff_platform.serve.calls import ModelFacts
+from audiodiff_platform.serve.calls import EncoderFacts, ModelFacts
 from audiodiff_platform.serve.errors import add_handlers
 from audiodiff_platform.serve.middleware import Gate
 from audiodiff_platform.serve.options import ServeOptions
@@ -33,6 +33,8 @@ class Ingress:
         models: The served models.
         key_hash: Hash of the key that requests must have, or None.
         generation: Handle of the generation deployment.
+        encoders: The served encoders.
+        encoding: Handle of the encoding deployment, or None without encoders.
     """
 
     def __init__(
@@ -41,8 +43,11 @@ class Ingress:
         models: tuple[ModelFacts, ...],
         key_hash: str | None,
         generation: DeploymentHandle,
+        *,
+        encoders: tuple[EncoderFacts, ...] = (),
+        encoding: DeploymentHandle | None = None,
     ) -> None:
-        self._services = Services(options, models, generation)
+        self._services = Services(options, models, generation, encoders, encoding)
         self._key_hash = key_hash
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -1,6 +1,6 @@
 """Routes of the HTTP interface, one router per module."""
 
-from audiodiff_platform.serve.routes import generate, models, operations, page, uploads
+from audiodiff_platform.serve.routes import encode, generate, models, operations, page, uploads
 
-ROUTERS = (generate.router, uploads.router, models.router, operations.router, page.router)
+ROUTERS = (generate.router, uploads.router, encode.router, models.router, operations.router, page.router)
 """All routers."""

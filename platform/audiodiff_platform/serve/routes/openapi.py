@@ -21,9 +21,11 @@ ERROR = {
         }
     },
 }
+BASE64 = {"type": "string", "contentEncoding": "base64"}
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 ERRORS = {
     401: "the API key is missing or wrong",
-    404: "there is no such model",
+    404: "there is no such model or encoder",
     408: "the body did not arrive in time",
     413: "the body is too large",
     422: "a field, the JSON or the audio is wrong",
@@ -50,6 +52,17 @@ def documented(kind: str) -> dict[str, Any]:
     return {"responses": responses, "openapi_extra": {"requestBody": {"content": _contents(kind), "required": False}}}
 
 
+def encode_documented() -> dict[str, Any]:
+    """Return the arguments of the route that embeds audio."""
+    text, file = ({"type": "array", "items": item} for item in (BASE64, FILE))
+    encoder = {"type": "string", "description": "name of an encoder from /v1/models; by default the first"}
+    contents = {
+        kind: {"schema": {"type": "object", "required": [AUDIO], "properties": {AUDIO: audio, "encoder": encoder}}}
+        for kind, audio in (("multipart/form-data", file), ("application/json", text))
+    }
+    return {"responses": errors(), "openapi_extra": {"requestBody": {"content": contents, "required": True}}}
+
+
 def errors() -> dict[int, Any]:
     """Return the descriptions of all errors."""
     content = {"application/json": {"schema": ERROR}}
@@ -64,8 +77,7 @@ def _contents(kind: str) -> dict[str, Any]:
         return {
             "application/json": {"schema": {"anyOf": [schema, {"type": "array", "items": schema}]}, "example": example}
         }
-    text = {"type": "string", "contentEncoding": "base64"}
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    text, file = BASE64, FILE
     properties = schema["properties"]
     form = {
         name: {"type": "string", "contentMediaType": "application/json"} if name in JSON_FIELDS else value

@@ -162,7 +162,6 @@ function setRunning(is) {
   $("stop").disabled = !is;
   $("progress").classList.toggle("on", is);
   $("progress").value = 0;
-  if (is) $("empty").hidden = true;
 }
 
 function showProgress({ step, steps }) {
@@ -172,7 +171,7 @@ function showProgress({ step, steps }) {
 }
 
 async function showPreview(png) {
-  isPreviewShown = true;
+  isPreviewShown = $("empty").hidden = true;
   await drawPng($("mel"), png);
 }
 
