@@ -1,6 +1,14 @@
 """Routes of the HTTP interface, one router per module."""
 
-from audiodiff_platform.serve.routes import encode, generate, models, operations, page, uploads
+from audiodiff_platform.serve.routes import compat_audio, encode, generate, models, operations, page, uploads
 
-ROUTERS = (generate.router, uploads.router, encode.router, models.router, operations.router, page.router)
+ROUTERS = (
+    generate.router,
+    uploads.router,
+    compat_audio.router,
+    encode.router,
+    models.router,
+    operations.router,
+    page.router,
+)
 """All routers."""
