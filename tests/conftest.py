@@ -19,7 +19,7 @@ LOOPS = Path(__file__).parent / "data" / "loops"
 
 CPU_CLOCK = pytest.StashKey["CpuClock"]()
 
-pytest_plugins = ["tests.servers.fixtures"]
+pytest_plugins = ["tests.servers.fixtures", "tests.browser"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

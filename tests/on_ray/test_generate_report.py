@@ -26,24 +26,10 @@ from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.report import loops_manifest, loops_page
 from audiodiff_platform.report.loops_page import write_loops_page
 from audiodiff_platform.storage import Folder
+from tests.browser import SIZES, expect, opened
 
 RATE = 22_050
 HOSTILE = "<b onmouseover=alert(1)>\"'&#;?é"
-SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
-CHROMIUM = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--mute-audio"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--autoplay-policy=no-user-gesture-required",
-)
-STARTED = """
-window.started = [];
-const start = AudioBufferSourceNode.prototype.start;
-AudioBufferSourceNode.prototype.start = function (...times) {
-    window.started.push(this);
-    return start.apply(this, times);
-};
-"""
-"""Script that keeps the Web Audio sources which a page starts."""
 
 
 def _page(folder: Path) -> str:
@@ -196,35 +182,6 @@ def test_distances_have_intervals_and_sample_sizes(tmp_path: Path) -> None:
     assert "30.0 a minute" in page
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Return the system's Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def _opened(chromium: Any, address: str, size: str = "desktop") -> Iterator[Any]:
-    """Open a page, and require at the end that it reported no error and asked no other host."""
-    width, height = SIZES[size]
-    context = chromium.new_context(viewport={"width": width, "height": height})
-    page, errors, requests = context.new_page(), list[str](), list[str]()
-    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.add_init_script(STARTED)
-    page.goto(address)
-    yield page
-    context.close()
-    assert not errors
-    host = re.sub(r"[^/]*$", "", address)
-    assert all(url.startswith((host, "data:", "blob:")) for url in requests)
-
-
 @contextmanager
 def _served(folder: Path) -> Iterator[str]:
     class Quiet(SimpleHTTPRequestHandler):
@@ -251,7 +208,7 @@ def _shown(page: Any) -> Sequence[int]:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_page_fits_sorts_and_filters(chromium: Any, tmp_path: Path, size: str) -> None:
     folder = _written(tmp_path / "loops")
-    with _opened(chromium, (folder / "report.html").as_uri(), size) as page:
+    with opened(chromium, (folder / "report.html").as_uri(), size) as page:
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert page.locator("article.loop audio").count() == 12
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -269,7 +226,7 @@ def test_the_page_fits_sorts_and_filters(chromium: Any, tmp_path: Path, size: st
         assert _shown(page) == [7, 5]
         assert page.locator("output").inner_text() == "2 of 12 loops"
         page.click("button[type=reset]")
-        page.wait_for_function("document.querySelector('output').value === '12 loops'")
+        expect(page.locator("output")).to_have_text("12 loops")
         page.fill("input[name=search]", "steps20 no such thing")
         assert _shown(page) == []
         assert page.locator("p.none").is_visible()
@@ -279,7 +236,7 @@ def test_the_page_fits_sorts_and_filters(chromium: Any, tmp_path: Path, size: st
 @pytest.mark.browser
 def test_text_of_users_is_no_markup(chromium: Any, tmp_path: Path) -> None:
     folder = _written(tmp_path / "loops")
-    with _opened(chromium, (folder / "report.html").as_uri(), "phone") as page:
+    with opened(chromium, (folder / "report.html").as_uri(), "phone") as page:
         assert page.locator("b").count() == 0
         assert HOSTILE in page.locator("h3").all_text_contents()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -288,18 +245,18 @@ def test_text_of_users_is_no_markup(chromium: Any, tmp_path: Path) -> None:
 @pytest.mark.browser
 def test_players_loop_and_one_plays_at_a_time(chromium: Any, tmp_path: Path) -> None:
     folder = _written(tmp_path / "loops", count=2, seconds=0.3)
-    with _opened(chromium, (folder / "report.html").as_uri()) as page:
+    with opened(chromium, (folder / "report.html").as_uri()) as page:
         page.evaluate("""() => {
             window.wraps = 0;
-            document.querySelector("audio").addEventListener("seeked", () => window.wraps++);
+            const audio = document.querySelector("audio");
+            audio.addEventListener("seeked", () => audio.dataset.wraps = ++window.wraps);
             return document.querySelector("audio").play();
         }""")
-        page.wait_for_function("window.wraps >= 2")
+        expect(page.locator("audio[data-wraps]:not([data-wraps='1'])")).to_have_count(1)
         assert page.locator("article.playing").count() == 1
         page.locator(".picture").nth(1).click()
-        page.wait_for_function(
-            "document.querySelectorAll('audio')[0].paused && !document.querySelectorAll('audio')[1].paused"
-        )
+        expect(page.locator("article.loop").nth(1)).to_have_class(re.compile("playing"))
+        assert page.evaluate("[...document.querySelectorAll('audio')].map(audio => audio.paused)") == [True, False]
         assert page.evaluate("window.started.length") == 0
 
 
@@ -311,16 +268,16 @@ def test_gapless_loops_play_through_web_audio(
     if not embedded:
         monkeypatch.setattr(loops_page, "MAX_EMBEDDED_BYTES", 0)
     folder = _written(tmp_path / "loops", count=2, seconds=0.3)
-    with _served(folder) as address, _opened(chromium, address) as page:
+    with _served(folder) as address, opened(chromium, address) as page:
         page.check("input[name=gapless]")
         page.locator(".picture").first.click()
-        page.wait_for_function("window.started.length === 1 && window.started[0].context.currentTime > 1")
+        expect(page.locator("[data-started='1']")).to_have_count(1)
         state = page.evaluate(
             "[started[0].loop, started[0].context.sampleRate, started[0].buffer.length, started.length]"
         )
         assert state == [True, RATE, round(0.3 * RATE), 1]
         page.locator(".picture").nth(1).click()
-        page.wait_for_function("window.started.length === 2")
+        expect(page.locator("[data-started='2']")).to_have_count(1)
         page.uncheck("input[name=gapless]")
         assert not page.evaluate("document.querySelectorAll('audio')[1].paused")
 
@@ -331,9 +288,9 @@ def test_gapless_says_why_it_cannot_play_linked_files(
 ) -> None:
     monkeypatch.setattr(loops_page, "MAX_EMBEDDED_BYTES", 0)
     folder = _written(tmp_path / "loops", count=2, seconds=0.3)
-    with _opened(chromium, (folder / "report.html").as_uri()) as page:
+    with opened(chromium, (folder / "report.html").as_uri()) as page:
         page.check("input[name=gapless]")
         page.locator(".picture").first.click()
-        page.wait_for_function("document.querySelector('output').value.startsWith('Gapless is not possible')")
+        expect(page.locator("output")).to_have_text(re.compile("^Gapless is not possible"))
         assert not page.is_checked("input[name=gapless]")
-        page.wait_for_function("document.querySelector('audio').currentTime > 0.05")
+        expect(page.locator("article.playing")).to_have_count(1)

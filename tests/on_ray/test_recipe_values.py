@@ -168,6 +168,9 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
     },
     "serve": {
         "model": ["a=no", "b=2:8"],
+        "encoder": ["c=off", "d=1:30"],
+        "min_encoding_replicas": "0",
+        "max_encoding_replicas": "2",
         "host": "0.0.0.0",
         "port": "08001",
         "batch_size": "4",

@@ -105,10 +105,27 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
         refused = client.post("/v1/generate", json={"model": "conditional", "encoding": wrong})
         assert refused.status_code == 422
         assert named in refused.json()["error"]["message"]
-    for condition in ({"like": "/etc/passwd"}, {"prompt": "choir"}):
-        refused = client.post("/v1/generate", json={"model": "conditional", **condition})
+    for condition, named in (("/etc/passwd", "must be base64"), ("AAAA", "the encoder of the model is not served")):
+        refused = client.post("/v1/generate", json={"model": "conditional", "like": condition})
         assert refused.status_code == 422
-        assert "servers embed neither audio nor text" in refused.json()["error"]["message"]
+        assert named in refused.json()["error"]["message"]
+    refused = client.post("/v1/generate", json={"model": "conditional", "prompt": "choir"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_encoder")
+    assert client.post("/v1/encode", json={"audio": "AAAA"}).status_code == 404
+
+
+def test_names_of_vllm_omni_are_understood(client: httpx.Client) -> None:
+    wanted = client.post("/v1/generate", json={"seed": 3, "steps": 2, "duration_s": 1.0, "format": "flac"})
+    body = {"model": "tiny", "seed": 3, "num_inference_steps": 2, "audio_length": 1.0, "response_format": "flac"}
+    answer = client.post("/v1/audio/generate", json=body)
+    assert (answer.content, answer.headers["content-type"]) == (wanted.content, "audio/flac")
+    for wrong, param in (
+        ({"audio_length": -1}, "audio_length"),
+        ({"input": "choir"}, "input"),
+        ({"steps": 2}, "steps"),
+    ):
+        refused = client.post("/v1/audio/generate", json={**body, **wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, param), refused.text
 
 
 def test_requests_in_company_get_the_same_bytes_as_alone(client: httpx.Client) -> None:

@@ -77,6 +77,7 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     )
     audio = loops / "audio"
     say(f"\naudio:  {audio}\nreport: {report}\n")
+    say(f"page:   python jobs/serve.py --model demo={generate_options.model}, then open http://127.0.0.1:8000/\n")
     return {
         "verb": "demo",
         "report": str(report),

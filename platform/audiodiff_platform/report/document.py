@@ -27,7 +27,7 @@ def document(title: str, body: str) -> str:
             "media-src 'self' file: data:",
             "connect-src 'self' data:",
             f"style-src {_source(style)}",
-            f"script-src {_source(script)} 'unsafe-eval'",  # browser drivers wait for conditions by eval
+            f"script-src {_source(script)}",
             "base-uri 'none'",
             "form-action 'none'",
         )

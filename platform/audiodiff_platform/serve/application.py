@@ -8,10 +8,12 @@ from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
 
 from audiodiff_core.checkpoint import load_model
+from audiodiff_core.embeddings.inputs import ENCODER_BATCH_SIZE
 from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, cpus, gpus
 from audiodiff_platform.cluster.capacity import uses_gpus
 from audiodiff_platform.serve.calls import ModelFacts
+from audiodiff_platform.serve.encoding import Encoding, encoder_facts
 from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.ingress import Ingress
 from audiodiff_platform.serve.keys import ApiKeys
@@ -38,6 +40,8 @@ YAML_HEADER = """\
 # AUDIODIFF_API_KEY in the environment of the nodes. Jobs need results_dir, a store or a folder that the nodes share.
 # Replicas of generation take one CPU, or gpus_per_replica of a GPU.
 """
+ENCODING_REQUESTS = 8 * ENCODER_BATCH_SIZE
+"""Requests at the same time per replica of the encoders, most of which wait."""
 REFUSALS = 64
 """Requests at the same time, beyond those in the queue and the batch, that a generation replica refuses at once."""
 
@@ -67,7 +71,12 @@ def application_of(options: ServeOptions, models: tuple[ModelFacts, ...]) -> App
     on_gpu = uses_gpus(options.device)
     generation = ray_serve.deployment(Generation, name="generation", **generation_settings(options, on_gpu))
     ingress = ray_serve.deployment(Ingress, name="ingress", **ingress_settings(options))
-    return ingress.bind(options, models, key, generation.bind(options, models, on_gpu))
+    generating = generation.bind(options, models, on_gpu)
+    encoders = tuple(encoder_facts(name, path) for name, path in options.encoder_paths().items())
+    if not encoders:
+        return ingress.bind(options, models, key, generating)
+    encoding = ray_serve.deployment(Encoding, name="encoding", **encoding_settings(options))
+    return ingress.bind(options, models, key, generating, encoders=encoders, encoding=encoding.bind(options, encoders))
 
 
 def generation_settings(options: ServeOptions, on_gpu: bool) -> dict[str, Any]:
@@ -87,6 +96,22 @@ def generation_settings(options: ServeOptions, on_gpu: bool) -> dict[str, Any]:
             min_replicas=options.min_replicas, max_replicas=replicas, target_ongoing_requests=batch
         ),
         "ray_actor_options": {"num_cpus": 1, "num_gpus": options.gpus_per_replica if on_gpu else 0},
+        "max_constructor_retry_count": 3,
+    }
+
+
+def encoding_settings(options: ServeOptions) -> dict[str, Any]:
+    """Return the settings of the encoding deployment, whose replicas have one CPU."""
+    return {
+        "max_ongoing_requests": ENCODING_REQUESTS,
+        "max_queued_requests": ENCODING_REQUESTS,
+        "graceful_shutdown_timeout_s": drain_s(options),
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=options.min_encoding_replicas,
+            max_replicas=options.max_encoding_replicas,
+            target_ongoing_requests=ENCODER_BATCH_SIZE,
+        ),
+        "ray_actor_options": {"num_cpus": 1},
         "max_constructor_retry_count": 3,
     }
 
@@ -125,7 +150,14 @@ def facts_of(options: ServeOptions) -> tuple[ModelFacts, ...]:
 
 def most_replicas(options: ServeOptions, on_gpu: bool) -> int:
     """Return the number of generation replicas for which the cluster at its largest has room."""
-    return int(gpus() / options.gpus_per_replica) if on_gpu else cpus()
+    if on_gpu:
+        return int(gpus() / options.gpus_per_replica)
+    return cpus() - encoding_replicas(options)
+
+
+def encoding_replicas(options: ServeOptions) -> int:
+    """Return the largest number of replicas of the encoders."""
+    return options.max_encoding_replicas if options.encoder else 0
 
 
 def http_options(options: ServeOptions) -> dict[str, Any]:
@@ -160,4 +192,6 @@ def _facts(name: str, path: str) -> ModelFacts:
     model = load_model(path)
     mel = model.mel
     dim = getattr(model.unet.config, "cross_attention_dim", None)
-    return ModelFacts(name, path, model.digest, mel.sample_rate, mel.audio_size / mel.sample_rate, mel.x_res, dim)
+    encoder = None if model.record is None or model.record.encoder is None else model.record.encoder.digest
+    duration_s = mel.audio_size / mel.sample_rate
+    return ModelFacts(name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder)

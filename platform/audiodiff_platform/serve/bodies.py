@@ -32,7 +32,7 @@ from audiodiff_core.sampling.requests import (
 from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import ApiError, invalid, of_validation
 
-AUDIO = "audio"
+AUDIO, LIKE, PROMPT = "audio", "like", "prompt"
 JSON_FIELDS = frozenset({"regenerate", "encoding", "seeds"})
 """Fields whose form values are JSON."""
 
@@ -54,6 +54,9 @@ class HttpRequest(SeededRequest):
         description="seed of the loop; null: a random seed, see the response headers",
     )
     format: AudioFormat = pydantic.Field("wav", description="file format")
+    like: str | None = pydantic.Field(
+        None, description="audio in base64 whose embedding by the encoder of the model is the encoding of the loop"
+    )
 
     @pydantic.field_validator("encoding")
     @classmethod
@@ -62,16 +65,6 @@ class HttpRequest(SeededRequest):
         if isinstance(encoding, str):
             raise ValueError(f"encoding {encoding!r} is a reference: send the values")
         return encoding
-
-    @pydantic.field_validator("like", "prompt")
-    @classmethod
-    def _no_condition(cls, condition: Any, info: pydantic.ValidationInfo) -> Any:
-        """Reject a condition: a server has no encoder."""
-        if condition is not None:
-            raise ValueError(
-                f"{info.field_name}: servers embed neither audio nor text, send the values of the encoding"
-            )
-        return condition
 
 
 class HttpGenerateRequest(HttpRequest, GenerateRequest):
@@ -132,13 +125,16 @@ BODIES: dict[str, type[HttpRequest]] = {
 """Bodies by kind of request."""
 
 
-def call_of(fields: Mapping[str, Any], kind: str | None = None, audio: Sequence[bytes] = ()) -> Call:
+def call_of(
+    fields: Mapping[str, Any], kind: str | None = None, audio: Sequence[bytes] = (), like: bytes | None = None
+) -> Call:
     """Check the fields of a body, and return its call. The call has no model if the body names none.
 
     Args:
         fields: The fields of a JSON object or of a form.
         kind: Kind of request of the route. None: `kind` of the fields, by default generate.
         audio: Contents of the uploaded files of a form.
+        like: Content of the uploaded file of a form whose embedding is the encoding, or None.
 
     Raises:
         ApiError: A field is wrong.
@@ -152,14 +148,20 @@ def call_of(fields: Mapping[str, Any], kind: str | None = None, audio: Sequence[
         if name in values:
             raise invalid(f"{name}: the server reads no files, send the audio in the field {AUDIO}", name)
     if AUDIO in values:
-        audio = [*audio, *_decoded(values.pop(AUDIO))]
+        audio = [*audio, *decoded(values.pop(AUDIO), AUDIO)]
+    if isinstance(values.get(LIKE), str):
+        like = decoded(values[LIKE], LIKE)[0]
+    if like is not None:
+        values[LIKE] = LIKE
     names = [AUDIO] if len(audio) == 1 else [f"{AUDIO}[{index}]" for index in range(len(audio))]
     try:
         body = BODIES[kind].model_validate({**values, **_sources(kind, names)})
     except pydantic.ValidationError as error:
         raise ApiError(of_validation(error)) from error
-    own = body.model_dump(exclude={"model", "format"})
-    return Call(body.model or "", REQUEST.validate_python(own), body.format, dict(zip(names, audio, strict=True)))
+    own = REQUEST.validate_python(body.model_dump(exclude={"model", "format", LIKE, PROMPT}))
+    uploads = dict(zip(names, audio, strict=True))
+    condition = body.prompt if like is None else like
+    return Call(body.model or "", own, body.format, uploads, condition=condition)
 
 
 def form_values(fields: Mapping[str, str]) -> dict[str, Any]:
@@ -192,9 +194,13 @@ def _sources(kind: str, names: Sequence[str]) -> dict[str, Any]:
     return {"source": names[0]} if names else {}
 
 
-def _decoded(value: Any) -> list[bytes]:
-    """Decode the base64 text of one or several files."""
+def decoded(value: Any, field: str) -> list[bytes]:
+    """Decode the base64 text of one or several files.
+
+    Raises:
+        ApiError: The value of the field is something else.
+    """
     try:
         return [base64.b64decode(text, validate=True) for text in ([value] if isinstance(value, str) else list(value))]
     except (binascii.Error, ValueError, TypeError) as error:
-        raise invalid(f"{AUDIO}: must be base64, or a list of base64 texts ({error})", AUDIO) from error
+        raise invalid(f"{field}: must be base64, or a list of base64 texts ({error})", field) from error

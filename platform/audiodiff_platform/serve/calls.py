@@ -8,6 +8,9 @@ from audiodiff_core.audio import AudioFormat
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.errors import Problem
 
+Vector = tuple[float, ...]
+"""Values of an encoding."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -21,6 +24,7 @@ class ModelFacts:
         duration_s: Default duration of a loop in seconds.
         width: Columns of the image of such a loop.
         encoding_dim: Values per encoding, or None for an unconditional model.
+        encoder_digest: Digest of the encoder of the training encodings, or None if the model does not state it.
     """
 
     name: str
@@ -30,6 +34,26 @@ class ModelFacts:
     duration_s: float
     width: int
     encoding_dim: int | None
+    encoder_digest: str | None = None
+
+
+@dataclass(frozen=True)
+class EncoderFacts:
+    """Facts of a served encoder.
+
+    Attributes:
+        name: Name of the encoder in requests.
+        path: Name for `load_encoder`.
+        digest: Digest of weights and settings.
+        dim: Values per encoding.
+        embeds_text: Whether the encoder embeds texts.
+    """
+
+    name: str
+    path: str
+    digest: str
+    dim: int
+    embeds_text: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,7 @@ class Call:
         progress: Whether to send an event for every step.
         preview_every: Number of steps between previews, or 0 for none.
         known: Entity tags of results that the client holds.
+        condition: Content of an audio file, or a text, whose embedding is the encoding of the request; or None.
     """
 
     model: str
@@ -55,6 +80,7 @@ class Call:
     progress: bool = False
     preview_every: int = 0
     known: frozenset[str] = frozenset()
+    condition: bytes | str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +156,7 @@ class Audio:
         etag: Its entity tag.
         provenance: Model, request with all defaults, execution profile and measurements, as JSON values.
         seconds: Seconds per stage.
+        png: The mel image as a PNG, with the lowest band in row 0, if the call asks for previews.
     """
 
     content: bytes
@@ -137,6 +164,7 @@ class Audio:
     etag: str
     provenance: dict[str, Any]
     seconds: dict[str, float]
+    png: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,12 @@ def described(event: Event) -> tuple[str, dict[str, Any]]:
 
 
 def audio_json(audio: Audio) -> dict[str, Any]:
-    """Return a result as JSON: the file in base64, and its provenance."""
+    """Return a result as JSON: the file in base64, its image if there is any, and its provenance."""
+    image = {} if audio.png is None else {"png": base64.b64encode(audio.png).decode()}
     return {
         "audio": base64.b64encode(audio.content).decode(),
         "media_type": audio.media_type,
+        **image,
         **audio.provenance,
         "seconds": audio.seconds,
     }

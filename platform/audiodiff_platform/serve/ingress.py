@@ -7,7 +7,7 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from audiodiff_platform.serve.background import in_background
-from audiodiff_platform.serve.calls import ModelFacts
+from audiodiff_platform.serve.calls import EncoderFacts, ModelFacts
 from audiodiff_platform.serve.errors import add_handlers
 from audiodiff_platform.serve.job_runner import JobRunner
 from audiodiff_platform.serve.key_file import HashedKey
@@ -42,6 +42,8 @@ class Ingress:
         models: The served models.
         key: The hashed API key of the environment of the command that deployed the server, or None.
         generation: Handle of the generation deployment.
+        encoders: The served encoders.
+        encoding: Handle of the encoding deployment, or None without encoders.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class Ingress:
         models: tuple[ModelFacts, ...],
         key: HashedKey | None,
         generation: DeploymentHandle,
+        *,
+        encoders: tuple[EncoderFacts, ...] = (),
+        encoding: DeploymentHandle | None = None,
     ) -> None:
-        self._services = Services(options, models, generation)
+        self._services = Services(options, models, generation, encoders, encoding)
         self._keys = ApiKeys(key, options.key_file)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -14,7 +14,15 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import ApplicationStatus
 
 from audiodiff_core.checkpoint import MODEL_INDEX
-from audiodiff_platform.cluster import WorkerResources, connected, require_resources, require_shared, usable_path
+from audiodiff_platform.cluster import (
+    WorkerResources,
+    connected,
+    encoder_source,
+    require_resources,
+    require_shared,
+    usable_encoder,
+    usable_path,
+)
 from audiodiff_platform.cluster.capacity import uses_gpus
 from audiodiff_platform.cluster.private_ray import serve_http_options
 from audiodiff_platform.entry.terminal import say
@@ -23,6 +31,7 @@ from audiodiff_platform.serve.application import (
     PROXY_LOCATION,
     ROUTE_PREFIX,
     application_of,
+    encoding_replicas,
     facts_of,
     http_options,
     most_replicas,
@@ -48,7 +57,8 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     required_key(options)
     models = tuple(f"{name}={usable_path('model', path, hub_id=True)}" for name, path in options.paths().items())
     paths = {name: _usable(name, getattr(options, name)) for name in ("key_file", "results_dir")}
-    options = options.model_copy(update={"model": models, **paths})
+    encoders = tuple(f"{name}={usable_encoder(path)}" for name, path in options.encoder_paths().items())
+    options = options.model_copy(update={"model": models, "encoder": encoders, **paths})
     if options.yaml is not None:
         Path(options.yaml).write_text(serve_yaml(options))
         return {"verb": "serve", "models": list(options.paths()), "yaml": options.yaml}
@@ -82,6 +92,9 @@ def served(options: ServeOptions) -> Iterator[None]:
     whole_gpus = options.gpus_per_replica == 1
     if whole_gpus or not on_gpu:
         require_resources(replicas, WorkerResources(gpus=int(on_gpu)), option="max_replicas")
+    if options.encoder:
+        together = encoding_replicas(options) + (0 if on_gpu else replicas)
+        require_resources(together, WorkerResources(), option="max_encoding_replicas")
     for path in options.paths().values():
         require_shared("model", path, MODEL_INDEX)
     if options.key_file is not None:
@@ -89,6 +102,8 @@ def served(options: ServeOptions) -> Iterator[None]:
     if options.results_dir is not None:
         made(options.results_dir)
         require_shared("results_dir", options.results_dir, "")
+    for path in options.encoder_paths().values():
+        require_shared("encoder", encoder_source(path), "config.json")
     application = application_of(options, facts)
     running = serve_http_options()
     if running is None:

@@ -19,7 +19,9 @@ from audiodiff_platform.serve.keys import ApiKeys, KeysUnavailableError
 from audiodiff_platform.serve.limits import KeyLimits
 from audiodiff_platform.serve.usage import Usage
 
-OPEN_ROUTES = frozenset({"/healthz", "/readyz"})
+OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
+OPEN_PREFIX = "/static/"
+"""Start of the paths of the files of the page."""
 MAX_JSON_BYTES = 4 << 20
 """Largest body of a route without uploads."""
 BODY_TIMEOUT_S = 30.0
@@ -37,6 +39,11 @@ logger = logging.getLogger("ray.serve")
 
 UNAUTHORIZED = Problem(401, "API key missing or wrong: send Authorization: Bearer KEY", "invalid_api_key")
 KEYS_UNAVAILABLE = Problem(503, "API keys cannot be checked now: try again later", "keys_unavailable", None, 10.0)
+
+
+def is_open(path: str) -> bool:
+    """Return whether a path needs no key."""
+    return path in OPEN_ROUTES or path.startswith(OPEN_PREFIX)
 
 
 class Gate:
@@ -69,7 +76,7 @@ class Gate:
 
         usage = None
         try:
-            if scope["path"] not in OPEN_ROUTES:
+            if not is_open(scope["path"]):
                 usage = Usage(self._key_name(headers), self._limits)
                 scope.setdefault("state", {})["usage"] = usage
                 send = usage.sending(send)

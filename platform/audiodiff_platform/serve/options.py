@@ -21,6 +21,11 @@ class ServeOptions(ProfileOptions):
     model: tuple[str, ...] = pydantic.Field(
         description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
     )
+    encoder: tuple[str, ...] = pydantic.Field(
+        (),
+        description="NAME=PATH of an encoder for /v1/encode, like and prompt, where PATH is as for encode; "
+        "can be repeated",
+    )
     host: str = pydantic.Field(
         "127.0.0.1", description="address to listen on; addresses other than loopback require API keys"
     )
@@ -45,6 +50,12 @@ class ServeOptions(ProfileOptions):
         gt=0,
         le=1,
         description="share of a GPU and of its memory that a replica uses",
+    )
+    min_encoding_replicas: int = pydantic.Field(
+        1, ge=0, description="minimum number of replicas of the encoders; 0: they start at the first request"
+    )
+    max_encoding_replicas: int = pydantic.Field(
+        1, ge=1, description="maximum number of replicas of the encoders, each on one CPU"
     )
     max_models: int = pydantic.Field(
         4, ge=1, description="maximum number of models that a replica keeps loaded; it unloads the least recently used"
@@ -91,19 +102,27 @@ class ServeOptions(ProfileOptions):
         None, description="file to write the configuration for `serve deploy` to, instead of serving"
     )
 
-    @pydantic.field_validator("model", "allow_origin", mode="before")
+    @pydantic.field_validator("model", "encoder", "allow_origin", mode="before")
     @classmethod
     def _one_or_more(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @pydantic.model_validator(mode="after")
     def _models_are_named(self) -> Self:
-        for entry in self.model:
-            name, _, path = entry.partition("=")
-            if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-                raise ValueError(f"model {entry!r}: must be NAME=PATH, with letters, digits, '.', '_' and '-' in NAME")
-        if len(self.paths()) != len(self.model):
-            raise ValueError(f"model {', '.join(self.model)}: names must be unique")
+        for option, entries in (("model", self.model), ("encoder", self.encoder)):
+            for entry in entries:
+                name, _, path = entry.partition("=")
+                if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                    raise ValueError(
+                        f"{option} {entry!r}: must be NAME=PATH, with letters, digits, '.', '_' and '-' in NAME"
+                    )
+            if len(dict(entry.split("=", 1) for entry in entries)) != len(entries):
+                raise ValueError(f"{option} {', '.join(entries)}: names must be unique")
+        if self.max_encoding_replicas < self.min_encoding_replicas:
+            raise ValueError(
+                f"max_encoding_replicas {self.max_encoding_replicas}: must be at least min_encoding_replicas "
+                f"{self.min_encoding_replicas}"
+            )
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas}: must be at least min_replicas {self.min_replicas}")
         return self
@@ -121,6 +140,10 @@ class ServeOptions(ProfileOptions):
     def paths(self) -> dict[str, str]:
         """Return the path, URI or id of each model by its name."""
         return dict(entry.split("=", 1) for entry in self.model)
+
+    def encoder_paths(self) -> dict[str, str]:
+        """Return the folder or id of each encoder by its name."""
+        return dict(entry.split("=", 1) for entry in self.encoder)
 
     @property
     def limits(self) -> Limits:

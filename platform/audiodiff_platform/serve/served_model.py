@@ -9,7 +9,7 @@ from typing import Any
 from audiodiff_core.audio import MEDIA_TYPES
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.loops import level_db, seam_score
-from audiodiff_core.loops.tempo import measure_tempo
+from audiodiff_core.mel.png import encode_png
 from audiodiff_core.pipeline import Loop, LoopPipeline
 from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
@@ -72,7 +72,8 @@ class ServedModel:
     def audio(self, call: Call, etag: str, loop: Loop, seconds: dict[str, float]) -> Audio:
         """Make the audio file of a loop."""
         began, rate = time.monotonic(), self.facts.sample_rate
-        content = loop.file(rate, call.format)
+        file = loop.measured(rate)
+        content = file.content(call.format)
         provenance: dict[str, Any] = {
             "model": self.facts.name,
             "model_digest": self.facts.digest,
@@ -84,12 +85,13 @@ class ServedModel:
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         if call.measured:
-            tempo = measure_tempo(loop.audio, rate)
             provenance |= {
-                "tempo_bpm": tempo.bpm,
-                "tempo_confidence": tempo.confidence,
+                "tempo_bpm": file.tempo.bpm,
+                "tempo_confidence": file.tempo.confidence,
+                "key": file.key.name,
                 "seam_score": seam_score(loop.audio, rate),
                 "level_db": level_db(loop.audio),
             }
+        png = encode_png(loop.image) if call.preview_every else None
         seconds = {**seconds, "encode": time.monotonic() - began}
-        return Audio(content, MEDIA_TYPES[call.format], etag, provenance, seconds)
+        return Audio(content, MEDIA_TYPES[call.format], etag, provenance, seconds, png)

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from audiodiff_platform.serve.calls import Call, Event, Failed, ModelFacts
+from audiodiff_platform.serve.calls import Call, EncoderFacts, Event, Failed, ModelFacts, Vector
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.options import ServeOptions
 
@@ -31,11 +31,15 @@ class Services:
         options: Options of the server.
         models: The served models. The first is the default.
         generation: Handle of the generation deployment.
+        encoders: The served encoders. The first is the default.
+        encoding: Handle of the encoding deployment, or None without encoders.
     """
 
     options: ServeOptions
     models: tuple[ModelFacts, ...]
     generation: DeploymentHandle
+    encoders: tuple[EncoderFacts, ...] = ()
+    encoding: DeploymentHandle | None = None
     _ready_at: float = field(default=float("-inf"))
 
     def addressed(self, call: Call) -> Call:
@@ -51,11 +55,68 @@ class Services:
             raise ApiError(Problem(404, message, "model_not_found", "model"))
         return replace(call, model=name)
 
+    def encoder(self, name: str | None) -> EncoderFacts:
+        """Return the encoder of a name, by default the first.
+
+        Raises:
+            ApiError: There is no such encoder.
+        """
+        if not self.encoders:
+            raise ApiError(Problem(404, "no encoder is served", "encoder_not_found", "encoder"))
+        names = [encoder.name for encoder in self.encoders]
+        if name is not None and name not in names:
+            message = f"encoder {name} is not served: use one of {', '.join(names)}"
+            raise ApiError(Problem(404, message, "encoder_not_found", "encoder"))
+        return self.encoders[0 if name is None else names.index(name)]
+
+    def encoder_of(self, model: ModelFacts) -> EncoderFacts | None:
+        """Return the served encoder of the training encodings of a model, or None."""
+        return next((encoder for encoder in self.encoders if encoder.digest == model.encoder_digest), None)
+
+    async def encoded(self, encoder: EncoderFacts, item: bytes | str) -> Vector | Problem:
+        """Return the embedding of an audio file or of a text, or the reason why there is none."""
+        assert self.encoding is not None, "an encoder is served"
+        response: Any = self.encoding.encode.remote(encoder.name, item)
+        try:
+            outcome: Vector | Problem = await asyncio.wait_for(response, self.options.request_timeout_s)
+        except TimeoutError:
+            response.cancel()
+            return Problem(503, "the encoder took too long: try again", "deadline_exceeded", None, 1.0)
+        except BackPressureError:
+            return Problem(503, "the server is full: try again later", "queue_full", None, 1.0)
+        except (RayError, RayServeException):
+            return LOST
+        return outcome
+
+    async def _with_encoding(self, call: Call, condition: bytes | str) -> Call:
+        """Return a call with the embedding of its condition as the encoding of its request.
+
+        Raises:
+            ApiError: There is none.
+        """
+        field = "prompt" if isinstance(condition, str) else "like"
+        (model,) = (model for model in self.models if model.name == call.model)
+        encoder = self.encoder_of(model)
+        if encoder is None or (isinstance(condition, str) and not encoder.embeds_text):
+            reason = "the encoder of the model is not served" if encoder is None else f"{encoder.name} embeds no text"
+            raise ApiError(Problem(422, f"{field}: {reason}, send the values of the encoding", "no_encoder", field))
+        outcome = await self.encoded(encoder, condition)
+        if isinstance(outcome, Problem):
+            raise ApiError(replace(outcome, message=f"{field}: {outcome.message}", param=field))
+        request = call.request.model_copy(update={"encoding": outcome})
+        return replace(call, request=request, condition=None)
+
     async def events(self, call: Call) -> AsyncGenerator[Event, None]:
         """Yield the events of a call, of which the last is Audio, NotModified or Failed.
 
         Closing the iterator stops the request before the next step.
         """
+        if call.condition is not None:
+            try:
+                call = await self._with_encoding(call, call.condition)
+            except ApiError as error:
+                yield Failed(error.problem)
+                return
         handle = self.generation.options(stream=True)
         if len(self.models) > self.options.max_models:
             handle = handle.options(multiplexed_model_id=call.model)

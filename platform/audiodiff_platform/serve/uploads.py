@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from audiodiff_core.audio import Samples
 from audiodiff_core.mel import MelConfig
@@ -61,16 +62,41 @@ class UploadDecoder:
         loop = asyncio.get_running_loop()
         return {name: await loop.run_in_executor(self._threads, decode, name, uploads[name]) for name in uploads}
 
+    async def whole(self, content: bytes, sample_rate: int, longest_s: float) -> Samples:
+        """Decode a whole file.
+
+        Args:
+            content: Content of the file.
+            sample_rate: Sample rate of the result in Hz.
+            longest_s: Longest duration in seconds.
+
+        Raises:
+            AudioDecodeError: If the file cannot be decoded, or is longer.
+            OSError: If the scratch folder cannot be written.
+        """
+
+        def take(decoder: Decoder, local: Path, spool: Path) -> Samples:
+            return decoder.samples("audio", local, spool, sample_rate, longest_s)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._decoded, content, take)
+
     def _samples(self, request: Request, geometry: Geometry, name: str, content: bytes) -> Samples:
         mel = geometry.mel
-        if not hasattr(self._local, "decoder"):
-            self._local.decoder = Decoder(self._limits)
-        decoder: Decoder = self._local.decoder
-        with scratch_folder() as scratch:
-            local, spool = scratch / "upload", scratch / "samples"
-            local.write_bytes(content)
+
+        def take(decoder: Decoder, local: Path, spool: Path) -> Samples:
             if isinstance(request, RemixRequest):
                 longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
                 return decoder.samples(name, local, spool, mel.sample_rate, longest_s)
             of_width = mel.model_copy(update={"x_res": geometry.width(request)})
             return decoder.slice(name, local, spool, of_width, getattr(request, "slice", 0))
+
+        return self._decoded(content, take)
+
+    def _decoded(self, content: bytes, take: Callable[[Decoder, Path, Path], Samples]) -> Samples:
+        """Call a function with the decoder of this thread, the file, and the path of its spool file."""
+        if not hasattr(self._local, "decoder"):
+            self._local.decoder = Decoder(self._limits)
+        with scratch_folder() as scratch:
+            local = scratch / "upload"
+            local.write_bytes(content)
+            return take(self._local.decoder, local, scratch / "samples")

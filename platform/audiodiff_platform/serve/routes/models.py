@@ -11,7 +11,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models")
 async def models(services: Served) -> dict[str, list[dict[str, Any]]]:
-    """List the models, of which the first is the default."""
+    """List the models and the encoders, of which the first are the defaults."""
     return {
         "models": [
             {
@@ -20,7 +20,13 @@ async def models(services: Served) -> dict[str, list[dict[str, Any]]]:
                 "sample_rate": model.sample_rate,
                 "duration_s": model.duration_s,
                 "encoding_dim": model.encoding_dim,
+                "encoder": None if (encoder := services.encoder_of(model)) is None else encoder.name,
+                "text": encoder is not None and encoder.embeds_text,
             }
             for model in services.models
-        ]
+        ],
+        "encoders": [
+            {"name": encoder.name, "digest": encoder.digest, "dim": encoder.dim, "text": encoder.embeds_text}
+            for encoder in services.encoders
+        ],
     }

@@ -21,9 +21,11 @@ ERROR = {
         }
     },
 }
+BASE64 = {"type": "string", "contentEncoding": "base64"}
+FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 ERRORS = {
     401: "the API key is missing or wrong",
-    404: "there is no such model or job",
+    404: "there is no such model, encoder or job",
     408: "the body did not arrive in time",
     409: "the first request with the Idempotency-Key still runs; see Retry-After",
     410: "the result is damaged",
@@ -54,6 +56,17 @@ def documented(kind: str) -> dict[str, Any]:
     return {"responses": responses, "openapi_extra": {"requestBody": {"content": _contents(kind), "required": False}}}
 
 
+def encode_documented() -> dict[str, Any]:
+    """Return the arguments of the route that embeds audio."""
+    text, file = ({"type": "array", "items": item} for item in (BASE64, FILE))
+    encoder = {"type": "string", "description": "name of an encoder from /v1/models; by default the first"}
+    contents = {
+        kind: {"schema": {"type": "object", "required": [AUDIO], "properties": {AUDIO: audio, "encoder": encoder}}}
+        for kind, audio in (("multipart/form-data", file), ("application/json", text))
+    }
+    return {"responses": errors(), "openapi_extra": {"requestBody": {"content": contents, "required": True}}}
+
+
 def generate_content() -> dict[str, Any]:
     """Return the description of a body with a request or a list of requests of any kind."""
     return _contents("generate")
@@ -73,8 +86,7 @@ def _contents(kind: str) -> dict[str, Any]:
         return {
             "application/json": {"schema": {"anyOf": [schema, {"type": "array", "items": schema}]}, "example": example}
         }
-    text = {"type": "string", "contentEncoding": "base64"}
-    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    text, file = BASE64, FILE
     properties = schema["properties"]
     form = {
         name: {"type": "string", "contentMediaType": "application/json"} if name in JSON_FIELDS else value

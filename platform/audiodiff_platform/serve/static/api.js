@@ -31,8 +31,7 @@ async function call(path, options = {}) {
 
 /** List the models that are served. */
 export async function models(signal) {
-  const body = await (await call("v1/models", { signal })).json();
-  return body.data ?? body.models;
+  return (await (await call("v1/models", { signal })).json()).models;
 }
 
 /** Yield the server-sent events of a request as [name, data]. `body` is an object (JSON) or FormData. */

@@ -2,13 +2,14 @@
 
 const COLORS = [[11, 10, 18], [50, 18, 90], [122, 33, 120], [204, 70, 94], [246, 140, 60], [252, 253, 191]];
 
-/** Draw a grey PNG (base64) or an ImageBitmap on a canvas, in colour. */
+/** Draw a gray PNG (base64), whose row 0 is the lowest band, in color with the lowest band at the bottom. */
 export async function drawPng(canvas, base64) {
   const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
   const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
   canvas.width = bitmap.width;
   canvas.height = bitmap.height;
   const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.setTransform(1, 0, 0, -1, 0, bitmap.height);
   context.drawImage(bitmap, 0, 0);
   const image = context.getImageData(0, 0, canvas.width, canvas.height);
   for (let i = 0; i < image.data.length; i += 4) image.data.set(color(image.data[i] / 255), i);

@@ -34,7 +34,7 @@ export function asCurl(kind, fields, sounds, hasKey) {
   const lines = [`curl ${new URL(PATHS[kind], document.baseURI)} -o loop.wav`];
   if (hasKey) lines.push('-H "Authorization: Bearer $AUDIODIFF_API_KEY"');
   if (sounds.length) {
-    for (const sound of sounds) lines.push(`-F audio=@${quoted(sound.name)}`);
+    for (const sound of sounds) lines.push(`-F ${quoted(`audio=@"${sound.name.replaceAll(/[\\"]/g, "\\$&")}"`)}`);
     for (const [name, value] of Object.entries(fields)) lines.push(`-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
   } else {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`);

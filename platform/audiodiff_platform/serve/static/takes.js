@@ -11,7 +11,7 @@ export class Takes {
   a = null;
   b = null;
 
-  /** `actions` are the functions chosen(take) and used(take). */
+  /** `actions` are the functions chosen(take), used(take) and compared(). */
   constructor(list, template, actions) {
     this.#list = list;
     this.#template = template;
@@ -50,8 +50,8 @@ export class Takes {
     item.querySelector(".remove").addEventListener("click", () => this.remove(take));
     this.all.unshift(take);
     this.#list.prepend(item);
-    if (!this.a) this.compare("a", take);
-    else if (!this.b) this.compare("b", take);
+    if (!this.a) this.a = take;
+    else if (!this.b) this.b = take;
     this.choose(take);
   }
 
@@ -69,6 +69,7 @@ export class Takes {
   compare(place, take) {
     this[place] = take;
     this.#mark();
+    this.#actions.compared();
   }
 
   remove(take) {
@@ -76,12 +77,9 @@ export class Takes {
     take.item.remove();
     URL.revokeObjectURL(take.url);
     for (const place of ["a", "b"]) if (this[place] === take) this[place] = null;
-    if (this.current === take) {
-      this.current = null;
-      this.#actions.chosen(this.all[0] ?? null);
-      this.current = this.all[0] ?? null;
-    }
-    this.#mark();
+    if (this.current === take) this.choose(this.all[0] ?? null);
+    else this.#mark();
+    this.#actions.compared();
   }
 
   #mark() {
