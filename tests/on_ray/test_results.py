@@ -221,6 +221,17 @@ def test_damage_is_reported(disk: TaskFolder) -> None:
     assert len(jobs.page("alice").jobs) == 4
 
 
+def test_jobs_wait_until_a_process_claims_them(tasks: TaskFolder) -> None:
+    jobs = Jobs(tasks)
+    ids = sorted(jobs.create(owner, REQUESTS).id for owner in ("alice", "bob", "alice"))
+    assert jobs.waiting() == ids
+    for owner in ("alice", "bob"):
+        for job in jobs.page(owner).jobs:
+            if job.id == ids[0]:
+                claimed(jobs, owner, job.id)
+    assert jobs.waiting() == ids[1:]
+
+
 def test_expired_jobs_and_remains_are_removed(tasks: TaskFolder, clock: Clock) -> None:
     jobs, expiry = Jobs(tasks, ttl_s=100), Expiry(tasks, unfinished_s=1_000)
     done, held, never = (jobs.create("alice", REQUESTS) for _ in range(3))

@@ -1,13 +1,15 @@
 """Gate of the HTTP interface and limits of time, without Ray: bodies, disconnects, waits and deadlines."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from audiodiff_platform.serve import middleware
+from audiodiff_platform.serve import key_file, middleware
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progress
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.events import with_comments
@@ -113,6 +115,19 @@ def test_only_open_routes_need_no_key() -> None:
     cases = [("/v1/models", "Bearer wrong", 401), ("/v1/models", "bearer right", 200), ("/healthz", "", 200)]
     for path, authorization, status in cases:
         assert asyncio.run(answer(gate, [part(b"")], path, authorization=authorization))[0] == status
+
+
+def test_a_key_file_that_is_out_of_reach_is_no_wrong_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    key = key_file.add(str(file), "alice")
+    keys = ApiKeys(file=str(file), grace_s=0, clock=itertools.count().__next__)
+    gate = Gate(echo, keys, KeyLimits(Limits()), 100)
+    authorization = f"Bearer {key}"
+    assert asyncio.run(answer(gate, [part(b"")], authorization=authorization))[0] == 200
+    file.unlink()
+    keys.refresh()
+    status, body = asyncio.run(answer(gate, [part(b"")], authorization=authorization))
+    assert (status, code(body)) == (503, "keys_unavailable")
 
 
 async def collected(told: Iterable[Event], max_wait_s: float, request_timeout_s: float) -> list[Event | Problem]:

@@ -1,10 +1,17 @@
 """Calls as JSON values and input files, for jobs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from audiodiff_core.sampling import REQUEST
 from audiodiff_platform.serve.calls import Call
+
+STORED = frozenset({"model", "request", "format", "uploads"})
+"""Fields of a call that determine its result."""
+DELIVERY = frozenset({"measured", "progress", "preview_every", "known"})
+"""Fields that shape the response, which a job does not have."""
+assert {field.name for field in fields(Call)} == STORED | DELIVERY, "a job would lose a field of its calls"
 
 
 def stored(calls: Sequence[Call]) -> tuple[list[dict[str, Any]], list[bytes]]:
