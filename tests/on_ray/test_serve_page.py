@@ -219,7 +219,9 @@ def test_a_request_is_stopped_and_the_keyboard_does_everything(page: Any) -> Non
     expect(page.locator("#takes li")).to_have_count(1)
     page.locator("#model").focus()
     order = []
-    while (at := page.evaluate("document.activeElement.id || document.activeElement.className")) not in order:
+    while (
+        at := page.evaluate("(({id, className, tagName}) => id || className || tagName)(document.activeElement)")
+    ) not in order:
         order.append(at)
         outline = page.evaluate(
             "(({type}) => getComputedStyle(type === 'radio' ? document.activeElement.parentElement :"
