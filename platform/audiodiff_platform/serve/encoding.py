@@ -51,14 +51,17 @@ class Encoding:
             encoder: Name of a served encoder.
             item: Content of an audio file, or a text for an encoder with a text side.
         """
+        embedded: Vector | Problem
         if isinstance(item, str):
-            return await self._vectors((encoder, item))
+            embedded = await self._vectors((encoder, item))
+            return embedded
         async with self._decoded:
             try:
                 samples = await self._uploads.whole(item, self._encoders[encoder].sample_rate, LONGEST_UPLOAD_S)
             except AudioDecodeError as error:
                 return Problem(422, error.reason, "undecodable_audio")
-            return await self._vectors((encoder, samples))
+            embedded = await self._vectors((encoder, samples))
+        return embedded
 
     @ray_serve.batch(max_batch_size=ENCODER_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _vectors(self, items: list[tuple[str, Samples | str]]) -> Any:
