@@ -153,7 +153,7 @@ def test_a_job_of_one_request_has_the_bytes_of_its_loop(server: Server, model: P
 
 def test_the_content_of_a_list_is_a_zip(server: Server, model: Path, loops: Path) -> None:
     with server.client("alice") as client:
-        requests = [
+        requests: list[dict[str, Any]] = [
             {"seed": 6, "steps": 2},
             {"kind": "vary", "audio": b"not audio", "steps": 2},
             {"kind": "vary", "audio": loops / "loop_mika.flac", "steps": 2, "seed": 7},
