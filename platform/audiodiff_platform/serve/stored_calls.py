@@ -7,7 +7,7 @@ from typing import Any
 from audiodiff_core.sampling import REQUEST
 from audiodiff_platform.serve.calls import Call
 
-STORED = frozenset({"model", "request", "format", "uploads"})
+STORED = frozenset({"model", "request", "format", "uploads", "condition"})
 """Fields of a call that determine its result."""
 DELIVERY = frozenset({"measured", "progress", "preview_every", "known"})
 """Fields that shape the response, which a job does not have."""
@@ -23,8 +23,15 @@ def stored(calls: Sequence[Call]) -> tuple[list[dict[str, Any]], list[bytes]]:
         for name, content in call.uploads.items():
             numbers[name] = len(inputs)
             inputs.append(content)
+        condition: dict[str, Any] = {}
+        if isinstance(call.condition, bytes):
+            condition = {"like": len(inputs)}
+            inputs.append(call.condition)
+        elif call.condition is not None:
+            condition = {"prompt": call.condition}
         request = call.request.model_dump(mode="json", exclude_defaults=True) | {"kind": call.request.kind}
-        entries.append({"model": call.model, "format": call.format, "request": request, "uploads": numbers})
+        entry = {"model": call.model, "format": call.format, "request": request, "uploads": numbers}
+        entries.append(entry | {"condition": condition})
     return entries, inputs
 
 
@@ -39,4 +46,7 @@ def restored(entry: dict[str, Any], read: Callable[[int], bytes]) -> Call:
         ValueError: The request is not valid, as after a change of the server.
     """
     uploads = {name: read(number) for name, number in entry["uploads"].items()}
-    return Call(entry["model"], REQUEST.validate_python(entry["request"]), entry["format"], uploads, progress=True)
+    of_request = entry["condition"]
+    condition = read(of_request["like"]) if "like" in of_request else of_request.get("prompt")
+    request = REQUEST.validate_python(entry["request"])
+    return Call(entry["model"], request, entry["format"], uploads, progress=True, condition=condition)

@@ -32,6 +32,7 @@ async def encode(request: Request, services: Served) -> dict[str, Any]:
     encoder = services.encoder(name)
     if not 1 <= len(contents) <= MAX_ENCODED:
         raise invalid(f"{len(contents)} audio files: send 1 to {MAX_ENCODED} in the field {AUDIO}", AUDIO)
+    request.state.usage.reserve()
     outcomes = await asyncio.gather(*(services.encoded(encoder, content) for content in contents))
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, Problem):
