@@ -52,13 +52,17 @@ class Encoding:
             item: Content of an audio file, or a text for an encoder with a text side.
         """
         if isinstance(item, str):
-            return await self._vectors((encoder, item))
+            return await self._vector(encoder, item)
         async with self._decoded:
             try:
                 samples = await self._uploads.whole(item, self._encoders[encoder].sample_rate, LONGEST_UPLOAD_S)
             except AudioDecodeError as error:
                 return Problem(422, error.reason, "undecodable_audio")
-            return await self._vectors((encoder, samples))
+            return await self._vector(encoder, samples)
+
+    async def _vector(self, encoder: str, item: Samples | str) -> Vector | Problem:
+        outcome: Vector | Problem = await self._vectors((encoder, item))
+        return outcome
 
     @ray_serve.batch(max_batch_size=ENCODER_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _vectors(self, items: list[tuple[str, Samples | str]]) -> Any:
