@@ -218,10 +218,10 @@ def test_a_request_is_stopped_and_the_keyboard_does_everything(page: Any) -> Non
     page.locator("#volume").press("Enter")
     expect(page.locator("#takes li")).to_have_count(1)
     page.locator("#model").focus()
-    order = []
+    order = list[str]()
     while (
         at := page.evaluate("(({id, className, tagName}) => id || className || tagName)(document.activeElement)")
-    ) not in order:
+    ) not in (*order, "BODY"):
         order.append(at)
         outline = page.evaluate(
             "(({type}) => getComputedStyle(type === 'radio' ? document.activeElement.parentElement :"

@@ -51,17 +51,18 @@ class Encoding:
             encoder: Name of a served encoder.
             item: Content of an audio file, or a text for an encoder with a text side.
         """
-        embedded: Vector | Problem
         if isinstance(item, str):
-            embedded = await self._vectors((encoder, item))
-            return embedded
+            return await self._vector(encoder, item)
         async with self._decoded:
             try:
                 samples = await self._uploads.whole(item, self._encoders[encoder].sample_rate, LONGEST_UPLOAD_S)
             except AudioDecodeError as error:
                 return Problem(422, error.reason, "undecodable_audio")
-            embedded = await self._vectors((encoder, samples))
-        return embedded
+            return await self._vector(encoder, samples)
+
+    async def _vector(self, encoder: str, item: Samples | str) -> Vector | Problem:
+        outcome: Vector | Problem = await self._vectors((encoder, item))
+        return outcome
 
     @ray_serve.batch(max_batch_size=ENCODER_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _vectors(self, items: list[tuple[str, Samples | str]]) -> Any:

@@ -24,6 +24,8 @@ NAMES = {
 }
 """Fields of a request by their names in the body. The other fields have the same names."""
 
+RESPONSES: dict[int | str, dict[str, Any]] = {**errors()}
+
 router = APIRouter(tags=["loops"])
 
 
@@ -43,7 +45,7 @@ class AudioRequest(pydantic.BaseModel):
     response_format: AudioFormat = pydantic.Field("wav", description="file format")
 
 
-@router.post("/v1/audio/generate", response_class=Response, responses=errors())
+@router.post("/v1/audio/generate", response_class=Response, responses=RESPONSES)
 async def generate_audio(request: Request, services: Served, body: AudioRequest) -> Response:
     """Generate audio. The body has the names of vLLM-Omni, and the responses are those of `/v1/generate`."""
     stated = body.model_dump(exclude_none=True)
