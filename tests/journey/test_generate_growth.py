@@ -26,7 +26,7 @@ def _loops(count: int) -> list[str]:
     return [f"{seed:010d}.wav" for seed in range(count)]
 
 
-@pytest.mark.soak_short
+@pytest.mark.soak
 def test_a_folder_grows_and_its_first_files_are_untouched(model: Path, tmp_path: Path) -> None:
     grown, whole = tmp_path / "grown", tmp_path / "whole"
     _generate(model, grown, FEW)
