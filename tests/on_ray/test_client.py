@@ -489,7 +489,7 @@ def test_the_environment_names_server_and_key(server: Server, monkeypatch: pytes
     ],
 )
 def test_the_fields_are_those_of_the_requests(typed: Any, request_type: Any) -> None:
-    of_http = {"model", "format", "prompt", "like"}
+    of_http = {"model", "format"}
     assert set(typed.__annotations__) - of_http == set(request_type.model_fields) - {"kind", "source", "sources"}
     assert of_http <= set(typed.__annotations__)
 
