@@ -81,8 +81,13 @@ def test_a_file_on_a_store_is_read_again_when_it_changes(store: Store) -> None:
 
 @pytest.mark.parametrize("broken", ["missing", "invalid", "folder"])
 def test_a_broken_file_keeps_its_last_keys_for_a_while(
-    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    logger = logging.getLogger("audiodiff_platform.serve.keys")
+    # Whatever other libraries of this process have set up does not count.
+    for name, value in (("propagate", False), ("disabled", False), ("handlers", [caplog.handler])):
+        monkeypatch.setattr(logger, name, value)
+    caplog.set_level(logging.WARNING, logger.name)
     file, clock = tmp_path / "keys", Clock()
     key = key_file.add(str(file), "alice")
     keys = ApiKeys(HashedKey.of("environment", SECRET.encode()), str(file), grace_s=60, clock=clock)
