@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,11 +188,9 @@ def test_what_is_copied_makes_the_same_bytes(page: Any, loops: Path, tmp_path: P
     make(page, 2)
     commands.append((copied(page, "#copy-curl"), copied(page, "#copy-python"), saved(page, 0, tmp_path)))
     environment = {"AUDIODIFF_API_KEY": KEY, "PATH": "/usr/bin:/bin"}
-    python = shutil.which("python")
-    assert python is not None
     for curl, program, content in commands:
         assert KEY not in curl + program
-        for command in (["sh", "-c", f"{curl} --silent --fail"], [python, "-c", program]):
+        for command in (["sh", "-c", f"{curl} --silent --fail"], [sys.executable, "-c", program]):
             subprocess.run(command, cwd=tmp_path, env=environment, check=True)
             assert (tmp_path / "loop.wav").read_bytes() == content
             (tmp_path / "loop.wav").unlink()
