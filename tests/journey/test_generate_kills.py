@@ -17,7 +17,6 @@ import pytest
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.storage import Folder
-from tests.rare import rare
 from tests.servers.stores import Stores
 from tests.simulated import SimulatedCluster, run_with_kills
 
@@ -70,7 +69,7 @@ def _require_equal(out: Folder, whole: Folder, count: int) -> None:
 @pytest.mark.parametrize(
     ("place", "kills"),
     [
-        rare("disk", 3),
+        pytest.param("disk", 3, marks=pytest.mark.soak),
         pytest.param("disk", 20, marks=pytest.mark.soak),
         pytest.param("s3", 20, marks=pytest.mark.soak),
     ],

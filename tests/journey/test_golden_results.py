@@ -97,7 +97,7 @@ def test_golden_pixels() -> None:
     assert np.array_equal(audios[0], output.audios[0, 0]), "the same picture gives the same audio"
 
 
-@pytest.mark.soak_short
+@pytest.mark.soak
 @pytest.mark.usefixtures("threads")
 def test_golden_latents_and_conditional() -> None:
     mel = Mel(x_res=64, y_res=128)

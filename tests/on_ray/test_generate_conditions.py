@@ -210,7 +210,7 @@ def test_a_prompt_is_a_default(local_ray: None, conditional: Path, few_loops: Pa
 
 
 @pytest.mark.workers
-@pytest.mark.soak_short
+@pytest.mark.soak
 def test_workers_embed_many_conditions(
     local_ray: None, liked: Path, conditional: Path, rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
             "death",
             "killed 2 worker processes",
             "20 16 1 1 ",
-            marks=[pytest.mark.workers, pytest.mark.soak_short],
+            marks=[pytest.mark.workers, pytest.mark.soak],
         ),
     ],
 )

@@ -124,7 +124,7 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
 
 
 @pytest.mark.workers
-@pytest.mark.soak_short
+@pytest.mark.soak
 def test_two_workers_give_the_same_bytes(
     local_ray: None, four: tuple[Path, Mapping[str, Any]], model: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 from tests import tiny_clap
 
-pytestmark = [pytest.mark.workers, pytest.mark.soak_short, pytest.mark.package("transformers")]
+pytestmark = [pytest.mark.workers, pytest.mark.soak, pytest.mark.package("transformers")]
 
 
 def _conditional(folder: Path, encoder: Encoder) -> Path:

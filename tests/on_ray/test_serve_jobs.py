@@ -294,7 +294,7 @@ def test_a_full_disk_fails_a_job_and_damages_no_other(server: Server, model: Pat
         assert client.jobs.content(kept.id) == expected(model, seed=1, steps=1)
 
 
-@pytest.mark.soak_short
+@pytest.mark.soak
 def test_a_job_outlives_the_replica_that_accepted_it(server: Server, model: Path) -> None:
     with server.client("bob", most=10) as client:
         requests = [{"seed": seed, "steps": 500} for seed in range(3)]

@@ -12,7 +12,7 @@ from audiodiff_platform.client import Client
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 
-pytestmark = [pytest.mark.workers, pytest.mark.soak_short]
+pytestmark = [pytest.mark.workers, pytest.mark.soak]
 
 
 def test_a_server_goes_on_with_the_jobs_of_the_one_before(local_ray: None, model: Path, tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_the_model_is_one_that_diffusers_loads_and_that_makes_the_same_image(run
     assert record["data_digest"] == json.loads((run / "train.json").read_text())["data_digest"]
 
 
-@pytest.mark.soak_short
+@pytest.mark.soak
 @pytest.mark.workers
 def test_four_workers_see_the_same_samples_with_the_same_noise(run: Path, dataset: Path, tmp_path: Path) -> None:
     train(_options(dataset, tmp_path / "run", num_workers=4))

@@ -65,7 +65,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.soak_short
+@pytest.mark.soak
 def test_outputs_lie_closer_to_their_own_encoding_than_to_the_other_kinds(
     local_ray: None, encoder: Path, tmp_path: Path
 ) -> None:
