@@ -6,7 +6,8 @@ Layout: M. Nilsson, "ID3 tag version 2.3.0", 1999.
 from collections.abc import Sequence
 
 LATIN_1 = b"\0"
-NO_LANGUAGE = b"XXX"
+UNSTATED_LANGUAGE = b"XXX"
+"""Language code of a comment whose language is not stated."""
 NO_DESCRIPTION = b"\0"
 
 
@@ -19,7 +20,7 @@ def id3_tag(texts: Sequence[tuple[str, str]], comment: str) -> bytes:
     """
     frames = [_frame(name, LATIN_1 + text.encode("ascii")) for name, text in texts]
     if comment:
-        frames.append(_frame("COMM", LATIN_1 + NO_LANGUAGE + NO_DESCRIPTION + comment.encode("ascii")))
+        frames.append(_frame("COMM", LATIN_1 + UNSTATED_LANGUAGE + NO_DESCRIPTION + comment.encode("ascii")))
     if not frames:
         return b""
     size = sum(map(len, frames))

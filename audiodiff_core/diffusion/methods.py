@@ -40,8 +40,8 @@ class Method:
 
     Attributes:
         class_name: Name of the scheduler's class in diffusers.
-        default_steps: Number of steps if the request does not set `steps`. For models with zero terminal SNR, it is
-            ZERO_SNR_STEPS.
+        default_steps: Number of steps if the request does not set `steps`, for models without zero terminal SNR. See
+            ZERO_SNR_STEPS and ZERO_SNR_DEFAULT for the others.
         predictions: Supported prediction types.
         space: Scaling of intermediate samples: variance preserving, variance exploding (clean + sigma * noise), or
             straight lines between noise and image.

@@ -51,7 +51,7 @@ def _without_encoder(condition: Condition) -> Encodings:
 
 @dataclass(frozen=True)
 class References:
-    """What requests name by reference: sources, encodings, and conditions to embed.
+    """Sources and encodings that requests name by reference, and the embedding of their conditions.
 
     Attributes:
         sources: Audio or images by reference. A reference that is not a key is a path or a URI.

@@ -89,7 +89,7 @@ class LoopFile:
 
 @dataclass(frozen=True)
 class Origin:
-    """What shaped a loop beside its request.
+    """Digests of the model and of the encoding that made a loop.
 
     Attributes:
         model_digest: Digest of the model, or None for networks that were not loaded.

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from audiodiff_core.checkpoint import ModelRecord, save_model
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, build_network
-from audiodiff_platform.entry.run_verb import run
-from audiodiff_platform.generate.job import generate
-from audiodiff_platform.generate.options import GenerateOptions
+from tests.random_models import save_conditional
 
 DIM = 8
 NAN, INFINITY = float("nan"), float("inf")
@@ -105,25 +98,7 @@ FORMATS = {"jsonl": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a conditional model with random weights."""
-    folder = tmp_path_factory.mktemp("conditional") / "model"
-    mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
-    torch.manual_seed(0)
-    network = build_network("tiny-conditional", mel, encoding_dim=DIM)
-    record = ModelRecord(recipe={}, data_digest="none", metrics={})
-    save_model(folder, network, PRESETS["tiny-conditional"].objective.scheduler("ddim"), mel, record)
-    return folder
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Return a function that runs the command and returns its status and its last line of standard error."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
-        status = run("generate", GenerateOptions, generate, "")
-        return status, capsys.readouterr().err.strip().splitlines()[-1]
-
-    return call
+    return save_conditional(tmp_path_factory.mktemp("conditional") / "model", DIM)
 
 
 @pytest.mark.parametrize("extension", FORMATS)

@@ -9,12 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from audiodiff_core.checkpoint import EncoderRecord, ModelRecord, save_model
+from audiodiff_core.checkpoint import EncoderRecord
 from audiodiff_core.embeddings import Encoder, load_encoder
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import AudioFiles, load_pipeline
 from audiodiff_core.pipeline.conditions import embedded
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
@@ -25,28 +22,11 @@ from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.encodings import read_encodings
 from audiodiff_platform.storage import Folder
-from tests import tiny_clap
 from tests.in_process import in_process
+from tests.random_models import save_conditional
 from tests.servers.stores import Store
 
 pytestmark = pytest.mark.package("transformers")
-
-
-def _model(folder: Path, dim: int, encoder: EncoderRecord | None) -> Path:
-    """Write a conditional model with random weights."""
-    mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
-    torch.manual_seed(0)
-    network = build_network("tiny-conditional", mel, encoding_dim=dim)
-    record = ModelRecord(recipe={}, data_digest="none", metrics={}, encoder=encoder)
-    save_model(folder, network, PRESETS["tiny-conditional"].objective.scheduler("ddim"), mel, record)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clap")
-    tiny_clap.write(folder, fused=False)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +34,7 @@ def conditional(clap: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model that records the folder of its encoder, which embeds text too."""
     encoder = load_encoder(clap)
     record = EncoderRecord(name=encoder.name, digest=encoder.digest)
-    return _model(tmp_path_factory.mktemp("conditional") / "model", encoder.dim, record)
+    return save_conditional(tmp_path_factory.mktemp("conditional") / "model", encoder.dim, record)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +42,7 @@ def of_audio(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model that records the name, but not the folder, of its encoder, which embeds no text."""
     network = load_encoder(encoder)
     record = EncoderRecord(name="audio-encoder:encoder", digest=network.digest)
-    return _model(tmp_path_factory.mktemp("of-audio") / "model", network.dim, record)
+    return save_conditional(tmp_path_factory.mktemp("of-audio") / "model", network.dim, record)
 
 
 def _file(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -292,7 +272,7 @@ def test_a_bad_condition_of_all_loops_is_named_once(
         generate(_options(of_audio, tmp_path / "out", requests=file, encoder=str(encoder)))
 
 
-def test_the_encoder_must_be_that_of_the_model(
+def test_the_encoder_must_be_that_of_thesave_conditional(
     local_ray: None, conditional: Path, of_audio: Path, clap: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"^the encoder of the model, audio-encoder:encoder .*, cannot be loaded: set"):
@@ -304,12 +284,12 @@ def test_the_encoder_must_be_that_of_the_model(
     own, changed = (load_encoder(folder).digest for folder in (clap, other))
     with pytest.raises(ValueError, match=f"has the digest {changed}, the encoder of the model, clap:.*, has {own}: "):
         generate(_options(conditional, tmp_path / "out", count=1, prompt="choir", encoder=str(other)))
-    unknown = _model(tmp_path / "unknown", dim, None)
+    unknown = save_conditional(tmp_path / "unknown", dim, None)
     with pytest.raises(ValueError, match="the model does not record its encoder: set encoder"):
         generate(_options(unknown, tmp_path / "out", count=1, prompt="choir"))
     generate(_options(unknown, tmp_path / "out", count=1, prompt="choir", encoder=str(clap)))
     assert _audio(tmp_path / "out") == _made_by_the_core(conditional, [{"prompt": "choir"}])
-    wide = _model(tmp_path / "wide", dim + 1, None)
+    wide = save_conditional(tmp_path / "wide", dim + 1, None)
     with pytest.raises(ValueError, match=f"computes {dim} values, the model takes {dim + 1}"):
         generate(_options(wide, tmp_path / "other-out", count=1, prompt="choir", encoder=str(clap)))
 

@@ -1,7 +1,6 @@
 """generate from files of requests, sweeps and folders: the bytes of the core, bad rows, growth, sources, encodings."""
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
-from audiodiff_core.checkpoint import ModelRecord, load_model, load_outline, save_model
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, build_network
+from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.pipeline import LoopPipeline, RequestCheck
 from audiodiff_core.pipeline import sources as pipeline_sources
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
-from audiodiff_platform.entry.run_verb import run
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_rows import MAX_ROW_BYTES, read_rows
 from audiodiff_platform.mel_data.encodings import encoded_table
+from tests.random_models import save_conditional
 from tests.rare import rare
 
 DIM = 8
@@ -140,16 +136,6 @@ def test_requests_are_the_same_from_any_format(mixed: Path, tmp_path: Path, kind
 
 def _cell(value: Any) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, list) else str(value)
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    def call(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["generate", *map(str, arguments)])
-        status = run("generate", GenerateOptions, generate, "")
-        return status, capsys.readouterr().err.strip().splitlines()[-1]
-
-    return call
 
 
 BAD: list[tuple[Any, str]] = [
@@ -359,12 +345,7 @@ def test_a_folder_is_varied_and_grows(model: Path, loops: Path, tmp_path: Path) 
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return a conditional model with random weights, and encodings."""
     folder = tmp_path_factory.mktemp("conditional")
-    mel = MelConfig(x_res=32, y_res=32, hop_length=1024)
-    torch.manual_seed(0)
-    preset = PRESETS["tiny-conditional"]
-    network = build_network("tiny-conditional", mel, encoding_dim=DIM)
-    record = ModelRecord(recipe={}, data_digest="none", metrics={})
-    save_model(folder / "model", network, preset.objective.scheduler("ddim"), mel, record)
+    save_conditional(folder / "model", DIM)
     vectors = np.random.default_rng(0).standard_normal((2, DIM)).astype(np.float32)
     (folder / "encodings.parquet").write_bytes(encoded_table(["one.wav", "two.wav"], vectors, "e", "d"))
     return folder / "model", str(folder / "encodings.parquet")

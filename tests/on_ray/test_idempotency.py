@@ -15,6 +15,7 @@ from audiodiff_platform.serve.idempotency import (
 )
 from audiodiff_platform.serve.task_folder import DamagedResultError, TaskEndedError, TaskFolder
 from audiodiff_platform.storage import Folder
+from tests.clocks import Clock
 from tests.rare import rare
 from tests.servers.stores import Stores
 
@@ -22,19 +23,9 @@ LEASE_S = 60.0
 RESPONSE = StoredResponse(200, {"X-Audiodiff-Seed": "7"}, b"audio")
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000)
 
 
 @pytest.fixture(params=["disk", "s3", rare("gs")])

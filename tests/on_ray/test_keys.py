@@ -17,20 +17,11 @@ from audiodiff_platform.serve.keys import (
     environment_key,
     main,
 )
+from tests.clocks import Clock
 from tests.rare import rare
 from tests.servers.stores import Store
 
 SECRET = "only in this test"
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_the_command_prints_a_key_once_and_stores_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,7 +79,7 @@ def test_a_broken_file_keeps_its_last_keys_for_a_while(
     for name, value in (("propagate", False), ("disabled", False), ("handlers", [caplog.handler])):
         monkeypatch.setattr(logger, name, value)
     caplog.set_level(logging.WARNING, logger.name)
-    file, clock = tmp_path / "keys", Clock()
+    file, clock = tmp_path / "keys", Clock(0)
     key = key_file.add(str(file), "alice")
     keys = ApiKeys(HashedKey.of("environment", SECRET.encode()), str(file), grace_s=60, clock=clock)
     content = file.read_text()

@@ -5,16 +5,7 @@ import random
 import pytest
 
 from audiodiff_platform.serve.limits import LARGE_NUMBER_OF_KEYS, Admission, KeyLimits, Limits, Refusal
-
-
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clocks import Clock
 
 
 def admitted(outcome: Admission | Refusal) -> Admission:
@@ -36,7 +27,7 @@ def test_without_limits_everything_is_admitted() -> None:
 
 
 def test_requests_per_minute() -> None:
-    clock = Clock()
+    clock = Clock(100)
     limits = KeyLimits(Limits(requests_per_minute=3), clock)
     headers = [admitted(limits.admit("alice", 5)).headers for _ in range(3)]
     assert [header["x-ratelimit-remaining-requests"] for header in headers] == ["2", "1", "0"]
@@ -56,7 +47,7 @@ def test_requests_per_minute() -> None:
 
 
 def test_concurrent_requests() -> None:
-    limits = KeyLimits(Limits(concurrent_requests=2), Clock())
+    limits = KeyLimits(Limits(concurrent_requests=2), Clock(100))
     first, second = (admitted(limits.admit("alice", 5)) for _ in range(2))
     assert (first.headers["x-ratelimit-remaining-concurrent-requests"], second.headers) == (
         "1",
@@ -72,7 +63,7 @@ def test_concurrent_requests() -> None:
 
 
 def test_audio_is_reserved_and_then_settled() -> None:
-    clock = Clock()
+    clock = Clock(100)
     limits = KeyLimits(Limits(audio_s_per_minute=60, audio_s_per_hour=100), clock)
     first = admitted(limits.admit("alice", 40))
     refusal = refused(limits.admit("alice", 30))
@@ -96,7 +87,7 @@ def test_a_request_that_no_wait_would_admit_is_a_mistake() -> None:
 
 
 def test_a_refused_request_costs_nothing() -> None:
-    limits = KeyLimits(Limits(requests_per_minute=2, audio_s_per_minute=10), Clock())
+    limits = KeyLimits(Limits(requests_per_minute=2, audio_s_per_minute=10), Clock(100))
     admitted(limits.admit("alice", 10))
     for _ in range(5):
         assert refused(limits.admit("alice", 10)).limit == "audio-seconds-minute"
@@ -105,7 +96,7 @@ def test_a_refused_request_costs_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_no_window_admits_more_than_a_burst_and_a_refill(seed: int) -> None:
-    draw, clock = random.Random(seed), Clock()
+    draw, clock = random.Random(seed), Clock(100)
     limits = KeyLimits(Limits(requests_per_minute=10, audio_s_per_minute=100, concurrent_requests=4), clock)
     running: list[Admission] = []
     made: list[tuple[float, float]] = []
@@ -128,7 +119,7 @@ def test_no_window_admits_more_than_a_burst_and_a_refill(seed: int) -> None:
 
 
 def test_idle_keys_take_no_memory_once_there_are_many() -> None:
-    clock = Clock()
+    clock = Clock(100)
     limits = KeyLimits(Limits(requests_per_minute=60, concurrent_requests=2), clock)
     running = admitted(limits.admit("running", 1))
     for number in range(5 * LARGE_NUMBER_OF_KEYS):

@@ -15,6 +15,7 @@ from audiodiff_platform.serve.results import MAX_ATTEMPTS, JobNotFoundError, Job
 from audiodiff_platform.serve.running_job import RunningJob
 from audiodiff_platform.serve.task_folder import DamagedResultError, ResultsFullError, TaskEndedError, TaskFolder
 from audiodiff_platform.storage import Folder
+from tests.clocks import Clock
 from tests.rare import rare
 from tests.servers.stores import Stores
 
@@ -23,19 +24,9 @@ MAX_BYTES = 1_000_000
 REQUESTS = [{"seed": 1}, {"seed": 2, "steps": 10}]
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_800_000_000)
 
 
 @pytest.fixture(params=["disk", "s3", rare("gs")])

@@ -16,14 +16,13 @@ import psutil
 import pytest
 from ray import serve as ray_serve
 
-from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
-from audiodiff_core.mel import MelConfig
+from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel.png import decode_png
-from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
+from tests.random_models import save_conditional
 
 pytestmark = pytest.mark.workers
 
@@ -33,12 +32,7 @@ KEY = "a key for this test"
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A conditional model with encodings of 4 values."""
-    mel = MelConfig(x_res=32, y_res=32)
-    network = build_network("tiny-conditional", mel, encoding_dim=4)
-    record = ModelRecord(recipe={}, data_digest="none", metrics={})
-    folder = tmp_path_factory.mktemp("conditional") / "model"
-    save_model(folder, network, PRESETS["tiny-conditional"].objective.scheduler("ddim"), mel, record)
-    return folder
+    return save_conditional(tmp_path_factory.mktemp("conditional") / "model", 4, hop_length=512)
 
 
 @pytest.fixture(scope="module")

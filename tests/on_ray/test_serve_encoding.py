@@ -9,38 +9,24 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
 
 from audiodiff_core.audio import decode_audio
-from audiodiff_core.checkpoint import EncoderRecord, ModelRecord, save_model
+from audiodiff_core.checkpoint import EncoderRecord
 from audiodiff_core.embeddings import Encoder, load_encoder
-from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.mel_data.encodings import read_encodings
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
-from tests import tiny_clap
+from tests.random_models import save_conditional
 
-pytestmark = [pytest.mark.workers, pytest.mark.soak, pytest.mark.package("transformers")]
+pytestmark = [pytest.mark.workers, pytest.mark.soak_short, pytest.mark.package("transformers")]
 
 
 def _conditional(folder: Path, encoder: Encoder) -> Path:
     """Save a model whose encodings are those of an encoder."""
-    mel = MelConfig(x_res=32, y_res=32)
-    torch.manual_seed(0)
-    record = ModelRecord(
-        recipe={}, data_digest="none", metrics={}, encoder=EncoderRecord(name=encoder.name, digest=encoder.digest)
-    )
-    network = build_network("tiny-conditional", mel, encoding_dim=encoder.dim)
-    save_model(folder, network, PRESETS["tiny-conditional"].objective.scheduler("ddim"), mel, record)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clap")
-    tiny_clap.write(folder, fused=False)
-    return folder
+    record = EncoderRecord(name=encoder.name, digest=encoder.digest)
+    return save_conditional(folder, encoder.dim, record, hop_length=512)
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +50,16 @@ def client(
 
 
 def _values(encoder: Path, file: Path) -> list[float]:
-    """Return the values that the job `encode` computes."""
+    """Return the values that the encoder computes for a whole file."""
     loaded = load_encoder(encoder)
     with ExecutionProfile.here(device="cpu").applied():
         (vector,) = loaded.encode([decode_audio(file, loaded.sample_rate)], loaded.sample_rate)
     return [float(value) for value in vector]
 
 
-def test_it_answers_with_the_values_of_the_job(client: httpx.Client, encoder: Path, clap: Path, loops: Path) -> None:
+def test_it_answers_with_the_values_of_the_job(
+    client: httpx.Client, encoder: Path, clap: Path, loops: Path, tmp_path: Path
+) -> None:
     listed = client.get("models").json()
     assert [(entry["name"], entry["text"]) for entry in listed["encoders"]] == [("playlists", False), ("clap", True)]
     assert [(entry["encoder"], entry["text"]) for entry in listed["models"]] == [
@@ -84,8 +72,14 @@ def test_it_answers_with_the_values_of_the_job(client: httpx.Client, encoder: Pa
     answer = client.post("encode", files=[("audio", ("a", content)) for content in contents]).json()
     assert (answer["encoder"], answer["digest"]) == ("playlists", load_encoder(encoder).digest)
     assert [entry["index"] for entry in answer["data"]] == list(range(20))
-    for entry, file in zip(answer["data"], files, strict=True):
-        assert entry["encoding"] == _values(encoder, file)
+    names = [file.name for file in files]
+    (tmp_path / "in").mkdir()
+    for file in files[:2]:
+        (tmp_path / "in" / file.name).symlink_to(file)
+    of_job = tmp_path / "encodings"
+    encode(EncodeOptions(input_dir=str(tmp_path / "in"), encoder=str(encoder), output_dir=str(of_job), device="cpu"))
+    expected = read_encodings(str(of_job)).vectors_for(names).tolist()
+    assert [entry["encoding"] for entry in answer["data"]] == expected
     body = {"encoder": "clap", "audio": [base64.b64encode(content).decode() for content in contents[:1]]}
     answer = client.post("encode", json=body).json()
     assert np.allclose(answer["data"][0]["encoding"], _values(clap, files[0]), rtol=0, atol=0)

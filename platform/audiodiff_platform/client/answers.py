@@ -1,4 +1,4 @@
-"""What the server answers with: audio, models, encodings and jobs.
+"""Answers of the server: audio, models, encodings and jobs.
 
 Fields that a newer server adds are kept in `model_extra`.
 """

@@ -82,7 +82,7 @@ class Decisions:
 
     @property
     def complete(self) -> bool:
-        """Whether all places are filled."""
+        """True if all places are filled."""
         return self.wanted is not None and self.accepted >= self.wanted
 
     def add(self, candidates: Iterable[Candidate]) -> None:

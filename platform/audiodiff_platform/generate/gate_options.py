@@ -108,7 +108,7 @@ class GateOptions(Options):
 
     @property
     def gated(self) -> bool:
-        """Whether loops are candidates, of which some are delivered."""
+        """True if loops are candidates, of which some are delivered."""
         return bool(self.reject) or self.best_of is not None
 
     @property

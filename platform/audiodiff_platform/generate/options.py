@@ -169,7 +169,7 @@ class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptio
 
     @property
     def replaces(self) -> bool:
-        """Whether further seeds replace rejected loops."""
+        """True if further seeds replace rejected loops."""
         return self.requests is None and self.input_dir is None and not self.sweep
 
     @property

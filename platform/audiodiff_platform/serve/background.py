@@ -1,4 +1,4 @@
-"""What an ingress replica does beside answering requests: reading changed keys, running jobs, removing old results."""
+"""Background tasks of an ingress replica: reading changed keys, running jobs, removing old results."""
 
 import asyncio
 import logging

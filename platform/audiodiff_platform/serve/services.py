@@ -1,4 +1,4 @@
-"""What the routes share: the served models, and calls to the generation deployment."""
+"""Services that the routes share: the served models, and calls to the generation and encoding deployments."""
 
 import asyncio
 import time

@@ -48,7 +48,7 @@ class DamagedResultError(OSError):
 
 @dataclass(frozen=True)
 class TaskState:
-    """What is known of a task.
+    """State of a task, as its files tell.
 
     Attributes:
         request: The content of request.json; empty if the file is damaged.
