@@ -110,7 +110,7 @@ def test_pages_are_newest_first_and_of_one_owner(tasks: TaskFolder, clock: Clock
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "..", "../../etc/passwd", "job_", "job_" + "0" * 43, "job_" + "0" * 44 + "\n", "job_" + "A" * 44, "*"]
+    "wrong", ["", "..", "../../etc/passwd", "job_", "job_" + "0" * 45, "job_" + "0" * 46 + "\n", "job_" + "A" * 46, "*"]
 )
 def test_only_ids_reach_the_folder(disk: TaskFolder, wrong: str) -> None:
     jobs = Jobs(disk)
@@ -229,7 +229,7 @@ def test_expired_jobs_and_remains_are_removed(tasks: TaskFolder, clock: Clock) -
     running = claimed(jobs, "alice", done.id)
     running.add(0, b"content", "audio/wav", {})
     running.complete()
-    tasks.folder.write(f"jobs/alice/{'job_' + '0' * 44}/content-1-0000", b"remains")
+    tasks.folder.write(f"jobs/alice/{'job_' + '0' * 46}/content-1-0000", b"remains")
     assert expiry.sweep() == 0
     assert tasks.used_bytes == sum(entry.size for entry in tasks.folder.walk())
     clock.now += 100
@@ -272,6 +272,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_jobs_that_are_created_at_once_keep_their_order(tmp_path: Path) -> None:
+    jobs = Jobs(TaskFolder(Folder(str(tmp_path)), MAX_BYTES))
+    created = [jobs.create("alice", REQUESTS).id for _ in range(20)]
+    assert [job.id for job in jobs.page("alice", limit=20).jobs] == created[::-1]
+    assert [job_id for _, job_id in jobs.unfinished()] == created
+
+
+def test_a_job_states_when_it_was_created_and_when_it_expires(disk: TaskFolder, clock: Clock) -> None:
+    jobs = Jobs(disk, ttl_s=100)
+    job = jobs.create("alice", REQUESTS)
+    assert (job.created_at, job.expires_at) == (clock.now, clock.now + 100)
 
 
 @pytest.mark.root

@@ -35,7 +35,10 @@ DAY_S = 86_400.0
 MAX_ATTEMPTS = 3
 MAX_PAGE = 100
 CONCURRENT_READS = 8
-_ID = re.compile(r"job_[0-9a-f]{44}", re.ASCII)
+PREFIX = "job_"
+TIME_DIGITS = 14
+"""Hexadecimal digits of the time of creation in an id, in microseconds: jobs of one process are created in order."""
+_ID = re.compile(rf"{PREFIX}[0-9a-f]{{{TIME_DIGITS + 32}}}", re.ASCII)
 
 
 class JobNotFoundError(LookupError):
@@ -65,7 +68,7 @@ class Jobs:
             ResultsFullError: There is no space for the job.
         """
         now = self._tasks.now()
-        task = _task(owner, f"job_{int(now * 1000):012x}{secrets.token_hex(16)}")
+        task = _task(owner, f"{PREFIX}{int(now * 1e6):0{TIME_DIGITS}x}{secrets.token_hex(16)}")
         for index, content in enumerate(inputs):
             self._tasks.write(f"{task}/{input_name(index)}", content)
         request = {"created_at": now, "requests": [dict(request) for request in requests], "inputs": len(inputs)}
@@ -189,7 +192,7 @@ class Jobs:
 
     def _described(self, task: str, state: TaskState) -> Job:
         _, owner, number = task.split("/")
-        created_at = int(number[4:16], 16) / 1000
+        created_at = int(number[len(PREFIX) : len(PREFIX) + TIME_DIGITS], 16) / 1e6
         known = {"id": number, "owner": owner, "created_at": created_at, "attempts": state.attempts}
         known |= {"requests": state.request.get("requests", ()), "inputs": state.request.get("inputs", 0)}
         if state.end is not None or not state.request:
