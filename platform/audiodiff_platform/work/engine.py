@@ -164,7 +164,11 @@ def _configure(context: Any, workers: int) -> Any:
 
 
 def _quiet_console() -> None:
-    """Keep Ray Data's messages off the terminal. They still go to its log files."""
+    """Keep Ray Data's messages off the terminal. They still go to its log files.
+
+    Errors that end a job reach the driver as exceptions. The others come from the thread of an execution that Ctrl-C
+    stopped, which may still read objects after Ray has shut down.
+    """
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
