@@ -60,6 +60,7 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.generate
 	$(BIN)/python -m tests.benchmarks.original_generate
 	$(BIN)/python -m tests.benchmarks.gate
+	$(BIN)/python -m tests.benchmarks.serve
 	$(BIN)/python -m tests.benchmarks.loops
 	$(BIN)/python -m tests.benchmarks.training_core
 	$(BIN)/python -m tests.benchmarks.training_memory

@@ -121,8 +121,8 @@ def loops() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_ray(stores: Stores) -> Iterator[None]:
-    """Start one Ray cluster for all tests that need a cluster.
+def ray_logs(stores: Stores) -> Iterator[Path]:
+    """Start one Ray cluster for all tests that need a cluster, and return the folder of its logs.
 
     Four logical CPUs let several workers run on any machine. The workers have access to the object stores.
     """
@@ -130,15 +130,20 @@ def local_ray(stores: Stores) -> Iterator[None]:
 
     from audiodiff_platform.cluster import WORKER_ENVIRONMENT
 
-    ray.init(
+    started = ray.init(
         address="local",
         num_cpus=4,
         runtime_env={"env_vars": WORKER_ENVIRONMENT},
         logging_level="ERROR",
         log_to_driver=False,
     )
-    yield
+    yield Path(started.address_info["session_dir"]) / "logs"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def local_ray(ray_logs: Path) -> None:
+    """Start the Ray cluster."""
 
 
 @pytest.fixture(scope="session")

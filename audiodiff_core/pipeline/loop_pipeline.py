@@ -57,6 +57,7 @@ class LoopPipeline(ArrayCalls):
         mel: The mel configuration.
         vocoder: The vocoder.
         sampler: The sampler.
+        codec: The converter between mel images and samples of the network.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -86,10 +87,10 @@ class LoopPipeline(ArrayCalls):
         self._record: ModelRecord | None = None
         self._model_digest = model_digest
         self._encoder = ModelEncoder(None, None, self.geometry.encoding_dim, profile.device)
-        self._codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
-        self._tasks = Tasks(self.geometry, self._codec)
+        self.codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
+        self._tasks = Tasks(self.geometry, self.codec)
         self._inputs = Inputs(self.geometry, scheduler, self._tasks)
-        self._renderer = Renderer(self._codec, self.vocoder, self.geometry, model_digest)
+        self._renderer = Renderer(self.codec, self.vocoder, self.geometry, model_digest)
         self._runner = Runner(self.sampler, self._renderer, self.is_interactive)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Prepare, train and generate as jobs submitted to a cluster with token authentication.
+"""Jobs submitted to a cluster with token authentication, and an application that `serve deploy` starts there.
 
 The nodes of the cluster have Ray but not this project.
 """
@@ -24,7 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import yaml
+
+from audiodiff_core.checkpoint import load_model
+from audiodiff_core.pipeline import LoopPipeline
+from audiodiff_core.sampling import REQUEST, ExecutionProfile
+from audiodiff_platform.serve.application import serve_yaml
+from audiodiff_platform.serve.options import ServeOptions
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -237,3 +245,54 @@ def test_relative_output_is_refused_before_anything_is_made(head: Head, two_loop
     assert error.startswith("error: output_dir not/made is relative")
     assert not list(head.folder.rglob("not/made"))
     assert not (ROOT / "not").exists()
+
+
+def serve_command(head: Head, *command: object, with_token: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = head.environment if with_token else {**head.environment, "RAY_AUTH_MODE": "disabled"}
+    return subprocess.run(
+        [RAY.with_name("serve"), str(command[0]), "--address", head.url, *map(str, command[1:])],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=JOB_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def deployed(head: Head, model: Path, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A client of the application that `serve deploy` started, on nodes that can import the project."""
+    (port,) = free_ports(1)
+    file = tmp_path / "serve.yaml"
+    config = yaml.safe_load(serve_yaml(ServeOptions(model=(f"tiny={model}",), port=port, max_replicas=1)))
+    config["applications"][0]["runtime_env"]["env_vars"]["PYTHONPATH"] = f"{ROOT}:{ROOT / 'platform'}"
+    file.write_text(yaml.safe_dump(config))
+    stranger = serve_command(head, "deploy", file, with_token=False)
+    assert stranger.returncode != 0
+    assert "Authentication required" in stranger.stdout, stranger.stdout
+    done = serve_command(head, "deploy", file)
+    assert done.returncode == 0, done.stdout
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        stopped = serve_command(head, "shutdown", "--yes")
+        assert stopped.returncode == 0, stopped.stdout
+
+
+@pytest.mark.soak_short
+def test_serve_deploy_serves_the_bytes_of_the_core(head: Head, deployed: httpx.Client, model: Path) -> None:
+    deadline, status = time.monotonic() + READY_S, ""
+    while status != "RUNNING":
+        assert time.monotonic() < deadline, status
+        assert status != "DEPLOY_FAILED"
+        status = yaml.safe_load(serve_command(head, "status", "--name", "audiodiff").stdout)["status"]
+    assert deployed.get("/readyz").status_code == 200
+    answer = deployed.post("/v1/generate", json={"seed": 7, "steps": 4})
+    assert answer.status_code == 200, answer.text
+    profile = ExecutionProfile.here()
+    profile.prepare_process()
+    (loop,) = LoopPipeline.of(load_model(model), profile).generate([REQUEST.validate_python({"seed": 7, "steps": 4})])
+    assert answer.content == loop.file(22_050, "wav")
+    assert 'audiodiff_replicas{deployment="generation"} 1.0' in deployed.get("/metrics").text

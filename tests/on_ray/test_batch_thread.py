@@ -17,6 +17,7 @@ from audiodiff_platform.serve.admission import calls_until_a_slot, network_calls
 from audiodiff_platform.serve.batch_thread import BatchThread, Job, problem_of
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progress
 from audiodiff_platform.serve.errors import ApiError
+from audiodiff_platform.serve.metrics import GenerationMetrics
 from audiodiff_platform.serve.uploads import DecodedUploads
 
 WAIT_S = 60
@@ -32,7 +33,7 @@ def pipeline(model: Path) -> LoopPipeline:
 
 @pytest.fixture
 def thread(pipeline: LoopPipeline) -> Iterator[BatchThread]:
-    thread = BatchThread(pipeline, queue_slots=2, max_wait_s=1e9)
+    thread = BatchThread(pipeline, queue_slots=2, max_wait_s=1e9, metrics=GenerationMetrics().of("tiny"))
     yield thread
     thread.close()
 
@@ -101,7 +102,7 @@ def test_a_request_beyond_the_queue_is_refused_until_another_leaves(thread: Batc
 
 
 def test_a_request_that_would_wait_too_long_is_refused(pipeline: LoopPipeline) -> None:
-    thread = BatchThread(pipeline, queue_slots=8, max_wait_s=0.5)
+    thread = BatchThread(pipeline, queue_slots=8, max_wait_s=0.5, metrics=GenerationMetrics().of("tiny"))
     thread.step_s = 1.0
     job = partial(Job, calls=9, slots=1, tell=print, finish=finished)
     for number in range(2):

@@ -241,10 +241,14 @@ def test_models_and_encodings(server: Server, client: Client) -> None:
     server.answers = [
         Answer(200, {"models": [model]}),
         Answer(200, {"encoder": "clap", "data": [{"index": 0, "encoding": [0.5, 1]}]}),
+        Answer(200, {"encoder": "drums", "data": [{"index": 0, "latents": [[0.5, 1], [2, 3]]}]}),
     ]
     (listed,) = client.models()
     assert (listed.name, listed.sample_rate, listed.model_extra) == ("drums", 22_050, {"new_field": 1})
     assert client.encode([b"a"])[0].encoding == (0.5, 1.0)
+    assert client.latents([b"a"], model="drums")[0].latents == ((0.5, 1.0), (2.0, 3.0))
+    assert b'name="encoder"' in server.requests[-1].body
+    assert b"drums" in server.requests[-1].body
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ from botocore.validate import ParamValidator
 from ray.autoscaler.sdk import fillout_defaults
 from ray.runtime_env import RuntimeEnv
 
+from audiodiff_platform.serve.exposition import ReplicaMetrics, exposition
+from audiodiff_platform.serve.metrics import EncodingMetrics, GenerationMetrics, HttpMetrics
+from audiodiff_platform.serve.options import ServeOptions
+
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 LAUNCHERS = ("local", "aws", "gcp")
@@ -202,3 +206,33 @@ def test_runtime_env_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all((ROOT / module / "__init__.py").is_file() for module in parsed.py_modules())
     assert {"/.git", "/.venv", "/runs", "/tests/data"} <= set(stated["excludes"])
     assert not (ROOT / "platform" / "__init__.py").exists()
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    generation, encoding = GenerationMetrics(), EncodingMetrics()
+    families = [*HttpMetrics().families(), *generation.families({}), *encoding.families()]
+    text, _ = exposition(["ingress"], [ReplicaMetrics("ingress", "one", families)], "")
+    names = {line.split()[2] for line in text.decode().splitlines() if line.startswith("# TYPE")}
+    panels = json.loads((CLUSTER / "grafana.json").read_text())["panels"]
+    shown = {
+        re.sub(r"_(bucket|sum|count)$", "", name)
+        for panel in panels
+        for target in panel["targets"]
+        for name in re.findall(r"\b(?:audiodiff|process)_[a-z_]+", target["expr"])
+    }
+    assert shown <= names, shown - names
+    assert {name for name in names if name.startswith("audiodiff_")} - shown <= {
+        "audiodiff_batch_rows_total",
+        "audiodiff_real_time_factor",
+        "audiodiff_running_requests",
+        "audiodiff_steps_total",
+        "audiodiff_encoded_audio_seconds_total",
+        "audiodiff_encoding_batch_rows",
+    }
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_launchers_say_how_to_serve(name: str) -> None:
+    text = (CLUSTER / f"{name}.yaml").read_text()
+    assert re.search(r"^#   RAY_AUTH_MODE=token serve deploy --address \S+ cluster/serve.yaml", text, re.MULTILINE)
+    assert f"ray attach cluster/{name}.yaml --port-forward {ServeOptions(model=('a=b',)).port}" in text

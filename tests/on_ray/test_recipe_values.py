@@ -184,6 +184,8 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "queue_batches": "0",
         "max_wait_s": "2.5",
         "request_timeout_s": "1e2",
+        "max_steps": "500",
+        "max_duration_s": "60",
         "max_upload_mb": "64",
         "key_file": "keys",
         "requests_per_minute": "6e1",

@@ -3,8 +3,6 @@
 import base64
 import hashlib
 import json
-import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +12,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ray import serve as ray_serve
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel.png import decode_png
@@ -23,6 +20,7 @@ from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 from tests.random_models import save_conditional
+from tests.serving import free_port, sampled, wait_for
 
 pytestmark = pytest.mark.workers
 
@@ -37,12 +35,11 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(model: Path, conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeOptions:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     models = (f"tiny={model}", f"conditional={conditional}")
     results = str(tmp_path_factory.mktemp("results"))
-    return ServeOptions(model=models, port=port, max_replicas=1, max_upload_mb=1, queue_batches=2, results_dir=results)
+    return ServeOptions(
+        model=models, port=free_port(), max_replicas=1, max_upload_mb=1, queue_batches=2, results_dir=results
+    )
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +310,7 @@ def test_the_process_of_the_interface_has_no_torch(client: httpx.Client) -> None
 
 
 def test_clients_that_leave_free_the_batch(client: httpx.Client) -> None:
-    endless = {"kind": "extend", "duration_s": 700, "steps": 1_000}
+    endless = {"kind": "extend", "duration_s": 500, "steps": 1_000}
     stream = {"Accept": "text/event-stream", "x-request-disconnect-disabled": "?1"}
     streams = []  # httpx closes a stream whose iterator is gone
     with ExitStack() as clients:
@@ -324,26 +321,62 @@ def test_clients_that_leave_free_the_batch(client: httpx.Client) -> None:
         refused = client.post("/v1/generate", json={"steps": 1})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "wait_too_long")
         assert int(refused.headers["retry-after"]) >= 1
-    generation = ray_serve.get_deployment_handle("generation", "audiodiff")
-    deadline = time.monotonic() + 60
-    while any(generation.load.remote().result()["tiny"]):
-        assert time.monotonic() < deadline, "requests of clients that left are still there"
-    assert client.post("/v1/generate", json={"steps": 1}).status_code == 200
+    waiting = ("audiodiff_queue_length", "audiodiff_running_requests")
+    wait_for(lambda: not any(sampled(client, name) for name in waiting), "the requests of clients that left end")
 
 
-def test_half_sent_bodies_hold_no_slot(client: httpx.Client, options: ServeOptions) -> None:
-    head = f"POST /v1/generate HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 100\r\n\r\n{{"
-    with ExitStack() as connections:
-        for _ in range(64):
-            connection = connections.enter_context(socket.create_connection(("127.0.0.1", options.port)))
-            connection.sendall(head.encode())
-        assert client.post("/v1/generate", json={"steps": 1}).status_code == 200
+def test_metrics_count_what_the_replicas_did(client: httpx.Client) -> None:
+    def values() -> dict[str, float]:
+        tiny = {"model": "tiny"}
+        return {
+            "results": sampled(client, "audiodiff_results_total", end="audio", **tiny),
+            "steps": sampled(client, "audiodiff_steps_total", **tiny),
+            "batch steps": sampled(client, "audiodiff_batch_step_seconds_count", **tiny),
+            "rows": sampled(client, "audiodiff_batch_rows_total", **tiny),
+            "audio": sampled(client, "audiodiff_audio_seconds_total", **tiny),
+            "answers": sampled(client, "audiodiff_http_requests_total", route="/v1/generate", status="200"),
+            "wrong keys": sampled(client, "audiodiff_rejected_requests_total", reason="invalid_api_key"),
+            "wrong fields": sampled(client, "audiodiff_rejected_requests_total", reason="unknown_field"),
+            "unknown": sampled(client, "audiodiff_http_requests_total", route="none", status="404"),
+        } | {
+            stage: sampled(client, "audiodiff_stage_seconds_count", stage=stage, **tiny)
+            for stage in ("queue", "sample", "render", "encode")
+        }
+
+    before = values()
+    answer = client.post("/v1/generate", json={"steps": 3, "guidance_scale": 1}, headers={"Accept": "application/json"})
+    assert client.post("/v1/generate", json={"step": 3}).status_code == 422
+    assert client.get("/v1/nothing").status_code == 404
+    assert client.get("/metrics", headers={"Authorization": "Bearer other"}).status_code == 401
+    changes = {name: value - before[name] for name, value in values().items()}
+    assert changes.pop("audio") == pytest.approx(answer.json()["duration_s"])
+    assert changes == dict.fromkeys(before.keys() - {"audio"}, 1.0) | dict.fromkeys(
+        ("steps", "batch steps", "rows"), 3.0
+    )
+    for deployment in ("ingress", "generation"):
+        assert sampled(client, "process_resident_memory_bytes", deployment=deployment) > 1e7
+    assert sampled(client, "audiodiff_real_time_factor", model="tiny") > 0
 
 
-def test_another_server_on_the_cluster_is_refused(client: httpx.Client, options: ServeOptions) -> None:
-    with pytest.raises(ValueError, match="application audiodiff runs on this cluster already"), served(options):
-        pass
-    other = options.model_copy(update={"port": options.port + 1})
-    with pytest.raises(ValueError, match=f"runs on this cluster with port {options.port}, not"), served(other):
-        pass
-    assert client.get("/readyz").status_code == 200
+def test_a_request_is_a_line_of_the_log_without_its_body_and_key(client: httpx.Client, ray_logs: Path) -> None:
+    answer = client.post("/v1/generate", json={"steps": 1, "seed": 987_654_321})
+    refused = client.post("/v1/generate", json={"a-field-of-the-body": "a-value-of-the-body"})
+
+    def line_of(response: httpx.Response, deployment: str) -> dict[str, Any] | None:
+        """Return the last line of a deployment about a request, or None."""
+        texts = [file.read_text() for file in (ray_logs / "serve").glob(f"replica_audiodiff_{deployment}_*")]
+        lines = [json.loads(line) for text in texts for line in text.splitlines()]
+        request_id = response.headers["x-request-id"]
+        return next((line for line in reversed(lines) if line.get("request_id") == request_id), None)
+
+    for response, status, code in ((answer, 200, None), (refused, 422, "unknown_field")):
+        wait_for(lambda response=response: line_of(response, "ingress"), "the line of the request")  # type: ignore[misc]
+        line = line_of(response, "ingress")
+        assert line is not None
+        facts = [line[name] for name in ("message", "method", "endpoint", "status", "api_key_name", "error_code")]
+        assert facts == ["request", "POST", "/v1/generate", status, "environment", code]
+        assert line["seconds"] > 0
+    wait_for(lambda: line_of(answer, "generation"), "the line of the replica with the same request id")
+    for file in (ray_logs / "serve").iterdir():
+        for secret in (KEY, "987654321", "a-field-of-the-body", "a-value-of-the-body"):
+            assert secret not in file.read_text(), file

@@ -1,7 +1,6 @@
 """Encoders over real HTTP: the values of the job `encode`, and conditions of requests by audio and by text."""
 
 import base64
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,21 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from audiodiff_core.audio import decode_audio
-from audiodiff_core.checkpoint import EncoderRecord
+from audiodiff_core.checkpoint import EncoderRecord, ModelRecord, load_model, load_vae, save_model
 from audiodiff_core.embeddings import Encoder, load_encoder
+from audiodiff_core.mel import Mel, MelConfig, to_model
+from audiodiff_core.mel.slices import Slicing, mel_slices
+from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.mel_data.encodings import read_encodings
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 from tests.random_models import save_conditional
+from tests.serving import free_port
 
 pytestmark = [pytest.mark.workers, pytest.mark.soak_short, pytest.mark.package("transformers")]
 
@@ -30,17 +34,27 @@ def _conditional(folder: Path, encoder: Encoder) -> Path:
 
 
 @pytest.fixture(scope="module")
+def latent(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latent model."""
+    mel = MelConfig(x_res=32, y_res=32, hop_length=512)
+    torch.manual_seed(0)
+    network = build_network("tiny-latent", mel, vae=(loaded := load_vae(vae)))
+    scheduler = PRESETS["tiny-latent"].objective.scheduler("ddim")
+    folder = tmp_path_factory.mktemp("latent") / "model"
+    save_model(folder, network, scheduler, mel, ModelRecord(recipe={}, data_digest="none", metrics={}), vae=loaded)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def client(
-    local_ray: None, model: Path, encoder: Path, clap: Path, tmp_path_factory: pytest.TempPathFactory
+    local_ray: None, model: Path, latent: Path, encoder: Path, clap: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
-    """A client of a server with two encoders, and a model for each of them."""
+    """A client of a server with two encoders, a model for each of them, and a latent model."""
     root = tmp_path_factory.mktemp("models")
     of_audio, of_text = (_conditional(root / path.name, load_encoder(path)) for path in (encoder, clap))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ServeOptions(
-        model=(f"tiny={model}", f"of_audio={of_audio}", f"of_text={of_text}"),
+        model=(f"tiny={model}", f"of_audio={of_audio}", f"of_text={of_text}", f"latent={latent}"),
         encoder=(f"playlists={encoder}", f"clap={clap}"),
         port=port,
         max_replicas=1,
@@ -66,6 +80,7 @@ def test_it_answers_with_the_values_of_the_job(
         (None, False),
         ("playlists", False),
         ("clap", True),
+        (None, False),
     ]
     files = [loops / "loop_tabla.flac", loops / "bass_hit_c.flac"] * 10
     contents = [file.read_bytes() for file in files]
@@ -83,6 +98,34 @@ def test_it_answers_with_the_values_of_the_job(
     body = {"encoder": "clap", "audio": [base64.b64encode(content).decode() for content in contents[:1]]}
     answer = client.post("encode", json=body).json()
     assert np.allclose(answer["data"][0]["encoding"], _values(clap, files[0]), rtol=0, atol=0)
+
+
+def test_a_latent_model_answers_with_the_latents_that_its_network_works_on(
+    client: httpx.Client, latent: Path, loops: Path
+) -> None:
+    loaded = load_model(latent)
+    mel, file = loaded.mel, loops / "loop_tabla.flac"
+    (listed,) = (entry for entry in client.get("models").json()["models"] if entry["name"] == "latent")
+    assert listed["latent_shape"] == [2, 8, 8]
+    short = loops / "bass_hit_c.flac"
+    contents = [("audio", ("a", each.read_bytes())) for each in (short, file)]
+    answer = client.post("encode", data={"encoder": "latent"}, files=contents)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["encoder"], answer.json()["digest"]) == ("latent", loaded.digest)
+    assert answer.json()["latent_shape"] == [2, 8, 8]
+    for entry, path in zip(answer.json()["data"], (short, file), strict=True):
+        tail = "pad" if path == short else "drop"
+        images = np.stack([piece.image for piece in mel_slices(path, Mel(mel), Slicing(tail=tail))])
+        with torch.no_grad(), ExecutionProfile.here(device="cpu").applied():
+            pixels = torch.from_numpy(to_model(images))[:, None]
+            expected = loaded.vae.encode(pixels).latent_dist.mode() * loaded.vae.config.scaling_factor
+        assert np.allclose(entry["latents"], expected.flatten(1), atol=1e-5)
+    tiny = client.post("encode", data={"encoder": "tiny"}, files=contents)
+    assert (tiny.status_code, tiny.json()["error"]["param"]) == (404, "encoder")
+    wrong = client.post("encode", data={"encoder": "latent"}, files=[*contents, ("audio", ("b", b"RIFF"))])
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "audio[2]")
+    many = client.post("encode", data={"encoder": "latent"}, files=contents * 5)
+    assert many.status_code == 422
 
 
 def test_a_request_is_conditioned_by_audio_or_text(

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-import socket
 import subprocess
 import time
 import zipfile
@@ -33,6 +32,7 @@ from audiodiff_platform.client import (
 from audiodiff_platform.serve import key_file
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
+from tests.serving import free_port
 
 pytestmark = pytest.mark.workers
 
@@ -62,9 +62,7 @@ def server(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("server")
     keys = str(folder / "keys")
     secrets = {name: key_file.add(keys, name) for name in ("alice", "bob", "carol", "dave", "erin")}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ServeOptions(
         model=(f"tiny={model}",),
         port=port,

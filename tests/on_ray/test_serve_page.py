@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import pytest
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 from tests.browser import SIZES, TIMEOUT_MS, expect, opened
+from tests.serving import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.workers]
 
@@ -38,9 +38,7 @@ addEventListener("DOMContentLoaded", () => {
 @pytest.fixture(scope="module")
 def address(local_ray: None, model: Path) -> Iterator[str]:
     """Start a server that requires a key, and return the address of its page."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIODIFF_API_KEY", KEY)
         with served(ServeOptions(model=(f"tiny={model}",), port=port, max_replicas=1)):

@@ -1,7 +1,6 @@
 """Jobs and their results outlive the server that accepted them."""
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,14 +10,13 @@ import pytest
 from audiodiff_platform.client import Client
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
+from tests.serving import free_port
 
 pytestmark = [pytest.mark.workers, pytest.mark.soak]
 
 
 def test_a_server_goes_on_with_the_jobs_of_the_one_before(local_ray: None, model: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     options = ServeOptions(model=(f"tiny={model}",), port=port, max_replicas=1, results_dir=str(tmp_path / "results"))
     with Client(f"http://127.0.0.1:{port}", timeout_s=120) as client:
         with served(options):

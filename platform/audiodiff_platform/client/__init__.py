@@ -15,7 +15,7 @@ blocking.py      Client
 asynchronous.py  AsyncClient
 """
 
-from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Model
+from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Latents, Model
 from audiodiff_platform.client.asynchronous import AsyncClient
 from audiodiff_platform.client.blocking import Client
 from audiodiff_platform.client.errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "Job",
     "JobFailedError",
     "JobPage",
+    "Latents",
     "Model",
     "NotFoundError",
     "RateLimitError",

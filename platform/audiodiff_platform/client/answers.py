@@ -64,6 +64,7 @@ class Model(_Answer):
         sample_rate: The sample rate of its audio in Hz.
         duration_s: The default duration of a loop in seconds.
         encoding_dim: The number of values of an encoding, or None for an unconditional model.
+        latent_shape: Channels, height and width of a latent, or None for a model that works on images.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model(_Answer):
     sample_rate: int
     duration_s: float
     encoding_dim: int | None = None
+    latent_shape: tuple[int, int, int] | None = None
 
 
 class Encoding(_Answer):
@@ -83,6 +85,18 @@ class Encoding(_Answer):
 
     index: int
     encoding: tuple[float, ...] = pydantic.Field(repr=False)
+
+
+class Latents(_Answer):
+    """The latents of an audio file.
+
+    Attributes:
+        index: The index of the file in the call.
+        latents: The values of the latent of each slice, in row-major order of the `latent_shape` of the model.
+    """
+
+    index: int
+    latents: tuple[tuple[float, ...], ...] = pydantic.Field(repr=False)
 
 
 class JobError(_Answer):

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self, TypeVar, Unpack
 import httpx
 
 from audiodiff_platform.client import calls
-from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Model
+from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Latents, Model
 from audiodiff_platform.client.calls import Call
 from audiodiff_platform.client.errors import ApiError, ConnectionFailedError, JobFailedError, TimedOutError
 from audiodiff_platform.client.events import DONE, Event, EventParser
@@ -136,6 +136,10 @@ class Client:
     def encode(self, audios: Sequence[AudioSource], *, encoder: str | None = None) -> list[Encoding]:
         """Return the encoding of each audio file."""
         return self._send(calls.encode(audios, encoder))
+
+    def latents(self, audios: Sequence[AudioSource], *, model: str) -> list[Latents]:
+        """Return the latents of each audio file by a served latent model."""
+        return self._send(calls.latents(audios, model))
 
     def models(self) -> list[Model]:
         """Return the served models."""

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
-from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Model
+from audiodiff_platform.client.answers import Audio, Encoding, Job, JobPage, Latents, Model
 from audiodiff_platform.client.errors import (
     ApiError,
     AudiodiffError,
@@ -122,6 +122,12 @@ def encode(sources: Sequence[AudioSource], encoder: str | None) -> Call[list[Enc
     """Return the call that encodes audio files."""
     content = _content({} if encoder is None else {"encoder": encoder}, sources)
     return Call("POST", "/v1/encode", lambda response: [Encoding(**item) for item in _data(response)], content)
+
+
+def latents(sources: Sequence[AudioSource], model: str) -> Call[list[Latents]]:
+    """Return the call that computes the latents of audio files."""
+    content = _content({"encoder": model}, sources)
+    return Call("POST", "/v1/encode", lambda response: [Latents(**item) for item in _data(response)], content)
 
 
 def models() -> Call[list[Model]]:

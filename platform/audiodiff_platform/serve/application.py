@@ -6,9 +6,11 @@ import yaml
 from ray import serve as ray_serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import EncodingType, LoggingConfig
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.embeddings.inputs import ENCODER_BATCH_SIZE
+from audiodiff_core.latents import latent_shape
 from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, cpus, gpus
 from audiodiff_platform.cluster.capacity import uses_gpus
@@ -97,6 +99,7 @@ def generation_settings(options: ServeOptions, on_gpu: bool) -> dict[str, Any]:
         ),
         "ray_actor_options": {"num_cpus": 1, "num_gpus": options.gpus_per_replica if on_gpu else 0},
         "max_constructor_retry_count": 3,
+        "logging_config": LoggingConfig(encoding=EncodingType.JSON),
     }
 
 
@@ -113,6 +116,7 @@ def encoding_settings(options: ServeOptions) -> dict[str, Any]:
         ),
         "ray_actor_options": {"num_cpus": 1},
         "max_constructor_retry_count": 3,
+        "logging_config": LoggingConfig(encoding=EncodingType.JSON),
     }
 
 
@@ -131,6 +135,7 @@ def ingress_settings(options: ServeOptions) -> dict[str, Any]:
             target_ongoing_requests=INGRESS_TARGET,
         ),
         "ray_actor_options": {"num_cpus": 0},
+        "logging_config": LoggingConfig(encoding=EncodingType.JSON, enable_access_log=False),  # it logs more itself
     }
 
 
@@ -194,4 +199,5 @@ def _facts(name: str, path: str) -> ModelFacts:
     dim = getattr(model.unet.config, "cross_attention_dim", None)
     encoder = None if model.record is None or model.record.encoder is None else model.record.encoder.digest
     duration_s = mel.audio_size / mel.sample_rate
-    return ModelFacts(name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder)
+    latents = None if model.vae is None else latent_shape(model.vae, mel.y_res, mel.x_res)
+    return ModelFacts(name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder, latents)

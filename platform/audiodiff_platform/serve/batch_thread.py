@@ -24,6 +24,7 @@ from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_platform.serve.admission import calls_until_a_slot
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Preview, Progress
 from audiodiff_platform.serve.errors import INTERNAL, ApiError, Problem
+from audiodiff_platform.serve.metrics import ModelMetrics
 
 MAX_RENDERING = 4
 """Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
@@ -79,10 +80,11 @@ class BatchThread:
         pipeline: The pipeline of the model.
         queue_slots: Slots of the requests that can wait.
         max_wait_s: Longest estimated wait of a request that is admitted.
+        metrics: Metrics of the model.
     """
 
-    def __init__(self, pipeline: LoopPipeline, queue_slots: int, max_wait_s: float) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: LoopPipeline, queue_slots: int, max_wait_s: float, metrics: ModelMetrics) -> None:
+        self._pipeline, self._metrics = pipeline, metrics
         self.session = pipeline.session()
         self.slots, self._queue_slots, self._max_wait_s = pipeline.profile.batch_size, queue_slots, max_wait_s
         self.step_s = 0.0
@@ -199,6 +201,7 @@ class BatchThread:
     def _step(self) -> None:
         if not len(self.session):
             return
+        rows = sum(job.slots for job in self._running.values())
         self._step_began = began = time.monotonic()
         try:
             self.session.step(self._on_step)
@@ -211,12 +214,14 @@ class BatchThread:
         else:
             step_s = time.monotonic() - began
             self.step_s += (step_s - self.step_s) * (STEP_WEIGHT if self.step_s else 1.0)
+            self._metrics.stepped(step_s, rows, self.slots)
         finally:
             self._step_began = None
 
     def _on_step(self, step: Step) -> None:
         job = self._running[step.number]
         job.calls_made += 1
+        self._metrics.request_stepped()
         if job.progress:
             job.tell(Progress(step.step, step.steps))
         if job.preview_every and step.step % job.preview_every == 0 and step.step < step.steps:

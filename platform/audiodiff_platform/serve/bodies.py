@@ -32,6 +32,8 @@ from audiodiff_core.sampling.requests import (
 from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import ApiError, invalid, of_validation
 
+MAX_REQUESTS = 256
+"""Largest number of requests in a list."""
 AUDIO, LIKE, PROMPT = "audio", "like", "prompt"
 JSON_FIELDS = frozenset({"regenerate", "encoding", "seeds"})
 """Fields whose form values are JSON."""

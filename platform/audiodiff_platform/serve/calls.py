@@ -9,7 +9,7 @@ from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.errors import Problem
 
 Vector = tuple[float, ...]
-"""Values of an encoding."""
+"""Values of an encoding, or of a latent in row-major order."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ModelFacts:
         width: Columns of the image of such a loop.
         encoding_dim: Values per encoding, or None for an unconditional model.
         encoder_digest: Digest of the encoder of the training encodings, or None if the model does not state it.
+        latent_shape: Channels, height and width of the latent of a slice, or None for a model that works on images.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelFacts:
     width: int
     encoding_dim: int | None
     encoder_digest: str | None = None
+    latent_shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Encoding deployment: replicas that embed audio and texts, in batches, with the arithmetic of the job `encode`."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +17,8 @@ from audiodiff_core.pipeline.conditions import no_text_side
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.serve.calls import EncoderFacts, Vector
 from audiodiff_platform.serve.errors import Problem
+from audiodiff_platform.serve.exposition import ReplicaMetrics
+from audiodiff_platform.serve.metrics import EncodingMetrics
 from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.serve.uploads import UploadDecoder
 
@@ -43,6 +46,7 @@ class Encoding:
         self._uploads = UploadDecoder(options.max_wait_s)
         self._network = ThreadPoolExecutor(1, "encode")
         self._decoded = asyncio.Semaphore(DECODED_AT_ONCE)
+        self._metrics = EncodingMetrics()
 
     async def encode(self, encoder: str, item: bytes | str) -> Vector | Problem:
         """Return the embedding of an audio file or of a text, or the reason why there is none.
@@ -51,13 +55,24 @@ class Encoding:
             encoder: Name of a served encoder.
             item: Content of an audio file, or a text for an encoder with a text side.
         """
+        outcome = await self._outcome(encoder, item)
+        self._metrics.ended(encoder, outcome.code if isinstance(outcome, Problem) else "encoding")
+        return outcome
+
+    async def metrics(self) -> ReplicaMetrics:
+        """Return the metrics of the replica."""
+        return ReplicaMetrics.here(self._metrics.families())
+
+    async def _outcome(self, encoder: str, item: bytes | str) -> Vector | Problem:
         if isinstance(item, str):
             return await self._vector(encoder, item)
         async with self._decoded:
+            began, rate = time.monotonic(), self._encoders[encoder].sample_rate
             try:
-                samples = await self._uploads.whole(item, self._encoders[encoder].sample_rate, LONGEST_UPLOAD_S)
+                samples = await self._uploads.whole(item, rate, LONGEST_UPLOAD_S)
             except AudioDecodeError as error:
                 return Problem(422, error.reason, "undecodable_audio")
+            self._metrics.decoded(encoder, time.monotonic() - began, len(samples) / rate)
             return await self._vector(encoder, samples)
 
     async def _vector(self, encoder: str, item: Samples | str) -> Vector | Problem:
@@ -71,6 +86,7 @@ class Encoding:
         return await loop.run_in_executor(self._network, self._embedded, items)
 
     def _embedded(self, items: Sequence[tuple[str, Samples | str]]) -> list[Vector | Problem]:
+        began = time.monotonic()
         results: list[Vector | Problem] = [Problem(422, "the embedding is not finite", "not_finite")] * len(items)
         with self._profile.applied():
             for name, encoder in self._encoders.items():
@@ -78,6 +94,7 @@ class Encoding:
                 for place, vector in _vectors_of(encoder, own):
                     if np.isfinite(vector).all():
                         results[place] = tuple(map(float, vector))
+        self._metrics.embedded(time.monotonic() - began, len(items))
         return results
 
 

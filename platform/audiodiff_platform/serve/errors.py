@@ -12,9 +12,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 CODES = {404: "unknown_route", 405: "method_not_allowed"}
+ERROR_CODE = "error_code"
+"""Name of the code of the error in the state of the scope."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,18 @@ class Problem:
         return headers
 
     def response(self) -> JSONResponse:
-        """Return the response."""
-        return JSONResponse(self.body(), self.status, self.headers())
+        """Return the response, which leaves the code in the state of the scope for metrics and logs."""
+        return _ProblemResponse(self)
+
+
+class _ProblemResponse(JSONResponse):
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.body(), problem.status, problem.headers())
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})[ERROR_CODE] = self._code
+        await super().__call__(scope, receive, send)
 
 
 class ApiError(Exception):

@@ -16,14 +16,18 @@ from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.admission import network_calls, slots_of
 from audiodiff_platform.serve.batch_thread import Job, problem_of
-from audiodiff_platform.serve.calls import Accepted, Audio, Call, Event, Failed, Joined, ModelFacts, NotModified
+from audiodiff_platform.serve.calls import Accepted, Audio, Call, Event, Failed, Joined, ModelFacts, NotModified, Vector
 from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.exposition import ReplicaMetrics
+from audiodiff_platform.serve.metrics import GenerationMetrics
 from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.serve.served_model import ServedModel
 from audiodiff_platform.serve.uploads import DecodedUploads, UploadDecoder
 
 MAX_STEP_S = 120.0
 """Longest duration of a step of a healthy replica."""
+MAX_LATENTS = 16
+"""Largest number of slices of a file whose latents are computed."""
 
 
 class Generation:
@@ -45,6 +49,7 @@ class Generation:
         self._profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled, device)
         self._profile.prepare_process()
         self._options = options
+        self._metrics = GenerationMetrics()
         self._models: weakref.WeakSet[ServedModel] = weakref.WeakSet()
         self._facts = {model.name: model for model in models}
         self._loading: dict[str, asyncio.Future[ServedModel]] = {}
@@ -70,20 +75,41 @@ class Generation:
 
         Closing the iterator stops the request before the next step.
         """
+        end = "cancelled"
         try:
             async with aclosing(self._events(call)) as events:
                 async for event in events:
+                    end = _end(event) or end
                     yield event
         except ApiError as error:
+            end = error.problem.code
             yield Failed(error.problem)
+        finally:
+            self._metrics.of(call.model).ended(end)
+
+    async def latents(self, name: str, content: bytes) -> tuple[Vector, ...] | Problem:
+        """Return the latents of the slices of an audio file, or the reason why there are none.
+
+        Args:
+            name: Name of a latent model.
+            content: Content of the file.
+        """
+        model = await self._model(name)
+        longest_s = MAX_LATENTS * model.facts.duration_s
+        try:
+            samples = await self._uploads.whole(content, model.facts.sample_rate, longest_s)
+        except AudioDecodeError as error:
+            return Problem(422, error.reason, "undecodable_audio")
+        return await asyncio.to_thread(model.latents, samples)
 
     async def ready(self) -> list[str]:
         """Return the names of the models. The replica has loaded them, or loads them at their first request."""
         return list(self._facts)
 
-    async def load(self) -> dict[str, tuple[int, int]]:
-        """Return the number of requests that wait, and the number in the batch, of each loaded model."""
-        return {model.facts.name: model.thread.load for model in self._models}
+    async def metrics(self) -> ReplicaMetrics:
+        """Return the metrics of the replica."""
+        loads = {model.facts.name: model.thread.load for model in self._models}
+        return ReplicaMetrics.here(self._metrics.families(loads))
 
     async def check_health(self) -> None:
         """Raise RuntimeError if a step takes longer than MAX_STEP_S. Ray Serve then replaces the replica."""
@@ -92,7 +118,7 @@ class Generation:
                 raise RuntimeError(f"model {model.facts.name}: a step has taken longer than {MAX_STEP_S:g} s")
 
     def _load(self, facts: ModelFacts) -> ServedModel:
-        model = ServedModel(facts, self._profile, self._options)
+        model = ServedModel(facts, self._profile, self._options, self._metrics.of(facts.name))
         self._models.add(model)
         return model
 
@@ -143,6 +169,18 @@ class Generation:
             ) from None
         except (AudioDecodeError, OSError) as error:
             raise ApiError(problem_of(error)) from error
+
+
+def _end(event: Event) -> str | None:
+    """Return how an event ends a request, or None if it does not."""
+    match event:
+        case Audio():
+            return "audio"
+        case NotModified():
+            return "not_modified"
+        case Failed(problem):
+            return problem.code
+    return None
 
 
 async def within_limits(

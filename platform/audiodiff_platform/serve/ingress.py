@@ -9,23 +9,42 @@ from ray.serve.handle import DeploymentHandle
 from audiodiff_platform.serve.background import in_background
 from audiodiff_platform.serve.calls import EncoderFacts, ModelFacts
 from audiodiff_platform.serve.errors import add_handlers
+from audiodiff_platform.serve.exposition import ReplicaMetrics
 from audiodiff_platform.serve.job_runner import JobRunner
 from audiodiff_platform.serve.key_file import HashedKey
 from audiodiff_platform.serve.keys import ApiKeys
 from audiodiff_platform.serve.limits import KeyLimits
-from audiodiff_platform.serve.middleware import Gate
+from audiodiff_platform.serve.metrics import HttpMetrics
+from audiodiff_platform.serve.middleware import Gate, is_open
+from audiodiff_platform.serve.observation import Observed
 from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.serve.origins import with_origins
 from audiodiff_platform.serve.result_folder import Results
 from audiodiff_platform.serve.routes import ROUTERS
+from audiodiff_platform.serve.routes.openapi import complete
 from audiodiff_platform.serve.services import Services
 from audiodiff_platform.serve.stored_responses import StoredResponses
+
+
+class _Described(FastAPI):
+    """Application whose description states the limits of the server."""
+
+    def __init__(self, options: ServeOptions, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._options = options
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI description."""
+        if self.openapi_schema is None:
+            complete(super().openapi(), self._options, is_open)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
 
 def http_app(services: Services) -> FastAPI:
     """Build the application of all routes, behind no gate."""
     description = "Loops from mel-spectrogram diffusion models."
-    app = FastAPI(title="audiodiff", description=description, lifespan=in_background)
+    app = _Described(services.options, title="audiodiff", description=description, lifespan=in_background)
     app.state.services = services
     add_handlers(app)
     for router in ROUTERS:
@@ -56,7 +75,10 @@ class Ingress:
         encoders: tuple[EncoderFacts, ...] = (),
         encoding: DeploymentHandle | None = None,
     ) -> None:
-        self._services = Services(options, models, generation, encoders, encoding)
+        context = ray_serve.get_replica_context()
+        own = ray_serve.get_deployment_handle(context.deployment, context.app_name)
+        self._services = Services(options, models, generation, own, encoders, encoding)
+        self._metrics = HttpMetrics()
         self._keys = ApiKeys(key, options.key_file)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -71,4 +93,8 @@ class Ingress:
             app.state.background += [runner.run, results.keep_clean]
         limits = KeyLimits(options.limits)
         gate = Gate(StoredResponses(app, results), self._keys, limits, options.max_upload_mb * 1_000_000)
-        return with_origins(gate, options.allow_origin)
+        return Observed(with_origins(gate, options.allow_origin), self._metrics)
+
+    async def metrics(self) -> ReplicaMetrics:
+        """Return the metrics of the replica."""
+        return ReplicaMetrics.here(self._metrics.families())

@@ -6,6 +6,8 @@ from typing import Self
 
 import pydantic
 
+from audiodiff_core.diffusion.methods import MAX_STEPS
+from audiodiff_core.sampling.parameters import MAX_DURATION_S
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.cluster.options import ProfileOptions
 from audiodiff_platform.serve.key_file import HashedKey
@@ -68,6 +70,10 @@ class ServeOptions(ProfileOptions):
     )
     request_timeout_s: float = pydantic.Field(
         300.0, gt=0, le=7_200, description="seconds until a request that has not finished is stopped"
+    )
+    max_steps: int = pydantic.Field(MAX_STEPS, ge=1, le=MAX_STEPS, description="steps that a request may state at most")
+    max_duration_s: float = pydantic.Field(
+        600.0, gt=0, le=MAX_DURATION_S, description="seconds of audio that a request may ask for at most"
     )
     max_upload_mb: int = pydantic.Field(
         32, ge=1, le=1_024, description="megabytes of uploaded audio in a request at most"

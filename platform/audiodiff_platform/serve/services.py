@@ -13,8 +13,9 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from audiodiff_platform.serve.calls import Call, EncoderFacts, Event, Failed, ModelFacts, Vector
-from audiodiff_platform.serve.errors import ApiError, Problem
+from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.options import ServeOptions
+from audiodiff_platform.serve.usage import audio_seconds
 
 READY_FOR_S = 10.0
 """Time for which an answer of a generation replica counts as its readiness."""
@@ -31,6 +32,7 @@ class Services:
         options: Options of the server.
         models: The served models. The first is the default.
         generation: Handle of the generation deployment.
+        ingress: Handle of the deployment of this replica.
         encoders: The served encoders. The first is the default.
         encoding: Handle of the encoding deployment, or None without encoders.
     """
@@ -38,6 +40,7 @@ class Services:
     options: ServeOptions
     models: tuple[ModelFacts, ...]
     generation: DeploymentHandle
+    ingress: DeploymentHandle
     encoders: tuple[EncoderFacts, ...] = ()
     encoding: DeploymentHandle | None = None
     _ready_at: float = field(default=float("-inf"))
@@ -46,13 +49,21 @@ class Services:
         """Return a call with the name of its model filled in.
 
         Raises:
-            ApiError: There is no such model.
+            ApiError: There is no such model, or the request exceeds a limit of the server.
         """
         names = [model.name for model in self.models]
         name = call.model or names[0]
         if name not in names:
             message = f"model {name} is not served: use one of {', '.join(names)}"
             raise ApiError(Problem(404, message, "model_not_found", "model"))
+        steps, most = call.request.steps, self.options.max_steps
+        if steps is not None and steps > most:
+            raise invalid(f"steps: {steps} is more than {most}, the limit of this server", "steps")
+        seconds, longest_s = audio_seconds(call, self.models[names.index(name)]), self.options.max_duration_s
+        if seconds > longest_s:
+            raise invalid(
+                f"duration_s: {seconds:g} s is more than {longest_s:g} s, the limit of this server", "duration_s"
+            )
         return replace(call, model=name)
 
     def encoder(self, name: str | None) -> EncoderFacts:
@@ -76,9 +87,13 @@ class Services:
     async def encoded(self, encoder: EncoderFacts, item: bytes | str) -> Vector | Problem:
         """Return the embedding of an audio file or of a text, or the reason why there is none."""
         assert self.encoding is not None, "an encoder is served"
-        response: Any = self.encoding.encode.remote(encoder.name, item)
+        outcome: Vector | Problem = await self._outcome(self.encoding.encode.remote(encoder.name, item))
+        return outcome
+
+    async def _outcome(self, response: Any) -> Any:
+        """Return the outcome of an encoding, or the problem of the deployment."""
         try:
-            outcome: Vector | Problem = await asyncio.wait_for(response, self.options.request_timeout_s)
+            return await asyncio.wait_for(response, self.options.request_timeout_s)
         except TimeoutError:
             response.cancel()
             return Problem(503, "the encoder took too long: try again", "deadline_exceeded", None, 1.0)
@@ -86,6 +101,23 @@ class Services:
             return Problem(503, "the server is full: try again later", "queue_full", None, 1.0)
         except (RayError, RayServeException):
             return LOST
+
+    def _generation(self, model: str) -> DeploymentHandle:
+        """Return a handle that prefers the replicas that hold a model."""
+        if len(self.models) > self.options.max_models:
+            return self.generation.options(multiplexed_model_id=model)
+        return self.generation
+
+    def latent_model(self, name: str | None) -> ModelFacts | None:
+        """Return the latent model of a name, or None if there is none. The names of encoders come first."""
+        if any(encoder.name == name for encoder in self.encoders):
+            return None
+        return next((model for model in self.models if model.name == name and model.latent_shape is not None), None)
+
+    async def latents(self, model: ModelFacts, content: bytes) -> tuple[Vector, ...] | Problem:
+        """Return the latents of the slices of an audio file, or the reason why there are none."""
+        outcome: tuple[Vector, ...] | Problem
+        outcome = await self._outcome(self._generation(model.name).latents.remote(model.name, content))
         return outcome
 
     async def _with_encoding(self, call: Call, condition: bytes | str) -> Call:
@@ -117,10 +149,7 @@ class Services:
             except ApiError as error:
                 yield Failed(error.problem)
                 return
-        handle = self.generation.options(stream=True)
-        if len(self.models) > self.options.max_models:
-            handle = handle.options(multiplexed_model_id=call.model)
-        response: Any = handle.generate.remote(call)
+        response: Any = self._generation(call.model).options(stream=True).generate.remote(call)
         events = aiter(response)
         limit_s: float | None = self.options.max_wait_s  # for a replica
         try:
@@ -155,6 +184,12 @@ class Services:
         if isinstance(last, Failed):
             raise ApiError(last.problem)
         return last
+
+    @property
+    def deployments(self) -> dict[str, DeploymentHandle]:
+        """Handles of all deployments by their names."""
+        handles = {"ingress": self.ingress, "generation": self.generation}
+        return handles if self.encoding is None else {**handles, "encoding": self.encoding}
 
     async def is_ready(self) -> bool:
         """Return whether a generation replica has loaded its models, or can be started at a request."""

@@ -12,7 +12,6 @@ from audiodiff_core.sampling.parameters import MAX_DURATION_S, MAX_GUIDANCE
 from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.serve.bodies import call_of
 from audiodiff_platform.serve.errors import ApiError, Problem
-from audiodiff_platform.serve.routes.openapi import errors
 from audiodiff_platform.serve.routes.responses import answer
 from audiodiff_platform.serve.services import Served
 
@@ -23,8 +22,6 @@ NAMES = {
     "response_format": "format",
 }
 """Fields of a request by their names in the body. The other fields have the same names."""
-
-RESPONSES: dict[int | str, dict[str, Any]] = {**errors()}
 
 router = APIRouter(tags=["loops"])
 
@@ -45,7 +42,7 @@ class AudioRequest(pydantic.BaseModel):
     response_format: AudioFormat = pydantic.Field("wav", description="file format")
 
 
-@router.post("/v1/audio/generate", response_class=Response, responses=RESPONSES)
+@router.post("/v1/audio/generate", response_class=Response)
 async def generate_audio(request: Request, services: Served, body: AudioRequest) -> Response:
     """Generate audio. The body has the names of vLLM-Omni, and the responses are those of `/v1/generate`."""
     stated = body.model_dump(exclude_none=True)

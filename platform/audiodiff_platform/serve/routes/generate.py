@@ -6,15 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from audiodiff_platform.serve.bodies import call_of
+from audiodiff_platform.serve.bodies import MAX_REQUESTS, call_of
 from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.routes.openapi import documented
 from audiodiff_platform.serve.routes.responses import answer, answer_list, previews
 from audiodiff_platform.serve.services import Served
 
-MAX_REQUESTS = 256
-"""Largest number of requests in a list."""
 LONG_BODY_BYTES = 1 << 20
 """Size above which a body is parsed on a thread."""
 

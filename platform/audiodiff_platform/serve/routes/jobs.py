@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from audiodiff_platform.serve.bodies import call_of
+from audiodiff_platform.serve.bodies import MAX_REQUESTS, call_of
 from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.job_content import extension_of, zipped
@@ -14,13 +14,13 @@ from audiodiff_platform.serve.job_record import Job
 from audiodiff_platform.serve.job_runner import JobRunner
 from audiodiff_platform.serve.result_folder import NO_RESULTS, Results, on_results
 from audiodiff_platform.serve.results import MAX_PAGE
-from audiodiff_platform.serve.routes.generate import MAX_REQUESTS, json_body
-from audiodiff_platform.serve.routes.openapi import errors, generate_content
+from audiodiff_platform.serve.routes.generate import json_body
+from audiodiff_platform.serve.routes.openapi import any_content
 from audiodiff_platform.serve.routes.responses import reserved
 from audiodiff_platform.serve.services import Served, Services
 from audiodiff_platform.serve.stored_calls import stored
 
-router = APIRouter(tags=["jobs"], responses=errors())
+router = APIRouter(tags=["jobs"])
 
 
 def _results(request: Request) -> Results:
@@ -33,7 +33,7 @@ def _results(request: Request) -> Results:
 Kept = Annotated[Results, Depends(_results)]
 
 
-@router.post("/v1/jobs", openapi_extra={"requestBody": {"content": generate_content(), "required": True}})
+@router.post("/v1/jobs", openapi_extra={"requestBody": {"content": any_content(), "required": True}})
 async def create(request: Request, services: Served, results: Kept) -> dict[str, Any]:
     """Create a job of a request of any kind, or of a list of requests. Audio is sent in base64."""
     data = await json_body(request)
