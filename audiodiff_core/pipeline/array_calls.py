@@ -26,7 +26,7 @@ class ArrayCalls:
     mel: MelConfig
     geometry: Geometry
     sampler: Sampler
-    _codec: Codec
+    codec: Codec
     _tasks: Tasks
     _inputs: Inputs
     _runner: Runner
@@ -185,7 +185,7 @@ class ArrayCalls:
         items = [
             replace(
                 item,
-                clean=self._codec.encode(self._loaded(source, item)().image, item.request.seamless),
+                clean=self.codec.encode(self._loaded(source, item)().image, item.request.seamless),
                 refinements=refinements,
             )
             for item, source in zip(self._inputs.items(requests, encodings), sources, strict=True)

@@ -102,7 +102,7 @@ class Geometry:
         if not 0 < duration_s <= max_duration_s:
             raise ValueError(f"duration {duration_s} s: use up to {max_duration_s:.2f} s, or extend")
         exact = duration_s * self.mel.sample_rate / self.mel.hop_length
-        return -int(-(exact - 1e-9) // self.multiple) * self.multiple
+        return -int(-max(exact - 1e-9, MIN_WIDTH) // self.multiple) * self.multiple
 
     def resolved(self, parameters: P, model_scheduler: Any) -> P:
         """Return a copy of the parameters with all defaults filled in.

@@ -13,7 +13,26 @@ MAX_DURATION_S = 3_600.0
 MAX_BARS = 1_024
 
 
-class SamplingParameters(pydantic.BaseModel):
+class Numeric(pydantic.BaseModel):
+    """A model that does not take true and false for 1 and 0, nor numbers for true and false, as pydantic does."""
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if cls.model_fields[info.field_name].annotation is bool:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                raise ValueError(f"{value} is a number: use true or false")
+        elif _holds_boolean(value):
+            raise ValueError(f"{value} holds true or false: use numbers")
+        return value
+
+
+def _holds_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_boolean, value)))
+
+
+class SamplingParameters(Numeric):
     """Sampling parameters: everything in a request except its seed, its encoding and its sources."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")

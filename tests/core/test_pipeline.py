@@ -437,6 +437,7 @@ class TestMistakes:
         with pytest.raises(ValueError, match="seamless"):
             pipeline.extend(requests(1, seamless=True), 1.0)
         assert pipeline.geometry.columns(0.1) == 10
+        assert pipeline.geometry.columns(5e-324) == pipeline.geometry.columns(1e-4) >= 2
         with pytest.raises(ValueError, match=r"duration 9 s: use up to 1.49 s, or extend"):
             pipeline.geometry.columns(9)
 

@@ -328,3 +328,22 @@ def test_devices_are_torch_devices() -> None:
     assert (profile.kind, profile.on_gpu, profile.dtype) == ("cuda", True, torch.float32)
     assert profile.record()["device"] == "cuda"
     assert ExecutionProfile(batch_size=1, device="mps").kind == "mps"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": True},
+        {"steps": True},
+        {"eta": False},
+        {"encoding": [0.5, True]},
+        {"kind": "interpolate", "seeds": [0, True]},
+    ],
+)
+def test_true_and_false_are_no_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="holds true or false: use numbers"):
+        REQUEST.validate_python(wrong)
+    assert REQUEST.validate_python({"seamless": True}).seamless
+    assert REQUEST.validate_python({"seamless": "true"}).seamless
+    with pytest.raises(ValueError, match="1 is a number: use true or false"):
+        REQUEST.validate_python({"seamless": 1})

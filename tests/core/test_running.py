@@ -36,7 +36,7 @@ def make(make_unet: Callable[[int], Any], make_vae: Callable[[int], Any], tiny_m
         pipeline = LoopPipeline(
             make_unet(0), scheduler, mel, PROFILE, vocoder and vocoder(mel), vae=make_vae(1) if latent else None
         )
-        renderer = Renderer(pipeline._codec, pipeline.vocoder, pipeline.geometry)
+        renderer = Renderer(pipeline.codec, pipeline.vocoder, pipeline.geometry)
         pipeline._runner = Runner(pipeline.sampler, renderer, beside=beside)
         return pipeline
 
@@ -107,13 +107,13 @@ def test_an_error_of_rendering_reaches_the_caller(make: Make, beside: bool) -> N
 @pytest.mark.parametrize("beside", [False, True])
 def test_an_image_that_is_not_finite_fails_alone(make: Make, beside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = make(beside, latent=True)
-    decode = pipeline._codec.decode
+    decode = pipeline.codec.decode
 
     def broken(samples: torch.Tensor, *options: Any) -> tuple[Images, Any]:
         images, finite = decode(samples, *options)
         return images, finite & (len(samples) < 2)
 
-    monkeypatch.setattr(pipeline._codec, "decode", broken)
+    monkeypatch.setattr(pipeline.codec, "decode", broken)
     steps = [2, 2, 3]
     outcomes = {
         outcome.number: outcome

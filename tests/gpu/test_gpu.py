@@ -196,7 +196,7 @@ def test_rendering_beside_sampling_changes_nothing(latent: bool) -> None:
     made = []
     for beside in (False, True):
         maker = pipeline(profile(), latent)
-        renderer = Renderer(maker._codec, maker.vocoder, maker.geometry)
+        renderer = Renderer(maker.codec, maker.vocoder, maker.geometry)
         maker._runner = Runner(maker.sampler, renderer, beside=beside)
         made.append({loop.number: content(loop) for loop in maker.generate(requests)})
     assert made[0] == made[1]

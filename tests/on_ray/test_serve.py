@@ -246,12 +246,17 @@ def test_a_wrong_upload_is_refused(client: httpx.Client, loops: Path) -> None:
         ({"steps": 0}, 422, "steps"),
         ({"steps": 1001}, 422, "steps"),
         ({"seed": 2**32}, 422, "seed"),
+        ({"seed": True}, 422, "seed"),
         ({"scheduler": "fast"}, 422, "scheduler"),
         ({"scheduler": "heun"}, 422, None),
         ({"width": 33}, 422, None),
         ({"format": "exe"}, 422, "format"),
         ({"step": 3}, 422, "step"),
         ({"kind": "sing"}, 422, "kind"),
+        ({"kind": [None]}, 422, "kind"),
+        ({"kind": None}, 422, "kind"),
+        ({"kind": "interpolate", "audio": [""]}, 422, "sources"),
+        ({"duration_s": 601}, 422, "duration_s"),
         ({"preview_every": -1}, 422, "preview_every"),
         ({"model": "other"}, 404, "model"),
         ([], 422, None),
@@ -269,6 +274,7 @@ def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
     cases = [
         (client.get("/v1/nothing"), 404, "unknown_route"),
         (client.get("/v1/generate"), 405, "method_not_allowed"),
+        (client.post("/v1/audio/generate", content=b"\xff"), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"{"), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"[" * 100_000), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"x" * 6_000_000), 413, "body_too_large"),
@@ -276,6 +282,7 @@ def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
     ]
     for answer, status, code in cases:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+    assert client.put("/v1/jobs").headers["allow"] == "GET, POST"
 
 
 def test_the_key_is_asked_for(client: httpx.Client) -> None:

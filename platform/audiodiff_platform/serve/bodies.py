@@ -142,10 +142,10 @@ def call_of(
         ApiError: A field is wrong.
     """
     values = dict(fields)
-    stated = values.pop("kind", None)
-    kind = kind or stated or "generate"
-    if kind not in BODIES or stated not in (None, kind):
-        raise invalid(f"kind {stated}: use {kind if kind in BODIES else ', '.join(BODIES)}", "kind")
+    stated = values.pop("kind", kind or "generate")
+    if stated not in ([kind] if kind else list(BODIES)):
+        raise invalid(f"kind {stated}: use {kind or ', '.join(BODIES)}", "kind")
+    kind = str(stated)
     for name in ("source", "sources"):
         if name in values:
             raise invalid(f"{name}: the server reads no files, send the audio in the field {AUDIO}", name)
@@ -158,9 +158,9 @@ def call_of(
     names = [AUDIO] if len(audio) == 1 else [f"{AUDIO}[{index}]" for index in range(len(audio))]
     try:
         body = BODIES[kind].model_validate({**values, **_sources(kind, names)})
+        own = REQUEST.validate_python(body.model_dump(exclude={"model", "format", LIKE, PROMPT}))
     except pydantic.ValidationError as error:
         raise ApiError(of_validation(error)) from error
-    own = REQUEST.validate_python(body.model_dump(exclude={"model", "format", LIKE, PROMPT}))
     uploads = dict(zip(names, audio, strict=True))
     condition = body.prompt if like is None else like
     return Call(body.model or "", own, body.format, uploads, condition=condition)

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -100,12 +101,16 @@ def add_handlers(app: FastAPI) -> None:
         problem: Problem = error.problem
         return problem.response()
 
-    async def of_http(_: Request, error: Any) -> JSONResponse:
+    async def of_http(request: Request, error: Any) -> JSONResponse:
+        if error.status_code == 400:
+            return invalid("the body is not JSON", code="invalid_json").problem.response()
         code = CODES.get(error.status_code, "http_error")
         message = {404: "no such route: see /docs", 405: "the route does not have this method: see /docs"}
         problem = Problem(error.status_code, message.get(error.status_code, str(error.detail)), code)
         response = problem.response()
         response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(sorted(_methods(request)))
         return response
 
     async def of_fields(_: Request, error: Any) -> JSONResponse:
@@ -118,6 +123,12 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_http)
     app.add_exception_handler(RequestValidationError, of_fields)
     app.add_exception_handler(Exception, of_bug)
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods of all routes at the path of a request."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 def _field(problem: Any) -> str:

@@ -29,14 +29,15 @@ from audiodiff_platform.serve.stored_responses import StoredResponses
 class _Described(FastAPI):
     """Application whose description states the limits of the server."""
 
-    def __init__(self, options: ServeOptions, **settings: Any) -> None:
+    def __init__(self, services: Services, **settings: Any) -> None:
         super().__init__(**settings)
-        self._options = options
+        self.state.services = services
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI description."""
         if self.openapi_schema is None:
-            complete(super().openapi(), self._options, is_open)
+            services: Services = self.state.services
+            complete(super().openapi(), services.options, is_open, services.fixed_fields)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
@@ -44,8 +45,7 @@ class _Described(FastAPI):
 def http_app(services: Services) -> FastAPI:
     """Build the application of all routes, behind no gate."""
     description = "Loops from mel-spectrogram diffusion models."
-    app = _Described(services.options, title="audiodiff", description=description, lifespan=in_background)
-    app.state.services = services
+    app = _Described(services, title="audiodiff", description=description, lifespan=in_background)
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -84,6 +84,16 @@ class Services:
         """Return the served encoder of the training encodings of a model, or None."""
         return next((encoder for encoder in self.encoders if encoder.digest == model.encoder_digest), None)
 
+    @property
+    def fixed_fields(self) -> dict[str, object]:
+        """Fields of requests that have one value for all served models, with this value."""
+        fixed: dict[str, object] = {}
+        if not any(encoder is not None and encoder.embeds_text for encoder in map(self.encoder_of, self.models)):
+            fixed |= {"prompt": None, "input": None}
+        if all(model.encoding_dim is None for model in self.models):
+            fixed |= {"guidance_scale": 1}
+        return fixed
+
     async def encoded(self, encoder: EncoderFacts, item: bytes | str) -> Vector | Problem:
         """Return the embedding of an audio file or of a text, or the reason why there is none."""
         assert self.encoding is not None, "an encoder is served"

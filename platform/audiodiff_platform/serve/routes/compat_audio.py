@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from audiodiff_core.audio import AudioFormat
 from audiodiff_core.diffusion.methods import MAX_STEPS
 from audiodiff_core.sampling.conditions import Prompt
-from audiodiff_core.sampling.parameters import MAX_DURATION_S, MAX_GUIDANCE
+from audiodiff_core.sampling.parameters import MAX_DURATION_S, MAX_GUIDANCE, Numeric
 from audiodiff_core.sampling.requests import SEEDS
 from audiodiff_platform.serve.bodies import call_of
 from audiodiff_platform.serve.errors import ApiError, Problem
@@ -26,7 +26,7 @@ NAMES = {
 router = APIRouter(tags=["loops"])
 
 
-class AudioRequest(pydantic.BaseModel):
+class AudioRequest(Numeric):
     """Body of a request for audio."""
 
     model_config = pydantic.ConfigDict(extra="forbid")

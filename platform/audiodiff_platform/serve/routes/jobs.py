@@ -33,7 +33,7 @@ def _results(request: Request) -> Results:
 Kept = Annotated[Results, Depends(_results)]
 
 
-@router.post("/v1/jobs", openapi_extra={"requestBody": {"content": any_content(), "required": True}})
+@router.post("/v1/jobs", openapi_extra={"requestBody": {"content": any_content(), "required": False}})
 async def create(request: Request, services: Served, results: Kept) -> dict[str, Any]:
     """Create a job of a request of any kind, or of a list of requests. Audio is sent in base64."""
     data = await json_body(request)

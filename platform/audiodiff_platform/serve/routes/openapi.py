@@ -1,6 +1,6 @@
 """OpenAPI descriptions of routes whose bodies are parsed by hand: forms, lists and objects of one kind of request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from audiodiff_core.audio import MEDIA_TYPES
@@ -87,13 +87,16 @@ def any_content() -> dict[str, Any]:
     return {"application/json": {"schema": {"anyOf": [*kinds, several]}, "example": example}}
 
 
-def complete(described: dict[str, Any], options: ServeOptions, is_open: Callable[[str], bool]) -> None:
+def complete(
+    described: dict[str, Any], options: ServeOptions, is_open: Callable[[str], bool], fixed: Mapping[str, object]
+) -> None:
     """Add to an OpenAPI document what all routes share: bodies, errors, the API key, and the limits of the server.
 
     Args:
         described: The document.
         options: Options of the server.
         is_open: Whether a path needs no key.
+        fixed: Fields that have one value for all served models, with this value.
     """
     components = described.setdefault("components", {})
     components.setdefault("schemas", {}).update({BODIES[kind].__name__: _json_schema(kind) for kind in BODIES})
@@ -104,6 +107,12 @@ def complete(described: dict[str, Any], options: ServeOptions, is_open: Callable
         for operation in operations.values():
             operation["responses"] = {**operation["responses"], **errors}
             operation["security"] = [] if is_open(path) else [{KEY_SCHEME: []}]
+    for schema in components["schemas"].values():
+        for name in fixed.keys() & schema.get("properties", {}).keys():
+            field = schema["properties"][name]
+            nulls = [option for option in field.pop("anyOf", ()) if option == {"type": "null"}]
+            field.pop("type", None)
+            field["anyOf"] = [{"const": fixed[name]}, *nulls]
     _state_limits(described, options)
 
 
