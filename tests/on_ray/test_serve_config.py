@@ -54,9 +54,12 @@ def test_the_deployments_follow_the_options(model: Path) -> None:
         assert settings["max_ongoing_requests"] > batch * (1 + options.queue_batches)
         assert settings["graceful_shutdown_timeout_s"] > options.request_timeout_s + options.max_wait_s
         assert settings["ray_actor_options"] == {"num_cpus": 1, "num_gpus": gpus}
-    assert ingress_settings(options)["autoscaling_config"].max_replicas > 1
+    for nodes, least in ((1, 1), (2, 2), (9, 2)):
+        scaling = ingress_settings(options, nodes)["autoscaling_config"]
+        assert (scaling.min_replicas, scaling.max_replicas > 2) == (least, True)
     limited = options.model_copy(update={"concurrent_requests": 3})
-    assert ingress_settings(limited)["autoscaling_config"].max_replicas == 1, "one replica counts the requests of all"
+    scaling = ingress_settings(limited, 2)["autoscaling_config"]
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 1), "one replica counts the requests of all"
     (facts,) = facts_of(options)
     assert (facts.digest, facts.encoding_dim) == (load_model(model).digest, None)
 

@@ -3,7 +3,10 @@
 Each test prints the time until the server had recovered.
 """
 
+import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +31,8 @@ from audiodiff_platform.serve.application import (
     generation_settings,
 )
 from audiodiff_platform.serve.options import ServeOptions
-from tests.serving import sampled, server, wait_for
+from tests.serving import free_port, sampled, server, wait_for
+from tests.simulated import ROOT, SimulatedCluster
 
 pytestmark = [pytest.mark.workers, pytest.mark.soak]
 
@@ -142,6 +146,44 @@ def test_a_killed_proxy_costs_the_requests_that_it_held(client: httpx.Client, ex
     assert all(answer.began < recovered and answer.status in (None, 503) for answer in failures(crowd))
 
 
+def test_a_killed_node_costs_the_requests_that_it_held(model: Path, expected: dict[int, bytes], tmp_path: Path) -> None:
+    cluster, port = SimulatedCluster(nodes=2), free_port()
+    options = ["--model", f"tiny={model}", "--port", str(port), "--min_replicas", "2", "--max_replicas", "2"]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.cluster.address}
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen([sys.executable, "jobs/serve.py", *options], cwd=ROOT, env=environment, stderr=log) as serving,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        try:
+            wait_for(lambda: "press Ctrl-C" in (tmp_path / "log").read_text(), "the server runs")
+            with Crowd(client.base_url, expected) as crowd:
+                wait_for(lambda: crowd.served_after(0, 20), "the crowd is served")
+                killed = time.monotonic()
+                cluster.kill_node(random.Random(0))
+                wait_for(lambda: crowd.served_after(killed, 40), "the crowd is served again")
+                wait_for(lambda: replicas_of(client) == 2, "two replicas")
+                print(f"\ntwo replicas {time.monotonic() - killed:.1f} s after the kill of a node")
+        finally:
+            serving.terminate()
+            serving.wait(60)
+            cluster.cluster.shutdown()
+    failed = failures(crowd)
+    print(
+        f"{len(failed)} requests failed, the last {max([a.ended for a in failed], default=killed) - killed:.1f} s after"
+    )
+    assert {answer.status for answer in failed} <= {None, 503}
+    assert len(failed) <= 2 * crowd.clients
+
+
+def replicas_of(client: httpx.Client) -> float:
+    """Return the number of generation replicas, or 0 while the server does not answer."""
+    try:
+        return sampled(client, "audiodiff_replicas", deployment="generation")
+    except (httpx.TransportError, ValueError):
+        return 0.0
+
+
 def test_a_new_deployment_costs_no_request(client: httpx.Client, model: Path, expected: dict[int, bytes]) -> None:
     options = ServeOptions(
         model=(f"tiny={model}",), port=client.base_url.port or 0, min_replicas=2, max_replicas=2, queue_batches=5
@@ -181,7 +223,7 @@ def test_replicas_come_with_requests_and_go_without(
         began = time.monotonic()
         assert client.post("/v1/generate", json={**BODY, "seed": 3}).content == expected[3]
         print(f"\nfrom 0 to 1: answered after {time.monotonic() - began:.1f} s")
-        with Crowd(client.base_url, expected, clients=40) as crowd:
+        with Crowd(client.base_url, expected, clients=12) as crowd:
             wait_for(lambda: replicas() > 1, "more replicas")
             print(f"several replicas after {time.monotonic() - began:.1f} s")
         assert failures(crowd) == []

@@ -13,7 +13,7 @@ from audiodiff_core.embeddings.inputs import ENCODER_BATCH_SIZE
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT, cpus, gpus
-from audiodiff_platform.cluster.capacity import uses_gpus
+from audiodiff_platform.cluster.capacity import nodes, uses_gpus
 from audiodiff_platform.serve.calls import ModelFacts
 from audiodiff_platform.serve.encoding import Encoding, encoder_facts
 from audiodiff_platform.serve.generation import Generation
@@ -72,7 +72,7 @@ def application_of(options: ServeOptions, models: tuple[ModelFacts, ...]) -> App
     options = options.model_copy(update={"results_dir": results_dir(options)})
     on_gpu = uses_gpus(options.device)
     generation = ray_serve.deployment(Generation, name="generation", **generation_settings(options, on_gpu))
-    ingress = ray_serve.deployment(Ingress, name="ingress", **ingress_settings(options))
+    ingress = ray_serve.deployment(Ingress, name="ingress", **ingress_settings(options, len(nodes())))
     generating = generation.bind(options, models, on_gpu)
     encoders = tuple(encoder_facts(name, path) for name, path in options.encoder_paths().items())
     if not encoders:
@@ -120,18 +120,20 @@ def encoding_settings(options: ServeOptions) -> dict[str, Any]:
     }
 
 
-def ingress_settings(options: ServeOptions) -> dict[str, Any]:
+def ingress_settings(options: ServeOptions, node_count: int) -> dict[str, Any]:
     """Return the settings of the ingress deployment. Its replicas mostly wait, and reserve no CPU.
 
-    With limits of keys, one replica counts the requests of all.
+    On several nodes there are at least two, so that the loss of a node leaves one. With limits of keys, one replica
+    counts the requests of all.
     """
+    most = 1 if options.limits.is_any else INGRESS_REPLICAS
     return {
         "max_ongoing_requests": INGRESS_REQUESTS,
         "max_queued_requests": INGRESS_REQUESTS,
         "graceful_shutdown_timeout_s": drain_s(options),
         "autoscaling_config": AutoscalingConfig(
-            min_replicas=1,
-            max_replicas=1 if options.limits.is_any else INGRESS_REPLICAS,
+            min_replicas=min(2, node_count, most),
+            max_replicas=most,
             target_ongoing_requests=INGRESS_TARGET,
         ),
         "ray_actor_options": {"num_cpus": 0},
