@@ -14,10 +14,14 @@ of jobs/encode.py: the difference between a run with all files and one with half
 
 Load: requests at random times, 0.8 and 5 times as many as the server can answer. The table shows the 99th percentile of
 the time of answers with audio, the time of refusals, and the growth of the replicas' memory.
+
+Crowd: the time of 20 requests, one after the other, before and after 200 clients disconnected from long requests after
+0.2 s, three times.
 """
 
 import argparse
 import asyncio
+import contextlib
 import random
 import re
 import shutil
@@ -42,9 +46,10 @@ from tests.benchmarks.generate_job import run_job, save_tiny_model
 from tests.benchmarks.processes import ONE_THREAD, ROOT
 from tests.serving import sampled, server
 
-TABLES = ("overhead", "rate", "load")
+TABLES = ("overhead", "rate", "load", "crowd")
 CLIENTS, ENCODING_CLIENTS, FILES_PER_REQUEST = 16, 4, 16
 SHARES = (0.8, 5.0)
+CROWD = 200
 MIB = 1 << 20
 
 
@@ -173,6 +178,36 @@ def load(client: httpx.Client, capacity_per_s: float, seconds: float) -> None:
         )
 
 
+def crowd(client: httpx.Client) -> None:
+    """Print the time of requests before and after a crowd of clients that leave."""
+
+    def seconds() -> list[float]:
+        times = list[float]()
+        for seed in range(20):
+            began = time.perf_counter()
+            client.post("/v1/generate", json={"seed": seed}).raise_for_status()
+            times.append(time.perf_counter() - began)
+        return times
+
+    async def leave(impatient: httpx.AsyncClient, seed: int) -> None:
+        body = {"kind": "extend", "duration_s": 500, "steps": 500, "seed": seed}
+        with contextlib.suppress(httpx.TimeoutException):
+            await impatient.post("/v1/generate", json=body)
+
+    async def come_and_leave() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=0.2, limits=limits) as impatient:
+            await asyncio.gather(*(leave(impatient, seed) for seed in range(CROWD)))
+
+    before = seconds()
+    for _ in range(3):
+        asyncio.run(come_and_leave())
+    after = seconds()
+    print("\n| 20 requests | median | slowest |\n|---|---|---|")
+    for name, times in (("before the crowd", before), ("after the crowd", after)):
+        print(f"| {name} | {statistics.median(times):.2f} s | {max(times):.2f} s |", flush=True)
+
+
 def _quantile(values: Sequence[float], share: float) -> float:
     return values[min(len(values) - 1, int(share * len(values)))]
 
@@ -213,6 +248,8 @@ def main() -> None:
                     print(f"| {what} | {rate:.0f} | {of_job:.0f} | {rate / of_job:.2f} |", flush=True)
             if "load" in options.tables:
                 load(client, loop_rate(url, 4 * CLIENTS) / 60, options.seconds)
+            if "crowd" in options.tables:
+                crowd(client)
         ray.shutdown()
 
 

@@ -1,9 +1,13 @@
 """Continuous batching of a served model, without Ray: joining, leaving, refusing and failing between steps."""
 
+import asyncio
 import queue
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +17,12 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import Loop, LoopPipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
+from audiodiff_platform.serve import generation
 from audiodiff_platform.serve.admission import calls_until_a_slot, network_calls, slots_of
 from audiodiff_platform.serve.batch_thread import BatchThread, Job, problem_of
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progress
 from audiodiff_platform.serve.errors import ApiError
+from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.metrics import GenerationMetrics
 from audiodiff_platform.serve.uploads import DecodedUploads
 
@@ -79,6 +85,31 @@ def test_a_request_joins_a_running_batch_and_its_bytes_do_not_show_it(
     assert audio.content == alone.file(22_050, "wav")
     assert audio.seconds.keys() == {"queue", "sample", "render"}
     thread.cancel(endless)
+
+
+def test_a_step_that_hangs_makes_the_replica_unhealthy(
+    thread: BatchThread, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, released, step = threading.Event(), threading.Event(), thread.session.step
+
+    def hang(*arguments: Any) -> Any:
+        hanging.set()
+        assert released.wait(WAIT_S)
+        return step(*arguments)
+
+    replica = Generation.__new__(Generation)
+    served = SimpleNamespace(facts=SimpleNamespace(name="tiny"), thread=thread)
+    replica._models = weakref.WeakSet([served])  # type: ignore[list-item]
+    asyncio.run(replica.check_health())
+    monkeypatch.setattr(thread.session, "step", hang)
+    _, events = submit(0, steps=1)
+    assert hanging.wait(WAIT_S)
+    asyncio.run(replica.check_health())
+    monkeypatch.setattr(generation, "MAX_STEP_S", 0.0)
+    with pytest.raises(RuntimeError, match="model tiny: a step has taken longer than 0 s"):
+        asyncio.run(replica.check_health())
+    released.set()
+    until(Audio, events)
 
 
 def test_a_request_beyond_the_queue_is_refused_until_another_leaves(thread: BatchThread, submit: Submit) -> None:

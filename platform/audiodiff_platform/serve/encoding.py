@@ -47,6 +47,8 @@ class Encoding:
         self._network = ThreadPoolExecutor(1, "encode")
         self._decoded = asyncio.Semaphore(DECODED_AT_ONCE)
         self._metrics = EncodingMetrics()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def encode(self, encoder: str, item: bytes | str) -> Vector | Problem:
         """Return the embedding of an audio file or of a text, or the reason why there is none.
@@ -76,14 +78,20 @@ class Encoding:
             return await self._vector(encoder, samples)
 
     async def _vector(self, encoder: str, item: Samples | str) -> Vector | Problem:
+        # Ray Serve fills no batch while another runs: it makes one of each item that comes meanwhile.
+        while not self._idle.is_set():
+            await self._idle.wait()
         outcome: Vector | Problem = await self._vectors((encoder, item))
         return outcome
 
     @ray_serve.batch(max_batch_size=ENCODER_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _vectors(self, items: list[tuple[str, Samples | str]]) -> Any:
         """Embed the items of a batch, each by its encoder."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._network, self._embedded, items)
+        self._idle.clear()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._network, self._embedded, items)
+        finally:
+            self._idle.set()
 
     def _embedded(self, items: Sequence[tuple[str, Samples | str]]) -> list[Vector | Problem]:
         began = time.monotonic()
