@@ -24,6 +24,7 @@ from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progres
 from audiodiff_platform.serve.errors import ApiError
 from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.metrics import GenerationMetrics
+from audiodiff_platform.serve.served_model import ServedModel
 from audiodiff_platform.serve.uploads import DecodedUploads
 
 WAIT_S = 60
@@ -98,8 +99,10 @@ def test_a_step_that_hangs_makes_the_replica_unhealthy(
         return step(*arguments)
 
     replica = Generation.__new__(Generation)
-    served = SimpleNamespace(facts=SimpleNamespace(name="tiny"), thread=thread)
-    replica._models = weakref.WeakSet([served])  # type: ignore[list-item]
+    served = ServedModel.__new__(ServedModel)
+    served.facts = SimpleNamespace(name="tiny")  # type: ignore[assignment]
+    served.thread = thread
+    replica._models = weakref.WeakSet([served])
     asyncio.run(replica.check_health())
     monkeypatch.setattr(thread.session, "step", hang)
     _, events = submit(0, steps=1)

@@ -109,18 +109,24 @@ class BatchThread:
             ApiError: The queue is full, or the estimated wait is too long.
         """
         with self._changed:
+            place = self.require_room(job.slots)
+            self._waiting.append(job)
+            return place
+
+    def require_room(self, slots: int = 1) -> tuple[int, float]:
+        """Return what `admit` would return for a job of `slots` slots, or raise its error."""
+        with self._changed:
             if self.is_closed:
                 raise ApiError(Problem(503, "the model was unloaded: try again", "model_unloaded", None, 1.0))
             running = [other.calls_left for other in self._running.values()]
             waiting = [other.calls_left for other in self._waiting]
             wait_s = self.step_s * calls_until_a_slot(self.slots, running, waiting)
-            room = self._queue_slots + max(0, self.slots - sum(slots for _, slots in running))
-            if sum(slots for _, slots in waiting) + job.slots > room:
+            room = self._queue_slots + max(0, self.slots - sum(own for _, own in running))
+            if sum(own for _, own in waiting) + slots > room:
                 raise ApiError(Problem(503, "the queue is full: try again later", "queue_full", None, max(1.0, wait_s)))
             if wait_s > self._max_wait_s:
                 message = f"the wait would be {wait_s:.0f} s, longer than {self._max_wait_s:g} s: try again later"
                 raise ApiError(Problem(503, message, "wait_too_long", None, wait_s - self._max_wait_s))
-            self._waiting.append(job)
             return len(waiting), wait_s
 
     def enter(self, job: Job) -> None:
