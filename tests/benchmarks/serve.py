@@ -1,6 +1,7 @@
 """The server beside the core and the bulk jobs: overhead, rate, and load above its capacity.
 
-    python -m tests.benchmarks.serve [--requests 100] [--loops 192] [--seconds 60] [--tables overhead rate load]
+    python -m tests.benchmarks.serve [--requests 100] [--loops 192] [--files 512] [--seconds 60] [--queue-batches 4]
+        [--tables overhead rate load crowd]
 
 The model is the preset `tiny` for 64x64 images with random weights, with the default method and number of steps. The
 server runs in this process' Ray, with one generation replica of one thread; client and proxy use the other core.
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=192, help="loops per contender of the table of rates")
     parser.add_argument("--files", type=int, default=512, help="files per contender of the table of rates")
     parser.add_argument("--seconds", type=float, default=60, help="duration of each load")
+    parser.add_argument("--queue-batches", type=int, default=4, help="batches that wait in the replica")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     options = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} cores")
@@ -234,7 +236,8 @@ def main() -> None:
                 encoding_job_rate(folder, encoder, loops, options.files),
             ]
         ray.init(num_cpus=4, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False, logging_level="ERROR")
-        with server(model=(f"tiny={model}",), encoder=(f"small={encoder}",), max_replicas=1, device="cpu") as client:
+        served = {"model": (f"tiny={model}",), "encoder": (f"small={encoder}",), "queue_batches": options.queue_batches}
+        with server(**served, max_replicas=1, device="cpu") as client:
             url = str(client.base_url)
             loop_rate(url, CLIENTS)
             if "overhead" in options.tables:
