@@ -255,7 +255,7 @@ def test_a_wrong_upload_is_refused(client: httpx.Client, loops: Path) -> None:
         ({"kind": "sing"}, 422, "kind"),
         ({"kind": [None]}, 422, "kind"),
         ({"kind": None}, 422, "kind"),
-        ({"kind": "interpolate", "audio": [""]}, 422, "sources"),
+        ({"kind": "interpolate", "audio": [""]}, 422, "audio"),
         ({"duration_s": 601}, 422, "duration_s"),
         ({"preview_every": -1}, 422, "preview_every"),
         ({"model": "other"}, 404, "model"),
@@ -271,10 +271,11 @@ def test_a_wrong_body_is_refused_by_name(client: httpx.Client, body: Any, status
 
 
 def test_every_error_has_the_one_shape(client: httpx.Client) -> None:
+    in_json = {"content-type": "application/json"}
     cases = [
         (client.get("/v1/nothing"), 404, "unknown_route"),
         (client.get("/v1/generate"), 405, "method_not_allowed"),
-        (client.post("/v1/audio/generate", content=b"\xff"), 422, "invalid_json"),
+        (client.post("/v1/audio/generate", content=b"\xff", headers=in_json), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"{"), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"[" * 100_000), 422, "invalid_json"),
         (client.post("/v1/generate", content=b"x" * 6_000_000), 413, "body_too_large"),

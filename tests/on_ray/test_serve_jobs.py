@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from ray import serve as ray_serve
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.pipeline import LoopPipeline
@@ -32,7 +31,7 @@ from audiodiff_platform.client import (
 from audiodiff_platform.serve import key_file
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
-from tests.serving import free_port
+from tests.serving import free_port, sampled
 
 pytestmark = pytest.mark.workers
 
@@ -173,8 +172,7 @@ def test_the_content_of_a_list_is_a_zip(server: Server, model: Path, loops: Path
 
 
 def test_a_cancelled_job_stops_sampling(server: Server) -> None:
-    generation = ray_serve.get_deployment_handle("generation", "audiodiff")
-    with server.client("alice") as client:
+    with server.client("alice") as client, server.http("alice") as http:
         job = client.jobs.create(ENDLESS)
         wait_for(lambda: client.jobs.get(job.id).progress > 0)
         seen = client.jobs.get(job.id)
@@ -183,7 +181,7 @@ def test_a_cancelled_job_stops_sampling(server: Server) -> None:
         client.jobs.delete(job.id)
         with pytest.raises(JobFailedError, match="cancelled"):
             client.jobs.wait(job.id, poll_s=0.05)
-        wait_for(lambda: not any(generation.load.remote().result()["tiny"]))
+        wait_for(lambda: sampled(http, "audiodiff_running_requests") == 0)
         client.jobs.delete(job.id)
 
 

@@ -186,6 +186,8 @@ def form_values(fields: Mapping[str, str]) -> dict[str, Any]:
 def _sources(kind: str, names: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a request that name its uploads."""
     if kind == "interpolate":
+        if len(names) == 1:
+            raise invalid(f"1 audio file: a request of kind interpolate takes two or more in the field {AUDIO}", AUDIO)
         return {"sources": tuple(names)} if names else {}
     if kind == "generate":
         if names:

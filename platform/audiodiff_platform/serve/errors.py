@@ -12,7 +12,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 TYPES = {401: "authentication_error", 403: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -109,8 +108,8 @@ def add_handlers(app: FastAPI) -> None:
         problem = Problem(error.status_code, message.get(error.status_code, str(error.detail)), code)
         response = problem.response()
         response.headers.update(error.headers or {})
-        if error.status_code == 405:
-            response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+        if error.status_code == 405 and (methods := _methods(request)):
+            response.headers["Allow"] = ", ".join(sorted(methods))
         return response
 
     async def of_fields(_: Request, error: Any) -> JSONResponse:
@@ -126,9 +125,9 @@ def add_handlers(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> set[str]:
-    """Return the methods of all routes at the path of a request."""
-    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
-    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+    """Return the methods of all routes at the path of a request that the description of the interface states."""
+    path = getattr(request.scope.get("route"), "path", None)
+    return {method.upper() for method in request.app.openapi()["paths"].get(path, {})}
 
 
 def _field(problem: Any) -> str:
