@@ -33,6 +33,7 @@ from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve.application import serve_yaml
 from audiodiff_platform.serve.options import ServeOptions
+from tests.serving import wait_for
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -288,7 +289,7 @@ def test_serve_deploy_serves_the_bytes_of_the_core(head: Head, deployed: httpx.C
         assert time.monotonic() < deadline, status
         assert status != "DEPLOY_FAILED"
         status = yaml.safe_load(serve_command(head, "status", "--name", "audiodiff").stdout)["status"]
-    assert deployed.get("/readyz").status_code == 200
+    wait_for(lambda: deployed.get("/readyz").status_code == 200, "a replica is ready")
     answer = deployed.post("/v1/generate", json={"seed": 7, "steps": 4})
     assert answer.status_code == 200, answer.text
     profile = ExecutionProfile.here()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.serving import sampled, server
 
-pytestmark = [pytest.mark.workers, pytest.mark.soak_short]
+pytestmark = [pytest.mark.workers, pytest.mark.soak]
 
 KEY = "a key for generated requests"
 
@@ -41,9 +41,7 @@ positive_data_acceptance.enabled = false
 """Routes that take audio, of which no schema describes the valid."""
 
 
-@pytest.mark.parametrize(
-    ("phases", "examples"), [("fuzzing,stateful", 10), pytest.param("coverage", 1, marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize(("phases", "examples"), [("fuzzing,stateful", 10), ("coverage", 1)])
 def test_responses_are_as_described(client: httpx.Client, tmp_path: Path, phases: str, examples: int) -> None:
     configuration = tmp_path / "schemathesis.toml"
     configuration.write_text(CONFIGURATION)
