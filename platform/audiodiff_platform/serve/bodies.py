@@ -34,6 +34,8 @@ from audiodiff_platform.serve.errors import ApiError, invalid, of_validation
 
 MAX_REQUESTS = 256
 """Largest number of requests in a list."""
+MAX_ENCODED = 64
+"""Largest number of audio files in a request for encodings."""
 AUDIO, LIKE, PROMPT = "audio", "like", "prompt"
 JSON_FIELDS = frozenset({"regenerate", "encoding", "seeds"})
 """Fields whose form values are JSON."""

@@ -1,7 +1,6 @@
 """Generation deployment: replicas that load models by name, and generate loops in continuous batches."""
 
 import asyncio
-import sys
 import time
 import weakref
 from collections.abc import AsyncGenerator
@@ -27,8 +26,6 @@ from audiodiff_platform.serve.uploads import DecodedUploads, UploadDecoder
 
 MAX_STEP_S = 120.0
 """Longest duration of a step of a healthy replica."""
-SWITCH_INTERVAL_S = 0.001
-"""Time after which the thread that samples hands Python over to the event loop, so that refusals are fast."""
 MAX_LATENTS = 16
 """Largest number of slices of a file whose latents are computed."""
 
@@ -51,7 +48,6 @@ class Generation:
         device = None if on_gpu else "cpu"
         self._profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled, device)
         self._profile.prepare_process()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._options = options
         self._metrics = GenerationMetrics()
         self._models: weakref.WeakSet[ServedModel] = weakref.WeakSet()

@@ -7,14 +7,12 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 
-from audiodiff_platform.serve.bodies import AUDIO, decoded
+from audiodiff_platform.serve.bodies import AUDIO, MAX_ENCODED, decoded
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.routes.openapi import encode_documented
 from audiodiff_platform.serve.routes.uploads import form_of, is_form, json_object
 from audiodiff_platform.serve.services import Served
 
-MAX_ENCODED = 64
-"""Largest number of audio files in a request."""
 MAX_WITH_LATENTS = 8
 """Largest number of audio files in a request for latents, whose values are many."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from audiodiff_core.audio import MEDIA_TYPES
 from audiodiff_core.sampling.requests import MAX_KEYS
-from audiodiff_platform.serve.bodies import AUDIO, BODIES, JSON_FIELDS, LIKE, MAX_REQUESTS
+from audiodiff_platform.serve.bodies import AUDIO, BODIES, JSON_FIELDS, LIKE, MAX_ENCODED, MAX_REQUESTS
 from audiodiff_platform.serve.options import ServeOptions
 
 ERROR = {
@@ -62,7 +62,7 @@ def documented(kind: str) -> dict[str, Any]:
 
 def encode_documented() -> dict[str, Any]:
     """Return the arguments of the route that embeds audio."""
-    text, file = ({"type": "array", "items": item, "minItems": 1, "maxItems": 64} for item in (BASE64, FILE))
+    text, file = ({"type": "array", "items": item, "minItems": 1, "maxItems": MAX_ENCODED} for item in (BASE64, FILE))
     encoder = {"type": "string", "description": "name of an encoder or of a latent model; by default the first encoder"}
     contents = {
         kind: {
