@@ -1,5 +1,6 @@
 """Idempotency-Key: one run and one response for a request that is repeated."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from audiodiff_platform.serve.idempotency import (
     StillRunningError,
     StoredResponse,
 )
+from audiodiff_platform.serve.limits import KeyLimits, Limits
+from audiodiff_platform.serve.result_folder import Results
+from audiodiff_platform.serve.results import DAY_S, Jobs
+from audiodiff_platform.serve.stored_responses import Message, Receive, Scope, Send, StoredResponses
 from audiodiff_platform.serve.task_folder import DamagedResultError, TaskEndedError, TaskFolder
+from audiodiff_platform.serve.usage import Usage
 from audiodiff_platform.storage import Folder
 from tests.clocks import Clock
 from tests.rare import rare
@@ -110,3 +116,56 @@ def test_keys_are_visible_ascii(tmp_path: Path, key: str) -> None:
         requests.begin("alice", key, "digest")
     begun(requests, "alice", "../../x", "digest")
     assert [path.name for path in tmp_path.iterdir()] == ["idempotent"]
+
+
+class Answer:
+    """An ASGI application with one answer, which counts its runs."""
+
+    def __init__(self, status: int, parts: list[bytes]) -> None:
+        self.status, self.parts, self.runs = status, parts, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        self.runs += 1
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        for part in self.parts:
+            await send({"type": "http.response.body", "body": part, "more_body": part is not self.parts[-1]})
+
+
+async def statuses_of_two(app: StoredResponses) -> list[int]:
+    """Request the same twice, the second time when the last byte of the first response is sent."""
+    scope: Scope = {"type": "http", "method": "POST", "path": "/v1/generate"}
+    scope["headers"] = [(b"idempotency-key", b"one")]
+    scope["state"] = {"usage": Usage("alice", KeyLimits(Limits()))}
+    statuses: list[int] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+        elif not message.get("more_body", False) and len(statuses) == 1:
+            await app(dict(scope), receive, send)
+
+    await app(dict(scope), receive, send)
+    return statuses
+
+
+@pytest.mark.parametrize(
+    ("answer", "runs"),
+    [
+        (Answer(200, [b"event: audio\n", b"event: done\n"]), 1),
+        (Answer(200, [b"event: progress\n", b"event: error\n"]), 2),
+        (Answer(422, [b"{}"]), 2),
+        (Answer(503, [b"{}"]), 2),
+    ],
+)
+def test_a_client_that_has_the_response_can_repeat_the_request_at_once(
+    tmp_path: Path, answer: Answer, runs: int
+) -> None:
+    tasks = TaskFolder(Folder(str(tmp_path)), 10**6)
+    results = Results(Jobs(tasks, DAY_S), IdempotentRequests(tasks), Expiry(tasks, DAY_S))
+    assert asyncio.run(statuses_of_two(StoredResponses(answer, results))) == [answer.status] * 2
+    assert answer.runs == runs

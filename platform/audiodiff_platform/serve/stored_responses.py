@@ -86,7 +86,7 @@ class StoredResponses:
             raise ApiError(Problem(409, str(error), "still_running", "Idempotency-Key", error.retry_after_s)) from error
 
     async def _run(self, request: RunningRequest, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer a request, and store its response before its end is sent."""
+        """Answer a request. Before the end of the response is sent, the response is stored or the claim given up."""
         start: Message = {}
         parts: list[bytes] = []
         received = [{"type": "http.request", "body": body, "more_body": False}]
@@ -99,11 +99,13 @@ class StoredResponses:
             nonlocal is_over
             if message["type"] == "http.response.start":
                 start.update(message)
-            elif 200 <= start["status"] < 300:
+            else:
                 parts.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     beating.cancel()
-                    is_over = await _finish(request, start, b"".join(parts))
+                    if not await _finish(request, start, b"".join(parts)):
+                        await _release(request)
+                    is_over = True
             await send(message)
 
         beating = asyncio.ensure_future(_beat(request))
@@ -112,8 +114,7 @@ class StoredResponses:
         finally:
             beating.cancel()
             if not is_over:
-                with contextlib.suppress(OSError):  # its claim ends with the lease
-                    await asyncio.to_thread(request.release)
+                await _release(request)
 
 
 async def _beat(request: RunningRequest) -> None:
@@ -123,8 +124,15 @@ async def _beat(request: RunningRequest) -> None:
             await asyncio.to_thread(request.heartbeat)
 
 
+async def _release(request: RunningRequest) -> None:
+    with contextlib.suppress(OSError):  # its claim ends with the lease
+        await asyncio.to_thread(request.release)
+
+
 async def _finish(request: RunningRequest, start: Message, body: bytes) -> bool:
-    """Store a response. Return False if it is a stream that failed, or there is no space: the client has it anyway."""
+    """Store a response. Return False if it is an error or a stream that failed, or if there is no space."""
+    if not 200 <= start["status"] < 300:
+        return False
     response = _response(start, body)
     if sse.MEDIA_TYPE in response.headers.get("content-type", "") and sse.DONE.encode() not in body:
         return False
