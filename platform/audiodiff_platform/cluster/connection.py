@@ -13,8 +13,6 @@ from audiodiff_platform.cluster.private_ray import JOB_CONFIG_VARIABLE
 WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # each worker uses one core; the number of threads changes the last bits of results
     "RAY_DATA_USAGE_DISABLED": "1",  # saves a control actor
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # no code of ours blocks the event loop of a replica
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 """Environment variables of every worker, unless the job sets them itself."""
 
