@@ -156,6 +156,36 @@ def test_a_request_ends_with_its_audio_or_at_a_limit() -> None:
     assert (late.status, late.code) == (503, "deadline_exceeded")
 
 
+def test_a_client_that_has_the_response_is_within_its_limits() -> None:
+    async def reserving(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            scope["state"]["usage"].reserve()
+        except ApiError as error:
+            await error.problem.response()(scope, receive, send)
+        else:
+            await echo(scope, receive, send)
+
+    gate = Gate(reserving, ApiKeys(None), KeyLimits(Limits(concurrent_requests=1)), 100)
+    statuses: list[int] = []
+
+    async def request() -> None:
+        messages = [{"type": "http.request", "body": b"{}", "more_body": False}]
+
+        async def receive() -> Message:
+            return messages.pop() if messages else await asyncio.Future[Message]()
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            elif len(statuses) == 1:
+                await request()
+
+        await gate({"type": "http", "method": "POST", "path": "/v1/generate", "headers": []}, receive, send)
+
+    asyncio.run(request())
+    assert statuses == [200, 200]
+
+
 def test_a_quiet_stream_has_comments() -> None:
     async def texts() -> AsyncIterator[str]:
         quiet = asyncio.Event()

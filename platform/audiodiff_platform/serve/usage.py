@@ -60,16 +60,21 @@ class Usage:
             self._limits.settle(self._admission, self._audio_s)
 
     def sending(self, send: Send) -> Send:
-        """Return a function that sends the messages of a response with the x-ratelimit headers."""
+        """Return a function that sends the messages of a response, with the x-ratelimit headers.
 
-        async def send_with_headers(message: MutableMapping[str, Any]) -> None:
+        The request ends before the last message: a client that has the response can send the next request.
+        """
+
+        async def send_and_settle(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start" and self._headers:
                 own = {name for name, _ in message["headers"]}
                 added = [(name.lower().encode(), value.encode()) for name, value in self._headers.items()]
                 message = {**message, "headers": [*message["headers"], *(pair for pair in added if pair[0] not in own)]}
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.settle()
             await send(message)
 
-        return send_with_headers
+        return send_and_settle
 
 
 def audio_seconds(call: Call, model: ModelFacts) -> float:

@@ -127,6 +127,7 @@ async def _texts(usage: Usage, first: Event, events: AsyncGenerator[Event, None]
         async for last in following:
             usage.count(last)
             yield sse.text(*sse.described(last))
+    usage.settle()  # a client may take the last event for the end of the response
     if not isinstance(last, Failed):
         yield sse.text("done", {})
 
@@ -165,6 +166,7 @@ async def _list_texts(services: Services, usage: Usage, calls: Sequence[Call | P
                 yield upcoming.result()
             else:
                 upcoming.cancel()
+    usage.settle()
     yield sse.text("done", {"count": len(calls)})
 
 
