@@ -33,11 +33,12 @@ from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 LOOPS = Path(__file__).parents[1] / "data" / "loops"
 OVERLAP = 0.9
 """Overlap of the training slices, as in the recipe."""
-MEASURES = ("onsets per second", "tempo confidence", "spectral flatness", "level (dB)")
+MEASURES = ("onsets per second", "tempo confidence", "spectral flatness", "level relative to the peak (dB)")
 
 
 def measures(audio: Samples, rate: int) -> tuple[float, ...]:
     """Return the values of MEASURES."""
+    audio = audio / np.abs(audio).max()
     flatness = float(librosa.feature.spectral_flatness(y=audio).mean())
     onsets = len(find_onsets(audio, rate).times_s) / (len(audio) / rate)
     return onsets, measure_tempo(audio, rate).confidence, flatness, level_db(audio)
