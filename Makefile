@@ -7,7 +7,7 @@ ORIGINAL := .venv-original
 IN_TWO_PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 TESTS := tests/journey tests/on_ray tests/core
 
-.PHONY: install demo test check browser soak soak-short bench bench-gpu
+.PHONY: install demo pretrained test check browser soak soak-short bench bench-gpu
 
 install: $(INSTALLED)
 
@@ -19,6 +19,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python jobs/demo.py
+
+# Train the model `builtin:loops` again, in about 40 minutes on two cores.
+pretrained: install
+	$(BIN)/python jobs/prepare.py --recipe jobs/recipes/pretrained.yaml
+	$(BIN)/python jobs/train.py --recipe jobs/recipes/pretrained.yaml
+	rm -rf audiodiff_core/pretrained/loops
+	$(BIN)/python -m audiodiff_core.checkpoint --float16 runs/pretrained/train/model audiodiff_core/pretrained/loops
 
 check: install
 	$(BIN)/ruff check .
@@ -70,6 +77,7 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.train_overhead
 	$(BIN)/python -m tests.benchmarks.learning
 	$(BIN)/python -m tests.benchmarks.methods
+	$(BIN)/python -m tests.benchmarks.shipped
 
 # Sampling, decoding, synthesis and training on a CUDA GPU: hours, or minutes with GPU_FLAGS=--quick.
 bench-gpu: install

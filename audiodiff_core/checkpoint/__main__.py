@@ -1,6 +1,6 @@
 """Convert a model or autoencoder from any published layout to the layout that audiodiff saves.
 
-    python -m audiodiff_core.checkpoint SOURCE DESTINATION
+    python -m audiodiff_core.checkpoint [--float16] SOURCE DESTINATION
 
 audiodiff and diffusers can load the saved layout.
 SOURCE is a folder, an s3:// or gs:// URI, a Hugging Face id, or the file of a CompVis LDM autoencoder (.ckpt).
@@ -24,9 +24,10 @@ def main() -> int:
     )
     parser.add_argument("source", metavar="SOURCE", help="model or autoencoder to convert; it is not changed")
     parser.add_argument("destination", metavar="DESTINATION", help="folder or URI to write; it must not exist")
+    parser.add_argument("--float16", action="store_true", help="save the weights in half precision, which halves them")
     options = parser.parse_args()
     try:
-        conversion = convert(options.source, options.destination)
+        conversion = convert(options.source, options.destination, float16=options.float16)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR

@@ -24,7 +24,7 @@ class Conversion:
     changes: list[str]
 
 
-def convert(source: str | Path, destination: str | Path) -> Conversion:
+def convert(source: str | Path, destination: str | Path, *, float16: bool = False) -> Conversion:
     """Convert a model, an autoencoder or a CompVis LDM checkpoint to the layout that audiodiff saves.
 
     A model without an audiodiff record gets a record that names the source.
@@ -32,6 +32,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     Args:
         source: See `load_model` and `load_vae`.
         destination: A folder or fsspec URI that does not exist.
+        float16: Whether to save the weights in half precision.
 
     Raises:
         CheckpointError: If the source cannot be loaded.
@@ -47,6 +48,10 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     with tempfile.TemporaryDirectory(prefix="audiodiff-converted-") as scratch:
         remote = "://" in str(destination)
         folder = Path(scratch) / "model" if remote else Path(destination)
+        if float16:
+            for network in (model.unet, model.vae) if model else (vae,):
+                if network is not None:
+                    network.half()
         if model:
             record = model.record or _record(str(source), model.digest, changes)
             save_model(folder, model.unet, model.scheduler, model.mel, record, vae=model.vae)

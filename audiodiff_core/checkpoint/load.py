@@ -98,7 +98,8 @@ def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
     Pickled code is never run, and no class named in a file is imported.
 
     Args:
-        source: A local folder, an fsspec URI, or a Hugging Face id (OWNER/NAME).
+        source: A local folder, an fsspec URI, a Hugging Face id (OWNER/NAME), or `builtin:loops`, the model that is
+            installed with this package.
         changes: List to which a line is appended for every difference from a folder that `save_model` writes.
 
     Raises:

@@ -23,6 +23,7 @@ from audiodiff_core.diffusion.schedulers import SCHEDULERS
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 SavedScheduler = Literal["ddim", "ddpm", "flow_euler"]
+TimestepSampling = Literal["uniform", "logit_normal"]
 
 
 class Objective(pydantic.BaseModel):
@@ -60,6 +61,12 @@ class Objective(pydantic.BaseModel):
     min_snr_gamma: float | None = pydantic.Field(
         None, gt=0, description="signal-to-noise ratio at which min-SNR weights are clipped; none: equal weights"
     )
+    timestep_sampling: TimestepSampling = pydantic.Field(
+        default_factory=lambda data: (
+            "logit_normal" if data.get("prediction_type") in ("v_prediction", "flow") else "uniform"
+        ),
+        description="distribution of the timesteps in training: uniform, or logit_normal, which favors the middle",
+    )
     conditioning_dropout: float = pydantic.Field(
         0.0, ge=0, lt=1, description="fraction of samples trained without their encoding; guidance needs some"
     )
@@ -82,7 +89,8 @@ class Objective(pydantic.BaseModel):
     def of(cls, scheduler: Any) -> Self:
         """Recover a model's objective from its scheduler.
 
-        A scheduler does not record `min_snr_gamma` and `conditioning_dropout`. Both fields get their default values.
+        A scheduler does not record `min_snr_gamma`, `timestep_sampling` and `conditioning_dropout`. These fields get
+        their default values.
 
         Args:
             scheduler: The diffusers scheduler that was saved with the model.
@@ -146,17 +154,21 @@ class Objective(pydantic.BaseModel):
     def timesteps_from(self, words: torch.Tensor) -> torch.Tensor:
         """Convert random words to the timesteps of training samples.
 
+        Logit-normal timesteps have location 0 and scale 1 (Esser et al., "Scaling Rectified Flow Transformers for
+        High-Resolution Image Synthesis", 2024, section 3.1).
+
         Args:
             words: Random 32-bit words (batch, 2), int64.
 
         Returns:
-            Timesteps (batch,): uniform int64 in [0, num_train_timesteps), or for a flow float32 in
-            (0, num_train_timesteps).
+            Timesteps (batch,): int64 in [0, num_train_timesteps), or for a flow float32 in (0, num_train_timesteps).
         """
-        if self.prediction_type == "flow":
-            # Logit-normal with location 0 and scale 1, which favors the middle of the path (Esser et al., "Scaling
-            # Rectified Flow Transformers for High-Resolution Image Synthesis", 2024, section 3.1).
-            return box_muller(words[:, 0], words[:, 1])[0].sigmoid() * self.num_train_timesteps
+        is_flow = self.prediction_type == "flow"
+        if self.timestep_sampling == "logit_normal":
+            timesteps = box_muller(words[:, 0], words[:, 1])[0].sigmoid() * self.num_train_timesteps
+            return timesteps if is_flow else timesteps.long()
+        if is_flow:
+            return ((words[:, 0] >> 8).float() + 0.5) / 2**24 * self.num_train_timesteps
         return (words[:, 0] * self.num_train_timesteps) >> 32
 
     def timesteps_at(self, fractions: np.ndarray[Any, Any]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from audiodiff_core.files.builtin import builtin_folder, is_builtin
 from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_core.files.hub_names import repository_name
 from audiodiff_core.files.model_files import (
@@ -47,13 +48,15 @@ def local_copy(source: str, scratch: Path, *, weights: bool = True) -> Path:
     `scratch`. The files of a Hub repository are downloaded to the Hub's cache.
 
     Args:
-        source: A local file or folder, an fsspec URI, or a Hugging Face id or address.
+        source: A local file or folder, an fsspec URI, a Hugging Face id or address, or `builtin:NAME`.
         scratch: A folder for the copies of a URI.
         weights: Whether to copy or download weights.
 
     Raises:
         CheckpointError: If `source` does not exist, is not a model, or cannot be downloaded.
     """
+    if is_builtin(source):
+        return builtin_folder(source)
     if Path(source).exists():
         return Path(source).resolve()
     source = repository_name(source)

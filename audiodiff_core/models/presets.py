@@ -11,6 +11,7 @@ PresetName = Literal[
     "tiny-conditional",
     "tiny-latent",
     "tiny-conditional-latent",
+    "small",
     "ddpm-64",
     "ddpm-256",
     "latent-256",
@@ -85,6 +86,13 @@ PRESETS: dict[PresetName, Preset] = {
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
+    "small": Preset(
+        block_out_channels=(64, 128, 192, 256),
+        attention_levels=(2, 3),
+        layers_per_block=2,
+        attention_head_dim=32,
+        objective=_IMAGE_OBJECTIVE,
+    ),
     "ddpm-64": _ORIGINAL,
     "ddpm-256": _ORIGINAL,
     "latent-256": _ORIGINAL.model_copy(update={"latent": True, "objective": _LATENT_OBJECTIVE}),
@@ -129,7 +137,8 @@ def objective_for(
 ) -> Objective:
     """Return the training objective of a network.
 
-    A different `prediction_type` resets `zero_terminal_snr` and `clip_sample` to the defaults of the new type. A value
+    A different `prediction_type` resets `zero_terminal_snr`, `clip_sample` and `timestep_sampling` to the defaults of
+    the new type. A value
     False of `clip_sample` is kept, unless the old type is `flow`, which never clips. Latents are never clipped.
 
     Args:
@@ -149,7 +158,7 @@ def objective_for(
     start = trained or PRESETS[preset].objective
     fields = start.model_dump()
     if changes.get("prediction_type", fields["prediction_type"]) != fields["prediction_type"]:
-        del fields["zero_terminal_snr"], fields["clip_sample"]
+        del fields["zero_terminal_snr"], fields["clip_sample"], fields["timestep_sampling"]
         if latent or (not start.clip_sample and start.prediction_type != "flow"):
             fields["clip_sample"] = False
     return Objective.model_validate({**fields, **changes})

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.diffusion.methods import PredictionType
+from audiodiff_core.diffusion.objectives import Objective, TimestepSampling
 from audiodiff_core.training import Draws, TrainBatch, draws
 
 HALF_DROPPED = Objective(conditioning_dropout=0.5)
@@ -74,7 +75,7 @@ def test_what_is_trained_on_images_does_not_move_with_dropout_or_latents() -> No
 
 
 def test_draws_have_their_distributions() -> None:
-    objective = Objective(num_train_timesteps=10, conditioning_dropout=0.25)
+    objective = Objective(num_train_timesteps=10, timestep_sampling="uniform", conditioning_dropout=0.25)
     drawn = drawn_for(torch.arange(4_000), objective, (1, 4, 4))
     assert drawn.latent_noise is not None
     for noise in (drawn.noise, drawn.latent_noise):
@@ -86,18 +87,29 @@ def test_draws_have_their_distributions() -> None:
     assert float(torch.corrcoef(torch.stack([drawn.timesteps, drawn.kept]).float())[0, 1]) == pytest.approx(0, abs=0.08)
 
 
-def test_times_of_a_flow_are_logit_normal() -> None:
-    sigma = drawn_for(torch.arange(4_000), Objective(prediction_type="flow"), (1, 1, 1)).timesteps.double() / 1_000
-    assert 0 < float(sigma.min()) < float(sigma.max()) < 1
-    logit = (sigma / (1 - sigma)).log()
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow"])
+def test_timesteps_are_logit_normal(prediction_type: PredictionType) -> None:
+    objective = Objective(prediction_type=prediction_type)
+    timesteps = drawn_for(torch.arange(4_000), objective, (1, 1, 1)).timesteps.double()
+    fractions = (timesteps if prediction_type == "flow" else timesteps + 0.5) / 1_000
+    assert 0 < float(fractions.min()) < float(fractions.max()) < 1
+    logit = (fractions / (1 - fractions)).log()
     assert float(logit.mean()) == pytest.approx(0, abs=0.05)
     assert float(logit.std()) == pytest.approx(1, abs=0.04)
     assert float((logit.abs() < 1).double().mean()) == pytest.approx(0.6827, abs=0.025)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_timesteps_of_other_predictions_are_uniform(prediction_type: PredictionType) -> None:
+    drawn = drawn_for(
+        torch.arange(4_000), Objective(prediction_type=prediction_type, num_train_timesteps=10), (1, 1, 1)
+    )
+    assert drawn.timesteps.bincount(minlength=10).tolist() == pytest.approx([400] * 10, abs=90)
+
+
 @pytest.mark.parametrize("count", [2, 3, 1_000, 2**31])
 def test_the_words_of_a_timestep_are_divided_evenly(count: int) -> None:
-    objective = Objective(num_train_timesteps=count)
+    objective = Objective(num_train_timesteps=count, timestep_sampling="uniform")
     first = [0, 1, count // 2, count - 1]
     lowest = [-(-timestep * 2**32 // count) for timestep in first]  # the lowest word of each timestep
     highest = [word - 1 for word in lowest[1:]] + [2**32 - 1]
@@ -106,12 +118,19 @@ def test_the_words_of_a_timestep_are_divided_evenly(count: int) -> None:
     assert objective.timesteps_from(words[1]).tolist() == [*(timestep - 1 for timestep in first[1:]), count - 1]
 
 
-def test_times_of_a_flow_never_reach_the_ends() -> None:
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("logit_normal", [1_000 / (1 + 2**-9.609), 1_000 / (1 + 2**9.609), 500]),
+        ("uniform", [500 / 2**24, 500 / 2**24, 1_000 - 500 / 2**24]),
+    ],
+)
+def test_times_of_a_flow_never_reach_the_ends(sampling: TimestepSampling, expected: list[float]) -> None:
     ends = torch.tensor([[0, 0], [0, 2**31], [2**32 - 1, 0]])
-    times = Objective(prediction_type="flow").timesteps_from(ends)
+    times = Objective(prediction_type="flow", timestep_sampling=sampling).timesteps_from(ends)
     assert times.dtype == torch.float32
-    expected = [1_000 / (1 + 2**-9.609), 1_000 / (1 + 2**9.609), 500]
     assert times.tolist() == pytest.approx(expected, rel=1e-3)
+    assert ((times > 0) & (times < 1_000)).all()
 
 
 def test_a_batch_goes_to_its_own_device_without_a_copy() -> None:

@@ -176,6 +176,17 @@ def test_the_narrowest_loops_have_all_their_figures(local_ray: None, tmp_path: P
     assert not (tmp_path / "none").exists()
 
 
+def test_the_model_of_the_installation_generates(local_ray: None, tmp_path: Path) -> None:
+    out = tmp_path / "loops"
+    summary = generate(GenerateOptions(model="builtin:loops", output_dir=str(out), count=2, steps=2))
+    assert summary["model_digest"] == load_model("builtin:loops").digest
+    (loop,) = LoopPipeline.from_pretrained("builtin:loops", ExecutionProfile.here()).generate(
+        [GenerateRequest(seed=1, steps=2)]
+    )
+    written, _ = soundfile.read(out / "audio" / "0000000001.wav", dtype="float32")
+    assert written.tolist() == pytest.approx(loop.audio.tolist(), abs=2**-15)
+
+
 def test_a_format_that_cannot_hold_the_rate_is_refused(tmp_path: Path) -> None:
     mel = MelConfig(x_res=32, y_res=32, sample_rate=96_000)
     record = ModelRecord(recipe={}, data_digest="none", metrics={})

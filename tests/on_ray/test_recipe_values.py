@@ -74,6 +74,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "zero_terminal_snr": "yes",
         "beta_schedule": "squaredcos_cap_v2",
         "min_snr_gamma": "5e0",
+        "timestep_sampling": "uniform",
         "conditioning_dropout": ".2",
         "scheduler": "ddpm",
         "optimizer": "adamw_8bit",

@@ -29,6 +29,11 @@ def test_the_committed_file_is_what_the_code_writes() -> None:
     assert committed == serve_yaml(ServeOptions(model=("loops=/YOUR-SHARE/model",)))
 
 
+def test_the_model_of_the_installation_can_be_served() -> None:
+    (facts,) = facts_of(ServeOptions(model=("loops=builtin:loops",)))
+    assert (facts.name, facts.path, facts.digest) == ("loops", "builtin:loops", load_model("builtin:loops").digest)
+
+
 def test_ray_serve_takes_the_file(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     stated = {"model": ("a=/share/a", "b=s3://bucket/b"), "min_replicas": 0, "gpus_per_replica": 0.25, "port": 8_001}

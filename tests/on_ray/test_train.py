@@ -251,7 +251,7 @@ def test_other_settings_in_the_same_folder_are_refused(run: Path, dataset: Path)
 def test_a_run_of_another_format_is_refused(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"format_version": 3}')
     with pytest.raises(
-        ValueError, match=r"holds a training run of format version 3, and .* draws other noise: [^\n]+$"
+        ValueError, match=r"holds a training run of format version 3, and .* draws other noise or timesteps: [^\n]+$"
     ):
         train(_options(dataset, tmp_path))
 

@@ -38,3 +38,4 @@ def test_a_submitted_job_takes_absolute_paths(home: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match=r"^output_dir runs is relative: in a submitted job use an absolute path"):
         usable_path("output_dir", "runs")
     assert usable_path("vae", "owner/name", hub_id=True) == "owner/name"
+    assert usable_path("model", "builtin:loops") == usable_path("from_pretrained", "builtin:loops") == "builtin:loops"

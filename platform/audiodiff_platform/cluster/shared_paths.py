@@ -6,17 +6,21 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from audiodiff_core.files.builtin import is_builtin
 from audiodiff_core.files.filesystems import OBJECT_STORES
 from audiodiff_core.files.hub_names import repository_name
 from audiodiff_platform.cluster.capacity import grows
 from audiodiff_platform.cluster.connection import inside_submitted_job
+
+MODEL_OPTIONS = ("model", "from_pretrained")
+"""Options that take a model."""
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
     """Return `uri` in a form that works in every process of a job.
 
     Relative paths and paths with `~` become absolute, because workers have other working directories. URIs stay
-    unchanged.
+    unchanged, and so do the names of models that are installed with audiodiff (`builtin:NAME`).
 
     Args:
         option: The option that holds the path, for error messages.
@@ -38,7 +42,7 @@ def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
             f"{option} holds a query or a password, which the job would write to its files: "
             "use a URI without them, and set credentials in the environment"
         )
-    if "://" in uri or (hub_id and is_hub_id(uri)):
+    if "://" in uri or (option in MODEL_OPTIONS and is_builtin(uri)) or (hub_id and is_hub_id(uri)):
         return uri
     path = os.path.expanduser(uri)
     if path.startswith("~"):

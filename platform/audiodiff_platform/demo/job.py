@@ -1,4 +1,5 @@
-"""Demo that runs the steps of one recipe: prepare, train, generate and a report.
+"""Demo that generates loops with the shipped model, and then runs the steps of one recipe: prepare, train, generate and
+a report.
 
 The report compares the loops of the trained network with loops of the same network before training.
 """
@@ -23,6 +24,9 @@ from audiodiff_platform.report.page import write_report
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions
 
+SHIPPED_MODEL = "builtin:loops"
+SHIPPED_LOOPS = 16
+
 
 class DemoOptions(Options):
     """Options of demo."""
@@ -33,7 +37,7 @@ class DemoOptions(Options):
 
 
 def demo(options: DemoOptions) -> dict[str, Any]:
-    """Run the steps of a recipe on one Ray cluster, and write report.html beside the loops.
+    """Generate loops with the shipped model, run the steps of a recipe on one Ray cluster, and write report.html.
 
     Steps that are already finished are not repeated.
 
@@ -60,7 +64,10 @@ def demo(options: DemoOptions) -> dict[str, Any]:
     root = loops.parent
     untrained = root / "untrained"
     untrained_paths = {"model": str(untrained / "model"), "output_dir": str(untrained / "loops")}
+    shipped = root / "shipped"
     with connected(dashboard=True):
+        generate(GenerateOptions(model=SHIPPED_MODEL, output_dir=str(shipped), count=SHIPPED_LOOPS))
+        say(f"\nloops of the shipped model: {shipped / 'audio'}\n")
         prepare(prepare_options)
         train(train_options)
         generate(generate_options)

@@ -22,6 +22,7 @@ from audiodiff_core.evaluation.embedders import load_embedder
 from audiodiff_core.evaluation.features import EMBEDDER
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
+from audiodiff_core.files.builtin import is_builtin
 from audiodiff_platform.audio_files import shortened
 from audiodiff_platform.cluster import encoder_source, public_encoder, require_shared, usable_encoder, usable_path
 from audiodiff_platform.entry.terminal import say
@@ -105,7 +106,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             }
             Folder(options.output_dir).write_json(REPORT, {**summary, **compared, "closest": pairs})
             Folder(options.output_dir).remove(WORK)
-    if options.model:
+    if options.model and is_builtin(options.model):
+        say(f"model {options.model} belongs to the installation: the figures are not written to its record")
+    elif options.model:
         record_metrics(
             options.model, {f"{public_encoder(options.embedder)} {name}": value for name, value in figures.items()}
         )

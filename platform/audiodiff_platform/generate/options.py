@@ -27,8 +27,8 @@ class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptio
 
     model: str = pydantic.Field(
         "",
-        description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, or a Hugging Face id; "
-        "verify and report need none",
+        description="model: a folder (train writes OUTPUT_DIR/model), an s3:// or gs:// URI, a Hugging Face id, or "
+        "builtin:loops, the model that is installed with audiodiff; verify and report need none",
     )
     output_dir: str = pydantic.Field(description="folder for the audio files and the manifest: a path, s3:// or gs://")
     count: int | None = pydantic.Field(

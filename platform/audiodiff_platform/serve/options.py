@@ -21,7 +21,8 @@ class ServeOptions(ProfileOptions):
     """Options of serve: models, address, replicas and limits."""
 
     model: tuple[str, ...] = pydantic.Field(
-        description="NAME=PATH of a model, where PATH is a folder, URI or Hugging Face id; can be repeated"
+        description="NAME=PATH of a model, where PATH is a folder, URI, Hugging Face id or builtin:loops; "
+        "can be repeated"
     )
     encoder: tuple[str, ...] = pydantic.Field(
         (),

@@ -5,7 +5,7 @@ from typing import Literal, Self
 import pydantic
 
 from audiodiff_core.diffusion.methods import PredictionType
-from audiodiff_core.diffusion.objectives import BetaSchedule, Objective, SavedScheduler
+from audiodiff_core.diffusion.objectives import BetaSchedule, Objective, SavedScheduler, TimestepSampling
 from audiodiff_core.models import PRESETS, VAE_PRESETS, PresetName, VaePresetName, objective_for
 from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
 from audiodiff_core.training.vae_losses import VaeObjective
@@ -13,7 +13,14 @@ from audiodiff_core.training.weight_average import EMA_DECAY
 from audiodiff_platform.train.run_options import RunOptions
 
 MIN_FRECHET_PREVIEWS = 64
-OBJECTIVE_FIELDS = ("prediction_type", "zero_terminal_snr", "beta_schedule", "min_snr_gamma", "conditioning_dropout")
+OBJECTIVE_FIELDS = (
+    "prediction_type",
+    "zero_terminal_snr",
+    "beta_schedule",
+    "min_snr_gamma",
+    "timestep_sampling",
+    "conditioning_dropout",
+)
 
 
 class TrainOptions(RunOptions):
@@ -26,7 +33,7 @@ class TrainOptions(RunOptions):
     from_pretrained: str | None = pydantic.Field(
         None,
         description="pretrained model to start from, with the same mel parameters: "
-        "a folder, s3://, gs:// or a Hub id OWNER/NAME",
+        "a folder, s3://, gs://, a Hub id OWNER/NAME or builtin:loops",
     )
     vae: str | None = pydantic.Field(
         None,
@@ -58,6 +65,11 @@ class TrainOptions(RunOptions):
         None,
         gt=0,
         description="signal-to-noise ratio at which min-SNR loss weights are clipped, such as 5; none: equal weights",
+    )
+    timestep_sampling: TimestepSampling | None = pydantic.Field(
+        None,
+        description="distribution of the timesteps: uniform or logit_normal; none: logit_normal for v_prediction and "
+        "flow, otherwise uniform",
     )
     conditioning_dropout: float | None = pydantic.Field(
         None,

@@ -9,7 +9,7 @@ import pydantic
 from audiodiff_platform.cluster.capacity import Device
 from audiodiff_platform.entry.options import NO_VALUE, OutputOptions
 
-TRAIN_FORMAT_VERSION = 4
+TRAIN_FORMAT_VERSION = 5
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Precision = Literal["no", "bf16", "fp16"]

@@ -54,7 +54,8 @@ def require_own_folder(options: RunOptions, output: Folder, name: str, settings:
     if output.exists(name) and (version := output.read_json(name).get("format_version")) != TRAIN_FORMAT_VERSION:
         raise ValueError(
             f"{output.uri} holds a training run of format version {version}, and this version of audiodiff (format "
-            f"version {TRAIN_FORMAT_VERSION}) draws other noise: use another folder, or the version that began the run"
+            f"version {TRAIN_FORMAT_VERSION}) draws other noise or timesteps: use another folder, or the version that "
+            "began the run"
         )
     commits.require_same(output, name, settings)
     if options.resume == "auto":
