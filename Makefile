@@ -24,8 +24,8 @@ demo: install
 pretrained: install
 	$(BIN)/python jobs/prepare.py --recipe jobs/recipes/pretrained.yaml
 	$(BIN)/python jobs/train.py --recipe jobs/recipes/pretrained.yaml
-	rm -rf audiodiff_core/pretrained/loops
-	$(BIN)/python -m audiodiff_core.checkpoint --float16 runs/pretrained/train/model audiodiff_core/pretrained/loops
+	rm -rf audiodiff_core/files/pretrained/loops
+	$(BIN)/python -m audiodiff_core.checkpoint --float16 runs/pretrained/train/model audiodiff_core/files/pretrained/loops
 
 check: install
 	$(BIN)/ruff check .

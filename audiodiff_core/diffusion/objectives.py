@@ -168,7 +168,7 @@ class Objective(pydantic.BaseModel):
             timesteps = box_muller(words[:, 0], words[:, 1])[0].sigmoid() * self.num_train_timesteps
             return timesteps if is_flow else timesteps.long()
         if is_flow:
-            return ((words[:, 0] >> 8).float() + 0.5) / 2**24 * self.num_train_timesteps
+            return ((words[:, 0] >> 9).float() + 0.5) / 2**23 * self.num_train_timesteps
         return (words[:, 0] * self.num_train_timesteps) >> 32
 
     def timesteps_at(self, fractions: np.ndarray[Any, Any]) -> torch.Tensor:

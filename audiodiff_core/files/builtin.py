@@ -5,7 +5,7 @@ from pathlib import Path
 from audiodiff_core.files.model_files import CheckpointError
 
 PREFIX = "builtin:"
-FOLDER = Path(__file__).parents[1] / "pretrained"
+FOLDER = Path(__file__).parent / "pretrained"
 
 
 def is_builtin(source: str) -> bool:

@@ -73,9 +73,11 @@ def main() -> None:
                 seen = job("evaluate", "--reference", dataset, "--candidate", loops)
                 distances[way, steps] = seen["frechet"]
                 print(f"  {steps} steps: {json.dumps(seen)}", flush=True)
-    print(f"| way | {' | '.join(f'Fréchet distance at {steps} steps' for steps in STEPS)} |\n{'|---' * 4}|")
+    columns = " | ".join(f"Fréchet distance at {steps} steps" for steps in STEPS)
+    print(f"| way | {columns} |\n{'|---' * (1 + len(STEPS))}|")
     for way in given.ways:
-        print(f"| {way} | {' | '.join(f'{distances.get((way, steps), float("nan")):.4f}' for steps in STEPS)} |")
+        values = " | ".join(f"{distances.get((way, steps), float('nan')):.4f}" for steps in STEPS)
+        print(f"| {way} | {values} |")
     ours = [way for way in given.ways if way.startswith("the tiny")]
     for way in ours:
         for other in (name for name in given.ways if name not in ours):

@@ -86,7 +86,7 @@ def print_measures(generated: Sequence[Samples], real: Sequence[Samples], rate: 
         print(f"| {name} | {median:.3g} | {middle[number]:.3g} | {span} | {within} |", flush=True)
 
 
-def print_distances(generated: Images, real: Images, tracks: np.ndarray) -> None:  # type: ignore[type-arg]
+def print_distances(generated: Images, real: Images, tracks: np.ndarray) -> None:
     """Print how near the generated loops are to the training slices, one by one and as a set."""
     features, training = logmel_stats(generated), logmel_stats(real)
     nearest, _ = nearest_distances(features, training)

@@ -122,7 +122,7 @@ def test_the_words_of_a_timestep_are_divided_evenly(count: int) -> None:
     ("sampling", "expected"),
     [
         ("logit_normal", [1_000 / (1 + 2**-9.609), 1_000 / (1 + 2**9.609), 500]),
-        ("uniform", [500 / 2**24, 500 / 2**24, 1_000 - 500 / 2**24]),
+        ("uniform", [500 / 2**23, 500 / 2**23, 1_000 - 500 / 2**23]),
     ],
 )
 def test_times_of_a_flow_never_reach_the_ends(sampling: TimestepSampling, expected: list[float]) -> None:
