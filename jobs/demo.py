@@ -1,4 +1,4 @@
-"""Prepare a dataset, train a model, generate loops, and write a report as an HTML page.
+"""Generate loops with the shipped model, then prepare, train and generate by a recipe, and write a report (HTML).
 
     python jobs/demo.py --recipe jobs/recipes/demo.yaml
 

@@ -138,8 +138,8 @@ def objective_for(
     """Return the training objective of a network.
 
     A different `prediction_type` resets `zero_terminal_snr`, `clip_sample` and `timestep_sampling` to the defaults of
-    the new type. A value
-    False of `clip_sample` is kept, unless the old type is `flow`, which never clips. Latents are never clipped.
+    the new type. A value False of `clip_sample` is kept, unless the old type is `flow`, which never clips. Latents are
+    never clipped.
 
     Args:
         preset: The preset of the network.

@@ -23,7 +23,6 @@ Crowd: the time of 20 requests, one after the other, before and after 200 client
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import re
 import shutil
@@ -238,8 +237,7 @@ def main() -> None:
                 run_job(model, folder / "loops", options.loops, 1).rate,
                 encoding_job_rate(folder, encoder, loops, options.files),
             ]
-        os.environ.update(WORKER_ENVIRONMENT)  # as `connected` does, but with more CPUs than this machine may have
-        ray.init(num_cpus=4, log_to_driver=False, logging_level="ERROR")
+        ray.init(num_cpus=4, runtime_env={"env_vars": WORKER_ENVIRONMENT}, log_to_driver=False, logging_level="ERROR")
         served = {"model": (f"tiny={model}",), "encoder": (f"small={encoder}",), "queue_batches": options.queue_batches}
         with server(**served, max_replicas=1, device="cpu") as client:
             url = str(client.base_url)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import librosa
 import numpy as np
+import numpy.typing as npt
+import yaml
 
 from audiodiff_core.audio import Samples
 from audiodiff_core.checkpoint import load_model
@@ -30,9 +32,8 @@ from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
-LOOPS = Path(__file__).parents[1] / "data" / "loops"
-OVERLAP = 0.9
-"""Overlap of the training slices, as in the recipe."""
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "jobs" / "recipes" / "pretrained.yaml"
 MEASURES = ("onsets per second", "tempo confidence", "spectral flatness", "level relative to the peak (dB)")
 
 
@@ -60,10 +61,11 @@ def main() -> None:
     profile.prepare_process()
     pipeline = LoopPipeline.of(load_model(options.model), profile)
     mel, rate = pipeline.mel, pipeline.mel.sample_rate
+    prepare = yaml.safe_load(RECIPE.read_text())["prepare"]
     slices = [
         (track, piece.image)
-        for track, file in enumerate(sorted(LOOPS.glob("*.flac")))
-        for piece in mel_slices(file, Mel(mel), Slicing(overlap=OVERLAP))
+        for track, file in enumerate(sorted((ROOT / prepare["input_dir"]).glob("*.flac")))
+        for piece in mel_slices(file, Mel(mel), Slicing(overlap=prepare["overlap"]))
     ]
     tracks, real = np.array([track for track, _ in slices]), np.stack([image for _, image in slices])
     print(f"{len(real)} slices of {len(set(tracks))} tracks, {options.count} generated loops")
@@ -86,7 +88,7 @@ def print_measures(generated: Sequence[Samples], real: Sequence[Samples], rate: 
         print(f"| {name} | {median:.3g} | {middle[number]:.3g} | {span} | {within} |", flush=True)
 
 
-def print_distances(generated: Images, real: Images, tracks: np.ndarray) -> None:
+def print_distances(generated: Images, real: Images, tracks: npt.NDArray[np.int64]) -> None:
     """Print how near the generated loops are to the training slices, one by one and as a set."""
     features, training = logmel_stats(generated), logmel_stats(real)
     nearest, _ = nearest_distances(features, training)

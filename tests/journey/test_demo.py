@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from audiodiff_platform.demo.job import DemoOptions, demo
+from audiodiff_platform.demo.job import SHIPPED_LOOPS, DemoOptions, demo
 from audiodiff_platform.entry.options import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "jobs" / "recipes" / "demo.yaml"
@@ -50,6 +50,7 @@ def test_the_demo_ends_with_loops_and_a_page_that_stands_alone(
     root = tmp_path / "demo"
     summary = demo(DemoOptions(recipe=_small(loops, root)))
     assert len(list((root / "loops" / "audio").glob("*.wav"))) == 16
+    assert len(list((root / "shipped" / "audio").glob("*.wav"))) == SHIPPED_LOOPS
     page = (root / "report.html").read_text()
     assert page.count("<audio controls") == page.count("<img alt") == 16 + 4 + 2
     assert not re.search(r'(?:src|href)="(?!data:)', page)

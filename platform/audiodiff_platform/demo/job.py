@@ -1,5 +1,4 @@
-"""Demo that generates loops with the shipped model, and then runs the steps of one recipe: prepare, train, generate and
-a report.
+"""Demo: loops of the shipped model, and then the steps of one recipe: prepare, train, generate and a report.
 
 The report compares the loops of the trained network with loops of the same network before training.
 """
