@@ -63,6 +63,11 @@ class Schedule:
         """Standard deviation of the pure noise at level 0."""
         return float(getattr(self._scheduler, "init_noise_sigma", 1.0))
 
+    @property
+    def may_draw(self) -> bool:
+        """True if the steps can draw noise from a generator."""
+        return self._method.takes_generator and not (self._method.takes_eta and self._eta == 0)
+
     def begin(self, step: int) -> int:
         """Prepare to start at a step other than the first.
 

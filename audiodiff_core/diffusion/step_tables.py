@@ -14,7 +14,9 @@ The anchor is an earlier sample: the corrected sample of UniPC, or the sample be
 method. The coefficients are measured on diffusers' own scheduler, which steps unit vectors instead of samples.
 """
 
+import copy
 import json
+import threading
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
@@ -105,6 +107,9 @@ class _Options:
 def step_table(model_scheduler: Any, options: SchedulerOptions, start_step: int = 0) -> StepTable:
     """Return the table of a sampling method. Tables are cached.
 
+    A process measures one table at a time: the measurement holds the interpreter, so that threads would only delay each
+    other. Threads that ask for the same table wait for one measurement.
+
     Args:
         model_scheduler: The scheduler that is saved with the model.
         options: The sampling parameters.
@@ -114,7 +119,8 @@ def step_table(model_scheduler: Any, options: SchedulerOptions, start_step: int 
         ValueError: As `scheduler_for`, and if `start_step` is out of range.
     """
     saved = _Saved(model_scheduler)
-    return _table(saved, _Options(options.steps, options.scheduler, options.eta, options.inverts), start_step)
+    entry = _entry(saved, _Options(options.steps, options.scheduler, options.eta, options.inverts), start_step)
+    return entry.table()
 
 
 class _Saved:
@@ -131,8 +137,30 @@ class _Saved:
         return isinstance(other, _Saved) and self._key == other._key
 
 
+class _Entry:
+    """Entry of the cache, whose table is measured when it is first asked for."""
+
+    _measuring = threading.Lock()
+
+    def __init__(self, saved: _Saved, options: _Options, start_step: int) -> None:
+        self._arguments = saved, options, start_step
+        self._table: StepTable | None = None
+
+    def table(self) -> StepTable:
+        """Return the table."""
+        if self._table is None:
+            with self._measuring:
+                if self._table is None:
+                    self._table = _measured(*self._arguments)
+        return self._table
+
+
 @lru_cache(maxsize=MAX_TABLES)
-def _table(saved: _Saved, options: _Options, start_step: int) -> StepTable:
+def _entry(saved: _Saved, options: _Options, start_step: int) -> _Entry:
+    return _Entry(saved, options, start_step)
+
+
+def _measured(saved: _Saved, options: _Options, start_step: int) -> StepTable:
     schedule = Schedule(saved.scheduler, options, clip=False)
     first = schedule.begin(start_step)
     probe = _Probe(saved.scheduler, options, start_step)
@@ -205,15 +233,17 @@ class _Probe:
 
     Coordinates of the unit vectors: the samples of the last PERIOD calls, their clean samples, and the anchor. Two
     schedulers step opposite vectors with equal noise. Half of the difference of the results is the affine map, without
-    noise. A third scheduler steps zeros, so that its result is the noise alone.
+    noise. A third scheduler steps zeros, so that its result is the noise alone. Without noise, the first scheduler
+    suffices.
     """
 
     PERIOD = 4
     ANCHOR = 2 * PERIOD
 
     def __init__(self, model_scheduler: Any, options: SchedulerOptions, start_step: int) -> None:
-        self._schedules = [Schedule(model_scheduler, options, clip=False) for _ in range(3)]
-        self._generators = [torch.Generator() for _ in range(3)]
+        schedule = Schedule(model_scheduler, options, clip=False)
+        self._schedules = [schedule, *(copy.deepcopy(schedule) for _ in range(2 if schedule.may_draw else 0))]
+        self._generators = [torch.Generator() for _ in self._schedules]
         for schedule in self._schedules:
             schedule.begin(start_step)
         self._first = True
@@ -231,7 +261,7 @@ class _Probe:
         prediction = (clean - row[Column.CLEAN_SAMPLE] * sample) / row[Column.CLEAN_PREDICTION]
         state = self._generators[0].get_state()
         results, anchors = [], []
-        for sign, schedule, generator in zip((1, -1, 0), self._schedules, self._generators, strict=True):
+        for sign, schedule, generator in zip((1, -1, 0), self._schedules, self._generators, strict=False):
             dtype = torch.float64 if sign else torch.float32
             scaled = schedule.network_input(torch.ones(1, self.ANCHOR + 1), call)
             row[Column.INPUT_SCALE] = float(scaled[0, 0])
@@ -242,11 +272,12 @@ class _Probe:
             anchors.append(schedule.anchor)
         draws = not torch.equal(state, self._generators[0].get_state())
         if draws:
+            assert len(results) == 3, "the method draws noise"
             drawn = torch.Generator()
             drawn.set_state(state)
             noise = torch.randn(1, self.ANCHOR + 1, generator=drawn)
             row[Column.NEXT_NOISE] = float((results[2] / noise).mean())
-        affine = ((results[0] - results[1])[0] / 2).numpy()
+        affine = (results[0][0] if len(results) == 1 else (results[0] - results[1])[0] / 2).numpy()
         before = [(call - back) % self.PERIOD for back in (1, 2)]
         row[Column.NEXT_SAMPLE], row[Column.NEXT_CLEAN] = self._take(affine, at_sample, at_clean)
         row[Column.NEXT_CLEAN_1], row[Column.NEXT_CLEAN_2] = self._take(affine, *(self.PERIOD + at for at in before))

@@ -1,6 +1,8 @@
 """Tables of coefficients against the steps of diffusers' schedulers."""
 
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 
+from audiodiff_core.diffusion import step_tables
 from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.step_tables import Column, StepTable, step_table
@@ -95,6 +98,35 @@ def test_tables_are_shared_by_equal_models_only() -> None:
     assert step_table(DDIMScheduler(), request) is not table
     assert step_table(DDPMScheduler(), request, 2) is not table
     assert step_table(DDPMScheduler(), request, 2).calls == 3
+
+
+def test_threads_measure_a_table_once_and_one_table_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, busy, together = list[int | None](), threading.Semaphore(1), threading.Barrier(6)
+
+    def measure(saved: Any, options: Any, start_step: int) -> StepTable:
+        measured.append(options.steps)
+        assert busy.acquire(blocking=False), "another thread measures"
+        try:
+            return original(saved, options, start_step)
+        finally:
+            busy.release()
+
+    def table(steps: int) -> StepTable:
+        together.wait()
+        return step_table(DDPMScheduler(beta_end=0.031), GenerateRequest(steps=steps))
+
+    original = step_tables._measured
+    monkeypatch.setattr(step_tables, "_measured", measure)
+    with ThreadPoolExecutor(6) as threads:
+        tables = list(threads.map(table, [40, 41, 42] * 2))
+    assert sorted(measured) == [40, 41, 42]
+    assert [table.steps for table in tables] == [40, 41, 42] * 2
+
+
+def test_a_table_that_cannot_be_measured_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="start_step 6: there are 6 steps"):
+            step_table(DDPMScheduler(), GenerateRequest(steps=6), 6)
 
 
 @pytest.mark.parametrize("name", METHODS)

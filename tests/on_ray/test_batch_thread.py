@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,14 +16,16 @@ from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import Loop, LoopPipeline
+from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve import generation
 from audiodiff_platform.serve.admission import calls_until_a_slot, network_calls, slots_of
 from audiodiff_platform.serve.batch_thread import BatchThread, Job, problem_of
-from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Progress
+from audiodiff_platform.serve.calls import Audio, Call, Event, Failed, Joined, Progress
 from audiodiff_platform.serve.errors import ApiError
 from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.metrics import GenerationMetrics
+from audiodiff_platform.serve.options import ServeOptions
 from audiodiff_platform.serve.served_model import ServedModel
 from audiodiff_platform.serve.uploads import DecodedUploads
 
@@ -113,6 +115,55 @@ def test_a_step_that_hangs_makes_the_replica_unhealthy(
         asyncio.run(replica.check_health())
     released.set()
     until(Audio, events)
+
+
+def test_requests_are_checked_one_after_the_other_while_the_queue_has_room(thread: BatchThread, submit: Submit) -> None:
+    checking, released = threading.Event(), threading.Event()
+    checked = list[str]()
+
+    def started(call: Call, _: DecodedUploads) -> Started:
+        checked.append(call.model)
+        checking.set()
+        assert released.wait(WAIT_S)
+        return cast("Started", call.model)
+
+    async def check() -> None:
+        replica = Generation.__new__(Generation)
+        replica._checking, replica._options = asyncio.Semaphore(1), ServeOptions(model=("tiny=x",))
+        model = cast("ServedModel", SimpleNamespace(thread=thread, started=started))
+        calls = [Call(name, REQUEST.validate_python({}), "wav") for name in ("first", "leaves", "second", "late")]
+        first, leaves, second, late = (
+            asyncio.ensure_future(replica._started(call, model, DecodedUploads())) for call in calls
+        )
+        assert await asyncio.to_thread(checking.wait, WAIT_S)
+        leaves.cancel()
+        released.set()
+        assert [await first, await second] == ["first", "second"]
+        assert await late == "late"
+        assert checked == ["first", "second", "late"]
+        running = [submit(number, **ENDLESS) for number in range(2)]
+        for _, events in running:
+            await asyncio.to_thread(until, Joined, events)
+        waiting = [submit(number) for number in (2, 3)]
+        with pytest.raises(ApiError) as refused:
+            await replica._started(calls[0], model, DecodedUploads())
+        assert refused.value.problem.code == "queue_full"
+        assert len(checked) == 3
+        for job, _ in running + waiting:
+            thread.cancel(job)
+
+    asyncio.run(check())
+
+
+def test_a_request_that_waits_too_long_for_its_check_is_refused(thread: BatchThread) -> None:
+    async def check() -> None:
+        replica = Generation.__new__(Generation)
+        replica._checking, replica._options = asyncio.Semaphore(0), ServeOptions(model=("tiny=x",), max_wait_s=0.01)
+        model = cast("ServedModel", SimpleNamespace(thread=thread))
+        with pytest.raises(ApiError, match=r"the request waited 0\.01 s: try again later"):
+            await replica._started(Call("tiny", REQUEST.validate_python({}), "wav"), model, DecodedUploads())
+
+    asyncio.run(check())
 
 
 def test_a_request_beyond_the_queue_is_refused_until_another_leaves(thread: BatchThread, submit: Submit) -> None:

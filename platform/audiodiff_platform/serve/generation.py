@@ -12,6 +12,7 @@ import torch
 from ray import serve as ray_serve
 
 from audiodiff_core.audio import AudioDecodeError, Samples
+from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.serve.admission import network_calls, slots_of
@@ -55,6 +56,7 @@ class Generation:
         self._loading: dict[str, asyncio.Future[ServedModel]] = {}
         preloaded = {model.name: self._load(model) for model in models[: options.max_models]}
         self._uploads = UploadDecoder(options.max_wait_s)
+        self._checking = asyncio.Semaphore(1)
 
         async def load(name: str) -> ServedModel:
             if name in preloaded:
@@ -127,10 +129,7 @@ class Generation:
         if not call.known:
             model.thread.require_room()  # refuses before any work is done
         files = DecodedUploads()
-        try:
-            started = await asyncio.to_thread(model.started, call, files)
-        except ValueError as error:
-            raise ApiError(problem_of(error)) from error
+        started = await self._started(call, model, files)
         request = cast("Request", started.request)
         etag = model.etag(call, request)
         if etag in call.known:
@@ -160,6 +159,23 @@ class Generation:
         finally:
             model.thread.cancel(job)
 
+    async def _started(self, call: Call, model: ServedModel, files: DecodedUploads) -> Started:
+        """Check a request and create its task, one request at a time.
+
+        The first request with a sampling method and a number of steps takes up to seconds, in which the coefficients of
+        the steps are measured. The others wait, unless their client leaves or the queue fills.
+        """
+        limit_s = self._options.max_wait_s
+        try:
+            async with asyncio.timeout(limit_s), self._checking:
+                if not call.known:
+                    model.thread.require_room()
+                return await asyncio.to_thread(model.started, call, files)
+        except TimeoutError:
+            raise ApiError(waited(limit_s)) from None
+        except ValueError as error:
+            raise ApiError(problem_of(error)) from error
+
     async def _decoded(self, call: Call, request: Request, model: ServedModel) -> dict[str, Samples]:
         """Decode the uploads of a call within the longest wait."""
         try:
@@ -185,6 +201,11 @@ def _end(event: Event) -> str | None:
     return None
 
 
+def waited(seconds: float) -> Problem:
+    """Return what the client of a request is told that waited too long."""
+    return Problem(503, f"the request waited {seconds:g} s: try again later", "wait_too_long", None, seconds)
+
+
 async def within_limits(
     events: asyncio.Queue[Event], max_wait_s: float, request_timeout_s: float
 ) -> AsyncGenerator[Event, None]:
@@ -199,7 +220,7 @@ async def within_limits(
         ApiError: A limit is exceeded.
     """
     began, limit_s = time.monotonic(), max_wait_s
-    refusal = Problem(503, f"the request waited {limit_s:g} s: try again later", "wait_too_long", None, limit_s)
+    refusal = waited(limit_s)
     while True:
         try:
             event = await asyncio.wait_for(events.get(), began + limit_s - time.monotonic())
