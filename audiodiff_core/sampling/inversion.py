@@ -6,7 +6,8 @@ import numpy as np
 
 from audiodiff_core.diffusion.noise_schedule import Schedule
 from audiodiff_core.diffusion.schedulers import SchedulerOptions, prediction_type
-from audiodiff_core.diffusion.step_tables import Column, StepTable, clean_coefficients
+from audiodiff_core.diffusion.step_probe import Column
+from audiodiff_core.diffusion.step_tables import StepTable, clean_coefficients
 
 INVERTIBLE = ("ddim", "flow_euler")
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 
 from audiodiff_core.diffusion import seeds as streams
-from audiodiff_core.diffusion.step_tables import Column, StepTable
+from audiodiff_core.diffusion.step_probe import Column
+from audiodiff_core.diffusion.step_tables import StepTable
 from audiodiff_core.sampling.item import Failed, Finished, Item, Outcome, initial_noise
 from audiodiff_core.sampling.network import Network
 

@@ -7,14 +7,16 @@ The model is the preset `tiny` for 64x64 images with random weights, with the de
 server runs in this process' Ray, with one generation replica of one thread; client and proxy use the other core.
 
 Overhead: the time of an HTTP request without that of the audio file (the stage `encode`), beside the call of
-`LoopPipeline.generate` with the same request in this process. Both take turns.
+`LoopPipeline.generate` with the same request in this process. Both take turns. With them, requests to the smallest
+application of two deployments: the part of the overhead that is Ray Serve's.
 
 Rate: loops per minute of 16 clients that always wait for a loop, beside the rate of jobs/generate.py with one worker
 from the start of its first shard. Files per minute of `/v1/encode`, 4 clients with 16 files per request, beside those
 of jobs/encode.py: the difference between a run with all files and one with half of them.
 
 Load: requests at random times, 0.8 and 5 times as many as the server can answer. The table shows the 99th percentile of
-the time of answers with audio, the time of refusals, and the growth of the replicas' memory.
+the time of answers with audio, of all requests and of those sent after the first quarter, in which the queue of a burst
+is worked off, the time of refusals, and the growth of the replicas' memory.
 
 Crowd: the time of 20 requests, one after the other, before and after 200 clients disconnected from long requests after
 0.2 s, three times.
@@ -38,11 +40,13 @@ from pathlib import Path
 import httpx
 import ray
 import torch
+from ray import serve as ray_serve
 
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.cluster import WORKER_ENVIRONMENT
+from tests.benchmarks.bare_server import bare_application
 from tests.benchmarks.generate_job import run_job, save_tiny_model
 from tests.benchmarks.processes import ONE_THREAD, ROOT
 from tests.serving import sampled, server
@@ -62,6 +66,7 @@ class Answer:
 
     status: int
     seconds: float
+    sent_at: float
 
 
 def stage_seconds(response: httpx.Response, stage: str) -> float:
@@ -75,7 +80,8 @@ def overhead(client: httpx.Client, model: Path, count: int) -> None:
     profile = ExecutionProfile.here()
     profile.prepare_process()
     pipeline = LoopPipeline.from_pretrained(model, profile)
-    over_http, direct = list[float](), list[float]()
+    ray_serve.run(bare_application(), name="bare", route_prefix="/bare")
+    over_http, direct, bare = list[float](), list[float](), list[float]()
     for seed in range(count + 5):
         began = time.perf_counter()
         response = client.post("/v1/generate", json={"seed": seed, "steps": OVERHEAD_STEPS})
@@ -83,12 +89,16 @@ def overhead(client: httpx.Client, model: Path, count: int) -> None:
         began = time.perf_counter()
         list(pipeline.generate([GenerateRequest(seed=seed, steps=OVERHEAD_STEPS)]))
         direct.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        client.post("/bare", json={"seed": seed}).raise_for_status()
+        bare.append(time.perf_counter() - began)
+    ray_serve.delete("bare")
     pairs = [1_000 * (one - other) for one, other in zip(over_http[5:], direct[5:], strict=True)]
     quartiles = statistics.quantiles(pairs, n=4)
-    print("\n| request | direct call | overhead, median | quartiles |\n|---|---|---|---|")
-    request, call = (1_000 * statistics.median(times[5:]) for times in (over_http, direct))
+    print("\n| request | direct call | overhead, median | quartiles | bare application |\n|---|---|---|---|---|")
+    request, call, floor = (1_000 * statistics.median(times[5:]) for times in (over_http, direct, bare))
     spread = f"{quartiles[0]:.1f} to {quartiles[2]:.1f} ms"
-    print(f"| {request:.1f} ms | {call:.1f} ms | {quartiles[1]:.1f} ms | {spread} |", flush=True)
+    print(f"| {request:.1f} ms | {call:.1f} ms | {quartiles[1]:.1f} ms | {spread} | {floor:.1f} ms |", flush=True)
 
 
 async def _saturated(url: str, send: Callable[[httpx.AsyncClient, int], object], clients: int, count: int) -> float:
@@ -148,9 +158,9 @@ async def _open_loop(url: str, per_s: float, seconds: float) -> list[Answer]:
     answers = list[Answer]()
 
     async def one(client: httpx.AsyncClient, seed: int) -> None:
-        began = time.perf_counter()
+        sent = time.perf_counter()
         response = await client.post("/v1/generate", json={"seed": seed})
-        answers.append(Answer(response.status_code, time.perf_counter() - began))
+        answers.append(Answer(response.status_code, time.perf_counter() - sent, sent - began))
 
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client, asyncio.TaskGroup() as group:
         began, due, seed = time.perf_counter(), 0.0, 0
@@ -164,19 +174,31 @@ async def _open_loop(url: str, per_s: float, seconds: float) -> list[Answer]:
 def load(client: httpx.Client, capacity_per_s: float, seconds: float) -> None:
     """Print the times under load below and above the capacity."""
     print(f"\ncapacity: {60 * capacity_per_s:.0f} loops a minute")
-    columns = ("load", "requests", "audio", "refused", "others", "p50, audio", "p99, audio", "p99, refusals", "growth")
+    columns = (
+        "load",
+        "requests",
+        "audio",
+        "refused",
+        "others",
+        "p50, audio",
+        "p99, audio",
+        "p99, later",
+        "p99, refusals",
+        "growth",
+    )
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for share in SHARES:
         before = sampled(client, "process_resident_memory_bytes")
         answers = asyncio.run(_open_loop(str(client.base_url), share * capacity_per_s, seconds))
         grown = sampled(client, "process_resident_memory_bytes") - before
         audio = sorted(answer.seconds for answer in answers if answer.status == 200)
+        later = sorted(one.seconds for one in answers if one.status == 200 and one.sent_at > seconds / 4)
         refused = sorted(answer.seconds for answer in answers if answer.status in (429, 503))
         others = len(answers) - len(audio) - len(refused)
         p99 = f"{1_000 * _quantile(refused, 0.99):.0f} ms" if refused else "-"
         print(
             f"| {share:g}x | {len(answers)} | {len(audio)} | {len(refused)} | {others} | {_quantile(audio, 0.5):.2f} s "
-            f"| {_quantile(audio, 0.99):.2f} s | {p99} | {grown / MIB:.0f} MiB |",
+            f"| {_quantile(audio, 0.99):.2f} s | {_quantile(later, 0.99):.2f} s | {p99} | {grown / MIB:.0f} MiB |",
             flush=True,
         )
 

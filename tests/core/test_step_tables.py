@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 from audiodiff_core.diffusion import step_tables
 from audiodiff_core.diffusion.methods import METHODS, SchedulerName
 from audiodiff_core.diffusion.noise_schedule import Schedule
-from audiodiff_core.diffusion.step_tables import Column, StepTable, step_table
+from audiodiff_core.diffusion.step_probe import Column
+from audiodiff_core.diffusion.step_tables import StepTable, step_table
 from audiodiff_core.sampling import GenerateRequest
 from tests.core.test_schedulers import model, offered
 
@@ -101,10 +102,10 @@ def test_tables_are_shared_by_equal_models_only() -> None:
 
 
 def test_threads_measure_a_table_once_and_one_table_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured, busy, together = list[int | None](), threading.Semaphore(1), threading.Barrier(6)
+    measured, busy, together = list[int](), threading.Semaphore(1), threading.Barrier(6)
 
     def measure(saved: Any, options: Any, start_step: int) -> StepTable:
-        measured.append(options.steps)
+        measured.append(options.steps or 0)
         assert busy.acquire(blocking=False), "another thread measures"
         try:
             return original(saved, options, start_step)

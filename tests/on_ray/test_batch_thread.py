@@ -1,6 +1,7 @@
 """Continuous batching of a served model, without Ray: joining, leaving, refusing and failing between steps."""
 
 import asyncio
+import contextlib
 import queue
 import threading
 import weakref
@@ -19,7 +20,14 @@ from audiodiff_core.pipeline import Loop, LoopPipeline
 from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve import generation
-from audiodiff_platform.serve.admission import calls_until_a_slot, network_calls, slots_of
+from audiodiff_platform.serve.admission import (
+    OVERLOAD_AFTER_S,
+    OVERLOAD_ENDS_S,
+    QueueLimit,
+    calls_until_a_slot,
+    network_calls,
+    slots_of,
+)
 from audiodiff_platform.serve.batch_thread import BatchThread, Job, problem_of
 from audiodiff_platform.serve.calls import Audio, Call, Event, Failed, Joined, Progress
 from audiodiff_platform.serve.errors import ApiError
@@ -125,7 +133,7 @@ def test_requests_are_checked_one_after_the_other_while_the_queue_has_room(threa
         checked.append(call.model)
         checking.set()
         assert released.wait(WAIT_S)
-        return cast("Started", call.model)
+        return cast("Started", len(checked))
 
     async def check() -> None:
         replica = Generation.__new__(Generation)
@@ -138,8 +146,7 @@ def test_requests_are_checked_one_after_the_other_while_the_queue_has_room(threa
         assert await asyncio.to_thread(checking.wait, WAIT_S)
         leaves.cancel()
         released.set()
-        assert [await first, await second] == ["first", "second"]
-        assert await late == "late"
+        await asyncio.gather(first, second, late)
         assert checked == ["first", "second", "late"]
         running = [submit(number, **ENDLESS) for number in range(2)]
         for _, events in running:
@@ -184,6 +191,41 @@ def test_a_request_beyond_the_queue_is_refused_until_another_leaves(thread: Batc
     until(Audio, last)
     until(Audio, waiting[1][1])
     assert waiting[0][1].empty()
+
+
+def test_a_lasting_overload_shortens_the_queue_to_a_batch(thread: BatchThread, submit: Submit) -> None:
+    now = 100.0
+    thread._queue = QueueLimit(burst_slots=6, batch_slots=2, clock=lambda: now)
+    running = [submit(number, **ENDLESS) for number in range(2)]
+    for _, events in running:
+        until(Joined, events)
+
+    def admitted() -> list[Job]:
+        """Submit requests until one is refused."""
+        jobs = list[Job]()
+        with contextlib.suppress(ApiError):
+            while True:
+                jobs.append(submit(10, enter=False)[0])
+        return jobs
+
+    burst = admitted()
+    assert len(burst) == 6
+    now += OVERLOAD_AFTER_S / 2
+    thread.cancel(burst.pop())
+    burst += admitted()
+    assert len(burst) == 6, "refusals do not last yet"
+    now += OVERLOAD_AFTER_S / 2
+    for _ in range(4):
+        thread.cancel(burst.pop())
+        assert not admitted(), "what is in the queue stays, and nothing joins it"
+        now += OVERLOAD_ENDS_S / 2
+    thread.cancel(burst.pop())
+    assert len(admitted()) == 1
+    now += OVERLOAD_ENDS_S + 1
+    burst += (after := admitted())
+    assert len(after) == 4, "the overload is over"
+    for job in [*burst, *(job for job, _ in running)]:
+        thread.cancel(job)
 
 
 def test_a_request_that_would_wait_too_long_is_refused(pipeline: LoopPipeline) -> None:

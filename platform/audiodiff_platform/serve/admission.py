@@ -1,7 +1,8 @@
-"""Estimate of the wait of a request, in network calls, from the requests before it."""
+"""Admission of requests: an estimate of their wait, in network calls, and the length of the queue."""
 
 import heapq
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from audiodiff_core.diffusion.methods import METHODS
 from audiodiff_core.pipeline import Geometry
@@ -14,6 +15,43 @@ from audiodiff_core.sampling.requests import (
     Request,
     VaryRequest,
 )
+
+OVERLOAD_AFTER_S = 2.0
+"""Time for which requests are refused until the queue counts as overloaded."""
+OVERLOAD_ENDS_S = 5.0
+"""Time without a refusal after which the queue no longer counts as overloaded."""
+
+
+class QueueLimit:
+    """Length of a queue, in batch slots.
+
+    A burst may fill the whole queue. Under a lasting overload, a full queue keeps the batch no busier than a short one,
+    and only delays every request: the queue then takes one batch. Requests that are already in the queue stay. This is
+    the distinction between a good and a standing queue of Nichols and Jacobson, "Controlling Queue Delay" (2012).
+
+    Args:
+        burst_slots: Slots of the queue.
+        batch_slots: Slots of a batch.
+        clock: Function that returns the time in seconds.
+    """
+
+    def __init__(self, burst_slots: int, batch_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst_slots, self._standing_slots, self._clock = burst_slots, min(burst_slots, batch_slots), clock
+        self._first_refusal = self._last_refusal = float("-inf")
+
+    def refused(self) -> None:
+        """Record that a request found no room."""
+        now = self._clock()
+        if now - self._last_refusal > OVERLOAD_ENDS_S:
+            self._first_refusal = now
+        self._last_refusal = now
+
+    @property
+    def slots(self) -> int:
+        """Slots of the requests that may wait now."""
+        now = self._clock()
+        lasts = now - self._last_refusal <= OVERLOAD_ENDS_S and now - self._first_refusal >= OVERLOAD_AFTER_S
+        return self._standing_slots if lasts else self._burst_slots
 
 
 def slots_of(request: Request) -> int:

@@ -21,7 +21,7 @@ from audiodiff_core.mel.png import encode_png
 from audiodiff_core.pipeline import Failure, Loop, LoopPipeline, Step
 from audiodiff_core.pipeline.rendering import Rendering
 from audiodiff_core.pipeline.task_batch import Started
-from audiodiff_platform.serve.admission import calls_until_a_slot
+from audiodiff_platform.serve.admission import QueueLimit, calls_until_a_slot
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Preview, Progress
 from audiodiff_platform.serve.errors import INTERNAL, ApiError, Problem
 from audiodiff_platform.serve.metrics import ModelMetrics
@@ -86,7 +86,8 @@ class BatchThread:
     def __init__(self, pipeline: LoopPipeline, queue_slots: int, max_wait_s: float, metrics: ModelMetrics) -> None:
         self._pipeline, self._metrics = pipeline, metrics
         self.session = pipeline.session()
-        self.slots, self._queue_slots, self._max_wait_s = pipeline.profile.batch_size, queue_slots, max_wait_s
+        self.slots, self._max_wait_s = pipeline.profile.batch_size, max_wait_s
+        self._queue = QueueLimit(queue_slots, self.slots)
         self.step_s = 0.0
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -121,10 +122,12 @@ class BatchThread:
             running = [other.calls_left for other in self._running.values()]
             waiting = [other.calls_left for other in self._waiting]
             wait_s = self.step_s * calls_until_a_slot(self.slots, running, waiting)
-            room = self._queue_slots + max(0, self.slots - sum(own for _, own in running))
+            room = self._queue.slots + max(0, self.slots - sum(own for _, own in running))
             if sum(own for _, own in waiting) + slots > room:
+                self._queue.refused()
                 raise ApiError(Problem(503, "the queue is full: try again later", "queue_full", None, max(1.0, wait_s)))
             if wait_s > self._max_wait_s:
+                self._queue.refused()
                 message = f"the wait would be {wait_s:.0f} s, longer than {self._max_wait_s:g} s: try again later"
                 raise ApiError(Problem(503, message, "wait_too_long", None, wait_s - self._max_wait_s))
             return len(waiting), wait_s
