@@ -67,7 +67,7 @@ def in_process() -> Iterator[None]:
         context = SimpleNamespace(get_world_size=lambda: 1, get_node_rank=lambda: 0, get_storage=lambda: storage)
         patch.setattr(engine, "connected", _no_connection)
         patch.setattr(engine, "workers_for", _one_worker)
-        patch.setattr(engine, "RayDataEngine", lambda workers, gpus: engine.InProcess())
+        patch.setattr(engine, "RayDataEngine", lambda workers, gpus, finishers: engine.InProcess())
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(shared_steps, "run_workers", _run_here)
         patch.setattr(beside_training, "validate_in_own_task", _validate_here)

@@ -22,20 +22,21 @@ from audiodiff_platform.storage import Folder
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 600  # a lease on a store lasts 60 s, and Ray starts slowly on a busy machine
 WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
+FINISHER = "GenerateFinisher"
 
 
 class SimulatedCluster:
-    """A head node without CPUs, and worker nodes with `cpus` CPUs each."""
+    """A head node without CPUs, and worker nodes with `cpus` CPUs and `gpus` GPUs each. The GPUs do not exist."""
 
-    def __init__(self, nodes: int = 2, cpus: int = 1) -> None:
-        self.cpus = cpus
+    def __init__(self, nodes: int = 2, cpus: int = 1, gpus: int = 0) -> None:
+        self.cpus, self.gpus = cpus, gpus
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.nodes: list[Any] = []
         for _ in range(nodes):
             self.add_node()
 
     def add_node(self) -> None:
-        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus))
+        self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, num_gpus=self.gpus))
 
     def kill_worker(self, title: str, chance: random.Random) -> None:
         """Kill a random process whose title contains `title`, after waiting until such a process exists."""
@@ -132,6 +133,8 @@ def run_with_kills(
             match kind:
                 case "worker":
                     cluster.kill_worker(WORKERS[verb], chance)
+                case "finisher":
+                    cluster.kill_worker(FINISHER, chance)
                 case "node":
                     cluster.kill_node(chance)
                 case "driver":

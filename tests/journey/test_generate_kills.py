@@ -20,10 +20,11 @@ from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
 from tests.simulated import SimulatedCluster, run_with_kills
 
-FLAGS: dict[str, Any] = {"steps": 8, "num_workers": 2}
+FLAGS: dict[str, Any] = {"steps": 8, "num_workers": 2, "batch_size": 4}
 LOOPS_PER_SHARD = 16
 SHARDS_PER_KILL = 4
 KINDS = ("worker", "node", "driver")
+GPU_KINDS = (*KINDS, "finisher")
 STATE = ("_commits/", "_lease")
 """Beginnings of the names of files that depend on the history of a folder."""
 
@@ -31,6 +32,13 @@ STATE = ("_commits/", "_lease")
 @pytest.fixture
 def cluster(stores: Stores) -> Iterator[SimulatedCluster]:
     made = SimulatedCluster()
+    yield made
+    made.cluster.shutdown()
+
+
+@pytest.fixture
+def gpu_cluster(stores: Stores) -> Iterator[SimulatedCluster]:
+    made = SimulatedCluster(cpus=2, gpus=1)
     yield made
     made.cluster.shutdown()
 
@@ -83,17 +91,38 @@ def test_kills_cost_nothing_but_time(
     place: str,
     kills: int,
 ) -> None:
-    count = LOOPS_PER_SHARD * SHARDS_PER_KILL * kills
     uri = f"{stores.s3.make_bucket()}/loops" if place == "s3" else str(tmp_path / "loops")
+    _generate_with_kills(undisturbed, model, cluster, uri, KINDS, kills, tmp_path / "log")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kills", [4, 16])
+def test_kills_on_gpus_cost_nothing_but_time(
+    undisturbed: Callable[[int], Folder], model: Path, tmp_path: Path, gpu_cluster: SimulatedCluster, kills: int
+) -> None:
+    _generate_with_kills(undisturbed, model, gpu_cluster, str(tmp_path / "loops"), GPU_KINDS, kills, tmp_path / "log")
+
+
+def _generate_with_kills(
+    undisturbed: Callable[[int], Folder],
+    model: Path,
+    cluster: SimulatedCluster,
+    uri: str,
+    all_kinds: tuple[str, ...],
+    kills: int,
+    log: Path,
+) -> None:
+    """Generate loops with kills, each kind at least once, and compare the folder with that of an undisturbed run."""
+    count = LOOPS_PER_SHARD * SHARDS_PER_KILL * kills
     seed = os.environ.get("AUDIODIFF_KILLS_SEED") or str(random.SystemRandom().getrandbits(32))
     chance = random.Random(seed)
-    kinds = [*KINDS, *chance.choices(KINDS, k=kills - len(KINDS))]
+    kinds = [*all_kinds, *chance.choices(all_kinds, k=kills - len(all_kinds))]
     chance.shuffle(kinds)
     print(f"AUDIODIFF_KILLS_SEED={seed}: {', '.join(kinds)}")
     whole = undisturbed(count)
     began = time.monotonic()
     flags = {**FLAGS, "model": model, "count": count, "output_dir": uri}
-    summary = run_with_kills(cluster, "generate", flags, kinds, chance, tmp_path / "log")
-    print(f"{count} loops with {kills} kills on {place}: {time.monotonic() - began:.0f} s")
+    summary = run_with_kills(cluster, "generate", flags, kinds, chance, log)
+    print(f"{count} loops with {kills} kills at {uri}: {time.monotonic() - began:.0f} s")
     assert (summary["loops"], summary["failed"]) == (count, 0)
     _require_equal(Folder(uri), whole, count)

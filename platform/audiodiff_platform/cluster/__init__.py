@@ -1,6 +1,13 @@
 """The Ray cluster of a job: connection, capacity, and the paths that its nodes share."""
 
-from audiodiff_platform.cluster.capacity import WorkerResources, cpus, gpus, require_resources, workers_for
+from audiodiff_platform.cluster.capacity import (
+    WorkerResources,
+    cpus,
+    cpus_beside,
+    gpus,
+    require_resources,
+    workers_for,
+)
 from audiodiff_platform.cluster.connection import WORKER_ENVIRONMENT, connected, inside_submitted_job, runs_locally
 from audiodiff_platform.cluster.gpu_kinds import runs_on_gpus
 from audiodiff_platform.cluster.shared_paths import (
@@ -18,6 +25,7 @@ __all__ = [
     "WorkerResources",
     "connected",
     "cpus",
+    "cpus_beside",
     "encoder_source",
     "gpus",
     "holds_secret",

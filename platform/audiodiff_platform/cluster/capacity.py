@@ -161,6 +161,15 @@ def free(kind: str) -> int:
     return int(ray.available_resources().get(kind, 0)) + growth
 
 
+def cpus_beside(workers: int) -> int:
+    """Return the number of CPUs that are free beside GPU workers, at least 1.
+
+    If Ray does not know the maximum size of the cluster, the nodes of the workers are assumed to bring another CPU for
+    each worker.
+    """
+    return max(workers if _limit("CPU") is None else 1, free("CPU") - workers)
+
+
 def cpus() -> int:
     """Return the number of CPUs of the cluster at its largest known size, at least 1."""
     return max(1, total("CPU"), _limit("CPU") or 0)

@@ -12,16 +12,19 @@ The audio files are no parts of the commit protocol: what is missing when it is 
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from audiodiff_core.mel import MelConfig
 from audiodiff_core.pipeline import Loop
+from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_platform.generate.decisions import BEST, Candidate
 from audiodiff_platform.generate.gate import Gate
 from audiodiff_platform.generate.gate_options import GateOptions
+from audiodiff_platform.generate.handover import GenerateFinisher
 from audiodiff_platform.generate.loop_files import LoopFiles
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.reference import Reference
@@ -50,6 +53,13 @@ class CandidateFiles(LoopFiles):
     """
 
     gate: Gate
+
+    @classmethod
+    def of(cls, options: GenerateOptions, mel: MelConfig, profile: ExecutionProfile, model_digest: str) -> Self:
+        """Return the writer of a job."""
+        folder = Folder(candidates_uri(options.output_dir))
+        reference = Reference.stored(folder) if "copy" in options.reject else None
+        return cls(folder, mel, options, profile, model_digest, Gate(options, mel.sample_rate, reference))
 
     def written(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
         """Measure a candidate, and write its files if it passes. Return its measured row."""
@@ -83,22 +93,15 @@ class CandidateFiles(LoopFiles):
 
 
 class CandidateWorker(GenerateWorker):
-    """Worker that generates and measures shards of candidates.
+    """Worker that generates and measures shards of candidates. Its arguments are those of `GenerateWorker`."""
 
-    Args:
-        options: Options of the job.
-        model_digest: Digest of the model at the start of the job.
-    """
+    files_class = CandidateFiles
 
-    def __init__(self, options: GenerateOptions, model_digest: str) -> None:
-        folder = candidates_uri(options.output_dir)
-        super().__init__(options.model_copy(update={"output_dir": folder}), model_digest)
-        reference = Reference.stored(self.output) if "copy" in options.reject else None
-        files = self.loop_files
-        gate = Gate(options, files.mel.sample_rate, reference)
-        self.loop_files = CandidateFiles(
-            files.output, files.mel, files.options, files.profile, files.model_digest, gate
-        )
+
+class CandidateFinisher(GenerateFinisher):
+    """Finisher of the shards of candidates, which measures them. Its arguments are those of `GenerateFinisher`."""
+
+    files_class = CandidateFiles
 
 
 def measured_rows(folder: Folder, shard: int) -> list[dict[str, Any]]:

@@ -1,10 +1,10 @@
-"""Files, manifests and commits of shards, written on a thread while the next loops are sampled."""
+"""Files, manifests and commits of shards that are sampled, written on a thread while the next loops are sampled."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -19,6 +19,8 @@ LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
 
 Other errors are caused by storage (OSError), the request (ValueError) or the machine.
 """
+MAX_BATCH_DEATHS = 2
+"""Number of process deaths in a shard after which its loops are generated, or finished, one by one."""
 
 
 @dataclass(eq=False)
@@ -29,14 +31,16 @@ class OpenShard:
         attempts: Attempts at the shard.
         loops: The loops of the shard.
         rows: Manifest rows so far, by the place of the loop in the shard.
+        made: Loops that are kept until the shard is handed over, by place.
         unsampled: Number of loops that are not sampled yet.
-        record: The committed record, or None before the commit.
+        record: The committed record, or the timings of a shard that is handed over; None before.
         error: The error that ended the shard, or None.
     """
 
     attempts: Attempts
     loops: list[PlannedLoop]
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    made: dict[int, Loop] = field(default_factory=dict)
     unsampled: int = 0
     record: Record | None = None
     error: Exception | None = None
@@ -50,11 +54,48 @@ class OpenShard:
 
     @property
     def missing(self) -> Mapping[int, PlannedLoop]:
-        """The loops without a manifest row, by place."""
-        return {place: loop for place, loop in enumerate(self.loops) if place not in self.rows}
+        """The loops that have no manifest row and are not made, by place."""
+        done = self.rows.keys() | self.made.keys()
+        return {place: loop for place, loop in enumerate(self.loops) if place not in done}
 
 
-class Finisher:
+@dataclass(frozen=True)
+class ShardFiles:
+    """Writer of the files of shards.
+
+    Args:
+        files: Writer of the files of loops.
+    """
+
+    files: LoopFiles
+
+    def row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
+        """Write the files of a loop, and return its manifest row or that of its failure."""
+        try:
+            return self.files.row(loop, outcome)
+        except LOOP_FAILURES as error:
+            return self.files.failure(loop, reason_of(error))
+
+    def record(self, shard: OpenShard) -> Record:
+        """Write the manifest of a shard whose rows are complete, and return its record."""
+        shard.attempts.require_ownership()
+        return self.files.record(shard.attempts.shard, [shard.rows[place] for place in range(len(shard.loops))])
+
+
+class Sink(Protocol):
+    """A receiver of sampled loops."""
+
+    def write(self, shard: OpenShard, place: int, outcome: Loop | Failure) -> None:
+        """Take a loop of a shard, or its failure."""
+
+    def finish(self, shard: OpenShard) -> None:
+        """Finish a shard whose loops are all taken, or that an error has ended."""
+
+    def finished(self, queued: int = 0) -> Iterator[OpenShard]:
+        """Yield the shards that are finished or failed. Wait until at most `queued` calls are in the queue."""
+
+
+class WritingThread:
     """Thread that writes the files of loops and commits shards, in the order of the calls.
 
     An error ends the shard that it concerns.
@@ -66,7 +107,7 @@ class Finisher:
     """
 
     def __init__(self, files: LoopFiles, commit: Commit, laps: Callable[[], Record]) -> None:
-        self._files, self._commit, self._laps = files, commit, laps
+        self._files, self._commit, self._laps = ShardFiles(files), commit, laps
         self._thread = ThreadPoolExecutor(1)
         self._tasks: deque[Future[OpenShard | None]] = deque()
 
@@ -93,22 +134,14 @@ class Finisher:
     def _write(self, shard: OpenShard, place: int, outcome: Loop | Failure) -> None:
         if shard.error is None:
             try:
-                shard.rows[place] = self._row(shard.loops[place], outcome)
+                shard.rows[place] = self._files.row(shard.loops[place], outcome)
             except Exception as error:
                 shard.error = error
-
-    def _row(self, loop: PlannedLoop, outcome: Loop | Failure) -> dict[str, Any]:
-        try:
-            return self._files.row(loop, outcome)
-        except LOOP_FAILURES as error:
-            return self._files.failure(loop, reason_of(error))
 
     def _finish(self, shard: OpenShard) -> OpenShard:
         if shard.error is None:
             try:
-                shard.attempts.require_ownership()
-                rows = [shard.rows[place] for place in range(len(shard.loops))]
-                record = {**self._files.record(shard.attempts.shard, rows), **self._laps()}
+                record = {**self._files.record(shard), **self._laps()}
                 self._commit(shard.attempts, record)
                 shard.record = record
             except Exception as error:

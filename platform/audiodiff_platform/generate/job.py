@@ -35,6 +35,7 @@ from audiodiff_platform.generate.conditions import CONDITIONS, with_encodings
 from audiodiff_platform.generate.delivery import DeliveryWorker, delivery_counts
 from audiodiff_platform.generate.finished import reread, summary, write_pages
 from audiodiff_platform.generate.gate import require_comparable
+from audiodiff_platform.generate.handover import GenerateFinisher
 from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.progress import LoopProgress
@@ -91,7 +92,14 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         new_s = loops.seconds * (loops.count - planned) / loops.count
         output.require_free_space(int(new_s * bytes_per_second), "the audio")
     shard_size = BATCHES_PER_SHARD * _batch_size(options)
-    work = ShardWork("audiodiff generate", GenerateWorker, (options, model.digest), options.output_dir, shard_counts)
+    work = ShardWork(
+        "audiodiff generate",
+        GenerateWorker,
+        (options, model.digest),
+        options.output_dir,
+        shard_counts,
+        finisher=GenerateFinisher,
+    )
     with owned(output, options.take_over) as lease, ExitStack() as connection:
         decided = None
         if options.gated:
@@ -105,7 +113,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         plan = grown(output, loops, shard_size)
         if decided is not None:
             arguments = (options, model.digest, starts(plan.shards), decided.starts)
-            work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts)
+            work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts, finisher=None)
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, PARTS, "loops")
         progress = LoopProgress(job.unit, job.pending, options.node_price)
         run_pending(job, options, bytes_per_second, connection, None if decided else progress)

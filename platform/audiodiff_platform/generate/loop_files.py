@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,6 +39,11 @@ class LoopFiles:
     options: GenerateOptions
     profile: ExecutionProfile
     model_digest: str
+
+    @classmethod
+    def of(cls, options: GenerateOptions, mel: MelConfig, profile: ExecutionProfile, model_digest: str) -> Self:
+        """Return the writer of a job."""
+        return cls(Folder(options.output_dir), mel, options, profile, model_digest)
 
     def written(self, loop: PlannedLoop, made: Loop) -> dict[str, Any]:
         """Write the files of a loop and return its manifest row, and digests and sizes of the files as `files`."""

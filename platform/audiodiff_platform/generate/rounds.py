@@ -19,6 +19,7 @@ from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.candidates import (
     CANDIDATES_SETTINGS,
+    CandidateFinisher,
     CandidateWorker,
     candidates_uri,
     measured_candidates,
@@ -105,6 +106,7 @@ class Rounds:
                     (options, self.model.digest),
                     folder.uri,
                     shard_counts,
+                    finisher=CandidateFinisher,
                 )
                 claim = (CANDIDATES_SETTINGS, self.settings)
                 job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates")

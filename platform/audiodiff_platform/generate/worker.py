@@ -4,22 +4,28 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, count
+from typing import ClassVar
 
 from audiodiff_core.checkpoint import load_model
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile
 from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.generate.decoded_files import DecodedFiles
-from audiodiff_platform.generate.finishing import LOOP_FAILURES, Finisher, OpenShard
+from audiodiff_platform.generate.finishing import (
+    LOOP_FAILURES,
+    MAX_BATCH_DEATHS,
+    OpenShard,
+    Sink,
+    WritingThread,
+)
+from audiodiff_platform.generate.handover import Collector, packed
 from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_plan import shard_loops
-from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.outcomes import Handover
 from audiodiff_platform.work.shard_work import Commit, Counts, Record
 
-MAX_BATCH_DEATHS = 2
-"""Number of process deaths in a shard after which its loops are generated one by one."""
 BATCHES_QUEUED = 2
 """Largest number of batches of loops that wait for their files. Sampling then waits."""
 
@@ -38,9 +44,10 @@ class GenerateWorker:
         ValueError: The model has changed since the start of the job.
     """
 
+    files_class: ClassVar[type[LoopFiles]] = LoopFiles
+
     def __init__(self, options: GenerateOptions, model_digest: str) -> None:
         self.options = options
-        self.output = Folder(options.output_dir)
         self.profile = ExecutionProfile.here(options.precision, options.batch_size, options.compiled)
         self.profile.prepare_process()
         model = load_model(options.model)
@@ -50,7 +57,8 @@ class GenerateWorker:
                 "restore it and run the command again"
             )
         self.pipeline = LoopPipeline.of(model, self.profile)
-        self.loop_files = LoopFiles(self.output, model.mel, options, self.profile, model.digest)
+        self.loop_files = self.files_class.of(options, model.mel, self.profile, model.digest)
+        self.output = self.loop_files.output
         self.files = DecodedFiles()
         self._lap_began: float | None = None
         self._lap_sampling_s = 0.0
@@ -70,17 +78,32 @@ class GenerateWorker:
         Yields:
             Each shard with its record or the error that ended it.
         """
+        with WritingThread(self.loop_files, commit, self._lap) as thread:
+            for shard in self._sampled(pending, thread):
+                yield shard.attempts, shard.result
+
+    def handovers(self, pending: Iterable[Attempts]) -> Iterator[tuple[Attempts, Handover | Exception]]:
+        """Generate shards of loops, and hand them over instead of writing their files. Failures are those of `shards`.
+
+        Args:
+            pending: Attempts at each shard so far.
+
+        Yields:
+            Each shard with its loops for a `GenerateFinisher`, or with the error that ended it.
+        """
+        for shard in self._sampled(pending, Collector(self.loop_files, self._lap)):
+            yield shard.attempts, packed(shard, self.loop_files) if shard.error is None else shard.error
+
+    def _sampled(self, pending: Iterable[Attempts], sink: Sink) -> Iterator[OpenShard]:
+        """Generate the loops of shards for `sink`, and yield each shard that is finished."""
         if self._lap_began is None:
             self._lap_began = time.monotonic()
-        with Finisher(self.loop_files, commit, self._lap) as finisher:
-            opened = map(self._opened, pending)
-            for first in opened:
-                if len(first.attempts.deaths) >= MAX_BATCH_DEATHS:
-                    finished = self._singly(first, finisher)
-                else:
-                    finished = self._batched(chain([first], opened), finisher)
-                for shard in finished:
-                    yield shard.attempts, shard.result
+        opened = map(self._opened, pending)
+        for first in opened:
+            if len(first.attempts.deaths) >= MAX_BATCH_DEATHS:
+                yield from self._singly(first, sink)
+            else:
+                yield from self._batched(chain([first], opened), sink)
 
     def _opened(self, attempts: Attempts) -> OpenShard:
         """Read the loops of a shard from the plan. Bad rows are failures from the start."""
@@ -96,22 +119,22 @@ class GenerateWorker:
         }
         return shard
 
-    def _batched(self, shards: Iterator[OpenShard], finisher: Finisher) -> Iterator[OpenShard]:
+    def _batched(self, shards: Iterator[OpenShard], sink: Sink) -> Iterator[OpenShard]:
         """Generate the missing loops of shards in one batch, and yield each shard that is finished."""
         places: dict[int, tuple[OpenShard, int]] = {}
         in_progress: list[OpenShard] = []
         queued = BATCHES_QUEUED * self.profile.batch_size
 
         def finished(queued: int) -> Iterator[OpenShard]:
-            for shard in finisher.finished(queued):
+            for shard in sink.finished(queued):
                 in_progress.remove(shard)
                 yield shard
 
         try:
-            for outcome in self.pipeline.outcomes(_requests(shards, in_progress, places, finisher), files=self.files):
+            for outcome in self.pipeline.outcomes(_requests(shards, in_progress, places, sink), files=self.files):
                 shard, place = places.pop(outcome.number)
-                finisher.write(shard, place, outcome)
-                _sampled(shard, 1, finisher)
+                sink.write(shard, place, outcome)
+                _count_sampled(shard, 1, sink)
                 shard.attempts.require_running()
                 yield from finished(queued)
         except (*LOOP_FAILURES, RuntimeError) as error:
@@ -119,9 +142,9 @@ class GenerateWorker:
         yield from finished(0)
         alone = len(in_progress) == 1
         for shard in in_progress:
-            yield from self._singly(shard, finisher) if alone else self._batched(iter([shard]), finisher)
+            yield from self._singly(shard, sink) if alone else self._batched(iter([shard]), sink)
 
-    def _singly(self, shard: OpenShard, finisher: Finisher) -> Iterator[OpenShard]:
+    def _singly(self, shard: OpenShard, sink: Sink) -> Iterator[OpenShard]:
         """Generate the missing loops of a shard one by one. Rows of failed loops state the reason."""
         for place, loop in shard.missing.items():
             if shard.error is not None:
@@ -137,10 +160,10 @@ class GenerateWorker:
             except Exception as error:
                 shard.error = error
             else:
-                finisher.write(shard, place, outcome)
-                yield from finisher.finished()
-        finisher.finish(shard)
-        yield from finisher.finished()
+                sink.write(shard, place, outcome)
+                yield from sink.finished()
+        sink.finish(shard)
+        yield from sink.finished()
 
     def _lap(self) -> Record:
         """Return the seconds since the last call, and the seconds of the sampler in this time."""
@@ -155,7 +178,7 @@ def _requests(
     shards: Iterator[OpenShard],
     in_progress: list[OpenShard],
     places: dict[int, tuple[OpenShard, int]],
-    finisher: Finisher,
+    sink: Sink,
 ) -> Iterator[Request]:
     """Yield the requests of the missing loops of shards. Add each shard and the place of each loop to the arguments."""
     numbers = count()
@@ -171,14 +194,14 @@ def _requests(
             requested += 1
             yield loop.with_values
         if requested < len(missing) or not missing:
-            _sampled(shard, len(missing) - requested, finisher)
+            _count_sampled(shard, len(missing) - requested, sink)
 
 
-def _sampled(shard: OpenShard, loops: int, finisher: Finisher) -> None:
+def _count_sampled(shard: OpenShard, loops: int, sink: Sink) -> None:
     """Count loops that are sampled, or that an error has made needless. Finish their shard after the last."""
     shard.unsampled -= loops
     if not shard.unsampled:
-        finisher.finish(shard)
+        sink.finish(shard)
 
 
 def shard_counts(record: Record) -> Counts:

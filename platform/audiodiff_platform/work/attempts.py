@@ -37,12 +37,15 @@ class Attempts:
         shard: Number of the shard.
         process: Unique name of this process.
         token: Token of the job's lease, or None if the job holds no lease.
+        stage: Suffix of the name of the record in the second stage of a job. The first stage may run the shard again
+            while the second has it in progress.
     """
 
     output: Folder
     shard: int
     process: str
     token: str | None = None
+    stage: str = ""
     deaths: list[str] = field(default_factory=list)
     """The item in progress at each death, or "" if no item was marked."""
     checked: float = field(default_factory=time.monotonic)
@@ -123,7 +126,7 @@ class Attempts:
 
     @property
     def _name(self) -> str:
-        return f"{FOLDER}/{self.shard:06d}.json"
+        return f"{FOLDER}/{self.shard:06d}{self.stage}.json"
 
     def _record(self) -> dict[str, Any] | None:
         try:

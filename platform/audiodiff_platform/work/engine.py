@@ -1,13 +1,16 @@
 """Execution of shards on Ray Data, or one after another in this process.
 
-Only shard numbers and counts travel through Ray; audio and images do not. A worker looks for the commit of a shard
-before it starts the shard, so a shard that Ray schedules twice is done once.
+Only shard numbers and counts travel through Ray; audio and images do not, except between two stages. A worker looks for
+the commit of a shard before it starts the shard, so a shard that Ray schedules twice is done once.
+
+Work with a finisher has two stages on GPUs: the workers hold the GPUs, and finishers on CPUs write and commit what they
+hand over, so that no GPU waits for storage. Memory stays bounded: a row between the stages is one shard, Ray Data keeps
+the rows in at most half of the object store, and a worker whose rows find no room there waits after two more.
 
 An OSError means that storage failed. The worker returns it as an outcome, and the shard is retried after the other
 shards. Any other error ends the job.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Generator, Iterator, Sequence
@@ -17,11 +20,13 @@ from typing import Any, Protocol
 
 from threadpoolctl import threadpool_limits
 
-from audiodiff_platform.cluster import connected, runs_locally, workers_for
+from audiodiff_platform.cluster import connected, cpus_beside, runs_locally, workers_for
 from audiodiff_platform.cluster.capacity import Device
-from audiodiff_platform.work.retries import Outcome, with_retries
-from audiodiff_platform.work.shard_runner import ShardRunner
+from audiodiff_platform.work.outcomes import Outcome
+from audiodiff_platform.work.retries import with_retries
+from audiodiff_platform.work.shard_runner import HandingRunner, ShardRunner
 from audiodiff_platform.work.shard_work import Counts, Record, ShardWork, ShardWorker
+from audiodiff_platform.work.worker_runner import FinishRunner, WorkerRunner
 
 __all__ = ["Counts", "Engine", "InProcess", "RayDataEngine", "Record", "ShardWork", "ShardWorker", "engine"]
 
@@ -33,6 +38,8 @@ The slots of a worker run empty at the end of a row. Longer rows make this rarer
 waits for a new node.
 """
 MAX_INIT_DEATHS_PER_WORKER = 3
+FINISHERS_PER_WORKER = 4
+"""Largest number of finishers for each worker on a GPU."""
 
 
 class Engine(Protocol):
@@ -66,7 +73,8 @@ def engine(
         return
     with connected():
         workers, gpus = workers_for(num_workers, device)
-        yield RayDataEngine(workers, gpus)
+        finishers = min(FINISHERS_PER_WORKER * workers, cpus_beside(workers)) if gpus else 0
+        yield RayDataEngine(workers, gpus, finishers)
 
 
 class InProcess:
@@ -80,15 +88,17 @@ class InProcess:
 
 @dataclass(frozen=True)
 class RayDataEngine:
-    """An engine that runs shards on Ray Data, in a fixed pool of actors.
+    """An engine that runs shards on Ray Data, in fixed pools of actors.
 
     Args:
         workers: Number of actors.
         gpus: GPUs of each actor. If 0, each actor has one CPU.
+        finishers: Number of actors of the second stage, with one CPU each. If 0, there is one stage.
     """
 
     workers: int
     gpus: int = 0
+    finishers: int = 0
 
     def run(self, work: ShardWork, shards: Sequence[int]) -> Generator[Counts, None, None]:
         """See `Engine.run`."""
@@ -99,22 +109,42 @@ class RayDataEngine:
 
         _quiet_console()
         rows = _guided_rows(shards, self.workers) if work.is_stream else _even_rows(shards)
-        workers = min(self.workers, len(rows))
-        # Ray Data and Ray's process titles show the class name of an actor.
-        runner = type(work.worker.__name__, (ShardRunner,), {})
-        with DataContext.current(_configure(DataContext.get_current().copy(), workers)):
-            items = [{"shards": list(row)} for row in rows]
-            data = from_items(items, override_num_blocks=len(rows)).flat_map(
-                runner,
-                fn_constructor_args=(work,),
-                compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-                **({"num_gpus": self.gpus} if self.gpus else {"num_cpus": 1}),
+        workers, finishers = min(self.workers, len(rows)), min(self.finishers, len(shards)) if work.finisher else 0
+
+        def pool(size: int) -> dict[str, Any]:
+            return {
+                "fn_constructor_args": (work,),
+                "compute": ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
+            }
+
+        with DataContext.current(_configure(DataContext.get_current().copy(), workers + finishers)):
+            data = from_items([{"shards": list(row)} for row in rows], override_num_blocks=len(rows)).flat_map(
+                _named(HandingRunner if finishers else ShardRunner, work.worker),
+                **pool(workers),
+                **self._resources(bool(finishers)),
             )
+            if work.finisher and finishers:
+                data = data.map(_named(FinishRunner, work.finisher), **pool(finishers), num_cpus=1)
             data.set_name(work.name)
             batches = data.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow")
             with closing(iter(batches)) as finished:
                 for batch in finished:
-                    yield from (Outcome(**json.loads(outcome)) for outcome in batch["outcome"].to_pylist())
+                    yield from map(Outcome.of, batch.to_pylist())
+
+    def _resources(self, two_stages: bool) -> dict[str, int]:
+        """Return the resources of a worker. By itself, Ray Data reserves one CPU with GPUs.
+
+        Beside finishers it reserves none: after the loss of a node, finishers that wait for CPUs could take that of a
+        worker whose process is being replaced.
+        """
+        if not self.gpus:
+            return {"num_cpus": 1}
+        return {"num_gpus": self.gpus, "num_cpus": 0} if two_stages else {"num_gpus": self.gpus}
+
+
+def _named(runner: type[WorkerRunner[Any]], worker: type[Any]) -> type[WorkerRunner[Any]]:
+    """Return the class of a runner with the name of its worker, which Ray Data and Ray's process titles show."""
+    return type(worker.__name__, (runner,), {})
 
 
 def _even_rows(shards: Sequence[int]) -> list[Sequence[int]]:

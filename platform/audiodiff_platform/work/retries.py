@@ -2,31 +2,13 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
+from audiodiff_platform.work.outcomes import Outcome
 
 MAX_ATTEMPTS = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one attempt at a shard.
-
-    Args:
-        shard: Number of the shard.
-        counts: Counts of the shard, if `kind` is "done".
-        failure: One-line error message, if `kind` is not "done".
-        kind: "done"; "storage" for a storage failure, which is retried; "lost" for a shard that killed too many
-            processes, which is reported after the other shards; "error" for any other error, which ends the job.
-    """
-
-    shard: int
-    counts: Mapping[str, Any]
-    failure: str = ""
-    kind: Literal["done", "storage", "lost", "error"] = "done"
 
 
 def with_retries(

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.outcomes import Handover
 
 Record = Mapping[str, Any]
 """JSON values of the commit record of a shard. `parts` maps the name of each file in the folder to its SHA-256."""
@@ -48,6 +49,36 @@ class ShardStreamWorker(Protocol):
         """
 
 
+@runtime_checkable
+class HandingWorker(ShardStreamWorker, Protocol):
+    """A worker that can hand its shards over to a finisher, instead of writing their files."""
+
+    def handovers(self, pending: Iterable[Attempts]) -> Iterator[tuple[Attempts, Handover | Exception]]:
+        """Do the first part of the work on shards. The same shard gives the same handover.
+
+        Args:
+            pending: As in `shards`.
+
+        Yields:
+            Each shard taken, with what its finisher needs, or with the error that ended it.
+
+        Raises:
+            Exception: An error that ends all shards in progress.
+        """
+
+
+class Finisher(Protocol):
+    """A worker that finishes one shard after another. Its constructor takes the arguments of the worker."""
+
+    def finish(self, handover: Handover, attempts: Attempts) -> Record:
+        """Write the files of a shard and return the record that the engine commits.
+
+        Args:
+            handover: What the worker has handed over. Its content is read-only.
+            attempts: Earlier attempts to finish the shard, in which the finisher marks the item in progress.
+        """
+
+
 @dataclass(frozen=True)
 class ShardWork:
     """A job that is done shard by shard.
@@ -60,6 +91,8 @@ class ShardWork:
         counts: Converts the record of a shard to its counts, as JSON values for progress reports.
         lease: Token and generation of the lease of `output`. Each commit checks the token and records the generation.
         run: Unique name of this run. It names the local folder in which deaths are counted if `output` is None.
+        finisher: Class of the workers of a second stage, to which the workers hand their shards over if they run on
+            GPUs. None: there is one stage.
     """
 
     name: str
@@ -69,6 +102,7 @@ class ShardWork:
     counts: Callable[[Record], Counts] = dict
     lease: tuple[str, int] | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    finisher: type[Finisher] | None = None
 
     @property
     def is_stream(self) -> bool:
