@@ -1,0 +1,71 @@
+"""Features of a slice of audio that condition a model: tempo, key, loudness and brightness."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from audiodiff_core.audio import Samples
+from audiodiff_core.loops.key import measure_key
+from audiodiff_core.loops.loudness import MIN_LOUDNESS_RATE_HZ, loudness_lufs
+from audiodiff_core.loops.tempo import measure_tempo
+
+LONGEST_MEASURED_S = 30.0
+"""Duration in seconds from the start of audio that is measured, which bounds the memory for slices of hours."""
+SPECTRUM_S = 0.1
+"""Length in seconds of the spectra that `brightness_hz` averages."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Measured features of audio. A feature is None if it is not defined, as the tempo of a drone.
+
+    Args:
+        tempo: Tempo in beats per minute.
+        key: Name of the key, such as `F# minor`.
+        loudness: Integrated loudness in LUFS.
+        brightness: Spectral centroid in Hz.
+    """
+
+    tempo: float | None = None
+    key: str | None = None
+    loudness: float | None = None
+    brightness: float | None = None
+
+
+def measure_features(audio: Samples, sample_rate: int) -> Features:
+    """Measure the features of mono audio, of its first half minute if it is longer.
+
+    Args:
+        audio: Samples of shape (n,), n > 0, all finite.
+        sample_rate: Sample rate in Hz, at least 1000. Below 8000 Hz, the loudness is not defined.
+    """
+    audio = audio[: round(LONGEST_MEASURED_S * sample_rate)]
+    if not audio.any():
+        return Features()
+    return Features(
+        tempo=measure_tempo(audio, sample_rate).bpm,
+        key=measure_key(audio, sample_rate).name,
+        loudness=loudness_lufs(audio, sample_rate) if sample_rate >= MIN_LOUDNESS_RATE_HZ else None,
+        brightness=brightness_hz(audio, sample_rate),
+    )
+
+
+def brightness_hz(audio: Samples, sample_rate: int) -> float:
+    """Measure the spectral centroid of mono audio, which does not depend on its level.
+
+    Args:
+        audio: Samples of shape (n,), not all 0.
+        sample_rate: Sample rate in Hz.
+
+    Returns:
+        The mean frequency in Hz, weighted by the magnitudes of all spectra.
+    """
+    import scipy.fft
+
+    size = 2 * max(1, round(SPECTRUM_S * sample_rate / 2))
+    # Padding at both ends gives the first and the last samples the weight of the others.
+    padded = np.pad(audio / np.abs(audio).max(), (size // 2, size))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[: len(audio) + 1 : size // 2]
+    window = np.hanning(size + 1)[:-1].astype(np.float32)
+    magnitudes = np.abs(scipy.fft.rfft(frames * window, axis=1)).sum(axis=0, dtype=np.float64)
+    return float(magnitudes @ scipy.fft.rfftfreq(size, 1 / sample_rate) / magnitudes.sum())
