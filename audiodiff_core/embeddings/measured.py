@@ -47,9 +47,7 @@ class KeyCondition(pydantic.BaseModel):
         """Return the part (size,) of the encoding for a key."""
         assert isinstance(value, str), "a key is a text"
         pitch_class, mode = key_parts(value)
-        return np.concatenate(
-            [_scaled(len(TONICS), {pitch_class: 1.0}), _scaled(len(MODES), {MODES.index(mode): 1.0})]
-        )
+        return np.concatenate([_scaled(len(TONICS), {pitch_class: 1.0}), _scaled(len(MODES), {MODES.index(mode): 1.0})])
 
 
 class NumberCondition(pydantic.BaseModel):

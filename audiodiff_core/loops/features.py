@@ -63,9 +63,8 @@ def brightness_hz(audio: Samples, sample_rate: int) -> float:
     import scipy.fft
 
     size = 2 * max(1, round(SPECTRUM_S * sample_rate / 2))
-    # Padding at both ends gives the first and the last samples the weight of the others.
-    padded = np.pad(audio / np.abs(audio).max(), (size // 2, size))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[: len(audio) + 1 : size // 2]
+    padded = np.pad(audio / np.abs(audio).max(), (0, max(0, size - len(audio))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2]
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     magnitudes = np.abs(scipy.fft.rfft(frames * window, axis=1)).sum(axis=0, dtype=np.float64)
     return float(magnitudes @ scipy.fft.rfftfreq(size, 1 / sample_rate) / magnitudes.sum())

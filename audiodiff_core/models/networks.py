@@ -50,7 +50,9 @@ def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
         raise ValueError(f"preset {preset} is conditional: pass encodings or a condition")
     if encoding_dim is not None and not PRESETS[preset].conditional:
         conditional_presets = ", ".join(name for name, other in PRESETS.items() if other.conditional)
-        raise ValueError(f"preset {preset} takes no encodings and no condition: omit them, or use one of {conditional_presets}")
+        raise ValueError(
+            f"preset {preset} takes no encodings and no condition: omit them, or use one of {conditional_presets}"
+        )
 
 
 def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_dim: int | None = None) -> Any:

@@ -119,7 +119,7 @@ def test_double_the_tempo_has_other_anchors_and_ranges_end() -> None:
     assert np.array_equal(tempo.encoding({"tempo": high + 9}), tempo.encoding({"tempo": high}))
     assert tempo.encoding({"tempo": high})[-1] > 0
     tempo.require_range("tempo", high)
-    with pytest.raises(ValueError, match="^the model is conditioned on a tempo of 40 to 240 bpm$"):
+    with pytest.raises(ValueError, match=r"^the model is conditioned on a tempo of 40 to 240 bpm$"):
         tempo.require_range("tempo", 241.0)
 
 

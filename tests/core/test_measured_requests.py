@@ -148,12 +148,12 @@ def test_the_checkpoint_alone_knows_the_conditions(pipeline: LoopPipeline, tmp_p
     request = GenerateRequest(seed=1, steps=2, bpm=90.0)
     assert images(LoopPipeline.of(loaded, PROFILE), [request]) == images(pipeline, [request])
     assert RequestCheck(outline).resolved(GenerateRequest(key="gb")).key == "F# major"
-    with pytest.raises(ValueError, match="^brightness 100: the model is not conditioned on brightness"):
+    with pytest.raises(ValueError, match=r"^brightness 100: the model is not conditioned on brightness"):
         RequestCheck(outline).resolved(GenerateRequest(brightness=100.0))
 
 
 def test_conditions_must_fit_the_network() -> None:
-    with pytest.raises(ValueError, match="^conditions of 46 values do not fit the network, which takes 4: "):
+    with pytest.raises(ValueError, match=r"^conditions of 46 values do not fit the network, which takes 4: "):
         LoopPipeline.of(model_of(CONDITIONS, 4), PROFILE)
 
 

@@ -223,7 +223,7 @@ def test_what_cannot_be_trained_is_refused(measured: Path, unmeasured: Path, tmp
     words = r"^condition tempo,key: .* has no measured features, the columns tempo, key, .*: prepare it again"
     with pytest.raises(ValueError, match=words):
         train(_train_options(unmeasured, run))
-    with pytest.raises(ValueError, match="^preset tiny takes no encodings and no condition: omit them, or use one of"):
+    with pytest.raises(ValueError, match=r"^preset tiny takes no encodings and no condition: omit them, or use one of"):
         train(_train_options(measured, run, preset=None))
     with pytest.raises(ValueError, match="condition tempo,key with encodings e: both state the encoding"):
         _train_options(measured, run, encodings="e")

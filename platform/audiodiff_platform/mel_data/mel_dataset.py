@@ -48,6 +48,11 @@ def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
     return f"data/{split}-{shard:06d}.parquet"
 
 
+def is_measured(folder: Folder) -> bool:
+    """Return whether prepare measures the slices of a dataset, which is so unless an earlier version began it."""
+    return not folder.exists(DATASET_SETTINGS) or "measured" in folder.read_json(DATASET_SETTINGS)
+
+
 def groups_of(parts: Iterable[CommittedPart], split: str) -> list[tuple[int, int, int]]:
     """Return the row groups of a split in order, each as (shard, index in the part, number of rows)."""
     return [
@@ -65,7 +70,7 @@ def _read(folder: Folder, name: str) -> bytes | None:
         return None
 
 
-def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
+def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any], measured: bool) -> str:
     """Return the content of the dataset card.
 
     The front matter lists the data files for the `datasets` library. It also contains the digest, because the cache of
@@ -77,9 +82,11 @@ def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[
         slicing: Options by which audio was cut into slices.
         splits: Names of the splits.
         summary: Counts and digest of the dataset.
+        measured: Whether the dataset has the columns of measured features.
     """
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
     cut = ", ".join(f"{name} {value}" for name, value in slicing.model_dump().items() if value is not None)
+    columns = "`tempo` (bpm), `key`, `loudness` (LUFS) and `brightness` (Hz) are measured of each slice.\n"
     return f"""---
 configs:
 - config_name: default
@@ -93,7 +100,7 @@ configs:
 {mel.x_res}x{mel.y_res} log-mel images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}; {cut}.
 {summary["validation_slices"]} of the slices are held out for validation, by track. \
 {summary["quarantined"]} other files cannot be used (`quarantine/`), {summary["duplicates"]} are duplicates.
-Digest `{summary["digest"]}`.
+{columns if measured else ""}Digest `{summary["digest"]}`.
 """
 
 
@@ -250,9 +257,7 @@ class MelDataset:
 
     def _read_features(self, group: int) -> list[SliceFeatures]:
         shard, index, _ = self.groups[group]
-        rows: list[SliceFeatures] = (
-            self._open(shard).read_row_group(index, columns=list(MEASURED)).to_pylist()
-        )
+        rows: list[SliceFeatures] = self._open(shard).read_row_group(index, columns=list(MEASURED)).to_pylist()
         return rows
 
     def _group(self, group: int) -> tuple[list[bytes], list[str]]:

@@ -1,8 +1,8 @@
 """Columns of the slices of a mel dataset.
 
 After the image, its origin and its reference level come features of the slice that are measured of its audio
-(`audiodiff_core/loops/features.py`), null where they are not defined. prepare.json lists them as `measured`. Datasets of
-earlier versions have no such columns. prepare continues them without these columns (`UNMEASURED_SCHEMA`).
+(`audiodiff_core/loops/features.py`), null where they are not defined. prepare.json lists them as `measured`. Datasets
+of earlier versions have no such columns, and prepare continues them without these columns (`UNMEASURED_SCHEMA`).
 """
 
 import json

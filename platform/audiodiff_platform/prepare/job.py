@@ -29,6 +29,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
     card,
+    is_measured,
 )
 from audiodiff_platform.mel_data.slice_schema import MEASURED
 from audiodiff_platform.prepare.duplicates import find_duplicates
@@ -143,11 +144,6 @@ class PrepareOptions(Slicing, OutputOptions):
         return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen, **columns}
 
 
-def is_measured(output: Folder) -> bool:
-    """Return whether slices are measured: not in a dataset that an earlier version began, whose parts have no columns."""
-    return not output.exists(DATASET_SETTINGS) or "measured" in output.read_json(DATASET_SETTINGS)
-
-
 def prepare(options: PrepareOptions) -> dict[str, Any]:
     """Run the job.
 
@@ -208,11 +204,9 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
 
 
 def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
-    measured = is_measured(lease.folder)
-    slices = options.mel(), options.slicing(), options.validation_fraction, measured
-    arguments = (options.input_dir, options.output_dir, *slices)
+    arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
-    settings = options.settings(measured)
+    settings = options.settings(is_measured(lease.folder))
     return ShardedJob(work, lease, (DATASET_SETTINGS, settings), plan, ("data", "quarantine"), "slices")
 
 
@@ -274,6 +268,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
     padding = Padding.of(records.values())
     if advice := padding.advice(options.mel()):
         say(f"warning: {advice}")
+    measured = is_measured(output)
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
         "format_version": DATASET_FORMAT_VERSION,
@@ -284,11 +279,11 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         "validation_slices": validation,
         "mostly_padding": round(padding.share, 4),
         "shards": len(records),
-        "digest": commits.settings_digest({"settings": options.settings(is_measured(output)), "parts": parts}),
+        "digest": commits.settings_digest({"settings": options.settings(measured), "parts": parts}),
     }
     output.write(MEL_CONFIG, options.mel().to_json().encode())
     splits = [TRAIN_SPLIT, VALIDATION_SPLIT] if validation else [TRAIN_SPLIT]
-    output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
+    output.write("README.md", card(options.mel(), options.slicing(), splits, summary, measured).encode())
     job.succeed(summary)
     return {
         **summary,

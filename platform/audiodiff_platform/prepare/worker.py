@@ -13,7 +13,7 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.decoder import Decoder, Limits
-from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, data_file
+from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, data_file, is_measured
 from audiodiff_platform.mel_data.slice_schema import DATASET_SCHEMA, UNMEASURED_SCHEMA
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.storage import Folder, commits
@@ -36,21 +36,15 @@ class PrepareWorker:
         mel: The mel configuration of the images.
         slicing: The options of slicing.
         validation_fraction: The share of audio files in the validation split, 0 to 1.
-        measured: Whether to measure the features of slices.
     """
 
     def __init__(
-        self,
-        input_dir: str,
-        output_dir: str,
-        mel: MelConfig,
-        slicing: Slicing,
-        validation_fraction: float,
-        measured: bool,
+        self, input_dir: str, output_dir: str, mel: MelConfig, slicing: Slicing, validation_fraction: float
     ) -> None:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.decoder, self.mel, self.slicing = Decoder(Limits.of(mel)), mel, slicing
-        self.validation_fraction, self.slice_s, self.measured = validation_fraction, mel.slice_duration_s, measured
+        self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
+        self.measured = is_measured(self.output)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the slices of each split and the quarantine of a shard; return the commit record."""

@@ -207,7 +207,9 @@ def _require_same_conditions(options: TrainOptions, origin: str, trained: Measur
         )
 
 
-def _require_encoding_dim(options: TrainOptions, origin: str, dim: int | None, encodings: SliceEncodings | None) -> None:
+def _require_encoding_dim(
+    options: TrainOptions, origin: str, dim: int | None, encodings: SliceEncodings | None
+) -> None:
     """Check that encodings are set for a conditional model only, and have the dimension of the model."""
     if dim is None and encodings is not None:
         raise ValueError(

@@ -63,8 +63,8 @@ class TrainOptions(RunOptions):
     )
     condition: Annotated[tuple[ConditionName, ...], pydantic.BeforeValidator(_condition_names)] = pydantic.Field(
         (),
-        description=f"measured features of slices as the condition of a conditional preset: {', '.join(CONDITION_NAMES)}, "
-        "or several, such as tempo,key; the columns of the dataset that prepare has measured",
+        description="measured features of slices, as the condition of a conditional preset: one or several of "
+        f"{', '.join(CONDITION_NAMES)}, such as tempo,key",
     )
     prediction_type: PredictionType | None = pydantic.Field(
         None,
@@ -188,7 +188,7 @@ class TrainOptions(RunOptions):
         return settings
 
     def recipe(self) -> dict[str, Any]:
-        """Return the options to record with a model, except the conditions, which the model records with their encoding."""
+        """Return the options to record with a model, which records the conditions with their encoding instead."""
         recipe = super().recipe()
         del recipe["condition"]
         return recipe
