@@ -50,7 +50,7 @@ def measure_features(audio: Samples, sample_rate: int) -> Features:
     )
 
 
-def brightness_hz(audio: Samples, sample_rate: int) -> float:
+def brightness_hz(audio: Samples, sample_rate: int) -> float | None:
     """Measure the spectral centroid of mono audio, which does not depend on its level.
 
     Args:
@@ -58,13 +58,15 @@ def brightness_hz(audio: Samples, sample_rate: int) -> float:
         sample_rate: Sample rate in Hz.
 
     Returns:
-        The mean frequency in Hz, weighted by the magnitudes of all spectra.
+        The mean frequency in Hz, weighted by the magnitudes of all spectra, or None if all spectra are silent.
     """
     import scipy.fft
 
     size = 2 * max(1, round(SPECTRUM_S * sample_rate / 2))
-    padded = np.pad(audio / np.abs(audio).max(), (0, max(0, size - len(audio))))
+    missing = max(0, size - len(audio))
+    padded = np.pad(audio / np.abs(audio).max(), (missing // 2, missing - missing // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2]
     window = np.hanning(size + 1)[:-1].astype(np.float32)
     magnitudes = np.abs(scipy.fft.rfft(frames * window, axis=1)).sum(axis=0, dtype=np.float64)
-    return float(magnitudes @ scipy.fft.rfftfreq(size, 1 / sample_rate) / magnitudes.sum())
+    total = float(magnitudes.sum())
+    return float(magnitudes @ scipy.fft.rfftfreq(size, 1 / sample_rate)) / total if total else None

@@ -44,11 +44,15 @@ def test_features_that_are_not_defined_are_none() -> None:
     assert measure_features(np.ones(1, np.float32), 4_000).loudness is None
 
 
-def test_brightness_does_not_depend_on_the_level() -> None:
+def test_brightness_is_the_mean_frequency_at_any_level() -> None:
     noise = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     assert brightness_hz(noise, RATE) == pytest.approx(RATE / 4, rel=0.02)
     assert brightness_hz(noise * np.float32(1e-3), RATE) == pytest.approx(brightness_hz(noise, RATE), rel=1e-4)
-    assert brightness_hz(sine(3_000, 1), RATE) > 2 * brightness_hz(sine(300, 1), RATE)
+    for hertz in (300, 3_000):
+        assert brightness_hz(sine(hertz, 1), RATE) == pytest.approx(hertz, rel=0.02)
+    at_the_end = np.zeros(RATE, np.float32)
+    at_the_end[-1] = 1
+    assert brightness_hz(at_the_end, RATE) is None
 
 
 @pytest.mark.parametrize(
