@@ -11,6 +11,8 @@ from audiodiff_core.loops.tempo import measure_tempo
 
 LONGEST_MEASURED_S = 30.0
 """Duration in seconds from the start of audio that is measured, which bounds the memory for slices of hours."""
+SHARED = 0.75
+"""Fraction of its audio that a slice shares with an earlier slice to have its features."""
 SPECTRUM_S = 0.1
 """Length in seconds of the spectra that `brightness_hz` averages."""
 
@@ -48,6 +50,34 @@ def measure_features(audio: Samples, sample_rate: int) -> Features:
         loudness=loudness_lufs(audio, sample_rate) if sample_rate >= MIN_LOUDNESS_RATE_HZ else None,
         brightness=brightness_hz(audio, sample_rate),
     )
+
+
+class SliceMeter:
+    """Measurement of the slices of a file in their order.
+
+    A slice that shares most of its audio with the last slice that was measured has the features of that slice, so that
+    the time for a file grows little with the overlap of its slices.
+
+    Args:
+        sample_rate: Sample rate in Hz, at least 1000.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._shared_to_s = 0.0  # last start of a slice that shares enough
+        self._features: Features | None = None
+
+    def features(self, samples: Samples, start_s: float) -> Features:
+        """Return the features of a slice.
+
+        Args:
+            samples: Samples of shape (n,), n > 0, all finite.
+            start_s: Start of the slice in the file in seconds, which must not decrease between calls.
+        """
+        if self._features is None or start_s > self._shared_to_s:
+            self._features = measure_features(samples, self._sample_rate)
+            self._shared_to_s = start_s + (1 - SHARED) * len(samples) / self._sample_rate
+        return self._features
 
 
 def brightness_hz(audio: Samples, sample_rate: int) -> float | None:

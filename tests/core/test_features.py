@@ -10,7 +10,7 @@ import pytest
 from audiodiff_core.audio import Samples
 from audiodiff_core.audio.key_names import MODES, TONICS, key_name, key_parts
 from audiodiff_core.embeddings.measured import CONDITION_NAMES, KeyCondition, MeasuredConditions, NumberCondition
-from audiodiff_core.loops.features import Features, brightness_hz, measure_features
+from audiodiff_core.loops.features import Features, SliceMeter, brightness_hz, measure_features
 from audiodiff_core.loops.tempo import TEMPO_RANGE_BPM
 from tests.music import RATE, chords_at
 
@@ -42,6 +42,22 @@ def test_features_that_are_not_defined_are_none() -> None:
     assert measure_features(sine(440, 3) * np.float32(1e-5), RATE).loudness is None
     assert measure_features(sine(440, 0.01), RATE).tempo is None
     assert measure_features(np.ones(1, np.float32), 4_000).loudness is None
+
+
+def test_slices_that_share_most_of_their_audio_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    audio = np.arange(3_000, dtype=np.float32)
+
+    def noted(samples: Samples, sample_rate: int) -> Features:
+        measured.append(int(samples[0]))
+        return Features(brightness=float(sample_rate + samples[0]))
+
+    monkeypatch.setattr("audiodiff_core.loops.features.measure_features", noted)
+    meter = SliceMeter(1_000)
+    starts = [0, 100, 200, 250, 300, 1_600, 1_900]
+    values = [meter.features(audio[start : start + 1_000], start / 1_000).brightness for start in starts]
+    assert measured == [0, 300, 1_600, 1_900]
+    assert values == [1_000, 1_000, 1_000, 1_000, 1_300, 2_600, 2_900]
 
 
 def test_brightness_is_the_mean_frequency_at_any_level() -> None:
