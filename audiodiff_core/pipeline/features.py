@@ -25,7 +25,7 @@ def requested_encoding(parameters: SamplingParameters, conditions: MeasuredCondi
         ValueError: If the model has no such condition, or if a value is out of its range.
     """
     names = () if conditions is None else conditions.names
-    features: dict[ConditionName, Feature] = {}
+    features: dict[str, Feature] = {}
     for field, value in parameters.features.items():
         name = CONDITION_OF_FIELD[field]
         shown = f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"

@@ -13,6 +13,10 @@ MAX_GUIDANCE = 100.0
 MAX_DURATION_S = 3_600.0
 MAX_BARS = 1_024
 MAX_KEY = 16
+LOUDNESS_BOUNDS_LUFS = (-70.0, 0.0)
+"""From the gate of the measurement to full scale."""
+BRIGHTNESS_BOUNDS_HZ = (1.0, 96_000.0)
+"""Up to half of the largest sample rate of images."""
 FEATURE_FIELDS = ("bpm", "key", "loudness", "brightness")
 """Fields that state a feature of the loop to a model that is conditioned on it."""
 
@@ -111,12 +115,18 @@ class SamplingParameters(Numeric):
     )
     loudness: float | None = pydantic.Field(
         None,
+        ge=LOUDNESS_BOUNDS_LUFS[0],
+        le=LOUDNESS_BOUNDS_LUFS[1],
         allow_inf_nan=False,
         description="loudness in LUFS of the recordings that the loop resembles, for a model that is conditioned on "
         "loudness; the level of the loop does not follow it",
     )
     brightness: float | None = pydantic.Field(
-        None, allow_inf_nan=False, description="spectral centroid in Hz, for a model that is conditioned on brightness"
+        None,
+        ge=BRIGHTNESS_BOUNDS_HZ[0],
+        le=BRIGHTNESS_BOUNDS_HZ[1],
+        allow_inf_nan=False,
+        description="spectral centroid in Hz, for a model that is conditioned on brightness",
     )
     seamless: bool = pydantic.Field(
         False, description="make the end of the loop lead into its beginning: network and phases are circular in time"

@@ -111,7 +111,8 @@ def number_of(condition: NumberCondition, part: Any) -> float:
 def test_an_encoding_states_the_features() -> None:
     features: dict[str, Any] = {"tempo": 97.3, "key": "F# minor", "loudness": -17.2, "brightness": 1_234.0}
     encoding = ALL.encoding(features)
-    assert (encoding.dtype, encoding.shape) == (np.float32, (ALL.dim,))
+    assert encoding.dtype == np.float32
+    assert encoding.shape == (ALL.dim,)
     parts = dict(zip(ALL.names, np.split(encoding, np.cumsum(ALL.sizes)[:-1]), strict=True))
     for condition in ALL.root:
         if isinstance(condition, NumberCondition):
