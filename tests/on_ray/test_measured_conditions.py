@@ -17,6 +17,7 @@ from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_core.loops.features import measure_features
 from audiodiff_core.pipeline import load_pipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
+from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
@@ -186,6 +187,21 @@ def test_samples_come_with_the_encodings_of_their_slices(measured: Path, tmp_pat
     assert [opened.features(0, row) for row in range(6)] == [
         data.features(group, row) for group, (_, _, rows) in enumerate(data.groups) for row in range(rows)
     ]
+
+
+def test_latents_come_with_the_features_of_their_slices(measured: Path, vae: Path, tmp_path: Path) -> None:
+    latents = str(tmp_path / "latents")
+    encode(EncodeOptions(dataset_name=str(measured), latents=True, vae=str(vae), output_dir=latents, num_workers=1))
+    more = {"preset": "tiny-conditional-latent", "vae": str(vae), "latents": latents}
+    inputs = load_training_inputs(_train_options(measured, tmp_path / "run", **more))
+    numbers = range(inputs.dataset.rows)
+    batch = inputs.order(seed=0).batch(numbers)
+    assert batch.images is None
+    of_images = load_training_inputs(_train_options(measured, tmp_path / "run")).order(seed=0).batch(numbers)
+    assert batch.encodings is not None
+    assert of_images.encodings is not None
+    assert np.array_equal(batch.encodings, of_images.encodings)
+    assert batch.encodings.any()
 
 
 def test_the_model_records_its_conditions(trained: Path) -> None:
