@@ -127,10 +127,12 @@ class MeasuredConditions(pydantic.RootModel[tuple[Condition, ...]]):
     def require_range(self, name: ConditionName, value: Feature) -> None:
         """Raise ValueError if a number is beyond the range of its condition."""
         condition = self.root[self.names.index(name)]
-        if isinstance(condition, NumberCondition) and not condition.low <= float(value or 0) <= condition.high:
-            raise ValueError(
-                f"the model is conditioned on a {name} of {condition.low:g} to {condition.high:g} {UNITS[name]}"
-            )
+        if isinstance(condition, NumberCondition):
+            assert isinstance(value, int | float), "the feature is a number"
+            if not condition.low <= value <= condition.high:
+                raise ValueError(
+                    f"the model is conditioned on a {name} of {condition.low:g} to {condition.high:g} {UNITS[name]}"
+                )
 
     def encoding(self, features: Mapping[str, Feature]) -> Weights:
         """Return the encoding (dim,) of features. Features that are missing or None are not known."""
