@@ -30,10 +30,11 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
         "" if vae is None else f" and {_parameters(vae)} in the autoencoder"
     )
     prediction = scheduler.config.get("prediction_type", "flow")
+    by = "nothing" if encoding_dim is None else f"one encoding of {encoding_dim} values per loop"
     facts = {
         "network": f"{type(unet).__name__}, {networks}",
         "predicts": f"{prediction} ({type(scheduler).__name__})",
-        "conditioned by": "nothing" if encoding_dim is None else f"one encoding of {encoding_dim} values per loop",
+        "conditioned by": by if record.conditions is None else ", ".join(record.conditions.names),
     }
     metadata = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
     metrics = {name: f"{value:g}" for name, value in record.metrics.items()}

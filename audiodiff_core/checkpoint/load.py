@@ -164,7 +164,7 @@ def read_model(root: Path, changes: list[str]) -> Model:
     layout = _layout(root, changes)
     record = _record(root)
     unet, scheduler, mel, vae = _parts(layout, changes, weights=True)
-    return Model(unet, scheduler, mel, _digest(layout), vae, record)
+    return Model(unet, scheduler, mel, _digest(layout, record), vae, record)
 
 
 def _layout(root: Path, changes: list[str]) -> Layout:
@@ -225,8 +225,8 @@ def _mel(layout: Layout, unet: Any, vae: Any, changes: list[str]) -> MelConfig:
     return mel
 
 
-def _digest(layout: Layout) -> str:
-    """Return the first 16 hex digits of the SHA-256 of classes, weights and configurations."""
+def _digest(layout: Layout, record: ModelRecord | None) -> str:
+    """Return the first 16 hex digits of the SHA-256 of classes, weights, configurations and measured conditions."""
     root, networks = layout.root, {"unet": layout.root / "unet"}
     if layout.autoencoder:
         networks[AUTOENCODER_KEYS[0]] = root / layout.autoencoder
@@ -240,4 +240,6 @@ def _digest(layout: Layout) -> str:
     for name, path in files.items():
         with path.open("rb") as file:
             sha256.update(f" {name} {hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+    if record is not None and record.conditions is not None:
+        sha256.update(f" conditions {record.conditions.model_dump_json()}".encode())
     return sha256.hexdigest()[:16]

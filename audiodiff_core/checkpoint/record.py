@@ -5,6 +5,8 @@ from typing import Any
 
 import pydantic
 
+from audiodiff_core.embeddings.measured import MeasuredConditions
+
 MODEL_FORMAT_VERSION = 1
 
 
@@ -39,3 +41,14 @@ class ModelRecord(pydantic.BaseModel):
         None,
         description="encoder of the training encodings; none: they did not state it, or there were none",
     )
+    conditions: MeasuredConditions | None = pydantic.Field(
+        None, description="measured features that the model is conditioned on, and their encoding; none: there are none"
+    )
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_absent_conditions(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave conditions out of the records of models without them, which earlier versions read."""
+        content: dict[str, Any] = handler(self)
+        if self.conditions is None:
+            del content["conditions"]
+        return content

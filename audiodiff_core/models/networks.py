@@ -47,10 +47,12 @@ def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
         ValueError: If a conditional preset has no encodings, or an unconditional preset has encodings.
     """
     if PRESETS[preset].conditional and encoding_dim is None:
-        raise ValueError(f"preset {preset} is conditional: pass encodings")
+        raise ValueError(f"preset {preset} is conditional: pass encodings or a condition")
     if encoding_dim is not None and not PRESETS[preset].conditional:
         conditional_presets = ", ".join(name for name, other in PRESETS.items() if other.conditional)
-        raise ValueError(f"preset {preset} takes no encodings: omit them, or use one of {conditional_presets}")
+        raise ValueError(
+            f"preset {preset} takes no encodings and no condition: omit them, or use one of {conditional_presets}"
+        )
 
 
 def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_dim: int | None = None) -> Any:

@@ -12,6 +12,7 @@ PresetName = Literal[
     "tiny-latent",
     "tiny-conditional-latent",
     "small",
+    "small-conditional",
     "ddpm-64",
     "ddpm-256",
     "latent-256",
@@ -69,6 +70,14 @@ _TINY_LATENT = Preset(
     objective=_LATENT_OBJECTIVE,
 )
 
+_SMALL = Preset(
+    block_out_channels=(64, 128, 192, 256),
+    attention_levels=(2, 3),
+    layers_per_block=2,
+    attention_head_dim=32,
+    objective=_IMAGE_OBJECTIVE,
+)
+
 # teticio/audio-diffusion uses this network of 113.7 M parameters at every resolution, and for latents.
 _ORIGINAL = Preset(
     block_out_channels=(128, 128, 256, 256, 512, 512),
@@ -86,12 +95,13 @@ PRESETS: dict[PresetName, Preset] = {
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
-    "small": Preset(
-        block_out_channels=(64, 128, 192, 256),
-        attention_levels=(2, 3),
-        layers_per_block=2,
-        attention_head_dim=32,
-        objective=_IMAGE_OBJECTIVE,
+    "small": _SMALL,
+    "small-conditional": _SMALL.model_copy(
+        update={
+            "conditional": True,
+            "attention_head_dim": 8,
+            "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),
+        }
     ),
     "ddpm-64": _ORIGINAL,
     "ddpm-256": _ORIGINAL,

@@ -132,7 +132,7 @@ class ModelEncoder:
     Args:
         record: The record of the model, or None.
         encoder: An encoder, or a name for `load_encoder`. None selects the recorded encoder.
-        dim: Number of values of an encoding, or None for an unconditional model.
+        dim: Number of values of an encoding, or None for a model that takes no embeddings.
         device: Torch device of the encoder.
     """
 
@@ -144,7 +144,7 @@ class ModelEncoder:
     @cached_property
     def loaded(self) -> Encoder:
         """The encoder. Raises ValueError if it cannot be used. See `model_encoder`."""
-        assert self.dim is not None, "an unconditional model has no encoder"
+        assert self.dim is not None, "the model has no encoder"
         return model_encoder(self.record, self.encoder, self.dim, self.device)
 
     def embedded(self, conditions: Iterable[Condition], files: AudioFiles) -> Iterator[tuple[Condition, Embedded]]:

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from audiodiff_core.embeddings.measured import MeasuredConditions
+from audiodiff_core.pipeline.features import requested_encoding
 from audiodiff_core.pipeline.geometry import MIN_WIDTH, Geometry
 from audiodiff_core.pipeline.interpolation import Noise
 from audiodiff_core.pipeline.sources import (
@@ -81,11 +83,23 @@ class Inputs:
         geometry: The geometry of the model.
         scheduler: The scheduler that is saved with the model.
         tasks: The tasks of the model.
+        conditions: The conditions of the model on measured features, or None.
+
+    Raises:
+        ValueError: If the network takes encodings of another size than the conditions.
     """
 
     geometry: Geometry
     scheduler: Any
     tasks: Tasks
+    conditions: MeasuredConditions | None = None
+
+    def __post_init__(self) -> None:
+        if self.conditions is not None and self.conditions.dim != self.geometry.encoding_dim:
+            raise ValueError(
+                f"conditions of {self.conditions.dim} values do not fit the network, which takes "
+                f"{self.geometry.encoding_dim or 'none'}: the record of the model is of another model"
+            )
 
     def shape(self, width: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of a sample of `width` columns."""
@@ -104,10 +118,16 @@ class Inputs:
         filled = self.geometry.resolved(request, self.scheduler)
         dim = self.geometry.encoding_dim
         references = references or References()
+        of_features = requested_encoding(request, self.conditions)
         if encoding is None and request.condition is not None:
+            field_name, text = request.condition
             if dim is None:
-                field_name, text = request.condition
                 raise ValueError(f"{field_name} {text}: the model is not conditional, omit it")
+            if self.conditions is not None:
+                raise ValueError(
+                    f"{field_name} {text}: the model has no encoder, it is conditioned on "
+                    f"{', '.join(self.conditions.names)}: omit it"
+                )
             encoding = references.embedding(request.condition)
         elif encoding is None and isinstance(request.encoding, str):
             known = references.encodings
@@ -116,6 +136,8 @@ class Inputs:
             encoding = known[request.encoding]
         elif encoding is None and request.encoding is not None:
             encoding = np.array(request.encoding, np.float32)
+        if encoding is None:
+            encoding = of_features
         if encoding is None:
             return Item(filled, self.width(filled))
         if dim is None:

@@ -51,6 +51,8 @@ class LoopPipeline(ArrayCalls):
         vae: The AutoencoderKL of a latent model. None for a model that works on images.
         device: Torch device of the interactive profile. None selects the GPU of this process, or else the CPU.
         model_digest: Digest of the model for the tags of files, or None for networks that were not loaded.
+        record: Record of the model's origin, which states its conditions and its encoder, or None.
+        encoder: As in `of`.
 
     Attributes:
         geometry: Image and sample sizes of the model.
@@ -74,6 +76,8 @@ class LoopPipeline(ArrayCalls):
         vae: Any = None,
         device: str | None = None,
         model_digest: str | None = None,
+        record: ModelRecord | None = None,
+        encoder: Encoder | str | None = None,
     ) -> None:
         self.is_interactive = profile == "interactive"
         if isinstance(profile, str):
@@ -84,12 +88,13 @@ class LoopPipeline(ArrayCalls):
         require_mel(self.vocoder, mel)
         self.sampler = Sampler(unet, scheduler, profile)
         self._parts = unet, vae
-        self._record: ModelRecord | None = None
-        self._model_digest = model_digest
-        self._encoder = ModelEncoder(None, None, self.geometry.encoding_dim, profile.device)
+        self._record, self._model_digest = record, model_digest
+        conditions = None if record is None else record.conditions
+        encoded_dim = self.geometry.encoding_dim if conditions is None else None
+        self._encoder = ModelEncoder(record, encoder, encoded_dim, profile.device)
         self.codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
         self._tasks = Tasks(self.geometry, self.codec)
-        self._inputs = Inputs(self.geometry, scheduler, self._tasks)
+        self._inputs = Inputs(self.geometry, scheduler, self._tasks, conditions)
         self._renderer = Renderer(self.codec, self.vocoder, self.geometry, model_digest)
         self._runner = Runner(self.sampler, self._renderer, self.is_interactive)
 
@@ -103,10 +108,8 @@ class LoopPipeline(ArrayCalls):
             encoder: The encoder of a conditional model, for requests with `like` or `prompt`: an encoder, or a name for
                 `load_encoder`. None loads the encoder that is recorded with the model, for the first such request.
         """
-        pipeline = cls(model.unet, model.scheduler, model.mel, profile, vae=model.vae, model_digest=model.digest)
-        pipeline._record = model.record
-        pipeline._encoder = replace(pipeline._encoder, record=model.record, encoder=encoder)
-        return pipeline
+        parts: dict[str, Any] = {"vae": model.vae, "model_digest": model.digest, "record": model.record}
+        return cls(model.unet, model.scheduler, model.mel, profile, **parts, encoder=encoder)
 
     @classmethod
     def from_pretrained(
@@ -158,9 +161,8 @@ class LoopPipeline(ArrayCalls):
         if there.kind == self.profile.kind:
             there = self.profile.model_copy(update={"device": there.device})
         profile: Profile = "interactive" if self.is_interactive else there
-        options = {"vae": vae, "device": str(device), "model_digest": self._model_digest}
+        options = {"vae": vae, "device": str(device), "model_digest": self._model_digest, "record": self._record}
         moved = LoopPipeline(unet, self.sampler.scheduler, self.mel, profile, **options)
-        moved._record = self._record
         moved._encoder = replace(self._encoder, device=str(device))
         return moved
 

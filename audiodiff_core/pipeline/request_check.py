@@ -25,7 +25,9 @@ class RequestCheck:
     def __init__(self, model: ModelOutline) -> None:
         self.geometry = Geometry.of(model.unet, model.vae, model.mel)
         profile = ExecutionProfile(batch_size=1, device="meta")
-        self._inputs = Inputs(self.geometry, model.scheduler, Tasks(self.geometry, Codec(None, profile)))
+        tasks = Tasks(self.geometry, Codec(None, profile))
+        conditions = None if model.record is None else model.record.conditions
+        self._inputs = Inputs(self.geometry, model.scheduler, tasks, conditions)
         self._probe = Sampler(model.unet, model.scheduler, profile).batch()
 
     def resolved(self, request: Request, references: References | None = None) -> Request:

@@ -1,9 +1,10 @@
 """Sampling parameters: what shapes a result beside its seed, its encoding and its sources."""
 
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pydantic
 
+from audiodiff_core.audio.key_names import key_name
 from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR, LOOP_TEMPO_RANGE_BPM
 from audiodiff_core.diffusion.methods import MAX_STEPS, METHODS, ZERO_SNR_DEFAULT, ZERO_SNR_STEPS, SchedulerName
 
@@ -11,6 +12,15 @@ MAX_WIDTH = 16_384
 MAX_GUIDANCE = 100.0
 MAX_DURATION_S = 3_600.0
 MAX_BARS = 1_024
+MAX_KEY = 16
+LOUDNESS_BOUNDS_LUFS = (-70.0, 0.0)
+"""From the gate of the measurement to full scale."""
+BRIGHTNESS_BOUNDS_HZ = (1.0, 96_000.0)
+"""Up to half of the largest sample rate of images."""
+FEATURE_FIELDS = ("bpm", "key", "loudness", "brightness")
+"""Fields that state a feature of the loop to a model that is conditioned on it."""
+
+KeyName = Annotated[str, pydantic.StringConstraints(max_length=MAX_KEY), pydantic.AfterValidator(key_name)]
 
 
 class Numeric(pydantic.BaseModel):
@@ -98,7 +108,25 @@ class SamplingParameters(Numeric):
         ge=LOOP_TEMPO_RANGE_BPM[0],
         le=LOOP_TEMPO_RANGE_BPM[1],
         allow_inf_nan=False,
-        description="tempo in beats per minute; needs bars",
+        description="tempo in beats per minute; without bars, for a model that is conditioned on tempo",
+    )
+    key: KeyName | None = pydantic.Field(
+        None, description="key, such as C, Am or F# minor, for a model that is conditioned on key"
+    )
+    loudness: float | None = pydantic.Field(
+        None,
+        ge=LOUDNESS_BOUNDS_LUFS[0],
+        le=LOUDNESS_BOUNDS_LUFS[1],
+        allow_inf_nan=False,
+        description="loudness in LUFS of the recordings that the loop resembles, for a model that is conditioned on "
+        "loudness; the level of the loop does not follow it",
+    )
+    brightness: float | None = pydantic.Field(
+        None,
+        ge=BRIGHTNESS_BOUNDS_HZ[0],
+        le=BRIGHTNESS_BOUNDS_HZ[1],
+        allow_inf_nan=False,
+        description="spectral centroid in Hz, for a model that is conditioned on brightness",
     )
     seamless: bool = pydantic.Field(
         False, description="make the end of the loop lead into its beginning: network and phases are circular in time"
@@ -106,7 +134,7 @@ class SamplingParameters(Numeric):
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Self:
-        if (self.bars is None) != (self.bpm is None):
+        if self.bars is not None and self.bpm is None:
             raise ValueError(f"bars {self.bars} with bpm {self.bpm}: set both or neither")
         other = "bars" if self.bars is not None else "width" if self.width is not None else None
         if self.duration_s is not None and other is not None and not (self.has_windows and other == "width"):
@@ -114,6 +142,12 @@ class SamplingParameters(Numeric):
                 f"duration_s {self.duration_s:g} with {other}: both state the length, set only one of them"
             )
         return self
+
+    @property
+    def features(self) -> dict[str, float | str]:
+        """Features that are stated, by the name of the field."""
+        stated = {name: getattr(self, name) for name in FEATURE_FIELDS}
+        return {name: value for name, value in stated.items() if value is not None}
 
     @property
     def inverts(self) -> bool:

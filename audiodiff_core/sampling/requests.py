@@ -50,6 +50,9 @@ class SeededRequest(Conditioned, SamplingParameters):
         stated = [name for name in ("encoding", "like", "prompt") if getattr(self, name) is not None]
         if len(stated) > 1:
             raise ValueError(f"{stated[1]} with {stated[0]}: both state the encoding, set only one of them")
+        features = [name for name in self.features if name != "bpm" or self.bars is None]
+        if stated and features:
+            raise ValueError(f"{features[0]} with {stated[0]}: both state the encoding, set only one of them")
         return self
 
 

@@ -11,7 +11,9 @@ from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.diffusion.philox import Purpose, normals, words
 
 TIMESTEP_WORDS, DROPOUT_WORD = slice(0, 2), 2
-"""Random words of a sample: two for its timestep, and one for the dropout of its conditioning."""
+PARTS_WORDS_FROM = 3
+"""Random words of a sample: two for its timestep, one for the dropout of its conditioning, and the following words for
+the dropout of parts of its conditioning."""
 
 PartT = TypeVar("PartT", "TrainBatch", "Draws")
 
@@ -26,12 +28,15 @@ class Draws:
         kept: Mask of shape (batch,), True for samples whose encodings are used, and False for dropped encodings.
         latent_noise: Noise ~ N(0, 1) of the shape of `noise` with which latents are drawn from their mean and
             standard deviation. None if the network is trained on images.
+        kept_values: Mask of shape (batch, dim), True for the values of encodings whose part is used. None if encodings
+            have no parts.
     """
 
     timesteps: torch.Tensor
     noise: torch.Tensor
     kept: torch.Tensor
     latent_noise: torch.Tensor | None
+    kept_values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,7 @@ def draws(
     shape: tuple[int, ...],
     *,
     latents: bool = False,
+    parts: Sequence[int] = (),
     device: torch.device | str,
 ) -> Draws:
     """Draw the random values of samples, each a function of (seed, sample number).
@@ -115,16 +121,34 @@ def draws(
         objective: The training objective: distribution of the timesteps, and rate of the conditioning dropout.
         shape: Shape of the noise of one sample: (channels, height, width).
         latents: Whether to draw `latent_noise` too.
+        parts: Numbers of values of the parts of an encoding that are dropped on their own.
         device: Device that draws the values.
     """
     numbers = numbers.to(device, non_blocking=True)
-    scalars = words(seed, numbers, Purpose.SCALARS, 3, device)
+    scalars = words(seed, numbers, Purpose.SCALARS, PARTS_WORDS_FROM + 1 + len(parts), device)
     return Draws(
         timesteps=objective.timesteps_from(scalars[:, TIMESTEP_WORDS]),
         noise=normals(seed, numbers, Purpose.NOISE, shape, device),
         kept=scalars[:, DROPOUT_WORD] >= math.ceil(objective.conditioning_dropout * 2**32),
         latent_noise=normals(seed, numbers, Purpose.LATENT_NOISE, shape, device) if latents else None,
+        kept_values=_kept_values(scalars[:, PARTS_WORDS_FROM:], parts) if parts else None,
     )
+
+
+def _kept_values(scalars: torch.Tensor, parts: Sequence[int]) -> torch.Tensor:
+    """Return the mask (batch, sum(parts)) of the values of the parts that are kept.
+
+    The number of kept parts is uniform from 1 to all, and all sets of this number are equally likely. A model thus
+    learns each condition alone and any of them together.
+
+    Args:
+        scalars: Random words (batch, 1 + len(parts)): the first for the number of parts, the others for their order.
+        parts: Numbers of values of the parts.
+    """
+    kept_parts = 1 + ((scalars[:, :1] * len(parts)) >> 32)
+    ranks = scalars[:, 1:].argsort(dim=1, stable=True).argsort(dim=1)
+    kept = ranks < kept_parts
+    return torch.cat([kept[:, part : part + 1].expand(-1, size) for part, size in enumerate(parts)], dim=1)
 
 
 def _combined(parts: Sequence[PartT], function: Callable[[list[torch.Tensor]], torch.Tensor]) -> PartT:

@@ -1,6 +1,6 @@
 """Training state of a denoising network: network, averaged weights, optimizer and progress."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class TrainState:
         learning_rate: The initial learning rate.
         seed: Seed of the random draws.
         vae: The frozen autoencoder of a latent network.
+        encoding_parts: Numbers of values of the parts of an encoding that conditioning dropout drops on their own too.
         optimizer: The optimizer.
         ema_decay: Decay of the weight average after its warmup, in [0, 1].
         max_gradient_norm: Norm to which gradients are clipped.
@@ -72,6 +73,7 @@ class TrainState:
         seed: int,
         *,
         vae: Any = None,
+        encoding_parts: Sequence[int] = (),
         optimizer: OptimizerName = "adamw",
         ema_decay: float = EMA_DECAY,
         max_gradient_norm: float = MAX_GRADIENT_NORM,
@@ -85,6 +87,7 @@ class TrainState:
         self.bare = network if self.sharded else network.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed
+        self.encoding_parts = tuple(encoding_parts)
         self.max_gradient_norm = max_gradient_norm
         self.conditional = "cross_attention_dim" in network.config
         if objective.conditioning_dropout and not self.conditional:

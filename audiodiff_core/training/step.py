@@ -81,7 +81,9 @@ def with_draws(state: TrainState, batch: TrainBatch) -> TrainBatch:
         factor = latent_factor(state.vae)
         shape = (state.vae.config.latent_channels, *(side // factor for side in batch.images.shape[1:]))
     numbers, latents = batch.numbers, state.vae is not None
-    drawn = draws(state.seed, numbers, state.objective, shape, latents=latents, device=numbers.device)
+    drawn = draws(
+        state.seed, numbers, state.objective, shape, latents=latents, parts=state.encoding_parts, device=numbers.device
+    )
     return replace(batch, drawn=drawn)
 
 
@@ -115,7 +117,8 @@ def on_device(
         clean = drawn_latents(moments, drawn.latent_noise, state.vae.config.scaling_factor)
     encodings = batch.encodings
     if encodings is not None and dropout:
-        encodings = encodings * drawn.kept.unsqueeze(1)
+        kept = drawn.kept.unsqueeze(1)
+        encodings = encodings * (kept if drawn.kept_values is None else kept & drawn.kept_values)
     return clean, drawn, encodings
 
 

@@ -28,13 +28,13 @@ from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_FORMAT_VERSION,
-    DATASET_SCHEMA,
     MEL_CONFIG,
     VALIDATION_SPLIT,
     MelDataset,
     data_file,
 )
 from audiodiff_platform.mel_data.sample_order import DataOrder
+from audiodiff_platform.mel_data.slice_schema import UNMEASURED_SCHEMA
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.train.batches import Batches, Reads, Share
 from tests.benchmarks.processes import peak_bytes
@@ -70,7 +70,7 @@ def simulate(folder: Path, rows: int, images: Images | None = None) -> None:
     ]
     (folder / "data").mkdir(parents=True)
     first = folder / data_file(0)
-    pq.write_table(pa.Table.from_pylist(table, DATASET_SCHEMA), first, row_group_size=GROUP_ROWS)
+    pq.write_table(pa.Table.from_pylist(table, UNMEASURED_SCHEMA), first, row_group_size=GROUP_ROWS)
     groups = [GROUP_ROWS] * (SHARD_ROWS // GROUP_ROWS)
     records: dict[int, dict[str, Any]] = {}
     for shard in range(rows // SHARD_ROWS):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from audiodiff_core.audio import Samples, decode_audio
-from audiodiff_core.loops.key import TONICS, Key, Mode, measure_key
+from audiodiff_core.audio.key_names import TONICS, Mode
+from audiodiff_core.loops.key import Key, measure_key
 
 RATE = 22_050
 

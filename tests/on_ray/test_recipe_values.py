@@ -70,6 +70,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "vae": "0x10",
         "latents": "n",
         "encodings": "y",
+        "condition": ["brightness", "key,tempo"],
         "prediction_type": "v_prediction",
         "zero_terminal_snr": "yes",
         "beta_schedule": "squaredcos_cap_v2",
@@ -152,6 +153,9 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "duration_s": "1_0.5",
         "bars": "0_4",
         "bpm": "120",
+        "key": "f#m",
+        "loudness": "-2e1",
+        "brightness": "1_500",
         "seamless": "true",
     },
     "evaluate": {

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from audiodiff_core.checkpoint import load_model
+from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
@@ -34,8 +35,16 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(model: Path, conditional: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeOptions:
-    models = (f"tiny={model}", f"conditional={conditional}")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is conditioned on tempo and key."""
+    conditions = MeasuredConditions.of(["tempo", "key"])
+    folder = tmp_path_factory.mktemp("keyed") / "model"
+    return save_conditional(folder, conditions.dim, hop_length=512, conditions=conditions)
+
+
+@pytest.fixture(scope="module")
+def options(model: Path, conditional: Path, keyed: Path, tmp_path_factory: pytest.TempPathFactory) -> ServeOptions:
+    models = (f"tiny={model}", f"conditional={conditional}", f"keyed={keyed}")
     results = str(tmp_path_factory.mktemp("results"))
     return ServeOptions(
         model=models, port=free_port(), max_replicas=1, max_upload_mb=1, queue_batches=2, results_dir=results
@@ -71,8 +80,9 @@ def events_of(answer: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
 
 def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, model: Path) -> None:
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
-    described, other = client.get("/v1/models").json()["models"]
+    described, other, keyed = client.get("/v1/models").json()["models"]
     assert (described["name"], other["name"], other["encoding_dim"]) == ("tiny", "conditional", 4)
+    assert (other["conditions"], keyed["conditions"]) == ([], ["tempo", "key"])
     digest = load_model(model).digest
     assert described["digest"] == digest
     fields = {"seed": 3, "steps": 4, "scheduler": "ddpm"}
@@ -103,6 +113,29 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
     refused = client.post("/v1/generate", json={"model": "conditional", "prompt": "choir"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_encoder")
     assert client.post("/v1/encode", json={"audio": "AAAA"}).status_code == 404
+
+
+def test_tempo_and_key_are_fields_of_a_request(client: httpx.Client, keyed: Path, loops: Path) -> None:
+    fields = {"seed": 3, "steps": 2, "bpm": 90, "key": "f#m"}
+    answer = client.post("/v1/generate", json={"model": "keyed", **fields}, headers={"Accept": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert base64.b64decode(answer.json()["audio"]) == expected(keyed, fields)
+    request = answer.json()["request"]
+    assert (request["bpm"], request["key"]) == (90.0, "F# minor")
+    form = {"model": "keyed", "steps": "2", "seed": "3", "strength": "0.5", "key": "Am"}
+    source = loops / "loop_mika.flac"
+    varied = client.post("/v1/variations", data=form, files={"audio": source.read_bytes()})
+    own = {"kind": "vary", "source": str(source), "steps": 2, "seed": 3, "strength": 0.5, "key": "Am"}
+    assert varied.content == expected(keyed, own)
+    for body, words in (
+        ({"model": "tiny", "bpm": 90}, "bpm 90 without bars: the model is not conditioned on tempo, and has no"),
+        ({"model": "keyed", "brightness": 900}, "brightness 900: the model is not conditioned on brightness, only on"),
+        ({"model": "keyed", "key": "H"}, "key: key H: use a tonic and a mode, such as C, Am, F# minor or Bb major"),
+        ({"model": "keyed", "key": "C", "prompt": "choir"}, "key with prompt: both state the encoding"),
+    ):
+        refused = client.post("/v1/generate", json=body)
+        assert refused.status_code == 422
+        assert words in refused.json()["error"]["message"]
 
 
 def test_names_of_vllm_omni_are_understood(client: httpx.Client) -> None:

@@ -6,7 +6,7 @@ import sys
 import pyarrow as pa
 import pytest
 
-from audiodiff_platform.mel_data import mel_dataset as dataset
+from audiodiff_platform.mel_data.slice_schema import DATASET_SCHEMA
 from audiodiff_platform.prepare.worker import QUARANTINE_SCHEMA
 from audiodiff_platform.storage.arrow_tables import table
 from audiodiff_platform.work import plan
@@ -32,6 +32,10 @@ SLICES = [
         "start_s": index / 3,
         "duration_s": 5.0,
         "reference_db": -index / 7,
+        "tempo": None if index % 3 else 60 + index / 7,
+        "key": None if index % 2 else "F# minor",
+        "loudness": -20.0,
+        "brightness": None,
     }
     for index in range(130)
 ]
@@ -41,7 +45,7 @@ SLICES = [
     ("rows", "schema"),
     [
         (PLANNED, plan.PLAN_SCHEMA),
-        (SLICES, dataset.DATASET_SCHEMA),
+        (SLICES, DATASET_SCHEMA),
         ([{"audio_file": "a", "reason": "b", "size": 3}], QUARANTINE_SCHEMA),
         ([], plan.PLAN_SCHEMA),
         ([{"a": None}, {"a": "b"}], pa.schema([("a", pa.string())])),

@@ -97,7 +97,7 @@ def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path:
         _options(dataset, tmp_path, preset="tiny-conditional", encodings=_encodings(tmp_path / "all.parquet", names))
     )
     batch = start.order(seed=0).batch(range(data.rows))
-    assert start.encodings is not None
+    assert start.of_files is not None
     assert batch.encodings is not None
     assert batch.images is not None
     own = {
@@ -106,7 +106,7 @@ def test_samples_come_with_the_encodings_of_their_files(dataset: Path, tmp_path:
         for row in range(rows)
     }
     assert start.encoder == EncoderRecord(name="clap:mine", digest="0")
-    expected = start.encodings.vectors_for([own[image.numpy().tobytes()] for image in batch.images])
+    expected = start.of_files.vectors_for([own[image.numpy().tobytes()] for image in batch.images])
     assert np.array_equal(batch.encodings, expected)
     assert data.audio_files() == set(data.column("audio_file"))
 

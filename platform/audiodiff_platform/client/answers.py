@@ -65,6 +65,7 @@ class Model(_Answer):
         duration_s: The default duration of a loop in seconds.
         encoding_dim: The number of values of an encoding, or None for an unconditional model.
         latent_shape: Channels, height and width of a latent, or None for a model that works on images.
+        conditions: The measured features that the model is conditioned on.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Model(_Answer):
     duration_s: float
     encoding_dim: int | None = None
     latent_shape: tuple[int, int, int] | None = None
+    conditions: tuple[str, ...] = ()
 
 
 class Encoding(_Answer):

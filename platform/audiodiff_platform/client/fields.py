@@ -32,6 +32,9 @@ class GenerateFields(TypedDict, total=False):
     duration_s: float
     bars: int
     bpm: float
+    key: str
+    loudness: float
+    brightness: float
     seamless: bool
 
 

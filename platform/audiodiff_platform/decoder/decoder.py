@@ -27,8 +27,8 @@ class SlicedFile:
 
     Args:
         spool: The file with the concatenated PNGs.
-        slices: The `index`, `start_s`, `duration_s` and `reference_db` of each slice, and the size of its PNG in bytes
-            as `bytes`.
+        slices: The `index`, `start_s`, `duration_s` and `reference_db` of each slice, the size of its PNG in bytes as
+            `bytes`, and its measured `features` by name, or none.
     """
 
     spool: Path
@@ -67,7 +67,9 @@ class Decoder:
         """End the child process."""
         self._process.end()
 
-    def slices(self, name: str, local: Path, spool: Path, mel: MelConfig, slicing: Slicing) -> SlicedFile:
+    def slices(
+        self, name: str, local: Path, spool: Path, mel: MelConfig, slicing: Slicing, *, measured: bool = False
+    ) -> SlicedFile:
         """Cut an audio file into slices.
 
         Args:
@@ -76,6 +78,7 @@ class Decoder:
             spool: The file to which the PNGs are written.
             mel: The mel configuration of the images.
             slicing: The options of slicing.
+            measured: Whether to measure the features of the slices.
 
         Raises:
             AudioDecodeError: The audio file is unusable or silent.
@@ -87,6 +90,7 @@ class Decoder:
             **_files(local, spool, spool_bytes),
             "mel": mel.model_dump(),
             "slicing": slicing.model_dump(),
+            "measured": measured,
         }
         return SlicedFile(spool, self._result(name, self._limits.time(size, mel, slicing), request))
 

@@ -13,7 +13,7 @@ from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing
 
 MEMORY_BYTES_PER_SAMPLE = 64
-"""Memory for each sample of a slice: its spectra, power and image."""
+"""Memory for each sample of a slice: its spectra, power and image, and later the spectra of its measurement."""
 FILTERBANK_BYTES_PER_VALUE = 24
 """Memory for each value of the mel filterbank while it is computed."""
 MAX_TABLE_BYTES = 768 << 20

@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from audiodiff_core.audio import MACHINE_ERRORS, AudioDecodeError, PeakMeter, Samples, UnusableError, stream, too_long
+from audiodiff_core.loops.features import SliceMeter
 from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.mel.png import encode_png
 from audiodiff_core.mel.slices import CANCELLED, SILENT, MelSlice, Slicing, mel_slices, silence, slice_of_file
@@ -130,11 +132,16 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def _slices(request: Request, watch: LimitWatch) -> list[dict[str, Any]]:
-    """Write the PNG of each slice to the spool file; return the metadata and PNG size of each slice."""
+    """Write the PNG of each slice to the spool file; return the metadata, features and PNG size of each slice."""
     mel, slicing = _mel(json.dumps(request["mel"])), Slicing.model_validate(request["slicing"])
+    meter = SliceMeter(mel.config.sample_rate) if request["measured"] else None
     with Path(request["spool"]).open("wb") as file:
         pieces = [
-            {**_metadata(piece), "bytes": file.write(encode_png(piece.image))}
+            {
+                **_metadata(piece),
+                "bytes": file.write(encode_png(piece.image)),
+                "features": {} if meter is None else asdict(meter.features(piece.samples, piece.start_s)),
+            }
             for piece in mel_slices(request["file"], mel, slicing, watch)
         ]
     if not pieces:

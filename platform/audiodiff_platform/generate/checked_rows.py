@@ -17,6 +17,7 @@ import pydantic
 from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import REQUEST, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
+from audiodiff_core.sampling.parameters import FEATURE_FIELDS
 from audiodiff_core.sampling.requests import RemixRequest, Request, Strength, VaryRequest
 from audiodiff_platform.audio_files.source_files import locate, special_version
 from audiodiff_platform.cluster import usable_path
@@ -26,9 +27,9 @@ from audiodiff_platform.mel_data.encodings import Encodings
 
 MAX_BAD_SHOWN = 20
 CONCURRENT_LOOK_UPS = 32
-LENGTHS = frozenset({"width", "duration_s", "bars", "bpm"})
+LENGTHS = frozenset({"width", "duration_s", "bars"})
 STARTS = frozenset({"strength", "start_step"})
-CONDITIONS = frozenset({"encoding", *Conditioned.model_fields})
+ENCODINGS = frozenset({"encoding", *Conditioned.model_fields})
 SOURCE_FIELDS = ("source", "sources")
 _FIELD_OF_WORD = {"mask": "regenerate", "duration": "duration_s", "encodings": "encoding"}
 
@@ -134,13 +135,20 @@ class RowChecks:
     def _defaults_for(self, stated: Mapping[str, Any]) -> dict[str, Any]:
         """Return the defaults of a row.
 
-        A row that states any length has no default length. The same holds for a condition and for a start.
+        A row that states any length has no default length. The same holds for a start. Encodings and features replace
+        each other. `bpm` is a length if there are bars, otherwise it is a feature.
         """
         kind = stated.get("kind", "generate")
         left_out = {*stated}
-        for alternatives in (LENGTHS, CONDITIONS):
-            if alternatives & stated.keys():
-                left_out |= alternatives
+        features = {*FEATURE_FIELDS}
+        if "bars" in stated or "bars" in self.defaults:
+            features.remove("bpm")
+        if LENGTHS & stated.keys():
+            left_out |= LENGTHS | ({"bpm"} if "bars" in self.defaults else set())
+        if ENCODINGS & stated.keys():
+            left_out |= ENCODINGS | features
+        elif features & stated.keys():
+            left_out |= ENCODINGS
         if kind not in ("vary", "remix") or STARTS & stated.keys():
             left_out |= STARTS
         return {name: value for name, value in self.defaults.items() if name not in left_out}

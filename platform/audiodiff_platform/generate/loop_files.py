@@ -99,10 +99,12 @@ class LoopFiles:
         fields: dict[str, Any] = {} if request is None else request.model_dump()
         if isinstance(request, Strength) and request.strength is None and request.start_step is None:
             fields["strength"] = DEFAULT_STRENGTH
+        requested_key = fields.pop("key", None)  # `key` is the measured key
         return {
             **fields,
             "id": loop.id,
             "requested_duration_s": fields.get("duration_s"),
+            "requested_key": requested_key,
             "encoding_values": loop.encoding or None,
             **self.profile.record(),
             "model_digest": self.model_digest,

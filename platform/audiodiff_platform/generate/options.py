@@ -152,6 +152,11 @@ class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptio
     def _one_condition(self) -> Self:
         if self.like is not None and self.prompt is not None:
             raise ValueError("prompt with like: both state the encoding, set only one of them")
+        features = [name for name in self.features if name != "bpm" or self.bars is None]
+        if self.condition is not None and features:
+            raise ValueError(
+                f"{features[0]} with {self.condition.field}: both state the encoding, set only one of them"
+            )
         if self.encoder is not None and self.requests is None and self.condition is None:
             raise ValueError(f"encoder {self.encoder} is for like, prompt and requests")
         return self

@@ -13,12 +13,14 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from audiodiff_platform.mel_data.mel_dataset import Place, TrainingImages
 from audiodiff_platform.mel_data.pickled_tensors import read_pickled
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import from_parquet
@@ -33,6 +35,17 @@ MAX_VALUES = 2 << 30  # 8 GiB of vectors, which each training process holds in m
 MAX_NAMED_FILES = 3  # in an error message
 _PARQUET_MAGIC = b"PAR1"
 _PICKLE_MAGIC = b"\x80"
+
+
+class SliceEncodings(Protocol):
+    """Encodings of the slices of a dataset, on which a conditional model is trained."""
+
+    @property
+    def dim(self) -> int:
+        """Number of values of an encoding."""
+
+    def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
+        """Return the encodings (n, dim) of slices by their places in a dataset."""
 
 
 class Encodings:
@@ -93,6 +106,10 @@ class Encodings:
             more = f" and {len(missing) - MAX_NAMED_FILES:,} more" if len(missing) > MAX_NAMED_FILES else ""
             raise ValueError(f"no encoding for {names}{more}: encode the dataset that is used for training")
         return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
+
+    def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
+        """Return the encodings (n, dim) of the files of slices. See `SliceEncodings.at`."""
+        return self.vectors_for([dataset.audio_file(*place) for place in places])
 
 
 def schema(name: str, digest: str) -> pa.Schema:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX, CommittedPart
 
-LOOPS_FORMAT_VERSION = 5
+LOOPS_FORMAT_VERSION = 6
 LOOPS_SETTINGS = "generate.json"
 LOOPS_RUN = "_run.json"
 """Rate of the last run that generated loops, and metrics of the model at that time."""
@@ -43,6 +43,9 @@ MANIFEST_SCHEMA = pa.schema(
         ("bars", pa.int32()),
         ("bpm", pa.float64()),
         ("requested_duration_s", pa.float64()),
+        ("requested_key", pa.string()),
+        ("loudness", pa.float64()),
+        ("brightness", pa.float64()),
         ("seamless", pa.bool_()),
         ("encoding", pa.string()),  # name of the encoding
         ("like", pa.string()),

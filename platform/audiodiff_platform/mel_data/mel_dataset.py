@@ -3,7 +3,7 @@
     DIR/mel_config.json            the seven mel parameters of diffusers
     DIR/prepare.json               format version, all other settings, digest
     DIR/README.md                  dataset card, by which `datasets.load_dataset(DIR)` finds the data
-    DIR/data/train-NNNNNN.parquet  the slices (`DATASET_SCHEMA`); also validation-NNNNNN.parquet if tracks are held out
+    DIR/data/train-NNNNNN.parquet  the slices (`slice_schema.py`); also validation-NNNNNN.parquet if tracks are held out
     DIR/quarantine/*.parquet       files that cannot be used, with the reason
     DIR/_plan, DIR/_commits        the commit protocol
     DIR/_index.parquet             the list of parts, by which the dataset is opened
@@ -14,19 +14,18 @@ training run keeps the index with which it began as `dataset.parquet` in its fol
 continues with these parts even after more parts are added.
 """
 
-import json
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.mel.slices import Slicing
+from audiodiff_platform.mel_data.slice_schema import MEASURED, SliceFeatures
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX, CommittedPart, digest_of, from_parquet, parts_of, with_digest
 
@@ -38,35 +37,20 @@ DATASET_VERSION = "dataset.parquet"
 
 MAX_CACHED_ROW_GROUPS = 72  # see `sample_order.py`
 
-_FEATURES = {
-    "image": {"_type": "Image"},
-    "audio_file": {"dtype": "string", "_type": "Value"},
-    "slice": {"dtype": "int32", "_type": "Value"},
-    "source_sha256": {"dtype": "string", "_type": "Value"},
-    "start_s": {"dtype": "float64", "_type": "Value"},
-    "duration_s": {"dtype": "float64", "_type": "Value"},
-    "reference_db": {"dtype": "float32", "_type": "Value"},
-}
-DATASET_SCHEMA = pa.schema(
-    [
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("audio_file", pa.string()),
-        ("slice", pa.int32()),
-        ("source_sha256", pa.string()),
-        ("start_s", pa.float64()),
-        ("duration_s", pa.float64()),
-        ("reference_db", pa.float32()),
-    ],
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
-)
-
-
 TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
+
+Place = tuple[int, int]
+"""An index into the row groups of a dataset, and a row in the row group."""
 
 
 def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
     """Return the path of the slices of a shard, relative to the dataset."""
     return f"data/{split}-{shard:06d}.parquet"
+
+
+def is_measured(folder: Folder) -> bool:
+    """Return whether prepare measures the slices of a dataset, which is so unless an earlier version began it."""
+    return not folder.exists(DATASET_SETTINGS) or "measured" in folder.read_json(DATASET_SETTINGS)
 
 
 def groups_of(parts: Iterable[CommittedPart], split: str) -> list[tuple[int, int, int]]:
@@ -86,7 +70,7 @@ def _read(folder: Folder, name: str) -> bytes | None:
         return None
 
 
-def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any]) -> str:
+def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[str, Any], measured: bool) -> str:
     """Return the content of the dataset card.
 
     The front matter lists the data files for the `datasets` library. It also contains the digest, because the cache of
@@ -98,9 +82,11 @@ def card(mel: MelConfig, slicing: Slicing, splits: Sequence[str], summary: dict[
         slicing: Options by which audio was cut into slices.
         splits: Names of the splits.
         summary: Counts and digest of the dataset.
+        measured: Whether the dataset has the columns of measured features.
     """
     files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in splits)
     cut = ", ".join(f"{name} {value}" for name, value in slicing.model_dump().items() if value is not None)
+    columns = "`tempo` (bpm), `key`, `loudness` (LUFS) and `brightness` (Hz) are measured of each slice.\n"
     return f"""---
 configs:
 - config_name: default
@@ -114,7 +100,7 @@ configs:
 {mel.x_res}x{mel.y_res} log-mel images at {mel.sample_rate} Hz, hop length {mel.hop_length}, n_fft {mel.n_fft}; {cut}.
 {summary["validation_slices"]} of the slices are held out for validation, by track. \
 {summary["quarantined"]} other files cannot be used (`quarantine/`), {summary["duplicates"]} are duplicates.
-Digest `{summary["digest"]}`.
+{columns if measured else ""}Digest `{summary["digest"]}`.
 """
 
 
@@ -157,6 +143,13 @@ class TrainingImages(Protocol):
     def audio_files(self) -> set[str]:
         """Return all files from which slices were cut."""
 
+    @property
+    def measured(self) -> bool:
+        """Whether the dataset has the columns of measured features."""
+
+    def features(self, group: int, row: int) -> SliceFeatures:
+        """Return the measured features of a slice. The dataset must be `measured`."""
+
 
 class MelDataset:
     """One split of a finished mel dataset. The most recently used row groups are cached.
@@ -185,6 +178,7 @@ class MelDataset:
         self.rows = sum(rows for _, _, rows in self.groups)
         self._open = lru_cache(maxsize=64)(self._open_shard)
         self._cached: OrderedDict[int, tuple[list[bytes], list[str]]] = OrderedDict()
+        self._group_features = lru_cache(MAX_CACHED_ROW_GROUPS)(self._read_features)
 
     def _finished(self) -> tuple[str, list[CommittedPart], bytes]:
         """Return the present digest, parts and index of the dataset."""
@@ -251,6 +245,20 @@ class MelDataset:
     def audio_file(self, group: int, row: int) -> str:
         """Return the file from which the slice of an image was cut."""
         return self._group(group)[1][row]
+
+    @property
+    def measured(self) -> bool:
+        """Whether the dataset has the columns of measured features."""
+        return set(MEASURED) <= set(self._open(self.shards[0]).schema_arrow.names)
+
+    def features(self, group: int, row: int) -> SliceFeatures:
+        """Return the measured features of a slice. See `TrainingImages.features`."""
+        return self._group_features(group)[row]
+
+    def _read_features(self, group: int) -> list[SliceFeatures]:
+        shard, index, _ = self.groups[group]
+        rows: list[SliceFeatures] = self._open(shard).read_row_group(index, columns=list(MEASURED)).to_pylist()
+        return rows
 
     def _group(self, group: int) -> tuple[list[bytes], list[str]]:
         if group not in self._cached:

@@ -3,7 +3,8 @@
 A dataset of the original project has the columns `image` (PNG, mode L), `audio_file` and `slice`. It is a folder of
 `save_to_disk` (a Dataset, or a DatasetDict with a train split), a folder of Parquet files, or a repository of Parquet
 files on the Hugging Face Hub. The `datasets` library opens all of them as memory-mapped Arrow files and copies
-Parquet files into its cache once, so memory does not grow with the dataset.
+Parquet files into its cache once, so memory does not grow with the dataset. A dataset that prepare has published is
+read in this way too, with its measured features.
 
 These datasets do not state their mel configuration. The configuration is read from a `mel_config.json` in the
 dataset, or from the file that the option mel_config names. Otherwise, the defaults of the original project are used.
@@ -34,6 +35,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
     TrainingImages,
 )
 from audiodiff_platform.mel_data.plain_names import plainly_named
+from audiodiff_platform.mel_data.slice_schema import MEASURED, SliceFeatures
 from audiodiff_platform.storage import Folder, commits
 
 COLUMNS = ("image", "audio_file", "slice")
@@ -106,7 +108,8 @@ class OriginalDataset:
                 f"its columns are {', '.join(rows.column_names)}"
             )
         _require_same(name, own_mel, option_mel)
-        columns = [column for column in COLUMNS if column in rows.column_names]
+        self.measured = set(MEASURED) <= set(rows.column_names)
+        columns = [column for column in (*COLUMNS, *MEASURED) if column in rows.column_names]
         self._rows = rows.select_columns(columns).cast_column("image", datasets.Image(decode=False))
         self.rows = len(rows)
         self.groups = [
@@ -160,6 +163,15 @@ class OriginalDataset:
         if "audio_file" not in self._rows.column_names:
             raise ValueError(f"dataset_name {self.name}: has no column audio_file, which assigns encodings to images")
         return set(self._rows.unique("audio_file"))
+
+    @cached_property
+    def _measured_columns(self) -> Any:
+        return self._rows.select_columns(list(MEASURED))
+
+    def features(self, group: int, row: int) -> SliceFeatures:
+        """Return the measured features of a slice. See `TrainingImages.features`."""
+        features: SliceFeatures = self._measured_columns[group * GROUP_ROWS + row]
+        return features
 
     def _checked_image(self, number: int) -> Images:
         """Decode image `number`. Its size is checked before pixels are decompressed."""

@@ -24,16 +24,14 @@ import numpy.typing as npt
 import torch
 
 from audiodiff_core.training import TrainBatch
-from audiodiff_platform.mel_data.encodings import Encodings
+from audiodiff_platform.mel_data.encodings import SliceEncodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
-from audiodiff_platform.mel_data.mel_dataset import TrainingImages
+from audiodiff_platform.mel_data.mel_dataset import Place, TrainingImages
 
 STREAMS = 24
 WINDOW_ROWS = 256
 
 Numbers = npt.NDArray[np.int64]
-Place = tuple[int, int]
-"""An index into the row groups of the dataset, and a row in the row group."""
 
 
 class DataOrder:
@@ -45,7 +43,7 @@ class DataOrder:
         dataset: The dataset.
         seed: Seed of the order.
         latents: Latents of the dataset, which are read instead of the images.
-        encodings: Encodings of the audio files, which are added to the samples.
+        encodings: Encodings of the slices, which are added to the samples.
     """
 
     def __init__(
@@ -54,7 +52,7 @@ class DataOrder:
         seed: int,
         *,
         latents: LatentsDataset | None = None,
-        encodings: Encodings | None = None,
+        encodings: SliceEncodings | None = None,
     ) -> None:
         self.dataset, self.seed, self.latents, self.encodings = dataset, seed, latents, encodings
         self._group_rows = [rows for _, _, rows in dataset.groups]
@@ -80,7 +78,7 @@ def samples(
     places: Sequence[Place],
     dataset: TrainingImages,
     latents: LatentsDataset | None = None,
-    encodings: Encodings | None = None,
+    encodings: SliceEncodings | None = None,
 ) -> TrainBatch:
     """Read samples of a dataset.
 
@@ -89,12 +87,12 @@ def samples(
         places: Row group and row of each sample.
         dataset: The dataset.
         latents: Latents of the dataset, which are read instead of the images.
-        encodings: Encodings of the audio files, which are added to the samples.
+        encodings: Encodings of the slices, which are added to the samples.
     """
     numbered = torch.from_numpy(np.asarray(numbers, np.int64))
     vectors = None
     if encodings is not None:
-        vectors = torch.from_numpy(encodings.vectors_for([dataset.audio_file(*place) for place in places]))
+        vectors = torch.from_numpy(encodings.at(dataset, places))
     if latents is None:
         return TrainBatch(numbered, torch.from_numpy(np.stack([dataset.image(*place) for place in places])), vectors)
     moments = torch.from_numpy(np.stack([latents.moments(*place) for place in places]))

@@ -29,7 +29,9 @@ from audiodiff_platform.mel_data.mel_dataset import (
     TRAIN_SPLIT,
     VALIDATION_SPLIT,
     card,
+    is_measured,
 )
+from audiodiff_platform.mel_data.slice_schema import MEASURED
 from audiodiff_platform.prepare.duplicates import find_duplicates
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.prepare.worker import PrepareWorker, prepared
@@ -131,10 +133,15 @@ class PrepareOptions(Slicing, OutputOptions):
         step_s = self.mel().slice_duration_s * (1 - self.overlap)
         return shard_seconds(sources, max(MIN_SHARD_SECONDS, MIN_SHARD_SLICES * step_s))
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the content of the dataset."""
+    def settings(self, measured: bool = True) -> dict[str, Any]:
+        """Return the settings that determine the content of the dataset.
+
+        Args:
+            measured: Whether the dataset has the columns of measured features.
+        """
         chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
-        return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen}
+        columns = {"measured": list(MEASURED)} if measured else {}
+        return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen, **columns}
 
 
 def prepare(options: PrepareOptions) -> dict[str, Any]:
@@ -151,7 +158,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     uris = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
     options = options.model_copy(update=uris)
     inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
-    commits.require_same(output, DATASET_SETTINGS, options.settings())
+    commits.require_same(output, DATASET_SETTINGS, options.settings(is_measured(output)))
     if options.push_to_hub:
         claim_repository(options.push_to_hub)
     with owned(output, options.take_over) as lease:
@@ -199,7 +206,8 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
 def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
     arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
-    return ShardedJob(work, lease, (DATASET_SETTINGS, options.settings()), plan, ("data", "quarantine"), "slices")
+    settings = options.settings(is_measured(lease.folder))
+    return ShardedJob(work, lease, (DATASET_SETTINGS, settings), plan, ("data", "quarantine"), "slices")
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:
@@ -260,6 +268,7 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
     padding = Padding.of(records.values())
     if advice := padding.advice(options.mel()):
         say(f"warning: {advice}")
+    measured = is_measured(output)
     parts = {name: digest for record in records.values() for name, digest in record["parts"].items()}
     summary: dict[str, Any] = {
         "format_version": DATASET_FORMAT_VERSION,
@@ -270,11 +279,11 @@ def _finish(options: PrepareOptions, job: ShardedJob, inputs: Inputs) -> dict[st
         "validation_slices": validation,
         "mostly_padding": round(padding.share, 4),
         "shards": len(records),
-        "digest": commits.settings_digest({"settings": options.settings(), "parts": parts}),
+        "digest": commits.settings_digest({"settings": options.settings(measured), "parts": parts}),
     }
     output.write(MEL_CONFIG, options.mel().to_json().encode())
     splits = [TRAIN_SPLIT, VALIDATION_SPLIT] if validation else [TRAIN_SPLIT]
-    output.write("README.md", card(options.mel(), options.slicing(), splits, summary).encode())
+    output.write("README.md", card(options.mel(), options.slicing(), splits, summary, measured).encode())
     job.succeed(summary)
     return {
         **summary,

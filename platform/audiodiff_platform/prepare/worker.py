@@ -13,7 +13,8 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.audio_files import AudioItem, Inputs, Source, fetched, items, shortened, source_sha256
 from audiodiff_platform.decoder import Decoder, Limits
-from audiodiff_platform.mel_data.mel_dataset import DATASET_SCHEMA, TRAIN_SPLIT, VALIDATION_SPLIT, data_file
+from audiodiff_platform.mel_data.mel_dataset import TRAIN_SPLIT, VALIDATION_SPLIT, data_file, is_measured
+from audiodiff_platform.mel_data.slice_schema import DATASET_SCHEMA, UNMEASURED_SCHEMA
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.arrow_tables import table
@@ -43,13 +44,15 @@ class PrepareWorker:
         self.inputs, self.output = Inputs(input_dir), Folder(output_dir)
         self.decoder, self.mel, self.slicing = Decoder(Limits.of(mel)), mel, slicing
         self.validation_fraction, self.slice_s = validation_fraction, mel.slice_duration_s
+        self.measured = is_measured(self.output)
 
     def shard(self, shard: int, attempts: Attempts) -> Record:
         """Write the slices of each split and the quarantine of a shard; return the commit record."""
         planned = read_shard(self.output, shard)
         wanted = {source: frozenset(left_out) for source, left_out in planned if source.uri not in left_out}
         with self.output.scratch() as scratch:
-            draft = Draft(scratch, duplicates=len(planned) - len(wanted))
+            schema = DATASET_SCHEMA if self.measured else UNMEASURED_SCHEMA
+            draft = Draft(scratch, schema, duplicates=len(planned) - len(wanted))
             for source, fetching in fetched(self.inputs, wanted, scratch):
                 if attempts.gives_up(source.key):
                     draft.failed(source.uri, attempts.reason, source.bytes)
@@ -94,7 +97,8 @@ class PrepareWorker:
 
     def _add(self, item: AudioItem, sha256: str, draft: "Draft") -> None:
         """Add the slices of an item to its split. If the item is unusable, only raise AudioDecodeError."""
-        sliced = self.decoder.slices(item.name, item.local, draft.scratch / "slices.png", self.mel, self.slicing)
+        spool = draft.scratch / "slices.png"
+        sliced = self.decoder.slices(item.name, item.local, spool, self.mel, self.slicing, measured=self.measured)
         part = draft.parts[VALIDATION_SPLIT if int(sha256[:16], 16) < self.validation_fraction * 2**64 else TRAIN_SPLIT]
         for piece, png in sliced:
             draft.padding.add(piece, self.slice_s)
@@ -107,6 +111,7 @@ class PrepareWorker:
                     "start_s": piece["start_s"],
                     "duration_s": piece["duration_s"],
                     "reference_db": piece["reference_db"],
+                    **piece["features"],
                 }
             )
         draft.used += 1
@@ -137,12 +142,13 @@ class Draft:
 
     Args:
         scratch: The local folder for the files of the shard.
+        schema: The columns of the slices.
         duplicates: The number of sources that were left out as duplicates.
     """
 
-    def __init__(self, scratch: Path, duplicates: int) -> None:
+    def __init__(self, scratch: Path, schema: pa.Schema, duplicates: int) -> None:
         self.scratch, self.duplicates = scratch, duplicates
-        self.parts = {split: Part(scratch / f"{split}.parquet") for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
+        self.parts = {split: Part(scratch / f"{split}.parquet", schema) for split in (TRAIN_SPLIT, VALIDATION_SPLIT)}
         self.used, self.padding = 0, Padding()
         self.skipped: Counter[str] = Counter()
         self.failures: list[dict[str, Any]] = []
@@ -163,19 +169,20 @@ class Part:
 
     Args:
         file: The Parquet file to write.
+        schema: The columns.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        plain = [name for name in DATASET_SCHEMA.names if name != "image"] + ["image.path"]
+    def __init__(self, file: Path, schema: pa.Schema) -> None:
+        self.file, self.schema = file, schema
+        plain = [name for name in schema.names if name != "image"] + ["image.path"]
         self._writer = pq.ParquetWriter(
-            file, DATASET_SCHEMA, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")}
+            file, schema, compression={"image.bytes": "none", **dict.fromkeys(plain, "zstd")}
         )
         self._waiting: list[dict[str, Any]] = []
         self._row_groups: list[int] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add a row of DATASET_SCHEMA."""
+        """Add a row of the schema."""
         self._waiting.append(row)
         if len(self._waiting) == ROW_GROUP_ROWS:
             self._write()
@@ -193,6 +200,6 @@ class Part:
         }
 
     def _write(self) -> None:
-        self._writer.write_table(table(self._waiting, DATASET_SCHEMA))
+        self._writer.write_table(table(self._waiting, self.schema))
         self._row_groups.append(len(self._waiting))
         self._waiting = []

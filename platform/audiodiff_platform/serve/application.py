@@ -202,4 +202,7 @@ def _facts(name: str, path: str) -> ModelFacts:
     encoder = None if model.record is None or model.record.encoder is None else model.record.encoder.digest
     duration_s = mel.audio_size / mel.sample_rate
     latents = None if model.vae is None else latent_shape(model.vae, mel.y_res, mel.x_res)
-    return ModelFacts(name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder, latents)
+    conditions = () if model.record is None or model.record.conditions is None else model.record.conditions.names
+    return ModelFacts(
+        name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder, latents, conditions
+    )

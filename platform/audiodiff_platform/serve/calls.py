@@ -26,6 +26,7 @@ class ModelFacts:
         encoding_dim: Values per encoding, or None for an unconditional model.
         encoder_digest: Digest of the encoder of the training encodings, or None if the model does not state it.
         latent_shape: Channels, height and width of the latent of a slice, or None for a model that works on images.
+        conditions: Names of the measured features that the model is conditioned on.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ModelFacts:
     encoding_dim: int | None
     encoder_digest: str | None = None
     latent_shape: tuple[int, int, int] | None = None
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class Services:
             fixed |= {"prompt": None, "input": None}
         if all(model.encoding_dim is None for model in self.models):
             fixed |= {"guidance_scale": 1}
-        return fixed
+        known = {condition for model in self.models for condition in model.conditions}
+        return fixed | dict.fromkeys({"key", "loudness", "brightness"} - known)
 
     async def encoded(self, encoder: EncoderFacts, item: bytes | str) -> Vector | Problem:
         """Return the embedding of an audio file or of a text, or the reason why there is none."""

@@ -14,7 +14,7 @@ def table(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Convert rows to a table, like `pa.Table.from_pylist`.
 
     Args:
-        rows: The values of each row by column name. Only text and bytes can be None.
+        rows: The values of each row by column name. Numbers, text and bytes can be None.
         schema: The columns: numbers, text, bytes, and lists and structs of these.
     """
     return pa.Table.from_arrays(
@@ -30,10 +30,18 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         items = _array([item for value in values for item in value], kind.value_type)
         return pa.Array.from_buffers(kind, len(values), [None, _offsets(values)], children=[items])
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        valid = pa.py_buffer(np.packbits(np.array([value is not None for value in values], bool), bitorder="little"))
         contents = [value.encode() if isinstance(value, str) else value or b"" for value in values]
-        return pa.Array.from_buffers(kind, len(values), [valid, _offsets(contents), pa.py_buffer(b"".join(contents))])
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+        buffers = [_valid(values), _offsets(contents), pa.py_buffer(b"".join(contents))]
+        return pa.Array.from_buffers(kind, len(values), buffers)
+    valid = None
+    if any(value is None for value in values):
+        valid, values = _valid(values), [0 if value is None else value for value in values]
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.array(values, kind.to_pandas_dtype()))])
+
+
+def _valid(values: Sequence[Any]) -> pa.Buffer:
+    """Return the bits of the values that are not None."""
+    return pa.py_buffer(np.packbits(np.array([value is not None for value in values], bool), bitorder="little"))
 
 
 def _offsets(values: Sequence[Any]) -> pa.Buffer:

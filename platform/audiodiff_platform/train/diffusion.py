@@ -189,7 +189,11 @@ def write_model(options: TrainOptions, output: Folder, cost: TrainingCost) -> di
     counts = {"steps": progress["step"], "samples": progress["samples"], "seconds": round(progress["seconds"], 1)}
     metrics = {**counts, **_throughput(options, cost, progress), **progress["logged"], **validation}
     record = ModelRecord(
-        recipe=options.recipe(), data_digest=inputs.dataset.digest, metrics=metrics, encoder=inputs.encoder
+        recipe=options.recipe(),
+        data_digest=inputs.dataset.digest,
+        metrics=metrics,
+        encoder=inputs.encoder,
+        conditions=inputs.conditions,
     )
     with model_folder(output) as folder:
         save_model(

@@ -60,6 +60,7 @@ def trained(
         options.learning_rate,
         options.seed,
         vae=inputs.vae,
+        encoding_parts=() if inputs.conditions is None else inputs.conditions.sizes,
         optimizer=options.optimizer,
         ema_decay=options.ema_decay,
         max_gradient_norm=options.max_gradient_norm,

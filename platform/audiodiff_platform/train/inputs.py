@@ -12,12 +12,14 @@ import torch
 
 from audiodiff_core.checkpoint import EncoderRecord, load_model, load_vae
 from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, check_resolution, network_digest
 from audiodiff_platform.cluster import is_hub_id, public_encoder
-from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, read_encodings
+from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, SliceEncodings, read_encodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
+from audiodiff_platform.mel_data.measured import MeasuredEncodings
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_VERSION,
     MEL_CONFIG,
@@ -27,6 +29,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
 )
 from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.mel_data.sample_order import DataOrder
+from audiodiff_platform.mel_data.slice_schema import MEASURED
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.options import TrainOptions
 
@@ -41,7 +44,7 @@ class TrainingInputs:
         dataset: Dataset of mel images.
         vae: Autoencoder of a latent network, else None.
         latents: Precomputed latents of the dataset, or None.
-        encodings: Encodings of the audio files for a conditional network, else None.
+        encodings: Encodings of the slices for a conditional network, else None.
         pretrained_digest: Digest of the model that training starts from, or None.
     """
 
@@ -50,8 +53,18 @@ class TrainingInputs:
     dataset: TrainingImages
     vae: Any
     latents: LatentsDataset | None
-    encodings: Encodings | None
+    encodings: SliceEncodings | None
     pretrained_digest: str | None
+
+    @property
+    def of_files(self) -> Encodings | None:
+        """The encodings, if they are encodings of audio files."""
+        return self.encodings if isinstance(self.encodings, Encodings) else None
+
+    @property
+    def conditions(self) -> MeasuredConditions | None:
+        """The conditions on measured features, or None."""
+        return self.encodings.conditions if isinstance(self.encodings, MeasuredEncodings) else None
 
     @property
     def mel(self) -> MelConfig:
@@ -66,13 +79,13 @@ class TrainingInputs:
             "pretrained_digest": self.pretrained_digest,
             "vae_digest": None if self.vae is None else network_digest(self.vae),
             "latents_digest": None if self.latents is None else self.latents.digest,
-            "encodings_digest": None if self.encodings is None else self.encodings.content_digest,
+            "encodings_digest": None if self.of_files is None else self.of_files.content_digest,
         }
 
     @property
     def encoder(self) -> EncoderRecord | None:
         """Record of the encoder of the encodings, or None if it is unknown."""
-        encodings = self.encodings
+        encodings = self.of_files
         if encodings is None or encodings.name is None or encodings.digest is None:
             return None
         return EncoderRecord(name=public_encoder(encodings.name), digest=encodings.digest)
@@ -82,7 +95,7 @@ class TrainingInputs:
         """Contents of the files that record the versions of the data in the run folder, by name."""
         return {
             DATASET_VERSION: self.dataset.version,
-            ENCODINGS_VERSION: None if self.encodings is None else self.encodings.version,
+            ENCODINGS_VERSION: None if self.of_files is None else self.of_files.version,
         }
 
     def order(self, seed: int) -> DataOrder:
@@ -119,25 +132,34 @@ def open_order(options: TrainOptions) -> DataOrder:
     return DataOrder(dataset, options.seed, latents=latents, encodings=encodings)
 
 
-def _open_data(options: TrainOptions) -> tuple[TrainingImages, LatentsDataset | None, Encodings | None]:
+def _open_data(options: TrainOptions) -> tuple[TrainingImages, LatentsDataset | None, SliceEncodings | None]:
     run = Folder(options.output_dir)
     dataset = open_dataset(options.dataset_name, options.mel_config, run)
-    encodings = None if options.encodings is None else read_encodings(options.encodings, run)
+    encodings: SliceEncodings | None = None
+    if options.encodings is not None:
+        encodings = read_encodings(options.encodings, run)
+    elif options.conditions is not None:
+        encodings = MeasuredEncodings(options.conditions)
     return dataset, None if options.latents is None else _latents(options.latents, dataset), encodings
 
 
 def require_encodings(options: TrainOptions, inputs: TrainingInputs) -> None:
-    """Check that all audio files of the dataset have encodings. The names of all files are read.
+    """Check that all slices of the dataset have encodings. The names of all files are read.
 
     Raises:
-        ValueError: Files have no encoding. The message names them.
+        ValueError: Files have no encoding, or slices were not measured. The message names them.
     """
-    if inputs.encodings is None:
+    if inputs.conditions is not None and not inputs.dataset.measured:
+        raise ValueError(
+            f"condition {','.join(options.condition)}: {options.dataset_name} has no measured features, "
+            f"the columns {', '.join(MEASURED)}: prepare it again in another folder"
+        )
+    if inputs.of_files is None:
         return
     split = validation_split(inputs.dataset)
     names = inputs.dataset.audio_files() | (set() if split is None else split.audio_files())
     try:
-        inputs.encodings.vectors_for(sorted(names))
+        inputs.of_files.vectors_for(sorted(names))
     except ValueError as error:
         raise ValueError(f"encodings {options.encodings}: {error}") from error
 
@@ -151,7 +173,7 @@ def validation_split(dataset: TrainingImages) -> MelDataset | None:
 
 
 def _pretrained(
-    options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: Encodings | None
+    options: TrainOptions, dataset: TrainingImages, latents: LatentsDataset | None, encodings: SliceEncodings | None
 ) -> TrainingInputs:
     """Load the network, the VAE and the objective of a pretrained model; options override its objective."""
     origin = f"from_pretrained {options.from_pretrained}"
@@ -160,6 +182,7 @@ def _pretrained(
     if options.vae is not None:
         raise ValueError(f"vae {options.vae} with {origin}: the model determines the autoencoder, leave vae out")
     dim = model.unet.config.get("cross_attention_dim")
+    _require_same_conditions(options, origin, None if model.record is None else model.record.conditions)
     _require_encoding_dim(options, origin, dim, encodings)
     _require_shape(options, latents, model.vae, dataset.mel)
     pretrained = Objective.of(model.scheduler)
@@ -174,7 +197,19 @@ def _pretrained(
     return TrainingInputs(model.unet, objective, dataset, model.vae, latents, encodings, model.digest)
 
 
-def _require_encoding_dim(options: TrainOptions, origin: str, dim: int | None, encodings: Encodings | None) -> None:
+def _require_same_conditions(options: TrainOptions, origin: str, trained: MeasuredConditions | None) -> None:
+    """Check that the conditions on measured features, and their encoding, are those of the model."""
+    if options.conditions != trained:
+        names = "no measured conditions" if trained is None else f"condition {','.join(trained.names)}"
+        raise ValueError(
+            f"condition {','.join(options.condition) or 'none'} with {origin}: the model was trained with {names}"
+            f"{'' if trained is None or options.condition != trained.names else ' in other ranges'}: set the same"
+        )
+
+
+def _require_encoding_dim(
+    options: TrainOptions, origin: str, dim: int | None, encodings: SliceEncodings | None
+) -> None:
     """Check that encodings are set for a conditional model only, and have the dimension of the model."""
     if dim is None and encodings is not None:
         raise ValueError(

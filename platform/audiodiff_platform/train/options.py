@@ -1,15 +1,17 @@
 """Options of diffusion and autoencoder training."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
 from audiodiff_core.diffusion.methods import PredictionType
 from audiodiff_core.diffusion.objectives import BetaSchedule, Objective, SavedScheduler, TimestepSampling
+from audiodiff_core.embeddings.measured import CONDITION_NAMES, ConditionName, MeasuredConditions
 from audiodiff_core.models import PRESETS, VAE_PRESETS, PresetName, VaePresetName, objective_for
 from audiodiff_core.training import MAX_GRADIENT_NORM, OptimizerName, RateSchedule
 from audiodiff_core.training.vae_losses import VaeObjective
 from audiodiff_core.training.weight_average import EMA_DECAY
+from audiodiff_platform.entry.options import NO_VALUE
 from audiodiff_platform.train.run_options import RunOptions
 
 MIN_FRECHET_PREVIEWS = 64
@@ -21,6 +23,15 @@ OBJECTIVE_FIELDS = (
     "timestep_sampling",
     "conditioning_dropout",
 )
+
+
+def _condition_names(value: Any) -> Any:
+    """Split names at commas, and put known names in their order; return values that are not text unchanged."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return texts
+    names = [name for text in texts for name in text.split(",") if name.casefold() not in NO_VALUE]
+    return tuple(sorted(dict.fromkeys(names), key=[*CONDITION_NAMES, *names].index))
 
 
 class TrainOptions(RunOptions):
@@ -49,6 +60,11 @@ class TrainOptions(RunOptions):
         None,
         description="encodings of the audio files, the condition of a conditional preset: "
         "the output of encode, or a pickle of the original project",
+    )
+    condition: Annotated[tuple[ConditionName, ...], pydantic.BeforeValidator(_condition_names)] = pydantic.Field(
+        (),
+        description="measured features of slices, as the condition of a conditional preset: one or several of "
+        f"{', '.join(CONDITION_NAMES)}, such as tempo,key",
     )
     prediction_type: PredictionType | None = pydantic.Field(
         None,
@@ -136,6 +152,11 @@ class TrainOptions(RunOptions):
             )
         if self.latents is not None and self.vae is None and self.from_pretrained is None:
             raise ValueError(f"latents {self.latents}: the model also needs the vae that encoded them, set vae")
+        if self.condition and self.encodings is not None:
+            raise ValueError(
+                f"condition {','.join(self.condition)} with encodings {self.encodings}: "
+                "both state the encoding, set only one of them"
+            )
         if self.fsdp and self.optimizer == "adamw_8bit":
             raise ValueError(f"optimizer {self.optimizer} with fsdp: bitsandbytes cannot shard moments, use adamw")
         if self.best_by == "frechet" and self.preview_count < MIN_FRECHET_PREVIEWS:
@@ -150,6 +171,27 @@ class TrainOptions(RunOptions):
     @property
     def best_metric(self) -> str:
         return self.best_by
+
+    @property
+    def conditions(self) -> MeasuredConditions | None:
+        """Conditions on measured features, or None."""
+        return MeasuredConditions.of(self.condition) if self.condition else None
+
+    def settings(self, **digests: str | None) -> dict[str, Any]:
+        """Return everything that determines the weights. See `RunOptions.settings`.
+
+        A run without conditions has the settings of earlier versions.
+        """
+        settings = super().settings(**digests)
+        if not self.condition:
+            del settings["condition"]
+        return settings
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the options to record with a model, which records the conditions with their encoding instead."""
+        recipe = super().recipe()
+        del recipe["condition"]
+        return recipe
 
     def network_preset(self) -> PresetName:
         """Return the preset of a network that is initialized from the seed."""

@@ -18,7 +18,7 @@ const $ = (id) => document.getElementById(id);
 const form = $("controls");
 const player = new Player();
 const sounds = [null, null]; // {name, blob, take} or null
-const inputs = Object.fromEntries(["model", "seed", "steps", "bars", "bpm", "seamless", "strength", "position", "prompt"].map((name) => [name, $(name)]));
+const inputs = Object.fromEntries(["model", "seed", "steps", "bars", "bpm", "seamless", "strength", "position", "prompt", "tonality"].map((name) => [name, $(name)]));
 const span = new Span($("picture"), $("span"), showFacts);
 const takes = new Takes($("takes").querySelector("ol"), $("take"), { chosen, used, compared });
 let running = null; // AbortController of the request in progress
@@ -28,6 +28,7 @@ let isSeedNew = true; // no take was made of the seed yet
 
 const kind = () => form.elements.kind.value;
 const model = () => described.find((one) => one.name === inputs.model.value) ?? { duration_s: 1, sample_rate: 44100 };
+const isConditionedOn = (feature) => (model().conditions ?? []).includes(feature);
 const sourceSeconds = () => sounds[0]?.take?.buffer.duration ?? model().duration_s;
 
 function say(message, isWrong = false) {
@@ -70,8 +71,9 @@ function adapt() {
   $("position-row").hidden = kind() !== "interpolate";
   $("seamless-row").hidden = needed === 1;
   $("prompt-row").hidden = !model().text;
+  $("tonality-row").hidden = !isConditionedOn("key");
   inputs.bars.disabled = kind() !== "generate";
-  inputs.bpm.disabled = inputs.bars.disabled || !inputs.bars.value;
+  inputs.bpm.disabled = inputs.bars.disabled || !(inputs.bars.value || isConditionedOn("tempo"));
   $("source-hint").textContent = HINTS[kind()];
   span.enable(kind() === "inpaint");
   showFacts();
@@ -185,7 +187,7 @@ async function showPicture(take) {
 async function addTake(made, { audio, request, sample_rate: rate, tempo_bpm: measured, key: tonality, png }) {
   const bytes = Uint8Array.from(atob(audio), (c) => c.charCodeAt(0));
   const buffer = await player.decode(bytes.buffer.slice(0), rate);
-  const bpm = request.bpm ?? measured;
+  const bpm = request.bars ? request.bpm : measured;
   const facts = [bpm ? `${Math.round(bpm * 10) / 10} bpm` : null, tonality].filter(Boolean);
   const name = [`${made}-${request.seed}`, ...facts].join(" ").replaceAll("#", "s").replaceAll(/[^\w.-]+/g, "_");
   const blob = new Blob([bytes], { type: "audio/wav" });

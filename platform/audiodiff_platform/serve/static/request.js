@@ -7,9 +7,11 @@ const number = (input) => (input.value === "" ? undefined : Number(input.value))
 
 /** Return the fields of the request that the form states. `span` is in seconds, or null. */
 export function fieldsOf(form, kind, span) {
-  const { model, seed, steps, bars, bpm, seamless, strength, position, prompt } = form;
+  const { model, seed, steps, bars, bpm, seamless, strength, position, prompt, tonality } = form;
   const fields = { model: model.value, seed: number(seed), steps: number(steps) };
-  if (kind === "generate" && bars.value) Object.assign(fields, { bars: Number(bars.value), bpm: number(bpm) });
+  if (kind === "generate" && bars.value) fields.bars = Number(bars.value);
+  if (!bpm.disabled) fields.bpm = number(bpm);
+  if (tonality.value && !tonality.closest("[hidden]")) fields.key = tonality.value;
   if (kind === "generate" || kind === "interpolate") fields.seamless = seamless.checked;
   if (kind === "vary") fields.strength = Number(strength.value);
   if (kind === "interpolate") fields.position = Number(position.value);

@@ -193,7 +193,7 @@ def previews(
 ) -> list[Loop]:
     """Generate loops from every `world`-th of the seeds 0, 1, ..., from seed `rank` on.
 
-    The conditions are the encodings of files that are evenly spread over the dataset.
+    The conditions are the encodings of slices that are evenly spread over the dataset.
 
     Args:
         options: Options of the run.
@@ -214,7 +214,7 @@ def previews(
     else:
         source = validation_split(inputs.dataset) or inputs.dataset
         places = spread_places(source, options.preview_count)
-        vectors = inputs.encodings.vectors_for([source.audio_file(*places[seed % len(places)]) for seed in seeds])
+        vectors = inputs.encodings.at(source, [places[seed % len(places)] for seed in seeds])
         loops = list(pipeline.generate(requests, encodings=vectors))
     return sorted(loops, key=lambda loop: loop.request.seed)
 
