@@ -23,7 +23,6 @@ from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.mel_data.slice_schema import MEASURED, UNMEASURED_SCHEMA
-from audiodiff_platform.prepare import job as prepare_job
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.inputs import load_training_inputs
@@ -57,11 +56,10 @@ def measured(local_ray: None, music: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def unmeasured(local_ray: None, music: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a dataset that an earlier version began and finished, without measured features."""
+    """Return a dataset without measured features, as earlier versions made it."""
     folder = tmp_path_factory.mktemp("unmeasured") / "mel"
-    with in_process(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare_job, "is_measured", lambda output: False)
-        prepare(PrepareOptions(input_dir=str(music), output_dir=str(folder), **PREPARED))
+    with in_process():
+        prepare(PrepareOptions(input_dir=str(music), output_dir=str(folder), measure=False, **PREPARED))
     return folder
 
 
@@ -163,6 +161,11 @@ def test_a_dataset_of_an_earlier_version_goes_on_without_the_columns(
     assert prepare(options.model_copy(update={"input_dir": str(audio)}))["slices"] == 8
     columns = {tuple(pq.read_schema(file).names) for file in (folder / "data").glob("*.parquet")}
     assert columns == {tuple(UNMEASURED_SCHEMA.names)}
+
+
+def test_a_measured_dataset_is_not_continued_without_measuring(measured: Path, music: Path) -> None:
+    with pytest.raises(ValueError, match="measured"):
+        prepare(PrepareOptions(input_dir=str(music), output_dir=str(measured), measure=False, **PREPARED))
 
 
 def test_samples_come_with_the_encodings_of_their_slices(measured: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ NOT_THE_DEFAULT: Mapping[str, Stated] = {
         "n_fft": "1024",
         "validation_fraction": ".1",
         "drop_duplicates": "true",
+        "measure": "false",
         "max_bad_fraction": "1e-2",
         "shard_minutes": "1e1",
         "num_workers": "2",

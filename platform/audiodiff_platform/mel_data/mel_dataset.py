@@ -49,7 +49,7 @@ def data_file(shard: int, split: str = TRAIN_SPLIT) -> str:
 
 
 def is_measured(folder: Folder) -> bool:
-    """Return whether prepare measures the slices of a dataset, which is so unless an earlier version began it."""
+    """Return whether the slices of a dataset are measured. True if there is no dataset yet."""
     return not folder.exists(DATASET_SETTINGS) or "measured" in folder.read_json(DATASET_SETTINGS)
 
 

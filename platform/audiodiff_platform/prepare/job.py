@@ -72,6 +72,11 @@ class PrepareOptions(Slicing, OutputOptions):
     drop_duplicates: bool = pydantic.Field(
         False, description="keep only one of several audio files with equal bytes; all files are read twice"
     )
+    measure: bool = pydantic.Field(
+        True,
+        description="measure tempo, key, loudness and brightness of each slice, on which networks can be conditioned; "
+        "takes several times as long as the images",
+    )
     max_bad_fraction: float = pydantic.Field(
         0.5, ge=0, le=1, description="share of unusable files above which the job fails"
     )
@@ -137,10 +142,10 @@ class PrepareOptions(Slicing, OutputOptions):
         """Return the settings that determine the content of the dataset.
 
         Args:
-            measured: Whether the dataset has the columns of measured features.
+            measured: Whether the dataset has the columns of measured features, if it exists.
         """
         chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
-        columns = {"measured": list(MEASURED)} if measured else {}
+        columns = {"measured": list(MEASURED)} if measured and self.measure else {}
         return {"format_version": DATASET_FORMAT_VERSION, "mel": self.mel().model_dump(), **chosen, **columns}
 
 
