@@ -32,9 +32,11 @@ SECONDS_PER_FILE = 80
 PAIR = "pair"
 # Each file of the pair becomes one shard. Other runs have shards of the default size.
 PAIR_SHARD_MINUTES = 0.5
+UNMEASURED = ("--no-measure",)
+"""Flags with which prepare does the work of the original alone."""
 
 
-def ours(folder: Path, out: Path, workers: int) -> list[Any]:
+def ours(folder: Path, out: Path, workers: int, *flags: str) -> list[Any]:
     shards = ["--shard_minutes", PAIR_SHARD_MINUTES] if folder.name == PAIR else []
     return [
         sys.executable,
@@ -46,6 +48,7 @@ def ours(folder: Path, out: Path, workers: int) -> list[Any]:
         "--num_workers",
         workers,
         *shards,
+        *flags,
     ]
 
 
@@ -90,8 +93,9 @@ def throughput(scratch: Path, files: int, rounds: int, before: Path | None) -> N
         "original": lambda folder: run(
             [ORIGINAL, "tests/benchmarks/original/loop.py", folder, scratch / "original.parquet"]
         ),
-        "ours, 1 worker": lambda folder: run(ours(folder, fresh(scratch / "out"), 1)),
-        "ours, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2)),
+        "ours, 1 worker": lambda folder: run(ours(folder, fresh(scratch / "out"), 1, *UNMEASURED)),
+        "ours, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2, *UNMEASURED)),
+        "ours with tempo and key, 2 workers": lambda folder: run(ours(folder, fresh(scratch / "out"), 2)),
     }
     if before is not None:
         pairs["before, 1 worker"] = lambda folder: run(ours(folder, fresh(scratch / "out"), 1), checkout=before)

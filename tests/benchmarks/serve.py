@@ -90,7 +90,7 @@ def overhead(client: httpx.Client, model: Path, count: int) -> None:
         list(pipeline.generate([GenerateRequest(seed=seed, steps=OVERHEAD_STEPS)]))
         direct.append(time.perf_counter() - began)
         began = time.perf_counter()
-        client.post("/bare", json={"seed": seed}).raise_for_status()
+        client.post("/bare/", json={"seed": seed}).raise_for_status()
         bare.append(time.perf_counter() - began)
     ray_serve.delete("bare")
     pairs = [1_000 * (one - other) for one, other in zip(over_http[5:], direct[5:], strict=True)]
