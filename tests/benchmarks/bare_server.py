@@ -19,6 +19,7 @@ class Echo:
 bare_api = FastAPI()
 
 
+@ray_serve.ingress(bare_api)
 class Bare:
     """Ingress that passes the seed of a request on to Echo."""
 
@@ -36,5 +37,5 @@ class Bare:
 def bare_application() -> Application:
     """Return the application that only sends a number through two deployments."""
     echo = ray_serve.deployment(Echo, name="echo", max_ongoing_requests=100)
-    ingress = ray_serve.deployment(ray_serve.ingress(bare_api)(Bare), name="bare", ray_actor_options={"num_cpus": 0})
+    ingress = ray_serve.deployment(Bare, name="bare", ray_actor_options={"num_cpus": 0})
     return ingress.bind(echo.bind())
