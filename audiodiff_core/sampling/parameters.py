@@ -135,7 +135,7 @@ class SamplingParameters(Numeric):
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Self:
         if self.bars is not None and self.bpm is None:
-            raise ValueError(f"bars {self.bars} with bpm {self.bpm}: set both or neither")
+            raise ValueError(f"bars {self.bars} without bpm: set bpm too, or omit bars")
         other = "bars" if self.bars is not None else "width" if self.width is not None else None
         if self.duration_s is not None and other is not None and not (self.has_windows and other == "width"):
             raise ValueError(

@@ -150,6 +150,7 @@ def test_conditions_are_recorded_as_they_are_encoded() -> None:
     recorded = json.loads(some.model_dump_json())
     assert recorded[1] == {"name": "key"}
     assert recorded[0] == {"name": "tempo", "low": 40.0, "high": 240.0, "anchors": 32}
+    assert (recorded[0]["low"], recorded[0]["high"]) == TEMPO_RANGE_BPM, "what is measured can be requested"
     recorded[0]["anchors"] = 8
     other = MeasuredConditions.model_validate(recorded)
     assert other.dim == some.dim - 24

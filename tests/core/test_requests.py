@@ -174,7 +174,7 @@ def test_an_image_as_track_has_the_height_of_the_model(pipeline: LoopPipeline) -
         ({"kind": "interpolate", "seeds": [1, 2], "sources": ["a", "b"]}, "seeds or sources"),
         ({"kind": "interpolate", "seeds": [1]}, "seeds"),
         ({"kind": "interpolate", "seeds": [1, 2], "position": 2}, "position"),
-        ({"bars": 2}, "set both or neither"),
+        ({"bars": 2}, "bars 2 without bpm: set bpm too, or omit bars"),
         ({"bars": 2, "bpm": 5}, "bpm"),
         ({"duration_s": 2, "width": 32}, "duration_s 2 with width: both state the length"),
         ({"duration_s": 2, "bars": 2, "bpm": 120}, "duration_s 2 with bars: both state the length"),

@@ -34,7 +34,7 @@ def _json_rows(folder: Path) -> tuple[str, Reasons]:
         ({"guidance_scale": INFINITY}, "guidance_scale: input should be a finite number"),
         ({"encoding": [NAN] * DIM}, "encoding: input should be a finite number"),
         ({"bars": 2, "bpm": 120, "duration_s": 3}, "duration_s: 3 with bars: both state the length, set only one"),
-        ({"bars": 2, "duration_s": 3}, "bars: 2 with bpm None: set both or neither"),
+        ({"bars": 2, "duration_s": 3}, "bars: 2 without bpm: set bpm too, or omit bars"),
         ({"seed": 7, "id": "last"}, None),
     ]
     file = folder / "requests.jsonl"

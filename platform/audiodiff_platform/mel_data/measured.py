@@ -21,6 +21,7 @@ class MeasuredEncodings:
 
     @property
     def dim(self) -> int:
+        """Number of values of an encoding."""
         return self.conditions.dim
 
     def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:

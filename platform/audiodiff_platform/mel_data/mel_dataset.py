@@ -145,7 +145,7 @@ class TrainingImages(Protocol):
 
     @property
     def measured(self) -> bool:
-        """Whether the dataset has the columns of measured features."""
+        """True if the dataset has the columns of measured features."""
 
     def features(self, group: int, row: int) -> SliceFeatures:
         """Return the measured features of a slice. The dataset must be `measured`."""
@@ -248,7 +248,7 @@ class MelDataset:
 
     @property
     def measured(self) -> bool:
-        """Whether the dataset has the columns of measured features."""
+        """True if the dataset has the columns of measured features."""
         return set(MEASURED) <= set(self._open(self.shards[0]).schema_arrow.names)
 
     def features(self, group: int, row: int) -> SliceFeatures:

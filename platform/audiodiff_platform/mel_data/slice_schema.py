@@ -2,7 +2,7 @@
 
 After the image, its origin and its reference level come features of the slice that are measured of its audio
 (`audiodiff_core/loops/features.py`), null where they are not defined. prepare.json lists them as `measured`. Datasets
-of earlier versions have no such columns, and prepare continues them without these columns (`UNMEASURED_SCHEMA`).
+of earlier versions and of `--no-measure` have no such columns, and prepare continues them so (`UNMEASURED_SCHEMA`).
 """
 
 import json

@@ -138,11 +138,11 @@ class PrepareOptions(Slicing, OutputOptions):
         step_s = self.mel().slice_duration_s * (1 - self.overlap)
         return shard_seconds(sources, max(MIN_SHARD_SECONDS, MIN_SHARD_SLICES * step_s))
 
-    def settings(self, measured: bool = True) -> dict[str, Any]:
+    def settings(self, measured: bool) -> dict[str, Any]:
         """Return the settings that determine the content of the dataset.
 
         Args:
-            measured: Whether the dataset has the columns of measured features, if it exists.
+            measured: Whether an existing dataset has the columns of measured features. True if there is none.
         """
         chosen = self.model_dump(include={*Slicing.model_fields, "validation_fraction", "drop_duplicates"})
         columns = {"measured": list(MEASURED)} if measured and self.measure else {}
