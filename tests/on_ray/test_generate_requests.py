@@ -149,7 +149,7 @@ BAD: list[tuple[Any, str]] = [
     ({"encoding": [1.0, 2.0]}, "row 2: encoding: the model is not conditional, omit them"),
     ({"encoding": "one"}, "row 2: encoding: one: pass encodings"),
     ({"guidance_scale": 2}, "row 2: guidance_scale: 2.0: the model is not conditional"),
-    ({"bars": 2}, "row 2: bars: 2 with bpm None"),
+    ({"bars": 2}, "row 2: bars: 2 without bpm"),
     ({"kind": "invert", "source": "/none", "scheduler": "ddpm"}, "row 2: "),
     ({"id": "FIRST"}, "row 2: id: FIRST is the id of row 1"),
     ({"id": "0000000003"}, "row 3: id: 0000000003 is the id of row 2"),
