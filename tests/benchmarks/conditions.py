@@ -1,0 +1,180 @@
+"""Loops of a requested tempo and key: a conditional network beside an unconditional one of the same training time.
+
+    python -m tests.benchmarks.conditions [--minutes 30] [--input_dir FOLDER] [--work_dir FOLDER]
+
+The recordings are played at twelve speeds, a semitone apart, so that the training audio has many tempos and all keys.
+Both networks are small ones for loops of 256 columns (5.9 s). Half and double the requested tempo count as errors. The
+training slices, whose audio is made of their mel images by the same vocoder, show what the resolution and the measures
+allow: their tempo and key are those that prepare measured of the recordings.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import soxr
+
+from audiodiff_core.audio import Samples, decode_audio
+from audiodiff_core.audio.key_names import MODES, TONICS, key_parts
+from audiodiff_core.checkpoint import load_model
+from audiodiff_core.evaluation.features import logmel_stats
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
+from audiodiff_core.evaluation.kernel import kernel_distance
+from audiodiff_core.loops.key import measure_key
+from audiodiff_core.loops.tempo import measure_tempo
+from audiodiff_core.mel import Images
+from audiodiff_core.mel.png import decode_png
+from audiodiff_core.pipeline import LoopPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from tests.benchmarks.recipe import ROOT, job, train
+
+RATE = 22_050
+SEMITONES = range(-6, 6)
+MIN_S = 12.0
+"""Duration to which a shorter recording is repeated."""
+MEL = ("--resolution", "256,64", "--sample_rate", RATE, "--hop_length", 512, "--overlap", 0.5)
+TEMPOS_BPM = (90.0, 140.0)
+TOLERANCE = 0.03
+COUNT = 48
+"""Loops of each tempo, and of all keys."""
+UNCONDITIONED = 128
+
+
+def play_at_speeds(recordings: Path, folder: Path) -> None:
+    """Write each recording at twelve speeds, repeated to MIN_S."""
+    for file in sorted(recordings.glob("*.flac")):
+        audio = decode_audio(file, RATE)
+        for semitones in SEMITONES:
+            played: Samples = soxr.resample(audio, RATE * 2 ** (semitones / 12), RATE)
+            times = int(np.ceil(MIN_S * RATE / len(played)))
+            soundfile.write(folder / f"{file.stem}{semitones:+d}.flac", np.tile(played, times), RATE)
+
+
+@contextmanager
+def folder_for(work_dir: Path | None) -> Iterator[Path]:
+    """Return the given folder, or a temporary one."""
+    if work_dir is None:
+        with tempfile.TemporaryDirectory() as made:
+            yield Path(made)
+    else:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        yield work_dir
+
+
+def main() -> None:
+    """Train both networks and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="training time of each network")
+    parser.add_argument("--input_dir", type=Path, default=ROOT / "tests/data/loops", help="FLAC files")
+    parser.add_argument("--work_dir", type=Path, help="folder of the data set and the networks; default: temporary")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
+    options = parser.parse_args()
+    with folder_for(options.work_dir) as work:
+        audio, dataset = work / "audio", work / "dataset"
+        if not audio.exists():
+            audio.mkdir()
+            play_at_speeds(options.input_dir, audio)
+        job("prepare", "--input_dir", audio, "--output_dir", dataset, *MEL)
+        slices = pa.concat_tables(pq.read_table(file) for file in sorted(dataset.glob("data/*.parquet"))).to_pylist()
+        real = np.stack([decode_png(row["image"]["bytes"]) for row in slices])
+        print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
+        networks = {
+            "conditional": ("--preset", "tiny-conditional", "--condition", "tempo,key"),
+            "unconditional": ("--preset", "tiny"),
+        }
+        pipelines = {}
+        for name, flags in networks.items():
+            trained = train(dataset, work / name, 60 * options.minutes, 0, *flags)
+            print(f"{name}: {trained['steps']:.0f} steps", flush=True)
+            profile = ExecutionProfile.here()
+            profile.prepare_process()
+            pipelines[name] = LoopPipeline.of(load_model(work / name / "model"), profile)
+        print_ceiling(pipelines["conditional"], slices, real)
+        for scale in options.guidance:
+            print_conditions(pipelines["conditional"], scale)
+        print_distances(pipelines, real)
+
+
+def count(slices: Sequence[dict[str, object]], feature: str) -> int:
+    """Return the number of slices of which a feature is known."""
+    return sum(row[feature] is not None for row in slices)
+
+
+def generated(pipeline: LoopPipeline, requests: Sequence[GenerateRequest]) -> list[Samples]:
+    """Return the audio of loops in the order of their requests."""
+    return [loop.audio for loop in sorted(pipeline.generate(requests), key=lambda loop: loop.number)]
+
+
+def tempo_errors(audios: Sequence[Samples], bpm: Sequence[float]) -> list[float]:
+    """Return the relative errors of the measured tempos. Audio without a tempo has an infinite error."""
+    measured = [measure_tempo(audio, RATE).bpm for audio in audios]
+    return [np.inf if one is None else abs(one / asked - 1) for one, asked in zip(measured, bpm, strict=True)]
+
+
+def has_tonic(audio: Samples, key: str) -> bool:
+    """Return whether the measured key has the tonic of `key`."""
+    measured = measure_key(audio, RATE)
+    return measured.tonic == TONICS[key_parts(key)[0]]
+
+
+def strongest_class(audio: Samples) -> int:
+    """Return the pitch class of the strongest chroma, from C, by librosa's constant-Q chroma."""
+    import librosa
+
+    return int(librosa.feature.chroma_cqt(y=audio, sr=RATE).mean(axis=1).argmax())
+
+
+def print_row(name: str, audios: Sequence[Samples], bpm: Sequence[float] = (), keys: Sequence[str] = ()) -> None:
+    """Print a row of the table of conditions."""
+    cells = [name, str(len(audios))]
+    if bpm:
+        errors = tempo_errors(audios, bpm)
+        cells += [f"{np.median(errors):.3f}", f"{np.mean(np.array(errors) <= TOLERANCE):.2f}", "", ""]
+    else:
+        strongest = [strongest_class(audio) == key_parts(key)[0] for audio, key in zip(audios, keys, strict=True)]
+        tonics = [has_tonic(audio, key) for audio, key in zip(audios, keys, strict=True)]
+        cells += ["", "", f"{np.mean(tonics):.2f}", f"{np.mean(strongest):.2f}"]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def print_ceiling(pipeline: LoopPipeline, slices: Sequence[dict[str, object]], real: Images) -> None:
+    """Print the measures of real slices, from their images."""
+    print("\n| | loops | median error of the tempo | within 3 % | tonic measured | tonic strongest |")
+    print("|---|---|---|---|---|---|")
+    for feature in ("tempo", "key"):
+        places = [place for place, row in enumerate(slices) if row[feature] is not None]
+        chosen = np.random.default_rng(0).permutation(places)[:COUNT]
+        audios = list(pipeline.vocoder(real[chosen], range(len(chosen))))
+        values = [slices[place][feature] for place in chosen]
+        print_row(f"real slices with a {feature}", audios, **{"bpm" if feature == "tempo" else "keys": values})  # type: ignore[arg-type]
+
+
+def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
+    """Print the measures of loops of each tempo, and of all keys."""
+    for bpm in TEMPOS_BPM:
+        requests = [GenerateRequest(seed=seed, bpm=bpm, guidance_scale=scale) for seed in range(COUNT)]
+        print_row(f"{bpm:g} bpm, guidance {scale:g}", generated(pipeline, requests), bpm=[bpm] * COUNT)
+    keys = [f"{TONICS[seed % len(TONICS)]} {MODES[seed // len(TONICS) % 2]}" for seed in range(COUNT)]
+    requests = [GenerateRequest(seed=seed, key=key, guidance_scale=scale) for seed, key in enumerate(keys)]
+    print_row(f"keys, guidance {scale:g}", generated(pipeline, requests), keys=keys)
+
+
+def print_distances(pipelines: dict[str, LoopPipeline], real: Images) -> None:
+    """Print the distances of loops without conditions to the training slices."""
+    print("\n| without conditions | Fréchet | kernel, times 1,000 |\n|---|---|---|")
+    features = logmel_stats(real)
+    for name, pipeline in pipelines.items():
+        loops = pipeline.generate([GenerateRequest(seed=seed) for seed in range(UNCONDITIONED)])
+        made = logmel_stats(np.stack([loop.image for loop in loops]))
+        distance = frechet_distance(FeatureStatistics.of(made), FeatureStatistics.of(features))
+        print(f"| {name} | {distance:.3f} | {1_000 * kernel_distance(made, features):.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
