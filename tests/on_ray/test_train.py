@@ -68,7 +68,7 @@ def run(local_ray: None, dataset: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.soak_short
 def test_a_finished_model_is_published_without_another_run(run: Path, dataset: Path, hub: Hub, tmp_path: Path) -> None:
     options = {
-        **_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers"}),
+        **_options(dataset, run).model_dump(exclude_none=True, exclude={"report_to", "num_workers", "condition"}),
         "push_to_hub": "tester/trained",
     }
     flags = [f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool)]
