@@ -9,6 +9,7 @@
 4. The audio has no tempo if random onsets would fit the best grid about as well, or if the audio does not repeat.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -148,24 +149,31 @@ def _strength_on_beats(onsets: Onsets, periods: Values) -> tuple[Values, Values]
     strengths = np.broadcast_to(onsets.strengths**STRENGTH_EXPONENT, bins.shape)
     folded = np.bincount(bins.ravel(), strengths.ravel(), len(periods) * PHASE_BINS)
     folded = folded.reshape(len(periods), PHASE_BINS)
-    # Running sums over four periods: a window around a beat may extend over either end of its period.
-    sums = np.cumsum(np.concatenate([np.zeros_like(folded[:, :1]), folded, folded], axis=1), axis=1)
-    sums = np.concatenate([sums, sums[:, 1:] + sums[:, -1:]], axis=1)
-    centers = np.arange(PHASE_BINS) + PHASE_BINS + 0.5
-    on_beat: Values = np.zeros(folded.shape)
+    # Running sums over a period and its margins: a window around a beat may extend over either end of the period.
+    margin = math.ceil(max(TOLERANCES_S) / periods[0] * PHASE_BINS)
+    folded = np.concatenate([folded[:, -margin:], folded, folded[:, : margin + 1]], axis=1)
+    sums = np.concatenate([np.zeros((len(periods), 1)), np.cumsum(folded, axis=1)], axis=1)
+    on_beat: Values = np.zeros((len(periods), PHASE_BINS))
     for tolerance_s in TOLERANCES_S:
-        reach = (tolerance_s / periods * PHASE_BINS)[:, np.newaxis]
-        on_beat += (_interpolate(sums, centers + reach) - _interpolate(sums, centers - reach)) / len(TOLERANCES_S)
+        reach = tolerance_s / periods * PHASE_BINS
+        ends, starts = (_from_place(sums, margin + 0.5 + sign * reach) for sign in (1, -1))
+        on_beat += (ends - starts) / len(TOLERANCES_S)
     best = on_beat.argmax(axis=1)
     return on_beat.max(axis=1), (best + 0.5) / PHASE_BINS * periods
 
 
-def _interpolate(rows: Values, positions: Values) -> Values:
-    """Interpolate each row linearly at its fractional positions."""
-    low = np.floor(positions).astype(np.int64)
-    fraction = positions - low
-    below, above = np.take_along_axis(rows, low, axis=1), np.take_along_axis(rows, low + 1, axis=1)
-    values: Values = (1 - fraction) * below + fraction * above
+def _from_place(rows: Values, places: Values) -> Values:
+    """Interpolate each row linearly at PHASE_BINS positions, from a fractional place on.
+
+    Rows of a run whose places have the same integer part are slices of the same columns.
+    """
+    whole = np.floor(places).astype(np.int64)
+    fraction = (places - whole)[:, np.newaxis]
+    values = np.empty((len(rows), PHASE_BINS))
+    runs = [0, *(np.flatnonzero(np.diff(whole)) + 1), len(rows)]
+    for first, end in itertools.pairwise(runs):
+        below, above = (rows[first:end, start : start + PHASE_BINS] for start in (whole[first], whole[first] + 1))
+        values[first:end] = (1 - fraction[first:end]) * below + fraction[first:end] * above
     return values
 
 

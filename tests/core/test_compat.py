@@ -223,6 +223,7 @@ def test_a_model_on_disk(pairs: Callable[[str, Any], Pair], tmp_path: Path) -> N
     assert varied.size == (16, 16)
 
 
+@pytest.mark.soak_short
 def test_loop_it_repeats_whole_bars() -> None:
     rate, beat = 22_050, 22_050 // 2
     burst = np.random.default_rng(0).standard_normal(2_000) * np.exp(-np.arange(2_000) / 300)

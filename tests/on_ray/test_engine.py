@@ -240,6 +240,7 @@ def test_shards_in_progress_at_a_death_are_done_again_one_by_one(local_ray: None
     assert (tmp_path / "tries").read_text() == "[0, 1] [2, 3] [4, 5] [2] [3] "
 
 
+@pytest.mark.soak_short
 def test_a_process_that_dies_in_its_constructor_is_started_again(local_ray: None, tmp_path: Path) -> None:
     assert shards_done(list(RayDataEngine(1).run(work(Fragile, tmp_path), range(3)))) == list(range(3))
 
@@ -273,6 +274,7 @@ def test_a_shard_may_take_longer_than_ray_data_waits_for_progress(
     assert shards_done(list(RayDataEngine(1).run(work(Slow, tmp_path), range(2)))) == [0, 1]
 
 
+@pytest.mark.soak_short
 def test_a_job_that_stops_early_leaves_no_actors(local_ray: None, tmp_path: Path) -> None:
     before = ray.available_resources()["CPU"]
     with contextlib.closing(RayDataEngine(2).run(work(Writer, tmp_path), range(50))) as outcomes:

@@ -29,6 +29,7 @@ from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions
+from tests.rare import rare
 from tests.servers.stores import Stores
 
 NAMES = [
@@ -232,7 +233,7 @@ def test_every_verb_takes_folders_of_any_name(local_ray: None, few_loops: Path, 
     )
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
+@pytest.mark.parametrize("scheme", ["s3", rare("gs")])
 def test_prepare_and_generate_take_stores_folders_of_any_name(
     local_ray: None, stores: Stores, few_loops: Path, model: Path, scheme: str
 ) -> None:

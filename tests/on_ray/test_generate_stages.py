@@ -174,6 +174,7 @@ def test_two_stages_give_the_files_of_one(
         assert 0 < record["sampling_s"] < record["seconds"]
 
 
+@pytest.mark.soak_short
 def test_deaths_in_both_stages_cost_nothing_but_time(
     local_ray: None, whole: Path, model: Path, faulty: Callable[[str], Path]
 ) -> None:

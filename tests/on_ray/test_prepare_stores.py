@@ -16,6 +16,7 @@ import pytest
 
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
+from tests.rare import rare
 from tests.servers.hub import HUB_TOKEN, Hub
 from tests.servers.stores import SECRETS, Store
 
@@ -72,6 +73,7 @@ def test_nothing_is_lost_to_faults(
     assert not [secret for secret in SECRETS if secret in printed.out + printed.err + held]
 
 
+@pytest.mark.parametrize("store", ["s3", rare("gs")], indirect=True)
 def test_a_changed_object_is_an_error_and_a_new_one_a_new_shard(
     local_ray: None, store: Store, few_loops: Path, loops: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_changed_object_is_an_error_and_a_new_one_a_new_shard(
         prepare(options)
 
 
+@pytest.mark.parametrize("store", ["s3", rare("gs")], indirect=True)
 def test_a_list_of_objects_into_a_local_folder(local_ray: None, store: Store, few_loops: Path, tmp_path: Path) -> None:
     bucket = store.make_bucket()
     _upload(few_loops, f"{bucket}/music")

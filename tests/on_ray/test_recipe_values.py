@@ -352,11 +352,20 @@ def test_a_value_is_the_same_in_a_recipe_and_as_a_flag(tmp_path: Path, section: 
     assert loaded == flags
 
 
+@cache
+def _one_of_each_type() -> dict[str, list[str]]:
+    """Return an option of each type by section, of those that have the type the first one."""
+    found: dict[str, tuple[str, str]] = {}
+    for section in SECTIONS:
+        fields = _options(section).model_fields
+        for name in _valued(section):
+            found.setdefault(str((fields[name].annotation, fields[name].metadata)), (section, name))
+    return {section: [name for place, name in found.values() if place == section] for section in SECTIONS}
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_any_spelling_has_the_same_outcome_in_a_recipe_and_as_a_flag(tmp_path: Path, section: str) -> None:
-    fields = _options(section).model_fields
-    one_of_each_type = {str((fields[name].annotation, fields[name].metadata)): name for name in _valued(section)}
-    for name in one_of_each_type.values():
+    for name in _one_of_each_type()[section]:
         for text in SPELLINGS:
             stated = {**REQUIRED[section], name: text}
             assert _types(_from_recipe(tmp_path, section, stated)) == _types(_from_flags(section, stated)), (name, text)

@@ -127,6 +127,7 @@ def test_the_death_of_a_finisher_costs_the_finishing_of_its_shard(local_ray: Non
     assert [len(_notes(tmp_path, f"sampled-{shard}")) for shard in range(4)] == [1, 1, 1, 1]
 
 
+@pytest.mark.soak_short
 def test_what_was_handed_over_before_a_death_is_finished_once(local_ray: None, tmp_path: Path) -> None:
     assert sorted(run(tmp_path, 6, "death of a worker")) == list(range(6))
     assert [len(_notes(tmp_path, f"finishing-{shard}")) for shard in range(6)] == [1] * 6
@@ -135,6 +136,7 @@ def test_what_was_handed_over_before_a_death_is_finished_once(local_ray: None, t
     assert marks == ["000003.json"], "a shard that the other stage has in progress has no death"
 
 
+@pytest.mark.soak_short
 def test_storage_that_fails_in_the_second_stage_costs_both_stages_of_the_shard(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

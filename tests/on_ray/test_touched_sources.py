@@ -19,6 +19,7 @@ from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources
 from audiodiff_platform.work.source_digests import record_digests
+from tests.rare import rare
 from tests.servers.stores import Store
 
 SMALL: dict[str, Any] = {"resolution": "32", "hop_length": 1024, "num_workers": 1}
@@ -148,7 +149,7 @@ def test_digests_of_a_worker_that_did_not_commit_are_not_taken(planned: Planned)
         planned.run_again()
 
 
-@pytest.mark.parametrize("loose_at_most", [commits.MAX_LOOSE_RECORDS, 0], ids=["records", "packs"])
+@pytest.mark.parametrize("loose_at_most", [rare(commits.MAX_LOOSE_RECORDS, id="records"), pytest.param(0, id="packs")])
 def test_prepare_goes_on_with_a_restored_corpus(
     local_ray: None,
     few_loops: Path,

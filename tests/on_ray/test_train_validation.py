@@ -44,6 +44,7 @@ from audiodiff_platform.train.validation.diffusion import HeldOutLosses, held_ou
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
 from tests.in_process import in_process
+from tests.rare import rare
 from tests.servers.stores import Store, Stores
 
 
@@ -144,7 +145,7 @@ def test_the_same_seeds_make_the_same_previews_and_losses(run: Path, split: Path
     )
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [rare(2), 3])
 def test_shares_of_workers_are_the_whole_validation(run: Path, split: Path, world: int) -> None:
     options = _options(split, str(run), preview_count=3)
     inputs = load_training_inputs(options)
@@ -357,6 +358,7 @@ def test_a_validation_whose_process_is_told_to_end_is_begun_anew(split: Path, tm
     assert in_validation(output) == {}
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_path: Path) -> None:
     """A mark that stays would delay the validations after it."""

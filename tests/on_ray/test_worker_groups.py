@@ -27,6 +27,7 @@ from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.diffusion_worker import train_worker
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 from tests.in_process import in_process
+from tests.rare import rare
 
 pytestmark = pytest.mark.workers
 
@@ -55,11 +56,14 @@ def _options(kind: str, dataset: Path, vae: Path, encodings: Path, output: Path,
 
 
 @pytest.fixture(scope="module")
-def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders KIND-1 of one worker and KIND-2 of two workers.
+def runs(
+    request: pytest.FixtureRequest, local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Run folders KIND-1 of one worker and KIND-2 of two workers, of the kinds of the parameter.
 
     KIND-rankN.pt holds the weights of rank N of the two workers.
     """
+    kinds: tuple[str, ...] = request.param
     root = tmp_path_factory.mktemp("runs")
     names = sorted(MelDataset(str(dataset)).audio_files())
     vectors = np.random.default_rng(0).standard_normal((len(names), 8)).astype(np.float32)
@@ -68,7 +72,7 @@ def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.Tem
     def options(kind: str, workers: int) -> Any:
         return _options(kind, dataset, vae, root / "encodings.parquet", root / f"{kind}-{workers}", workers)
 
-    stated = {kind: options(kind, 2).model_dump() for kind in KINDS}
+    stated = {kind: options(kind, 2).model_dump() for kind in kinds}
 
     def worker(config: dict[str, Any]) -> None:
         """Train every kind, and save the live weights of this rank."""
@@ -92,12 +96,14 @@ def runs(local_ray: None, dataset: Path, vae: Path, tmp_path_factory: pytest.Tem
         run_config=RunConfig(name="ray", storage_path=str(root / "ray")),
     ).fit()
     with in_process():
-        for kind in KINDS:
+        for kind in kinds:
             (train_vae if kind == "autoencoder" else train)(options(kind, 1))
     return root
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("runs", "kind"), [(("pixel",), "pixel"), *(rare(KINDS, kind) for kind in KINDS)], indirect=["runs"]
+)
 def test_two_workers_train_as_one(runs: Path, kind: str) -> None:
     one, two = (
         [json.loads(line)["loss"] for line in (runs / f"{kind}-{workers}" / "metrics.jsonl").read_text().splitlines()]
@@ -153,6 +159,7 @@ def killed(runs: Path, dataset: Path, vae: Path) -> Path:
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("runs", [KINDS], indirect=True)
 def test_a_kill_changes_no_weights(killed: Path) -> None:
     for kind in KINDS:
         assert "step-000000010-" in (killed / f"{kind}-killed" / "died").read_text()

@@ -98,6 +98,7 @@ def test_a_group_trains_and_validates_as_one_worker(split: Path, alone: Path, tm
     )
 
 
+@pytest.mark.soak_short
 def test_the_group_validates_as_a_task_beside_training(split: Path, alone: Path) -> None:
     output = Folder(str(alone))
     (name,) = whole_checkpoints(output)
