@@ -233,7 +233,7 @@ def test_training_computes_float32_exactly_on_gpus() -> None:
     before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
-        worker_process._use_exact_float32()
+        worker_process.use_exact_float32()
         assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == ("ieee", "ieee")
     finally:
         torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = before
