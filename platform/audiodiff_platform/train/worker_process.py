@@ -58,14 +58,14 @@ def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: 
 
 
 def _out_of_memory(options: RunOptions, error: torch.OutOfMemoryError) -> str:
-    """Return the reason to end training, with remedies that keep the run folder where there are any."""
-    remedies = []
-    if not getattr(options, "gradient_checkpointing", True):
-        remedies.append("set gradient_checkpointing")
-    if getattr(options, "vae", None) is not None and getattr(options, "latents", None) is None:
-        remedies.append("set latents to the output of encode --latents")
-    remedies.append(f"train in another folder with a train_batch_size below {options.batch_size}")
-    return f"the GPU is out of memory ({' '.join(str(error).split())}): {', or '.join(remedies)}"
+    """Return the reason to end training, with remedies. The run folder accepts gradient checkpointing."""
+    encodes = getattr(options, "vae", None) is not None and getattr(options, "latents", None) is None
+    return (
+        f"the GPU is out of memory ({' '.join(str(error).split())}): "
+        f"{'' if getattr(options, 'gradient_checkpointing', False) else 'set gradient_checkpointing, or '}"
+        f"train in another folder with a train_batch_size below {options.batch_size}"
+        f"{', or with latents of encode --latents' if encodes else ''}"
+    )
 
 
 def _count_on_rank_0(output: Folder, accelerator: Accelerator) -> str | None:
