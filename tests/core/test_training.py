@@ -312,6 +312,7 @@ def test_loaded_moments_have_the_strides_of_their_weights() -> None:
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     old.step()
+    old.zero_grad()
     saved = moments_of(old, network)
     for state in saved["state"].values():
         state.update({name: value.contiguous().clone() for name, value in state.items()})

@@ -249,9 +249,7 @@ def test_a_gpu_of_another_job_is_no_spare_gpu(
     assert resources["num_gpus"] == validation_gpus
 
 
-def test_a_validation_on_a_gpu_computes_like_training(
-    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_validation_on_a_gpu_computes_like_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn: Any = torch.backends.cudnn
     before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
