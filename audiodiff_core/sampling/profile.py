@@ -1,8 +1,9 @@
 """Execution profile: settings other than the request that affect the bytes of a result."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Generic, Self, TypeVar
 
 import pydantic
 import torch
@@ -17,6 +18,11 @@ DTYPES: dict[Precision, torch.dtype] = {
 }
 INTERACTIVE_BATCH_SIZES = (1, 4, 8, 32)
 """Batch sizes of interactive use. A call uses the smallest one that takes all its requests."""
+
+Arithmetic = tuple[str, str, bool]
+"""fp32 precision of matrix products and of convolutions on GPUs, and whether cuDNN chooses algorithms by speed."""
+
+SettingT = TypeVar("SettingT")
 
 
 class ExecutionProfile(pydantic.BaseModel):
@@ -123,35 +129,71 @@ class ExecutionProfile(pydantic.BaseModel):
         if self.kind == "cpu":
             torch.set_num_threads(self.threads)
         if self.on_gpu:
-            precision = "tf32" if self.precision == "tf32" else "ieee"
-            _set_arithmetic(precision, precision, self.compiled)
+            _set_arithmetic(self._arithmetic)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Set threads and arithmetic as `prepare_process` within the block, and restore them after the block."""
-        threads = torch.get_num_threads()
-        arithmetic = _arithmetic() if self.on_gpu else None
-        self.prepare_process()
+        """Set threads and arithmetic as `prepare_process` within the block, and restore them after the block.
+
+        Blocks of several threads may overlap. The settings are restored at the end of the last block, in its thread. If
+        the profiles of the blocks have different settings, the last block to begin determines those of the process.
+        """
+        with ExitStack() as settings:
+            if self.kind == "cpu":
+                settings.enter_context(_THREADS.set_to(self.threads))
+            if self.on_gpu:
+                settings.enter_context(_ARITHMETIC.set_to(self._arithmetic))
+            yield
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        precision = "tf32" if self.precision == "tf32" else "ieee"
+        return precision, precision, self.compiled
+
+
+class _SharedSetting(Generic[SettingT]):
+    """Setting of the process that overlapping blocks of code set: the first saves it, and the last restores it.
+
+    Args:
+        read: Function that returns the setting.
+        write: Function that changes the setting.
+    """
+
+    def __init__(self, read: Callable[[], SettingT], write: Callable[[SettingT], None]) -> None:
+        self._read, self._write = read, write
+        self._lock = threading.Lock()
+        self._blocks = 0
+
+    @contextmanager
+    def set_to(self, value: SettingT) -> Iterator[None]:
+        """Set the setting within the block. See the class for its restoration."""
+        with self._lock:
+            if not self._blocks:
+                self._before = self._read()
+            self._blocks += 1
+            self._write(value)
         try:
             yield
         finally:
-            if torch.get_num_threads() != threads:
-                torch.set_num_threads(threads)
-            if arithmetic is not None:
-                _set_arithmetic(*arithmetic)
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._write(self._before)
 
 
-def _arithmetic() -> tuple[str, str, bool]:
-    """Return the fp32 precision of matrix products and of convolutions, and whether cuDNN chooses by speed."""
+def _current_arithmetic() -> Arithmetic:
     cudnn: Any = torch.backends.cudnn
     return torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark
 
 
-def _set_arithmetic(products: str, convolutions: str, benchmark: bool) -> None:
+def _set_arithmetic(arithmetic: Arithmetic) -> None:
     cudnn: Any = torch.backends.cudnn
-    torch.backends.cuda.matmul.fp32_precision = products
-    cudnn.conv.fp32_precision = convolutions
-    cudnn.benchmark = benchmark
+    torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision, cudnn.benchmark = arithmetic
+
+
+_ARITHMETIC = _SharedSetting(_current_arithmetic, _set_arithmetic)
+# OpenMP has a number for each thread, which each block sets, and MKL has one for the process.
+_THREADS = _SharedSetting(torch.get_num_threads, torch.set_num_threads)
 
 
 def default_batch_size(device: str) -> int:

@@ -4,8 +4,9 @@ FLOPs are counted by torch's flop counter in a forward pass on the meta device, 
 and an addition count as two FLOPs.
 
 The memory of weights, average, optimizer and gradients is exact. The memory of activations is the peak of all other
-tensors in a forward and a backward pass on the meta device. It does not include the overhead of the allocator, the
-workspaces of kernels, and a frozen autoencoder.
+tensors in a forward and a backward pass on the meta device. It does not include the overhead of the allocator and the
+workspaces of kernels. A frozen autoencoder adds its weights. It encodes a few images at a time, before the network
+allocates its activations.
 """
 
 import json
@@ -96,25 +97,28 @@ class TrainingCost:
             gradient checkpointing.
         state_bytes: Bytes of the weights, their average, the gradients and the moments of the optimizer.
         activation_bytes: Peak bytes of the activations of one micro-batch.
+        frozen_bytes: Bytes of the weights of a frozen autoencoder, which are not sharded.
     """
 
     parameters: int
     flops_per_sample: float
     state_bytes: int
     activation_bytes: int
+    frozen_bytes: int = 0
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the state and the activations."""
-        return self.state_bytes + self.activation_bytes
+        """Bytes of the state, the activations and the frozen autoencoder."""
+        return self.state_bytes + self.activation_bytes + self.frozen_bytes
 
     def describe(self) -> str:
         """Return a one-line description for log output."""
         gib = 2**30
+        frozen = f", {self.frozen_bytes / gib:.2f} autoencoder" if self.frozen_bytes else ""
         return (
             f"{self.parameters / 1e6:.1f} M parameters, {self.flops_per_sample / 1e9:.1f} GFLOP per sample, "
             f"about {self.memory_bytes / gib:.2f} GiB per worker ({self.state_bytes / gib:.2f} weights and optimizer, "
-            f"{self.activation_bytes / gib:.2f} activations)"
+            f"{self.activation_bytes / gib:.2f} activations{frozen})"
         )
 
 
@@ -125,6 +129,7 @@ def training_cost(
     optimizer: OptimizerName = "adamw",
     gradient_checkpointing: bool = False,
     precision: Literal["no", "bf16", "fp16"] = "no",
+    vae: Any = None,
 ) -> TrainingCost:
     """Estimate the cost of training `network`.
 
@@ -134,6 +139,7 @@ def training_cost(
         optimizer: The optimizer, which determines the bytes of the moments.
         gradient_checkpointing: Whether the backward pass recomputes activations.
         precision: Mixed precision, see `AUTOCAST_ACTIVATIONS`.
+        vae: The frozen autoencoder of a latent network, or None.
     """
     parameters = parameter_count(network)
     network_class: Any = type(network)
@@ -144,6 +150,7 @@ def training_cost(
         flops_per_sample=forward_flops * (1 + BACKWARD_FLOPS + gradient_checkpointing),
         state_bytes=parameters * bytes_per_parameter,
         activation_bytes=under_autocast(peak_bytes, parameters, precision),
+        frozen_bytes=0 if vae is None else parameter_count(vae) * FLOAT_BYTES,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch.distributed.checkpoint import state_dict as distributed
+from torch.distributed.tensor import DTensor
 
 RateSchedule = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
@@ -15,24 +16,36 @@ FINAL_LEARNING_RATE_FRACTION = 0.05
 
 
 def moments_of(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]:
-    """Return the moments of an optimizer by parameter name, unsharded and on the CPU.
+    """Return the moments of an optimizer by parameter name, unsharded.
 
-    The result is empty before the first optimizer step.
+    The result is empty before the first optimizer step. Moments of sharded parameters are gathered on the CPU of the
+    main process. Other moments share memory with the optimizer.
     """
     if not optimizer.state:
         # torch would initialize the state with a step of learning rate 0, which increments the step count.
         return {}
+    sharded = any(isinstance(parameter, DTensor) for parameter in network.parameters())
     return distributed.get_optimizer_state_dict(
-        network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        network, optimizer, options=distributed.StateDictOptions(full_state_dict=True, cpu_offload=sharded)
     )
 
 
 def load_moments(optimizer: torch.optim.Optimizer, network: Any, moments: dict[str, Any]) -> None:
-    """Load the result of `moments_of` into a new optimizer of `network`."""
-    if moments:
-        distributed.set_optimizer_state_dict(
-            network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True)
-        )
+    """Load the result of `moments_of`, or a copy of it, into a new optimizer of `network`."""
+    if not moments:
+        return
+    distributed.set_optimizer_state_dict(
+        network, optimizer, moments, options=distributed.StateDictOptions(full_state_dict=True)
+    )
+    # torch keeps the strides of `moments`. Optimizers read weights and moments in the order of their memory.
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if (
+                isinstance(value, torch.Tensor)
+                and value.shape == parameter.shape
+                and value.stride() != parameter.stride()
+            ):
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def stored_moments(optimizer: torch.optim.Optimizer, network: Any) -> dict[str, Any]:

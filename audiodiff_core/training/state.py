@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core.diffusion.objectives import Objective
@@ -201,9 +202,14 @@ class TrainState:
 
 
 def sharding() -> FullyShardedDataParallelPlugin:
-    """Create a plugin for `Accelerator(fsdp_plugin=...)` that shards each residual block separately."""
+    """Create a plugin for `Accelerator(fsdp_plugin=...)` that shards each residual block separately.
+
+    Mixed precision is that of autocast, as without FSDP: gradients are reduced and accumulated in float32. Without a
+    policy, accelerate would cast weights, gradients and timesteps to 16 bits.
+    """
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
+        mixed_precision_policy=MixedPrecisionPolicy(),
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["ResnetBlock2D"],
         cpu_ram_efficient_loading=False,

@@ -17,6 +17,9 @@ from audiodiff_core.training.draws import Draws, TrainBatch, draws
 from audiodiff_core.training.optimizer import update_weights
 from audiodiff_core.training.state import TrainState
 
+ENCODED_TOGETHER = 8
+"""Images per call of a frozen autoencoder, whose activations for a whole batch could exceed those of the network."""
+
 
 def train_step(
     accelerator: Accelerator,
@@ -128,4 +131,4 @@ def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Ten
         return batch.latents
     assert batch.images is not None
     with torch.autocast(accelerator.device.type, dtype=torch.bfloat16, enabled=accelerator.mixed_precision == "bf16"):
-        return posterior_moments(vae, batch.images)
+        return torch.cat([posterior_moments(vae, images) for images in batch.images.split(ENCODED_TOGETHER)])

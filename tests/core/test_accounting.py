@@ -95,6 +95,18 @@ def test_options_change_what_they_should(tiny: Any) -> None:
     assert plain.memory_bytes == plain.state_bytes + plain.activation_bytes
 
 
+def test_a_frozen_autoencoder_adds_its_weights(tiny: Any) -> None:
+    with torch.device("meta"):
+        vae = build_vae("vae-tiny", MelConfig(x_res=32, y_res=32))
+    plain, latent = training_cost(tiny, 2), training_cost(tiny, 2, vae=vae)
+    assert latent.memory_bytes - plain.memory_bytes == latent.frozen_bytes == 4 * parameter_count(vae)
+    assert (plain.frozen_bytes, " autoencoder)" in latent.describe(), "autoencoder" in plain.describe()) == (
+        0,
+        True,
+        False,
+    )
+
+
 def test_a_conditional_network_is_counted_too() -> None:
     with torch.device("meta"):
         network = build_network("tiny-conditional", MelConfig(x_res=32, y_res=32), encoding_dim=10)

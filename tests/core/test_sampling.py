@@ -5,6 +5,7 @@ the same noise.
 """
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -399,6 +400,38 @@ def test_all_forms_of_sample_size(make_unet: Callable[[int], Any], sample_size: 
     unet = make_unet(0)
     unet.register_to_config(sample_size=sample_size)
     assert Sampler(unet, Objective().scheduler("ddim"), PROFILE).shape(16) == (1, 16, 16)
+
+
+def test_settings_outlast_the_first_of_two_overlapping_blocks() -> None:
+    """The process has the settings of the profile until the last block ends, in whichever thread."""
+    profile = ExecutionProfile(batch_size=1, threads=3)
+    entered, left, checked = (threading.Event() for _ in range(3))
+
+    def of_the_process() -> int:
+        """Return the number of a new thread, which is that of the process."""
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    def inner() -> None:
+        with profile.applied():
+            entered.set()
+            left.wait(10)
+            seen.append((torch.get_num_threads(), of_the_process()))
+        seen.append((torch.get_num_threads(), of_the_process()))
+        checked.set()
+
+    seen: list[tuple[int, int]] = []
+    torch.set_num_threads(1)
+    with profile.applied():
+        threading.Thread(target=inner).start()
+        assert entered.wait(10)
+    left.set()
+    assert checked.wait(10)
+    assert seen == [(3, 3), (1, 1)]
+    torch.set_num_threads(1)
 
 
 def test_profile_sets_one_thread() -> None:

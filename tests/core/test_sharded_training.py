@@ -108,6 +108,14 @@ def test_two_shards_are_one_network(tmp_path: Path) -> None:
         assert float(sharded["optimizer"]["state"][name]["step"]) == STEPS
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_are_summed_in_float32(precision: str) -> None:
+    plugin = sharding()
+    plugin.set_mixed_precision(precision)  # by accelerate, unless the plugin states a policy
+    policy = plugin.mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (None, None, None)
+
+
 def test_the_older_fsdp_is_refused() -> None:
     accelerator = Accelerator(cpu=True)
     plugin = sharding()

@@ -20,7 +20,8 @@ from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import MelConfig, to_model
 from audiodiff_core.models import build_network, build_vae, objective_for
 from audiodiff_core.training import TrainBatch, TrainState, draws, learning_rate, on_device, train_step, with_draws
-from audiodiff_core.training.optimizer import update_weights
+from audiodiff_core.training.optimizer import load_moments, moments_of, update_weights
+from audiodiff_core.training.step import ENCODED_TOGETHER
 from audiodiff_core.training.weight_average import WeightAverage
 from tests.rare import rare
 
@@ -304,6 +305,26 @@ def test_a_state_goes_round_and_goes_on_to_the_same_bits(
     assert all(torch.equal(weight, fresh.ema_state_dict()[name]) for name, weight in state.ema_state_dict().items())
 
 
+def test_loaded_moments_have_the_strides_of_their_weights() -> None:
+    """CUDA's fused kernel refuses other strides. Checkpoints hold contiguous tensors."""
+    network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    old, new = (torch.optim.AdamW(network.parameters(), fused=True) for _ in range(2))
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    old.step()
+    old.zero_grad()
+    saved = moments_of(old, network)
+    for state in saved["state"].values():
+        state.update({name: value.contiguous().clone() for name, value in state.items()})
+    load_moments(new, network, saved)
+    assert not network.weight.is_contiguous()
+    for parameter in network.parameters():
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert new.state[parameter][name].stride() == parameter.stride()
+            assert torch.equal(new.state[parameter][name], old.state[parameter][name])
+        assert float(new.state[parameter]["step"]) == 1
+
+
 def test_micro_batches_of_any_size_are_one_whole_batch(accelerator: Accelerator, make_state: MakeState) -> None:
     whole, split = make_state(), make_state()
     loss, norm = stepped(accelerator, whole, [batch_of(range(6))], 1e-3)
@@ -369,6 +390,25 @@ def test_latents_made_before_train_as_those_made_on_the_way(accelerator: Acceler
         outcomes.append(stepped(accelerator, state, [with_draws(state, batch) if made_before else batch], 1e-3))
         assert not any(parameter.requires_grad for parameter in vae.parameters())
     assert outcomes[0] == pytest.approx(outcomes[1], rel=1e-6)
+
+
+def test_an_autoencoder_encodes_a_few_images_at_a_time(accelerator: Accelerator) -> None:
+    mel = MelConfig(x_res=32, y_res=32)
+    torch.manual_seed(0)
+    vae = build_vae("vae-tiny", mel)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (20, 32, 32), dtype=np.uint8))
+    expected = posterior_moments(vae, images)
+    state = TrainState(
+        accelerator, build_network("tiny-latent", mel, vae), objective_for("tiny-latent"), 1e-3, seed=0, vae=vae
+    )
+    counts: list[int] = []
+    vae.encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    clean, drawn, _ = on_device(accelerator, state, TrainBatch(torch.arange(20), images))
+    assert counts == [ENCODED_TOGETHER, ENCODED_TOGETHER, 20 - 2 * ENCODED_TOGETHER]
+    assert drawn.latent_noise is not None
+    torch.testing.assert_close(
+        clean, vae.config.scaling_factor * (expected[:, 0] + expected[:, 1] * drawn.latent_noise)
+    )
 
 
 def test_a_conditional_network_sees_its_encodings_but_for_those_dropped(accelerator: Accelerator) -> None:

@@ -295,6 +295,71 @@ def test_a_step_of_an_autoencoder_does_not_wait_for_the_gpu(precision: str) -> N
     assert int(state.skipped) == 0
 
 
+def on_disk(content: Any) -> Any:
+    """Return what a checkpoint holds: contiguous tensors on the CPU."""
+    if isinstance(content, torch.Tensor):
+        return content.cpu().contiguous().clone()
+    if isinstance(content, dict):
+        return {name: on_disk(part) for name, part in content.items()}
+    return [on_disk(part) for part in content] if isinstance(content, list) else content
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_a_resumed_training_takes_the_same_step(latent: bool) -> None:
+    accelerator = accelerated()
+    preset: PresetName = "tiny-latent" if latent else "tiny"
+    states = [
+        TrainState(
+            accelerator,
+            copy.deepcopy(network(preset)),
+            objective_for(preset),
+            1e-3,
+            seed=0,
+            vae=copy.deepcopy(vae()) if latent else None,
+        )
+        for _ in range(2)
+    ]
+    state, resumed = states
+    batch = training_batch().to(GPU)
+    train_step(accelerator, state, [batch], 1e-3)
+    moments = state.optimizer_state_dict()
+    assert all(value.is_cuda for values in moments["state"].values() for value in values.values())
+    resumed.load_state_dict(on_disk(state.state_dict()))
+    resumed.load_ema_state_dict(on_disk(state.ema_state_dict()))
+    resumed.load_optimizer_state_dict(on_disk(moments))
+    resumed.load_progress(state.progress())
+    for each in states:
+        train_step(accelerator, each, [batch], 1e-3)
+    for name, weight in state.bare.state_dict().items():
+        torch.testing.assert_close(resumed.bare.state_dict()[name], weight, atol=1e-5, rtol=1e-4)
+
+
+def test_a_resumed_autoencoder_takes_a_step() -> None:
+    accelerator, objective = accelerated(), VaeObjective(adversarial_start=0)
+    state, resumed = (
+        VaeTrainState(accelerator, copy.deepcopy(vae()), objective, 1e-3, seed=0, discriminator_channels=8)
+        for _ in range(2)
+    )
+    batch = training_batch().to(GPU)
+    train_vae_step(accelerator, state, [batch], 1e-3)
+    resumed.load_state_dict(on_disk(state.state_dict()))
+    resumed.load_optimizer_state_dict(on_disk(state.optimizer_state_dict()))
+    train_vae_step(accelerator, resumed, [batch], 1e-3)
+    assert int(resumed.skipped) == 0
+
+
+def test_overlapping_blocks_share_the_arithmetic() -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
+    first, second = profile("tf32").applied(), profile("tf32").applied()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == ("tf32", "tf32")
+    second.__exit__(None, None, None)
+    assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == before
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_a_gradient_that_is_not_finite_changes_nothing(value: str) -> None:
     accelerator = accelerated()

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_network, build_vae
+from audiodiff_core.models import build_network, build_vae, parameter_count
 from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.training.vae_state import VaeTrainState
 from audiodiff_platform.cluster.gpu_kinds import Gpu, least
@@ -114,12 +114,22 @@ def test_the_original_network_on_gpus(tmp_path: Path) -> None:
         network = build_network("ddpm-64", MelConfig(x_res=64, y_res=64))
 
     def memory(precision: Any, samples: int, **changes: Any) -> float:
-        return worker_memory(network, _options(tmp_path, mixed_precision=precision, **changes), 4, samples) / GIB
+        options = _options(tmp_path, mixed_precision=precision, **changes)
+        return worker_memory(network, None, options, 4, samples) / GIB
 
     # The state takes 2.1 GiB, a sample 0.13 GiB in float32.
     assert memory("no", 64) == pytest.approx(2.1 + 8.1, abs=0.2)
     assert memory("bf16", 64) == pytest.approx(2.1 + 7.5, abs=0.2)
     assert memory("no", 1) - memory("no", 1, fsdp=True) == pytest.approx(2.1 * 3 / 4, abs=0.1)
+
+
+def test_a_worker_holds_the_autoencoder_whole(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        vae = build_vae("vae-tiny", MEL)
+        network = build_network("tiny-latent", MEL, vae)
+    options = _options(tmp_path, mixed_precision="no", fsdp=True)
+    with_vae, without = (worker_memory(network, held, options, 4, 1) for held in (vae, None))
+    assert with_vae - without == 4 * parameter_count(vae)
 
 
 def _settings(folder: Path, **settings: Any) -> None:
@@ -233,7 +243,7 @@ def test_training_computes_float32_exactly_on_gpus() -> None:
     before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     try:
         torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
-        worker_process._use_exact_float32()
+        worker_process.use_exact_float32()
         assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == ("ieee", "ieee")
     finally:
         torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = before

@@ -179,7 +179,8 @@ def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: 
         "--num_workers",
         1,
     )
-    assert (status, line) == (2, "error: mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
+    remedy = "use bf16 or no, in another folder if output_dir holds a run with fp16"
+    assert (status, line) == (2, f"error: mixed_precision fp16 needs a GPU, and the workers run on CPUs: {remedy}")
     assert not (tmp_path / "run").exists()
 
 

@@ -61,6 +61,16 @@ def _log(folder: Path, *trackers: Orderly, reported: Mapping[str, Collection[int
     return log
 
 
+def test_a_loss_that_was_never_finite_is_not_logged_as_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_log, "CONSOLE_INTERVAL_S", -1.0)
+    log = _log(tmp_path)
+    log.add(SimpleNamespace(step=10, samples=40, seconds=1.0), {"learning_rate": 1e-3}, 0.5, None)
+    assert capsys.readouterr().err == "step 10, 50%, loss not finite\n"
+    log.close()
+
+
 def test_validation_is_told_once_just_after_the_log(tmp_path: Path) -> None:
     tracker, output = Orderly(), Folder(str(tmp_path))
     log = _log(tmp_path, tracker, reported={"orderly": [5]})

@@ -178,6 +178,11 @@ def test_a_checkpoint_is_of_its_step_though_training_goes_on(
             load_file(next((tmp_path / run / "state").glob("step-000000010-*")) / name) for run in ("short", "long")
         )
         assert all(torch.equal(written[key], weights) for key, weights in short.items()), name
+    expected, moments = (
+        torch.load(next((tmp_path / run / "state").glob("step-000000010-*")) / "optimizer.pt")["state"]
+        for run in ("short", "long")
+    )
+    assert all(torch.equal(moments[key][name], values[name]) for key, values in expected.items() for name in values)
 
 
 @pytest.mark.soak_short
@@ -204,11 +209,14 @@ def test_numbers_that_leave_the_finite_ones_end_a_training_at_once(
 ) -> None:
     with pytest.raises(
         JobError,
-        match=r"^training failed: gradient norm nan for 20 steps up to step 30 \(loss nan\): lower learning_rate$",
+        match=r"^training failed: gradient norm nan for 20 steps up to step 30 \(loss nan\): "
+        r"train in another folder with a lower learning_rate$",
     ) as raised:
         train(_options(dataset, tmp_path / "run", learning_rate=1e30))
     assert raised.value.__cause__ is None, "a worker's error, which Ray Train answers with more attempts"
     assert not (tmp_path / "run" / "model").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], "loss" in line, line["skipped_steps"]) for line in lines[1:]] == [(20, False, 10)]
 
 
 def test_a_finished_run_is_not_trained_again_and_needs_no_space(

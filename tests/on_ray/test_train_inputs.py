@@ -24,7 +24,7 @@ from audiodiff_platform.mel_data.run_folder import PROGRESS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.autoencoder import train_vae
 from audiodiff_platform.train.checkpoints import checkpoint_name, put_checkpoint
-from audiodiff_platform.train.diffusion import require_optimizer, train
+from audiodiff_platform.train.diffusion import require_device, train
 from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
 from audiodiff_platform.train.shared_steps import BYTES_PER_PARAMETER, require_space
@@ -204,9 +204,14 @@ def test_an_optimizer_that_no_worker_can_make_is_refused(
     )
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match=r"^optimizer adamw_8bit needs the package bitsandbytes: pip install"):
-        require_optimizer(_options(dataset, tmp_path / "run", **settings), Group(workers=1, gpu=True))
+        require_device(_options(dataset, tmp_path / "run", **settings), Group(workers=1, gpu=True))
     with pytest.raises(ValueError, match="adamw_8bit with fsdp: bitsandbytes cannot shard moments, use adamw"):
         _options(dataset, tmp_path / "run", fsdp=True, **settings)
+
+
+def test_sharding_over_cpus_is_refused(local_ray: None, dataset: Path, tmp_path: Path) -> None:
+    words = "^fsdp needs GPUs, and the workers run on CPUs: omit fsdp$"
+    _refused(dataset, tmp_path / "run", words, fsdp=True, num_workers=1)
 
 
 def test_images_that_the_discriminator_cannot_judge_are_refused(dataset: Path, tmp_path: Path) -> None:
@@ -380,7 +385,10 @@ def test_an_elastic_range_uses_every_number_up_to_the_batch(
         ),
         (["--accelerator_type", "A100"], "accelerator_type A100 needs GPUs, and the workers run on CPUs"),
         (["--device", "gpu"], "num_workers 1 needs 1 GPUs, the cluster has 0: set device cpu"),
-        (["--mixed_precision", "fp16"], "mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no"),
+        (
+            ["--mixed_precision", "fp16"],
+            "mixed_precision fp16 needs a GPU, and the workers run on CPUs: use bf16 or no, in another folder if",
+        ),
         (
             ["--num_workers", "17", "--train_batch_size", "16"],
             r"num_workers 17: must be at most train_batch_size \(16\), because each worker needs a sample",

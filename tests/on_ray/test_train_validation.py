@@ -26,6 +26,7 @@ from audiodiff_core.latents.posteriors import posterior_moments
 from audiodiff_core.mel import to_image
 from audiodiff_core.models import build_vae
 from audiodiff_core.training import TrainState
+from audiodiff_platform.cluster import capacity
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
@@ -39,7 +40,12 @@ from audiodiff_platform.train.diffusion_worker import train_worker
 from audiodiff_platform.train.inputs import load_training_inputs
 from audiodiff_platform.train.options import MIN_FRECHET_PREVIEWS, TrainOptions, TrainVaeOptions
 from audiodiff_platform.train.validation.autoencoder import Reconstructions, reconstruct_held_out
-from audiodiff_platform.train.validation.beside_training import MAX_TASKS, validation_beside
+from audiodiff_platform.train.validation.beside_training import (
+    MAX_TASKS,
+    validate_in_task,
+    validation_beside,
+    with_validation_place,
+)
 from audiodiff_platform.train.validation.diffusion import HeldOutLosses, held_out_losses, previews, validate
 from audiodiff_platform.train.validation_marks import in_validation, queue_for_validation, start_validation
 from audiodiff_platform.train.worker_group import Group
@@ -225,6 +231,39 @@ def test_without_a_spare_gpu_validation_sees_none(split: Path, tmp_path: Path) -
         validate, _options(split, str(tmp_path)), Group(workers=1, gpu=True)
     ).task_config.fn_kwargs["resources"]
     assert ray.get(ray.remote(seen).options(**resources).remote()) == ""
+
+
+@pytest.mark.parametrize(
+    ("free", "place", "validation_gpus"),
+    [(4, "group", 0), (5, "task", 1)],
+    ids=["others hold the rest", "one is free"],
+)
+def test_a_gpu_of_another_job_is_no_spare_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, place: str, validation_gpus: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 8.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"GPU": float(free)})
+    monkeypatch.setattr(capacity, "started_here", lambda: True)
+    options, group = _options(tmp_path, str(tmp_path)), Group(workers=4, gpu=True)
+    assert with_validation_place(options, group).validate_in == place
+    resources = validation_beside(validate, options, group).task_config.fn_kwargs["resources"]
+    assert resources["num_gpus"] == validation_gpus
+
+
+def test_a_validation_on_a_gpu_computes_like_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn: Any = torch.backends.cudnn
+    before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
+    output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
+    queue_for_validation(output, name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        cudnn.conv.fp32_precision = "tf32"
+        found = validate_in_task(
+            lambda name, options: {"precision": cudnn.conv.fp32_precision}, name, {"output_dir": str(tmp_path)}, False
+        )
+        assert found == {"precision": "ieee"}
+    finally:
+        torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = before
 
 
 @pytest.mark.soak_short

@@ -6,13 +6,18 @@ Damaged checkpoints are passed over, and a full disk is tolerated.
 import json
 import math
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from audiodiff_platform.mel_data.run_folder import PROGRESS, VALIDATION_RESULTS
 from audiodiff_platform.storage import Folder
+from audiodiff_platform.train import resume
 from audiodiff_platform.train.checkpoints import (
     best_checkpoint,
     checkpoint_name,
@@ -23,6 +28,7 @@ from audiodiff_platform.train.checkpoints import (
     remove_superseded,
     whole_checkpoints,
 )
+from audiodiff_platform.train.resume import load_newest
 from audiodiff_platform.train.validation_marks import (
     finish_validation,
     in_validation,
@@ -77,6 +83,61 @@ def test_what_is_not_whole_is_passed_over_and_damage_is_found(output: Folder) ->
     output.write(f"{damaged}/weights", content.swapcase())
     with local_checkpoint(output, damaged) as (folder, progress):
         assert damaged_files(folder, progress) == ["weights"]
+
+
+class _Loaded:
+    """Learner that notes the text of the checkpoint that it loads."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def load(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        del progress
+        self.text = (folder / "weights").read_text()
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(cpu=True)
+
+
+def _damage(output: Folder, name: str) -> None:
+    output.write(f"{name}/weights", output.read(f"{name}/weights").swapcase())
+
+
+def test_a_damaged_checkpoint_does_not_remain_the_newest(output: Folder, accelerator: Accelerator) -> None:
+    """It would let the intact ones be removed as superseded."""
+    intact, damaged = (_put(output, step) for step in (20, 30))
+    queue_for_validation(output, damaged)
+    _damage(output, damaged)
+    learner: Any = _Loaded()
+    found = load_newest(output, accelerator, learner)
+    assert found is not None
+    assert (found[0], learner.text) == (intact, "step 20 of aaaa")
+    assert whole_checkpoints(output) == [intact]
+    assert not output.names(f"{damaged}/*")
+    assert in_validation(output) == {}
+    newer = _put(output, 25, "bbbb")
+    remove_superseded(output, kept=1, metric="validation_loss")
+    assert whole_checkpoints(output) == [newer]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_removed(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, learner = Folder(str(tmp_path / "run")), _Loaded()
+    names = [_put(output, step) for step in (20, 30)]
+    with monkeypatch.context() as patch:
+        patch.setattr(resume, "damaged_files", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            load_newest(output, accelerator, learner)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:  # only the first of two nodes has a bad copy
+        _damage(output, names[1])
+        patch.setattr(resume, "gather_object", lambda own: [*own, replace(own[0], node=1, damaged=[])])
+        load_newest(output, accelerator, learner)  # type: ignore[arg-type]
+    assert learner.text == "step 20 of aaaa"
+    assert whole_checkpoints(output) == names
 
 
 def test_the_last_and_the_best_are_kept(output: Folder) -> None:

@@ -8,7 +8,13 @@ from audiodiff_platform.cluster.capacity import (
     require_resources,
     workers_for,
 )
-from audiodiff_platform.cluster.connection import WORKER_ENVIRONMENT, connected, inside_submitted_job, runs_locally
+from audiodiff_platform.cluster.connection import (
+    HIDDEN_GPUS,
+    WORKER_ENVIRONMENT,
+    connected,
+    inside_submitted_job,
+    runs_locally,
+)
 from audiodiff_platform.cluster.gpu_kinds import runs_on_gpus
 from audiodiff_platform.cluster.shared_paths import (
     encoder_source,
@@ -21,6 +27,7 @@ from audiodiff_platform.cluster.shared_paths import (
 )
 
 __all__ = [
+    "HIDDEN_GPUS",
     "WORKER_ENVIRONMENT",
     "WorkerResources",
     "connected",

@@ -15,6 +15,8 @@ WORKER_ENVIRONMENT = {
     "RAY_DATA_USAGE_DISABLED": "1",  # saves a control actor
 }
 """Environment variables of every worker, unless the job sets them itself."""
+HIDDEN_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment variables of workers on CPUs. Ray does not hide the GPUs of a node from workers that request none."""
 
 
 def inside_submitted_job() -> bool:

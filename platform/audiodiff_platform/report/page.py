@@ -139,6 +139,7 @@ def _page(figures: dict[str, float], losses: Sequence[dict[str, Any]], clips: Cl
         ),
     ]
     last = losses[-1]
+    finite = [line for line in losses if "loss" in line]
     body = f"""<header><h1>From audio to loops</h1>
 <p>Trained for {last["step"]} steps on {last["samples"]:,} samples in {last["seconds"]:.0f} s. The trained model is
 {f["untrained_over_trained"]:.1f} times closer to the real audio than the untrained model.</p></header>
@@ -154,7 +155,7 @@ because the two halves of a small collection can differ strongly.</p>
 {f["spread_generated"]:.1f}, real {f["spread_real"]:.1f}. A spread of 0 means that all images are identical.</p>
 </section>
 <section><h2>Training loss</h2>
-{_curve([line["step"] for line in losses], [line["loss"] for line in losses])}
+{_curve([line["step"] for line in finite], [line["loss"] for line in finite])}
 </section>"""
     return document("audiodiff: a run", body)
 

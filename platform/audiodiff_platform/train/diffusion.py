@@ -88,8 +88,8 @@ def train(options: TrainOptions) -> dict[str, Any]:
             say(f"{inputs.dataset.rows} slices of {describe_dataset(inputs.dataset)}")
             with connected(dashboard=True):
                 group = group_for(options)
-                require_optimizer(options, group)
-                memory_of = partial(worker_memory, inputs.network)
+                require_device(options, group)
+                memory_of = partial(worker_memory, inputs.network, inputs.vae)
                 options, group, gpu = choose(options, group, inputs.dataset.rows, memory_of)
                 optimizer, compiled = options.optimizer, options.torch_compile
                 say(describe(options, group, gpu, stated, recorded, optimizer=optimizer, compiled=compiled))
@@ -118,12 +118,14 @@ def train(options: TrainOptions) -> dict[str, Any]:
     return {"verb": "train", "model": f"{output.uri}/{MODEL}", "seconds": round(time.monotonic() - began, 1), **metrics}
 
 
-def require_optimizer(options: TrainOptions, group: Group) -> None:
-    """Check that the workers can run the optimizer.
+def require_device(options: TrainOptions, group: Group) -> None:
+    """Check that the workers can shard the weights and run the optimizer.
 
     Raises:
         ValueError: The workers run on CPUs, or a package is missing.
     """
+    if options.fsdp and not group.gpu:
+        raise ValueError("fsdp needs GPUs, and the workers run on CPUs: omit fsdp")
     if options.optimizer != "adamw_8bit":
         return
     if not group.gpu:
@@ -142,6 +144,7 @@ def _cost(options: TrainOptions, inputs: TrainingInputs, samples: int) -> Traini
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
         precision=options.precision,
+        vae=inputs.vae,
     )
 
 

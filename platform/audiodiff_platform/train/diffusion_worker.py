@@ -82,11 +82,12 @@ def trained(
     return state
 
 
-def worker_memory(network: Any, options: TrainOptions, workers: int, samples: int) -> int:
+def worker_memory(network: Any, vae: Any, options: TrainOptions, workers: int, samples: int) -> int:
     """Estimate the bytes of a worker.
 
     Args:
         network: A diffusers network on any device, including meta.
+        vae: The frozen autoencoder of a latent network, or None.
         options: Options of the run, with the precision.
         workers: Number of workers, over which FSDP shards the state.
         samples: Samples of a micro-batch.
@@ -97,8 +98,9 @@ def worker_memory(network: Any, options: TrainOptions, workers: int, samples: in
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
         precision=options.precision,
+        vae=vae,
     )
-    return cost.state_bytes // (workers if options.fsdp else 1) + cost.activation_bytes
+    return cost.state_bytes // (workers if options.fsdp else 1) + cost.frozen_bytes + cost.activation_bytes
 
 
 class DiffusionLearner(StateLearner[TrainState]):
@@ -110,7 +112,7 @@ class DiffusionLearner(StateLearner[TrainState]):
     def __init__(self, options: TrainOptions, accelerator: Accelerator, state: TrainState) -> None:
         super().__init__(accelerator, state)
         self.options = options
-        memory_bytes = partial(worker_memory, state.bare, options, accelerator.num_processes)
+        memory_bytes = partial(worker_memory, state.bare, state.vae, options, accelerator.num_processes)
         self.samples_per_pass = samples_per_pass(options, accelerator, memory_bytes, options.fsdp)
         self._writers = ShardWriters(Folder(options.output_dir)) if state.sharded else None
 

@@ -181,13 +181,13 @@ class _Loop:
         self.logged_at, batches.waited_s = now, 0.0
         values = self.since_logged.read()
         self.since_logged.clear()
-        means = {name: statistics.fmean(_finite(steps) or [0.0]) for name, steps in values.items()}
+        means = {name: statistics.fmean(finite) for name, steps in values.items() if (finite := _finite(steps))}
         for norm, loss in zip(values["gradient_norm"], values["loss"], strict=True):
             self.skipped_steps = 0 if math.isfinite(norm) else self.skipped_steps + 1
             if self.skipped_steps == MAX_SKIPPED_STEPS:
                 raise FloatingPointError(
                     f"gradient norm {norm} for {MAX_SKIPPED_STEPS} steps up to step {self.learner.counts.step} "
-                    f"(loss {loss}): lower learning_rate"
+                    f"(loss {loss}): train in another folder with a lower learning_rate"
                 )
         skipped = sum(not math.isfinite(norm) for norm in values["gradient_norm"])
         self.log.add(self.learner.counts, means | ({"skipped_steps": skipped} if skipped else {}), progress, left)

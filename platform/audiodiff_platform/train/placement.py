@@ -29,7 +29,10 @@ def group_for(options: RunOptions) -> Group:
     """
     gpu = uses_gpus(options.device)
     if options.mixed_precision == "fp16" and not gpu:
-        raise ValueError("mixed_precision fp16 needs a GPU, and the cluster has none: use bf16 or no")
+        raise ValueError(
+            "mixed_precision fp16 needs a GPU, and the workers run on CPUs: use bf16 or no, in another folder if "
+            "output_dir holds a run with fp16"
+        )
     if options.accelerator_type is not None and not gpu:
         raise ValueError(f"accelerator_type {options.accelerator_type} needs GPUs, and the workers run on CPUs")
     if gpu:

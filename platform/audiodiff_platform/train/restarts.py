@@ -34,6 +34,18 @@ def count_start(output: Folder, workers: int) -> str | None:
     return None
 
 
+def end_at_next_start(output: Folder, workers: int, reason: str) -> None:
+    """Make `count_start` return `reason` to all workers at the next start from the newest checkpoint.
+
+    Args:
+        output: The run folder.
+        workers: Number of workers in the group.
+        reason: Reason to end training.
+    """
+    position = {"checkpoint": newest_checkpoint(output), "workers": workers}
+    output.write_json(STARTS, {**position, "starts": MAX_RESTARTS + 1, "error": reason})
+
+
 def record_error(output: Folder, error: Exception) -> None:
     """Record the error of a worker, which `count_start` returns as the reason to end training."""
     try:

@@ -14,6 +14,7 @@ from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import damaged_files, local_checkpoint, whole_checkpoints
 from audiodiff_platform.train.learner import Learner
+from audiodiff_platform.train.validation_marks import finish_validation
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class NodeCopy:
 def load_newest(output: Folder, accelerator: Accelerator, learner: Learner) -> tuple[str, Mapping[str, Any]] | None:
     """Restore the learner from the newest intact checkpoint, on all workers together.
 
-    A line on the terminal names each damaged checkpoint that is skipped.
+    A line on the terminal names each damaged checkpoint that is skipped. A checkpoint whose files are damaged on every
+    node is removed. Otherwise it would remain the newest, and the intact ones would be removed as superseded.
 
     Args:
         output: The run folder.
@@ -62,6 +64,9 @@ def load_newest(output: Folder, accelerator: Accelerator, learner: Learner) -> t
                 f"checkpoint {output.uri}/{name} is damaged ({', '.join(damaged)}): "
                 "resuming from the checkpoint before it"
             )
+            if all(copy.damaged for copy in copies):
+                output.remove(name)
+                finish_validation(output, name)
     return None
 
 

@@ -104,7 +104,7 @@ class RunLog:
 
         Args:
             counts: Steps, samples and seconds so far.
-            values: Means by name, including `loss`.
+            values: Means by name. A value that was finite in no step is missing, such as `loss`.
             progress: Completed fraction of training, in [0, 1].
             left: Estimated seconds until the end, or None if unknown.
         """
@@ -127,7 +127,8 @@ class RunLog:
             self.printed_at = now
             remaining = "" if left is None else f", {duration(left)} left"
             speed = f", {rate['samples_per_second']:.1f} samples/s" if rate else ""
-            say(f"step {step}, {progress:.0%}, loss {values['loss']:.4f}{speed}{remaining}")
+            loss = f"{values['loss']:.4f}" if "loss" in values else "not finite"
+            say(f"step {step}, {progress:.0%}, loss {loss}{speed}{remaining}")
             if self.folder.is_local or now - self.uploaded_at > UPLOAD_INTERVAL_S:
                 self.uploaded_at = now
                 self._background.submit(self._try_to_flush)

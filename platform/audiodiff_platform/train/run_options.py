@@ -133,7 +133,7 @@ class RunOptions(OutputOptions):
         "auto",
         description="where checkpoints are validated: group: by the training workers, which pause and share the "
         "samples; task: beside training, on a GPU that training leaves free, else on a CPU; "
-        "auto: group if training uses all GPUs, else task",
+        "auto: group if training uses all free GPUs, else task",
     )
 
     @pydantic.model_validator(mode="after")

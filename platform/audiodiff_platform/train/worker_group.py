@@ -17,6 +17,7 @@ from typing import Any
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError, ValidationConfig
 from ray.train.torch import TorchTrainer
 
+from audiodiff_platform.cluster import HIDDEN_GPUS
 from audiodiff_platform.cluster.capacity import WorkerResources, wait_for_places
 from audiodiff_platform.entry.errors import JobError, cause_of
 from audiodiff_platform.train.run_options import RunOptions
@@ -109,6 +110,7 @@ def run_workers(
                 storage_path=folder,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 logging_config=LoggingConfig(log_level="WARNING"),
+                worker_runtime_env={} if group.gpu else {"env_vars": HIDDEN_GPUS},
             ),
             validation_config=validation,
         )

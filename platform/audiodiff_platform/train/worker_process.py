@@ -1,10 +1,12 @@
 """Worker process of a training run: its accelerator, and the end of a run that cannot continue."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
@@ -14,7 +16,7 @@ from audiodiff_platform.mel_data.run_folder import STARTS
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.device_defaults import micro_batch_size
 from audiodiff_platform.train.learner import TrainingStoppedError
-from audiodiff_platform.train.restarts import count_start, record_error
+from audiodiff_platform.train.restarts import count_start, end_at_next_start, record_error
 from audiodiff_platform.train.run_options import RunOptions
 
 
@@ -43,10 +45,27 @@ def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: 
             output.remove(STARTS)
     except (FloatingPointError, TrainingStoppedError) as reason:
         return str(reason)
+    except torch.OutOfMemoryError as error:
+        explained = _out_of_memory(options, error)
+        if accelerator.num_processes == 1:
+            return explained
+        end_at_next_start(output, accelerator.num_processes, explained)
+        raise  # the other workers may wait for this one
     except Exception as error:
         record_error(output, error)
         raise
     return None
+
+
+def _out_of_memory(options: RunOptions, error: torch.OutOfMemoryError) -> str:
+    """Return the reason to end training, with remedies. The run folder accepts gradient checkpointing."""
+    encodes = getattr(options, "vae", None) is not None and getattr(options, "latents", None) is None
+    return (
+        f"the GPU is out of memory ({' '.join(str(error).split())}): "
+        f"{'' if getattr(options, 'gradient_checkpointing', False) else 'set gradient_checkpointing, or '}"
+        f"train in another folder with a train_batch_size below {options.batch_size}"
+        f"{', or with latents of encode --latents' if encodes else ''}"
+    )
 
 
 def _count_on_rank_0(output: Folder, accelerator: Accelerator) -> str | None:
@@ -69,11 +88,17 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     # These loggers print a line for each request to the Hub and each report to Ray Train.
     for name in ("httpx2", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    on_cpu = not torch.cuda.is_available()
+    world = ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device()
+    on_cpu = device.type == "cpu"
     if on_cpu:
         torch.set_num_threads(1)
     else:
-        _use_exact_float32()
+        use_exact_float32()
+        if world > 1:
+            # accelerate takes it for the index of the device. Ray numbers the workers of a node by the numbers of their
+            # GPUs, but sorts CUDA_VISIBLE_DEVICES as text: 0,1,10,2.
+            os.environ["LOCAL_RANK"] = str(device.index)
     accelerator = Accelerator(
         # Without cpu=True, accelerate ignores the gloo process group of Ray Train, and each worker would train alone.
         cpu=on_cpu,
@@ -81,7 +106,6 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
         fsdp_plugin=sharding() if fsdp else None,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of the gradients
     )
-    world = ray.train.get_context().get_world_size()
     assert accelerator.num_processes == world, f"accelerate joined {accelerator.num_processes} of {world} workers"
     assert world in options.usable_workers(1, world), f"{world} workers cannot share batches of {options.batch_size}"
     return accelerator
@@ -106,7 +130,7 @@ def samples_per_pass(
     return int(min(gather_object([size])))
 
 
-def _use_exact_float32() -> None:
+def use_exact_float32() -> None:
     """Compute float32 products and convolutions on GPUs without TF32, which rounds factors to 10 bits."""
     cudnn: Any = torch.backends.cudnn
     torch.backends.cuda.matmul.fp32_precision = "ieee"

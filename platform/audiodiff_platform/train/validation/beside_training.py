@@ -13,7 +13,8 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 from ray.train import ValidationConfig, ValidationTaskConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from audiodiff_platform.cluster import WORKER_ENVIRONMENT, gpus
+from audiodiff_platform.cluster import HIDDEN_GPUS, WORKER_ENVIRONMENT
+from audiodiff_platform.cluster.capacity import free
 from audiodiff_platform.cluster.private_ray import HEAD_RESOURCE
 from audiodiff_platform.entry.errors import cause_of
 from audiodiff_platform.entry.terminal import say
@@ -39,21 +40,20 @@ def with_validation_place(options: OptionsT, group: Group) -> OptionsT:
         raise ValueError("validate_in group with fsdp: the workers cannot share the samples, use task")
     if options.validate_in != "auto":
         return options
-    place = "group" if group.gpu and gpus() <= group.max_workers and not sharded else "task"
+    place = "group" if group.gpu and free("GPU") <= group.max_workers and not sharded else "task"
     return options.model_copy(update={"validate_in": place})
 
 
 def validation_beside(validate: Validate, options: RunOptions, group: Group) -> ValidationConfig:
-    """Configure validation on a GPU that training leaves free, else on a CPU.
+    """Configure validation on a GPU that training and other jobs leave free, else on a CPU.
 
     Args:
         validate: Function that validates a checkpoint, called with its name and the options as a dictionary.
         options: Options of the run.
         group: Size and device of the worker group.
     """
-    spare_gpu = group.gpu and gpus() > group.max_workers
-    # Ray does not hide the GPUs from a task that requests no GPU.
-    environment = WORKER_ENVIRONMENT if spare_gpu else {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
+    spare_gpu = group.gpu and free("GPU") > group.max_workers
+    environment = WORKER_ENVIRONMENT if spare_gpu else {**WORKER_ENVIRONMENT, **HIDDEN_GPUS}
     resources = {
         "num_cpus": 0,
         "num_gpus": int(spare_gpu),
@@ -123,11 +123,16 @@ def away_from_head(kind: str) -> NodeAffinitySchedulingStrategy | str:
 def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all_cores: bool) -> dict[str, Any]:
     """Validate a checkpoint in this process, and return its metrics.
 
-    On a CPU, the process has a low priority, and uses one core unless `all_cores` is set.
+    On a GPU, the arithmetic is that of training. On a CPU, the process has a low priority, and uses one core unless
+    `all_cores` is set.
     """
     import torch
 
-    if not torch.cuda.is_available():
+    from audiodiff_platform.train.worker_process import use_exact_float32
+
+    if torch.cuda.is_available():
+        use_exact_float32()
+    else:
         os.nice(10)
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)
     output, metrics = Folder(options["output_dir"]), {}
