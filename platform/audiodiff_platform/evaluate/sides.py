@@ -23,7 +23,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
     MelDataset,
     data_file,
 )
-from audiodiff_platform.mel_data.original_datasets import read_mel_config
+from audiodiff_platform.mel_data.mel_configs import read_mel_config
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import assign_shards
 
