@@ -71,7 +71,9 @@ class FeatureValues:
         is_text = types.is_string(kind) or types.is_large_string(kind)
         is_number = types.is_floating(kind) or types.is_integer(kind)
         if not (types.is_null(kind) or (is_text if self._name == "key" else is_number)):
-            needed = "text: names of keys, such as F# minor" if self._name == "key" else f"numbers in {UNITS[self._name]}"
+            needed = (
+                "text: names of keys, such as F# minor" if self._name == "key" else f"numbers in {UNITS[self._name]}"
+            )
             raise ValueError(f"{self._origin}: column {self._name} is of type {kind}, must be {needed}")
         self.add(len(column) - column.null_count, column.drop_null().unique().to_pylist())
 

@@ -30,8 +30,8 @@ from audiodiff_core.mel.slices import Slicing
 from audiodiff_platform.mel_data.feature_values import FeatureValues
 from audiodiff_platform.mel_data.slice_schema import MEASURED, SliceFeatures
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS
 from audiodiff_platform.storage.index import INDEX, CommittedPart, digest_of, from_parquet, parts_of, with_digest
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS
 
 DATASET_FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
