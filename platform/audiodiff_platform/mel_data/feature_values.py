@@ -68,12 +68,11 @@ class FeatureValues:
             ValueError: As `add`, or the column has another type.
         """
         kind, types = column.type, pa.types
-        is_text = types.is_string(kind) or types.is_large_string(kind)
-        is_number = types.is_floating(kind) or types.is_integer(kind)
-        if not (types.is_null(kind) or (is_text if self._name == "key" else is_number)):
-            needed = (
-                "text: names of keys, such as F# minor" if self._name == "key" else f"numbers in {UNITS[self._name]}"
-            )
+        if self._name == "key":
+            fits, needed = types.is_string(kind) or types.is_large_string(kind), "names of keys, such as F# minor"
+        else:
+            fits, needed = types.is_floating(kind) or types.is_integer(kind), f"numbers in {UNITS[self._name]}"
+        if not (fits or types.is_null(kind)):
             raise ValueError(f"{self._origin}: column {self._name} is of type {kind}, must be {needed}")
         self.add(len(column) - column.null_count, column.drop_null().unique().to_pylist())
 
@@ -91,6 +90,6 @@ class FeatureValues:
             key_parts(value)
         except ValueError:
             raise ValueError(
-                f"{self._origin}: column {self._name} holds {value!r}: use names of keys, such as F# minor or Bb major, "
+                f"{self._origin}: column key holds {value!r}: use names of keys, such as F# minor or Bb major, "
                 "and null for slices without a key"
             ) from None
