@@ -135,11 +135,11 @@ def test_tempo_and_key_are_fields_of_a_request(client: httpx.Client, keyed: Path
         ({"model": "keyed", "key": "C", "prompt": "choir"}, "key with prompt: both state the encoding"),
         (
             {"model": "keyed", "prompt": "choir"},
-            "prompt: the model has no encoder, it is conditioned on tempo, key: om",
+            "prompt: the model has no encoder, it is conditioned on tempo, key",
         ),
         (
             {"model": "keyed", "like": "AAAA"},
-            "like: the model has no encoder, it is conditioned on tempo, key: omit it",
+            "like: the model has no encoder, it is conditioned on tempo, key: omit",
         ),
         ({"model": "tiny", "prompt": "choir"}, "prompt: the model is not conditional, omit it"),
     ):
