@@ -150,7 +150,7 @@ def test_bars_at_a_tempo_are_in_the_name_of_the_file(page: Any, tmp_path: Path) 
     page.check("text=Redo part")
     page.locator("#picture").press("ArrowLeft")
     make(page, 2)
-    assert facts(page)["Length"] == "1.00 s"
+    assert facts(page)["Length"] == "1.07 s", "the next width of the model"
     page.check("text=Vary")
     page.locator("#takes .use").nth(1).click()
     make(page, 3)
