@@ -115,6 +115,15 @@ class MeasuredConditions(pydantic.RootModel[tuple[Condition, ...]]):
         return tuple(condition.name for condition in self.root)
 
     @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest values of the conditions on numbers."""
+        return {
+            condition.name: (condition.low, condition.high)
+            for condition in self.root
+            if isinstance(condition, NumberCondition)
+        }
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of values of the parts of an encoding."""
         return tuple(condition.size for condition in self.root)

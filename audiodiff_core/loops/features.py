@@ -12,7 +12,7 @@ from audiodiff_core.loops.tempo import measure_tempo
 LONGEST_MEASURED_S = 30.0
 """Duration in seconds from the start of audio that is measured, which bounds the memory for slices of hours."""
 SHARED = 0.75
-"""Fraction of its audio that a slice shares with an earlier slice to have its features."""
+"""Fraction of the measured audio of an earlier slice that a slice shares to have its features."""
 SPECTRUM_S = 0.1
 """Length in seconds of the spectra that `brightness_hz` averages."""
 
@@ -55,8 +55,8 @@ def measure_features(audio: Samples, sample_rate: int) -> Features:
 class SliceMeter:
     """Measurement of the slices of a file in their order.
 
-    A slice that shares most of its audio with the last slice that was measured has the features of that slice, so that
-    the time for a file grows little with the overlap of its slices.
+    A slice that holds most of the audio that was measured last has the features of that audio, so that the time for a
+    file grows little with the overlap of its slices.
 
     Args:
         sample_rate: Sample rate in Hz, at least 1000.
@@ -76,7 +76,9 @@ class SliceMeter:
         """
         if self._features is None or start_s > self._shared_to_s:
             self._features = measure_features(samples, self._sample_rate)
-            self._shared_to_s = start_s + (1 - SHARED) * len(samples) / self._sample_rate
+            measured_s = min(len(samples) / self._sample_rate, LONGEST_MEASURED_S)
+            # Steps between slices are rounded to samples.
+            self._shared_to_s = start_s + (1 - SHARED) * measured_s + 1 / self._sample_rate
         return self._features
 
 

@@ -30,7 +30,7 @@ from audiodiff_core.pipeline.sources import (
 )
 from audiodiff_core.pipeline.tasks import Loader, Task, Tasks
 from audiodiff_core.sampling import Batch, Item
-from audiodiff_core.sampling.conditions import Condition
+from audiodiff_core.sampling.conditions import Condition, no_encoder
 from audiodiff_core.sampling.requests import (
     DEFAULT_STRENGTH,
     ExtendRequest,
@@ -120,14 +120,8 @@ class Inputs:
         references = references or References()
         of_features = requested_encoding(request, self.conditions)
         if encoding is None and request.condition is not None:
-            field_name, text = request.condition
-            if dim is None:
-                raise ValueError(f"{field_name} {text}: the model is not conditional, omit it")
-            if self.conditions is not None:
-                raise ValueError(
-                    f"{field_name} {text}: the model has no encoder, it is conditioned on "
-                    f"{', '.join(self.conditions.names)}: omit it"
-                )
+            if reason := no_encoder(dim, self.conditions.names if self.conditions else ()):
+                raise ValueError(f"{' '.join(request.condition)}: {reason}")
             encoding = references.embedding(request.condition)
         elif encoding is None and isinstance(request.encoding, str):
             known = references.encodings
@@ -147,10 +141,16 @@ class Inputs:
         return Item(filled, self.width(filled), encoding=torch.from_numpy(encoding.astype(np.float32)))
 
     def items(self, requests: Sequence[SeededRequest], encodings: Encodings | None) -> list[Item]:
-        """Create items from n requests and their encodings (n, dim)."""
+        """Create items from n requests and their encodings (n, dim).
+
+        Raises:
+            ValueError: If the model does not support a request, or a request states an encoding beside `encodings`.
+        """
         if encodings is None:
             return [self.item(request) for request in requests]
         self.require_equal("encodings", len(encodings), len(requests))
+        if stated := [name for request in requests for name in request.encoding_fields]:
+            raise ValueError(f"{stated[0]} with encodings: both state the encoding, set only one of them")
         return [self.item(request, encoding) for request, encoding in zip(requests, encodings, strict=True)]
 
     def task(self, request: Request, references: References, batch: Batch) -> tuple[Item, Task]:

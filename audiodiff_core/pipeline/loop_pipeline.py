@@ -24,6 +24,7 @@ from audiodiff_core.pipeline.sources import HERE, AudioFiles, Source
 from audiodiff_core.pipeline.task_batch import OnStep, Started
 from audiodiff_core.pipeline.tasks import Tasks
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest, Sampler
+from audiodiff_core.sampling.conditions import no_encoder
 from audiodiff_core.sampling.requests import Request
 from audiodiff_core.vocoder import GriffinLim, Vocoder, require_mel
 
@@ -90,7 +91,10 @@ class LoopPipeline(ArrayCalls):
         self._parts = unet, vae
         self._record, self._model_digest = record, model_digest
         conditions = None if record is None else record.conditions
-        encoded_dim = self.geometry.encoding_dim if conditions is None else None
+        reason = no_encoder(self.geometry.encoding_dim, conditions.names if conditions else ())
+        if encoder is not None and reason:
+            raise ValueError(f"encoder {encoder if isinstance(encoder, str) else encoder.name}: {reason}")
+        encoded_dim = None if reason else self.geometry.encoding_dim
         self._encoder = ModelEncoder(record, encoder, encoded_dim, profile.device)
         self.codec = Codec(None if vae is None else placed_vae(vae, profile), profile)
         self._tasks = Tasks(self.geometry, self.codec)

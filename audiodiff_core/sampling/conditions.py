@@ -1,5 +1,6 @@
 """Fields of requests that state a condition: audio or text, which the encoder of a conditional model embeds."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import pydantic
@@ -38,3 +39,17 @@ class Conditioned(pydantic.BaseModel):
         if self.like is not None:
             return Condition("like", self.like)
         return None if self.prompt is None else Condition("prompt", self.prompt)
+
+
+def no_encoder(encoding_dim: int | None, features: Sequence[str]) -> str | None:
+    """Return the reason why a model has no encoder of conditions, with the remedy, or None if it has one.
+
+    Args:
+        encoding_dim: Number of values of an encoding, or None for an unconditional model.
+        features: Names of the measured features that the model is conditioned on.
+    """
+    if encoding_dim is None:
+        return "the model is not conditional, omit it"
+    if features:
+        return f"the model has no encoder, it is conditioned on {', '.join(features)}: omit it"
+    return None

@@ -10,7 +10,7 @@ import pydantic
 
 from audiodiff_core.diffusion.methods import MAX_STEPS
 from audiodiff_core.sampling.conditions import Conditioned, Reference
-from audiodiff_core.sampling.parameters import MAX_DURATION_S, SamplingParameters
+from audiodiff_core.sampling.parameters import FEATURE_FIELDS, MAX_DURATION_S, SamplingParameters
 
 SEEDS = range(2**32)
 """Valid seeds."""
@@ -47,13 +47,16 @@ class SeededRequest(Conditioned, SamplingParameters):
 
     @pydantic.model_validator(mode="after")
     def _one_condition(self) -> Self:
-        stated = [name for name in ("encoding", "like", "prompt") if getattr(self, name) is not None]
-        if len(stated) > 1:
+        stated = self.encoding_fields
+        if len(stated) > 1 and stated[0] not in FEATURE_FIELDS:
             raise ValueError(f"{stated[1]} with {stated[0]}: both state the encoding, set only one of them")
-        features = [name for name in self.features if name != "bpm" or self.bars is None]
-        if stated and features:
-            raise ValueError(f"{features[0]} with {stated[0]}: both state the encoding, set only one of them")
         return self
+
+    @property
+    def encoding_fields(self) -> list[str]:
+        """Names of the fields that state the encoding. Beside bars, bpm states the length."""
+        features = [name for name in self.features if name != "bpm" or self.bars is None]
+        return [name for name in ("encoding", "like", "prompt") if getattr(self, name) is not None] + features
 
 
 class GenerateRequest(SeededRequest):

@@ -60,6 +60,23 @@ def test_slices_that_share_most_of_their_audio_are_measured_once(monkeypatch: py
     assert values == [1_000, 1_000, 1_000, 1_000, 1_300, 2_600, 2_900]
 
 
+def test_what_is_shared_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(samples: Samples, sample_rate: int) -> Features:
+        return Features(brightness=float(samples[0]))
+
+    def measured(size: int, step: int) -> list[float | None]:
+        """Return the starts in samples of the audio of which five slices have their features."""
+        meter, audio = SliceMeter(100), np.arange(size + 4 * step, dtype=np.float32)
+        starts = range(0, 4 * step + 1, step)
+        return [meter.features(audio[start : start + size], start / 100).brightness for start in starts]
+
+    monkeypatch.setattr("audiodiff_core.loops.features.measure_features", noted)
+
+    assert measured(120 * 100, 800) == [0, 800, 1_600, 2_400, 3_200], "of slices of two minutes, 30 s are measured"
+    assert measured(120 * 100, 700) == [0, 0, 1_400, 1_400, 2_800]
+    assert measured(1_023, 256) == [0, 0, 512, 512, 1_024], "the step of an overlap of 0.75 is rounded"
+
+
 def test_brightness_is_the_mean_frequency_at_any_level() -> None:
     noise = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     assert brightness_hz(noise, RATE) == pytest.approx(RATE / 4, rel=0.02)
@@ -87,6 +104,13 @@ def test_brightness_is_the_mean_frequency_at_any_level() -> None:
         ("Cb", "B major"),
         ("E#", "F major"),
         (" D  maj ", "D major"),
+        ("BB MAJOR", "A# major"),
+        ("EB minor", "D# minor"),
+        ("ABm", "G# minor"),
+        ("Fsharp-minor", "F# minor"),
+        ("F sharp minor", "F# minor"),
+        ("b-flat", "A# major"),
+        ("C#-minor", "C# minor"),
     ],
 )
 def test_keys_have_one_name(text: str, name: str) -> None:
@@ -94,7 +118,7 @@ def test_keys_have_one_name(text: str, name: str) -> None:
     assert key_name(key_name(text)) == name
 
 
-@pytest.mark.parametrize("text", ["", "H", "C dorian", "CM7", "Cbb", "m", "C#-minor"])
+@pytest.mark.parametrize("text", ["", "H", "C dorian", "CM7", "Cbb", "m", "CM", "C-", "Fs minor"])
 def test_other_texts_are_no_keys(text: str) -> None:
     with pytest.raises(ValueError, match=f"^key {text}: use a tonic and a mode, such as C, Am, F# minor or Bb major$"):
         key_parts(text)

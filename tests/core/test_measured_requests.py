@@ -134,6 +134,23 @@ def test_bars_with_bpm_are_a_length_beside_an_encoding(pipeline: LoopPipeline) -
     assert images(pipeline, [without]) == [loop.image.tobytes()]
 
 
+@pytest.mark.parametrize("stated", [{"bpm": 90.0}, {"key": "C"}, {"prompt": "choir"}, {"encoding": (0.5,) * 46}])
+def test_arrays_of_encodings_take_the_place_of_no_stated_one(pipeline: LoopPipeline, stated: dict[str, Any]) -> None:
+    vectors = np.zeros((2, CONDITIONS.dim), np.float32)
+    requests = [GenerateRequest(steps=2), GenerateRequest(steps=2, **stated)]
+    with pytest.raises(ValueError, match=rf"^{next(iter(stated))} with encodings: both state the encoding, set only"):
+        pipeline.generate(requests, encodings=vectors)
+    bars = GenerateRequest(steps=2, bars=1, bpm=200.0)
+    (loop,) = pipeline.generate([bars], encodings=vectors[:1])
+    assert len(loop.audio) == loop_length(1, 200.0, MEL.sample_rate)
+
+
+def test_an_encoder_of_a_model_without_one_is_refused() -> None:
+    words = "^encoder nonsense: the model has no encoder, it is conditioned on tempo, key: omit it$"
+    with pytest.raises(ValueError, match=words):
+        LoopPipeline.of(model_of(CONDITIONS), PROFILE, "nonsense")
+
+
 def test_the_checkpoint_alone_knows_the_conditions(pipeline: LoopPipeline, tmp_path: Path) -> None:
     plain, own = model_of(None, CONDITIONS.dim), model_of(CONDITIONS)
     for name, model in (("own", own), ("plain", plain)):

@@ -24,7 +24,8 @@ from audiodiff_platform.evaluate.job import evaluate
 from audiodiff_platform.evaluate.options import EvaluateOptions
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.mel_data.original_datasets import open_dataset, read_mel_config
+from audiodiff_platform.mel_data.mel_configs import read_mel_config
+from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.diffusion import train

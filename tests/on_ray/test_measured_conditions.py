@@ -1,12 +1,14 @@
 """Conditions on measured features: columns of prepare, train --condition, and generate with bpm and key."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -20,6 +22,7 @@ from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.mel_data.measured import require_features
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.mel_data.slice_schema import MEASURED, UNMEASURED_SCHEMA
@@ -163,9 +166,95 @@ def test_a_dataset_of_an_earlier_version_goes_on_without_the_columns(
     assert columns == {tuple(UNMEASURED_SCHEMA.names)}
 
 
+def test_what_cannot_be_measured_is_said(
+    unmeasured: Path, music: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated: dict[str, Any] = {"input_dir": str(music), "output_dir": str(unmeasured), **PREPARED}
+    prepare(PrepareOptions(**stated))
+    words = f"the dataset in {unmeasured} was begun without measured features"
+    assert f"{words}: it goes on without them" in capsys.readouterr().err
+    prepare(PrepareOptions(measure=False, **stated))
+    assert words not in capsys.readouterr().err
+    with pytest.raises(ValueError, match=rf"^measure: {words} and cannot get them: use another folder, or omit"):
+        prepare(PrepareOptions(measure=True, **stated))
+    new = {**stated, "input_dir": str(music / "drone.wav"), "output_dir": str(tmp_path / "new")}
+    assert prepare(PrepareOptions(measure=True, **new))["slices"] == 2
+
+
 def test_a_measured_dataset_is_not_continued_without_measuring(measured: Path, music: Path) -> None:
     with pytest.raises(ValueError, match="measured"):
         prepare(PrepareOptions(input_dir=str(music), output_dir=str(measured), measure=False, **PREPARED))
+
+
+def _published(measured: Path, folder: Path, **columns: Any) -> Path:
+    """Write the slices of a dataset with other columns, as another program might."""
+    (folder / "data").mkdir(parents=True)
+    shutil.copy(measured / "mel_config.json", folder)
+    table = pq.read_table(measured / "data")
+    for name, values in columns.items():
+        place = table.column_names.index(name)
+        table = table.remove_column(place) if values is None else table.set_column(place, name, pa.array(values))
+    pq.write_table(table, folder / "data" / "train-000000.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (
+            {"key": [1, 2, 3, 4, 5, 6]},
+            "^dataset_name .*: column key is of type int64, must be names of keys, such ",
+        ),
+        (
+            {"key": ["C", None, "8A", "Gb", "Am", "C"]},
+            "^dataset_name .*: column key holds '8A': use names of keys",
+        ),
+        (
+            {"tempo": [90, None, math.nan, 1, 2, 3]},
+            "^dataset_name .*: column tempo holds nan: use null for slices",
+        ),
+        ({"tempo": ["90"] * 6}, "^dataset_name .*: column tempo is of type string, must be numbers in bpm$"),
+        (
+            {"tempo": [None] * 6},
+            "^condition tempo: no slice of .* has a tempo, which needs a rhythm, in slices of",
+        ),
+    ],
+)
+def test_columns_of_other_programs_are_checked(
+    measured: Path, tmp_path: Path, columns: dict[str, Any], words: str
+) -> None:
+    other = _published(measured, tmp_path / "other", **columns)
+    with pytest.raises(ValueError, match=words):
+        train(_train_options(other, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_condition_that_no_slice_has_is_refused(music: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "drone"
+    prepare(PrepareOptions(input_dir=str(music / "drone.wav"), output_dir=str(folder), **PREPARED))
+    with pytest.raises(ValueError, match=r"^condition tempo: .* has a tempo, .*; condition key: no slice .* in slices"):
+        train(_train_options(folder, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_values_that_slices_have_are_shown(measured: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(measured / "data").to_pylist()
+    tempos, keys = ([row[name] for row in rows if row[name] is not None] for name in ("tempo", "key"))
+    spread = f"({min(tempos):.4g} to {max(tempos):.4g} bpm)"
+    expected = f"tempo of {len(tempos)} of 6 slices {spread}; key of {len(keys)} of 6 slices"
+    assert len(tempos) < 6
+    for folder in (measured, _published(measured, tmp_path / "other")):
+        assert require_features(str(folder), open_dataset(str(folder)), CONDITIONS) == expected
+
+
+def test_the_digest_names_the_features(measured: Path, unmeasured: Path, tmp_path: Path) -> None:
+    none: dict[str, Any] = dict.fromkeys(MEASURED)
+    changes: list[dict[str, Any]] = [{}, {"tempo": [90.0] * 6}, {"key": ["C major"] * 6}, none]
+    folders = [_published(measured, tmp_path / str(index), **columns) for index, columns in enumerate(changes)]
+    folders.append(_published(unmeasured, tmp_path / "unmeasured"))
+    digests = [open_dataset(str(folder)).digest for folder in folders]
+    assert len(set(digests)) == 4
+    assert digests[3] == digests[4], "without the columns, it is that of earlier versions"
 
 
 def test_samples_come_with_the_encodings_of_their_slices(measured: Path, tmp_path: Path) -> None:
@@ -231,6 +320,13 @@ def test_a_trained_model_starts_another_with_its_conditions(trained: Path, measu
     ):
         with pytest.raises(ValueError, match=words):
             train(_train_options(measured, tmp_path / "run", condition=condition, **start))
+    other = tmp_path / "other"
+    shutil.copytree(trained / "model", other)
+    stated = json.loads((other / "audiodiff.json").read_text())
+    stated["conditions"][0]["low"] = 50.0
+    (other / "audiodiff.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match=r"the same conditions in other ranges: train a conditional preset from scrat"):
+        train(_train_options(measured, tmp_path / "run", **{**start, "from_pretrained": str(other)}))
     train(_train_options(measured, tmp_path / "run", **start))
     record = load_model(tmp_path / "run" / "model").record
     assert record is not None
@@ -248,6 +344,7 @@ def test_what_cannot_be_trained_is_refused(measured: Path, unmeasured: Path, tmp
         _train_options(measured, run, encodings="e")
     with pytest.raises(ValueError, match="condition"):
         _train_options(measured, run, condition="tempo,mood")
+    assert _train_options(measured, run, condition="key, tempo").condition == ("tempo", "key")
     assert not run.exists()
 
 

@@ -83,6 +83,7 @@ def test_it_answers_with_the_bytes_that_generate_writes(client: httpx.Client, mo
     described, other, keyed = client.get("/v1/models").json()["models"]
     assert (described["name"], other["name"], other["encoding_dim"]) == ("tiny", "conditional", 4)
     assert (other["conditions"], keyed["conditions"]) == ([], ["tempo", "key"])
+    assert (other["ranges"], keyed["ranges"]) == ({}, {"tempo": [40, 240]})
     digest = load_model(model).digest
     assert described["digest"] == digest
     fields = {"seed": 3, "steps": 4, "scheduler": "ddpm"}
@@ -132,6 +133,15 @@ def test_tempo_and_key_are_fields_of_a_request(client: httpx.Client, keyed: Path
         ({"model": "keyed", "brightness": 900}, "brightness 900: the model is not conditioned on brightness, only on"),
         ({"model": "keyed", "key": "H"}, "key: key H: use a tonic and a mode, such as C, Am, F# minor or Bb major"),
         ({"model": "keyed", "key": "C", "prompt": "choir"}, "key with prompt: both state the encoding"),
+        (
+            {"model": "keyed", "prompt": "choir"},
+            "prompt: the model has no encoder, it is conditioned on tempo, key",
+        ),
+        (
+            {"model": "keyed", "like": "AAAA"},
+            "like: the model has no encoder, it is conditioned on tempo, key: omit",
+        ),
+        ({"model": "tiny", "prompt": "choir"}, "prompt: the model is not conditional, omit it"),
     ):
         refused = client.post("/v1/generate", json=body)
         assert refused.status_code == 422

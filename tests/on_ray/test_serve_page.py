@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
+from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_platform.serve.job import served
 from audiodiff_platform.serve.options import ServeOptions
 from tests.browser import SIZES, TIMEOUT_MS, expect, opened
+from tests.random_models import save_conditional
 from tests.serving import free_port
 
 pytestmark = [pytest.mark.browser, pytest.mark.workers]
@@ -36,12 +38,14 @@ addEventListener("DOMContentLoaded", () => {
 
 
 @pytest.fixture(scope="module")
-def address(local_ray: None, model: Path) -> Iterator[str]:
+def address(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a server that requires a key, and return the address of its page."""
-    port = free_port()
+    port, conditions = free_port(), MeasuredConditions.of(["tempo", "key"])
+    folder = tmp_path_factory.mktemp("keyed") / "model"
+    keyed = save_conditional(folder, conditions.dim, hop_length=512, conditions=conditions)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUDIODIFF_API_KEY", KEY)
-        with served(ServeOptions(model=(f"tiny={model}",), port=port, max_replicas=1)):
+        with served(ServeOptions(model=(f"tiny={model}", f"keyed={keyed}"), port=port, max_replicas=1)):
             yield f"http://127.0.0.1:{port}/"
 
 
@@ -51,7 +55,7 @@ def page(address: str, chromium: Any) -> Iterator[Any]:
     permissions = ["clipboard-read", "clipboard-write"]
     with opened(chromium, address, script=WITH_KEY + WATCHED, permissions=permissions) as page:
         page.set_default_timeout(TIMEOUT_MS)
-        expect(page.locator("#model option")).to_have_count(1)
+        expect(page.locator("#model option")).to_have_count(2)
         page.fill("#steps", "6")
         yield page
 
@@ -142,6 +146,44 @@ def test_bars_at_a_tempo_are_in_the_name_of_the_file(page: Any, tmp_path: Path) 
     }"""
     kind, name, url = page.locator("#takes .file").evaluate(dragged).split(":", 2)
     assert (kind, name, url[:5]) == ("audio/wav", file.name, "blob:")
+
+    page.check("text=Redo part")
+    page.locator("#picture").press("ArrowLeft")
+    make(page, 2)
+    assert facts(page)["Length"] == "1.07 s", "the next width of the model"
+    page.check("text=Vary")
+    page.locator("#takes .use").nth(1).click()
+    make(page, 3)
+    assert facts(page)["Length"] == "1.00 s"
+
+
+def test_a_tempo_is_sent_if_it_is_chosen(page: Any) -> None:
+    bpm = page.locator("#bpm")
+    expect(bpm).to_be_disabled()
+    page.select_option("#bars", "1")
+    expect(bpm).to_have_value("120")
+    page.select_option("#bars", "")
+    expect(bpm).to_have_value("")
+
+    def sent(takes: int) -> dict[str, Any]:
+        """Make a take, and return the request."""
+        with page.expect_request("**/v1/generate") as request:
+            make(page, takes)
+        fields: dict[str, Any] = request.value.post_data_json
+        return fields
+
+    page.select_option("#model", "keyed")
+    expect(bpm).to_be_enabled()
+    assert "bpm" not in sent(1)
+    page.fill("#bpm", "300")
+    page.click("#make")
+    expect(page.locator("#bpm:invalid")).to_have_count(1)
+    page.fill("#bpm", "90")
+    assert sent(2)["bpm"] == 90
+    page.select_option("#bars", "1")
+    assert sent(3).items() >= {"bpm": 90, "bars": 1}.items()
+    page.select_option("#bars", "")
+    expect(bpm).to_have_value("90")
 
 
 def test_sounds_are_varied_made_again_in_part_and_blended(page: Any, loops: Path, tmp_path: Path) -> None:
@@ -238,7 +280,7 @@ def test_a_key_is_asked_for(address: str, chromium: Any) -> None:
         expect(page.locator("#key-message")).to_have_text("The server refused the key.")
         page.fill("#key", KEY)
         page.locator("#key").press("Enter")
-        expect(page.locator("#model option")).to_have_text(["tiny"])
+        expect(page.locator("#model option")).to_have_text(["tiny", "keyed"])
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
@@ -246,7 +288,7 @@ def test_a_key_is_asked_for(address: str, chromium: Any) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_the_page_fits(address: str, chromium: Any, loops: Path, size: str, scheme: str) -> None:
     with opened(chromium, address, size, WITH_KEY, color_scheme=scheme) as page:
-        expect(page.locator("#model option")).to_have_count(1)
+        expect(page.locator("#model option")).to_have_count(2)
         page.fill("#steps", "6")
         for number, name in enumerate(["loop_tabla", "loop_mika", "ambi_haunted_hum"]):
             page.check("text=Vary")

@@ -163,6 +163,11 @@ def test_a_model_is_gone_on_from_with_its_weights_and_objective(dataset: Path, t
     changed = load_training_inputs(_options(dataset, tmp_path, from_pretrained=model, prediction_type="flow")).objective
     assert (changed.prediction_type, changed.clip_sample) == ("flow", False)
     _refused(dataset, tmp_path / "run", "leave preset out", from_pretrained=model, preset="tiny")
+    words = (
+        rf"^condition tempo with from_pretrained {model}: the model was trained with no measured conditions: "
+        "omit condition, or train a conditional preset from scratch$"
+    )
+    _refused(dataset, tmp_path / "run", words, from_pretrained=model, condition="tempo")
 
 
 def test_latents_need_the_vae_and_presets_their_kind(dataset: Path, tmp_path: Path) -> None:

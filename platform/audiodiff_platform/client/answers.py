@@ -5,6 +5,7 @@ Fields that a newer server adds are kept in `model_extra`.
 
 import base64
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,7 @@ class Model(_Answer):
         encoding_dim: The number of values of an encoding, or None for an unconditional model.
         latent_shape: Channels, height and width of a latent, or None for a model that works on images.
         conditions: The measured features that the model is conditioned on.
+        ranges: The smallest and largest values of those that are numbers, by name.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Model(_Answer):
     encoding_dim: int | None = None
     latent_shape: tuple[int, int, int] | None = None
     conditions: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = pydantic.Field(default_factory=dict)
 
 
 class Encoding(_Answer):

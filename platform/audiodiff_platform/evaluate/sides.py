@@ -16,6 +16,7 @@ from audiodiff_platform.evaluate.options import CANDIDATE, HELD_OUT, REFERENCE, 
 from audiodiff_platform.evaluate.portions import Portion
 from audiodiff_platform.evaluate.result import Result
 from audiodiff_platform.mel_data import loops_folder
+from audiodiff_platform.mel_data.mel_configs import read_mel_config
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_SETTINGS,
     TRAIN_SPLIT,
@@ -23,7 +24,6 @@ from audiodiff_platform.mel_data.mel_dataset import (
     MelDataset,
     data_file,
 )
-from audiodiff_platform.mel_data.original_datasets import read_mel_config
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.work.plan import assign_shards
 

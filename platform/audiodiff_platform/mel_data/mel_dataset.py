@@ -16,18 +16,22 @@ continues with these parts even after more parts are added.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from audiodiff_core.embeddings.measured import ConditionName
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.mel.slices import Slicing
+from audiodiff_platform.mel_data.feature_values import FeatureValues
 from audiodiff_platform.mel_data.slice_schema import MEASURED, SliceFeatures
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.index import INDEX, CommittedPart, digest_of, from_parquet, parts_of, with_digest
+from audiodiff_platform.storage.objects import CONCURRENT_REQUESTS
 
 DATASET_FORMAT_VERSION = 1
 MEL_CONFIG = "mel_config.json"
@@ -150,6 +154,13 @@ class TrainingImages(Protocol):
     def features(self, group: int, row: int) -> SliceFeatures:
         """Return the measured features of a slice. The dataset must be `measured`."""
 
+    def feature_values(self, names: Sequence[ConditionName]) -> dict[ConditionName, FeatureValues]:
+        """Return the values of measured features by name. The dataset must be `measured`.
+
+        Raises:
+            ValueError: A column holds other values than features.
+        """
+
 
 class MelDataset:
     """One split of a finished mel dataset. The most recently used row groups are cached.
@@ -254,6 +265,15 @@ class MelDataset:
     def features(self, group: int, row: int) -> SliceFeatures:
         """Return the measured features of a slice. See `TrainingImages.features`."""
         return self._group_features(group)[row]
+
+    def feature_values(self, names: Sequence[ConditionName]) -> dict[ConditionName, FeatureValues]:
+        """Read the statistics of the row groups. See `TrainingImages.feature_values`."""
+        found = {name: FeatureValues(f"dataset_name {self.folder.uri}", name) for name in names}
+        with ThreadPoolExecutor(1 if self.folder.is_local else CONCURRENT_REQUESTS) as pool:
+            for footer in pool.map(lambda shard: self._open_shard(shard).metadata, self.shards):
+                for values in found.values():
+                    values.add_statistics(footer)
+        return found
 
     def _read_features(self, group: int) -> list[SliceFeatures]:
         shard, index, _ = self.groups[group]

@@ -12,21 +12,22 @@ dataset, or from the file that the option mel_config names. Otherwise, the defau
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
 import datasets
 import pyarrow.compute as pc
-import pydantic
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-from audiodiff_core.files.filesystems import filesystem_of
+from audiodiff_core.embeddings.measured import ConditionName
 from audiodiff_core.mel import Images, MelConfig
 from audiodiff_core.mel.png import decode_png, png_shape
 from audiodiff_platform.cluster import is_hub_id
+from audiodiff_platform.mel_data.feature_values import FeatureValues
+from audiodiff_platform.mel_data.mel_configs import parsed, read_mel_config
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_SETTINGS,
     DATASET_VERSION,
@@ -40,7 +41,7 @@ from audiodiff_platform.storage import Folder, commits
 
 COLUMNS = ("image", "audio_file", "slice")
 GROUP_ROWS = 128
-DIGEST_BATCH_ROWS = 4_096
+BATCH_ROWS = 4_096
 PNG_HEAD_BYTES = 26  # signature, width, height, bit depth, color type
 T = TypeVar("T")
 SAVE_TO_DISK_FILES = ("dataset_dict.json", "state.json")  # one of them is in each folder of save_to_disk
@@ -77,7 +78,7 @@ def open_dataset(name: str, mel_config: str | None = None, run: Folder | None = 
         )
     path = plainly_named(folder)
     rows = _saved(name, path) if probe_file in SAVE_TO_DISK_FILES else _loaded(name, path)
-    own_mel = _config(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
+    own_mel = parsed(f"{name}/{MEL_CONFIG}", folder.read(MEL_CONFIG)) if folder.exists(MEL_CONFIG) else None
     return OriginalDataset(name, probe_file, rows, own_mel, option_mel)
 
 
@@ -120,7 +121,7 @@ class OriginalDataset:
         if stated := own_mel or option_mel:
             self.mel, self.mel_origin = stated, f"its {MEL_CONFIG}" if own_mel else "the option mel_config"
         else:
-            self.mel = _config(f"dataset_name {name}", json.dumps({"x_res": width, "y_res": height}).encode())
+            self.mel = parsed(f"dataset_name {name}", json.dumps({"x_res": width, "y_res": height}).encode())
             self.mel_origin = (
                 f"the defaults of the original project, because it has no {MEL_CONFIG}: "
                 "set mel_config if they are wrong"
@@ -129,20 +130,21 @@ class OriginalDataset:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the file names, slice numbers and image sizes of all rows, and of the mel configuration.
+        """Digest of the mel configuration, and of file name, slice number, image size and features of all rows.
 
         Raises:
             ValueError: An image has another size or mode than the mel configuration states.
         """
         total = hashlib.sha256(self.mel.digest.encode())
         known: set[bytes | None] = set()
-        for index, batch in enumerate(self._rows.with_format("arrow").iter(DIGEST_BATCH_ROWS)):
+        columns = (*COLUMNS[1:], *(MEASURED if self.measured else ()))
+        for index, batch in enumerate(self._rows.with_format("arrow").iter(BATCH_ROWS)):
             images = pc.struct_field(batch["image"], "bytes")
             heads = pc.binary_slice(images, 0, PNG_HEAD_BYTES).to_pylist()
             for head in set(heads) - known:
-                self._checked_image(index * DIGEST_BATCH_ROWS + heads.index(head))
+                self._checked_image(index * BATCH_ROWS + heads.index(head))
             known.update(heads)
-            named = [batch[column].to_pylist() for column in COLUMNS[1:] if column in batch.column_names]
+            named = [batch[column].to_pylist() for column in columns if column in batch.column_names]
             total.update(json.dumps([*named, pc.binary_length(images).to_pylist()]).encode())
         return total.hexdigest()[:16]
 
@@ -172,6 +174,14 @@ class OriginalDataset:
         """Return the measured features of a slice. See `TrainingImages.features`."""
         features: SliceFeatures = self._measured_columns[group * GROUP_ROWS + row]
         return features
+
+    def feature_values(self, names: Sequence[ConditionName]) -> dict[ConditionName, FeatureValues]:
+        """Scan the columns of measured features. See `TrainingImages.feature_values`."""
+        found = {name: FeatureValues(f"dataset_name {self.name}", name) for name in names}
+        for batch in self._rows.select_columns(list(names)).with_format("arrow").iter(BATCH_ROWS):
+            for name, values in found.items():
+                values.add_column(batch[name])
+        return found
 
     def _checked_image(self, number: int) -> Images:
         """Decode image `number`. Its size is checked before pixels are decompressed."""
@@ -256,37 +266,7 @@ def _hub_mel(name: str) -> MelConfig | None:
             f"dataset_name {name}: its {MEL_CONFIG} is unknown, because the Hugging Face Hub cannot be reached"
         ) from error
     with open(file, "rb") as opened:
-        return _config(f"{name}/{MEL_CONFIG}", opened.read())
-
-
-def read_mel_config(mel_config: str) -> MelConfig:
-    """Read a mel configuration.
-
-    Args:
-        mel_config: Path or URI of a mel_config.json.
-
-    Raises:
-        ValueError: The file is missing, or is not a valid mel configuration.
-    """
-    try:
-        filesystem, path = filesystem_of(mel_config)
-        with filesystem.open(path, "rb") as file:
-            return _config(f"mel_config {mel_config}", file.read())
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ValueError(f"mel_config {mel_config}: no such file") from error
-
-
-def _config(origin: str, content: bytes) -> MelConfig:
-    try:
-        return MelConfig.from_json(content.decode())
-    except pydantic.ValidationError as error:
-        problems = (
-            f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ValueError(f"{origin}: {'; '.join(problems)}") from None
-    except ValueError as error:
-        raise ValueError(f"{origin}: is not JSON ({error})") from error
+        return parsed(f"{name}/{MEL_CONFIG}", opened.read())
 
 
 def _require_same(name: str, own_mel: MelConfig | None, option_mel: MelConfig | None) -> None:

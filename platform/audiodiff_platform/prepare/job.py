@@ -33,6 +33,7 @@ from audiodiff_platform.mel_data.mel_dataset import (
 )
 from audiodiff_platform.mel_data.slice_schema import MEASURED
 from audiodiff_platform.prepare.duplicates import find_duplicates
+from audiodiff_platform.prepare.measuring import check_measured
 from audiodiff_platform.prepare.padding import Padding
 from audiodiff_platform.prepare.worker import PrepareWorker, prepared
 from audiodiff_platform.storage import Folder, commits
@@ -163,6 +164,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     uris = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
     options = options.model_copy(update=uris)
     inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
+    if options.measure:
+        check_measured(output, stated="measure" in options.model_fields_set)
     commits.require_same(output, DATASET_SETTINGS, options.settings(is_measured(output)))
     if options.push_to_hub:
         claim_repository(options.push_to_hub)

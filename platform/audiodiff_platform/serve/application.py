@@ -1,5 +1,6 @@
 """Ray Serve application of the server, for `jobs/serve.py` and for `serve deploy`."""
 
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -202,7 +203,7 @@ def _facts(name: str, path: str) -> ModelFacts:
     encoder = None if model.record is None or model.record.encoder is None else model.record.encoder.digest
     duration_s = mel.audio_size / mel.sample_rate
     latents = None if model.vae is None else latent_shape(model.vae, mel.y_res, mel.x_res)
-    conditions = () if model.record is None or model.record.conditions is None else model.record.conditions.names
-    return ModelFacts(
-        name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder, latents, conditions
-    )
+    facts = ModelFacts(name, path, model.digest, mel.sample_rate, duration_s, mel.x_res, dim, encoder, latents)
+    if model.record is None or model.record.conditions is None:
+        return facts
+    return replace(facts, conditions=model.record.conditions.names, ranges=model.record.conditions.ranges)

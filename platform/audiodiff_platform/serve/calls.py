@@ -27,6 +27,7 @@ class ModelFacts:
         encoder_digest: Digest of the encoder of the training encodings, or None if the model does not state it.
         latent_shape: Channels, height and width of the latent of a slice, or None for a model that works on images.
         conditions: Names of the measured features that the model is conditioned on.
+        ranges: Smallest and largest values of those that are numbers, by name.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ModelFacts:
     encoder_digest: str | None = None
     latent_shape: tuple[int, int, int] | None = None
     conditions: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from audiodiff_core.sampling.conditions import no_encoder
 from audiodiff_platform.serve.calls import Call, EncoderFacts, Event, Failed, ModelFacts, Vector
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.options import ServeOptions
@@ -139,6 +140,8 @@ class Services:
         """
         field = "prompt" if isinstance(condition, str) else "like"
         (model,) = (model for model in self.models if model.name == call.model)
+        if reason := no_encoder(model.encoding_dim, model.conditions):
+            raise ApiError(Problem(422, f"{field}: {reason}", "no_encoder", field))
         encoder = self.encoder_of(model)
         if encoder is None or (isinstance(condition, str) and not encoder.embeds_text):
             reason = "the encoder of the model is not served" if encoder is None else f"{encoder.name} embeds no text"

@@ -17,9 +17,10 @@ from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network, check_resolution, network_digest
 from audiodiff_platform.cluster import is_hub_id, public_encoder
+from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, SliceEncodings, read_encodings
 from audiodiff_platform.mel_data.latents import LatentsDataset
-from audiodiff_platform.mel_data.measured import MeasuredEncodings
+from audiodiff_platform.mel_data.measured import MeasuredEncodings, require_features
 from audiodiff_platform.mel_data.mel_dataset import (
     DATASET_VERSION,
     MEL_CONFIG,
@@ -29,7 +30,6 @@ from audiodiff_platform.mel_data.mel_dataset import (
 )
 from audiodiff_platform.mel_data.original_datasets import open_dataset
 from audiodiff_platform.mel_data.sample_order import DataOrder
-from audiodiff_platform.mel_data.slice_schema import MEASURED
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.options import TrainOptions
 
@@ -144,16 +144,13 @@ def _open_data(options: TrainOptions) -> tuple[TrainingImages, LatentsDataset | 
 
 
 def require_encodings(options: TrainOptions, inputs: TrainingInputs) -> None:
-    """Check that all slices of the dataset have encodings. The names of all files are read.
+    """Check that all slices of the dataset have encodings. The names of all files, or their features, are read.
 
     Raises:
-        ValueError: Files have no encoding, or slices were not measured. The message names them.
+        ValueError: Files have no encoding, or no slice has a feature of the conditions. The message names them.
     """
-    if inputs.conditions is not None and not inputs.dataset.measured:
-        raise ValueError(
-            f"condition {','.join(options.condition)}: {options.dataset_name} has no measured features, "
-            f"the columns {', '.join(MEASURED)}: prepare it again in another folder"
-        )
+    if inputs.conditions is not None:
+        say(f"conditions: {require_features(options.dataset_name, inputs.dataset, inputs.conditions)}")
     if inputs.of_files is None:
         return
     split = validation_split(inputs.dataset)
@@ -199,12 +196,16 @@ def _pretrained(
 
 def _require_same_conditions(options: TrainOptions, origin: str, trained: MeasuredConditions | None) -> None:
     """Check that the conditions on measured features, and their encoding, are those of the model."""
-    if options.conditions != trained:
-        names = "no measured conditions" if trained is None else f"condition {','.join(trained.names)}"
-        raise ValueError(
-            f"condition {','.join(options.condition) or 'none'} with {origin}: the model was trained with {names}"
-            f"{'' if trained is None or options.condition != trained.names else ' in other ranges'}: set the same"
-        )
+    if options.conditions == trained:
+        return
+    if trained is None:
+        reason = "no measured conditions: omit condition, or train a conditional preset from scratch"
+    elif options.condition == trained.names:
+        reason = "the same conditions in other ranges: train a conditional preset from scratch"
+    else:
+        reason = f"condition {','.join(trained.names)}: set the same"
+    stated = ",".join(options.condition) or "none"
+    raise ValueError(f"condition {stated} with {origin}: the model was trained with {reason}")
 
 
 def _require_encoding_dim(

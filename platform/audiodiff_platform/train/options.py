@@ -30,7 +30,8 @@ def _condition_names(value: Any) -> Any:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         return texts
-    names = [name for text in texts for name in text.split(",") if name.casefold() not in NO_VALUE]
+    names = [name.strip() for text in texts for name in text.split(",")]
+    names = [name for name in names if name.casefold() not in NO_VALUE]
     return tuple(sorted(dict.fromkeys(names), key=[*CONDITION_NAMES, *names].index))
 
 

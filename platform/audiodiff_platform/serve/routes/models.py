@@ -22,6 +22,7 @@ async def models(services: Served) -> dict[str, list[dict[str, Any]]]:
                 "encoding_dim": model.encoding_dim,
                 "latent_shape": model.latent_shape,
                 "conditions": model.conditions,
+                "ranges": model.ranges,
                 "encoder": None if (encoder := services.encoder_of(model)) is None else encoder.name,
                 "text": encoder is not None and encoder.embeds_text,
             }

@@ -6,6 +6,8 @@ import { Takes } from "./takes.js";
 
 const PREVIEWS = 12; // in a request whose number of steps is stated
 const PREVIEW_EVERY = 4;
+const BPM_OF_BARS = "120";
+const BPM_RANGE = [20, 400]; // of bars, by models that are not conditioned on tempo
 const EMPTY = "Drop a sound, or press to choose a file";
 const HINTS = {
   generate: "",
@@ -25,6 +27,7 @@ let running = null; // AbortController of the request in progress
 let isPreviewShown = false;
 let described = [];
 let isSeedNew = true; // no take was made of the seed yet
+let isTempoSuggested = false; // nobody has typed the tempo that is shown
 
 const kind = () => form.elements.kind.value;
 const model = () => described.find((one) => one.name === inputs.model.value) ?? { duration_s: 1, sample_rate: 44100 };
@@ -73,10 +76,20 @@ function adapt() {
   $("prompt-row").hidden = !model().text;
   $("tonality-row").hidden = !isConditionedOn("key");
   inputs.bars.disabled = kind() !== "generate";
-  inputs.bpm.disabled = inputs.bars.disabled || !(inputs.bars.value || isConditionedOn("tempo"));
+  adaptTempo();
   $("source-hint").textContent = HINTS[kind()];
   span.enable(kind() === "inpaint");
   showFacts();
+}
+
+/** Bars need a tempo. Without bars, only a model that is conditioned on tempo takes one, and none stands for any. */
+function adaptTempo() {
+  const { bars, bpm } = inputs;
+  bpm.disabled = bars.disabled || !(bars.value || isConditionedOn("tempo"));
+  bpm.required = Boolean(bars.value);
+  [bpm.min, bpm.max] = model().ranges?.tempo ?? BPM_RANGE;
+  if (bars.value && !bpm.value) [bpm.value, isTempoSuggested] = [BPM_OF_BARS, true];
+  if (!bars.value && isTempoSuggested) [bpm.value, isTempoSuggested] = ["", false];
 }
 
 function changeKind() {
@@ -118,13 +131,15 @@ function currentRequest() {
   if (chosen.includes(null)) throw new Error(chosen.length === 2 ? "Choose two sounds first." : "Choose a sound first.");
   if (kind() === "inpaint" && !span.value) throw new Error("Drag over the picture to choose what is made again.");
   const seconds = kind() === "inpaint" ? span.value.map((place) => Math.round(place * sourceSeconds() * 1000) / 1000) : null;
-  return { fields: { ...fieldsOf(inputs, kind(), seconds), ...barsOf(chosen) }, sounds: chosen };
+  return { fields: { ...fieldsOf(inputs, kind(), seconds), ...lengthOf(chosen) }, sounds: chosen };
 }
 
-/** The length of a take of whole bars, which a request for a sound like the take states too. */
-function barsOf([sound]) {
-  const { bars, bpm } = sound?.take?.request ?? {};
-  return bars && kind() !== "interpolate" ? { bars, bpm } : {};
+/** The length of a request for a sound like a take, or for another part of the take. */
+function lengthOf([sound]) {
+  if (!sound?.take || kind() === "interpolate") return {};
+  if (kind() === "inpaint") return { duration_s: sound.take.buffer.duration };
+  const { bars, bpm } = sound.take.request;
+  return bars ? { bars, bpm } : {};
 }
 
 async function make() {
@@ -264,6 +279,7 @@ form.addEventListener("submit", (event) => {
 form.addEventListener("change", (event) => (event.target.name === "kind" ? changeKind() : adapt()));
 for (const name of ["strength", "position"]) $(name).addEventListener("input", () => ($(`${name}-value`).textContent = $(name).value));
 inputs.model.addEventListener("change", adapt);
+inputs.bpm.addEventListener("input", () => (isTempoSuggested = false));
 inputs.seed.addEventListener("input", () => (isSeedNew = true));
 $("dice").addEventListener("click", roll);
 $("stop").addEventListener("click", () => running?.abort());
