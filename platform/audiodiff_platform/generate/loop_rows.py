@@ -125,19 +125,19 @@ def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     combinations, problems = list[tuple[str, str, str, float]](), list[str]()
     known = set[tuple[Any, ...]]()
     for values in _combinations(options.sweep):
-        stated = f"sweep {' '.join(f'{name}={value}' for name, value in values.items())}: " if values else ""
+        label = f"sweep {' '.join(f'{name}={value}' for name, value in values.items())}: " if values else ""
         try:
-            read = GenerateRequest.model_validate({**parameters, **values})
-            request = check.resolved(read, references)
+            stated = GenerateRequest.model_validate({**parameters, **values})
+            request = check.resolved(stated, references)
         except pydantic.ValidationError as error:
             reasons = "; ".join(_reason(problem) for problem in error.errors(include_url=False))
-            problems.append(f"{stated}{reasons}")
+            problems.append(f"{label}{reasons}")
             continue
         except ValueError as error:
-            problems.append(f"{stated}{error}")
+            problems.append(f"{label}{error}")
             continue
-        if (combination := tuple(getattr(read, name) for name in values)) in known:
-            problems.append(f"{stated}stated twice, list each value once")
+        if (combination := tuple(getattr(stated, name) for name in values)) in known:
+            problems.append(f"{label}stated twice, list each value once")
             continue
         known.add(combination)
         suffix = _suffix(values, request)
