@@ -4,6 +4,7 @@ from audiodiff_core.audio.blocks import PeakMeter, Watch
 from audiodiff_core.audio.file_tags import Tags
 from audiodiff_core.audio.formats import (
     AUDIO_EXTENSIONS,
+    BYTES_PER_SAMPLE,
     MACHINE_ERRORS,
     MAX_CHANNELS,
     MEDIA_TYPES,
@@ -19,6 +20,7 @@ from audiodiff_core.audio.writing import encode_audio
 
 __all__ = [
     "AUDIO_EXTENSIONS",
+    "BYTES_PER_SAMPLE",
     "LONGEST_DECODED_S",
     "MACHINE_ERRORS",
     "MAX_CHANNELS",

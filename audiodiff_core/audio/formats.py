@@ -25,6 +25,12 @@ MEDIA_TYPES: dict[AudioFormat, str] = {
     "ogg": "audio/ogg",
     "mp3": "audio/mpeg",
 }
+BYTES_PER_SAMPLE: dict[AudioFormat, float] = {"wav": 2.0, "flac": 2.0, "ogg": 0.5, "mp3": 0.5}
+"""Estimated size of a file in bytes for each mono sample, rounded up.
+
+wav and flac store 16-bit PCM, which flac does not shorten for noise. The sizes of ogg and mp3 are those of noise of 3 s
+or more, at 11,025 Hz or more.
+"""
 
 MAX_CHANNELS = 1_024
 """Maximum number of channels. libsndfile has the same limit."""

@@ -17,6 +17,8 @@ CONDITION_OF_FIELD: Mapping[str, ConditionName] = {
 def requested_encoding(parameters: SamplingParameters, conditions: MeasuredConditions | None) -> Weights | None:
     """Return the encoding (dim,) of the features that a request states, or None if it states none.
 
+    With bars, the tempo is a length for every model. It is a feature too if the model is conditioned on it.
+
     Args:
         parameters: The request.
         conditions: The conditions of the model, or None for a model without measured conditions.
@@ -29,13 +31,16 @@ def requested_encoding(parameters: SamplingParameters, conditions: MeasuredCondi
     for field, value in parameters.features.items():
         name = CONDITION_OF_FIELD[field]
         shown = f"{field} {value:g}" if isinstance(value, float) else f"{field} {value}"
+        is_length = field == "bpm" and parameters.bars is not None
         if conditions is not None and name in names:
             try:
                 conditions.require_range(name, value)
             except ValueError as error:
-                raise ValueError(f"{shown}: {error}") from error
+                if is_length:
+                    continue
+                raise ValueError(f"{shown}: {error}: use a value of this range, or omit {field}") from error
             features[name] = value
-        elif field != "bpm" or parameters.bars is None:
+        elif not is_length:
             without = " without bars" if field == "bpm" else ""
             known = f"only on {', '.join(names)}" if names else "and has no measured conditions"
             remedy = "set bars, or omit bpm" if field == "bpm" else "omit it"

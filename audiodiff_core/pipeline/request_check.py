@@ -17,6 +17,7 @@ class RequestCheck:
 
     Attributes:
         geometry: Image and sample sizes of the model.
+        conditions: Conditions of the model on measured features, or None.
 
     Raises:
         ValueError: If the parts do not fit each other.
@@ -26,8 +27,8 @@ class RequestCheck:
         self.geometry = Geometry.of(model.unet, model.vae, model.mel)
         profile = ExecutionProfile(batch_size=1, device="meta")
         tasks = Tasks(self.geometry, Codec(None, profile))
-        conditions = None if model.record is None else model.record.conditions
-        self._inputs = Inputs(self.geometry, model.scheduler, tasks, conditions)
+        self.conditions = None if model.record is None else model.record.conditions
+        self._inputs = Inputs(self.geometry, model.scheduler, tasks, self.conditions)
         self._probe = Sampler(model.unet, model.scheduler, profile).batch()
 
     def resolved(self, request: Request, references: References | None = None) -> Request:

@@ -25,7 +25,15 @@ import pytest
 import soundfile
 from av.stream import Disposition
 
-from audiodiff_core.audio import AudioDecodeError, AudioFormat, blocks, decode_audio, encode_audio, stream
+from audiodiff_core.audio import (
+    BYTES_PER_SAMPLE,
+    AudioDecodeError,
+    AudioFormat,
+    blocks,
+    decode_audio,
+    encode_audio,
+    stream,
+)
 from audiodiff_core.audio.containers import UNKNOWN_FRAMES
 from tests.rare import rare
 
@@ -510,6 +518,14 @@ def test_a_rate_that_a_format_does_not_know_is_named(file_format: AudioFormat, r
         encode_audio(np.zeros(2_000, np.float32), rate, file_format)
     assert "BytesIO" not in str(raised.value)
     assert len(encode_audio(np.zeros(2_000, np.float32), rate)) > 4_000
+
+
+@pytest.mark.parametrize("file_format", BYTES_PER_SAMPLE)
+def test_the_size_of_noise_is_that_of_the_format(file_format: AudioFormat) -> None:
+    for rate in (11_025, 22_050, 44_100):
+        noise = np.random.default_rng(0).uniform(-1, 1, 3 * rate).astype(np.float32)
+        estimate = BYTES_PER_SAMPLE[file_format] * len(noise)
+        assert 0.3 * estimate < len(encode_audio(noise, rate, file_format)) < 1.01 * estimate
 
 
 def test_an_ogg_of_the_highest_rate() -> None:

@@ -79,8 +79,7 @@ def test_bars_and_bpm_fix_the_length_and_condition_the_loop(pipeline: LoopPipeli
     ("values", "message"),
     [
         ({"loudness": -14.0}, "^loudness -14: the model is not conditioned on loudness, only on tempo, key: omit it$"),
-        ({"bpm": 300.0}, "^bpm 300: the model is conditioned on a tempo of 40 to 240 bpm$"),
-        ({"bars": 1, "bpm": 300.0}, "^bpm 300: the model is conditioned on a tempo of 40 to 240 bpm$"),
+        ({"bpm": 300.0}, "^bpm 300: .* a tempo of 40 to 240 bpm: use a value of this range, or omit bpm$"),
         ({"prompt": "choir"}, "^prompt choir: the model has no encoder, it is conditioned on tempo, key: omit it$"),
         ({"like": "a.wav"}, r"^like a\.wav: the model has no encoder, it is conditioned on tempo, key: omit it$"),
     ],
@@ -149,6 +148,15 @@ def test_an_encoder_of_a_model_without_one_is_refused() -> None:
     words = "^encoder nonsense: the model has no encoder, it is conditioned on tempo, key: omit it$"
     with pytest.raises(ValueError, match=words):
         LoopPipeline.of(model_of(CONDITIONS), PROFILE, "nonsense")
+
+
+@pytest.mark.parametrize("more", [{}, {"key": "Am"}, {"encoding": (0.5,) * CONDITIONS.dim}])
+def test_bars_fix_the_length_at_a_tempo_that_the_model_does_not_know(
+    pipeline: LoopPipeline, more: dict[str, Any]
+) -> None:
+    (loop,) = pipeline.generate([GenerateRequest(steps=2, bars=1, bpm=300.0, **more)])
+    assert len(loop.audio) == loop_length(1, 300.0, MEL.sample_rate)
+    assert images(pipeline, [GenerateRequest(steps=2, width=loop.request.width, **more)]) == [loop.image.tobytes()]
 
 
 def test_the_checkpoint_alone_knows_the_conditions(pipeline: LoopPipeline, tmp_path: Path) -> None:

@@ -130,6 +130,20 @@ def test_a_finished_folder_needs_no_space(
         generate(options)
 
 
+def test_the_space_is_that_of_the_format(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=20_000))
+    wav, mp3 = (
+        GenerateOptions.model_validate(
+            {"model": str(model), "output_dir": str(tmp_path / name), "count": 1, "steps": 1, "format": name}
+        )
+        for name in ("wav", "mp3")
+    )
+    with pytest.raises(ValueError, match="the audio needs about 0 MB"):
+        generate(wav)
+    assert generate(mp3)["loops"] == 1
+    assert (tmp_path / "mp3" / "audio" / "0000000000.mp3").stat().st_size < 20_000
+
+
 def test_a_run_states_rate_audio_busy_share_and_cost(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ray import cloudpickle
 
 from audiodiff_core.pipeline import Failure, Loop
@@ -24,6 +26,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 BAD_SEED = 5
 COUNT = 20  # in two shards, of 16 and 4 loops
+DEFAULT = GenerateRequest(steps=1)
 
 
 class Failing:
@@ -31,9 +34,15 @@ class Failing:
 
     def __init__(self, pipeline: Any, fault: str, log: Path) -> None:
         self.pipeline, self.fault, self.log, self.sampling_s = pipeline, fault, log, 0.0
+        self.batch: Callable[[], torch.Tensor | None] = lambda: None
 
     def outcomes(self, requests: Iterable[GenerateRequest], **options: Any) -> Iterator[Loop | Failure]:
         requests = list(requests)
+        if requests == [DEFAULT]:
+            with self.log.open("a") as log:
+                log.write("default " if self.batch() is None else "default beside a batch ")
+        if self.fault == "no memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 MiB.")
         for loop in self.pipeline.outcomes(requests, **options):
             if loop.request.seed == BAD_SEED:
                 with self.log.open("a") as log:
@@ -45,6 +54,10 @@ class Failing:
                         continue
                     case "too large":
                         raise MemoryError(f"seed {BAD_SEED} needs too much memory")
+                    case "too large for the GPU":
+                        batch = torch.zeros(1)
+                        self.batch = weakref.ref(batch)
+                        raise torch.OutOfMemoryError("CUDA out of memory.")
                     case "death":
                         os.kill(os.getpid(), signal.SIGKILL)
                     case "out of order":
@@ -81,7 +94,8 @@ def whole(local_ray: None, model: Path, tmp_path_factory: pytest.TempPathFactory
     ("fault", "reason", "tries"),
     [
         ("not finite", f"FloatingPointError: seed {BAD_SEED}: the sample is not finite", "20 "),
-        ("too large", f"MemoryError: seed {BAD_SEED} needs too much memory", "20 11 1 "),
+        ("too large", f"MemoryError: seed {BAD_SEED} needs too much memory", "20 11 1 default "),
+        ("too large for the GPU", "OutOfMemoryError: CUDA out of memory.", "20 11 1 default "),
         pytest.param(
             "death",
             "killed 2 worker processes",
@@ -106,6 +120,21 @@ def test_a_loop_that_fails_costs_itself_alone(
     assert {row["reason"] for seed, row in rows.items() if seed != BAD_SEED} == {None}
     assert (out / "_SUCCESS").exists()
     assert not (out / "_attempts").exists()
+
+
+def test_too_little_memory_for_any_loop_is_no_fault_of_the_loops(
+    local_ray: None, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "loops"
+    monkeypatch.setattr(generate_module, "GenerateWorker", failing("no memory"))
+    with pytest.raises(JobError) as raised:
+        generate(GenerateOptions(model=str(model), output_dir=str(out), count=COUNT, num_workers=1, batch_size=2))
+    assert str(raised.value) == (
+        "a worker failed: JobError: batch_size 2: the memory of cpu does not suffice for a batch, even of a single "
+        "loop of the default width (OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.): "
+        "free memory there, or use a smaller batch_size and another output_dir"
+    )
+    assert not list(out.glob("_commits/*"))
 
 
 def test_a_machine_that_is_out_of_order_is_no_fault_of_the_loops(

@@ -303,10 +303,11 @@ def test_a_sweep_combines_its_values(model: Path, tmp_path: Path) -> None:
     [
         (("steps",), "sweep steps: use NAME=VALUE,VALUE"),
         (("volume=1",), "sweep volume=1: use NAME=VALUE,VALUE"),
-        (("steps=1,0",), "sweep steps0: steps: input should be greater"),
-        (("steps=1,1",), "sweep steps1: stated twice"),
+        (("steps=1,0",), "sweep steps=0: steps: input should be greater"),
+        (("steps=1,1",), "sweep steps=1: stated twice"),
+        (("steps=1", "eta=0,1,0.0"), "sweep steps=1 eta=0.0: stated twice"),
         (("steps=1", "steps=2"), "steps is swept twice"),
-        rare(("width=32,17",), "sweep width17: width 17: the network takes multiples"),
+        rare(("width=32,17",), "sweep width=17: width 17: the network takes multiples"),
     ],
 )
 def test_a_wrong_sweep_is_refused(model: Path, tmp_path: Path, sweep: tuple[str, ...], message: str) -> None:
@@ -410,6 +411,11 @@ def test_rows_that_state_a_length_have_no_default_length(model: Path, take: str,
         ({"count": 1, "strength": 0.5}, "strength is for requests and input_dir"),
         ({"count": 1, "encodings": "e"}, "encodings is for requests"),
         ({"input_dir": "in", "sweep": ("steps=1",)}, "sweep with input_dir"),
+        ({"count": 2_000_000, "best_of": 8}, "count 2000000 and best_of 8: 16,000,000 loops to generate, must be at"),
+        (
+            {"count": 2_000_000, "sweep": ("steps=1,2,3", "eta=0,1")},
+            "count 2000000 with a sweep of 6 combinations: 12,000,000 loops to generate, must be at most 10,000,000",
+        ),
     ],
 )
 def test_options_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
@@ -429,6 +435,10 @@ def test_files_that_are_no_requests(tmp_path: Path) -> None:
     pq.write_table(lists, tmp_path / "lists.parquet")
     pq.write_table(pa.table({"id": [{"a": "b"}]}), tmp_path / "nested.parquet")
     assert (tmp_path / "lists.parquet").stat().st_size < 2_000_000
+    pq.write_table(pa.table({"seed": [number // 10 for number in range(10_000)]}), tmp_path / "damaged.parquet")
+    content = bytearray((tmp_path / "damaged.parquet").read_bytes())
+    content[100:200] = bytes(100)
+    (tmp_path / "damaged.parquet").write_bytes(content)
     for name, message in {
         "lists.parquet": "column sources holds texts of more than",
         "nested.parquet": "has a column of the type struct",
@@ -437,10 +447,15 @@ def test_files_that_are_no_requests(tmp_path: Path) -> None:
         "quoted.csv": "is not CSV",
         "none.parquet": "requests .*none.parquet: ",
         "long.parquet": "column id holds texts of more than",
+        "damaged.parquet": r"requests .*damaged.parquet: cannot read Parquet \(.*\): write the file again$",
         "rows.txt": "use a file with the extension",
         "missing.csv": "no such file",
     }.items():
         with pytest.raises(ValueError, match=message):
             list(read_rows(str(tmp_path / name)))
+    values = [number / 7 for number in range(20_000)]
+    (tmp_path / "long.csv").write_text(f'encoding\n"{values}"\n')
+    assert (tmp_path / "long.csv").stat().st_size > 300_000
+    assert list(read_rows(str(tmp_path / "long.csv"))) == [{"encoding": values}]
     (tmp_path / "wide.csv").write_text("seed\n1,2\n")
     assert list(read_rows(str(tmp_path / "wide.csv"))) == ["row: has 2 cells, the first line names 1"]

@@ -14,13 +14,15 @@ import pytest
 import soundfile
 from datasets import load_dataset
 
-from audiodiff_core.checkpoint import load_model
+from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_core.loops.features import measure_features
-from audiodiff_core.pipeline import load_pipeline
+from audiodiff_core.pipeline import RequestCheck, load_pipeline
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.generate.checked_rows import RowChecks
 from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.measured import require_features
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
@@ -422,6 +424,56 @@ def test_bad_rows_are_named_before_weights_are_loaded(random_model: Path, model:
     with pytest.raises(ValueError, match="key with prompt: both state the encoding, set only one of them"):
         _options(model, tmp_path / "out", count=1, key="C", prompt="choir")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tempo", "defaults", "row", "expected"),
+    [
+        (True, {"key": "A minor"}, {"encoding": None}, {"key": "A minor"}),
+        (True, {"key": "A minor"}, {"key": None}, {"key": None}),
+        (True, {"prompt": "choir"}, {"key": None}, "prompt: choir: the model has no encoder"),
+        (False, {"width": 32}, {"bars": None, "duration_s": None}, {"width": 32}),
+        (False, {"bars": 2, "bpm": 120.0}, {"bars": 4}, {"bars": 4, "bpm": 120.0}),
+        (False, {"bars": 2, "bpm": 120.0}, {"width": 32}, {"bars": None, "bpm": None, "width": 32}),
+        (False, {"bars": 2, "bpm": 120.0}, {"bars": None}, {"bars": None, "bpm": None}),
+        (False, {"bpm": 120.0}, {"width": 32}, {"bpm": None, "width": 32}),
+        (False, {"bpm": 120.0}, {}, "bpm: 120 without bars"),
+        (True, {"bars": 2, "bpm": 90.0}, {"width": 32}, {"bars": None, "bpm": 90.0, "width": 32}),
+        (True, {"bars": 2, "bpm": 90.0}, {"width": 32, "encoding": [0.5] * CONDITIONS.dim}, {"bpm": None}),
+        (True, {"bars": 2, "bpm": 90.0}, {"encoding": [0.5] * CONDITIONS.dim}, {"bars": 2, "bpm": 90.0}),
+    ],
+)
+def test_values_of_a_row_displace_the_defaults_that_they_contradict(
+    random_model: Path,
+    model: Path,
+    tempo: bool,
+    defaults: dict[str, Any],
+    row: dict[str, Any],
+    expected: dict[str, Any] | str,
+) -> None:
+    check = RequestCheck(load_outline(random_model if tempo else model))
+    (loop,) = RowChecks(check, defaults).checked([row])
+    if isinstance(expected, str):
+        assert (loop.reason or "").startswith(f"row 1: {expected}")
+    else:
+        assert loop.request is not None, loop.reason
+        request = json.loads(loop.request)
+        assert {name: request.get(name) for name in expected} == expected
+
+
+def test_a_sweep_knows_keys_in_any_spelling(random_model: Path, tmp_path: Path) -> None:
+    check = RequestCheck(load_outline(random_model))
+
+    def ids(sweep: str) -> list[str]:
+        return [loop.id for loop in loop_rows(_options(random_model, tmp_path, count=1, sweep=(sweep,)), check).rows]
+
+    assert ids("key=A minor,A# minor,Bb") == [
+        f"0000000000-key{key}" for key in ("A-minor", "Asharp-minor", "Asharp-major")
+    ]
+    with pytest.raises(ValueError, match=r"^sweep key=Bbm: stated twice, list each value once$"):
+        ids("key=A#m,Bbm")
+    with pytest.raises(ValueError, match=r"^sweep key=H: key H: use a tonic and a mode"):
+        ids("key=C,H")
 
 
 def test_a_trained_model_generates_with_what_it_records(trained: Path, tmp_path: Path) -> None:

@@ -135,23 +135,32 @@ class RowChecks:
     def _defaults_for(self, stated: Mapping[str, Any]) -> dict[str, Any]:
         """Return the defaults of a row.
 
-        A row that states any length has no default length. The same holds for a start. Encodings and features replace
-        each other. `bpm` is a length if there are bars, otherwise it is a feature.
+        A field that is null has no default itself. A row that states any length has no default length. The same holds
+        for a start. Encodings and features replace each other. `bpm` is a length if there are bars. Otherwise it is a
+        feature, which a row of another length has only if the model knows it.
         """
         kind = stated.get("kind", "generate")
         left_out = {*stated}
+        given = {name for name, value in stated.items() if value is not None}
         features = {*FEATURE_FIELDS}
-        if "bars" in stated or "bars" in self.defaults:
+        if LENGTHS & given:
+            left_out |= LENGTHS
+        if "bars" in given or "bars" in self.defaults.keys() - left_out:
             features.remove("bpm")
-        if LENGTHS & stated.keys():
-            left_out |= LENGTHS | ({"bpm"} if "bars" in self.defaults else set())
-        if ENCODINGS & stated.keys():
+        elif not self._knows_tempo and (LENGTHS & given or "bars" in self.defaults):
+            left_out.add("bpm")
+        if ENCODINGS & given:
             left_out |= ENCODINGS | features
-        elif features & stated.keys():
+        elif features & given:
             left_out |= ENCODINGS
-        if kind not in ("vary", "remix") or STARTS & stated.keys():
+        if kind not in ("vary", "remix") or STARTS & given:
             left_out |= STARTS
         return {name: value for name, value in self.defaults.items() if name not in left_out}
+
+    @property
+    def _knows_tempo(self) -> bool:
+        """True if the model is conditioned on tempo."""
+        return self.check.conditions is not None and "tempo" in self.check.conditions.names
 
     def _vector(self, request: Request) -> Any:
         """Return the encoding (dim,) that a request names, or None."""

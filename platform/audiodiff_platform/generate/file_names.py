@@ -83,9 +83,14 @@ class NameTemplate:
             ID: loop_id,
             "seed": f"{seed:010d}",
             "bpm": "no-tempo" if bpm is None else f"{round(bpm):03d}bpm",
-            "key": "no-key" if key.tonic is None else f"{key.tonic.replace('#', 'sharp')}-{key.mode}",
+            "key": "no-key" if key.name is None else spelled_key(key.name),
         }
         return "".join(literal + ("" if field is None else values[field]) for literal, field in self.parts)
+
+
+def spelled_key(name: str) -> str:
+    """Return the name of a key, such as `F# minor`, as part of a name of a file: `Fsharp-minor`."""
+    return name.replace("#", "sharp").replace(" ", "-")
 
 
 def name_problem(name: str, max_bytes: int = MAX_ID_BYTES) -> str | None:

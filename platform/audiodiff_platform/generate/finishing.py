@@ -14,7 +14,9 @@ from audiodiff_platform.generate.request_plan import PlannedLoop
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.shard_work import Commit, Record
 
-LOOP_FAILURES = (ArithmeticError, MemoryError, torch.OutOfMemoryError)
+OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
+"""Errors caused by a lack of memory."""
+LOOP_FAILURES = (ArithmeticError, *OUT_OF_MEMORY)
 """Errors caused by a single loop.
 
 Other errors are caused by storage (OSError), the request (ValueError) or the machine.

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from audiodiff_core.audio import encode_audio
+from audiodiff_core.audio import BYTES_PER_SAMPLE, encode_audio
 from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.batch_sizes import CPU_BATCH_SIZE, GPU_BATCH_SIZE
@@ -87,7 +87,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     require_comparable(options, model.mel)
     settings = options.settings(model, None if reference is None else reference.images.digest)
     commits.require_same(output, LOOPS_SETTINGS, settings)
-    bytes_per_second = model.mel.sample_rate * 2
+    bytes_per_second = model.mel.sample_rate * BYTES_PER_SAMPLE[options.format]
     if loops.count > (planned := plan_files.row_count(output)):
         new_s = loops.seconds * (loops.count - planned) / loops.count
         output.require_free_space(int(new_s * bytes_per_second), "the audio")

@@ -14,6 +14,7 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
+from audiodiff_core.sampling.requests import Request
 from audiodiff_platform.audio_files import Inputs, described
 from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
@@ -25,7 +26,8 @@ from audiodiff_platform.generate.checked_rows import (
     require_good,
     stated_defaults,
 )
-from audiodiff_platform.generate.options import MAX_LOOPS, GenerateOptions
+from audiodiff_platform.generate.file_names import spelled_key
+from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_rows import MAX_ROWS, Row, read_rows
 from audiodiff_platform.mel_data.encodings import Encodings, read_encodings
 
@@ -121,24 +123,30 @@ def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     parameters = options.model_dump(include={*SamplingParameters.model_fields, *Conditioned.model_fields})
     references = References(embedding=any_embedding(check))
     combinations, problems = list[tuple[str, str, str, float]](), list[str]()
-    for suffix, values in _combinations(options.sweep):
+    known = set[tuple[Any, ...]]()
+    for values in _combinations(options.sweep):
+        label = f"sweep {' '.join(f'{name}={value}' for name, value in values.items())}: " if values else ""
         try:
-            request = check.resolved(GenerateRequest.model_validate({**parameters, **values}), references)
+            stated = GenerateRequest.model_validate({**parameters, **values})
+            request = check.resolved(stated, references)
         except pydantic.ValidationError as error:
             reasons = "; ".join(_reason(problem) for problem in error.errors(include_url=False))
-            problems.append(f"sweep {suffix[1:]}: {reasons}")
+            problems.append(f"{label}{reasons}")
             continue
         except ValueError as error:
-            problems.append(f"sweep {suffix[1:]}: {error}" if suffix else str(error))
+            problems.append(f"{label}{error}")
             continue
+        if (combination := tuple(getattr(stated, name) for name in values)) in known:
+            problems.append(f"{label}stated twice, list each value once")
+            continue
+        known.add(combination)
+        suffix = _suffix(values, request)
         before, marker, after = request.model_dump_json(exclude_none=True).partition('"seed":0')
         assert marker, "a request has a seed"
         combinations.append((suffix, f'{before}"seed":', after, check.seconds(request)))
     if problems:
         raise ValueError("; ".join(problems))
     count = len(options.seeds) * len(combinations)
-    if count > MAX_LOOPS:
-        raise ValueError(f"count {options.count} with sweep: {count:,} loops, must be at most {MAX_LOOPS:,}")
     seconds = len(options.seeds) * sum(seconds for *_, seconds in combinations)
     conditions = {} if options.condition is None else {options.condition: _version(options.condition)}
     seeded = _Seeded(options.seeds, combinations, options.condition)
@@ -159,8 +167,8 @@ def _reason(problem: Any) -> str:
     return f"{problem['loc'][0]}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def _combinations(sweep: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
-    """Return all combinations of the values of a sweep, each with the suffix of its ids."""
+def _combinations(sweep: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Yield all combinations of the values of a sweep."""
     values: dict[str, list[str]] = {}
     for stated in sweep:
         name, equals, listed = stated.partition("=")
@@ -171,14 +179,21 @@ def _combinations(sweep: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
         if name in values:
             raise ValueError(f"sweep {stated}: {name} is swept twice, list all its values at once")
         values[name] = [value.strip() for value in listed.split(",")]
-    combinations: dict[str, dict[str, str]] = {}
     for chosen in product(*values.values()):
-        combination = dict(zip(values, chosen, strict=True))
-        suffix = "".join(f"-{name}{_UNSAFE.sub('_', value)}" for name, value in combination.items())
-        if suffix.casefold() in combinations:
-            raise ValueError(f"sweep {suffix[1:]}: stated twice, list each value once")
-        combinations[suffix.casefold()] = {"": suffix, **combination}
-    return [(combination.pop(""), combination) for combination in combinations.values()]
+        yield dict(zip(values, chosen, strict=True))
+
+
+def _suffix(combination: Mapping[str, str], request: Request) -> str:
+    """Return the suffix of the ids of a combination, in which keys are spelled as in names of files.
+
+    Args:
+        combination: The values of the sweep.
+        request: The request with these values.
+    """
+    texts = {name: _UNSAFE.sub("_", value) for name, value in combination.items()}
+    if "key" in texts and request.key is not None:
+        texts["key"] = spelled_key(request.key)
+    return "".join(f"-{name}{text}" for name, text in texts.items())
 
 
 def _variations(options: GenerateOptions) -> Iterator[Row]:

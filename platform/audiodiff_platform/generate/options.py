@@ -1,5 +1,6 @@
 """Options of the verb `generate`."""
 
+import math
 from typing import Any, Self
 
 import pydantic
@@ -170,6 +171,14 @@ class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptio
             raise ValueError(
                 f"seed {self.seed} with count {self.count}{candidates}: the last seed must be at most {SEEDS[-1]}"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _not_too_many(self) -> Self:
+        combinations = math.prod(stated.count(",") + 1 for stated in self.sweep)
+        if (loops := (self.count or 1) * self.per_place * combinations) > MAX_LOOPS:
+            more = f"and best_of {self.best_of}" if self.best_of else f"with a sweep of {combinations:,} combinations"
+            raise ValueError(f"count {self.count} {more}: {loops:,} loops to generate, must be at most {MAX_LOOPS:,}")
         return self
 
     @property

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from audiodiff_platform.audio_files.parquet_rows import is_damage
 from audiodiff_platform.storage import Folder
 
 MAX_FILE_BYTES = 1 << 30
@@ -48,7 +49,7 @@ def read_rows(uri: str) -> Iterator[Row]:
         raise ValueError(f"requests {uri}: no such file") from None
     except IsADirectoryError:
         raise ValueError(f"requests {uri}: is a folder, name a file") from None
-    except (ValueError, pa.ArrowException) as error:
+    except ValueError as error:
         raise ValueError(f"requests {uri}: {' '.join(str(error).split())}") from error
 
 
@@ -99,6 +100,7 @@ def _csv_rows(file: Any) -> Iterator[Row]:
             yield line.decode()
 
     lines = text()
+    csv.field_size_limit(MAX_ROW_BYTES)
     try:
         header = next(csv.reader([next(lines, "").removeprefix("\ufeff")], strict=True), [])
         names = [name.strip() for name in header]
@@ -129,6 +131,16 @@ def _csv_row(names: list[str], cells: list[str]) -> Row:
 
 
 def _parquet_rows(file: Any) -> Iterator[Row]:
+    try:
+        yield from _table_rows(file)
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        raise ValueError(f"cannot read Parquet ({error}): write the file again") from error
+
+
+def _table_rows(file: Any) -> Iterator[Row]:
+    """Yield the rows of a Parquet file."""
     metadata = pq.read_metadata(file)
     columns = [
         metadata.row_group(group).column(column)

@@ -70,7 +70,7 @@ class Rounds:
     model: Model
     settings: Mapping[str, Any]
     shard_size: int
-    bytes_per_second: int
+    bytes_per_second: float
     reference: ReferenceData | None
 
     def decided(self, connection: ExitStack) -> "DecidedLoops":

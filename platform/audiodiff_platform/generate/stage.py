@@ -14,7 +14,7 @@ from audiodiff_platform.work.sharded_job import ShardedJob
 def run_pending(
     job: ShardedJob,
     options: GenerateOptions,
-    bytes_per_second: int,
+    bytes_per_second: float,
     connection: ExitStack,
     progress: LoopProgress | None = None,
 ) -> None:

@@ -7,13 +7,15 @@ from itertools import chain, count
 from typing import ClassVar
 
 from audiodiff_core.checkpoint import load_model
-from audiodiff_core.pipeline import LoopPipeline
-from audiodiff_core.sampling import ExecutionProfile
+from audiodiff_core.pipeline import Failure, Loop, LoopPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.sampling.requests import Request
+from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.generate.decoded_files import DecodedFiles
 from audiodiff_platform.generate.finishing import (
     LOOP_FAILURES,
     MAX_BATCH_DEATHS,
+    OUT_OF_MEMORY,
     OpenShard,
     Sink,
     WritingThread,
@@ -21,7 +23,7 @@ from audiodiff_platform.generate.finishing import (
 from audiodiff_platform.generate.handover import Collector, packed
 from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.generate.request_plan import shard_loops
+from audiodiff_platform.generate.request_plan import PlannedLoop, shard_loops
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.outcomes import Handover
 from audiodiff_platform.work.shard_work import Commit, Counts, Record
@@ -68,7 +70,8 @@ class GenerateWorker:
 
         If a batch fails, the shards in progress are generated one after another. If the batch of a single shard fails,
         or MAX_BATCH_DEATHS processes died at the shard, its loops are generated one by one. A loop that then fails or
-        kills two processes has no audio file, and its manifest row states the reason.
+        kills two processes has no audio file, and its manifest row states the reason. A lack of memory
+        is such a failure only if the memory suffices for a default loop: each call has the shape of a whole batch.
 
         Args:
             pending: Attempts at each shard so far.
@@ -154,7 +157,7 @@ class GenerateWorker:
                 continue
             try:
                 shard.attempts.start(loop.id)
-                (outcome,) = self.pipeline.outcomes(iter([loop.with_values]), files=self.files)
+                outcome = self._alone(loop)
             except LOOP_FAILURES as error:
                 shard.rows[place] = self.loop_files.failure(loop, reason_of(error))
             except Exception as error:
@@ -164,6 +167,29 @@ class GenerateWorker:
                 yield from sink.finished()
         sink.finish(shard)
         yield from sink.finished()
+
+    def _alone(self, loop: PlannedLoop) -> Loop | Failure:
+        """Generate a loop alone. After a lack of memory, generate a default loop too, to find out whose fault it is.
+
+        Raises:
+            JobError: The memory does not suffice for a default loop either.
+            Exception: Any other error of the loop.
+        """
+        try:
+            (outcome,) = self.pipeline.outcomes(iter([loop.with_values]), files=self.files)
+        except OUT_OF_MEMORY as error:
+            failure = error.with_traceback(None)  # the frames of the traceback hold the memory of the batch
+        else:
+            return outcome
+        try:
+            list(self.pipeline.outcomes(iter([GenerateRequest(steps=1)])))
+        except OUT_OF_MEMORY:
+            raise JobError(
+                f"batch_size {self.profile.batch_size}: the memory of {self.profile.device} does not suffice for a "
+                f"batch, even of a single loop of the default width ({reason_of(failure)}): free memory there, or use "
+                "a smaller batch_size and another output_dir"
+            ) from failure
+        raise failure
 
     def _lap(self) -> Record:
         """Return the seconds since the last call, and the seconds of the sampler in this time."""
