@@ -38,6 +38,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return call
 
 
+NODES = ("1" * 56, "2" * 56)
+
+
 @dataclass(frozen=True)
 class _Probe:
     """Remote function that looks for files on one of two nodes. The second node lacks the folder `unshared`."""
@@ -52,7 +55,7 @@ class _Probe:
 
     def remote(self, file: str) -> bool:
         self.probed.append(file)
-        return self.exists(file) and not (self.node == "second" and Path(file).is_relative_to(self.unshared))
+        return self.exists(file) and not (self.node == NODES[1] and Path(file).is_relative_to(self.unshared))
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def unshared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, probed: list[str])
     folder.mkdir()
     ray = SimpleNamespace(
         is_initialized=lambda: True,
-        nodes=lambda: [{"NodeID": name, "Alive": True} for name in ("first", "second")],
+        nodes=lambda: [{"NodeID": name, "Alive": True} for name in NODES],
         remote=lambda num_cpus: lambda exists: _Probe(exists, folder, probed),
         get=list,
     )

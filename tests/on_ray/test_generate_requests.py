@@ -245,9 +245,9 @@ def test_sources_that_nodes_do_not_share_are_refused(
     rows = [{"seed": 1}, {"kind": "vary", "source": take}, {"kind": "interpolate", "sources": [take, source]}]
     for option, given in (("source", {"requests": _file(tmp_path, rows)}), ("input_dir", {"input_dir": str(unshared)})):
         with pytest.raises(ValueError, match=f"^{option} {unshared}/sub is missing on 1 of 2 nodes: use a path that"):
-            generate(_options(model, out, steps=1, **given))
+            generate(_options(model, out, steps=2, **given))
     assert not (out / "_plan").exists()
-    generate(_options(model, out, requests=_file(tmp_path, rows[:2]), steps=1))
+    generate(_options(model, out, requests=_file(tmp_path, rows[:2]), steps=2))
     assert take in probed
 
 

@@ -238,13 +238,17 @@ def two_stages_here(*_: object, **__: object) -> Iterator[TwoStagesHere]:
     yield TwoStagesHere()
 
 
+def copied(file: Path, folder: Path) -> Path:
+    return Path(shutil.copy(file, folder))
+
+
 def loops_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (folder / "audio").iterdir()}
 
 
 def generated(model: Path, place: Path, **more: Any) -> dict[str, bytes]:
     """Run generate, and return its audio files. A shard holds four loops."""
-    given = {"model": str(model), "output_dir": str(place / "out"), "num_workers": 1, "steps": 1, "batch_size": 1}
+    given = {"model": str(model), "output_dir": str(place / "out"), "num_workers": 1, "steps": 2, "batch_size": 1}
     generate(GenerateOptions.model_validate({**given, **more}))
     return loops_of(place / "out")
 
@@ -267,7 +271,7 @@ def test_generate_goes_on_with_touched_sources(
 ) -> None:
     if kind == "two stages":
         monkeypatch.setattr(stage, "engine", two_stages_here)
-    take, other = (shutil.copy(few_loops / f"{name}.flac", tmp_path) for name in ("loop_tabla", "bass_hit_c"))
+    take, other = (copied(few_loops / f"{name}.flac", tmp_path) for name in ("loop_tabla", "bass_hit_c"))
     rows = [{"kind": "vary", "source": str(take)}, {"kind": "interpolate", "sources": [str(take), str(other)]}]
     given = {"reject": ("silence",)} if kind == "gate" else {}
     first = generated(model, tmp_path, requests=requests_of(tmp_path, *rows), **given)
@@ -288,7 +292,7 @@ def test_generate_makes_no_loops_of_a_changed_source(
     model: Path, few_loops: Path, tmp_path: Path, of_folder: bool
 ) -> None:
     (tmp_path / "in").mkdir()
-    take = shutil.copy(few_loops / "loop_tabla.flac", tmp_path / "in")
+    take = copied(few_loops / "loop_tabla.flac", tmp_path / "in")
     if of_folder:
         given: dict[str, Any] = {"input_dir": str(tmp_path / "in"), "count": 5}
     else:
@@ -309,7 +313,7 @@ def test_generate_makes_no_loops_of_a_changed_source(
 
 
 def test_generate_does_not_compare_sources_of_plans_without_them(model: Path, few_loops: Path, tmp_path: Path) -> None:
-    take = shutil.copy(few_loops / "loop_tabla.flac", tmp_path)
+    take = copied(few_loops / "loop_tabla.flac", tmp_path)
     rows = requests_of(tmp_path, {"kind": "vary", "source": str(take)})
     first = generated(model, tmp_path, requests=rows)
     shutil.rmtree(tmp_path / "out" / "_plan" / "sources")

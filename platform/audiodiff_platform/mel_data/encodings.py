@@ -110,7 +110,8 @@ class Encodings:
             ValueError: The file has no encoding.
         """
         self._require([audio_file])
-        return self.vectors[self._rows[audio_file]]
+        vector: Vectors = self.vectors[self._rows[audio_file]]
+        return vector
 
     def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
         """Return the encodings (n, dim) of the files of slices. See `SliceEncodings.at`."""
