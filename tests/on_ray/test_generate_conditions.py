@@ -222,6 +222,16 @@ def damaged(tmp_path: Path) -> Path:
     return file
 
 
+def test_audio_that_nodes_do_not_share_is_refused(
+    conditional: Path, few_loops: Path, tmp_path: Path, unshared: Path
+) -> None:
+    shutil.copy(few_loops / "loop_mika.flac", unshared)
+    file = _file(tmp_path, [{"like": str(few_loops / "loop_tabla.flac")}, {"like": str(unshared / "loop_mika.flac")}])
+    with pytest.raises(ValueError, match=f"^like {unshared} is missing on 1 of 2 nodes: use a path that"):
+        generate(_options(conditional, tmp_path / "out", requests=file))
+    assert not (tmp_path / "out" / "_plan").exists()
+
+
 def test_bad_conditions_are_named_together(
     local_ray: None, conditional: Path, few_loops: Path, damaged: Path, tmp_path: Path
 ) -> None:

@@ -14,10 +14,12 @@ from audiodiff_core.checkpoint import load_model, load_outline
 from audiodiff_core.pipeline import LoopPipeline, RequestCheck
 from audiodiff_core.pipeline import sources as pipeline_sources
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
+from audiodiff_platform.generate.checked_rows import RowChecks
 from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.loop_rows import loop_rows
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_rows import MAX_ROW_BYTES, read_rows
-from audiodiff_platform.mel_data.encodings import encoded_table
+from audiodiff_platform.mel_data.encodings import encoded_table, read_encodings
 from tests.random_models import save_conditional
 from tests.rare import rare
 
@@ -214,6 +216,41 @@ def test_bad_rows_can_be_skipped(model: Path, tmp_path: Path) -> None:
     assert rows[2]["reason"].startswith("row 3: row: is not JSON")
 
 
+def test_rows_that_were_skipped_stay_skipped(model: Path, take: str, tmp_path: Path) -> None:
+    out, late = tmp_path / "out", tmp_path / "late.flac"
+    rows: list[dict[str, Any]] = [{"id": "late", "kind": "vary", "source": str(late)}, {"id": "good"}]
+    generate(_options(model, out, requests=_file(tmp_path, rows), skip_bad=True, steps=1))
+    before = _times(out)
+    late.symlink_to(take)
+    for skip_bad in (True, False):
+        summary = generate(_options(model, out, requests=_file(tmp_path, rows), skip_bad=skip_bad, steps=1))
+        assert (summary["loops"], summary["failed"]) == (1, 1)
+    assert _times(out) == before
+    rows += [{**rows[0], "id": "again"}]
+    generate(_options(model, out, requests=_file(tmp_path, rows), steps=1))
+    assert sorted(_audio(out)) == ["again", "good"]
+    late.unlink()
+    with pytest.raises(
+        ValueError, match=r"row 3 \(again\) of .* has changed \(row 3: source: .*/late.flac: no such file"
+    ):
+        generate(_options(model, out, requests=_file(tmp_path, rows), skip_bad=True, steps=1))
+
+
+def test_sources_that_nodes_do_not_share_are_refused(
+    model: Path, take: str, tmp_path: Path, unshared: Path, probed: list[str]
+) -> None:
+    (unshared / "sub").mkdir()
+    (unshared / "sub" / "take.flac").symlink_to(take)
+    source, out = str(unshared / "sub" / "take.flac"), tmp_path / "out"
+    rows = [{"seed": 1}, {"kind": "vary", "source": take}, {"kind": "interpolate", "sources": [take, source]}]
+    for option, given in (("source", {"requests": _file(tmp_path, rows)}), ("input_dir", {"input_dir": str(unshared)})):
+        with pytest.raises(ValueError, match=f"^{option} {unshared}/sub is missing on 1 of 2 nodes: use a path that"):
+            generate(_options(model, out, steps=2, **given))
+    assert not (out / "_plan").exists()
+    generate(_options(model, out, requests=_file(tmp_path, rows[:2]), steps=2))
+    assert take in probed
+
+
 def test_sources_that_cannot_be_decoded_fail_alone(model: Path, take: str, tmp_path: Path) -> None:
     (tmp_path / "damaged.wav").write_bytes(b"RIFF, but no more")
     rows: list[dict[str, Any]] = [
@@ -342,6 +379,24 @@ def test_a_folder_is_varied_and_grows(model: Path, loops: Path, tmp_path: Path) 
         generate(_options(model, out, **options))
 
 
+@pytest.mark.parametrize("place", ["in", "in/loops", "linked"])
+def test_an_output_folder_in_the_input_folder_is_refused(model: Path, take: str, tmp_path: Path, place: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "take.flac").symlink_to(take)
+    (tmp_path / "linked").symlink_to(tmp_path / "in", target_is_directory=True)
+    out = tmp_path / place
+    with pytest.raises(ValueError, match=f"^output_dir {out} lies in input_dir {tmp_path}/in, so that later runs"):
+        generate(_options(model, out, input_dir=str(tmp_path / "in")))
+    assert [file.name for file in (tmp_path / "in").iterdir()] == ["take.flac"]
+
+
+def test_an_output_folder_in_the_input_folder_of_a_store_is_refused(model: Path) -> None:
+    options = _options(model, Path(), input_dir="s3a://bucket/takes")
+    check = RequestCheck(load_outline(model))
+    with pytest.raises(ValueError, match=r"^output_dir s3://bucket/takes/loops lies in input_dir s3a://bucket/takes, "):
+        loop_rows(options.model_copy(update={"output_dir": "s3://bucket/takes/loops"}), check)
+
+
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return a conditional model with random weights, and encodings."""
@@ -373,6 +428,18 @@ def test_encodings_condition_loops(conditional: tuple[Path, str], tmp_path: Path
     assert manifest["0000000004"]["encoding_values"] is None
     generate(_options(model, tmp_path / "seeds", count=1, steps=2))
     assert _audio(tmp_path / "seeds")["0000000000"] == none
+
+
+def test_rows_share_the_values_of_named_encodings(conditional: tuple[Path, str]) -> None:
+    model, encodings = conditional[0], read_encodings(conditional[1])
+    checks = RowChecks(RequestCheck(load_outline(model)), {}, encodings)
+    stated = [0.1] * DIM
+    one, same, own = checks.checked([{"encoding": "one.wav"}, {"encoding": "one.wav", "seed": 1}, {"encoding": stated}])
+    for row in (one, same):
+        assert isinstance(row.encoding, np.ndarray)
+        assert np.shares_memory(row.encoding, encodings.vectors)
+        assert row.values == encodings.vectors[0].tolist()
+    assert own.values == np.array(stated, np.float32).tolist()
 
 
 def test_wrong_encodings_are_refused(conditional: tuple[Path, str], model: Path, tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 Different content is refused by name.
 """
 
+import json
 import os
 import shutil
 import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,17 @@ from safetensors.torch import save_file
 from audiodiff_core.embeddings.audio_encoder import AudioEncoder
 from audiodiff_platform.audio_files import Inputs
 from audiodiff_platform.encode.job import EncodeOptions, encode
+from audiodiff_platform.generate import stage
+from audiodiff_platform.generate.job import generate
+from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
 from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.work.engine import Counts, ShardWork
+from audiodiff_platform.work.outcomes import Outcome
 from audiodiff_platform.work.plan import append_plan, assign_shards, new_sources
+from audiodiff_platform.work.shard_runner import HandingRunner
 from audiodiff_platform.work.source_digests import record_digests
+from audiodiff_platform.work.worker_runner import FinishRunner
 from tests.rare import rare
 from tests.servers.stores import Store
 
@@ -211,3 +221,102 @@ def test_an_object_that_was_copied_in_parts_is_the_same(store: Store) -> None:
     music.write("a.wav", b"b" * 100)
     with pytest.raises(ValueError, match=r"a\.wav has changed since it was planned"):
         new_sources(output, inputs.sources(), inputs)
+
+
+class TwoStagesHere:
+    """Engine that runs both stages of generate in this process."""
+
+    def run(self, work: ShardWork, shards: Sequence[int]) -> Iterator[Counts]:
+        finishing = FinishRunner(work)
+        for row in HandingRunner(work)({"shards": shards}):
+            outcome = Outcome.of(finishing(row))
+            assert outcome.kind == "done", outcome.failure
+            yield {**outcome.counts, "shard": outcome.shard}
+
+
+@contextmanager
+def two_stages_here(*_: object, **__: object) -> Iterator[TwoStagesHere]:
+    yield TwoStagesHere()
+
+
+def copied(file: Path, folder: Path) -> Path:
+    return Path(shutil.copy(file, folder))
+
+
+def loops_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in (folder / "audio").iterdir()}
+
+
+def generated(model: Path, place: Path, **more: Any) -> dict[str, bytes]:
+    """Run generate, and return its audio files. A shard holds four loops."""
+    given = {"model": str(model), "output_dir": str(place / "out"), "num_workers": 1, "steps": 2, "batch_size": 1}
+    generate(GenerateOptions.model_validate({**given, **more}))
+    return loops_of(place / "out")
+
+
+def requests_of(place: Path, *sources: dict[str, Any]) -> str:
+    """Write a file of requests, five times a row of each of the sources."""
+    rows = [{**row, "seed": seed} for seed in range(5) for row in sources]
+    (place / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(place / "rows.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["requests", "two stages", "gate"])
+def test_generate_goes_on_with_touched_sources(
+    model: Path,
+    few_loops: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    if kind == "two stages":
+        monkeypatch.setattr(stage, "engine", two_stages_here)
+    take, other = (copied(few_loops / f"{name}.flac", tmp_path) for name in ("loop_tabla", "bass_hit_c"))
+    rows = [{"kind": "vary", "source": str(take)}, {"kind": "interpolate", "sources": [str(take), str(other)]}]
+    given = {"reject": ("silence",)} if kind == "gate" else {}
+    first = generated(model, tmp_path, requests=requests_of(tmp_path, *rows), **given)
+    touch(take, other)
+    for compared in (True, False):
+        assert generated(model, tmp_path, requests=requests_of(tmp_path, *rows), **given) == first
+        assert ("2 planned files have another time or version" in capfd.readouterr().err) == compared
+    plan = tmp_path / "out" / ("_candidates/_plan" if kind == "gate" else "_plan")
+    assert [file.name for file in (plan / "sources").iterdir()] == ["0000.parquet"]
+    change(other)
+    with pytest.raises(ValueError, match=rf"^{other} has changed since it was planned for {plan.parent}: restore it"):
+        generated(model, tmp_path, requests=requests_of(tmp_path, *rows), **given)
+    assert loops_of(tmp_path / "out") == first
+
+
+@pytest.mark.parametrize("of_folder", [True, False], ids=["input_dir", "requests"])
+def test_generate_makes_no_loops_of_a_changed_source(
+    model: Path, few_loops: Path, tmp_path: Path, of_folder: bool
+) -> None:
+    (tmp_path / "in").mkdir()
+    take = copied(few_loops / "loop_tabla.flac", tmp_path / "in")
+    if of_folder:
+        given: dict[str, Any] = {"input_dir": str(tmp_path / "in"), "count": 5}
+    else:
+        given = {"requests": requests_of(tmp_path, {"kind": "vary", "source": str(take)})}
+    first = generated(model, tmp_path, **given)
+    assert len(first) == 5
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    (tmp_path / "out" / "_commits" / "000001.json").unlink()
+    touch(take)
+    whole = take.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole + b"more"):
+        take.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"^{take} has changed since it was planned for {tmp_path}/out: restore"):
+            generated(model, tmp_path, **given)
+    assert not (tmp_path / "out" / "_commits" / "000001.json").exists()
+    take.write_bytes(whole)
+    assert generated(model, tmp_path, **given) == first
+
+
+def test_generate_does_not_compare_sources_of_plans_without_them(model: Path, few_loops: Path, tmp_path: Path) -> None:
+    take = copied(few_loops / "loop_tabla.flac", tmp_path)
+    rows = requests_of(tmp_path, {"kind": "vary", "source": str(take)})
+    first = generated(model, tmp_path, requests=rows)
+    shutil.rmtree(tmp_path / "out" / "_plan" / "sources")
+    change(take)
+    assert generated(model, tmp_path, requests=rows) == first

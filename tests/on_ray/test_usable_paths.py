@@ -1,10 +1,11 @@
-"""Paths stated by a user, in the form that every process of a job can use."""
+"""Paths stated by a user, in the form that every process of a job can use, and paths that nodes do not share."""
 
 from pathlib import Path
 
 import pytest
 
-from audiodiff_platform.cluster import usable_encoder, usable_path
+from audiodiff_platform.cluster import require_shared_files, usable_encoder, usable_path
+from audiodiff_platform.cluster.shared_paths import MAX_PROBED_FOLDERS
 from audiodiff_platform.train.options import TrainOptions
 from audiodiff_platform.train.shared_steps import with_usable_paths
 
@@ -39,3 +40,21 @@ def test_a_submitted_job_takes_absolute_paths(home: Path, monkeypatch: pytest.Mo
         usable_path("output_dir", "runs")
     assert usable_path("vae", "owner/name", hub_id=True) == "owner/name"
     assert usable_path("model", "builtin:loops") == usable_path("from_pretrained", "builtin:loops") == "builtin:loops"
+
+
+def test_one_file_of_each_folder_is_looked_for_on_all_nodes(unshared: Path, tmp_path: Path, probed: list[str]) -> None:
+    shared = tmp_path / "shared"
+    files = [str(shared / str(number) / name) for number in range(MAX_PROBED_FOLDERS + 1) for name in ("a", "b", "c")]
+    for file in files:
+        if not file.endswith("a"):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).touch()
+    require_shared_files("source", ["s3://bucket/a", *files])
+    assert sorted(set(probed)) == sorted(str(shared / str(number) / "b") for number in range(MAX_PROBED_FOLDERS))
+    assert len(probed) == 2 * MAX_PROBED_FOLDERS
+    (unshared / "take.wav").touch()
+    with pytest.raises(
+        ValueError,
+        match=f"^source {unshared} is missing on 1 of 2 nodes: use a path that all nodes share, or s3:// or gs://$",
+    ):
+        require_shared_files("source", [files[1], f"{unshared}/take.wav"])

@@ -22,6 +22,7 @@ from audiodiff_platform.cluster.shared_paths import (
     is_hub_id,
     public_encoder,
     require_shared,
+    require_shared_files,
     usable_encoder,
     usable_path,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "public_encoder",
     "require_resources",
     "require_shared",
+    "require_shared_files",
     "runs_locally",
     "runs_on_gpus",
     "usable_encoder",

@@ -1,6 +1,7 @@
 """Paths and URIs in a form that works in every process of a job, on every node."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import ray
@@ -14,6 +15,8 @@ from audiodiff_platform.cluster.connection import inside_submitted_job
 
 MODEL_OPTIONS = ("model", "from_pretrained")
 """Options that take a model."""
+MAX_PROBED_FOLDERS = 16
+"""Number of folders of local files that are looked for on all nodes. A probe is a task on each node."""
 
 
 def usable_path(option: str, uri: str, hub_id: bool = False) -> str:
@@ -99,6 +102,29 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
+def require_shared_files(option: str, files: Iterable[str]) -> None:
+    """Require that every node of the cluster can read the folders of local files of this node.
+
+    One existing file is looked for in each folder, in at most MAX_PROBED_FOLDERS folders. Files on object stores are
+    not checked.
+
+    Args:
+        option: The option or field that holds the files, for error messages.
+        files: Absolute paths or URIs.
+
+    Raises:
+        ValueError: A node lacks a file, or the cluster can add nodes.
+    """
+    if not ray.is_initialized():
+        return
+    probed: set[str] = set()
+    for file in files:
+        parent, _, name = file.rpartition("/")
+        if len(probed) < MAX_PROBED_FOLDERS and parent not in probed and _is_local(file) and _path(file).exists():
+            probed.add(parent)
+            require_shared(option, parent or "/", name)
+
+
 def require_shared(option: str, uri: str, probe_file: str) -> None:
     """Require that every node of the cluster can read a local folder of this node.
 
@@ -114,8 +140,8 @@ def require_shared(option: str, uri: str, probe_file: str) -> None:
     """
     if not ray.is_initialized():
         return
-    file = Path(uri.removeprefix("file://")).absolute() / probe_file
-    if ("://" in uri and not uri.startswith("file://")) or not file.exists():
+    file = _path(uri) / probe_file
+    if not _is_local(uri) or not file.exists():
         return
     if grows():
         raise ValueError(f"{option} {uri} is local, and this cluster adds and removes nodes: use s3:// or gs://")
@@ -131,3 +157,11 @@ def require_shared(option: str, uri: str, probe_file: str) -> None:
             f"{option} {uri} is missing on {seen.count(False)} of {len(nodes)} nodes: "
             "use a path that all nodes share, or s3:// or gs://"
         )
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://")).absolute()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pydantic
 
 from audiodiff_core.pipeline import References, RequestCheck
@@ -19,9 +19,10 @@ from audiodiff_core.sampling import REQUEST, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_core.sampling.parameters import FEATURE_FIELDS
 from audiodiff_core.sampling.requests import RemixRequest, Request, Strength, VaryRequest
-from audiodiff_platform.audio_files.source_files import locate, special_version
+from audiodiff_platform.audio_files import Source
 from audiodiff_platform.cluster import usable_path
 from audiodiff_platform.generate.file_names import MAX_ID_BYTES, name_problem
+from audiodiff_platform.generate.request_files import file_version, look_up
 from audiodiff_platform.generate.request_rows import Row
 from audiodiff_platform.mel_data.encodings import Encodings
 
@@ -41,7 +42,7 @@ class LoopRow:
     Args:
         id: Name of the loop.
         request: The request with all defaults filled in as JSON, or None for a bad row.
-        encoding: Values of the encoding, or empty.
+        encoding: Values of the encoding, or empty. An encoding by name is a view of the values that all rows share.
         seconds: Estimated duration of the loop.
         reason: Description of a bad row, or why the quality gate rejected the loop.
         condition: The condition whose embedding is the encoding, or None.
@@ -50,11 +51,16 @@ class LoopRow:
 
     id: str
     request: str | None
-    encoding: Sequence[float] = ()
+    encoding: Sequence[float] | npt.NDArray[np.float32] = ()
     seconds: float = 0.0
     reason: str | None = None
     condition: Condition | None = None
     origin: str | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The values of the encoding, or an empty list."""
+        return self.encoding.tolist() if isinstance(self.encoding, np.ndarray) else list(self.encoding)
 
 
 @dataclass
@@ -65,17 +71,18 @@ class RowChecks:
         check: Check of requests against the model.
         defaults: Fields of rows that do not set them.
         encodings: Encodings by name, or None.
-        sources_exist: Whether the sources are known to exist.
+        sources: Files that are known to exist, by the name that rows state.
         max_id_bytes: Maximum size of an id in bytes.
 
     Attributes:
+        sources: Also the sources of good rows, after `checked`.
         conditions: Conditions to embed, each with size and version of its file, or an empty text for a prompt.
     """
 
     check: RequestCheck
     defaults: Mapping[str, Any]
     encodings: Encodings | None = None
-    sources_exist: bool = False
+    sources: dict[str, Source] = field(default_factory=dict)
     max_id_bytes: int = MAX_ID_BYTES
     _ids: dict[str, int] = field(default_factory=dict)
     conditions: dict[Condition, str] = field(default_factory=dict)
@@ -87,6 +94,9 @@ class RowChecks:
         loops = [self._loop(number, row) for number, row in zip(count(1), rows, strict=False)]
         for number, reason in self._missing():
             loops[number - 1] = bad_row(number, [reason])
+        for (name, file), numbers in self._files.items():
+            if name == "source" and not any(loops[number - 1].request for number in numbers):
+                self.sources.pop(file, None)
         return loops
 
     def _loop(self, number: int, row: Row) -> LoopRow:
@@ -108,18 +118,17 @@ class RowChecks:
             return bad_row(number, [*problems, _named_problem(str(error), request.kind)])
         if problems:
             return bad_row(number, problems)
-        if not self.sources_exist:
-            for source in sources_of(filled):
+        for source in sources_of(filled):
+            if source not in self.sources:
                 self._files.setdefault(("source", source), []).append(number)
         if filled.like is not None:
             self._files.setdefault(("like", filled.like), []).append(number)
         elif filled.condition is not None:
             self.conditions[filled.condition] = ""
-        values = vector.tolist() if vector is not None else filled.encoding or ()
-        if not isinstance(filled.encoding, str):
+        if vector is None and filled.encoding is not None:
+            vector = np.array(filled.encoding, np.float32)
             filled = filled.model_copy(update={"encoding": None})
-        text = filled.model_dump_json(exclude_none=True)
-        values = np.array(values, np.float32).tolist()
+        text, values = filled.model_dump_json(exclude_none=True), () if vector is None else vector
         return LoopRow(name, text, values, self.check.seconds(filled), condition=filled.condition)
 
     def _named(self, number: int, stated: Any) -> tuple[str, list[str]]:
@@ -162,23 +171,25 @@ class RowChecks:
         """True if the model is conditioned on tempo."""
         return self.check.conditions is not None and "tempo" in self.check.conditions.names
 
-    def _vector(self, request: Request) -> Any:
+    def _vector(self, request: Request) -> npt.NDArray[np.float32] | None:
         """Return the encoding (dim,) that a request names, or None."""
         if not isinstance(request.encoding, str):
             return None
         if self.encodings is None:
             raise ValueError(f"encoding {request.encoding}: pass encodings, or state the values in the row")
-        return self.encodings.vectors_for([request.encoding])[0]
+        return self.encodings.vector(request.encoding)
 
     def _missing(self) -> Iterator[tuple[int, str]]:
-        """Yield the rows whose files do not exist, with the reasons. The other files of conditions are noted."""
+        """Yield the rows whose files do not exist, with the reasons. The other files are noted."""
         with ThreadPoolExecutor(CONCURRENT_LOOK_UPS) as pool:
             looked_up = pool.map(look_up, [file for _, file in self._files])
-            for ((name, file), rows), (version, reason) in zip(self._files.items(), looked_up, strict=True):
-                if reason:
-                    yield from ((row, f"{name}: {file}: {reason}") for row in rows)
+            for ((name, file), rows), found in zip(self._files.items(), looked_up, strict=True):
+                if isinstance(found, str):
+                    yield from ((row, f"{name}: {file}: {found}") for row in rows)
                 elif name == "like":
-                    self.conditions[Condition("like", file)] = version
+                    self.conditions[Condition("like", file)] = file_version(found)
+                else:
+                    self.sources[file] = found
 
 
 def require_good(origin: str, loops: Sequence[LoopRow]) -> None:
@@ -232,22 +243,6 @@ def any_embedding(check: RequestCheck) -> Callable[[Condition], Any]:
         return np.zeros(check.geometry.encoding_dim or 0, np.float32)
 
     return embedding
-
-
-def look_up(file: str) -> tuple[str, str | None]:
-    """Return size and version of a file, and the reason why it cannot be read, or None."""
-    try:
-        folder, name = locate(file)
-        entry = folder.entry(name)
-        if special_version(folder, entry) is not None:
-            return "", "is not a file"
-        if folder.is_local:
-            Path(folder.path(name)).open("rb").close()
-    except FileNotFoundError:
-        return "", "no such file"
-    except (OSError, ValueError) as error:
-        return "", " ".join(str(getattr(error, "strerror", None) or error).split())
-    return f"{entry.size} {entry.version}", None
 
 
 def _problems(error: pydantic.ValidationError) -> list[str]:

@@ -21,7 +21,7 @@ from audiodiff_core.checkpoint import ModelRecord
 from audiodiff_core.embeddings import Encoder
 from audiodiff_core.pipeline.conditions import model_encoder, no_text_side
 from audiodiff_core.sampling.conditions import Condition
-from audiodiff_platform.cluster import encoder_source, require_shared
+from audiodiff_platform.cluster import encoder_source, require_shared, require_shared_files
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.checked_rows import LoopRow, bad_row, require_good
 from audiodiff_platform.generate.condition_worker import PLANNED_SCHEMA, ConditionWorker, condition_counts
@@ -190,6 +190,7 @@ def _embed(
         job = ShardedJob(work, lease, (SETTINGS, {"encoder_digest": encoder.digest}), plan, ("data",), "conditions")
         with engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation) as running:
             require_shared("encoder", encoder_source(name), "config.json")
+            require_shared_files("like", (condition.text for condition, _ in conditions if condition.field == "like"))
             job.run(running)
         job.records()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from audiodiff_core.audio import AudioDecodeError, Samples
 from audiodiff_core.mel import MelConfig
-from audiodiff_platform.audio_files.source import Source
+from audiodiff_platform.audio_files import Source, source_sha256
 from audiodiff_platform.audio_files.source_files import SourceFiles, locate, special_version
 from audiodiff_platform.decoder import Decoder
 from audiodiff_platform.storage import Folder
@@ -17,9 +17,14 @@ class DecodedFiles:
 
     The process starts at the first file. A file that is missing, unreadable or damaged raises AudioDecodeError. Failing
     storage raises OSError.
+
+    Attributes:
+        digests: SHA-256 of each file that was decoded, as it was the last time.
     """
 
     def __init__(self) -> None:
+        self.digests: dict[str, str] = {}
+        self._digested: dict[str, Source] = {}
         self._files = SourceFiles(Folder("/"))
         self._decoder: Decoder | None = None
 
@@ -45,4 +50,7 @@ class DecodedFiles:
             raise AudioDecodeError(file, f"cannot be opened ({error.strerror or error})") from error
         source = Source(file, entry.size, special_version(folder, entry) or entry.version)
         with scratch_folder() as scratch:
-            return decode(self._decoder, self._files.fetch(source, scratch), scratch / "samples")
+            local = self._files.fetch(source, scratch)
+            if self._digested.get(file) != source:
+                self.digests[file], self._digested[file] = source_sha256(source, local), source
+            return decode(self._decoder, local, scratch / "samples")

@@ -9,10 +9,12 @@ from typing import Any, Protocol, Self
 import torch
 
 from audiodiff_core.pipeline import Failure, Loop
+from audiodiff_platform.generate.checked_rows import sources_of
 from audiodiff_platform.generate.loop_files import LoopFiles, reason_of
 from audiodiff_platform.generate.request_plan import PlannedLoop
 from audiodiff_platform.work.attempts import Attempts
 from audiodiff_platform.work.shard_work import Commit, Record
+from audiodiff_platform.work.source_digests import record_digests
 
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 """Errors caused by a lack of memory."""
@@ -35,6 +37,7 @@ class OpenShard:
         rows: Manifest rows so far, by the place of the loop in the shard.
         made: Loops that are kept until the shard is handed over, by place.
         unsampled: Number of loops that are not sampled yet.
+        digests: SHA-256 of the files that the process has decoded, by name.
         record: The committed record, or the timings of a shard that is handed over; None before.
         error: The error that ended the shard, or None.
     """
@@ -44,6 +47,7 @@ class OpenShard:
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     made: dict[int, Loop] = field(default_factory=dict)
     unsampled: int = 0
+    digests: Mapping[str, str] = field(default_factory=dict)
     record: Record | None = None
     error: Exception | None = None
 
@@ -59,6 +63,13 @@ class OpenShard:
         """The loops that have no manifest row and are not made, by place."""
         done = self.rows.keys() | self.made.keys()
         return {place: loop for place, loop in enumerate(self.loops) if place not in done}
+
+    @property
+    def source_digests(self) -> dict[str, str]:
+        """SHA-256 of the sources of the loops that were decoded, by name."""
+        requests = [loop.request for loop in self.loops if loop.request is not None]
+        names = {name for request in requests for name in sources_of(request)}
+        return {name: digest for name in sorted(names) if (digest := self.digests.get(name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,11 @@ class ShardFiles:
             return self.files.failure(loop, reason_of(error))
 
     def record(self, shard: OpenShard) -> Record:
-        """Write the manifest of a shard whose rows are complete, and return its record."""
+        """Write the manifest of a shard whose rows are complete, and its digests of sources. Return its record."""
         shard.attempts.require_ownership()
-        return self.files.record(shard.attempts.shard, [shard.rows[place] for place in range(len(shard.loops))])
+        number, output = shard.attempts.shard, self.files.output
+        record = self.files.record(number, [shard.rows[place] for place in range(len(shard.loops))])
+        return {**record, **record_digests(output, number, digests)} if (digests := shard.source_digests) else record
 
 
 class Sink(Protocol):

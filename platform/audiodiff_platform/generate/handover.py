@@ -78,6 +78,7 @@ def packed(shard: OpenShard, files: LoopFiles) -> Handover:
         "timings": shard.record,
         "reasons": [(place, row["reason"]) for place, row in sorted(shard.rows.items())],
         "loops": [(place, _facts(loop)) for place, loop in made],
+        "digests": shard.source_digests,
     }
     content = b"".join(array.tobytes() for _, loop in made for array in (loop.audio, loop.image))
     return Handover(facts, np.frombuffer(content, np.uint8))
@@ -130,7 +131,8 @@ class GenerateFinisher:
         """
         profile = ExecutionProfile.model_validate(handover.facts["profile"])
         files = self._files_of(MelConfig.model_validate(handover.facts["mel"]), profile)
-        writer, shard = ShardFiles(files), OpenShard(attempts, shard_loops(files.output, attempts.shard))
+        writer, loops = ShardFiles(files), shard_loops(files.output, attempts.shard)
+        shard = OpenShard(attempts, loops, digests=handover.facts["digests"])
         for place, reason in handover.facts["reasons"]:
             shard.rows[place] = files.failure(shard.loops[place], reason)
         for place, made in unpacked(handover, profile, self.model_digest):

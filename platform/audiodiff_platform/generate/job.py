@@ -116,7 +116,9 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts, finisher=None)
         job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, PARTS, "loops")
         progress = LoopProgress(job.unit, job.pending, options.node_price)
-        run_pending(job, options, bytes_per_second, connection, None if decided else progress)
+        run_pending(
+            job, options, bytes_per_second, connection, sources=loops.sources, progress=None if decided else progress
+        )
         records = job.records()
         counted = summary(output, records, model.digest)
         if decided is not None:

@@ -1,11 +1,12 @@
 """Loops that a job generates: the rows of a file, the seeds of a sweep, or variations of a folder."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pydantic
@@ -15,21 +16,22 @@ from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_core.sampling.requests import Request
-from audiodiff_platform.audio_files import Inputs, described
+from audiodiff_platform.audio_files import Inputs, Source, described
 from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.checked_rows import (
     LoopRow,
     RowChecks,
     any_embedding,
-    look_up,
     require_good,
     stated_defaults,
 )
 from audiodiff_platform.generate.file_names import spelled_key
 from audiodiff_platform.generate.options import GenerateOptions
+from audiodiff_platform.generate.request_files import file_version, look_up
 from audiodiff_platform.generate.request_rows import MAX_ROWS, Row, read_rows
 from audiodiff_platform.mel_data.encodings import Encodings, read_encodings
+from audiodiff_platform.storage import Folder
 
 MAX_STEM = 100
 _UNSAFE = re.compile(r"[^\w.+-]+")
@@ -46,6 +48,7 @@ class LoopRows:
         origin: Option that states the loops, for error messages.
         ordered: Whether the order is part of the request. Otherwise new loops may stand between earlier loops.
         conditions: Conditions to embed, each with size and version of its file, or an empty text for a prompt.
+        sources: The files of the sources of the loops, by the name that the requests state.
     """
 
     rows: Iterable[LoopRow]
@@ -54,6 +57,7 @@ class LoopRows:
     origin: str
     ordered: bool = True
     conditions: Mapping[Condition, str] = field(default_factory=dict)
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
 
 def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
@@ -71,12 +75,13 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     if options.requests is None and options.input_dir is None:
         return _seeded(options, check)
     encodings = _encodings(options, check)
-    rows = read_rows(options.requests) if options.requests is not None else _variations(options)
+    files = list[tuple[str, Source]]() if options.requests is not None else _input_files(options)
+    rows = read_rows(options.requests) if options.requests is not None else _variations(options, files)
     checks = RowChecks(
         check,
         stated_defaults(options),
         encodings,
-        sources_exist=options.requests is None,
+        sources={uri: replace(source, uri=uri) for uri, source in files},
         max_id_bytes=options.name_template.max_id_bytes,
     )
     loops = checks.checked(rows)
@@ -84,7 +89,8 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
     if not options.skip_bad:
         require_good(f"{origin} {options.requests or options.input_dir}", loops)
     seconds = sum(loop.seconds for loop in loops)
-    return LoopRows(loops, len(loops), seconds, origin, options.requests is not None, checks.conditions)
+    ordered = options.requests is not None
+    return LoopRows(loops, len(loops), seconds, origin, ordered, checks.conditions, checks.sources)
 
 
 def _encodings(options: GenerateOptions, check: RequestCheck) -> Encodings | None:
@@ -155,10 +161,11 @@ def _seeded(options: GenerateOptions, check: RequestCheck) -> LoopRows:
 
 def _version(condition: Condition) -> str:
     """Return size and version of the file of a condition, or an empty text for a prompt."""
-    version, reason = look_up(condition.text) if condition.field == "like" else ("", None)
-    if reason is not None:
-        raise ValueError(f"like {condition.text}: {reason}")
-    return version
+    if condition.field == "prompt":
+        return ""
+    if isinstance(found := look_up(condition.text), str):
+        raise ValueError(f"like {condition.text}: {found}")
+    return file_version(found)
 
 
 def _reason(problem: Any) -> str:
@@ -196,9 +203,10 @@ def _suffix(combination: Mapping[str, str], request: Request) -> str:
     return "".join(f"-{name}{text}" for name, text in texts.items())
 
 
-def _variations(options: GenerateOptions) -> Iterator[Row]:
-    """Yield a row for each seed and audio file of a folder, with ids that do not depend on the other files."""
+def _input_files(options: GenerateOptions) -> list[tuple[str, Source]]:
+    """Return the audio files of `input_dir`, each after its absolute path or URI."""
     assert options.input_dir is not None
+    _require_outside(options)
     inputs = Inputs(options.input_dir)
     sources = sorted(inputs.sources(), key=lambda source: source.uri)
     files = [source for source in sources if source.extension in AUDIO_EXTENSIONS]
@@ -213,14 +221,37 @@ def _variations(options: GenerateOptions) -> Iterator[Row]:
             f"input_dir {options.input_dir}: {len(files):,} files with {len(options.seeds):,} seeds: "
             f"at most {MAX_ROWS:,} loops, use several output folders"
         )
+    return [(_absolute(inputs, source), source) for source in files]
+
+
+def _require_outside(options: GenerateOptions) -> None:
+    """Require that the loops of a job are not written into its own input."""
+    assert options.input_dir is not None
+    source, output = (Folder(uri) for uri in (options.input_dir, options.output_dir))
+    roots = [os.path.realpath(one.root) if one.is_local else one.root for one in (source, output)]
+    if source.scheme == output.scheme and f"{roots[1]}/".startswith(f"{roots[0].rstrip('/')}/"):
+        raise ValueError(
+            f"output_dir {options.output_dir} lies in input_dir {options.input_dir}, so that later runs would vary the "
+            "loops of earlier runs: use an output_dir outside of it"
+        )
+
+
+def _absolute(inputs: Inputs, source: Source) -> str:
+    """Return the absolute path or URI of a source, with the spelling of `usable_path`."""
+    folder = inputs.folder
+    if is_absolute(source.uri) and source.version != "elsewhere":  # listed, in any folder
+        uri = source.uri
+    else:
+        uri = folder.path(source.uri) if folder.is_local else f"{folder.uri}/{source.uri}"
+    return uri if "://" in uri else str(Path(uri))
+
+
+def _variations(options: GenerateOptions, files: Sequence[tuple[str, Source]]) -> Iterator[Row]:
+    """Yield a row for each seed and file, with ids that do not depend on the other files."""
     for seed in options.seeds:
-        for source in files:
+        suffix = f"-{seed:010d}" if options.count is not None else ""
+        for uri, source in files:
             # A file that cannot be read fails alone when it is decoded.
-            is_listed_elsewhere = is_absolute(source.uri) and source.version != "elsewhere"
-            folder = inputs.folder
-            inside = folder.path(source.uri) if folder.is_local else f"{folder.uri}/{source.uri}"
-            uri = source.uri if is_listed_elsewhere else inside
-            suffix = f"-{seed:010d}" if options.count is not None else ""
             yield {"kind": "vary", "source": uri, "seed": seed, "id": f"{_file_id(source.uri)}{suffix}"}
 
 

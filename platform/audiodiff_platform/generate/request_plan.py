@@ -1,11 +1,12 @@
 """The plan of a generation: the requests of each shard, stored in the output folder, to which new requests are added.
 
-_plan/NNNN.parquet    shard, id, request as JSON, values of its encoding, duration, reason of a bad row, origin of an
-                      embedding
+_plan/NNNN.parquet          shard, id, request as JSON, values of its encoding, duration, reason of a bad row, origin of
+                            an embedding
+_plan/sources/NNNN.parquet  sources of the requests (`request_files.py`)
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
@@ -14,8 +15,10 @@ import pyarrow as pa
 
 from audiodiff_core.sampling import REQUEST
 from audiodiff_core.sampling.requests import Request
+from audiodiff_platform.audio_files import Source
 from audiodiff_platform.generate.checked_rows import LoopRow
 from audiodiff_platform.generate.loop_rows import LoopRows
+from audiodiff_platform.generate.request_files import append_sources, require_unchanged
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.work import plan_files
 from audiodiff_platform.work.plan import ShardSize
@@ -68,16 +71,19 @@ class RequestPlan:
         shards: All shards.
         plan_file: The file with the new shards, or None.
         generation: Number of files of the plan.
+        sources: Sources of the new shards that no earlier shard has.
     """
 
     folder: Folder
     shards: Mapping[int, ShardSize]
     plan_file: bytes | None
     generation: int
+    sources: Sequence[Source] = ()
 
     def write(self) -> None:
         """Append the new shards to the plan."""
         if self.plan_file is not None:
+            append_sources(self.folder, self.sources, self.generation)
             plan_files.append(self.folder, self.plan_file, self.generation)
 
 
@@ -90,16 +96,18 @@ def grown(folder: Folder, loops: LoopRows, shard_size: int) -> RequestPlan:
         shard_size: Number of loops of a new shard.
 
     Raises:
-        ValueError: A planned loop has changed, or is not among the loops of the job.
+        ValueError: A planned loop or source has changed, or a planned loop is not among the loops of the job.
     """
     generation = plan_files.count(folder)
+    planned = require_unchanged(folder, loops.sources, generation)
     shards: dict[int, ShardSize] = {}
     new = _new_rows(folder, loops, shards)
     first = next(new, None)
     if first is None:
         return RequestPlan(folder, shards, None, generation)
     rows = _assigned(chain([first], new), shard_size, shards)
-    return RequestPlan(folder, shards, plan_files.content(rows, PLAN_SCHEMA, ROW_GROUP_ROWS), generation)
+    sources = [source for uri, source in loops.sources.items() if uri not in planned]
+    return RequestPlan(folder, shards, plan_files.content(rows, PLAN_SCHEMA, ROW_GROUP_ROWS), generation, sources)
 
 
 def shard_loops(folder: Folder, shard: int) -> list[PlannedLoop]:
@@ -144,7 +152,7 @@ def _assigned(loops: Iterable[LoopRow], size: int, shards: dict[int, ShardSize])
             "shard": shard,
             "id": loop.id,
             "request": loop.request,
-            "encoding": loop.encoding,
+            "encoding": loop.values,
             "seconds": loop.seconds,
             "reason": loop.reason,
             "origin": loop.origin,
@@ -158,17 +166,15 @@ def _count(shards: dict[int, ShardSize], shard: int, seconds: float) -> None:
 
 
 def _require_same(folder: Folder, origin: str, number: int, planned: Mapping[str, Any], loop: LoopRow | None) -> None:
-    """Require that a planned loop is the loop of the job."""
+    """Require that a planned loop is the loop of the job. A row that was bad stays skipped, whatever it has become."""
     if loop is None:
         raise ValueError(
             f"{origin}: {folder.uri} holds the loop {planned['id']} (row {number}), which is not requested: "
             "request all earlier loops and more, or use another folder"
         )
-    if (planned["id"], planned["request"], planned["reason"], list(planned["encoding"])) == (
-        loop.id,
-        loop.request,
-        loop.reason,
-        list(loop.encoding),
+    if planned["request"] is None or (
+        (planned["id"], planned["request"], planned["reason"], planned["encoding"])
+        == (loop.id, loop.request, loop.reason, loop.values)
     ):
         return
     stored, present = (
@@ -179,7 +185,9 @@ def _require_same(folder: Folder, origin: str, number: int, planned: Mapping[str
     differences = "; ".join(
         f"{name} is {stored.get(name)!r} in the folder, {present.get(name)!r} in this job" for name in names
     )
-    if not differences:
+    if loop.request is None:
+        differences = str(loop.reason)
+    elif not differences:
         references = [f"{name} {present[name]}" for name in ("like", "prompt", "encoding") if name in present]
         differences = f"the encoding of {' '.join(references) or 'the row'} has other values"
     raise ValueError(

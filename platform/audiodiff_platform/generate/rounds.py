@@ -15,6 +15,7 @@ from typing import Any
 from audiodiff_core.checkpoint import Model
 from audiodiff_core.pipeline import RequestCheck
 from audiodiff_core.sampling.requests import SEEDS
+from audiodiff_platform.audio_files import Source
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.candidates import (
@@ -114,7 +115,7 @@ class Rounds:
                     progress = LoopProgress(job.unit, job.pending, options.node_price)
                 else:
                     progress.add(job.pending)
-                run_pending(job, options, self.bytes_per_second, connection, progress)
+                run_pending(job, options, self.bytes_per_second, connection, sources=loops.sources, progress=progress)
                 for shard in sorted(job.records())[measured:]:
                     decisions.add(measured_candidates(folder, shard, options))
                 measured = len(plan.shards)
@@ -123,7 +124,9 @@ class Rounds:
                 total = self._more(total, wanted, decisions)
             folder.remove(CONDITIONS)
             job.succeed({"candidates": loops.count})
-        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, progress.figures())
+        return DecidedLoops(
+            folder, decisions.reasons, starts(plan.shards), loops.origin, loops.sources, progress.figures()
+        )
 
     def _more(self, total: int, wanted: int, decisions: Decisions) -> int:
         """Return the number of candidates after the next round.
@@ -157,6 +160,7 @@ class DecidedLoops:
         reasons: For each candidate, why it is not delivered, or None.
         starts: Number of the first candidate of each shard.
         origin: Option that states the loops, for error messages.
+        sources: The files of the sources of the candidates.
         figures: Figures of the run (see `LoopProgress.figures`).
     """
 
@@ -164,6 +168,7 @@ class DecidedLoops:
     reasons: list[str | None]
     starts: list[int]
     origin: str
+    sources: Mapping[str, Source]
     figures: Mapping[str, float | None]
 
     def __iter__(self) -> Iterator[LoopRow]:
@@ -175,7 +180,8 @@ class DecidedLoops:
     @property
     def loops(self) -> LoopRows:
         """The loops to deliver, as loops of a job."""
-        return LoopRows(self, len(self.reasons), sum(loop.seconds for loop in self), self.origin)
+        seconds = sum(loop.seconds for loop in self)
+        return LoopRows(self, len(self.reasons), seconds, self.origin, sources=self.sources)
 
     def remove_files(self) -> None:
         """Remove the files of candidates, which are delivered."""

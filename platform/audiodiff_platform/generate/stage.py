@@ -1,9 +1,10 @@
 """A stage of generate: the shards of a job in one folder that are not committed yet."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 from audiodiff_core.checkpoint import MODEL_INDEX
-from audiodiff_platform.cluster import require_shared
+from audiodiff_platform.cluster import require_shared, require_shared_files
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.progress import LoopProgress
@@ -16,6 +17,8 @@ def run_pending(
     options: GenerateOptions,
     bytes_per_second: float,
     connection: ExitStack,
+    *,
+    sources: Iterable[str],
     progress: LoopProgress | None = None,
 ) -> None:
     """Run the pending shards of a job, if there are any.
@@ -26,7 +29,12 @@ def run_pending(
         bytes_per_second: Size of the audio in bytes per second.
         connection: The connection to Ray, which is opened here if it is needed. The caller closes it after its last
             stage.
+        sources: Files of the sources of the loops.
         progress: Counter of the finished shards, or None for the lines of any sharded job.
+
+    Raises:
+        ValueError: Some nodes cannot see the model, a source or the output folder.
+        JobError: A worker failed.
     """
     if not job.pending:
         return
@@ -41,6 +49,7 @@ def run_pending(
         engine(len(job.pending), options.num_workers, options.device, isolated=job.needs_isolation)
     )
     require_shared("model", options.model, MODEL_INDEX)
+    require_shared_files("source" if options.input_dir is None else "input_dir", sources)
     job.run(running, progress=progress)
     if progress is not None:
         say(progress.closing_line())

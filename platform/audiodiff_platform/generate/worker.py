@@ -110,7 +110,7 @@ class GenerateWorker:
 
     def _opened(self, attempts: Attempts) -> OpenShard:
         """Read the loops of a shard from the plan. Bad rows are failures from the start."""
-        shard = OpenShard(attempts, [])
+        shard = OpenShard(attempts, [], digests=self.files.digests)
         try:
             shard.loops = shard_loops(self.output, attempts.shard)
         except Exception as error:

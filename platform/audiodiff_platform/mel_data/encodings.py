@@ -100,16 +100,29 @@ class Encodings:
         Raises:
             ValueError: A file has no encoding.
         """
+        self._require(audio_files)
+        return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
+
+    def vector(self, audio_file: str) -> Vectors:
+        """Return the encoding (dim,) of a file without a copy.
+
+        Raises:
+            ValueError: The file has no encoding.
+        """
+        self._require([audio_file])
+        vector: Vectors = self.vectors[self._rows[audio_file]]
+        return vector
+
+    def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
+        """Return the encodings (n, dim) of the files of slices. See `SliceEncodings.at`."""
+        return self.vectors_for([dataset.audio_file(*place) for place in places])
+
+    def _require(self, audio_files: Sequence[str]) -> None:
         missing = sorted({audio_file for audio_file in audio_files if audio_file not in self._rows})
         if missing:
             names = ", ".join(missing[:MAX_NAMED_FILES])
             more = f" and {len(missing) - MAX_NAMED_FILES:,} more" if len(missing) > MAX_NAMED_FILES else ""
             raise ValueError(f"no encoding for {names}{more}: encode the dataset that is used for training")
-        return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
-
-    def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
-        """Return the encodings (n, dim) of the files of slices. See `SliceEncodings.at`."""
-        return self.vectors_for([dataset.audio_file(*place) for place in places])
 
 
 def schema(name: str, digest: str) -> pa.Schema:

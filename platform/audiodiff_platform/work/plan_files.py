@@ -72,8 +72,13 @@ def row_count(folder: Folder) -> int:
 def all_rows(folder: Folder) -> Iterator[dict[str, Any]]:
     """Yield the rows of all shards in the order of the plan."""
     for name in folder.names("_plan/*.parquet"):
-        with _opened(folder, name) as plan:
-            yield from _rows(plan)
+        yield from file_rows(folder, name)
+
+
+def file_rows(folder: Folder, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file."""
+    with _opened(folder, name) as plan:
+        yield from _rows(plan)
 
 
 def shard_rows(folder: Folder, shard: int) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from audiodiff_platform.audio_files import Inputs, Source
+from audiodiff_platform.audio_files import Source
+from audiodiff_platform.audio_files.source_files import SourceFiles
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.arrow_tables import table
@@ -49,7 +50,7 @@ def later_versions(folder: Folder) -> dict[str, str]:
     return {row["uri"]: row["version"] for name in files for row in _rows(folder.read(name))}
 
 
-def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs: Inputs) -> Source | None:
+def first_changed(folder: Folder, touched: Sequence[tuple[int | None, Source]], files: SourceFiles) -> Source | None:
     """Return the first source whose content has changed, or None if no content has changed.
 
     If no content has changed, the new versions are written, so that the next run does not read these sources again. If
@@ -57,27 +58,28 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
 
     Args:
         folder: Output folder of the job.
-        touched: Planned sources whose version has changed, each with its shard.
-        inputs: Reads the sources.
+        touched: Planned sources whose version has changed, each with its shard, or with None if any shard can hold it.
+        files: Reads the sources.
     """
     done = commits.committed(folder)
-    known = _recorded(folder, {shard: done[shard] for shard, _ in touched if shard in done})
+    shards = {shard for shard, _ in touched}
+    known = _recorded(folder, {shard: done[shard] for shard in done if None in shards or shard in shards})
     known_to_duplicates = _recorded_for_duplicates(folder)
-    comparable: list[tuple[Source, str]] = []
+    comparable: list[tuple[Source, set[str]]] = []
     for shard, source in touched:
-        if sha256 := known.get(source.key) or known_to_duplicates.get(source.key):
-            comparable.append((source, sha256))
+        if recorded := known.get(source.key) or known_to_duplicates.get(source.key):
+            comparable.append((source, recorded))
         elif shard in done:
             return source
     if comparable:
         megabytes = sum(source.bytes for source, _ in comparable) / 1e6
-        files = len({source.uri for source, _ in comparable})
-        say(f"{files:,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
+        count = len({source.uri for source, _ in comparable})
+        say(f"{count:,} planned files have another time or version: comparing their content, {megabytes:,.0f} MB")
     last_line = time.monotonic()
     with ThreadPoolExecutor(MAX_PARALLEL_READS) as pool:
-        digests = pool.map(inputs.sha256, [source for source, _ in comparable])
+        digests = pool.map(files.sha256, [source for source, _ in comparable])
         for number, ((source, recorded), sha256) in enumerate(zip(comparable, digests, strict=True), start=1):
-            if sha256 != recorded:
+            if recorded != {sha256}:
                 pool.shutdown(wait=False, cancel_futures=True)
                 return source
             if time.monotonic() - last_line > LINE_INTERVAL_S:
@@ -90,24 +92,26 @@ def first_changed(folder: Folder, touched: Sequence[tuple[int, Source]], inputs:
     return None
 
 
-def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[str, str]:
+def _recorded(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> dict[str, set[str]]:
     """Return the digests by URI of the sources of finished shards.
 
-    A file of digests is ignored if the commit of its shard does not state the SHA-256 of the file.
+    A source has several digests if several shards hold it and it has changed between them. A file of digests is ignored
+    if the commit of its shard does not state the SHA-256 of the file.
     """
-    digests: dict[str, str] = {}
+    digests: dict[str, set[str]] = {}
     for shard, record in records.items():
         if DIGESTS_KEY in record and commits.sha256(content := folder.read(_name(shard))) == record[DIGESTS_KEY]:
-            digests |= {row["uri"]: row["sha256"] for row in _rows(content)}
+            for row in _rows(content):
+                digests.setdefault(row["uri"], set()).add(row["sha256"])
     return digests
 
 
-def _recorded_for_duplicates(folder: Folder) -> dict[str, str]:
+def _recorded_for_duplicates(folder: Folder) -> dict[str, set[str]]:
     """Return the digests by URI of the sources that were read to find duplicates.
 
     Some of these sources are in no shard.
     """
-    digests: dict[str, str] = {}
+    digests: dict[str, set[str]] = {}
     for generation in sorted({name.split("/")[1] for name in folder.names(f"{DUPLICATES}/*/_commits/*")}):
         subfolder = Folder(f"{folder.uri}/{DUPLICATES}/{generation}")
         digests |= _recorded(subfolder, commits.committed(subfolder))
