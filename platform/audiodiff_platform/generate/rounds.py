@@ -109,7 +109,7 @@ class Rounds:
                     finisher=CandidateFinisher,
                 )
                 claim = (CANDIDATES_SETTINGS, self.settings)
-                job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates")
+                job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates", remakes=True)
                 if progress is None:
                     progress = LoopProgress(job.unit, job.pending, options.node_price)
                 else:
@@ -123,7 +123,7 @@ class Rounds:
                 total = self._more(total, wanted, decisions)
             folder.remove(CONDITIONS)
             job.succeed({"candidates": loops.count})
-        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, progress.figures())
+        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, progress)
 
     def _more(self, total: int, wanted: int, decisions: Decisions) -> int:
         """Return the number of candidates after the next round.
@@ -157,14 +157,14 @@ class DecidedLoops:
         reasons: For each candidate, why it is not delivered, or None.
         starts: Number of the first candidate of each shard.
         origin: Option that states the loops, for error messages.
-        figures: Figures of the run (see `LoopProgress.figures`).
+        progress: The counter of the candidates of this run.
     """
 
     folder: Folder
     reasons: list[str | None]
     starts: list[int]
     origin: str
-    figures: Mapping[str, float | None]
+    progress: LoopProgress
 
     def __iter__(self) -> Iterator[LoopRow]:
         """Yield the delivered and the rejected loops."""

@@ -43,4 +43,4 @@ def run_pending(
     require_shared("model", options.model, MODEL_INDEX)
     job.run(running, progress=progress)
     if progress is not None:
-        say(progress.closing_line())
+        progress.end()
