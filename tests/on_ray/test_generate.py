@@ -20,6 +20,7 @@ from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.generate import job as generate_module
+from audiodiff_platform.generate.finished import write_pages
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 
@@ -135,11 +136,11 @@ def test_a_finished_folder_needs_no_space(
 def test_a_run_states_rate_audio_busy_share_and_cost(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, pages_s = generate_module.write_pages, 0.5
+    pages_s = 0.5
 
     def slowly(*arguments: Any, **options: Any) -> None:
         time.sleep(pages_s)
-        written(*arguments, **options)
+        write_pages(*arguments, **options)
 
     monkeypatch.setattr(generate_module, "write_pages", slowly)
     options = GenerateOptions(

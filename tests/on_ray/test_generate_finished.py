@@ -34,7 +34,7 @@ def six(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-@pytest.mark.parametrize(("place", "loose_at_most"), [("disk", 1_000), ("disk", 0), ("s3", 1_000), ("s3", 0)])
+@pytest.mark.parametrize(("place", "loose_at_most"), [("disk", 1_000), ("disk", 0), ("s3", 0)])
 def test_lost_files_are_generated_again(
     six: Folder,
     model: Path,
@@ -82,7 +82,7 @@ def test_lost_files_are_generated_again(
     [
         (INDEX, lambda content: content[:-1] + b"0", f"{INDEX} does not match the digest in _SUCCESS"),
         (INDEX, None, f"{INDEX} is missing"),
-        (commits.SUCCESS, lambda content: content[:20], "_SUCCESS is not a JSON object (Expecting"),
+        (commits.SUCCESS, lambda content: content.replace(b",", b"", 1), "_SUCCESS is not a JSON object (Expecting"),
     ],
 )
 def test_damage_is_named_and_written_again(

@@ -124,7 +124,7 @@ def test_a_killed_withdrawal_loses_no_other_record(tmp_path: Path, monkeypatch: 
         commits.withdraw(folder, withdrawn)
         assert commits.committed(folder) == others
     assert kills == 3, "two packs change, and two records are removed in one call"
-    assert folder.names("_commits/*") == ["_commits/0000.parquet", "_commits/0002.parquet", "_commits/000006.json"]
+    assert folder.names("_commits/*") == ["_commits/0000.parquet", "_commits/000006.json", "_commits/0002.parquet"]
 
 
 def _killed_at(folder: Folder, change: Callable[..., None], calls: Iterator[int], last: int, *arguments: Any) -> None:
