@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from audiodiff_core.models import PRESETS, build_network
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.generate import job as generate_module
+from audiodiff_platform.generate.finished import write_pages
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 
@@ -145,8 +148,15 @@ def test_the_space_is_that_of_the_format(model: Path, tmp_path: Path, monkeypatc
 
 
 def test_a_run_states_rate_audio_busy_share_and_cost(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pages_s = 0.5
+
+    def slowly(*arguments: Any, **options: Any) -> None:
+        time.sleep(pages_s)
+        write_pages(*arguments, **options)
+
+    monkeypatch.setattr(generate_module, "write_pages", slowly)
     options = GenerateOptions(
         model=str(model), output_dir=str(tmp_path / "loops"), count=18, steps=3, num_workers=1, node_price=36_000
     )
@@ -162,6 +172,10 @@ def test_a_run_states_rate_audio_busy_share_and_cost(
     assert re.fullmatch(
         rf"loops: {rates} in \d+ s, the sampler was busy \d+% of the workers' time, cost [\d.,]+", closing
     )
+    assert closing.startswith(f"loops: {summary['loops_per_minute']:,.1f} loops/min")
+    assert closing.endswith(f", cost {summary['cost']:,.2f}")
+    at_the_last_shard = float(progress.rpartition(" ")[2].replace(",", ""))
+    assert summary["cost"] >= at_the_last_shard + 10 * pages_s - 0.01, "the price of a second is 10"
     again = generate(options)
     assert {name: again[name] for name in ("loops", "audio_s", "loops_per_minute", "sampler_busy")} == {
         "loops": 18, "audio_s": audio_s, "loops_per_minute": 0, "sampler_busy": None,

@@ -88,12 +88,18 @@ def test_other_seeds_replace_rejected_loops(four: tuple[Path, Mapping[str, Any]]
     assert not (out / "_candidates" / "audio").exists()
 
 
-def test_growth_gives_the_loops_of_one_run(four: tuple[Path, Mapping[str, Any]], model: Path, tmp_path: Path) -> None:
+def test_growth_gives_the_loops_of_one_run(
+    four: tuple[Path, Mapping[str, Any]], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "loops"
     generate(_options(model, out, count=2, **SEAM))
     first = {file: file.stat().st_mtime_ns for file in (out / "audio").iterdir()}
     assert len(first) == 2
-    summary = generate(_options(model, out, count=4, **SEAM))
+    summary = generate(_options(model, out, count=4, node_price=36_000, **SEAM))
+    *_, delivered, closing = capsys.readouterr().err.splitlines()
+    assert delivered.startswith("loops: "), "the closing line states the cost of the delivery too"
+    assert closing.startswith(f"candidates: {summary['candidates_per_minute']:,.1f} candidates/min")
+    assert closing.endswith(f", cost {summary['cost']:,.2f}")
     assert (_audio(out), _manifest(out)) == (_audio(four[0]), _manifest(four[0]))
     assert {file: file.stat().st_mtime_ns for file in first} == first
     assert summary["rejected"] == four[1]["rejected"]
@@ -120,6 +126,18 @@ def test_an_interrupted_job_ends_with_the_same_bytes(
         (out / "_candidates" / "audio").mkdir()
         (out / "_candidates" / "audio" / "0000000004.wav").write_bytes(b"of a worker that died")
     generate(_options(model, out, count=4, **SEAM))
+    assert _content(out) == _content(four[0])
+
+
+def test_lost_files_are_generated_again(
+    four: tuple[Path, Mapping[str, Any]], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "loops"
+    shutil.copytree(four[0], out)
+    next((out / "audio").iterdir()).unlink()
+    (out / "_candidates" / "measured" / "000001.parquet").unlink()
+    generate(_options(model, out, count=4, **SEAM))
+    assert capsys.readouterr().err.count("1 committed files are missing or have another size") == 2
     assert _content(out) == _content(four[0])
 
 

@@ -24,6 +24,7 @@ from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 from audiodiff_platform.report import loops_manifest, loops_page
+from audiodiff_platform.report.loops_manifest import Contents
 from audiodiff_platform.report.loops_page import write_loops_page
 from audiodiff_platform.storage import Folder
 from tests.browser import SIZES, expect, opened
@@ -109,6 +110,14 @@ def test_generate_writes_a_player_and_a_picture_for_each_loop(generated: Path) -
     assert run["loops"] == 2
     assert f"{60 * run['loops'] / run['seconds']:,.1f} a minute" in page
     assert all(len(picture) < 2_000 for picture in pq.read_table(generated / "manifest")["picture"].to_pylist()[:2])
+
+
+def test_files_of_a_loop_are_no_parameters(generated: Path) -> None:
+    contents = Contents.of(Folder(str(generated)))
+    for row in contents.listed:
+        parameters = contents.parameters({**row, "picture_path": "pictures/0.png"})
+        assert "seed" in parameters
+        assert not parameters.keys() & {"path", "audio", "picture_path"}
 
 
 def test_the_page_is_made_again_from_the_folder_alone(generated: Path, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """The index of a finished folder: read instead of the commits, packed, and fixed for each run."""
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partialmethod
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from audiodiff_platform.encode.job import EncodeOptions, encode
@@ -16,10 +20,12 @@ from audiodiff_platform.mel_data.mel_dataset import (
     data_file,
 )
 from audiodiff_platform.prepare.job import PrepareOptions, prepare
-from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage import Folder, commits, index
 from audiodiff_platform.storage.index import INDEX, from_parquet
 from audiodiff_platform.train.diffusion import train
 from audiodiff_platform.train.options import TrainOptions
+from audiodiff_platform.work.attempts import Attempts
+from audiodiff_platform.work.verify import VerifyWorker
 from tests.servers.stores import Stores
 
 MEL = {"x_res": 32, "y_res": 32, "sample_rate": 22050, "n_fft": 2048, "hop_length": 1024, "top_db": 80, "n_iter": 32}
@@ -87,6 +93,63 @@ def test_records_that_are_packed_and_not_yet_removed_count_once(
         commits.pack(folder, records)
         assert folder.names("_commits/*") == ["_commits/0000.parquet"]
         assert commits.committed(folder) == records
+
+
+def test_a_killed_withdrawal_loses_no_other_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits, "MAX_LOOSE_RECORDS", 0)
+    monkeypatch.setattr(commits, "RECORDS_PER_PACK", 2)
+    records = {shard: _record(shard) for shard in range(8)}
+    withdrawn = {1, 2, 3, 7}
+    others = {shard: record for shard, record in records.items() if shard not in withdrawn}
+    kills, finished = 0, False
+    while not finished:
+        folder = Folder(str(tmp_path / str(kills)))
+        for shard in range(6):
+            commits.commit(folder, shard, records[shard])
+        commits.pack(folder, {shard: records[shard] for shard in range(6)})
+        for shard in (1, 6, 7):  # a kill while records were packed leaves that of shard 1 in two files
+            commits.commit(folder, shard, records[shard])
+        with monkeypatch.context() as patch:
+            calls = count()
+            for name in ("write", "remove", "remove_files"):
+                patch.setattr(Folder, name, partialmethod(_killed_at, getattr(Folder, name), calls, kills))
+            try:
+                commits.withdraw(folder, withdrawn)
+                finished = True
+            except KeyboardInterrupt:
+                kills += 1
+        left = commits.committed(folder)
+        assert {shard: left[shard] for shard in others} == others
+        assert {shard: records[shard] for shard in left} == left
+        commits.withdraw(folder, withdrawn)
+        assert commits.committed(folder) == others
+    assert kills == 3, "two packs change, and two records are removed in one call"
+    assert folder.names("_commits/*") == ["_commits/0000.parquet", "_commits/000006.json", "_commits/0002.parquet"]
+
+
+def _killed_at(folder: Folder, change: Callable[..., None], calls: Iterator[int], last: int, *arguments: Any) -> None:
+    if next(calls) == last:
+        raise KeyboardInterrupt
+    change(folder, *arguments)
+
+
+def test_a_verifying_worker_reads_the_rows_of_its_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "ROW_GROUP_ROWS", 7)
+    folder = Folder(str(tmp_path))
+    _simulated(folder, 100)
+    monkeypatch.delattr(commits, "finished")
+    groups: list[list[int]] = []
+    read = pq.ParquetFile.read_row_groups
+
+    def noted(file: pq.ParquetFile, wanted: list[int], **options: Any) -> Any:
+        groups.append(wanted)
+        return read(file, wanted, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", noted)
+    worker = VerifyWorker(folder.uri)
+    for shard in (0, 3, 99):
+        assert sorted(worker.shard(shard, Attempts(folder, shard, "this"))["wrong"]) == sorted(_record(shard)["parts"])
+    assert groups == [[0], [0, 1], [28]]
 
 
 def test_an_index_of_another_state_is_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from audiodiff_platform.entry.errors import LeaseLostError
-from audiodiff_platform.storage import Folder, commits
+from audiodiff_platform.storage import Folder, commits, conditional
 from audiodiff_platform.storage.lease import LEASE, LOCK, owned, require_token
 from audiodiff_platform.work.attempts import Attempts, CommittedError
 from tests.servers.stores import Store
@@ -142,6 +142,33 @@ def test_a_store_that_ignores_conditions_is_refused(store: Store, monkeypatch: p
     with pytest.raises(ValueError, match="the store ignores conditional writes"), owned(folder):
         pass
     assert not folder.names("*")
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_a_probe_may_be_removed_as_a_leftover(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, created = Folder(f"{store.make_bucket()}/out"), conditional.create
+    removed: list[str] = []
+
+    def once_removed(folder: Folder, name: str, content: bytes) -> bool:
+        answer = created(folder, name, content)
+        if not removed:
+            folder.remove(name)
+            removed.append(name)
+        return answer
+
+    monkeypatch.setattr(conditional, "create", once_removed)
+    with owned(folder):
+        pass
+    assert len(removed) == 1
+
+
+def test_a_finished_folder_has_no_probe_of_a_killed_job(store: Store) -> None:
+    folder = Folder(f"{store.make_bucket()}/out")
+    folder.write(f"{conditional.PROBE}-{'0123456789abcdef' * 2}", b"1")
+    folder.write(f"{conditional.PROBE}-notes.txt", b"of the user")
+    with owned(folder):
+        commits.succeed(folder, {}, {})
+    assert folder.names("*") == [commits.SUCCESS, f"{conditional.PROBE}-notes.txt", "_index.parquet"]
 
 
 def test_of_many_claims_of_one_folder_one_succeeds(tmp_path: Path, store: Store) -> None:

@@ -9,13 +9,13 @@ from audiodiff_platform.cluster import usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.options import GenerateOptions
-from audiodiff_platform.mel_data.loops_folder import LOOPS_CARD, LOOPS_FORMAT_VERSION, LOOPS_RUN, card
+from audiodiff_platform.mel_data.loops_folder import LOOPS_CARD, LOOPS_FORMAT_VERSION, LOOPS_PARTS, LOOPS_RUN, card
 from audiodiff_platform.report.loops_page import write_loops_page
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work.engine import engine
 from audiodiff_platform.work.shard_work import Record
-from audiodiff_platform.work.verify import verify
+from audiodiff_platform.work.verify import survey, verify
 
 
 def summary(output: Folder, records: Mapping[int, Record], model_digest: str) -> dict[str, Any]:
@@ -82,22 +82,24 @@ def reread(options: GenerateOptions) -> dict[str, Any]:
 
     Raises:
         ValueError: The folder is not finished.
-        JobError: Files are missing or changed.
+        JobError: Files are missing, changed, or named by no commit.
     """
     start, option = time.monotonic(), "report" if options.report else "verify"
     output = Folder(usable_path("output_dir", options.output_dir))
     try:
-        counted, parts, _ = commits.finished(output)
+        counted = commits.summary_of(output)
+        surveyed = None if options.report else survey(output, LOOPS_PARTS)
     except FileNotFoundError:
         raise ValueError(
             f"{option}: {output.uri} holds no finished loops (no {commits.SUCCESS}): run without {option} first"
         ) from None
-    if options.report:
+    except ValueError as damage:
+        raise JobError(f"{damage}, without {option}") from None
+    if surveyed is None:
         with owned(output, options.take_over):
             write_loops_page(output)
     else:
-        shards = {part.shard for part in parts}
-        with engine(len(shards), options.num_workers, "cpu") as running:
-            verify(output, running)
+        with engine(len(surveyed.shards), options.num_workers, "cpu") as running:
+            verify(surveyed, running, remakes=True)
     named = {name: value for name, value in counted.items() if name != "index_sha256"}
     return {"verb": "generate", "output_dir": output.uri, "seconds": round(time.monotonic() - start, 1), **named}

@@ -44,7 +44,7 @@ from audiodiff_platform.generate.request_plan import grown
 from audiodiff_platform.generate.rounds import Rounds, starts
 from audiodiff_platform.generate.stage import run_pending
 from audiodiff_platform.generate.worker import GenerateWorker, shard_counts
-from audiodiff_platform.mel_data.loops_folder import LOOPS_CARD, LOOPS_PAGE, LOOPS_SETTINGS
+from audiodiff_platform.mel_data.loops_folder import LOOPS_CARD, LOOPS_PAGE, LOOPS_PARTS, LOOPS_SETTINGS
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import owned
 from audiodiff_platform.work import plan_files
@@ -52,8 +52,6 @@ from audiodiff_platform.work.shard_work import ShardWork
 from audiodiff_platform.work.sharded_job import ShardedJob
 
 BATCHES_PER_SHARD = 4
-PARTS = ("audio", "pictures", "manifest")
-"""Folders of the files of loops."""
 
 
 def generate(options: GenerateOptions) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
 
     Returns:
         The summary as JSON values: output folder, loops, failures and digest of the model; seconds of audio of all
-        loops; seconds taken, and the figures of this run (see `LoopProgress.figures`).
+        loops; seconds taken, and the figures of this run (see `LoopProgress.close`).
 
     Raises:
         ValueError: An option or a row is invalid for the model, or the output folder holds other loops.
@@ -114,7 +112,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         if decided is not None:
             arguments = (options, model.digest, starts(plan.shards), decided.starts)
             work = replace(work, worker=DeliveryWorker, arguments=arguments, counts=delivery_counts, finisher=None)
-        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, PARTS, "loops")
+        job = ShardedJob(work, lease, (LOOPS_SETTINGS, settings), plan, LOOPS_PARTS, "loops", remakes=True)
         progress = LoopProgress(job.unit, job.pending, options.node_price)
         run_pending(
             job, options, bytes_per_second, connection, sources=loops.sources, progress=None if decided else progress
@@ -129,7 +127,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
             decided.remove_files()
         output.remove(CONDITIONS)
         job.succeed(counted)
-    figures = decided.figures if decided else progress.figures()
+        figures = (decided.progress if decided else progress).close()
     return {
         "verb": "generate",
         "output_dir": options.output_dir,

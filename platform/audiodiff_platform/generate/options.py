@@ -48,8 +48,9 @@ class GenerateOptions(Conditioned, SamplingParameters, GateOptions, ProfileOptio
     )
     verify: bool = pydantic.Field(
         False,
-        description="read all files of the finished output_dir and compare their digests: name those that are missing "
-        "or changed, change nothing, and end with status 1 if there are any",
+        description="read all files of the finished output_dir and compare their digests: name those that are missing, "
+        "changed or in no commit, change nothing, and end with status 1 if there are any; without verify, missing "
+        "files are generated again",
     )
     report: bool = pydantic.Field(
         False,

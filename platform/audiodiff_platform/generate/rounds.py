@@ -110,7 +110,7 @@ class Rounds:
                     finisher=CandidateFinisher,
                 )
                 claim = (CANDIDATES_SETTINGS, self.settings)
-                job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates")
+                job = ShardedJob(work, lease, claim, plan, ("measured",), "candidates", remakes=True)
                 if progress is None:
                     progress = LoopProgress(job.unit, job.pending, options.node_price)
                 else:
@@ -124,9 +124,7 @@ class Rounds:
                 total = self._more(total, wanted, decisions)
             folder.remove(CONDITIONS)
             job.succeed({"candidates": loops.count})
-        return DecidedLoops(
-            folder, decisions.reasons, starts(plan.shards), loops.origin, loops.sources, progress.figures()
-        )
+        return DecidedLoops(folder, decisions.reasons, starts(plan.shards), loops.origin, loops.sources, progress)
 
     def _more(self, total: int, wanted: int, decisions: Decisions) -> int:
         """Return the number of candidates after the next round.
@@ -161,7 +159,7 @@ class DecidedLoops:
         starts: Number of the first candidate of each shard.
         origin: Option that states the loops, for error messages.
         sources: The files of the sources of the candidates.
-        figures: Figures of the run (see `LoopProgress.figures`).
+        progress: The counter of the candidates of this run.
     """
 
     folder: Folder
@@ -169,7 +167,7 @@ class DecidedLoops:
     starts: list[int]
     origin: str
     sources: Mapping[str, Source]
-    figures: Mapping[str, float | None]
+    progress: LoopProgress
 
     def __iter__(self) -> Iterator[LoopRow]:
         """Yield the delivered and the rejected loops."""

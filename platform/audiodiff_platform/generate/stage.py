@@ -52,4 +52,4 @@ def run_pending(
     require_shared_files("source" if options.input_dir is None else "input_dir", sources)
     job.run(running, progress=progress)
     if progress is not None:
-        say(progress.closing_line())
+        progress.end()

@@ -3,19 +3,19 @@
 The job generate writes the folder. The job evaluate, reports and servers read it.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from audiodiff_platform.storage import Folder, commits
-from audiodiff_platform.storage.index import INDEX, CommittedPart
+from audiodiff_platform.storage.index import CommittedPart
 
 LOOPS_FORMAT_VERSION = 6
 LOOPS_SETTINGS = "generate.json"
+LOOPS_PARTS = ("audio", "pictures", "manifest")
+"""Folders of the files that commits name."""
 LOOPS_RUN = "_run.json"
 """Rate of the last run that generated loops, and metrics of the model at that time."""
 LOOPS_PAGE = "report.html"
@@ -123,22 +123,11 @@ def committed_files(folder: Folder, subfolder: str) -> Iterator[CommittedPart]:
         subfolder: The subfolder: audio or manifest.
 
     Raises:
-        ValueError: The folder is not finished, or a job is adding loops.
+        ValueError: The folder is not finished, its index is damaged, or a job is adding loops.
     """
     try:
-        summary = folder.read_json(commits.SUCCESS)
+        yield from (part for part in commits.finished_parts(folder) if part.path.startswith(f"{subfolder}/"))
     except FileNotFoundError:
         raise ValueError(
             f"{folder.uri}: generation is not finished (no {commits.SUCCESS}): run jobs/generate.py to its end"
         ) from None
-    with folder.reached(INDEX), folder.filesystem.open(folder.path(INDEX), "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != summary.get("index_sha256"):
-            raise ValueError(
-                f"{folder.uri}: {INDEX} does not match the digest in {commits.SUCCESS}: run jobs/generate.py to its end"
-            )
-        file.seek(0)
-        with pq.ParquetFile(file) as index:
-            for batch in index.iter_batches(columns=["shard", "path", "bytes", "sha256"]):
-                for row in batch.to_pylist():
-                    if row["path"].startswith(f"{subfolder}/"):
-                        yield CommittedPart(row["shard"], row["path"], None, row["bytes"], row["sha256"])

@@ -41,8 +41,10 @@ from audiodiff_platform.storage.lease import Lease, owned
 from audiodiff_platform.work.engine import Counts, Engine, ShardWork, engine
 from audiodiff_platform.work.plan import SourcePlan, new_sources, shard_seconds
 from audiodiff_platform.work.sharded_job import ShardedJob
-from audiodiff_platform.work.verify import verify
+from audiodiff_platform.work.verify import survey, verify
 
+PARTS = ("data", "quarantine")
+"""Folders of the files that commits name."""
 REASONS_SHOWN = 10
 MIN_SHARD_SECONDS = 300
 MIN_SHARD_SLICES = 96
@@ -207,7 +209,7 @@ def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str,
         summary = _finish(options, job, inputs)
         if options.verify:
             assert running is not None
-            verify(lease.folder, running)
+            verify(survey(lease.folder, PARTS), running)
     return summary
 
 
@@ -215,7 +217,7 @@ def _job(options: PrepareOptions, lease: Lease, plan: SourcePlan) -> ShardedJob:
     arguments = (options.input_dir, options.output_dir, options.mel(), options.slicing(), options.validation_fraction)
     work = ShardWork("audiodiff prepare", PrepareWorker, arguments, options.output_dir, prepared)
     settings = options.settings(is_measured(lease.folder))
-    return ShardedJob(work, lease, (DATASET_SETTINGS, settings), plan, ("data", "quarantine"), "slices")
+    return ShardedJob(work, lease, (DATASET_SETTINGS, settings), plan, PARTS, "slices")
 
 
 def _check(options: PrepareOptions, output: Folder, new: list[Source]) -> None:

@@ -30,8 +30,8 @@ Row = dict[str, Any]
 UNLISTED_COLUMNS = frozenset({"encoding_values", "picture"})
 NOT_PARAMETERS = frozenset(
     {
-        *("id", "path", "sha256", "reason", "duration_s", "tempo_bpm", "tempo_confidence", "key"),
-        *("seam_score", "level_db", *UNLISTED_COLUMNS),
+        *("id", "path", "audio", "picture_path", "sha256", "reason"),
+        *("duration_s", "tempo_bpm", "tempo_confidence", "key", "seam_score", "level_db", *UNLISTED_COLUMNS),
     }
 )
 MEASUREMENTS = ("tempo_bpm", "level_db", "seam_score")

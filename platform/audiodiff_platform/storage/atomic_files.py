@@ -4,10 +4,18 @@ A reader sees the complete new file, or the state before the write.
 """
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
+
+
+def is_temporary(name: str) -> bool:
+    """Return True for the name of a temporary file of a write, which a killed process leaves behind."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def replace_file(target: Path, content: bytes) -> None:

@@ -7,12 +7,14 @@ A part is an output file of a shard. A shard is committed when its commit record
 3. A rerun skips the shards that `committed` returns. Files that no commit record lists are leftovers.
 4. `succeed` writes `_index.parquet`, a list of all parts for readers, then `_SUCCESS` with the digest of the index.
 5. `pack` replaces the commit records of a finished job by `_commits/NNNN.parquet`, if there are many records.
+
+`withdraw` removes the records of shards whose files were lost, so that a rerun makes the shards again.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.storage.index import INDEX, CommittedPart, from_parquet, parts_of, to_parquet
+from audiodiff_platform.storage.index import INDEX, CommittedPart, from_parquet, parts_of, streamed, to_parquet
 from audiodiff_platform.storage.lease import require_token
+from audiodiff_platform.storage.leftovers import remove_leftovers
 
 SUCCESS = "_SUCCESS"
 MAX_LOOSE_RECORDS = 1_000  # records that stay separate files
@@ -131,11 +134,28 @@ def pack(folder: Folder, records: Mapping[int, Mapping[str, Any]]) -> None:
         return
     for number in sorted({shard // RECORDS_PER_PACK for shard in loose}):
         shards = sorted(records.keys() & range(number * RECORDS_PER_PACK, (number + 1) * RECORDS_PER_PACK))
-        buffer = io.BytesIO()
-        packed = {"shard": shards, "record": [json.dumps(records[shard], sort_keys=True) for shard in shards]}
-        pq.write_table(pa.table(packed, schema=PACK_SCHEMA), buffer, compression="zstd")
-        folder.write(pack_name(shards[0]), buffer.getvalue())
+        folder.write(pack_name(shards[0]), _packed({shard: records[shard] for shard in shards}))
     folder.remove_files([commit_name(shard) for shard in loose])
+
+
+def withdraw(folder: Folder, shards: Collection[int]) -> None:
+    """Remove the commit records of shards, so that the shards are run again. Call `begin` first.
+
+    A process that is killed meanwhile leaves each record whole or none: other records of a pack are never missing.
+
+    Args:
+        folder: The output folder of the job, whose lease the caller holds.
+        shards: The numbers of the shards.
+    """
+    for name, content in folder.read_all("_commits/*.parquet").items():
+        packed = _unpacked(content)
+        kept = {shard: record for shard, record in packed.items() if shard not in shards}
+        if not kept:
+            folder.remove(name)
+        elif len(kept) < len(packed):
+            folder.write(name, _packed(kept))
+    loose = {commit_name(shard) for shard in shards}
+    folder.remove_files(sorted(loose.intersection(folder.names("_commits/*.json"))))
 
 
 def file_sha256(file: Path) -> str:
@@ -157,18 +177,31 @@ def begin(folder: Folder) -> None:
 def succeed(folder: Folder, summary: Mapping[str, Any], records: Mapping[int, Mapping[str, Any]]) -> None:
     """Mark a folder as finished: write the index, then `_SUCCESS`, and pack the commit records.
 
-    Temporary files of killed workers are removed.
+    What killed processes left is removed first.
 
     Args:
         folder: The output folder of the job.
         summary: The content of `_SUCCESS`.
         records: All commit records by shard.
     """
-    folder.remove("_tmp")
+    remove_leftovers(folder)
     index = to_parquet(list(parts_of(records)))
     folder.write(INDEX, index)
     folder.write_json(SUCCESS, {**summary, "index_sha256": sha256(index)})
     pack(folder, records)
+
+
+def summary_of(folder: Folder) -> dict[str, Any]:
+    """Return the content of `_SUCCESS`.
+
+    Raises:
+        FileNotFoundError: The folder has no `_SUCCESS`.
+        ValueError: The file is damaged.
+    """
+    try:
+        return folder.read_json(SUCCESS)
+    except ValueError as error:
+        raise ValueError(f"{error}: run the job again to write it") from None
 
 
 def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes]:
@@ -181,19 +214,51 @@ def finished(folder: Folder) -> tuple[dict[str, Any], list[CommittedPart], bytes
 
     Raises:
         FileNotFoundError: The folder has no `_SUCCESS`.
-        ValueError: The index does not match the digest in `_SUCCESS`.
+        ValueError: `_SUCCESS` is damaged, or the index is missing or does not match the digest in `_SUCCESS`.
     """
-    summary = folder.read_json(SUCCESS)
+    summary = summary_of(folder)
     if "index_sha256" not in summary:
         parts = list(parts_of(committed(folder)))
         return summary, parts, to_parquet(parts)
-    content = folder.read(INDEX)
-    if sha256(content) != summary["index_sha256"]:
-        raise ValueError(
-            f"{folder.uri}: {INDEX} does not match the digest in {SUCCESS}: a job is adding to the folder, "
-            "or was stopped before its end: wait for the job, or run it to its end"
-        )
+    try:
+        content = folder.read(INDEX)
+    except FileNotFoundError:
+        raise _without_index(folder) from None
+    _require_digest(folder, sha256(content), summary)
     return summary, from_parquet(content), content
+
+
+def finished_parts(folder: Folder) -> Iterator[CommittedPart]:
+    """Yield the parts of a finished folder without their row groups. The index is read as a stream.
+
+    Raises:
+        FileNotFoundError: The folder has no `_SUCCESS`.
+        ValueError: See `finished`.
+    """
+    summary = summary_of(folder)
+    if "index_sha256" not in summary:
+        yield from parts_of(committed(folder))
+        return
+    try:
+        with folder.reached(INDEX), folder.filesystem.open(folder.path(INDEX), "rb") as file:
+            _require_digest(folder, hashlib.file_digest(file, "sha256").hexdigest(), summary)
+            file.seek(0)
+            yield from streamed(file)
+    except FileNotFoundError:
+        raise _without_index(folder) from None
+
+
+def _without_index(folder: Folder) -> ValueError:
+    return ValueError(f"{folder.uri}: {INDEX} is missing: run the job again to write it")
+
+
+def _require_digest(folder: Folder, digest: str, summary: Mapping[str, Any]) -> None:
+    """Require that the digest of the index is the one in `_SUCCESS`."""
+    if digest != summary["index_sha256"]:
+        raise ValueError(
+            f"{folder.uri}: {INDEX} does not match the digest in {SUCCESS} (one of them was changed, or a job is "
+            "adding to the folder): run the job again to write them"
+        )
 
 
 def commit_name(shard: int) -> str:
@@ -216,6 +281,14 @@ def record_places(folder: Folder, shards: Iterable[int]) -> list[str]:
     loose = {commit_name(shard) for shard in numbers}.intersection(folder.names("_commits/*.json"))
     packs = folder.read_all("_commits/*.parquet")
     return sorted(loose.union(name for name, content in packs.items() if numbers.intersection(_unpacked(content))))
+
+
+def _packed(records: Mapping[int, Mapping[str, Any]]) -> bytes:
+    """Return the content of a Parquet file with commit records, sorted by shard."""
+    packed = {"shard": list(records), "record": [json.dumps(record, sort_keys=True) for record in records.values()]}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(packed, schema=PACK_SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _unpacked(content: bytes) -> dict[int, dict[str, Any]]:

@@ -7,12 +7,14 @@ is lost, the client retries the write and the store rejects the retry. A rejecte
 if the file has the written content.
 """
 
+import re
 import uuid
 from urllib.parse import quote
 
 from audiodiff_platform.storage.folder import Folder
 
 PROBE = "_conditional"
+_PROBES = re.compile(rf"{PROBE}-[0-9a-f]{{32}}")
 _REJECTIONS = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
 
 
@@ -71,21 +73,32 @@ def replace(folder: Folder, name: str, content: bytes, version: str) -> bool:
 def require_conditional_writes(folder: Folder) -> None:
     """Require that the store of a folder supports conditional writes.
 
+    The owner of the folder may remove a probe as a leftover. The store is therefore tried twice.
+
     Raises:
         ValueError: The folder is not on S3 or GCS, or the store ignores the conditions.
     """
     if folder.scheme not in ("s3", "gs"):
         raise ValueError(f"{folder.uri}: jobs write only to local paths, s3:// and gs://")
+    if not _obeys_conditions(folder) and not _obeys_conditions(folder):
+        raise ValueError(
+            f"{folder.uri}: the store ignores conditional writes, which keep two jobs from using one folder: "
+            "use S3, GCS, a store that implements If-Match and If-None-Match, or a local path"
+        )
+
+
+def is_probe(name: str) -> bool:
+    """Return True for the name of a file by which a store is tried, which a killed process leaves behind."""
+    return _PROBES.fullmatch(name) is not None
+
+
+def _obeys_conditions(folder: Folder) -> bool:
     probe = f"{PROBE}-{uuid.uuid4().hex}"
     created = create(folder, probe, b"1")
     wrong_version = "0" * 32 if folder.scheme == "s3" else "1"
     rejected = not create(folder, probe, b"2") and not replace(folder, probe, b"3", wrong_version)
     folder.remove(probe)
-    if not (created and rejected):
-        raise ValueError(
-            f"{folder.uri}: the store ignores conditional writes, which keep two jobs from using one folder: "
-            "use S3, GCS, a store that implements If-Match and If-None-Match, or a local path"
-        )
+    return created and rejected
 
 
 def _is_rejection(error: BaseException) -> bool:

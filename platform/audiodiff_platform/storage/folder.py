@@ -87,15 +87,15 @@ class Folder:
         """
         return sorted(entry.name for entry in self.files(pattern))
 
-    def files(self, pattern: str) -> list[Entry]:
-        """Return the files that match a glob pattern, with sizes and versions, in no order."""
+    def files(self, pattern: str) -> Iterator[Entry]:
+        """Yield the files that match a glob pattern, with sizes and versions, in no order."""
         with self.reached(pattern):
             try:
                 folder = fixed_folder(pattern)
                 deep = "/" in pattern[len(folder) :].lstrip("/") or pattern.endswith("**")
-                return [entry for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern)]
+                yield from (entry for entry in self._entries(folder, deep=deep) if matches(entry.name, pattern))
             except (FileNotFoundError, NotADirectoryError):  # the folder does not exist yet
-                return []
+                return
 
     def walk(self, passed_over: PassedOver | None = None) -> Iterator[Entry]:
         """Yield all files in the folder and its subfolders, in no order.
@@ -128,10 +128,14 @@ class Folder:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return the object in a JSON file. Raise ValueError if the file is not a JSON object."""
-        content = json.loads(self.read(name))
-        if not isinstance(content, dict):
+        content = self.read(name)
+        try:
+            value = json.loads(content)
+        except ValueError as error:
+            raise ValueError(f"{self.uri}/{name} is not a JSON object ({error})") from None
+        if not isinstance(value, dict):
             raise ValueError(f"{self.uri}/{name} is not a JSON object")
-        return content
+        return value
 
     def read_all(self, pattern: str) -> dict[str, bytes]:
         """Return the contents of the files that match a glob pattern, by name."""
@@ -235,10 +239,10 @@ class Folder:
             os.remove(path)
 
     def remove_files(self, names: Sequence[str]) -> None:
-        """Remove existing files. On an object store, one request removes many files."""
+        """Remove existing files. On a disk, some may vanish meanwhile. A store removes many with one request."""
         if self.is_local:
             for name in names:
-                os.remove(self.path(name))
+                Path(self.path(name)).unlink(missing_ok=True)
             return
         with self.reached(names[0] if names else ""):
             remove_objects(self.filesystem, [self.path(name) for name in names])

@@ -15,12 +15,17 @@ Parts never change. An index is therefore a version of the folder, and stays val
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from audiodiff_platform.storage.folder import Folder
+
 INDEX = "_index.parquet"
+ROW_GROUP_ROWS = 16_384
+READ_AHEAD_BYTES = 1 << 20  # about one row group; the default of an object store client is 50 MB
 _DIGEST = b"audiodiff_dataset_digest"
 INDEX_SCHEMA = pa.schema(
     [
@@ -65,7 +70,7 @@ def to_parquet(parts: Sequence[CommittedPart]) -> bytes:
     """Return the content of an index file."""
     columns = {name: [getattr(part, name) for part in parts] for name in INDEX_SCHEMA.names}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), buffer, compression="zstd")
+    pq.write_table(pa.table(columns, schema=INDEX_SCHEMA), buffer, row_group_size=ROW_GROUP_ROWS, compression="zstd")
     return buffer.getvalue()
 
 
@@ -73,6 +78,36 @@ def from_parquet(content: bytes) -> list[CommittedPart]:
     """Return the parts in the content of an index file."""
     columns = pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA).to_pydict()
     return [CommittedPart(*row) for row in zip(*(columns[name] for name in INDEX_SCHEMA.names), strict=True)]
+
+
+def streamed(file: IO[bytes]) -> Iterator[CommittedPart]:
+    """Yield the parts in an index file, without their row groups."""
+    with pq.ParquetFile(file) as index:
+        for batch in index.iter_batches(columns=["shard", "path", "bytes", "sha256"]):
+            for row in batch.to_pylist():
+                yield CommittedPart(row["shard"], row["path"], None, row["bytes"], row["sha256"])
+
+
+def parts_of_shard(folder: Folder, shard: int) -> list[CommittedPart]:
+    """Return the parts of a shard from the row groups of the index that hold the shard.
+
+    Raises:
+        FileNotFoundError: The folder has no index.
+    """
+    with (
+        folder.reached(INDEX),
+        folder.filesystem.open(folder.path(INDEX), "rb", block_size=READ_AHEAD_BYTES) as file,
+        pq.ParquetFile(file) as index,
+    ):
+        groups = [group for group in range(index.num_row_groups) if _holds(index, group, shard)]
+        rows = index.read_row_groups(groups, use_threads=False).filter(pc.field("shard") == shard)
+        return [CommittedPart(**row) for row in rows.to_pylist()]
+
+
+def _holds(index: pq.ParquetFile, group: int, shard: int) -> bool:
+    """Return True if a row group can hold the parts of a shard."""
+    shards = index.metadata.row_group(group).column(0).statistics
+    return bool(shards.min <= shard <= shards.max)
 
 
 def with_digest(content: bytes, digest: str) -> bytes:

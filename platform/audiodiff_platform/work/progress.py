@@ -27,11 +27,6 @@ class Progress:
         self._shards, self._seconds = 0, 0.0
         self._counts: Counter[str] = Counter()
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the shards were started."""
-        return time.monotonic() - self._began
-
     def finished(self, counts: Mapping[str, Any]) -> None:
         """Add the counts of a finished shard, and print a line if one is due.
 

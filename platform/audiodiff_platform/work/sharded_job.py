@@ -1,7 +1,8 @@
 """The sequence of steps of every sharded job, from the check of its settings to `_SUCCESS`.
 
 1. The caller checks that the folder holds no work of other settings, and takes the lease of the folder.
-2. `run` writes the settings and the plan, and runs the planned shards that are not committed.
+2. `run` writes the settings and the plan, and runs the planned shards that are not committed. If the job remakes lost
+   files, it first withdraws the commits of shards that lack files.
 3. `records` checks that the plan, the commits and the files agree, and removes files that no commit names.
 4. `succeed` writes `_SUCCESS` as the last file.
 
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 from audiodiff_platform.cluster import require_shared
 from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Folder, commits
 from audiodiff_platform.storage.lease import Lease, require_token
 from audiodiff_platform.work import attempts
@@ -54,6 +56,8 @@ class ShardedJob:
         plan: The shards.
         parts: Subfolders of the files that commits name.
         unit: Name of the work in progress lines, such as "slices".
+        remakes: Whether to run shards again whose committed files are missing or have another size. If not, such files
+            are an error of `records`.
 
     Raises:
         ValueError: The folder holds work of other settings.
@@ -65,8 +69,9 @@ class ShardedJob:
     plan: Plan
     parts: tuple[str, ...]
     unit: str
+    remakes: bool = False
     pending: Mapping[int, ShardSize] = field(init=False)
-    """The shards that are not committed."""
+    """The shards that are not committed, or whose files are to be made again."""
 
     @property
     def output(self) -> Folder:
@@ -75,9 +80,13 @@ class ShardedJob:
 
     def __post_init__(self) -> None:
         commits.require_same(self.output, *self.claim)
-        committed = commits.committed(self.output)
-        self.done: Mapping[int, dict[str, Any]] = committed
-        self.pending = {shard: size for shard, size in self.plan.shards.items() if shard not in committed}
+        records = commits.committed(self.output)
+        self._lost = _lost(records, self._present()) if self.remakes and records else {}
+        again = set(self._lost.values())
+        self.done: Mapping[int, dict[str, Any]] = {
+            shard: record for shard, record in records.items() if shard not in again
+        }
+        self.pending = {shard: size for shard, size in self.plan.shards.items() if shard not in self.done}
 
     @property
     def needs_isolation(self) -> bool:
@@ -113,6 +122,12 @@ class ShardedJob:
         self.plan.write()
         self.output.remove(attempts.FOLDER)  # marks of earlier runs count against no item
         commits.begin(self.output)
+        if again := self.pending.keys() & self._lost.values():
+            say(
+                f"{len(self._lost):,} committed files are missing or have another size, such as {min(self._lost)}: "
+                f"{len(again):,} of {len(self.plan.shards):,} shards are made again"
+            )
+            commits.withdraw(self.output, again)
         progress = progress or Progress(self.unit, self.pending)
         for counts in engine.run(
             replace(self.work, lease=(self.lease.token, self.lease.generation)), sorted(self.pending)
@@ -137,18 +152,23 @@ class ShardedJob:
             raise JobError(
                 f"{self.output.uri}: {len(unplanned)} committed shards are not planned, such as {unplanned[0]}"
             )
-        present = {entry.name: entry.size for folder in self.parts for entry in self.output.files(f"{folder}/*")}
-        shard_of = {name: shard for shard, record in records.items() for name in record["parts"]}
-        sizes = {name: size for record in records.values() for name, size in record.get("sizes", {}).items()}
-        if lost := sorted(name for name in shard_of if present.get(name) != sizes.get(name, present.get(name, -1))):
-            record_names = " ".join(commits.record_places(self.output, [shard_of[lost[0]]]))
+        present = self._present()
+        if lost := _lost(records, present):
+            first = min(lost)
+            names = " ".join(commits.record_places(self.output, [lost[first]]))
+            remedy = "run again" if self.remakes else f"remove {names} and run again to rebuild its shard"
             raise JobError(
                 f"{self.output.uri}: {len(lost)} committed files are missing or have another size, "
-                f"such as {lost[0]}: remove {record_names} and run again to rebuild its shard"
+                f"such as {first}: {remedy}"
             )
-        self.output.remove_files(sorted(present.keys() - shard_of.keys()))
+        named = {name for record in records.values() for name in record["parts"]}
+        self.output.remove_files(sorted(present.keys() - named))
         self.done = dict(sorted(records.items()))
         return dict(self.done)
+
+    def _present(self) -> dict[str, int]:
+        """Return the sizes of the files in the folders of parts, by name."""
+        return {entry.name: entry.size for folder in self.parts for entry in self.output.files(f"{folder}/*")}
 
     def succeed(self, summary: Mapping[str, Any]) -> None:
         """Remove the attempt records and write `_SUCCESS` with `summary`. Call `records` first.
@@ -159,3 +179,13 @@ class ShardedJob:
         require_token(self.output, self.lease.token)
         self.output.remove(attempts.FOLDER)
         commits.succeed(self.output, summary, self.done)
+
+
+def _lost(records: Mapping[int, Mapping[str, Any]], present: Mapping[str, int]) -> dict[str, int]:
+    """Return the committed files that are missing or have another size than in their record, each with its shard."""
+    return {
+        name: shard
+        for shard, record in records.items()
+        for name in record["parts"]
+        if present.get(name) != record.get("sizes", {}).get(name, present.get(name, -1))
+    }

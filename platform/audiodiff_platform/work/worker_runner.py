@@ -72,7 +72,7 @@ class WorkerRunner(Generic[W]):
             if isinstance(result, CommittedError):
                 assert self.output is not None
                 committed = commits.committed_one(self.output, shard)
-                assert committed is not None, "a commit is never withdrawn"
+                assert committed is not None, "no commit is withdrawn while workers run"
                 result = committed
             attempts.stop()
         except OSError as error:
