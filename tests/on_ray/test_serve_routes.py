@@ -95,7 +95,7 @@ def test_tags_that_the_client_holds() -> None:
     assert [call.known for call in services.calls] == [frozenset(), frozenset(), {'"a"', '"b"'}]
 
 
-@pytest.mark.parametrize("wrong", ["²", "9" * 5_000, -1, 1.5, True, None, [1]])
+@pytest.mark.parametrize("wrong", ["²", pytest.param("9" * 5_000, id="5,000 digits"), -1, 1.5, True, None, [1]])
 def test_previews_are_a_number_of_steps(wrong: Any) -> None:
     gate = gate_of(Answered())
     for path in ("/v1/generate", "/v1/jobs"):
