@@ -210,7 +210,6 @@ def test_audio_is_sent_as_a_form(server: Server, client: Client, tmp_path: Path)
             {"position": 0.2},
         ),
         ("encode", lambda: client.encode([b"a", b"b"], encoder="clap"), [b"a", b"b"], {"encoder": "clap"}),
-        ("generate", lambda: client.generate(seed=1, like=b"like"), [b"like"], {}),
     ]
     for path, call, contents, sent in calls:
         encodings = {"data": [{"index": 0, "encoding": [0.5]}, {"index": 1, "encoding": [1]}]}
@@ -226,13 +225,19 @@ def test_audio_is_sent_as_a_form(server: Server, client: Client, tmp_path: Path)
         assert texts == expected | ({} if path == "encode" else {"seed": "1"})
 
 
-def test_without_audio_they_are_json(server: Server, client: Client) -> None:
-    server.answers = [AUDIO, AUDIO]
+def test_without_audio_or_for_generate_they_are_json(server: Server, client: Client) -> None:
+    server.answers = [AUDIO] * 3 + [Answer(200, parts=[stream(("done", {}))])] * 2
     client.extend(seed=1, duration_s=9)
     client.interpolate(seeds=[1, 2], seed=3)
+    client.generate(seed=1, like=b"like")
+    list(client.events("generate", seed=1, like=b"like"))
+    list(client.events("generate", [b"audio"], seed=1, kind="vary"))
     assert [request.json for request in server.requests] == [
         {"seed": 1, "duration_s": 9},
         {"seed": 3, "seeds": [1, 2]},
+        {"seed": 1, "like": "bGlrZQ=="},
+        {"seed": 1, "like": "bGlrZQ=="},
+        {"seed": 1, "kind": "vary", "audio": ["YXVkaW8="]},
     ]
 
 
@@ -317,8 +322,21 @@ def test_a_job_is_repeated_under_one_key(server: Server, client: Client) -> None
     assert server.requests[0].json == {"kind": "vary", "audio": base64.b64encode(b"bytes").decode()}
 
 
-def pause_s(outcome: httpx.Response | httpx.TransportError, retry: int = 0, *, is_keyed: bool = False) -> float | None:
-    return Retries().pause_s(outcome, retry, is_keyed=is_keyed)
+def test_a_deletion_is_not_repeated_once_it_was_sent(server: Server, client: Client) -> None:
+    server.answers = [BUSY, Answer(None), Answer(200)]
+    with pytest.raises(package.ConnectionFailedError):
+        client.jobs.delete("job_1")
+    assert len(server.requests) == 2, "a repetition would delete the job that the call cancelled"
+
+
+def pause_s(
+    outcome: httpx.Response | httpx.TransportError,
+    retry: int = 0,
+    *,
+    is_keyed: bool = False,
+    is_deletion: bool = False,
+) -> float | None:
+    return Retries().pause_s(outcome, retry, is_keyed=is_keyed, is_deletion=is_deletion)
 
 
 def test_pauses() -> None:
@@ -332,6 +350,10 @@ def test_pauses() -> None:
     assert pause_s(httpx.ConnectTimeout("late")) is not None
     assert pause_s(httpx.ReadTimeout("late")) is None
     assert pause_s(httpx.Response(500)) is None
+    assert pause_s(httpx.Response(504)) is None
+    assert pause_s(httpx.ReadError("broken")) is not None
+    assert pause_s(httpx.ReadError("broken"), is_deletion=True) is None
+    assert pause_s(httpx.ConnectError("refused"), is_deletion=True) is not None
     assert pause_s(httpx.Response(409)) is None
     assert pause_s(httpx.Response(409), is_keyed=True) is not None
     assert retry_after_s(httpx.Headers({"Retry-After": "soon"})) is None

@@ -87,6 +87,19 @@ def test_a_released_request_runs_at_once(tasks: TaskFolder) -> None:
     assert requests.begin("alice", "key", "digest") == RESPONSE
 
 
+def test_a_refused_request_gives_its_key_free(tasks: TaskFolder, clock: Clock) -> None:
+    requests = IdempotentRequests(tasks)
+    begun(requests, "alice", "key", "wrong").forget()
+    assert (list(tasks.folder.walk()), tasks.used_bytes) == ([], 0)
+    slow = begun(requests, "alice", "key", "right")
+    clock.now += LEASE_S
+    other = begun(requests, "alice", "key", "right")
+    with pytest.raises(TaskEndedError):
+        slow.forget()
+    other.finish(RESPONSE)
+    assert requests.begin("alice", "key", "right") == RESPONSE
+
+
 def test_of_many_replicas_one_runs_the_request(tasks: TaskFolder) -> None:
     replicas = [IdempotentRequests(TaskFolder(tasks.folder, 10**6, LEASE_S, tasks.now)) for _ in range(6)]
 
@@ -169,3 +182,4 @@ def test_a_client_that_has_the_response_can_repeat_the_request_at_once(
     results = Results(Jobs(tasks, DAY_S), IdempotentRequests(tasks), Expiry(tasks, DAY_S))
     assert asyncio.run(statuses_of_two(StoredResponses(answer, results))) == [answer.status] * 2
     assert answer.runs == runs
+    assert any(tmp_path.rglob("request.json")) == (answer.status == 200), "a refusal leaves nothing"

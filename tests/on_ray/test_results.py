@@ -248,7 +248,7 @@ def test_expired_jobs_and_remains_are_removed(tasks: TaskFolder, clock: Clock) -
     assert (expiry.sweep(), tasks.used_bytes) == (0, 0)
 
 
-def test_a_full_folder_accepts_no_job_and_ends_those_it_has(disk: TaskFolder, clock: Clock) -> None:
+def test_a_full_folder_accepts_no_job_until_others_end_or_are_deleted(disk: TaskFolder) -> None:
     jobs = Jobs(disk)
     job = jobs.create("alice", REQUESTS)
     running = claimed(jobs, "alice", job.id)
@@ -260,8 +260,13 @@ def test_a_full_folder_accepts_no_job_and_ends_those_it_has(disk: TaskFolder, cl
     running.heartbeat("in_progress", step=1)
     running.fail("results_full", "no space")
     assert jobs.get("alice", job.id).status == "failed"
-    assert Expiry(disk).sweep() == 0
-    jobs.create("bob", REQUESTS, inputs=[bytes(1_000)])
+    large = jobs.create("bob", REQUESTS, inputs=[bytes(MAX_BYTES - 2_000)])
+    with pytest.raises(ResultsFullError):
+        jobs.create("bob", REQUESTS, inputs=[bytes(2_000)])
+    jobs.delete("bob", large.id)
+    jobs.delete("alice", job.id)
+    assert disk.used_bytes == 0
+    jobs.create("bob", REQUESTS, inputs=[bytes(2_000)])
 
 
 @pytest.fixture

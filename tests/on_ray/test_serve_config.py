@@ -108,7 +108,7 @@ def test_an_address_that_cannot_be_used_is_an_error_at_once(
 
 
 def test_options_that_contradict_are_refused() -> None:
-    for entry in ("path/only", "=path", "bad/name=path", "name="):
+    for entry in ("path/only", "=path", "bad/name=path", "name=", "модель=path", "-=path"):
         with pytest.raises(ValueError, match="NAME=PATH"):
             ServeOptions(model=(entry,))
     for origin in ("*", "example.com", "https://example.com/", "https://*.example.com", "null"):

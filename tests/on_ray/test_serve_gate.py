@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,15 @@ def gate_of(app: App, key: HashedKey | None = None) -> Gate:
 
 
 async def answer(
-    gate: Gate, messages: Iterable[Message], path: str = "/v1/generate", **headers: str
+    gate: Gate, messages: Iterable[Message | Awaitable[Message]], path: str = "/v1/generate", **headers: str
 ) -> tuple[int, bytes]:
     """Send the messages of a client that then stays, and return the status and the body of the response."""
     sent: list[Message] = []
     coming = list(messages)
 
     async def receive() -> Message:
-        return coming.pop(0) if coming else await asyncio.Future[Message]()
+        message = coming.pop(0) if coming else asyncio.Future[Message]()
+        return await message if isinstance(message, Awaitable) else message
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -69,21 +70,68 @@ def test_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -
     assert (status, code(body)) == (408, "body_timeout")
 
 
+def test_a_long_body_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "BODY_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(middleware, "BODY_BYTES_PER_S", 1)
+
+    async def late() -> Message:
+        await asyncio.sleep(0.4)
+        return part(b"c")
+
+    assert asyncio.run(answer(gate_of(echo), [part(b"ab", True), late()])) == (200, b"abc")
+
+
 def test_bodies_share_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(middleware, "MAX_BUFFERED_BYTES", 10)
-    gate = gate_of(echo)
+    monkeypatch.setattr(middleware, "MAX_JSON_BYTES", 0)
+    gate = Gate(echo, ApiKeys(None), KeyLimits(Limits()), 6)
+    largest = b"12345678"
 
-    async def both() -> list[tuple[int, bytes]]:
-        first = asyncio.ensure_future(answer(gate, [part(b"12345678", True)]))
+    async def three() -> list[tuple[int, bytes]]:
+        waiting = [asyncio.ensure_future(answer(gate, [part(largest, True)])) for _ in range(2)]
         await asyncio.sleep(0)
-        refused = await answer(gate, [part(b"123")])
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        return [refused, await answer(gate, [part(b"123")])]
+        refused = await answer(gate, [part(b"1")])
+        for other in waiting:
+            other.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        return [refused, await answer(gate, [part(largest)])]
 
-    (status, body), after = asyncio.run(both())
+    (status, body), after = asyncio.run(three())
     assert (status, code(body)) == (503, "uploads_full")
-    assert after == (200, b"123")
+    assert after == (200, largest)
+
+
+@pytest.mark.parametrize("key", [None, HashedKey.of("right", b"right")])
+def test_a_body_on_an_open_route_is_refused_before_it_is_held(key: HashedKey | None) -> None:
+    gate = gate_of(echo, key)
+
+    async def flood() -> list[tuple[int, bytes]]:
+        stated = await answer(gate, [part(b"", True)], "/healthz", content_length="1")
+        return [stated, await answer(gate, [part(b"a", True)], "/static/app.js")]
+
+    for status, body in asyncio.run(flood()):
+        assert (status, code(body)) == (413, "body_too_large")
+
+
+def test_pages_of_other_servers_cannot_call_a_server_without_keys() -> None:
+    origin = "https://example.com"
+    open_to_all = Gate(echo, ApiKeys(None), KeyLimits(Limits()), 100, (origin,))
+    keyed = gate_of(echo, HashedKey.of("right", b"right"))
+    cases = [
+        (open_to_all, {}, None),
+        (open_to_all, {"host": "localhost:8000", "origin": "http://localhost:8000"}, None),
+        (open_to_all, {"host": "[::1]:8000", "origin": origin}, None),
+        (open_to_all, {"host": "127.0.0.2"}, None),
+        (open_to_all, {"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:3000"}, "origin_not_allowed"),
+        (open_to_all, {"host": "127.0.0.1:8000", "origin": "null"}, "origin_not_allowed"),
+        (open_to_all, {"host": "example.com:8000", "origin": "http://example.com:8000"}, "host_not_allowed"),
+        (open_to_all, {"host": "127.0.0.1.example.com"}, "host_not_allowed"),
+        (keyed, {"host": "example.com", "origin": "https://other.org", "authorization": "Bearer right"}, None),
+    ]
+    for gate, headers, refusal in cases:
+        for path in ("/v1/generate", "/"):
+            status, body = asyncio.run(answer(gate, [part(b"")], path, **headers))
+            assert (status, body) == (200, b"") if refusal is None else (status, code(body)) == (403, refusal), headers
 
 
 def test_a_client_that_leaves_cancels_its_request() -> None:
@@ -153,7 +201,7 @@ def test_a_request_ends_with_its_audio_or_at_a_limit() -> None:
     assert (waited.status, waited.code, waited.headers()["Retry-After"]) == (503, "wait_too_long", "1")
     *_, late = asyncio.run(collected([joined], 60, 0.01))
     assert isinstance(late, Problem)
-    assert (late.status, late.code) == (503, "deadline_exceeded")
+    assert (late.status, late.code, late.headers()) == (504, "deadline_exceeded", {}), "clients do not repeat it"
 
 
 def test_a_client_that_has_the_response_is_within_its_limits() -> None:

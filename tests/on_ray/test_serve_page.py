@@ -1,12 +1,15 @@
 """The page of the server in Chromium, with the real server: everything that a musician does with it."""
 
+import ast
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,18 @@ def test_what_is_copied_makes_the_same_bytes(page: Any, loops: Path, tmp_path: P
             subprocess.run(command, cwd=tmp_path, env=environment, check=True)
             assert (tmp_path / "loop.wav").read_bytes() == content
             (tmp_path / "loop.wav").unlink()
+
+
+def test_text_is_copied_as_it_is(page: Any) -> None:
+    fields = {"model": "tiny", "prompt": "<3 true 'house'", "seamless": True, "regenerate": [[0.5, 1]]}
+    copies = "async ([name, ...call]) => (await import('./static/request.js'))[name](...call)"
+    sounds = [{"name": "a.wav"}]
+    curl = page.evaluate(copies, ["asCurl", "vary", fields, sounds, False])
+    _, *arguments = shlex.split(curl.replace("\\\n", ""))
+    texts = [value for option, value in pairwise(arguments) if option == "--form-string"]
+    assert texts == ["model=tiny", "prompt=<3 true 'house'", "seamless=true", "regenerate=[[0.5,1]]"]
+    program = page.evaluate(copies, ["asPython", "generate", fields, [], False])
+    assert ast.literal_eval(program.partition("fields = ")[2].partition("\nresponse")[0]) == fields
 
 
 def test_a_request_is_stopped_and_the_keyboard_does_everything(page: Any) -> None:

@@ -152,7 +152,7 @@ class Client:
         """Return the final outcome of a call. A stream that failed is read."""
         for retry in itertools.count():
             outcome = self._attempt(call, stream)
-            pause_s = self._retries.pause_s(outcome, retry, is_keyed=call.is_keyed)
+            pause_s = self._retries.pause_s(outcome, retry, is_keyed=call.is_keyed, is_deletion=call.is_deletion)
             if pause_s is None:
                 break
             time.sleep(pause_s)

@@ -57,6 +57,11 @@ class Call(Generic[T]):
         """True for a call with an Idempotency-Key."""
         return IDEMPOTENCY_KEY in self.headers
 
+    @property
+    def is_deletion(self) -> bool:
+        """True for a call that cancels a job, whose repetition would delete the job."""
+        return self.method == "DELETE"
+
     def result(self, outcome: httpx.Response | httpx.TransportError) -> T:
         """Return the answer of a final outcome, or raise its error."""
         if isinstance(outcome, httpx.TransportError):
@@ -100,7 +105,7 @@ def audio(
     A missing seed is drawn here, so that the result of a repetition is the same.
     """
     headers = {"Accept": "audio/*"} | _key(idempotency_key)
-    return Call("POST", f"/v1/{verb}", _audio, _content(_seeded(fields), sources), headers)
+    return Call("POST", f"/v1/{verb}", _audio, _request(verb, fields, sources), headers)
 
 
 def events(
@@ -108,7 +113,7 @@ def events(
 ) -> Call[None]:
     """Return the call of a request for one audio file as a stream of events."""
     headers = {"Accept": EVENT_STREAM} | _key(idempotency_key)
-    return Call("POST", f"/v1/{verb}", lambda _: None, _content(_seeded(fields), sources), headers)
+    return Call("POST", f"/v1/{verb}", lambda _: None, _request(verb, fields, sources), headers)
 
 
 def audios(requests: Sequence[Mapping[str, Any]], idempotency_key: str | None = None) -> Call[list[Audio | ApiError]]:
@@ -192,6 +197,14 @@ def _data(response: httpx.Response) -> list[dict[str, Any]]:
 def _seeded(fields: Mapping[str, Any]) -> dict[str, Any]:
     seed = fields.get("seed")
     return {**fields, "seed": secrets.randbelow(SEEDS) if seed is None else seed}
+
+
+def _request(verb: Verb, fields: Mapping[str, Any], sources: Sequence[AudioSource]) -> dict[str, Any]:
+    """Return the content of a request for audio. The route generate takes JSON alone."""
+    seeded = _seeded(fields)
+    if verb == "generate":
+        return {"json": _jsonable({**seeded, "audio": sources} if sources else seeded)}
+    return _content(seeded, sources)
 
 
 def _content(fields: Mapping[str, Any], sources: Sequence[AudioSource]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from audiodiff_platform.serve.encoding import Encoding, encoder_facts
 from audiodiff_platform.serve.generation import Generation
 from audiodiff_platform.serve.ingress import Ingress
 from audiodiff_platform.serve.keys import ApiKeys
+from audiodiff_platform.serve.middleware import body_timeout_s, largest_body
 from audiodiff_platform.serve.options import ServeOptions, required_key
 from audiodiff_platform.serve.result_folder import results_dir
 
@@ -170,7 +171,8 @@ def encoding_replicas(options: ServeOptions) -> int:
 
 def http_options(options: ServeOptions) -> dict[str, Any]:
     """Return the HTTP options of Ray Serve. Its time limit is the last resort behind those of the server."""
-    return {"host": options.host, "port": options.port, "request_timeout_s": drain_s(options)}
+    longest_s = body_timeout_s(largest_body(options.max_upload_mb * 1_000_000)) + drain_s(options)
+    return {"host": options.host, "port": options.port, "request_timeout_s": round(longest_s, 1)}
 
 
 def serve_yaml(options: ServeOptions) -> str:

@@ -7,6 +7,7 @@ references of encodings are refused.
 import base64
 import binascii
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -37,8 +38,11 @@ MAX_REQUESTS = 256
 MAX_ENCODED = 64
 """Largest number of audio files in a request for encodings."""
 AUDIO, LIKE, PROMPT = "audio", "like", "prompt"
+PREVIEW_EVERY = "preview_every"
 JSON_FIELDS = frozenset({"regenerate", "encoding", "seeds"})
 """Fields whose form values are JSON."""
+
+_COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 Uploaded = SkipJsonSchema[Reference | None]
 
@@ -148,6 +152,10 @@ def call_of(
     if stated not in ([kind] if kind else list(BODIES)):
         raise invalid(f"kind {stated}: use {kind or ', '.join(BODIES)}", "kind")
     kind = str(stated)
+    every = str(values.pop(PREVIEW_EVERY, 0))
+    if not _COUNT.fullmatch(every):
+        message = f"{PREVIEW_EVERY} {every[:40]}: must be the number of steps between previews, 0 for none"
+        raise invalid(message, PREVIEW_EVERY)
     for name in ("source", "sources"):
         if name in values:
             raise invalid(f"{name}: the server reads no files, send the audio in the field {AUDIO}", name)
@@ -165,7 +173,7 @@ def call_of(
         raise ApiError(of_validation(error)) from error
     uploads = dict(zip(names, audio, strict=True))
     condition = body.prompt if like is None else like
-    return Call(body.model or "", own, body.format, uploads, condition=condition)
+    return Call(body.model or "", own, body.format, uploads, preview_every=int(every), condition=condition)
 
 
 def form_values(fields: Mapping[str, str]) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Problem:
     def body(self) -> dict[str, dict[str, str | None]]:
         """Return the body of the response."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _encodable(self.param)
+        return {"error": {"message": _encodable(self.message), "type": kind, "param": param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
         """Return the headers of the response."""
@@ -78,6 +79,11 @@ class ApiError(Exception):
 
 
 INTERNAL = Problem(500, "the server failed: send the request again, or report its x-request-id", "internal_error")
+
+
+def _encodable(text: str) -> str:
+    """Return a text with escapes in place of the lone surrogates that JSON may hold, and UTF-8 may not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:

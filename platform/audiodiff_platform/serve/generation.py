@@ -55,7 +55,7 @@ class Generation:
         self._facts = {model.name: model for model in models}
         self._loading: dict[str, asyncio.Future[ServedModel]] = {}
         preloaded = {model.name: self._load(model) for model in models[: options.max_models]}
-        self._uploads = UploadDecoder(options.max_wait_s)
+        self._uploads = UploadDecoder(options.max_wait_s, options.longest_track_s)
         self._checking = asyncio.Semaphore(1)
 
         async def load(name: str) -> ServedModel:
@@ -232,4 +232,4 @@ async def within_limits(
         if isinstance(event, Joined):
             limit_s = request_timeout_s
             message = f"the request took longer than {limit_s:g} s: ask for fewer steps or a shorter loop"
-            refusal = Problem(503, message, "deadline_exceeded", None, 1.0)
+            refusal = Problem(504, message, "deadline_exceeded")

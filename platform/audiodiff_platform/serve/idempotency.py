@@ -123,6 +123,15 @@ class RunningRequest:
         }
         self._tasks.end(self._attempt.task, end)
 
+    def forget(self) -> None:
+        """Delete the request, so that its Idempotency-Key can be used for another body, as after a refusal.
+
+        Raises:
+            TaskEndedError: Another process claimed the request after a pause.
+        """
+        self._attempt.heartbeat()
+        self._tasks.delete(self._attempt.task)
+
     def release(self) -> None:
         """Give up the claim, so that a repetition runs the request at once, as after a failure that may pass."""
         self._attempt.release()

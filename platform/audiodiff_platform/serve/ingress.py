@@ -45,7 +45,9 @@ class _Described(FastAPI):
 def http_app(services: Services) -> FastAPI:
     """Build the application of all routes, behind no gate."""
     description = "Loops from mel-spectrogram diffusion models."
-    app = _Described(services, title="audiodiff", description=description, lifespan=in_background)
+    app = _Described(
+        services, title="audiodiff", description=description, lifespan=in_background, redirect_slashes=False
+    )
     add_handlers(app)
     for router in ROUTERS:
         app.include_router(router)
@@ -92,8 +94,9 @@ class Ingress:
             runner = app.state.runner = JobRunner(self._services, results)
             app.state.background += [runner.run, results.keep_clean]
         limits = KeyLimits(options.limits)
-        gate = Gate(StoredResponses(app, results), self._keys, limits, options.max_upload_mb * 1_000_000)
-        return Observed(with_origins(gate, options.allow_origin), self._metrics)
+        origins = options.allow_origin
+        gate = Gate(StoredResponses(app, results), self._keys, limits, options.max_upload_mb * 1_000_000, origins)
+        return Observed(with_origins(gate, origins), self._metrics)
 
     async def metrics(self) -> ReplicaMetrics:
         """Return the metrics of the replica."""

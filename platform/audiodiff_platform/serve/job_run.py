@@ -17,10 +17,10 @@ from audiodiff_platform.serve.task_folder import ResultsFullError, TaskEndedErro
 
 HEARTBEAT_S = 1.0
 MAX_PAUSE_S = 10.0
-MAX_LOST = 3
-"""Number of generation replicas that may end while they work on one request."""
-FINAL = frozenset({"deadline_exceeded"})
-"""Codes of refusals that a repetition would meet again."""
+MAX_FAILURES = 3
+"""Number of failures after which a request is not repeated again."""
+FAILURES = frozenset({LOST.code, "step_failed", "decoding_slow"})
+"""Codes of refusals that the request itself may cause, at the expense of its neighbours."""
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class JobRun:
             return error.problem
         except ValueError as error:
             return Problem(422, " ".join(str(error).split()), "invalid_value")
-        lost = 0
+        failures = 0
         while True:
             last: Event = Failed(LOST)
             async with aclosing(self._services.events(call)) as events:
@@ -113,8 +113,8 @@ class JobRun:
             if isinstance(last, Audio):
                 return last
             problem = last.problem if isinstance(last, Failed) else INTERNAL
-            lost += problem == LOST
-            if problem.status not in (429, 503) or problem.code in FINAL or lost >= MAX_LOST:
+            failures += problem.code in FAILURES
+            if problem.status not in (429, 503) or failures >= MAX_FAILURES:
                 return problem
             await asyncio.sleep(min(MAX_PAUSE_S, problem.retry_after_s or 1.0))
 

@@ -1,15 +1,16 @@
 """Gate of the HTTP interface: every request passes here before its route.
 
-1. The API key is checked, except on open routes. The limits of the key are applied by the routes (see `usage`).
-2. The body is read within limits of its size, its duration and the memory of all bodies, so that a slow or endless
-   body occupies neither a route nor a slot of a batch.
-3. A client that disconnects cancels its request, also where the header `x-request-disconnect-disabled` keeps Ray Serve
+1. A server without keys refuses what pages of other servers send (see `origins`).
+2. The API key is checked, except on open routes. The limits of the key are applied by the routes (see `usage`).
+3. The body is read within limits of its size, its duration and the memory of all bodies, so that a slow or endless
+   body occupies neither a route nor a slot of a batch. Open routes take no body.
+4. A client that disconnects cancels its request, also where the header `x-request-disconnect-disabled` keeps Ray Serve
    from doing so.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -17,6 +18,7 @@ from starlette.datastructures import Headers
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.keys import ApiKeys, KeysUnavailableError
 from audiodiff_platform.serve.limits import KeyLimits
+from audiodiff_platform.serve.origins import refuse_foreign_pages
 from audiodiff_platform.serve.usage import Usage
 
 OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz"})
@@ -25,9 +27,11 @@ OPEN_PREFIX = "/static/"
 MAX_JSON_BYTES = 4 << 20
 """Largest body of a route without uploads."""
 BODY_TIMEOUT_S = 30.0
-"""Longest time that a body takes to arrive."""
+"""Longest time in which a body of size zero arrives."""
+BODY_BYTES_PER_S = 250_000
+"""Rate at which this time grows with the size of a body."""
 MAX_BUFFERED_BYTES = 512 << 20
-"""Largest size of all bodies that a replica of the ingress holds."""
+"""Largest size of all bodies that a replica of the ingress holds, unless two of the largest need more."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,6 +50,16 @@ def is_open(path: str) -> bool:
     return path in OPEN_ROUTES or path.startswith(OPEN_PREFIX)
 
 
+def largest_body(max_upload_bytes: int) -> int:
+    """Return the largest size of a body with uploads in base64."""
+    return max_upload_bytes * 4 // 3 + MAX_JSON_BYTES
+
+
+def body_timeout_s(size: int) -> float:
+    """Return the longest time in which a body of a size arrives."""
+    return BODY_TIMEOUT_S + size / BODY_BYTES_PER_S
+
+
 class Gate:
     """ASGI middleware that checks the key, bounds the body, and cancels the requests of disconnected clients.
 
@@ -54,11 +68,15 @@ class Gate:
         keys: The API keys.
         limits: The limits of the keys.
         max_upload_bytes: Largest body of a request with uploads.
+        origins: Origins whose pages may call a server without keys.
     """
 
-    def __init__(self, app: App, keys: ApiKeys, limits: KeyLimits, max_upload_bytes: int) -> None:
+    def __init__(
+        self, app: App, keys: ApiKeys, limits: KeyLimits, max_upload_bytes: int, origins: Sequence[str] = ()
+    ) -> None:
         self._app, self._keys, self._limits, self._max_upload_bytes = app, keys, limits, max_upload_bytes
-        self._buffered = 0
+        self._origins = origins
+        self._buffered, self._max_buffered = 0, max(MAX_BUFFERED_BYTES, 2 * largest_body(max_upload_bytes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,16 +89,19 @@ class Gate:
             nonlocal held
             held += size
             self._buffered += size
-            if self._buffered > MAX_BUFFERED_BYTES:
+            if self._buffered > self._max_buffered:
                 raise ApiError(Problem(503, "too many uploads at once: try again", "uploads_full", None, 1.0))
 
         usage = None
         try:
+            if not self._keys.are_required:
+                refuse_foreign_pages(headers, self._origins)
             if not is_open(scope["path"]):
                 usage = Usage(self._key_name(headers), self._limits)
                 scope.setdefault("state", {})["usage"] = usage
                 send = usage.sending(send)
-            body = await self._body(headers, receive, hold)
+            limit = 0 if usage is None else self._limit(headers)
+            body = await self._body(headers, limit, receive, hold)
             if body is not None:
                 await self._respond(scope, body, receive, send)
         except ApiError as error:
@@ -104,17 +125,17 @@ class Gate:
             raise ApiError(UNAUTHORIZED)
         return name
 
-    async def _body(self, headers: Headers, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
-        """Read the body. Return None if the client disconnected."""
-        limit = self._limit(headers)
-        too_large = Problem(413, f"the body is too large: send at most {limit} bytes", "body_too_large")
+    async def _body(self, headers: Headers, limit: int, receive: Receive, hold: Callable[[int], None]) -> bytes | None:
+        """Read a body of at most `limit` bytes. Return None if the client disconnected."""
+        most = f"send at most {limit} bytes" if limit else "the route takes none"
+        too_large = Problem(413, f"the body is too large: {most}", "body_too_large")
         stated = headers.get("content-length", "0")
-        if not stated.isdigit() or int(stated) > limit:
+        if not stated.isdecimal() or int(stated) > limit:
             raise ApiError(too_large)
         parts: list[bytes] = []
-        size = 0
+        size, began = 0, asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout_at(began + body_timeout_s(0)) as allowed:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -124,18 +145,19 @@ class Gate:
                     if size > limit:
                         raise ApiError(too_large)
                     hold(len(part))
+                    allowed.reschedule(began + body_timeout_s(size))
                     parts.append(part)
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            message_408 = f"the body did not arrive within {BODY_TIMEOUT_S:g} s"
+            message_408 = f"{size} bytes of the body arrived within {body_timeout_s(size):g} s: use a faster connection"
             raise ApiError(Problem(408, message_408, "body_timeout")) from None
 
     def _limit(self, headers: Headers) -> int:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "multipart/form-data":
             return self._max_upload_bytes + MAX_JSON_BYTES
-        return self._max_upload_bytes * 4 // 3 + MAX_JSON_BYTES  # base64
+        return largest_body(self._max_upload_bytes)
 
     async def _respond(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the application, and cancel it if the client disconnects."""

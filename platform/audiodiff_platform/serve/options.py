@@ -14,6 +14,7 @@ from audiodiff_platform.serve.key_file import HashedKey
 from audiodiff_platform.serve.keys import environment_key
 from audiodiff_platform.serve.limits import Limits
 
+_NAME = re.compile(r"[-_.]*[A-Za-z0-9][-_.A-Za-z0-9]*", re.ASCII)
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?", re.ASCII)
 
 
@@ -119,9 +120,9 @@ class ServeOptions(ProfileOptions):
         for option, entries in (("model", self.model), ("encoder", self.encoder)):
             for entry in entries:
                 name, _, path = entry.partition("=")
-                if not path or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+                if not path or not _NAME.fullmatch(name):
                     raise ValueError(
-                        f"{option} {entry!r}: must be NAME=PATH, with letters, digits, '.', '_' and '-' in NAME"
+                        f"{option} {entry!r}: must be NAME=PATH, with letters a to z, digits, '.', '_' and '-' in NAME"
                     )
             if len(dict(entry.split("=", 1) for entry in entries)) != len(entries):
                 raise ValueError(f"{option} {', '.join(entries)}: names must be unique")
@@ -160,9 +161,15 @@ class ServeOptions(ProfileOptions):
         )
 
     @property
+    def longest_track_s(self) -> float:
+        """Longest track of a remix in seconds, which no field of its request states."""
+        limits = (self.max_duration_s, self.audio_s_per_minute, self.audio_s_per_hour)
+        return min(limit for limit in limits if limit is not None)
+
+    @property
     def is_on_loopback(self) -> bool:
         """True if only this machine can reach the server."""
-        return self.host == "localhost" or (_is_address(self.host) and ipaddress.ip_address(self.host).is_loopback)
+        return is_loopback(self.host)
 
 
 def required_key(options: ServeOptions) -> HashedKey | None:
@@ -179,9 +186,9 @@ def required_key(options: ServeOptions) -> HashedKey | None:
     return key
 
 
-def _is_address(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is localhost or an address of loopback."""
     try:
-        ipaddress.ip_address(host)
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-    return True

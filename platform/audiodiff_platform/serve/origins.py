@@ -1,14 +1,21 @@
-"""Cross-origin requests (CORS): which pages of other servers may call this server."""
+"""Pages of other servers: which may read the responses of this server (CORS), and which may call it without a key.
+
+A browser sends some requests of any page without asking (mode no-cors), and lets a page of a name that resolves to this
+machine read the responses (DNS rebinding). With keys, such requests have none. Without keys, they are told by their
+Origin and Host headers, which a page cannot choose.
+"""
 
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
-from audiodiff_platform.serve.errors import Problem
+from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.limits import AUDIO_PER_HOUR, AUDIO_PER_MINUTE, CONCURRENT, REQUESTS
+from audiodiff_platform.serve.options import is_loopback
 
 METHODS = ("GET", "POST", "DELETE")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match")
@@ -30,6 +37,33 @@ RESPONSE_HEADERS = (
 )
 PREFLIGHT_S = 600
 """Time for which a browser may keep the answer to a preflight request."""
+
+
+def refuse_foreign_pages(headers: Headers, origins: Sequence[str]) -> None:
+    """Refuse a request to a server without keys if a page of another server sent it.
+
+    Args:
+        headers: The headers of the request. Clients other than browsers send no Origin.
+        origins: The origins whose pages may call the server.
+
+    Raises:
+        ApiError: Such a page sent it.
+    """
+    host, origin = headers.get("host"), headers.get("origin")
+    if host is not None and not _names_loopback(host):
+        message = f"Host {host!r}: a server without keys is called by a name of loopback, as 127.0.0.1 or localhost"
+        raise ApiError(Problem(403, message, "host_not_allowed"))
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}", *origins):
+        message = f"Origin {origin!r}: this server lets pages of other servers call it with allow_origin only"
+        raise ApiError(Problem(403, message, "origin_not_allowed"))
+
+
+def _names_loopback(host: str) -> bool:
+    """Return whether a Host header, with a port or without, names this machine alone."""
+    try:
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
+    except ValueError:
+        return False
 
 
 def with_origins(app: Any, origins: Sequence[str]) -> Any:

@@ -60,7 +60,8 @@ class Services:
         steps, most = call.request.steps, self.options.max_steps
         if steps is not None and steps > most:
             raise invalid(f"steps: {steps} is more than {most}, the limit of this server", "steps")
-        seconds, longest_s = audio_seconds(call, self.models[names.index(name)]), self.options.max_duration_s
+        seconds = audio_seconds(call, self.models[names.index(name)], self.options.longest_track_s)
+        longest_s = self.options.max_duration_s
         if seconds > longest_s:
             raise invalid(
                 f"duration_s: {seconds:g} s is more than {longest_s:g} s, the limit of this server", "duration_s"
@@ -108,7 +109,7 @@ class Services:
             return await asyncio.wait_for(response, self.options.request_timeout_s)
         except TimeoutError:
             response.cancel()
-            return Problem(503, "the encoder took too long: try again", "deadline_exceeded", None, 1.0)
+            return Problem(504, "the encoder took too long: send less audio", "deadline_exceeded")
         except BackPressureError:
             return Problem(503, "the server is full: try again later", "queue_full", None, 1.0)
         except (RayError, RayServeException):

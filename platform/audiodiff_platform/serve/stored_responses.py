@@ -1,7 +1,7 @@
 """Responses to requests with an Idempotency-Key: a repetition gets the response of the first request.
 
 A response with a status of 2xx is stored. Any other ends the request as if it had not been made, so that a repetition
-runs it again.
+runs it again, also with another body.
 """
 
 import asyncio
@@ -86,7 +86,7 @@ class StoredResponses:
             raise ApiError(Problem(409, str(error), "still_running", "Idempotency-Key", error.retry_after_s)) from error
 
     async def _run(self, request: RunningRequest, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer a request. Before the end of the response is sent, the response is stored or the claim given up."""
+        """Answer a request. Before the end of the response is sent, it is stored, or the claim is given up."""
         start: Message = {}
         parts: list[bytes] = []
         received = [{"type": "http.request", "body": body, "more_body": False}]
@@ -103,7 +103,9 @@ class StoredResponses:
                 parts.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     beating.cancel()
-                    if not await _finish(request, start, b"".join(parts)):
+                    if not 200 <= start["status"] < 300:
+                        await _forget(request)
+                    elif not await _finish(request, start, b"".join(parts)):
                         await _release(request)
                     is_over = True
             await send(message)
@@ -129,10 +131,13 @@ async def _release(request: RunningRequest) -> None:
         await asyncio.to_thread(request.release)
 
 
+async def _forget(request: RunningRequest) -> None:
+    with contextlib.suppress(OSError, TaskEndedError):  # its claim ends with the lease, or another process has it
+        await asyncio.to_thread(request.forget)
+
+
 async def _finish(request: RunningRequest, start: Message, body: bytes) -> bool:
-    """Store a response. Return False if it is an error or a stream that failed, or if there is no space."""
-    if not 200 <= start["status"] < 300:
-        return False
+    """Store a response. Return False if it is a stream that failed, or if there is no space."""
     response = _response(start, body)
     if sse.MEDIA_TYPE in response.headers.get("content-type", "") and sse.DONE.encode() not in body:
         return False

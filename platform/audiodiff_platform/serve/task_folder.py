@@ -96,7 +96,7 @@ class TaskFolder:
 
     @property
     def used_bytes(self) -> int:
-        """The size of all files at the last count, and what this process has written since then, in bytes."""
+        """The size of all files at the last count, with what this process has written and removed since, in bytes."""
         return self._used_bytes
 
     def recount(self, used_bytes: int) -> None:
@@ -155,11 +155,23 @@ class TaskFolder:
 
     def delete(self, task: str) -> None:
         """Delete a task with its files. A deletion that is cut short leaves a task that does not exist."""
+        size = sum(entry.size for entry in self.folder.files(f"{task}/*"))
         for name in (f"{task}/{REQUEST}", task):
             try:
                 self.folder.remove(name)
             except FileNotFoundError:  # another process deletes the task too
                 continue
+        self._free(size)
+
+    def remove_files(self, pattern: str) -> None:
+        """Remove the files that match a glob pattern."""
+        entries = self.folder.files(pattern)
+        self.folder.remove_files([entry.name for entry in entries])
+        self._free(sum(entry.size for entry in entries))
+
+    def _free(self, size: int) -> None:
+        with self._lock:
+            self._used_bytes = max(0, self._used_bytes - size)
 
     def _create(self, name: str, content: Mapping[str, Any]) -> bool:
         with _full_disk_named(self.folder):
@@ -176,8 +188,7 @@ class TaskFolder:
         try:
             yield
         except OSError:
-            with self._lock:
-                self._used_bytes -= size
+            self._free(size)
             raise
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -232,8 +243,7 @@ class Attempt:
 
     def remove_content(self) -> None:
         """Remove the content files of this attempt, which frees their space."""
-        names = self.tasks.folder.names(f"{self.task}/content-{self.number}-*")
-        self.tasks.folder.remove_files(names)
+        self.tasks.remove_files(f"{self.task}/content-{self.number}-*")
 
     def release(self) -> None:
         """Give up the claim at once, so that another process can claim the task."""

@@ -39,9 +39,11 @@ class UploadDecoder:
 
     Args:
         seconds: Time for a file of size zero. The limit grows with the duration of the audio.
+        longest_track_s: Longest track of a remix in seconds.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, longest_track_s: float) -> None:
+        self._longest_track_s = longest_track_s
         self._limits = Limits(base_s=seconds)
         self._threads = ThreadPoolExecutor(PROCESSES, "decode")
         self._local = threading.local()
@@ -85,7 +87,7 @@ class UploadDecoder:
 
         def take(decoder: Decoder, local: Path, spool: Path) -> Samples:
             if isinstance(request, RemixRequest):
-                longest_s = MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate
+                longest_s = min(self._longest_track_s, MAX_TRACK_COLUMNS * mel.hop_length / mel.sample_rate)
                 return decoder.samples(name, local, spool, mel.sample_rate, longest_s)
             of_width = mel.model_copy(update={"x_res": geometry.width(request)})
             return decoder.slice(name, local, spool, of_width, getattr(request, "slice", 0))

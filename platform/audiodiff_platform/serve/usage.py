@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from audiodiff_core.audio.wav_chunks import BEATS_PER_BAR
+from audiodiff_core.sampling.requests import RemixRequest
 from audiodiff_platform.serve.calls import Audio, Call, ModelFacts
 from audiodiff_platform.serve.errors import ApiError, Problem
 from audiodiff_platform.serve.limits import Admission, KeyLimits, Refusal
@@ -49,6 +50,10 @@ class Usage:
         assert self._admission is not None
         self._audio_s = self._admission.audio_s
 
+    def take_back(self) -> None:
+        """Let the request cost nothing, as its results will not be made."""
+        self._audio_s = 0.0
+
     def count(self, outcome: object) -> None:
         """Add the seconds of audio of a result, if the outcome of a call is one."""
         if isinstance(outcome, Audio):
@@ -77,13 +82,12 @@ class Usage:
         return send_and_settle
 
 
-def audio_seconds(call: Call, model: ModelFacts) -> float:
-    """Estimate the duration of the result of a call, by what its request states. A remix counts as one window."""
+def audio_seconds(call: Call, model: ModelFacts, longest_track_s: float) -> float:
+    """Return the duration of the result of a call, by what its request states. That of a remix is the longest."""
     request = call.request
     if request.duration_s is not None:
         return request.duration_s
     if request.bars is not None and request.bpm is not None:
         return request.bars * BEATS_PER_BAR * 60 / request.bpm
-    if request.width is not None:
-        return request.width * model.duration_s / model.width
-    return model.duration_s
+    window_s = model.duration_s if request.width is None else request.width * model.duration_s / model.width
+    return max(window_s, longest_track_s) if isinstance(request, RemixRequest) else window_s

@@ -48,7 +48,7 @@ async def generate_audio(request: Request, services: Served, body: AudioRequest)
     stated = body.model_dump(exclude_none=True)
     fields: dict[str, Any] = {NAMES.get(name, name): value for name, value in stated.items()}
     try:
-        return await answer(services, request, call_of(fields), 0)
+        return await answer(services, request, call_of(fields))
     except ApiError as error:
         raise ApiError(_renamed(error.problem)) from error
 

@@ -10,7 +10,7 @@ from audiodiff_platform.serve.bodies import MAX_REQUESTS, call_of
 from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.routes.openapi import documented
-from audiodiff_platform.serve.routes.responses import answer, answer_list, previews
+from audiodiff_platform.serve.routes.responses import answer, answer_list
 from audiodiff_platform.serve.services import Served
 
 LONG_BODY_BYTES = 1 << 20
@@ -28,12 +28,10 @@ async def generate(request: Request, services: Served) -> Response:
     """
     data = await json_body(request)
     if isinstance(data, dict):
-        every = previews(data)
-        return await answer(services, request, call_of(data), every)
+        return await answer(services, request, call_of(data))
     if not isinstance(data, list) or not 1 <= len(data) <= MAX_REQUESTS:
         raise invalid(f"the body must be a request, or a list of 1 to {MAX_REQUESTS} requests")
-    every = max([previews(entry) for entry in data if isinstance(entry, dict)], default=0)
-    return await answer_list(services, request, [_call_or_problem(entry) for entry in data], every)
+    return await answer_list(services, request, [_call_or_problem(entry) for entry in data])
 
 
 def _call_or_problem(entry: Any) -> Call | Problem:

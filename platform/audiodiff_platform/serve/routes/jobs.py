@@ -44,8 +44,12 @@ async def create(request: Request, services: Served, results: Kept) -> dict[str,
         _call(services, entry, f"request {index}: " if len(entries) > 1 else "") for index, entry in enumerate(entries)
     ]
     usage = reserved(services, request, calls)
-    job = await on_results(results.jobs.create, usage.key, *stored(calls))
-    usage.charge_reserved()
+    usage.charge_reserved()  # before the job exists: it runs although its client leaves now
+    try:
+        job = await on_results(results.jobs.create, usage.key, *stored(calls))
+    except ApiError:
+        usage.take_back()
+        raise
     request.app.state.runner.look()
     return (await _described(request, results, [job]))[0]
 

@@ -5,7 +5,15 @@ from typing import Any
 
 from audiodiff_core.audio import MEDIA_TYPES
 from audiodiff_core.sampling.requests import MAX_KEYS
-from audiodiff_platform.serve.bodies import AUDIO, BODIES, JSON_FIELDS, LIKE, MAX_ENCODED, MAX_REQUESTS
+from audiodiff_platform.serve.bodies import (
+    AUDIO,
+    BODIES,
+    JSON_FIELDS,
+    LIKE,
+    MAX_ENCODED,
+    MAX_REQUESTS,
+    PREVIEW_EVERY,
+)
 from audiodiff_platform.serve.options import ServeOptions
 
 ERROR = {
@@ -29,6 +37,7 @@ BASE64 = {"type": "string", "contentEncoding": "base64"}
 FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
 ERRORS = {
     401: "the API key is missing or wrong",
+    403: "a page of another server sent the request to a server without keys",
     404: "there is no such model, encoder or job",
     408: "the body did not arrive in time",
     409: "the first request with the Idempotency-Key still runs; see Retry-After",
@@ -39,6 +48,7 @@ ERRORS = {
     500: "the server failed",
     501: "the server keeps no results",
     503: "the server is full, or a replica ended; see Retry-After",
+    504: "the request took too long",
     507: "there is no space for results",
 }
 
@@ -143,7 +153,7 @@ def _reference(kind: str) -> str:
 def _json_schema(kind: str) -> dict[str, Any]:
     """Return the schema of a JSON body of a kind of request."""
     schema = BODIES[kind].model_json_schema()
-    properties = {**schema["properties"], "preview_every": {"type": "integer", "minimum": 0, "default": 0}}
+    properties = {**schema["properties"], PREVIEW_EVERY: {"type": "integer", "minimum": 0, "default": 0}}
     values = [option for option in properties["encoding"]["anyOf"] if option["type"] != "string"]  # no references
     properties["encoding"] = {**properties["encoding"], "anyOf": values}
     seed = {name: properties["seed"].pop(name) for name in ("type", "minimum", "maximum")}

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -19,18 +18,17 @@ LIST_AT_ONCE = 8
 """Largest number of requests of one list that wait or run at the same time."""
 
 
-async def answer(services: Services, request: Request, call: Call, preview_every: int) -> Response:
+async def answer(services: Services, request: Request, call: Call) -> Response:
     """Answer one request in the form that the client accepts."""
     accepts = request.headers.get("accept", "")
     call = services.addressed(call)
     usage = reserved(services, request, [call])
     if sse.MEDIA_TYPE in accepts:
-        return await _streamed(
-            services, usage, [replace(call, measured=True, progress=True, preview_every=preview_every)]
-        )
+        return await _streamed(services, usage, replace(call, measured=True, progress=True))
     as_json = "application/json" in accepts
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    outcome = await services.result(replace(call, measured=as_json, known=frozenset(known)))
+    tags = (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(","))
+    known = frozenset(tag for tag in tags if tag)
+    outcome = await services.result(replace(call, measured=as_json, preview_every=0, known=known))
     usage.count(outcome)
     if isinstance(outcome, NotModified):
         return Response(status_code=304, headers={"ETag": outcome.etag})
@@ -40,31 +38,31 @@ async def answer(services: Services, request: Request, call: Call, preview_every
     return Response(outcome.content, media_type=outcome.media_type, headers=headers_of(outcome))
 
 
-async def answer_list(
-    services: Services, request: Request, calls: Sequence[Call | Problem], preview_every: int
-) -> Response:
-    """Answer a list of requests. A wrong or failed request has an error in place of its audio.
+async def answer_list(services: Services, request: Request, calls: Sequence[Call | Problem]) -> Response:
+    """Answer a list of requests within the longest time of one. A wrong, failed or late one has an error as its result.
 
     Raises:
         ApiError: All requests failed.
     """
     usage = reserved(services, request, [call for call in calls if isinstance(call, Call)])
+    limit_s = services.options.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + limit_s
+    message = f"the list took longer than {limit_s:g} s: send fewer requests at a time, or a job"
+    late = Problem(504, message, "deadline_exceeded")
     if sse.MEDIA_TYPE in request.headers.get("accept", ""):
-        streams: list[Call | Problem] = [
-            replace(call, measured=True, progress=True, preview_every=preview_every) if isinstance(call, Call) else call
-            for call in calls
-        ]
-        return await _streamed(services, usage, streams, listed=True)
+        return _event_stream(_list_texts(services, usage, calls, deadline, late))
     at_once = asyncio.Semaphore(LIST_AT_ONCE)
 
     async def outcome(call: Call | Problem) -> Audio | Problem:
         if isinstance(call, Problem):
             return call
-        async with at_once:
-            try:
-                result = await services.result(replace(services.addressed(call), measured=True))
-            except ApiError as error:
-                return error.problem
+        try:
+            async with asyncio.timeout_at(deadline), at_once:
+                result = await services.result(replace(services.addressed(call), measured=True, preview_every=0))
+        except TimeoutError:
+            return late
+        except ApiError as error:
+            return error.problem
         assert isinstance(result, Audio)
         usage.count(result)
         return result
@@ -98,25 +96,22 @@ def reserved(services: Services, request: Request, calls: Sequence[Call]) -> Usa
     """
     usage: Usage = request.state.usage
     models = {model.name: model for model in services.models}
-    usage.reserve(sum(audio_seconds(call, models.get(call.model, services.models[0])) for call in calls))
+    longest_s = services.options.longest_track_s
+    usage.reserve(sum(audio_seconds(call, models.get(call.model, services.models[0]), longest_s) for call in calls))
     return usage
 
 
-async def _streamed(
-    services: Services, usage: Usage, calls: Sequence[Call | Problem], listed: bool = False
-) -> Response:
-    """Answer with server-sent events. One request that is refused at once gets its status instead."""
-    if not listed:
-        (call,) = calls
-        assert isinstance(call, Call)
-        events = services.events(call)
-        first = await anext(events, Failed(LOST))
-        if isinstance(first, Failed):
-            await events.aclose()
-            raise ApiError(first.problem)
-        texts = _texts(usage, first, events)
-    else:
-        texts = _list_texts(services, usage, calls)
+async def _streamed(services: Services, usage: Usage, call: Call) -> Response:
+    """Answer one request with server-sent events, or with its status if it is refused at once."""
+    events = services.events(call)
+    first = await anext(events, Failed(LOST))
+    if isinstance(first, Failed):
+        await events.aclose()
+        raise ApiError(first.problem)
+    return _event_stream(_texts(usage, first, events))
+
+
+def _event_stream(texts: AsyncIterator[str]) -> Response:
     return StreamingResponse(sse.with_comments(texts), media_type=sse.MEDIA_TYPE, headers=sse.HEADERS)
 
 
@@ -132,7 +127,9 @@ async def _texts(usage: Usage, first: Event, events: AsyncGenerator[Event, None]
         yield sse.text("done", {})
 
 
-async def _list_texts(services: Services, usage: Usage, calls: Sequence[Call | Problem]) -> AsyncIterator[str]:
+async def _list_texts(
+    services: Services, usage: Usage, calls: Sequence[Call | Problem], deadline: float, late: Problem
+) -> AsyncIterator[str]:
     """Yield the events of all requests of a list, each with the index of its request, as they happen."""
     texts: asyncio.Queue[str] = asyncio.Queue()
     at_once = asyncio.Semaphore(LIST_AT_ONCE)
@@ -142,19 +139,20 @@ async def _list_texts(services: Services, usage: Usage, calls: Sequence[Call | P
         texts.put_nowait(sse.text(name, {"index": index, **data}))
 
     async def run(index: int, call: Call | Problem) -> None:
-        async with at_once:
-            if isinstance(call, Problem):
-                tell(index, Failed(call))
-                return
-            try:
-                addressed = services.addressed(call)
-            except ApiError as error:
-                tell(index, Failed(error.problem))
-                return
-            async with aclosing(services.events(addressed)) as events:
-                async for event in events:
-                    usage.count(event)
-                    tell(index, event)
+        if isinstance(call, Problem):
+            tell(index, Failed(call))
+            return
+        try:
+            async with asyncio.timeout_at(deadline), at_once:
+                addressed = replace(services.addressed(call), measured=True, progress=True)
+                async with aclosing(services.events(addressed)) as events:
+                    async for event in events:
+                        usage.count(event)
+                        tell(index, event)
+        except TimeoutError:
+            tell(index, Failed(late))
+        except ApiError as error:
+            tell(index, Failed(error.problem))
 
     async with asyncio.TaskGroup() as group:
         running = [group.create_task(run(index, call)) for index, call in enumerate(calls)]
@@ -168,16 +166,3 @@ async def _list_texts(services: Services, usage: Usage, calls: Sequence[Call | P
                 upcoming.cancel()
     usage.settle()
     yield sse.text("done", {"count": len(calls)})
-
-
-def previews(data: Any) -> int:
-    """Take `preview_every` out of the fields of a body.
-
-    Raises:
-        ApiError: It is not a whole number from 0.
-    """
-    value = data.pop("preview_every", 0)
-    if not str(value).isdigit():
-        message = f"preview_every {value}: must be the number of steps between previews, 0 for none"
-        raise ApiError(Problem(422, message, "invalid_value", "preview_every"))
-    return int(value)

@@ -12,7 +12,7 @@ from audiodiff_platform.serve.calls import Call
 from audiodiff_platform.serve.errors import invalid
 from audiodiff_platform.serve.routes.generate import json_body
 from audiodiff_platform.serve.routes.openapi import documented
-from audiodiff_platform.serve.routes.responses import answer, previews
+from audiodiff_platform.serve.routes.responses import answer
 from audiodiff_platform.serve.services import Served
 
 ROUTES = {
@@ -27,23 +27,20 @@ MAX_FILES, MAX_FIELDS = 256, 64
 router = APIRouter(tags=["loops"])
 
 
-async def upload_call(request: Request, kind: str) -> tuple[Call, int]:
-    """Return the call of a form or of a JSON object, and the number of steps between previews.
+async def upload_call(request: Request, kind: str) -> Call:
+    """Return the call of a form or of a JSON object.
 
     Raises:
         ApiError: The body or a field is wrong.
     """
     if is_form(request):
         values, files = await form_of(request, (AUDIO, LIKE))
-        every = previews(values)
         like = [content for name, content in files if name == LIKE]
         if len(like) > 1:
             raise invalid(f"{len(like)} files: a request takes one", LIKE)
         audio = [content for name, content in files if name == AUDIO]
-        return call_of(values, kind, audio, like[0] if like else None), every
-    data = await json_object(request)
-    every = previews(data)
-    return call_of(data, kind), every
+        return call_of(values, kind, audio, like[0] if like else None)
+    return call_of(await json_object(request), kind)
 
 
 def is_form(request: Request) -> bool:
@@ -90,8 +87,7 @@ async def json_object(request: Request) -> dict[str, Any]:
 
 def _route(kind: str) -> Callable[[Request, Served], Awaitable[Response]]:
     async def generate_from_audio(request: Request, services: Served) -> Response:
-        call, every = await upload_call(request, kind)
-        return await answer(services, request, call, every)
+        return await answer(services, request, await upload_call(request, kind))
 
     return generate_from_audio
 

@@ -37,7 +37,7 @@ export function asCurl(kind, fields, sounds, hasKey) {
   if (hasKey) lines.push('-H "Authorization: Bearer $AUDIODIFF_API_KEY"');
   if (sounds.length) {
     for (const sound of sounds) lines.push(`-F ${quoted(`audio=@"${sound.name.replaceAll(/[\\"]/g, "\\$&")}"`)}`);
-    for (const [name, value] of Object.entries(fields)) lines.push(`-F ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
+    for (const [name, value] of Object.entries(fields)) lines.push(`--form-string ${quoted(`${name}=${typeof value === "object" ? JSON.stringify(value) : value}`)}`);
   } else {
     lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(fields))}`);
   }
@@ -46,7 +46,7 @@ export function asCurl(kind, fields, sounds, hasKey) {
 
 /** Return a request as a Python program that uses httpx. */
 export function asPython(kind, fields, sounds, hasKey) {
-  const python = (value) => JSON.stringify(value).replace(/\btrue\b/g, "True").replace(/\bfalse\b/g, "False");
+  const python = (value) => (typeof value === "boolean" ? (value ? "True" : "False") : JSON.stringify(value));
   const url = python(String(new URL(PATHS[kind], document.baseURI)));
   const lines = ["import os", "from pathlib import Path", "", "import httpx", ""].filter((line) => hasKey || line !== "import os");
   const values = Object.entries(fields).map(([name, value]) => `    ${python(name)}: ${sounds.length && typeof value === "object" ? python(JSON.stringify(value)) : python(value)},`);
