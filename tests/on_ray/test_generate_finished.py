@@ -34,7 +34,9 @@ def six(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-@pytest.mark.parametrize(("place", "loose_at_most"), [("disk", 1_000), ("disk", 0), ("s3", 0)])
+@pytest.mark.parametrize(
+    ("place", "loose_at_most"), [("disk", 1_000), ("disk", 0), pytest.param("s3", 0, marks=pytest.mark.soak_short)]
+)
 def test_lost_files_are_generated_again(
     six: Folder,
     model: Path,
