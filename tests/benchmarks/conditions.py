@@ -152,7 +152,7 @@ def print_ceiling(pipeline: LoopPipeline, slices: Sequence[dict[str, object]], r
         chosen = np.random.default_rng(0).permutation(places)[:COUNT]
         audios = list(pipeline.vocoder(real[chosen], range(len(chosen))))
         values = [slices[place][feature] for place in chosen]
-        print_row(f"real slices with a {feature}", audios, **{"bpm" if feature == "tempo" else "keys": values})  # type: ignore[arg-type]
+        print_row(f"real slices with a {feature}", audios, **{"bpm" if feature == "tempo" else "keys": values})
 
 
 def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
