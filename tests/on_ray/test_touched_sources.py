@@ -255,8 +255,8 @@ def generated(model: Path, place: Path, **more: Any) -> dict[str, bytes]:
 
 
 def requests_of(place: Path, *sources: dict[str, Any]) -> str:
-    """Write a file of requests, five times a row of each of the sources."""
-    rows = [{**row, "seed": seed} for seed in range(5) for row in sources]
+    """Write a file of five requests, which have the fields of `sources` in turn."""
+    rows = [{**sources[seed % len(sources)], "seed": seed} for seed in range(5)]
     (place / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(place / "rows.jsonl")
 
@@ -273,7 +273,10 @@ def test_generate_goes_on_with_touched_sources(
     if kind == "two stages":
         monkeypatch.setattr(stage, "engine", two_stages_here)
     take, other = (copied(few_loops / f"{name}.flac", tmp_path) for name in ("loop_tabla", "bass_hit_c"))
-    rows = [{"kind": "vary", "source": str(take)}, {"kind": "interpolate", "sources": [str(take), str(other)]}]
+    rows: list[dict[str, Any]] = [
+        {"kind": "vary", "source": str(take)},
+        {"kind": "interpolate", "sources": [str(take), str(other)]},
+    ]
     given = {"reject": ("silence",)} if kind == "gate" else {}
     first = generated(model, tmp_path, requests=requests_of(tmp_path, *rows), **given)
     touch(take, other)

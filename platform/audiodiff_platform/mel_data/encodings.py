@@ -100,29 +100,25 @@ class Encodings:
         Raises:
             ValueError: A file has no encoding.
         """
-        self._require(audio_files)
-        return self.vectors[[self._rows[audio_file] for audio_file in audio_files]]
+        return self.vectors[self._numbers(audio_files)]
 
     def vector(self, audio_file: str) -> Vectors:
-        """Return the encoding (dim,) of a file without a copy.
-
-        Raises:
-            ValueError: The file has no encoding.
-        """
-        self._require([audio_file])
-        vector: Vectors = self.vectors[self._rows[audio_file]]
+        """Return the encoding (dim,) of a file as a view. Raise ValueError if the file has no encoding."""
+        vector: Vectors = self.vectors[self._numbers([audio_file])[0]]
         return vector
 
     def at(self, dataset: TrainingImages, places: Sequence[Place]) -> Vectors:
         """Return the encodings (n, dim) of the files of slices. See `SliceEncodings.at`."""
         return self.vectors_for([dataset.audio_file(*place) for place in places])
 
-    def _require(self, audio_files: Sequence[str]) -> None:
+    def _numbers(self, audio_files: Sequence[str]) -> list[int]:
+        """Return the numbers of the vectors of files. Raise ValueError if a file has no encoding."""
         missing = sorted({audio_file for audio_file in audio_files if audio_file not in self._rows})
         if missing:
             names = ", ".join(missing[:MAX_NAMED_FILES])
             more = f" and {len(missing) - MAX_NAMED_FILES:,} more" if len(missing) > MAX_NAMED_FILES else ""
             raise ValueError(f"no encoding for {names}{more}: encode the dataset that is used for training")
+        return [self._rows[audio_file] for audio_file in audio_files]
 
 
 def schema(name: str, digest: str) -> pa.Schema:
