@@ -1,5 +1,6 @@
 """Limits of API keys: rates, concurrency and seconds of audio, each key for itself."""
 
+import itertools
 import random
 
 import pytest
@@ -77,6 +78,11 @@ def test_audio_is_reserved_and_then_settled() -> None:
     assert refusal.limit == "audio-seconds-hour"
     clock.now += refusal.retry_after_s
     admitted(limits.admit("alice", 59))
+
+
+def test_a_new_key_may_use_a_whole_period_at_once() -> None:
+    limits = KeyLimits(Limits(audio_s_per_hour=1), itertools.count().__next__)
+    admitted(limits.admit("alice", 1))
 
 
 def test_a_request_that_no_wait_would_admit_is_a_mistake() -> None:

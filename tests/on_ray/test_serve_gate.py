@@ -40,7 +40,7 @@ async def answer(
     coming = list(messages)
 
     async def receive() -> Message:
-        message = coming.pop(0) if coming else asyncio.Future[Message]()
+        message: Message | Awaitable[Message] = coming.pop(0) if coming else asyncio.Future[Message]()
         return await message if isinstance(message, Awaitable) else message
 
     async def send(message: Message) -> None:
@@ -117,7 +117,7 @@ def test_pages_of_other_servers_cannot_call_a_server_without_keys() -> None:
     origin = "https://example.com"
     open_to_all = Gate(echo, ApiKeys(None), KeyLimits(Limits()), 100, (origin,))
     keyed = gate_of(echo, HashedKey.of("right", b"right"))
-    cases = [
+    cases: list[tuple[Gate, dict[str, str], str | None]] = [
         (open_to_all, {}, None),
         (open_to_all, {"host": "localhost:8000", "origin": "http://localhost:8000"}, None),
         (open_to_all, {"host": "[::1]:8000", "origin": origin}, None),

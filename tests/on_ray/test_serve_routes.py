@@ -159,7 +159,8 @@ def test_a_job_costs_its_audio_although_its_client_leaves() -> None:
         async def send(message: Message) -> None:
             raise AssertionError(message)
 
-        await gate({"type": "http", "method": "POST", "path": "/v1/jobs", "headers": []}, receive, send)
+        scope = {"type": "http", "method": "POST", "path": "/v1/jobs", "query_string": b"", "headers": []}
+        await gate(scope, receive, send)
         may_end.set()
 
     limits = KeyLimits(Limits(audio_s_per_hour=1))

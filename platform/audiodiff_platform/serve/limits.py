@@ -110,8 +110,8 @@ class KeyLimits:
         Raises:
             ValueError: The request is longer than a whole period allows, so that it can never be admitted.
         """
-        now = self._clock()
         state = self._state(key)
+        now = self._clock()
         for bucket in state.buckets:
             if bucket.cost(audio_s) > bucket.limit:
                 raise ValueError(
