@@ -309,7 +309,9 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
     config.write_text(MelConfig(x_res=32, y_res=32, hop_length=512).to_json())
     refused("different mel configurations: hop_length 1024 against 512", reference=str(dataset), mel_config=str(config))
     config.write_text(MelConfig(x_res=32, y_res=40, hop_length=1024).to_json())
-    refused("40 mel bands: logmel-stats needs a multiple of 16: use another resolution", mel_config=str(config))
+    refused(
+        "40 mel bands: logmel-stats needs a multiple of 16: prepare with a resolution of such a", mel_config=str(config)
+    )
     shutil.copytree(dataset, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "_SUCCESS").unlink()
     refused(f"reference {tmp_path}/unfinished: not a finished mel dataset", reference=str(tmp_path / "unfinished"))
