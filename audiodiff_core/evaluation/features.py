@@ -41,8 +41,8 @@ def check_bands(y_res: int) -> None:
     """Raise ValueError if `logmel_stats` cannot group `y_res` mel bands."""
     if y_res % BANDS:
         raise ValueError(
-            f"{y_res} mel bands: {EMBEDDER} needs a multiple of {BANDS}: prepare with a resolution of such a height, or "
-            "set embedder to an encoder of audio"
+            f"{y_res} mel bands: {EMBEDDER} needs a multiple of {BANDS}: prepare with a resolution of such a height, "
+            "or set embedder to an encoder of audio"
         )
 
 
