@@ -86,7 +86,7 @@ def check_data_chunk(content: BinaryIO, read: int, rate: int, frame_bytes: int =
         raise UnusableError(f"holds {held / rate:.2f} seconds, but its header states {stated / rate:.2f}")
 
 
-def check_length(read: int, stated: int, rate: int) -> None:
+def check_length(read: int, stated: int, rate: int, delay: int = 0) -> None:
     """Check that a file is not much shorter than it states.
 
     Up to a tenth of the stated length, and at most a quarter of a second, may be missing. This tolerance covers the
@@ -96,9 +96,10 @@ def check_length(read: int, stated: int, rate: int) -> None:
         read: Number of frames decoded.
         stated: Number of frames that the file states.
         rate: Sample rate in Hz.
+        delay: Number of frames that may be missing from a file of any length.
 
     Raises:
         UnusableError: More audio is missing.
     """
-    if stated - read > min(stated / 10, rate / 4):
+    if stated - read > max(min(stated / 10, rate / 4), delay):
         raise UnusableError(f"truncated: holds {read / rate:.2f} of the {stated / rate:.2f} seconds that it states")

@@ -23,6 +23,9 @@ FORMATS_WITHOUT_DURATION = frozenset({"aac", "mp3"})
 TIMED_STREAMS = frozenset({"audio", "video", "subtitle"})
 """Types of streams that can determine the duration of a Matroska file."""
 
+MATROSKA_DELAY = 1_152
+"""Maximum number of samples that the duration of a Matroska file counts and a decoder drops: a frame of MP3."""
+
 
 def ffmpeg_container(file: str | BinaryIO) -> Any:
     """Open a file with PyAV as one of the allowed formats."""
@@ -87,7 +90,7 @@ def _ffmpeg_frames(container: Any, rate: int, file: AudioFile) -> Iterator[Sampl
         check_data_chunk(content, read, rate)
         check_movie(content, read, rate)
         if is_matroska(content) and (stated := stated_seconds(content)) and is_only_stream:
-            check_length(round(end_s * rate), round(stated * rate), rate)
+            check_length(round(end_s * rate), round(stated * rate), rate, MATROSKA_DELAY)
 
 
 def _decoded(container: Any, track: Any) -> Iterator[Any]:

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from audiodiff_core.checkpoint import card
 from audiodiff_core.checkpoint.layout import PIPELINE_CLASS
+from audiodiff_core.checkpoint.networks import SAVED_SCHEDULERS
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_core.files.model_files import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD
@@ -42,7 +43,15 @@ def save_model(
         mel: Parameters of the mel images.
         record: The record of the model's origin.
         vae: The AutoencoderKL of a latent model, or None.
+
+    Raises:
+        ValueError: The scheduler is not one of SAVED_SCHEDULERS, so the saved model could not be loaded.
     """
+    if (kind := type(scheduler).__name__) not in SAVED_SCHEDULERS:
+        raise ValueError(
+            f"scheduler {kind}: cannot be loaded again, must be {', '.join(SAVED_SCHEDULERS)}: "
+            "save the model with the scheduler of its training, and set another one after loading"
+        )
     with _replacement_folder(Path(folder)) as root:
         unet.save_pretrained(root / "unet", safe_serialization=True)
         if vae is not None:

@@ -65,7 +65,11 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         return cls(vqvae=model.vae, unet=model.unet, mel=Mel.of(model.mel), scheduler=model.scheduler)
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Write the model to a folder that this package and diffusers can load, as safetensors only."""
+        """Write the model to a folder that this package and diffusers can load, as safetensors only.
+
+        Raises:
+            ValueError: The scheduler cannot be saved. See `save_model`.
+        """
         record = ModelRecord(recipe={}, data_digest="unknown", metrics={})
         save_model(save_directory, self.unet, self.scheduler, self.mel.mel_config(), record, vae=self.vqvae)
 

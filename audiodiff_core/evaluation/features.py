@@ -32,10 +32,18 @@ def logmel_stats(images: Images) -> Features:
     Raises:
         ValueError: If `y_res` is not a multiple of 16.
     """
-    if images.shape[1] % BANDS:
-        raise ValueError(f"{images.shape[1]} mel bands: {EMBEDDER} needs a multiple of {BANDS}")
+    check_bands(images.shape[1])
     bands = images.reshape(len(images), BANDS, -1, images.shape[2]).mean(axis=2) / IMAGE_MAX
     return np.concatenate([bands.mean(axis=2), bands.std(axis=2), np.abs(np.diff(bands, axis=2)).mean(axis=2)], axis=1)
+
+
+def check_bands(y_res: int) -> None:
+    """Raise ValueError if `logmel_stats` cannot group `y_res` mel bands."""
+    if y_res % BANDS:
+        raise ValueError(
+            f"{y_res} mel bands: {EMBEDDER} needs a multiple of {BANDS}: prepare with a resolution of such a height, "
+            "or set embedder to an encoder of audio"
+        )
 
 
 def spread(images: Images) -> float:

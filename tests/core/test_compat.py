@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from diffusers import AudioDiffusionPipeline as ReferencePipeline
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers import Mel as ReferenceMel
 
 from audiodiff_core.audio import decode_audio
@@ -221,6 +221,10 @@ def test_a_model_on_disk(pairs: Callable[[str, Any], Pair], tmp_path: Path) -> N
         raw_audio=audio, start_step=1, steps=3, generator=torch.Generator().manual_seed(8)
     )
     assert varied.size == (16, 16)
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler: cannot be loaded again, must be DDPMScheduler, DDIM"):
+        pipe.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.soak_short

@@ -338,6 +338,17 @@ def test_matroska_that_is_cut_or_followed_by_another_file_is_noticed(
         decode_audio(tag + content * 2, RATE)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mka", "libmp3lame"), ("a.mka", "aac"), ("a.webm", "libopus")], ids=lambda value: value
+)
+@pytest.mark.parametrize("duration_s", [0.03, 0.1, 0.4])
+def test_short_matroska_is_complete_without_the_delay_of_its_codec(
+    tmp_path: Path, music: Samples, name: str, codec: str, duration_s: float
+) -> None:
+    samples = music[: int(duration_s * RATE)]
+    assert len(decode_audio(muxed(tmp_path / name, samples, codec), RATE)) == pytest.approx(len(samples), abs=1_024)
+
+
 @pytest.mark.parametrize(("name", "codec"), CODECS_IN_MATROSKA)
 def test_live_recordings_in_matroska_state_no_length(tmp_path: Path, music: Samples, name: str, codec: str) -> None:
     content = muxed(tmp_path / name, music, codec, options={"live": "1"})

@@ -499,12 +499,28 @@ def test_rates_may_be_floats(tmp_path: Path, rate: float) -> None:
 def test_samples_that_a_small_file_states_by_the_million_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_rows, "MIN_ARRAY_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet_rows, "MIN_GROUP_BYTES", 1 << 20)
     column = [{"array": np.zeros(1_000_000, np.float32), "sampling_rate": RATE}]
     file = parquet(tmp_path / "train.parquet", column)
     assert file.stat().st_size < 1 << 16
     with pytest.raises(AudioDecodeError, match=r"row group 0 declares 1,000,000 samples in"):
         rows(file, tmp_path)
+
+
+@pytest.mark.parametrize("column", [bytes(4_000_000), {"bytes": bytes(4_000_000), "path": "a.wav"}])
+def test_a_row_group_that_expands_to_far_more_than_it_stores_is_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: Any
+) -> None:
+    monkeypatch.setattr(parquet_rows, "MIN_GROUP_BYTES", 1 << 20)
+    file = parquet(tmp_path / "train.parquet", [column], compression="zstd")
+    assert file.stat().st_size < 1 << 13
+    inputs = Inputs(str(file))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
+    (source,) = inputs.sources()
+    with pytest.raises(
+        AudioDecodeError, match=r"row group 0 expands from [\d,]+ to 4,000,\d+ bytes: at most 1,048,576"
+    ):
+        list(items(source, file, tmp_path))
 
 
 def test_damaged_parquet_in_a_folder_is_planned_to_be_quarantined(tmp_path: Path) -> None:

@@ -143,6 +143,18 @@ def test_entries_that_are_no_files_have_a_reason(folder: Path) -> None:
             inputs.fetch(source, folder)
 
 
+def test_names_in_another_unicode_form_are_found_after_the_exact_name(folder: Path) -> None:
+    composed, decomposed = "caf\u00e9.wav", "cafe\u0301.wav"
+    (folder / "list.txt").write_text(f"{composed}\n")
+    (folder / decomposed).write_text("decomposed")
+    assert contents(folder / "list.txt", folder) == ["decomposed"]
+    (folder / composed).write_text("composed")
+    assert contents(folder / "list.txt", folder) == ["composed"]
+    (folder / decomposed).unlink()
+    (folder / "list.txt").write_text(f"{decomposed}\n")
+    assert contents(folder / "list.txt", folder) == ["composed"]
+
+
 def test_a_nul_in_a_parquet_list_is_no_such_file(folder: Path) -> None:
     pq.write_table(pa.table({"path": ["a\0.wav", "first.wav"]}), folder / "list.parquet")
     inputs = Inputs(str(folder / "list.parquet"))

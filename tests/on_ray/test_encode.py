@@ -21,6 +21,7 @@ from audiodiff_core.latents.posteriors import moments_in_batches
 from audiodiff_core.mel import to_model
 from audiodiff_core.models import network_digest
 from audiodiff_platform.audio_files import AudioItem
+from audiodiff_platform.encode import embeddings as embeddings_module
 from audiodiff_platform.encode import job as encode_module
 from audiodiff_platform.encode.embeddings import EmbeddingsWorker
 from audiodiff_platform.encode.job import EncodeOptions, encode
@@ -221,6 +222,31 @@ def test_files_named_absolutely_are_found_again(
         encodings.vectors_for([str(few_loops / "loop_mika.flac")]),
         read_encodings(str(embeddings)).vectors_for(["loop_mika.flac"]),
     )
+
+
+def test_members_of_listed_containers_need_the_list(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode_module, "_tracks", lambda _: {f"{tmp_path}/a.tar/mika.flac"})
+    options = {"dataset_name": str(tmp_path / "mel"), "encoder": str(encoder), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        ValueError, match=r"mel names members of containers \(.*/a\.tar/mika\.flac\): pass the list from which"
+    ):
+        encode(EncodeOptions(**options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_track_that_is_too_long_is_named_with_the_reason_and_the_remedy(
+    dataset: Path, few_loops: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings_module, "LONGEST_EMBEDDED_S", 9.0)
+    options = {"dataset_name": str(dataset), "input_dir": str(few_loops), "encoder": str(encoder)}
+    with pytest.raises(
+        JobError,
+        match=r"^1 files of dataset_name .* such as loop_tabla\.flac \(lasts \d+ s or more, at most 9 s .*\): "
+        "replace or split these files, prepare them into another folder",
+    ):
+        encode(EncodeOptions(**options, output_dir=str(tmp_path / "out"), num_workers=1))
 
 
 def test_files_that_cannot_be_embedded(

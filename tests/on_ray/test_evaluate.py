@@ -27,9 +27,12 @@ from audiodiff_platform.evaluate import job as evaluate_module
 from audiodiff_platform.evaluate import sides as sides_module
 from audiodiff_platform.evaluate.job import evaluate
 from audiodiff_platform.evaluate.options import EvaluateOptions
+from audiodiff_platform.evaluate.portions import digest
+from audiodiff_platform.evaluate.sides import open_sides
 from audiodiff_platform.generate.job import generate
 from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.mel_data.mel_dataset import VALIDATION_SPLIT, MelDataset
+from audiodiff_platform.storage import Folder, commits
 from tests.poison import expanding_flac
 
 
@@ -233,6 +236,9 @@ def test_held_out_audio(local_ray: None, dataset: Path, few_loops: Path, loops: 
     figures = evaluate(EvaluateOptions(**options))
     assert figures["n_held_out"] > 0
     assert figures["nearer_share"] == 1
+    audio = {"reference": str(few_loops), "held_out": str(few_loops), "mel_config": str(dataset / "mel_config.json")}
+    with pytest.raises(ValueError, match=f"^held_out {few_loops}: is the reference, and has no held-out tracks"):
+        evaluate(EvaluateOptions(candidate=str(loops), **audio))
 
 
 def test_of_a_dataset_the_held_out_tracks_are_the_measure(held_out: Path, few_loops: Path, dataset: Path) -> None:
@@ -302,6 +308,10 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
     config = tmp_path / "mel_config.json"
     config.write_text(MelConfig(x_res=32, y_res=32, hop_length=512).to_json())
     refused("different mel configurations: hop_length 1024 against 512", reference=str(dataset), mel_config=str(config))
+    config.write_text(MelConfig(x_res=32, y_res=40, hop_length=1024).to_json())
+    refused(
+        "40 mel bands: logmel-stats needs a multiple of 16: prepare with a resolution of such a", mel_config=str(config)
+    )
     shutil.copytree(dataset, tmp_path / "unfinished")
     (tmp_path / "unfinished" / "_SUCCESS").unlink()
     refused(f"reference {tmp_path}/unfinished: not a finished mel dataset", reference=str(tmp_path / "unfinished"))
@@ -315,6 +325,27 @@ def test_mistakes_are_named(local_ray: None, dataset: Path, few_loops: Path, mod
         candidate=str(tmp_path / "silent"),
         reference=str(dataset),
     )
+
+
+def test_portions_of_other_data_at_the_same_place_are_others(dataset: Path, few_loops: Path, tmp_path: Path) -> None:
+    def write_loops(content: bytes) -> None:
+        folder = Folder(str(tmp_path / "loops"))
+        folder.write("manifest/000000.parquet", content)
+        folder.write_json("generate.json", {})
+        commits.succeed(folder, {}, {0: {"parts": {"manifest/000000.parquet": commits.sha256(content)}}})
+
+    def digests() -> set[str]:
+        options = EvaluateOptions(reference=str(tmp_path / "mel"), candidate=str(tmp_path / "loops"))
+        return {digest(side.portions) for side in open_sides(options).values()}
+
+    write_loops(b"one")
+    shutil.copytree(dataset, tmp_path / "mel")
+    before = digests()
+    assert digests() == before
+    write_loops(b"other")
+    summary = json.loads((tmp_path / "mel" / "_SUCCESS").read_text())
+    (tmp_path / "mel" / "_SUCCESS").write_text(json.dumps({**summary, "digest": "another"}))
+    assert not digests() & before
 
 
 def test_metrics_are_added_to_a_record(model: Path, tmp_path: Path) -> None:

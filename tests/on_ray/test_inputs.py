@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from threading import Barrier
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from datasets import Audio, Dataset
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform.audio_files import Inputs, Source, items
 from audiodiff_platform.entry.errors import JobError
+from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 
 
 @pytest.fixture
@@ -66,6 +68,35 @@ def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_pa
         "p/train.parquet/0-loop_mika.flac": mika,
         "p/train.parquet/1-loop_tabla.flac": (few_loops / "loop_tabla.flac").read_bytes(),
     }
+
+
+def test_the_manifest_of_generated_loops_is_no_container(few_loops: Path, tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "manifest").mkdir()
+    os.link(few_loops / "loop_mika.flac", tmp_path / "audio" / "0.flac")
+    rows = [{"path": "audio/0.flac", "audio": {"bytes": None, "path": "audio/0.flac"}}]
+    pq.write_table(pa.Table.from_pylist(rows, MANIFEST_SCHEMA), tmp_path / "manifest" / "000000.parquet")
+    inputs = Inputs(str(tmp_path))
+    assert [source.uri for source in inputs.sources()] == ["audio/0.flac"]
+    assert inputs.skipped == {".parquet": 1}
+
+
+def test_parquet_files_of_a_folder_are_inspected_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a.parquet", "b.parquet", "c.parquet"]
+    for name in names:
+        (tmp_path / name).touch()
+    together = Barrier(len(names))
+
+    def inspected(_: Inputs, name: str) -> bool:
+        together.wait(timeout=10)
+        return name != "b.parquet"
+
+    monkeypatch.setattr(Inputs, "_may_hold_audio", inspected)
+    inputs = Inputs(str(tmp_path))
+    assert {source.uri for source in inputs.sources()} == {"a.parquet", "c.parquet"}
+    assert inputs.others == 1
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet", "flac"])

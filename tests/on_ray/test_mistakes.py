@@ -16,6 +16,7 @@ from audiodiff_core.checkpoint import ModelRecord, save_model
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
+from audiodiff_platform.audio_files import require_outside
 from audiodiff_platform.demo.job import DemoOptions, demo
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.entry import run_verb as job
@@ -84,7 +85,7 @@ def test_what_is_encoded_or_evaluated_is_not_there(run: Run, tmp_path: Path) -> 
     missing, out = tmp_path / "missing", tmp_path / "out"
     for arguments, words in (
         (
-            ("encode", "--input_dir", tmp_path, "--encoder", missing, "--output_dir", out),
+            ("encode", "--input_dir", missing, "--encoder", missing, "--output_dir", out),
             "no such folder, and not a Hugging Face id",
         ),
         (
@@ -101,6 +102,23 @@ def test_what_is_encoded_or_evaluated_is_not_there(run: Run, tmp_path: Path) -> 
         status, line = run(*arguments)
         assert (status, words in line) == (2, True), line
     assert not out.exists()
+
+
+def test_an_output_folder_in_the_input_folder(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in", "in/deep/out", "link/out", "in/../in/out"):
+        for arguments in (("prepare",), ("encode", "--encoder", tmp_path / "missing")):
+            line = run(*arguments, "--input_dir", tmp_path / "in", "--output_dir", tmp_path / out)
+            assert line == (
+                2,
+                f"error: output_dir {tmp_path / out} lies in input_dir {tmp_path / 'in'}: use a folder outside",
+            )
+    assert not any((tmp_path / "in").iterdir())
+    require_outside("s3://bucket/music2", "s3://bucket/music")
+    require_outside(str(tmp_path / "input"), str(tmp_path / "in"))
+    with pytest.raises(ValueError, match=r"^output_dir s3://bucket/music/mel lies in input_dir s3a://bucket/music/: "):
+        require_outside("s3://bucket/music/mel", "s3a://bucket/music/")
 
 
 def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:
@@ -141,7 +159,10 @@ def test_flags_override_the_recipe(run: Run, tmp_path: Path) -> None:
         (["--resolution", "4"], "x_res is 4"),
         (["--overlap", "1"], "overlap is '1'"),
         (["--hop_length", "many"], "hop_length is 'many'"),
-        (["--hop", "3"], "unknown arguments: --hop"),
+        (["--hop", "3"], "unknown arguments: --hop 3; did you mean --hop_length?"),
+        (["--sampel_rate", "8000"], "unknown arguments: --sampel_rate 8000; did you mean --sample_rate?"),
+        (["--sample-rate=8000"], "unknown arguments: --sample-rate=8000; did you mean --sample_rate?"),
+        (["--hop_length", "3", "--hop_length=4"], "hop_length is repeated, with the values 3, 4: it takes one value"),
         (["--num_workers", "0"], "num_workers is '0'"),
     ],
 )

@@ -3,7 +3,9 @@
 The data stays whole under throttling and broken connections, and no secret is shown.
 """
 
+import errno
 import logging
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +38,20 @@ def test_what_is_written_is_read(uri: str) -> None:
     assert folder.read("0.bin") == b"other"
     folder.write_json("deep/er/settings.json", {"a": [1, None]})
     assert folder.read_json("deep/er/settings.json") == {"a": [1, None]}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_hard_links_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", fail)
+    folder = Folder(str(tmp_path / "out"))
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path}/out: this disk does not support hard links .* on another disk or on a store$"
+    ):
+        folder.create("a.json", b"{}")
+    assert not any((tmp_path / "out").iterdir())
 
 
 def test_names_of_more_objects_than_a_listing_gives_at_once(uri: str) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,8 +28,12 @@ from audiodiff_platform.cluster import holds_secret
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.storage import Entry, Folder, PassedOver
 
+ItemT = TypeVar("ItemT")
+
 CONCURRENT_REQUESTS = 32
 UNREADABLE_SHOWN = 10
+OWN_FORMAT = b"audiodiff_format_version"
+"""Key in the schema metadata of the manifest of generated loops."""
 
 
 class Inputs(SourceFiles):
@@ -101,20 +106,27 @@ class Inputs(SourceFiles):
         self.others += 1
 
     def _in_folder(self) -> Iterator[Source]:
-        """Yield the sources of the input folder."""
+        """Yield the sources of the input folder, Parquet files last."""
+        tables: list[Entry] = []
         for entry in self._walk():
             path = PurePosixPath(entry.name)
             extension = path.suffix.lower()
             if kind := hidden_kind(path):
                 self._skip(kind)
-            elif extension in AUDIO_EXTENSIONS | {".tar"} or (
-                extension == ".parquet" and self._may_hold_audio(entry.name)
-            ):
-                name = utf8(entry.name)
-                version = entry.version if name == entry.name else "not utf-8"
-                yield Source(name, entry.size, "elsewhere" if is_absolute(name) else version)
+            elif extension == ".parquet":
+                tables.append(entry)
+            elif extension in AUDIO_EXTENSIONS | {".tar"}:
+                yield _listed(entry)
             else:
                 self._skip(kind_of(entry.name))
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+            for batch in _batches(tables):
+                names = [entry.name for entry in batch]
+                for entry, may_hold_audio in zip(batch, pool.map(self._may_hold_audio, names), strict=True):
+                    if may_hold_audio:
+                        yield _listed(entry)
+                    else:
+                        self._skip(kind_of(entry.name))
 
     def _walk(self) -> Iterator[Entry]:
         """Yield the files of the input folder. Raise ValueError if the folder is missing or unreadable."""
@@ -150,7 +162,7 @@ class Inputs(SourceFiles):
             yield Source(entry.name, entry.size, entry.version)
 
     def _may_hold_audio(self, uri: str) -> bool:
-        """Return False for a Parquet file without an audio column, True for any other Parquet file.
+        """Return False for a Parquet file without an audio column or with the rows of generated loops, else True.
 
         An audio column with rows without audio is recorded in `_without_audio`.
         """
@@ -162,6 +174,8 @@ class Inputs(SourceFiles):
         with file:
             try:
                 table = pq.ParquetFile(file, buffer_size=READ_BUFFER_BYTES)
+                if OWN_FORMAT in (table.schema_arrow.metadata or {}):  # the loops themselves lie beside their manifest
+                    return False
                 column = audio_column(table.schema_arrow)
                 if column is not None and (rows := rows_without_audio(table, column)).missing:
                     self._without_audio[uri] = rows
@@ -216,7 +230,14 @@ class Inputs(SourceFiles):
         )
 
 
-def _batches(uris: Iterable[str]) -> Iterator[list[str]]:
-    remaining = iter(uris)
+def _listed(entry: Entry) -> Source:
+    """Return the source of a file in the input folder."""
+    name = utf8(entry.name)
+    version = entry.version if name == entry.name else "not utf-8"
+    return Source(name, entry.size, "elsewhere" if is_absolute(name) else version)
+
+
+def _batches(items: Iterable[ItemT]) -> Iterator[list[ItemT]]:
+    remaining = iter(items)
     while batch := list(islice(remaining, 16 * CONCURRENT_REQUESTS)):
         yield batch

@@ -7,6 +7,7 @@ not supported.
 import codecs
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from unicodedata import normalize
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,13 +48,16 @@ def list_entries(folder: Folder, name: str) -> Iterator[str]:
 def spellings(entry: str) -> list[str]:
     """Return the possible file names of a list entry, in the order in which they are tried.
 
-    The order is: the entry itself, the entry without surrounding blanks, and both texts with `/` for each backslash.
+    The order is: the entry itself, the entry without surrounding blanks, both texts with `/` for each backslash, and
+    all of these in the composed and the decomposed form of Unicode. macOS names files in the decomposed form.
     """
     stripped = without_blanks(entry)
     if "://" in stripped:
-        return [stripped]
-    separated = [name.replace("\\", "/") for name in (entry, stripped)]
-    return list(dict.fromkeys(str(PurePosixPath(name)) for name in (entry, stripped, *separated)))
+        names = [stripped]
+    else:
+        separated = [name.replace("\\", "/") for name in (entry, stripped)]
+        names = [str(PurePosixPath(name)) for name in (entry, stripped, *separated)]
+    return list(dict.fromkeys([*names, *(normalize(form, name) for name in names for form in ("NFC", "NFD"))]))
 
 
 def without_blanks(entry: str) -> str:

@@ -7,7 +7,7 @@ of `array` and `sampling_rate`).
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -25,10 +25,10 @@ FIELDS = frozenset({"bytes", "path", "array", "sampling_rate"})
 MAX_ROWS_CHECKED, MAX_CHECKED_BYTES = 1_000, 1 << 20
 MAX_EMPTY_ROWS_CHECKED = 100_000  # the limit until a row with audio is found
 READ_BUFFER_BYTES = 1 << 20  # without a buffer, pyarrow reads the audio of a complete row group into memory
-# A few compressed bytes can expand to any number of equal samples. The memory for the samples of a row group is limited
-# to MIN_ARRAY_BYTES or to ARRAY_BYTES_PER_BYTE for each stored byte, whichever is larger.
-MIN_ARRAY_BYTES = 256 << 20
-ARRAY_BYTES_PER_BYTE = 64
+# A few compressed bytes can expand to any number of equal bytes or samples. The memory for a column of a row group is
+# limited to MIN_GROUP_BYTES or to GROUP_BYTES_PER_BYTE for each stored byte, whichever is larger.
+MIN_GROUP_BYTES = 256 << 20
+GROUP_BYTES_PER_BYTE = 64
 
 NOT_EMBEDDED = "row has a path but no audio: embed the files in the Parquet file"
 
@@ -111,8 +111,7 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
     fields = _fields(table.schema_arrow.field(column).type)
     paths = [path for path in _leaves(table, column) if not path.startswith(f"{column}.array.")]
     missing = checked = size = 0
-    for batch in table.iter_batches(batch_size=1, columns=paths):
-        (cell,) = batch.column(0)
+    for cell in _group_cells(table, column, range(table.num_row_groups), paths):
         content = _value(cell, "bytes")
         has_audio = content is not None or ("array" in fields and cell.is_valid)
         missing, checked, size = missing + (not has_audio), checked + 1, size + len(content or b"")
@@ -212,22 +211,30 @@ def _cells(table: pq.ParquetFile, column: str, source: Source) -> Iterator[tuple
                 continue
             if stop > source.part.stop:
                 raise changed_error(source)
-        if "array" in _fields(table.schema_arrow.field(column).type):
-            _check_samples(table, column, group)
-        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=_leaves(table, column)):
-            for cell in batch.column(0):
-                yield number, cell
-                number += 1
+        for cell in _group_cells(table, column, [group], _leaves(table, column)):
+            yield number, cell
+            number += 1
 
 
-def _check_samples(table: pq.ParquetFile, column: str, group: int) -> None:
-    """Raise ArrowInvalid if the samples of a row group could exhaust the memory."""
+def _group_cells(
+    table: pq.ParquetFile, column: str, groups: Iterable[int], leaves: Sequence[str]
+) -> Iterator[pa.Scalar]:
+    """Yield the cells of a column in row groups. Raise ArrowInvalid if a row group could exhaust the memory."""
+    for group in groups:
+        _check_memory(table, column, group)
+        for batch in table.iter_batches(batch_size=1, row_groups=[group], columns=leaves):
+            yield from batch.column(0)
+
+
+def _check_memory(table: pq.ParquetFile, column: str, group: int) -> None:
     row_group = table.metadata.row_group(group)
     for chunk in (row_group.column(place) for place in range(row_group.num_columns)):
-        stored = chunk.total_compressed_size
-        bound = max(MIN_ARRAY_BYTES, ARRAY_BYTES_PER_BYTE * stored)
+        stored, expanded = chunk.total_compressed_size, chunk.total_uncompressed_size
+        bound = max(MIN_GROUP_BYTES, GROUP_BYTES_PER_BYTE * stored)
         if chunk.path_in_schema.startswith(f"{column}.array.") and chunk.num_values * 8 > bound:
             raise pa.ArrowInvalid(f"row group {group} declares {chunk.num_values:,} samples in {stored:,} bytes")
+        if f"{chunk.path_in_schema}.".startswith(f"{column}.") and expanded > bound:
+            raise pa.ArrowInvalid(f"row group {group} expands from {stored:,} to {expanded:,} bytes: at most {bound:,}")
 
 
 def _leaves(table: pq.ParquetFile, column: str) -> list[str]:

@@ -64,6 +64,11 @@ class Source:
         return self.extension in CONTAINER_EXTENSIONS
 
     @property
+    def in_container(self) -> bool:
+        """True if the URI is that of a member of a container."""
+        return any(folder.suffix.lower() in CONTAINER_EXTENSIONS for folder in PurePosixPath(self.uri).parents)
+
+    @property
     def seconds(self) -> float:
         """The duration of the audio in seconds, estimated from the size and the extension."""
         return self.bytes / _BYTES_PER_SECOND.get(self.extension, _COMPRESSED_BYTES_PER_SECOND)

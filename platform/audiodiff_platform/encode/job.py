@@ -23,7 +23,7 @@ from audiodiff_core.checkpoint import load_vae
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
-from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
+from audiodiff_platform.audio_files import Inputs, Source, described, require_outside, shortened, skipped_in
 from audiodiff_platform.cluster import encoder_source, require_shared, usable_encoder, usable_path
 from audiodiff_platform.cluster.options import WorkerOptions
 from audiodiff_platform.encode.embeddings import EmbeddingsWorker, embedded
@@ -111,6 +111,8 @@ def encode(options: EncodeOptions) -> dict[str, Any]:
 def embed(options: EncodeOptions) -> dict[str, Any]:
     """Compute embeddings of the audio files of an input or of a mel dataset, and return the summary."""
     assert options.encoder is not None
+    if options.input_dir is not None:
+        require_outside(options.output_dir, options.input_dir)
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
     settings = {
@@ -166,7 +168,13 @@ def _sources(options: EncodeOptions, inputs: Inputs, tracks: set[str] | None) ->
                 f"dataset_name {options.dataset_name} holds no audio, and names its audio files relative to a "
                 f"folder ({relative}): pass this folder as input_dir"
             )
-        yield from inputs.named(sorted(tracks))
+        for source in inputs.named(sorted(tracks)):
+            if source.version == "missing" and source.in_container:
+                raise ValueError(
+                    f"dataset_name {options.dataset_name} names members of containers ({source.uri}): "
+                    "pass the list from which it was prepared as input_dir"
+                )
+            yield source
         return
     remaining, in_order = set(tracks), sorted(tracks)
     for source in inputs.sources():
@@ -210,9 +218,11 @@ def _finish_embeddings(
         raise JobError(
             f"{len(failures)} of {files} files cannot be used (max_bad_fraction {options.max_bad_fraction:g})"
         )
-    if tracks is not None and (lost := sorted(tracks & {failure["audio_file"] for failure in failures})):
+    reasons = {failure["audio_file"]: failure["reason"] for failure in failures}
+    if tracks is not None and (lost := sorted(tracks & reasons.keys())):
         raise JobError(
-            f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]}"
+            f"{len(lost)} files of dataset_name {options.dataset_name} cannot be embedded, such as {lost[0]} "
+            f"({reasons[lost[0]]}): replace or split these files, prepare them into another folder, and encode that one"
         )
     summary = {**settings, "embeddings": embeddings, "unusable": len(failures), "digest": _digest(settings, records)}
     job.succeed(summary)

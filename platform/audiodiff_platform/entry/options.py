@@ -10,7 +10,7 @@ recipe and on the command line.
 
 import argparse
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
@@ -83,6 +83,8 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
         parser.add_argument(
             "--recipe",
             type=Path,
+            action="append",
+            default=argparse.SUPPRESS,
             metavar="FILE",
             help=f"YAML file with a section '{section}'; flags override its values",
         )
@@ -95,16 +97,17 @@ def from_command_line(options: type[OptionsT], section: str, arguments: Sequence
             parser.add_argument(
                 f"--{name}", action=argparse.BooleanOptionalAction, help=text, default=argparse.SUPPRESS
             )
-        elif _is_repeatable(options, name):
-            parser.add_argument(
-                f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=name.upper()
-            )
         else:
-            parser.add_argument(
-                f"--{name}", help=text, default=argparse.SUPPRESS, metavar=name.upper().rsplit("_", 1)[-1]
-            )
-    flags = vars(parser.parse_args(_with_dashed_values(arguments, options)))
-    recipe = None if verb_reads_recipe else flags.pop("recipe")
+            value = name.upper() if _is_repeatable(options, name) else name.upper().rsplit("_", 1)[-1]
+            parser.add_argument(f"--{name}", action="append", help=text, default=argparse.SUPPRESS, metavar=value)
+    parsed, unknown = parser.parse_known_args(_with_dashed_values(arguments, options))
+    if unknown:
+        flag = next((argument for argument in unknown if argument.startswith("--")), None)
+        known = [f"--{name}" for name in (*options.model_fields, "recipe")]
+        hint = _nearest(flag.partition("=")[0], known) if flag else ""
+        raise ValueError(f"unknown arguments: {' '.join(unknown)}{hint}")
+    flags = {name: _flag_value(options, name, value) for name, value in vars(parsed).items()}
+    recipe = None if verb_reads_recipe else flags.pop("recipe", None)
     recipe_values = read_recipe(recipe).get(section, {}) if recipe else {}
     return validated(
         options, {**recipe_values, **flags}, f"{recipe}, section {section}" if recipe else COMMAND_LINE, flags
@@ -187,6 +190,16 @@ def _value(options: type[Options], name: str, value: Any) -> Any:
     return None if value.casefold() in NO_VALUE else value
 
 
+def _flag_value(options: type[Options], name: str, value: Any) -> Any:
+    """Return the value of a flag. Raise ValueError if a flag that takes one value has several."""
+    if not isinstance(value, list) or _is_repeatable(options, name):
+        return value
+    if len(value) > 1:
+        values = ", ".join(map(str, value))
+        raise ValueError(f"{COMMAND_LINE}: {name} is repeated, with the values {values}: it takes one value")
+    return value[0]
+
+
 def _is_repeatable(options: type[Options], name: str) -> bool:
     return name in options.model_fields and get_origin(options.model_fields[name].annotation) is tuple
 
@@ -216,7 +229,7 @@ def _mistake(problem: Any, options: type[Options], origin: str) -> str:
             return f"{origin}: {name} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
 
 
-def _nearest(name: str, known: Mapping[str, Any]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"; did you mean {close[0]}?" if close else f"; valid names are {', '.join(known)}"
 
@@ -244,4 +257,4 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that raises ValueError instead of exiting."""
 
     def error(self, message: str) -> Any:
-        raise ValueError(message.replace("unrecognized arguments", "unknown arguments"))
+        raise ValueError(message)

@@ -19,7 +19,7 @@ import numpy as np
 from audiodiff_core.checkpoint import load_model, record_metrics
 from audiodiff_core.evaluation import MAX_SAMPLE_ITEMS, MIN_ITEMS, Gathered, closest, compare
 from audiodiff_core.evaluation.embedders import load_embedder
-from audiodiff_core.evaluation.features import EMBEDDER
+from audiodiff_core.evaluation.features import EMBEDDER, check_bands
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_core.files.builtin import is_builtin
@@ -65,6 +65,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         raise ValueError(f"model {options.model}: has no record to write figures into: convert it first")
     sides = open_sides(options)
     mel = common_mel(options, sides, model.mel if model else None)
+    if options.embedder == EMBEDDER:
+        check_bands(mel.y_res)
     embedder = load_embedder(options.embedder, mel.sample_rate)
     for name, side in sides.items():
         if embedder.needs_audio and side.mel is not None:

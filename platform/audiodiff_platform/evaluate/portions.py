@@ -24,6 +24,7 @@ class Portion:
         sources: Sources in the audio folder.
         manifests: Parts of the manifest of the folder of loops.
         part: Path of the file in the mel dataset, or an empty text.
+        digests: Digests of `manifests`, or of the mel dataset.
         round_trips: Number of items, from the start of the portion, that are also converted to audio by the vocoder
             and embedded again.
     """
@@ -33,6 +34,7 @@ class Portion:
     sources: tuple[Source, ...] = ()
     manifests: tuple[str, ...] = ()
     part: str = ""
+    digests: tuple[str, ...] = ()
     round_trips: int = 0
 
 

@@ -108,21 +108,23 @@ def open_sides(options: EvaluateOptions) -> dict[str, Side]:
 def _open_held_out(uri: str, reference: str) -> Side:
     """Open the validation split of a mel dataset if the split exists, or else the complete input."""
     side = _open_side(HELD_OUT, uri, VALIDATION_SPLIT)
-    if side.portions:
+    if side.mel is not None and side.portions:
         return side
     if Folder(uri).root == Folder(reference).root:
         raise ValueError(
             f"held_out {uri}: is the reference, and has no held-out tracks: "
             "name audio that was not used for training, or omit held_out"
         )
-    return _open_side(HELD_OUT, uri)
+    return side if side.mel is None else _open_side(HELD_OUT, uri)
 
 
 def _open_side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
     folder = Folder(uri)
     if folder.exists(DATASET_SETTINGS):
         dataset = _open_dataset(name, uri, split)
-        return Side([Portion(name, uri, part=data_file(shard, split)) for shard in dataset.shards], dataset.mel)
+        digests = (dataset.digest,)
+        portions = [Portion(name, uri, part=data_file(shard, split), digests=digests) for shard in dataset.shards]
+        return Side(portions, dataset.mel)
     if folder.exists(loops_folder.LOOPS_SETTINGS):
         if not folder.exists(commits.SUCCESS):
             raise ValueError(
@@ -147,12 +149,13 @@ def _open_side(name: str, uri: str, split: str = TRAIN_SPLIT) -> Side:
 
 def _loop_portions(name: str, folder: Folder) -> list[Portion]:
     """Divide the manifest of a folder of loops into portions. The loops themselves are not listed."""
-    manifests = [part.path for part in loops_folder.committed_files(folder, "manifest")]
-    size = max(1, -(-len(manifests) // MAX_LOOP_PORTIONS))
-    return [
-        Portion(name, folder.uri, manifests=tuple(manifests[first : first + size]))
-        for first in range(0, len(manifests), size)
-    ]
+    parts = [(part.path, part.sha256) for part in loops_folder.committed_files(folder, "manifest")]
+    size = max(1, -(-len(parts) // MAX_LOOP_PORTIONS))
+    portions = []
+    for first in range(0, len(parts), size):
+        manifests, digests = zip(*parts[first : first + size], strict=True)
+        portions.append(Portion(name, folder.uri, manifests=manifests, digests=digests))
+    return portions
 
 
 def _open_dataset(name: str, uri: str, split: str) -> MelDataset:

@@ -3,6 +3,7 @@
 A reader sees the complete new file, or the state before the write.
 """
 
+import errno
 import os
 import re
 import uuid
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
@@ -29,12 +31,22 @@ def create_file(target: Path, content: bytes) -> bool:
 
     Returns:
         False if the file exists already. The file is then unchanged.
+
+    Raises:
+        ValueError: The disk does not support hard links.
     """
     with _temporary_file(target, content) as temporary:
         try:
             os.link(temporary, target)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            raise ValueError(
+                f"{target.parent}: this disk does not support hard links ({error.strerror}), by which a job writes "
+                "each of its records once: use a folder on another disk or on a store"
+            ) from error
     return True
 
 
