@@ -8,7 +8,7 @@ from audiodiff_platform.storage import Folder
 def require_outside(output_dir: str, input_dir: str) -> None:
     """Require that the output folder of a job is neither its input folder nor in it.
 
-    A rerun would otherwise take unfinished files of the output for input. Links on a disk are followed.
+    A rerun would otherwise take files of the output for input. Links on a disk are followed.
 
     Raises:
         ValueError: The output folder is the input folder or lies in it.

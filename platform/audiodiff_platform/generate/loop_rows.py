@@ -1,7 +1,6 @@
 """Loops that a job generates: the rows of a file, the seeds of a sweep, or variations of a folder."""
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_core.sampling.requests import Request
-from audiodiff_platform.audio_files import Inputs, Source, described
+from audiodiff_platform.audio_files import Inputs, Source, described, require_outside
 from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.checked_rows import (
@@ -31,7 +30,6 @@ from audiodiff_platform.generate.options import GenerateOptions
 from audiodiff_platform.generate.request_files import file_version, look_up
 from audiodiff_platform.generate.request_rows import MAX_ROWS, Row, read_rows
 from audiodiff_platform.mel_data.encodings import Encodings, read_encodings
-from audiodiff_platform.storage import Folder
 
 MAX_STEM = 100
 _UNSAFE = re.compile(r"[^\w.+-]+")
@@ -206,7 +204,7 @@ def _suffix(combination: Mapping[str, str], request: Request) -> str:
 def _input_files(options: GenerateOptions) -> list[tuple[str, Source]]:
     """Return the audio files of `input_dir`, each after its absolute path or URI."""
     assert options.input_dir is not None
-    _require_outside(options)
+    require_outside(options.output_dir, options.input_dir)
     inputs = Inputs(options.input_dir)
     sources = sorted(inputs.sources(), key=lambda source: source.uri)
     files = [source for source in sources if source.extension in AUDIO_EXTENSIONS]
@@ -222,18 +220,6 @@ def _input_files(options: GenerateOptions) -> list[tuple[str, Source]]:
             f"at most {MAX_ROWS:,} loops, use several output folders"
         )
     return [(_absolute(inputs, source), source) for source in files]
-
-
-def _require_outside(options: GenerateOptions) -> None:
-    """Require that the loops of a job are not written into its own input."""
-    assert options.input_dir is not None
-    source, output = (Folder(uri) for uri in (options.input_dir, options.output_dir))
-    roots = [os.path.realpath(one.root) if one.is_local else one.root for one in (source, output)]
-    if source.scheme == output.scheme and f"{roots[1]}/".startswith(f"{roots[0].rstrip('/')}/"):
-        raise ValueError(
-            f"output_dir {options.output_dir} lies in input_dir {options.input_dir}, so that later runs would vary the "
-            "loops of earlier runs: use an output_dir outside of it"
-        )
 
 
 def _absolute(inputs: Inputs, source: Source) -> str:

@@ -176,12 +176,8 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
         summary = _prepare(options, inputs, lease)
     if options.push_to_hub:
         publish(output, options.push_to_hub)
-    return {
-        "verb": "prepare",
-        "output_dir": options.output_dir,
-        "seconds": round(time.monotonic() - began, 1),
-        **summary,
-    }
+    seconds = round(time.monotonic() - began, 1)
+    return {"verb": "prepare", "output_dir": options.output_dir, "seconds": seconds, **summary}
 
 
 def _prepare(options: PrepareOptions, inputs: Inputs, lease: Lease) -> dict[str, Any]:
