@@ -307,7 +307,8 @@ def test_a_state_goes_round_and_goes_on_to_the_same_bits(
 
 def test_loaded_moments_have_the_strides_of_their_weights() -> None:
     """CUDA's fused kernel refuses other strides. Checkpoints hold contiguous tensors."""
-    network = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    network: Any = torch.nn.Conv2d(3, 4, 3)
+    network.to(memory_format=torch.channels_last)
     old, new = (torch.optim.AdamW(network.parameters(), fused=True) for _ in range(2))
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
