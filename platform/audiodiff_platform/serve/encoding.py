@@ -43,7 +43,7 @@ class Encoding:
         self._profile = ExecutionProfile.here(device="cpu")
         self._profile.prepare_process()
         self._encoders = {facts.name: _loaded(facts) for facts in encoders}
-        self._uploads = UploadDecoder(options.max_wait_s)
+        self._uploads = UploadDecoder(options.max_wait_s, options.longest_track_s)
         self._network = ThreadPoolExecutor(1, "encode")
         self._decoded = asyncio.Semaphore(DECODED_AT_ONCE)
         self._metrics = EncodingMetrics()
