@@ -379,22 +379,14 @@ def test_a_folder_is_varied_and_grows(model: Path, loops: Path, tmp_path: Path) 
         generate(_options(model, out, **options))
 
 
-@pytest.mark.parametrize("place", ["in", "in/loops", "linked"])
-def test_an_output_folder_in_the_input_folder_is_refused(model: Path, take: str, tmp_path: Path, place: str) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "take.flac").symlink_to(take)
-    (tmp_path / "linked").symlink_to(tmp_path / "in", target_is_directory=True)
-    out = tmp_path / place
-    with pytest.raises(ValueError, match=f"^output_dir {out} lies in input_dir {tmp_path}/in: use a folder outside"):
-        generate(_options(model, out, input_dir=str(tmp_path / "in")))
-    assert [file.name for file in (tmp_path / "in").iterdir()] == ["take.flac"]
-
-
-def test_an_output_folder_in_the_input_folder_of_a_store_is_refused(model: Path) -> None:
-    options = _options(model, Path(), input_dir="s3a://bucket/takes")
-    check = RequestCheck(load_outline(model))
-    with pytest.raises(ValueError, match=r"^output_dir s3://bucket/takes/loops lies in input_dir s3a://bucket/takes: "):
-        loop_rows(options.model_copy(update={"output_dir": "s3://bucket/takes/loops"}), check)
+def test_loops_in_the_input_folder_are_not_varied(model: Path, take: str, tmp_path: Path) -> None:
+    for name in ("in/take.flac", "in/loops/audio/0000000000.flac", "in/loops-of-others/take.flac"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(take)
+    options = _options(model, tmp_path / "in" / "loops", input_dir=str(tmp_path / "in"))
+    loops = loop_rows(options, RequestCheck(load_outline(model)))
+    assert loops.sources.keys() == {f"{tmp_path}/in/loops-of-others/take.flac", f"{tmp_path}/in/take.flac"}
+    assert loops.count == 2
 
 
 @pytest.fixture(scope="module")

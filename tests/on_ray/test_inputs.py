@@ -13,6 +13,7 @@ from datasets import Audio, Dataset
 
 from audiodiff_core.audio import AudioDecodeError
 from audiodiff_platform.audio_files import Inputs, Source, items
+from audiodiff_platform.audio_files.own_output import output_in
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.mel_data.loops_folder import MANIFEST_SCHEMA
 
@@ -42,6 +43,25 @@ def parquet(few_loops: Path, tmp_path: Path) -> Path:
 
 def read(inputs: Inputs, source: Source, scratch: Path) -> dict[str, bytes]:
     return {item.name: item.local.read_bytes() for item in items(source, inputs.fetch(source, scratch), scratch)}
+
+
+@pytest.mark.parametrize("place", ["mel", "link/mel", "in/../in/mel"])
+def test_the_output_of_a_job_is_not_its_input(few_loops: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "in" / "mel" / "_tmp").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for name in ("a.flac", "mel/_tmp/item.flac", "melodies.flac"):
+        os.link(few_loops / "loop_mika.flac", tmp_path / "in" / name)
+    output = tmp_path / (f"in/{place}" if place == "mel" else place)
+    inputs = Inputs(str(tmp_path / "in"), str(output))
+    assert {source.uri for source in inputs.sources()} == {"a.flac", "melodies.flac"}
+    assert inputs.others == 0
+
+
+def test_where_an_output_folder_lies() -> None:
+    assert output_in("s3a://bucket/music/", "s3://bucket/music/mel") == "mel"
+    assert output_in("s3://bucket/music", "s3://bucket/music2") is None
+    with pytest.raises(ValueError, match=r"^output_dir s3://bucket/music is input_dir: use another folder"):
+        output_in("s3a://bucket/music/", "s3://bucket/music")
 
 
 def test_a_folder_of_all_kinds(few_loops: Path, tar: Path, parquet: Path, tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from audiodiff_core.checkpoint import ModelRecord, save_model
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import build_network
-from audiodiff_platform.audio_files import require_outside
 from audiodiff_platform.demo.job import DemoOptions, demo
 from audiodiff_platform.encode.job import EncodeOptions, encode
 from audiodiff_platform.entry import run_verb as job
@@ -104,21 +103,17 @@ def test_what_is_encoded_or_evaluated_is_not_there(run: Run, tmp_path: Path) -> 
     assert not out.exists()
 
 
-def test_an_output_folder_in_the_input_folder(run: Run, tmp_path: Path) -> None:
+def test_an_output_folder_that_is_the_input_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
-    for out in ("in", "in/deep/out", "link/out", "in/../in/out"):
+    for out in ("in", "link", "in/../in"):
         for arguments in (("prepare",), ("encode", "--encoder", tmp_path / "missing")):
             line = run(*arguments, "--input_dir", tmp_path / "in", "--output_dir", tmp_path / out)
             assert line == (
                 2,
-                f"error: output_dir {tmp_path / out} lies in input_dir {tmp_path / 'in'}: use a folder outside",
+                f"error: output_dir {tmp_path / out} is input_dir: use another folder, whose files are no input",
             )
     assert not any((tmp_path / "in").iterdir())
-    require_outside("s3://bucket/music2", "s3://bucket/music")
-    require_outside(str(tmp_path / "input"), str(tmp_path / "in"))
-    with pytest.raises(ValueError, match=r"^output_dir s3://bucket/music/mel lies in input_dir s3a://bucket/music/: "):
-        require_outside("s3://bucket/music/mel", "s3a://bucket/music/")
 
 
 def test_recipes_with_mistakes(run: Run, tmp_path: Path) -> None:

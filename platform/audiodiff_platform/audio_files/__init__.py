@@ -4,7 +4,6 @@ from audiodiff_platform.audio_files.containers import items
 from audiodiff_platform.audio_files.fetching import fetched
 from audiodiff_platform.audio_files.inputs import Inputs
 from audiodiff_platform.audio_files.item import AudioItem
-from audiodiff_platform.audio_files.outside import require_outside
 from audiodiff_platform.audio_files.parts import in_parts
 from audiodiff_platform.audio_files.ranges import source_sha256
 from audiodiff_platform.audio_files.skipped import described, shortened, skipped_in
@@ -19,7 +18,6 @@ __all__ = [
     "fetched",
     "in_parts",
     "items",
-    "require_outside",
     "shortened",
     "skipped_in",
     "source_sha256",

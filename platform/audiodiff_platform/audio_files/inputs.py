@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_platform.audio_files.hidden import is_hidden_folder
 from audiodiff_platform.audio_files.lists import LIST_EXTENSIONS, list_entries
+from audiodiff_platform.audio_files.own_output import output_in
 from audiodiff_platform.audio_files.parquet_rows import (
     READ_BUFFER_BYTES,
     RowsWithoutAudio,
@@ -42,20 +43,25 @@ class Inputs(SourceFiles):
     Args:
         uri: The URI of the input: a folder or prefix, a single file, or a list of names (a .txt file, or a .parquet
             file with a column of names).
+        output_dir: The folder that a job writes to. If it lies in the input folder, its files are passed over.
 
     Attributes:
         folder: The input folder, or the folder of the single file or list.
         skipped: The number of skipped files, folders and links, by kind.
         others: The number of skipped files, without skipped folders and links.
         unreadable: The names of folders and links that cannot be read.
+
+    Raises:
+        ValueError: The input folder is the folder that the job writes to.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, output_dir: str | None = None) -> None:
         extension = PurePosixPath(uri).suffix.lower()
         is_file = extension in LIST_EXTENSIONS | CONTAINER_EXTENSIONS | AUDIO_EXTENSIONS and not Folder(uri).is_folder()
         super().__init__(Folder(uri.rstrip("/").rsplit("/", 1)[0] if is_file else uri))
         self.uri = uri
         self._file = uri.rstrip("/").rsplit("/", 1)[1] if is_file else None
+        self._own_output = None if is_file or output_dir is None else output_in(uri, output_dir)
         self._passed_over = PassedOver(is_hidden_folder)
         self.skipped: Counter[str] = self._passed_over.counts
         self.unreadable = self._passed_over.unreadable
@@ -136,7 +142,9 @@ class Inputs(SourceFiles):
                     raise ValueError(f"input_dir {self.uri}: {refusal(PurePosixPath(self.uri).name)}")
                 self.folder.entry("")  # raises PermissionError if the folder may exist
                 raise ValueError(f"input_dir {self.uri}: no such folder")
-            yield from self.folder.walk(self._passed_over)
+            for entry in self.folder.walk(self._passed_over):
+                if self._own_output is None or not entry.name.startswith(f"{self._own_output}/"):
+                    yield entry
         except FileNotFoundError as error:
             raise ValueError(f"input_dir {self.uri}: no such folder") from error
         except PermissionError as error:

@@ -23,7 +23,7 @@ from audiodiff_core.checkpoint import load_vae
 from audiodiff_core.embeddings import load_encoder
 from audiodiff_core.latents import latent_shape
 from audiodiff_core.models import network_digest
-from audiodiff_platform.audio_files import Inputs, Source, described, require_outside, shortened, skipped_in
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import encoder_source, require_shared, usable_encoder, usable_path
 from audiodiff_platform.cluster.options import WorkerOptions
 from audiodiff_platform.encode.embeddings import EmbeddingsWorker, embedded
@@ -111,8 +111,7 @@ def encode(options: EncodeOptions) -> dict[str, Any]:
 def embed(options: EncodeOptions) -> dict[str, Any]:
     """Compute embeddings of the audio files of an input or of a mel dataset, and return the summary."""
     assert options.encoder is not None
-    if options.input_dir is not None:
-        require_outside(options.output_dir, options.input_dir)
+    inputs = Inputs(options.input_dir, options.output_dir) if options.input_dir else Inputs(str(options.dataset_name))
     name = usable_encoder(options.encoder)
     encoder, output = load_encoder(name), Folder(options.output_dir)
     settings = {
@@ -123,7 +122,6 @@ def embed(options: EncodeOptions) -> dict[str, Any]:
     }
     commits.require_same(output, ENCODE_SETTINGS, settings)
     tracks = _tracks(options.dataset_name) if options.dataset_name else None
-    inputs = Inputs(options.input_dir or str(options.dataset_name))
     with owned(output, options.take_over) as lease:
         planned, new = new_sources(output, _sources(options, inputs, tracks), inputs)
         for line in inputs.describe():

@@ -15,7 +15,7 @@ from audiodiff_core.pipeline import References, RequestCheck
 from audiodiff_core.sampling import GenerateRequest, SamplingParameters
 from audiodiff_core.sampling.conditions import Condition, Conditioned
 from audiodiff_core.sampling.requests import Request
-from audiodiff_platform.audio_files import Inputs, Source, described, require_outside
+from audiodiff_platform.audio_files import Inputs, Source, described
 from audiodiff_platform.audio_files.source_files import is_absolute
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.generate.checked_rows import (
@@ -204,8 +204,7 @@ def _suffix(combination: Mapping[str, str], request: Request) -> str:
 def _input_files(options: GenerateOptions) -> list[tuple[str, Source]]:
     """Return the audio files of `input_dir`, each after its absolute path or URI."""
     assert options.input_dir is not None
-    require_outside(options.output_dir, options.input_dir)
-    inputs = Inputs(options.input_dir)
+    inputs = Inputs(options.input_dir, options.output_dir)
     sources = sorted(inputs.sources(), key=lambda source: source.uri)
     files = [source for source in sources if source.extension in AUDIO_EXTENSIONS]
     for line in inputs.describe():

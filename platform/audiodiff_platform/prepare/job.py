@@ -16,7 +16,7 @@ from audiodiff_core.audio import AUDIO_EXTENSIONS
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.mel.checks import check_mel, expected_bytes, expected_slices
 from audiodiff_core.mel.slices import Slicing
-from audiodiff_platform.audio_files import Inputs, Source, described, require_outside, shortened, skipped_in
+from audiodiff_platform.audio_files import Inputs, Source, described, shortened, skipped_in
 from audiodiff_platform.cluster import require_shared, usable_path
 from audiodiff_platform.entry.errors import JobError
 from audiodiff_platform.entry.options import OutputOptions
@@ -165,8 +165,7 @@ def prepare(options: PrepareOptions) -> dict[str, Any]:
     began = time.monotonic()
     uris = {name: usable_path(name, getattr(options, name)) for name in ("input_dir", "output_dir")}
     options = options.model_copy(update=uris)
-    require_outside(options.output_dir, options.input_dir)
-    inputs, output = Inputs(options.input_dir), Folder(options.output_dir)
+    inputs, output = Inputs(options.input_dir, options.output_dir), Folder(options.output_dir)
     if options.measure:
         check_measured(output, stated="measure" in options.model_fields_set)
     commits.require_same(output, DATASET_SETTINGS, options.settings(is_measured(output)))
