@@ -165,7 +165,7 @@ class TaskFolder:
 
     def remove_files(self, pattern: str) -> None:
         """Remove the files that match a glob pattern."""
-        entries = self.folder.files(pattern)
+        entries = list(self.folder.files(pattern))
         self.folder.remove_files([entry.name for entry in entries])
         self._free(sum(entry.size for entry in entries))
 
