@@ -414,6 +414,7 @@ def test_a_validation_that_cannot_begin_has_nothing_in_hand(split: Path, tmp_pat
     assert not output.exists(mark)
 
 
+@pytest.mark.soak_short
 @pytest.mark.workers
 def test_a_checkpoint_that_validation_is_told_of_twice_is_validated_once(split: Path, tmp_path: Path) -> None:
     name = "state/step-000000010-aaaa"
