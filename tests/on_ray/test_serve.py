@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -421,7 +422,7 @@ def test_a_request_is_a_line_of_the_log_without_its_body_and_key(client: httpx.C
         return next((line for line in reversed(lines) if line.get("request_id") == request_id), None)
 
     for response, status, code in ((answer, 200, None), (refused, 422, "unknown_field")):
-        wait_for(lambda response=response: line_of(response, "ingress"), "the line of the request")  # type: ignore[misc]
+        wait_for(partial(line_of, response, "ingress"), "the line of the request")
         line = line_of(response, "ingress")
         assert line is not None
         facts = [line[name] for name in ("message", "method", "endpoint", "status", "api_key_name", "error_code")]

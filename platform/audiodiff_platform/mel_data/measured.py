@@ -18,7 +18,7 @@ NEEDED: Mapping[ConditionName, str] = {
     "loudness": f"a sample rate of at least {MIN_LOUDNESS_RATE_HZ} Hz",
     "brightness": "sound",
 }
-"""What the measurement of a feature needs."""
+"""Requirements of the measurement of each feature, as text."""
 
 
 def require_features(name: str, dataset: TrainingImages, conditions: MeasuredConditions) -> str:

@@ -19,7 +19,7 @@ MAX_NAMED = 20
 
 @dataclass(frozen=True)
 class Survey:
-    """What a finished folder holds, by its index and by its listing.
+    """Shards and unnamed files of a finished folder.
 
     Args:
         output: The finished folder.
