@@ -16,6 +16,7 @@ Values = npt.NDArray[np.float64]
 
 HOP_S = 0.005
 WINDOW_S = 0.03
+"""Shortest length of the spectra in seconds. The length is the next one with a fast transform."""
 BAND_EDGES_HZ = (20.0, 180.0, 700.0, 2_800.0)
 """Lower edges of the bands in Hz: kick, body of a snare, most melodies, noise of hi-hats."""
 BAND_WEIGHTS = np.array([[1.0], [1.0], [0.8], [0.35]])
@@ -79,7 +80,7 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     """
     import scipy.fft
 
-    hop, size = max(1, round(HOP_S * sample_rate)), 2 * max(4, round(WINDOW_S * sample_rate / 2))
+    hop, size = max(1, round(HOP_S * sample_rate)), 2 * scipy.fft.next_fast_len(max(4, round(WINDOW_S * sample_rate / 2)))
     scaled = (audio / np.abs(audio).max()).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(scaled, (size, size)), size)[: len(audio) + 1 : hop]
     power = np.square(np.abs(scipy.fft.rfft(frames * np.hanning(size + 1)[:-1].astype(np.float32), overwrite_x=True)))
