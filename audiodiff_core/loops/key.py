@@ -11,6 +11,7 @@
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,7 @@ def measure_key(audio: Samples, sample_rate: int) -> Key:
     chroma, tonal_share = _chroma(audio, sample_rate)
     if not chroma.any():
         return Key(None, None, 0.0)
-    correlations = np.array([_correlation(chroma, profile) for profile in _profiles()])
+    correlations = _correlations(chroma)
     second, best = np.argsort(correlations)[-2:]
     margin = float(correlations[best] - correlations[second])
     clarity = min(1.0, margin / CLEAR_MARGIN) * min(1.0, tonal_share / CLEAR_TONAL_SHARE)
@@ -97,13 +98,23 @@ def measure_key(audio: Samples, sample_rate: int) -> Key:
     return Key(TONICS[best % 12], "major" if best < len(TONICS) else "minor", confidence)
 
 
-def _profiles() -> list[Values]:
-    """Return the profiles (12,) of the twelve major keys, then of the twelve minor keys."""
-    return [np.roll(profile, tonic) for profile in (MAJOR_PROFILE, MINOR_PROFILE) for tonic in range(len(TONICS))]
+@cache
+def _profiles() -> Values:
+    """Return the profiles (24, 12) of the twelve major keys, then of the twelve minor keys, of mean 0 and norm 1."""
+    profiles = [np.roll(profile, tonic) for profile in (MAJOR_PROFILE, MINOR_PROFILE) for tonic in range(len(TONICS))]
+    return _standardized(np.array(profiles))
 
 
-def _correlation(chroma: Values, profile: Values) -> float:
-    return float(np.corrcoef(chroma, profile)[0, 1]) if np.ptp(chroma) else 0.0
+def _correlations(chroma: Values) -> Values:
+    """Return the Pearson correlations (24,) of the chroma with the profiles."""
+    correlations: Values = _profiles() @ _standardized(chroma) if np.ptp(chroma) else np.zeros(2 * len(TONICS))
+    return correlations
+
+
+def _standardized(values: Values) -> Values:
+    """Return the vectors on the last axis with mean 0 and norm 1."""
+    centered: Values = values - values.mean(axis=-1, keepdims=True)
+    return centered / np.linalg.norm(centered, axis=-1, keepdims=True)
 
 
 def _chroma(audio: Samples, sample_rate: int) -> tuple[Values, float]:

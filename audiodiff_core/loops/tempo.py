@@ -144,37 +144,37 @@ def _is_common(periods: Values) -> npt.NDArray[np.bool_]:
 def _strength_on_beats(onsets: Onsets, periods: Values) -> tuple[Values, Values]:
     """Largest sum of onset strengths on a grid of each period, and the phase of that grid in seconds."""
     rows = np.arange(len(periods))[:, np.newaxis]
-    phases = np.mod(onsets.times_s / periods[:, np.newaxis], 1)
-    bins = np.minimum((phases * PHASE_BINS).astype(np.int64), PHASE_BINS - 1) + rows * PHASE_BINS
+    beats = onsets.times_s / periods[:, np.newaxis]
+    bins = np.minimum(((beats - np.floor(beats)) * PHASE_BINS).astype(np.int64), PHASE_BINS - 1) + rows * PHASE_BINS
     strengths = np.broadcast_to(onsets.strengths**STRENGTH_EXPONENT, bins.shape)
     folded = np.bincount(bins.ravel(), strengths.ravel(), len(periods) * PHASE_BINS)
     folded = folded.reshape(len(periods), PHASE_BINS)
     # Running sums over a period and its margins: a window around a beat may extend over either end of the period.
     margin = math.ceil(max(TOLERANCES_S) / periods[0] * PHASE_BINS)
-    folded = np.concatenate([folded[:, -margin:], folded, folded[:, : margin + 1]], axis=1)
-    sums = np.concatenate([np.zeros((len(periods), 1)), np.cumsum(folded, axis=1)], axis=1)
+    padded = np.pad(folded, ((0, 0), (margin + 1, margin + 1)), mode="wrap")
+    padded[:, 0] = 0
+    sums: Values = np.cumsum(padded, axis=1, dtype=np.float64)
     on_beat: Values = np.zeros((len(periods), PHASE_BINS))
     for tolerance_s in TOLERANCES_S:
         reach = tolerance_s / periods * PHASE_BINS
-        ends, starts = (_from_place(sums, margin + 0.5 + sign * reach) for sign in (1, -1))
-        on_beat += (ends - starts) / len(TOLERANCES_S)
+        _add_from_place(on_beat, sums, margin + 0.5 + reach, 1 / len(TOLERANCES_S))
+        _add_from_place(on_beat, sums, margin + 0.5 - reach, -1 / len(TOLERANCES_S))
     best = on_beat.argmax(axis=1)
-    return on_beat.max(axis=1), (best + 0.5) / PHASE_BINS * periods
+    return on_beat[np.arange(len(periods)), best], (best + 0.5) / PHASE_BINS * periods
 
 
-def _from_place(rows: Values, places: Values) -> Values:
-    """Interpolate each row linearly at PHASE_BINS positions, from a fractional place on.
+def _add_from_place(total: Values, rows: Values, places: Values, weight: float) -> None:
+    """Add `weight` times each row to `total`, interpolated linearly at PHASE_BINS positions from a fractional place on.
 
     Rows of a run whose places have the same integer part are slices of the same columns.
     """
     whole = np.floor(places).astype(np.int64)
-    fraction = (places - whole)[:, np.newaxis]
-    values = np.empty((len(rows), PHASE_BINS))
+    above = weight * (places - whole)[:, np.newaxis]
     runs = [0, *(np.flatnonzero(np.diff(whole)) + 1), len(rows)]
     for first, end in itertools.pairwise(runs):
-        below, above = (rows[first:end, start : start + PHASE_BINS] for start in (whole[first], whole[first] + 1))
-        values[first:end] = (1 - fraction[first:end]) * below + fraction[first:end] * above
-    return values
+        start = int(whole[first])
+        total[first:end] += (weight - above[first:end]) * rows[first:end, start : start + PHASE_BINS]
+        total[first:end] += above[first:end] * rows[first:end, start + 1 : start + 1 + PHASE_BINS]
 
 
 def _repetition(onsets: Onsets, periods: Values) -> Values:

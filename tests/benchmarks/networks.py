@@ -1,0 +1,139 @@
+"""Networks and settings of training after the same time: Fréchet and kernel distances at 50 and at 4 network calls.
+
+    python -m tests.benchmarks.networks [--seconds 150] [--seeds 0] [--ways NAME ...]
+
+Every contender trains on the slices of the tiny recipe, in this process with all cores. Distances are those of the mel
+images of 128 loops to the training images by `logmel-stats`.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+
+from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
+from audiodiff_core.evaluation.features import logmel_stats
+from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
+from audiodiff_core.evaluation.kernel import kernel_distance
+from audiodiff_core.mel import Images, MelConfig
+from audiodiff_core.mel.png import decode_png
+from audiodiff_core.models import PRESETS, build_network, parameter_count
+from audiodiff_core.pipeline import LoopPipeline
+from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_core.training import TrainBatch, TrainState, train_step
+from tests.benchmarks.recipe import prepare
+
+MEL = MelConfig(x_res=64, y_res=64, hop_length=1_024)
+COUNT = 128
+STEPS = (50, 4)
+WARMUP = 50
+UNIFORM = {"timestep_sampling": "uniform"}
+
+
+@dataclass(frozen=True)
+class Way:
+    """Differences from the tiny recipe."""
+
+    batch: int = 8
+    rate: float = 1e-3
+    network: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Any] = field(default_factory=dict)
+
+
+def blocks(*channels: int, attention: bool = True) -> dict[str, Any]:
+    """Return the configuration of levels of these widths, with attention at the last."""
+    plain, last = len(channels) - 1, "Attn" if attention else ""
+    return {
+        "block_out_channels": channels,
+        "down_block_types": (*["DownBlock2D"] * plain, f"{last}DownBlock2D"),
+        "up_block_types": (f"{last}UpBlock2D", *["UpBlock2D"] * plain),
+    }
+
+
+WAYS = {
+    "uniform timesteps (the recipe before)": Way(objective={"timestep_sampling": "uniform"}),
+    "the tiny recipe": Way(),
+    "rate 2e-3": Way(rate=2e-3),
+    "rate 4e-3": Way(rate=4e-3),
+    "batch 4": Way(batch=4),
+    "batch 4, rate 2e-3": Way(batch=4, rate=2e-3),
+    "batch 16, rate 2e-3": Way(batch=16, rate=2e-3),
+    "heads of 32": Way(network={"attention_head_dim": 32}),
+    "no attention": Way(network=blocks(16, 32, 64, 64, attention=False)),
+    "(8, 32, 64, 64)": Way(network=blocks(8, 32, 64, 64)),
+    "(8, 48, 96, 96)": Way(network=blocks(8, 48, 96, 96)),
+    "(16, 48, 96, 96)": Way(network=blocks(16, 48, 96, 96)),
+    "(16, 32, 64)": Way(network=blocks(16, 32, 64)),
+    "min-SNR 5": Way(objective={"min_snr_gamma": 5.0}),
+    "cosine betas": Way(objective={"beta_schedule": "squaredcos_cap_v2"}),
+}
+
+
+def images_of(dataset: Path) -> Images:
+    """Return the images of a data set, of shape (slices, y_res, x_res)."""
+    files = sorted(dataset.glob("data/*.parquet"))
+    return np.stack([decode_png(row["image"]["bytes"]) for file in files for row in pq.read_table(file).to_pylist()])
+
+
+def trained(way: Way, images: Images, seconds: float, seed: int, folder: Path) -> tuple[Path, TrainState]:
+    """Train a network for a time, and return the folder of the model and the state at the end."""
+    objective = PRESETS["tiny"].objective.model_copy(update=way.objective)
+    torch.manual_seed(seed)
+    accelerator = Accelerator(cpu=True)
+    network = UNet2DModel.from_config({**build_network("tiny", MEL).config, **way.network})
+    state = TrainState(accelerator, network, objective, way.rate, seed)
+    order, numbers = np.random.default_rng(seed), np.zeros(0, np.int64)
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
+        if len(numbers) < way.batch:
+            numbers = np.concatenate([numbers, order.permutation(len(images))])
+        chosen, numbers = numbers[: way.batch], numbers[way.batch :]
+        first = state.step * way.batch
+        batch = TrainBatch(torch.arange(first, first + way.batch), torch.from_numpy(images[chosen]))
+        decay = 0.5 * (1 + math.cos(math.pi * passed / seconds))
+        train_step(accelerator, state, [batch], way.rate * min(1.0, (state.step + 1) / WARMUP) * decay)
+    network.load_state_dict(state.ema_state_dict())
+    record = ModelRecord(recipe={}, data_digest="none", metrics={})
+    save_model(folder, network, objective.scheduler("ddim"), MEL, record)
+    return folder, state
+
+
+def main() -> None:
+    """Train and measure the contenders in turn, and print their table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=150.0, help="training time of each contender")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    options = parser.parse_args()
+    calls = " | ".join(f"Fréchet, {steps} calls | kernel, {steps} calls" for steps in STEPS)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        prepare(folder / "dataset")
+        images = images_of(folder / "dataset")
+        real = logmel_stats(images)
+        print(f"| way | seed | parameters | steps | {calls} |\n|{'---|' * (4 + 2 * len(STEPS))}", flush=True)
+        for seed in options.seeds:
+            for name in options.ways:
+                model, state = trained(WAYS[name], images, options.seconds, seed, folder / f"{seed} {name}")
+                cells = [name, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
+                pipeline = LoopPipeline.of(load_model(model), ExecutionProfile.here())
+                for count in STEPS:
+                    requests = [GenerateRequest(seed=item, scheduler="ddim", steps=count) for item in range(COUNT)]
+                    made_images = np.stack([loop.image for loop in pipeline.generate(requests)])
+                    features = logmel_stats(made_images)
+                    distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
+                    cells += [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
