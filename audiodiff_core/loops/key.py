@@ -107,14 +107,14 @@ def _profiles() -> Values:
 
 def _correlations(chroma: Values) -> Values:
     """Return the Pearson correlations (24,) of the chroma with the profiles."""
-    correlations: Values = _profiles() @ _standardized(chroma) if np.ptp(chroma) else np.zeros(2 * len(TONICS))
-    return correlations
+    return _profiles() @ _standardized(chroma) if np.ptp(chroma) else np.zeros(2 * len(TONICS))
 
 
 def _standardized(values: Values) -> Values:
     """Return the vectors on the last axis with mean 0 and norm 1."""
-    centered: Values = values - values.mean(axis=-1, keepdims=True)
-    return centered / np.linalg.norm(centered, axis=-1, keepdims=True)
+    centered = values - values.mean(axis=-1, keepdims=True)
+    standardized: Values = centered / np.linalg.norm(centered, axis=-1, keepdims=True)
+    return standardized
 
 
 def _chroma(audio: Samples, sample_rate: int) -> tuple[Values, float]:
