@@ -105,6 +105,11 @@ class Inputs:
         """Return (channels, height, width) of a sample of `width` columns."""
         return self.geometry.channels, self.geometry.height, width
 
+    @property
+    def no_encoder(self) -> str | None:
+        """Why the model has no encoder of conditions, with the remedy, or None if it has one."""
+        return no_encoder(self.geometry.encoding_dim, self.conditions.names if self.conditions else ())
+
     def item(
         self, request: SeededRequest, encoding: Encodings | None = None, references: References | None = None
     ) -> Item:
@@ -120,7 +125,7 @@ class Inputs:
         references = references or References()
         of_features = requested_encoding(request, self.conditions)
         if encoding is None and request.condition is not None:
-            if reason := no_encoder(dim, self.conditions.names if self.conditions else ()):
+            if reason := self.no_encoder:
                 raise ValueError(f"{' '.join(request.condition)}: {reason}")
             encoding = references.embedding(request.condition)
         elif encoding is None and isinstance(request.encoding, str):

@@ -31,6 +31,11 @@ class RequestCheck:
         self._inputs = Inputs(self.geometry, model.scheduler, tasks, self.conditions)
         self._probe = Sampler(model.unet, model.scheduler, profile).batch()
 
+    @property
+    def no_encoder(self) -> str | None:
+        """Why the model has no encoder of conditions, with the remedy, or None if it has one."""
+        return self._inputs.no_encoder
+
     def resolved(self, request: Request, references: References | None = None) -> Request:
         """Return a copy of the request with all defaults filled in. Sources are not read.
 

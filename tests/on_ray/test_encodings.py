@@ -342,6 +342,16 @@ def test_wrong_parquet(tmp_path: Path, table: pa.Table, words: str) -> None:
 
 def test_damaged_parquet(tmp_path: Path, vectors: np.ndarray) -> None:
     file = tmp_path / "encodings.parquet"
-    file.write_bytes(encoded_table(FILES, vectors, "e", "d")[:-9])
+    whole = encoded_table(FILES, vectors, "e", "d")
+    file.write_bytes(whole[:-9])
     with pytest.raises(ValueError, match=r"encodings\.parquet"):
         read_encodings(str(file))
+    reasons = []
+    for place in range(4, len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_encodings(str(file))
+        except ValueError as error:
+            reasons.append(str(error))
+    assert len(reasons) > len(whole) / 4
+    assert [reason for reason in reasons if not reason.startswith(f"encodings {file}: ")] == []

@@ -423,6 +423,8 @@ def test_bad_rows_are_named_before_weights_are_loaded(random_model: Path, model:
         generate(_options(model, tmp_path / "out", count=1, key="C"))
     with pytest.raises(ValueError, match="key with prompt: both state the encoding, set only one of them"):
         _options(model, tmp_path / "out", count=1, key="C", prompt="choir")
+    with pytest.raises(ValueError, match=r"^encoder a/e: the model has no encoder, it is conditioned on tempo"):
+        generate(_options(random_model, tmp_path / "out", requests=_file(tmp_path, rows[:1]), encoder="a/e"))
     assert not (tmp_path / "out").exists()
 
 

@@ -120,8 +120,8 @@ def rows_without_audio(table: pq.ParquetFile, column: str) -> RowsWithoutAudio:
     return RowsWithoutAudio(missing, checked)
 
 
-def is_damage(error: pa.ArrowException | OSError | UnicodeDecodeError) -> bool:
-    """Return True if an error is caused by a damaged Parquet file.
+def is_damage(error: Exception) -> bool:
+    """Return True if an error of reading a Parquet file is caused by damage of the file.
 
     For some damaged files, pyarrow raises OSError without an errno.
     """

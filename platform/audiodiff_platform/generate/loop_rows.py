@@ -66,10 +66,10 @@ def loop_rows(options: GenerateOptions, check: RequestCheck) -> LoopRows:
         check: Check of requests against the model.
 
     Raises:
-        ValueError: Rows are bad, and `skip_bad` is not set.
+        ValueError: Rows are bad, and `skip_bad` is not set, or the model has no encoder.
     """
-    if options.encoder is not None and check.geometry.encoding_dim is None:
-        raise ValueError(f"encoder {options.encoder}: the model is not conditional, omit it")
+    if options.encoder is not None and (reason := check.no_encoder):
+        raise ValueError(f"encoder {options.encoder}: {reason}")
     if options.requests is None and options.input_dir is None:
         return _seeded(options, check)
     encodings = _encodings(options, check)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from audiodiff_platform.audio_files.parquet_rows import is_damage
 from audiodiff_platform.mel_data.mel_dataset import Place, TrainingImages
 from audiodiff_platform.mel_data.pickled_tensors import read_pickled
 from audiodiff_platform.storage import Folder, commits
@@ -194,8 +195,7 @@ def _stacked(by_file: dict[str, Vectors]) -> Encodings:
         raise ValueError(
             f"holds vectors of {' and '.join(map(str, sizes)) or 'no'} values: all must have the same size"
         )
-    vectors = np.stack(list(by_file.values()))
-    if not np.isfinite(vectors).all():
+    if not np.isfinite(vectors := np.stack(list(by_file.values()))).all():
         raise ValueError("holds vectors that are not finite")
     return Encodings(by_file, vectors, None, None)
 
@@ -203,7 +203,9 @@ def _stacked(by_file: dict[str, Vectors]) -> Encodings:
 def _read_parquet(uri: str, parts: Sequence[tuple[Folder, str]]) -> Encodings:
     try:
         return _joined(parts)
-    except (ValueError, pa.ArrowException) as error:
+    except (ValueError, pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
         raise ValueError(f"encodings {uri}: {' '.join(str(error).split())}") from error
 
 
@@ -267,9 +269,7 @@ def _blocks(table: pq.ParquetFile) -> Iterator[tuple[list[str], Vectors]]:
         values = column.flatten()
         dim = len(values) // batch.num_rows
         if (
-            names.null_count
-            or column.null_count
-            or values.null_count
+            any(array.null_count for array in (names, column, values))
             or set(column.value_lengths().to_pylist()) != {dim}
             or not 1 <= dim <= MAX_DIM
         ):
