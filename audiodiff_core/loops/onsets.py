@@ -80,10 +80,8 @@ def find_onsets(audio: Samples, sample_rate: int) -> Onsets:
     """
     import scipy.fft
 
-    hop, size = (
-        max(1, round(HOP_S * sample_rate)),
-        2 * scipy.fft.next_fast_len(max(4, round(WINDOW_S * sample_rate / 2))),
-    )
+    hop = max(1, round(HOP_S * sample_rate))
+    size = 2 * scipy.fft.next_fast_len(max(4, round(WINDOW_S * sample_rate / 2)))
     scaled = (audio / np.abs(audio).max()).astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(scaled, (size, size)), size)[: len(audio) + 1 : hop]
     power = np.square(np.abs(scipy.fft.rfft(frames * np.hanning(size + 1)[:-1].astype(np.float32), overwrite_x=True)))

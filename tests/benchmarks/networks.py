@@ -7,7 +7,6 @@ images of 128 loops to the training images by `logmel-stats`.
 """
 
 import argparse
-import math
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+import yaml
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
@@ -24,27 +23,24 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
-from audiodiff_core.mel import Images, MelConfig
-from audiodiff_core.mel.png import decode_png
 from audiodiff_core.models import PRESETS, build_network, parameter_count
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from audiodiff_core.training import TrainBatch, TrainState, train_step
-from tests.benchmarks.recipe import prepare
+from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step
+from audiodiff_platform.mel_data.mel_dataset import MelDataset
+from tests.benchmarks.recipe import RECIPE, ROOT, prepare
 
-MEL = MelConfig(x_res=64, y_res=64, hop_length=1_024)
 COUNT = 128
 STEPS = (50, 4)
-WARMUP = 50
-UNIFORM = {"timestep_sampling": "uniform"}
+TRAIN = yaml.safe_load((ROOT / RECIPE).read_text())["train"]
 
 
 @dataclass(frozen=True)
 class Way:
     """Differences from the tiny recipe."""
 
-    batch: int = 8
-    rate: float = 1e-3
+    batch: int = TRAIN["train_batch_size"]
+    rate: float = TRAIN["learning_rate"]
     network: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Any] = field(default_factory=dict)
 
@@ -78,18 +74,13 @@ WAYS = {
 }
 
 
-def images_of(dataset: Path) -> Images:
-    """Return the images of a data set, of shape (slices, y_res, x_res)."""
-    files = sorted(dataset.glob("data/*.parquet"))
-    return np.stack([decode_png(row["image"]["bytes"]) for file in files for row in pq.read_table(file).to_pylist()])
-
-
-def trained(way: Way, images: Images, seconds: float, seed: int, folder: Path) -> tuple[Path, TrainState]:
+def trained(way: Way, dataset: MelDataset, seconds: float, seed: int, folder: Path) -> tuple[Path, TrainState]:
     """Train a network for a time, and return the folder of the model and the state at the end."""
+    images, mel = dataset.all_images(), dataset.mel
     objective = PRESETS["tiny"].objective.model_copy(update=way.objective)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=True)
-    network = UNet2DModel.from_config({**build_network("tiny", MEL).config, **way.network})
+    network = UNet2DModel.from_config({**build_network("tiny", mel).config, **way.network})
     state = TrainState(accelerator, network, objective, way.rate, seed)
     order, numbers = np.random.default_rng(seed), np.zeros(0, np.int64)
     began = time.monotonic()
@@ -99,11 +90,11 @@ def trained(way: Way, images: Images, seconds: float, seed: int, folder: Path) -
         chosen, numbers = numbers[: way.batch], numbers[way.batch :]
         first = state.step * way.batch
         batch = TrainBatch(torch.arange(first, first + way.batch), torch.from_numpy(images[chosen]))
-        decay = 0.5 * (1 + math.cos(math.pi * passed / seconds))
-        train_step(accelerator, state, [batch], way.rate * min(1.0, (state.step + 1) / WARMUP) * decay)
+        rate = learning_rate(way.rate, state.step, TRAIN["lr_warmup_steps"], passed / seconds)
+        train_step(accelerator, state, [batch], rate)
     network.load_state_dict(state.ema_state_dict())
     record = ModelRecord(recipe={}, data_digest="none", metrics={})
-    save_model(folder, network, objective.scheduler("ddim"), MEL, record)
+    save_model(folder, network, objective.scheduler("ddim"), mel, record)
     return folder, state
 
 
@@ -118,12 +109,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         prepare(folder / "dataset")
-        images = images_of(folder / "dataset")
-        real = logmel_stats(images)
+        dataset = MelDataset(str(folder / "dataset"))
+        real = logmel_stats(dataset.all_images())
         print(f"| way | seed | parameters | steps | {calls} |\n|{'---|' * (4 + 2 * len(STEPS))}", flush=True)
         for seed in options.seeds:
             for name in options.ways:
-                model, state = trained(WAYS[name], images, options.seconds, seed, folder / f"{seed} {name}")
+                model, state = trained(WAYS[name], dataset, options.seconds, seed, folder / f"{seed} {name}")
                 cells = [name, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
                 pipeline = LoopPipeline.of(load_model(model), ExecutionProfile.here())
                 for count in STEPS:
