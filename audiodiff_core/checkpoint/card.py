@@ -5,9 +5,17 @@ from typing import Any
 
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import fold_of
 
 PIPELINE_TAG = "audio-to-audio"
 """Task on the Hub. The Hub has no task for unconditional audio generation, so the card names the most similar task."""
+
+_LOADING = """from diffusers import AudioDiffusionPipeline
+pipeline = AudioDiffusionPipeline.from_pretrained(SOURCE)"""
+_FOLDED_LOADING = """import torch
+from diffusers import DDIMPipeline
+blocks = DDIMPipeline.from_pretrained(SOURCE)(num_inference_steps=50, output_type="np").images
+images = torch.pixel_shuffle(torch.from_numpy(blocks).permute(0, 3, 1, 2), {fold})  # (1, 1, y_res, x_res), 0 to 1"""
 
 
 def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:
@@ -36,6 +44,8 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
         "predicts": f"{prediction} ({type(scheduler).__name__})",
         "conditioned by": by if record.conditions is None else ", ".join(record.conditions.names),
     }
+    if (fold := fold_of(unet)) > 1:
+        facts["works on"] = f"blocks of {fold}x{fold} pixels, one channel for each pixel"
     metadata = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
     metrics = {name: f"{value:g}" for name, value in record.metrics.items()}
     return f"""---
@@ -63,8 +73,7 @@ pipeline = load_pipeline(SOURCE)
 With diffusers:
 
 ```python
-from diffusers import AudioDiffusionPipeline
-pipeline = AudioDiffusionPipeline.from_pretrained(SOURCE)
+{_FOLDED_LOADING.format(fold=fold) if fold > 1 else _LOADING}
 ```
 
 ## Training

@@ -4,8 +4,10 @@
     DDPMPipeline, DDIMPipeline     diffusers 0.2                            none       none
     LatentAudioDiffusionPipeline   original project, 2022                   none       vqvae
     AudioDiffusionPipeline         original project, diffusers, audiodiff   Mel (1)    vqvae, [null, null] or none
+    DDIMPipeline                   audiodiff, folded networks (2)           Mel        vqvae or [null, null]
 
 (1) Published models give three different names for the library of the class Mel.
+(2) diffusers' AudioDiffusionPipeline takes the samples of a network for images, which folded samples are not.
 
 Classes are compared by name. No name in a file is ever imported.
 """
@@ -17,6 +19,7 @@ from typing import Any
 from audiodiff_core.files.model_files import AUTOENCODER_KEYS, MODEL_INDEX, CheckpointError, read_json
 
 PIPELINE_CLASS = "AudioDiffusionPipeline"
+FOLDED_PIPELINE_CLASS = "DDIMPipeline"
 PIPELINE_CLASSES = (PIPELINE_CLASS, "LatentAudioDiffusionPipeline", "DDPMPipeline", "DDIMPipeline")
 
 
@@ -55,7 +58,7 @@ class Layout:
             raise CheckpointError(
                 f"{MODEL_INDEX}: unsupported class {pipeline_class}: must be {', '.join(PIPELINE_CLASSES)}"
             )
-        if pipeline_class != PIPELINE_CLASS:
+        if pipeline_class != PIPELINE_CLASS and not (pipeline_class == FOLDED_PIPELINE_CLASS and "mel" in index):
             changes.append(f"{MODEL_INDEX}: changed class {pipeline_class} to {PIPELINE_CLASS}")
         components = {key: _component(index, key) for key in ("unet", "scheduler", "mel", *AUTOENCODER_KEYS)}
         for key in ("unet", "scheduler"):

@@ -35,7 +35,7 @@ from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import read_weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import image_sides
+from audiodiff_core.models import fold_of, image_sides, sample_channels
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,10 @@ def _parts(layout: Layout, changes: list[str], *, weights: bool) -> tuple[Any, A
     scheduler = load_scheduler(layout, changes)
     vae = load_autoencoder(layout.root / layout.autoencoder, changes, weights=weights) if layout.autoencoder else None
     channels = 1 if vae is None else vae.config.latent_channels
-    if unet.config.in_channels != channels:
+    if sample_channels(unet) != channels:
         inputs = "mel images" if vae is None else "latents of the autoencoder"
-        raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {channels} for {inputs}")
+        expected = channels * fold_of(unet) ** 2
+        raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {expected} for {inputs}")
     return unet, scheduler, _mel(layout, unet, vae, changes), vae
 
 

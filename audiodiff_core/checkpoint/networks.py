@@ -18,6 +18,7 @@ from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
 from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import StateDict, load_weights, read_weight_files
+from audiodiff_core.models import FOLD
 
 UNETS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel)}
 SAVED_SCHEDULERS: dict[str, Any] = {
@@ -33,6 +34,7 @@ MAX_NUMBER = 65_536
 MAX_LEVELS = 12
 MAX_LAYERS = 16
 MAX_PARAMETERS = 1 << 32
+MAX_FOLD = 8
 
 # Settings that must be None, because they add inputs to the network or shift the latents.
 _UNSUPPORTED_UNET = (
@@ -78,6 +80,11 @@ def load_unet(layout: Layout, changes: list[str], *, weights: bool = True) -> An
     if config.in_channels != config.out_channels:
         raise CheckpointError(
             f"unet: in_channels {config.in_channels} and out_channels {config.out_channels} must be equal"
+        )
+    fold, channels = config.get(FOLD, 1), config.in_channels
+    if type(fold) is not int or not 1 <= fold <= MAX_FOLD or channels % fold**2:
+        raise CheckpointError(
+            f"unet: {FOLD} {fold}: must be from 1 to {MAX_FOLD}, and its square must divide in_channels {channels}"
         )
     if not isinstance(config.get("cross_attention_dim"), int | None):
         raise CheckpointError(f"unet: cross_attention_dim {config.cross_attention_dim}: must be one number")
@@ -219,6 +226,8 @@ def _outline(cls: Any, config: dict[str, Any], part: str) -> Any:
     try:
         with torch.device("meta"):
             network = cls(**cls.extract_init_dict(config)[0])
+        if FOLD in config and cls is not AutoencoderKL:
+            network.register_to_config(**{FOLD: config[FOLD]})
     except Exception as error:  # diffusers raises many kinds of errors for invalid configurations
         raise CheckpointError(f"{part}: invalid configuration ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MAX_PARAMETERS:

@@ -23,12 +23,13 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from audiodiff_core.checkpoint import card
-from audiodiff_core.checkpoint.layout import PIPELINE_CLASS
+from audiodiff_core.checkpoint.layout import FOLDED_PIPELINE_CLASS, PIPELINE_CLASS
 from audiodiff_core.checkpoint.networks import SAVED_SCHEDULERS
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_core.files.model_files import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.models import fold_of
 
 
 def save_model(
@@ -119,7 +120,7 @@ def _replacement_folder(target: Path) -> Iterator[Path]:
 
 def _index(unet: Any, scheduler: Any, vae: Any) -> dict[str, Any]:
     return {
-        "_class_name": PIPELINE_CLASS,
+        "_class_name": PIPELINE_CLASS if fold_of(unet) == 1 else FOLDED_PIPELINE_CLASS,
         "_diffusers_version": version("diffusers"),
         "mel": ["diffusers", "Mel"],
         "scheduler": ["diffusers", type(scheduler).__name__],

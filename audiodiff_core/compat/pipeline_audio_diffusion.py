@@ -29,6 +29,7 @@ from PIL import Image
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.compat.mel import Mel
 from audiodiff_core.mel import IMAGE_MAX
+from audiodiff_core.models import fold_of, folded, image_sides, sample_channels, unfolded
 
 OutputImages = list[Image.Image]
 Audios = list[npt.NDArray[np.float32]]
@@ -119,10 +120,10 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         """
         self.scheduler.set_timesteps(steps or self.get_default_steps())
         timesteps = self.scheduler.timesteps[start_step:]
-        height, width = self._sides()
+        height, width = image_sides(self.unet)
         if noise is None:
             noise = randn_tensor(
-                (batch_size, self.unet.config.in_channels, height, width), generator=generator, device=self.device
+                (batch_size, sample_channels(self.unet), height, width), generator=generator, device=self.device
             )
         images = noise
         kept = None
@@ -176,7 +177,7 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
             alpha_previous = (
                 self.scheduler.alphas_cumprod[previous] if previous >= 0 else self.scheduler.final_alpha_cumprod
             )
-            prediction = self.unet(sample, timestep)["sample"]
+            prediction = self._prediction(sample, timestep, None)
             # DDIM step (Song et al. 2020, eq. 12 with sigma 0), solved for the noisier sample
             sample = (sample - (1 - alpha_previous) ** 0.5 * prediction) * alpha_previous ** (-0.5)
             sample = sample * alpha**0.5 + (1 - alpha) ** 0.5 * prediction
@@ -195,10 +196,6 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         angle = math.acos(torch.dot(torch.flatten(x0), torch.flatten(x1)) / torch.norm(x0) / torch.norm(x1))
         return math.sin((1 - alpha) * angle) * x0 / math.sin(angle) + math.sin(alpha * angle) * x1 / math.sin(angle)
 
-    def _sides(self) -> tuple[int, int]:
-        size = self.unet.config.sample_size
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
-
     def _source(self, number: int, generator: torch.Generator | None) -> torch.Tensor:
         """Return a slice of the loaded audio as input for the network: (channels, height, width)."""
         levels = np.asarray(self.mel.audio_slice_to_image(number))
@@ -212,9 +209,11 @@ class AudioDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffus
         return latents
 
     def _prediction(self, images: torch.Tensor, timestep: torch.Tensor, encoding: torch.Tensor | None) -> torch.Tensor:
-        inputs = (images, timestep, encoding) if isinstance(self.unet, UNet2DConditionModel) else (images, timestep)
-        prediction: torch.Tensor = self.unet(*inputs)["sample"]
-        return prediction
+        fold = fold_of(self.unet)
+        inputs: tuple[Any, ...] = (folded(images, fold), timestep)
+        if isinstance(self.unet, UNet2DConditionModel):
+            inputs = (*inputs, encoding)
+        return unfolded(self.unet(*inputs)["sample"], fold)
 
     def _output_images(self, images: torch.Tensor) -> OutputImages:
         """Convert the output of the network, pixels or latents, to grayscale images."""

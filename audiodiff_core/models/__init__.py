@@ -1,6 +1,7 @@
-"""Networks: presets, construction, image sizes, circular padding and digests."""
+"""Networks: presets, construction, image sizes, folding of pixels, circular padding and digests."""
 
 from audiodiff_core.models.digest import network_digest
+from audiodiff_core.models.folding import FOLD, fold_of, folded, unfolded
 from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count
 from audiodiff_core.models.presets import (
     PRESETS,
@@ -11,9 +12,10 @@ from audiodiff_core.models.presets import (
     VaePresetName,
     objective_for,
 )
-from audiodiff_core.models.shapes import image_sides, side_multiple
+from audiodiff_core.models.shapes import image_sides, sample_channels, side_multiple
 
 __all__ = [
+    "FOLD",
     "PRESETS",
     "VAE_PRESETS",
     "Preset",
@@ -24,9 +26,13 @@ __all__ = [
     "build_vae",
     "check_encoding",
     "check_resolution",
+    "fold_of",
+    "folded",
     "image_sides",
     "network_digest",
     "objective_for",
     "parameter_count",
+    "sample_channels",
     "side_multiple",
+    "unfolded",
 ]

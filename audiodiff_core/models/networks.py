@@ -6,6 +6,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
+from audiodiff_core.models.folding import FOLD
 from audiodiff_core.models.presets import PRESETS, VAE_PRESETS, PresetName, VaePresetName
 
 
@@ -67,7 +68,7 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
     Returns:
         A UNet2DModel, called with samples (batch, channels, height, width) and timesteps (batch,). For a conditional
         preset, a UNet2DConditionModel, called with encodings (batch, 1, encoding_dim) as well. The prediction has the
-        shape of the samples.
+        shape of the samples. A preset with `fold` > 1 takes folded samples, see `models.folding`.
 
     Raises:
         ValueError: If the preset, the mel configuration, the VAE and the encodings do not fit each other.
@@ -79,10 +80,10 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
     factor, channels = (1, 1) if vae is None else (latent_factor(vae), vae.config.latent_channels)
     attention = "CrossAttn" if shape.conditional else "Attn"
     condition = {"cross_attention_dim": encoding_dim} if shape.conditional else {}
-    return (UNet2DConditionModel if shape.conditional else UNet2DModel)(
-        sample_size=(mel.y_res // factor, mel.x_res // factor),
-        in_channels=channels,
-        out_channels=channels,
+    network: Any = (UNet2DConditionModel if shape.conditional else UNet2DModel)(
+        sample_size=(mel.y_res // factor // shape.fold, mel.x_res // factor // shape.fold),
+        in_channels=channels * shape.fold**2,
+        out_channels=channels * shape.fold**2,
         layers_per_block=shape.layers_per_block,
         block_out_channels=shape.block_out_channels,
         down_block_types=tuple(
@@ -95,6 +96,9 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         attention_head_dim=shape.attention_head_dim,
         **condition,
     )
+    if shape.fold > 1:
+        network.register_to_config(**{FOLD: shape.fold})
+    return network
 
 
 def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:

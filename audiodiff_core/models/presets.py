@@ -9,6 +9,7 @@ from audiodiff_core.diffusion.objectives import Objective
 PresetName = Literal[
     "tiny",
     "tiny-conditional",
+    "tiny-folded",
     "tiny-latent",
     "tiny-conditional-latent",
     "small",
@@ -34,6 +35,7 @@ class Preset(pydantic.BaseModel):
         8,
         description="size of an attention head; in a conditional network, the number of heads (as diffusers names it)",
     )
+    fold: int = pydantic.Field(1, description="sides of the blocks of pixels that the network works on")
     latent: bool = pydantic.Field(
         False, description="whether the network works on the latents of a VAE instead of images"
     )
@@ -44,8 +46,8 @@ class Preset(pydantic.BaseModel):
 
     @property
     def side_multiple(self) -> int:
-        """Number that must divide both sides of a sample: every level but the last halves the sides."""
-        return 1 << (len(self.block_out_channels) - 1)
+        """Number that must divide both sides of a sample: every level but the last halves the folded sides."""
+        return self.fold << (len(self.block_out_channels) - 1)
 
 
 # Of the objectives that diffusers' own pipeline can sample, v_prediction with zero terminal SNR learns fastest.
@@ -91,6 +93,7 @@ PRESETS: dict[PresetName, Preset] = {
     "tiny-conditional": _TINY.model_copy(
         update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
+    "tiny-folded": _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": 2}),
     "tiny-latent": _TINY_LATENT,
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}

@@ -2,20 +2,29 @@
 
 from typing import Any
 
+from audiodiff_core.models.folding import fold_of
+
 
 def image_sides(unet: Any) -> tuple[int, int]:
     """Return the (height, width) of the samples that a network was built for.
 
-    diffusers' `sample_size` is either one side of a square or (height, width).
+    diffusers' `sample_size` is either one side of a square or (height, width), after folding.
     """
     size: int | list[int] | tuple[int, int] = unet.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * fold_of(unet), width * fold_of(unet)
+
+
+def sample_channels(unet: Any) -> int:
+    """Return the channels of the samples of a network: 1 for images."""
+    channels: int = unet.config.in_channels // fold_of(unet) ** 2
+    return channels
 
 
 def side_multiple(unet: Any) -> int:
     """Return the number that must divide both sides of a sample.
 
-    Every level of the network but the last halves the sides.
+    Every level of the network but the last halves the sides, which folding divides before.
     """
-    multiple: int = 1 << (len(unet.config.block_out_channels) - 1)
-    return multiple
+    levels: int = len(unet.config.block_out_channels)
+    return fold_of(unet) << (levels - 1)

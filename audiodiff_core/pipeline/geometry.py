@@ -7,7 +7,7 @@ from audiodiff_core.diffusion.step_tables import step_table
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.loops import loop_length
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import image_sides, side_multiple
+from audiodiff_core.models import image_sides, sample_channels, side_multiple
 from audiodiff_core.sampling import SamplingParameters
 
 P = TypeVar("P", bound=SamplingParameters)
@@ -64,9 +64,9 @@ class Geometry:
                 f"{(mel.y_res, mel.x_res)}: use the mel configuration of the model"
             )
         channels = 1 if vae is None else vae.config.latent_channels
-        if unet.config.in_channels != channels or (vae is not None and vae.config.in_channels != 1):
+        if sample_channels(unet) != channels or (vae is not None and vae.config.in_channels != 1):
             raise ValueError(
-                f"network with {unet.config.in_channels} input channels does not fit the model: "
+                f"network for samples with {sample_channels(unet)} channels does not fit the model: "
                 f"samples have {channels} channels, and images have 1"
             )
         return cls(

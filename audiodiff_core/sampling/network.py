@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from audiodiff_core.models import fold_of, folded, sample_channels, unfolded
 from audiodiff_core.models.circular import circular_time
 from audiodiff_core.models.placement import placed
 from audiodiff_core.sampling.profile import ExecutionProfile
@@ -38,7 +39,8 @@ class Network:
     def __init__(self, unet: Any, profile: ExecutionProfile) -> None:
         self.profile = profile
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
-        self.channels: int = unet.config.in_channels
+        self.channels = sample_channels(unet)
+        self._fold = fold_of(unet)
         self._module = placed(unet, profile.device, profile.dtype)
         self._forward: Any = self._module
         self._lock = threading.Lock()
@@ -69,10 +71,11 @@ class Network:
             Predictions (batch, channels, height, width), float32 on the device.
         """
         dtype = self.profile.dtype
-        batch = [samples.to(dtype, memory_format=torch.channels_last), timesteps]
+        batch = [folded(samples, self._fold).to(dtype, memory_format=torch.channels_last), timesteps]
         if encodings is not None:
             batch.append(encodings.to(dtype))
         with self._lock, circular_time(self._module) if circular else nullcontext():
             predictions: torch.Tensor = self._forward(*batch, return_dict=False)[0]
         # The output of a CUDA graph is overwritten by the next call.
+        predictions = unfolded(predictions, self._fold)
         return predictions.to(torch.float32, copy=self.profile.compiled and self.profile.on_gpu)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiodiff_core.models import image_sides, parameter_count
+from audiodiff_core.models import fold_of, image_sides, parameter_count
 from audiodiff_core.training.optimizer import OptimizerName
 
 # Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of
@@ -210,7 +210,7 @@ def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointi
 
 def _inputs(network: Any, samples: int) -> dict[str, Any]:
     """Keyword arguments of `network` on the meta device."""
-    height, width = image_sides(network)
+    height, width = (side // fold_of(network) for side in image_sides(network))
     inputs: dict[str, Any] = {"timestep": torch.zeros(samples, device="meta"), "return_dict": False}
     if "cross_attention_dim" in network.config:
         inputs["encoder_hidden_states"] = torch.zeros(samples, 1, network.config.cross_attention_dim, device="meta")

@@ -13,6 +13,7 @@ from audiodiff_core.diffusion.objectives import losses, weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.latents.posteriors import drawn_latents, posterior_moments
 from audiodiff_core.mel import to_model
+from audiodiff_core.models import folded
 from audiodiff_core.training.draws import Draws, TrainBatch, draws
 from audiodiff_core.training.optimizer import update_weights
 from audiodiff_core.training.state import TrainState
@@ -102,8 +103,8 @@ def on_device(
         dropout: Whether to set the encodings of samples with dropped conditioning to 0.
 
     Returns:
-        The clean images or latents of shape (batch, channels, height, width), the draws, and the encodings of shape
-        (batch, dim) or None for an unconditional network.
+        The clean images or latents and the draws, in the shape (batch, channels, height, width) that the network takes,
+        and the encodings of shape (batch, dim) or None for an unconditional network.
     """
     assert state.conditional == (batch.encodings is not None), (
         "conditional networks need encodings, other networks take none"
@@ -122,7 +123,7 @@ def on_device(
     if encodings is not None and dropout:
         kept = drawn.kept.unsqueeze(1)
         encodings = encodings * (kept if drawn.kept_values is None else kept & drawn.kept_values)
-    return clean, drawn, encodings
+    return folded(clean, state.fold), replace(drawn, noise=folded(drawn.noise, state.fold)), encodings
 
 
 def _moments(accelerator: Accelerator, vae: Any, batch: TrainBatch) -> torch.Tensor:
