@@ -18,7 +18,7 @@ from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
 from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import StateDict, load_weights, read_weight_files
-from audiodiff_core.models import FOLD
+from audiodiff_core.models import FOLD, with_fold
 
 UNETS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel)}
 SAVED_SCHEDULERS: dict[str, Any] = {
@@ -223,11 +223,13 @@ def build_network(cls: Any, config: dict[str, Any], weights: StateDict, changes:
 def _outline(cls: Any, config: dict[str, Any], part: str) -> Any:
     """Build a network of limited size on the meta device."""
     _check_bounds(config, part)
+
+    def build(settings: dict[str, Any]) -> Any:
+        return cls(**cls.extract_init_dict(settings)[0])
+
     try:
         with torch.device("meta"):
-            network = cls(**cls.extract_init_dict(config)[0])
-        if FOLD in config and cls is not AutoencoderKL:
-            network.register_to_config(**{FOLD: config[FOLD]})
+            network = with_fold(build, config) if cls in UNETS.values() else build(config)
     except Exception as error:  # diffusers raises many kinds of errors for invalid configurations
         raise CheckpointError(f"{part}: invalid configuration ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MAX_PARAMETERS:

@@ -1,7 +1,7 @@
 """Networks: presets, construction, image sizes, folding of pixels, circular padding and digests."""
 
 from audiodiff_core.models.digest import network_digest
-from audiodiff_core.models.folding import FOLD, fold_of, folded, unfolded
+from audiodiff_core.models.folding import FOLD, fold_of, folded, unfolded, with_fold
 from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count
 from audiodiff_core.models.presets import (
     PRESETS,
@@ -35,4 +35,5 @@ __all__ = [
     "sample_channels",
     "side_multiple",
     "unfolded",
+    "with_fold",
 ]

@@ -8,6 +8,7 @@ The number `fold` is an additional setting in the configuration of the network. 
 configuration describe the folded samples.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,19 @@ def fold_of(network: Any) -> int:
     """Return the sides of the blocks of pixels that a network works on. 1 is a network without folding."""
     fold: int = getattr(network.config, FOLD, 1)
     return fold
+
+
+def with_fold(build: Callable[[dict[str, Any]], Any], config: Mapping[str, Any]) -> Any:
+    """Build a network from a configuration with or without the setting `fold`.
+
+    Args:
+        build: Function that builds a network of diffusers, which does not know the setting, from a configuration.
+        config: The configuration.
+    """
+    network = build({key: value for key, value in config.items() if key != FOLD})
+    if FOLD in config:
+        network.register_to_config(**{FOLD: config[FOLD]})
+    return network
 
 
 def folded(samples: torch.Tensor, fold: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models.folding import FOLD
+from audiodiff_core.models.folding import FOLD, with_fold
 from audiodiff_core.models.presets import PRESETS, VAE_PRESETS, PresetName, VaePresetName
 
 
@@ -80,7 +80,8 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
     factor, channels = (1, 1) if vae is None else (latent_factor(vae), vae.config.latent_channels)
     attention = "CrossAttn" if shape.conditional else "Attn"
     condition = {"cross_attention_dim": encoding_dim} if shape.conditional else {}
-    network: Any = (UNet2DConditionModel if shape.conditional else UNet2DModel)(
+    network_class: Any = UNet2DConditionModel if shape.conditional else UNet2DModel
+    config = dict[str, Any](
         sample_size=(mel.y_res // factor // shape.fold, mel.x_res // factor // shape.fold),
         in_channels=channels * shape.fold**2,
         out_channels=channels * shape.fold**2,
@@ -97,8 +98,8 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         **condition,
     )
     if shape.fold > 1:
-        network.register_to_config(**{FOLD: shape.fold})
-    return network
+        config[FOLD] = shape.fold
+    return with_fold(lambda settings: network_class(**settings), config)
 
 
 def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:

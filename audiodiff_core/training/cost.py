@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiodiff_core.models import fold_of, image_sides, parameter_count
+from audiodiff_core.models import fold_of, image_sides, parameter_count, with_fold
 from audiodiff_core.training.optimizer import OptimizerName
 
 # Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of
@@ -192,7 +192,7 @@ def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: floa
 def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
     """FLOPs of a forward pass of one sample, and peak float32 bytes of both passes of a micro-batch."""
     with torch.device("meta"):
-        network = network_class.from_config(json.loads(config))
+        network = with_fold(network_class.from_config, json.loads(config))
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     network.train()

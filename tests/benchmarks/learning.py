@@ -1,11 +1,11 @@
-"""Fréchet distances after a fixed training time: the tiny recipe and the original's training.
+"""Fréchet distances after a fixed training time: the tiny recipe, without folding, and the original's training.
 
     python -m tests.benchmarks.learning [--seconds 300] [--seed 0]
 
-All contenders have the same network, data, time and cores. An untrained network is measured too. The original's way
-uses the defaults of its trainer: epsilon prediction over linear betas, learning rate 1e-4 after 500 steps of warm-up,
-batches of 16. Distances are measured from audio to audio by `logmel-stats` on 128 loops per contender. The results
-include the distance between real tracks and other real tracks.
+All contenders have the same data, time and cores, and networks of the same size. An untrained network is measured too.
+The original's way uses the defaults of its trainer: epsilon prediction over linear betas, learning rate 1e-4 after 500
+steps of warm-up, batches of 16. Distances are measured from audio to audio by `logmel-stats` on 128 loops per
+contender. The results include the distance between real tracks and other real tracks.
 """
 
 import argparse
@@ -18,12 +18,16 @@ from tests.benchmarks.recipe import job, prepare, train
 COUNT = 128
 STEPS = (50, 10, 4)
 
+UNFOLDED = ["--preset", "tiny", "--train_batch_size", "8", "--learning_rate", "1e-3"]
 WAYS: dict[str, list[str]] = {
     "untrained": [],
     "the tiny recipe": [],
-    "the tiny recipe, uniform timesteps": ["--timestep_sampling", "uniform"],
+    "without folding": UNFOLDED,
+    "without folding, uniform timesteps": [*UNFOLDED, "--timestep_sampling", "uniform"],
     "the tiny recipe as a flow": ["--prediction_type", "flow"],
     "the original's way": [
+        "--preset",
+        "tiny",
         "--prediction_type",
         "epsilon",
         "--learning_rate",
@@ -56,7 +60,7 @@ def main() -> None:
             )
             for steps in STEPS[:1] if way == "untrained" else STEPS:
                 loops = folder / f"loops-{steps}"
-                scheduler = "flow_euler" if "flow" in WAYS[way] else "ddim"
+                scheduler = "flow_euler" if "flow" in WAYS[way] else "unipc" if way == "the tiny recipe" else "ddim"
                 job(
                     "generate",
                     "--model",

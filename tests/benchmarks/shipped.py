@@ -4,8 +4,9 @@
 
 Onset rate, tempo confidence, spectral flatness and level are measured on the generated loops, and on slices of the real
 loops whose audio is made of their mel images by the same vocoder. The distances of `logmel-stats` from each generated
-loop to the nearest training slice are compared with the distances between slices of different tracks. The distances
-between generated and real loops are printed beside those between two halves of the real tracks.
+loop to the nearest training slice are compared with the distances between slices of different tracks, as are those of
+each training slice to the nearest slice of another track. The distances between generated and real loops are printed
+beside those between two halves of the real tracks.
 """
 
 import argparse
@@ -92,12 +93,15 @@ def print_distances(generated: Images, real: Images, tracks: npt.NDArray[np.int6
     """Print how near the generated loops are to the training slices, one by one and as a set."""
     features, training = logmel_stats(generated), logmel_stats(real)
     nearest, _ = nearest_distances(features, training)
-    between = distances(training, training)[tracks[:, np.newaxis] != tracks]
-    least = float(np.quantile(between, 0.01))
+    is_other = tracks[:, np.newaxis] != tracks
+    pairs = distances(training, training)
+    least = float(np.quantile(pairs[is_other], 0.01))
+    nearest_other = np.where(is_other, pairs, np.inf).min(axis=1)
     print(
         f"\n{int((nearest > least).sum())} of {len(nearest)} loops are farther from the nearest training slice than "
         f"{least:.3f}, the first percentile of the distances between slices of different tracks "
-        f"(generated: {np.quantile(nearest, 0.01):.3f} first percentile, {np.median(nearest):.3f} median)"
+        f"(generated: {np.quantile(nearest, 0.01):.3f} first percentile, {np.median(nearest):.3f} median). "
+        f"{int((nearest_other > least).sum())} of {len(training)} training slices are as far from all other tracks."
     )
     half = tracks % 2 == 0
     rows = {"generated, real": (generated, real), "halves of the real tracks": (real[half], real[~half])}

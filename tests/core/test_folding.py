@@ -68,10 +68,13 @@ def test_a_circular_folded_network_moves_with_its_input(network: Any) -> None:
     torch.testing.assert_close(others, predictions.roll(PRESET.side_multiple, dims=-1), atol=1e-5, rtol=0)
 
 
-def test_a_saved_model_loads_here_and_in_diffusers(folder: Path, network: Any) -> None:
+def test_a_saved_model_loads_here_and_in_diffusers(
+    folder: Path, network: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     changes: list[str] = []
     model = load_model(folder, changes)
     assert changes == []
+    assert not caplog.records
     requests = [GenerateRequest(seed=seed, steps=2) for seed in range(2)]
     loops = [loop.image for loop in LoopPipeline.of(model, PROFILE).generate(requests)]
     before = LoopPipeline(network, model.scheduler, MEL, PROFILE).generate(requests)
@@ -92,7 +95,7 @@ def test_a_saved_model_loads_here_and_in_diffusers(folder: Path, network: Any) -
 def test_the_original_interface_generates_with_a_folded_model(folder: Path) -> None:
     pipeline = AudioDiffusionPipeline.from_pretrained(folder)
     noise = torch.randn(1, 1, 16, 32)
-    (image,) = pipeline(steps=3, noise=noise.clone()).images
+    (image,) = pipeline(steps=3, noise=noise.clone(), return_dict=True).images  # type: ignore[union-attr]
     scheduler = pipeline.scheduler
     scheduler.set_timesteps(3)
     blocks = F.pixel_unshuffle(noise, 2)
