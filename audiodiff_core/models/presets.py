@@ -11,6 +11,7 @@ PresetName = Literal[
     "tiny-conditional",
     "tiny-folded",
     "tiny-latent",
+    "tiny-conditional-folded",
     "tiny-conditional-latent",
     "small",
     "small-conditional",
@@ -63,6 +64,8 @@ _TINY = Preset(
     norm_num_groups=8,
     objective=_IMAGE_OBJECTIVE,
 )
+# Fewer levels at the same view take less time, so that a short training has more steps.
+_TINY_FOLDED = _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": 2})
 _TINY_LATENT = Preset(
     block_out_channels=(32, 64, 64),
     attention_levels=(2,),
@@ -93,8 +96,11 @@ PRESETS: dict[PresetName, Preset] = {
     "tiny-conditional": _TINY.model_copy(
         update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
-    "tiny-folded": _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": 2}),
+    "tiny-folded": _TINY_FOLDED,
     "tiny-latent": _TINY_LATENT,
+    "tiny-conditional-folded": _TINY_FOLDED.model_copy(
+        update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
+    ),
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),

@@ -85,8 +85,8 @@ def main() -> None:
         real = np.stack([decode_png(row["image"]["bytes"]) for row in slices])
         print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
         networks = {
-            "conditional": ("--preset", "tiny-conditional", "--condition", "tempo,key"),
-            "unconditional": ("--preset", "tiny"),
+            "conditional": ("--preset", "tiny-conditional-folded", "--condition", "tempo,key"),
+            "unconditional": ("--preset", "tiny-folded"),
         }
         pipelines = {}
         for name, flags in networks.items():
