@@ -128,7 +128,7 @@ def main() -> None:
             for name in options.ways:
                 model, state = trained(WAYS[name], dataset, options.seconds, seed, folder / f"{seed} {name}")
                 cells = [name, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
-                pipeline = LoopPipeline.of(load_model(model), ExecutionProfile(threads=1))
+                pipeline = LoopPipeline.of(load_model(model), ExecutionProfile(batch_size=8, threads=1))
                 for method, steps in methods:
                     fields = {"scheduler": method, "steps": int(steps)}
                     requests = [GenerateRequest.model_validate({"seed": item, **fields}) for item in range(COUNT)]
