@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python jobs/demo.py
 
-# Train the model `builtin:loops` again, in 20 minutes on two cores.
+# Train the model `builtin:loops` again, in a few minutes on two cores.
 pretrained: install
 	$(BIN)/python jobs/prepare.py --recipe jobs/recipes/pretrained.yaml
 	$(BIN)/python jobs/train.py --recipe jobs/recipes/pretrained.yaml

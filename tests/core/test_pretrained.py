@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import AudioDiffusionPipeline as OraclePipeline
+from diffusers import DDIMPipeline
 
 from audiodiff_core.checkpoint import CheckpointError, convert, load_model, load_outline
 from audiodiff_core.files.builtin import FOLDER
 from audiodiff_core.loops import level_db
+from audiodiff_core.models import fold_of
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 
@@ -25,10 +26,10 @@ def test_the_weights_are_small_and_of_the_recipe() -> None:
     record = load_model(LOOPS).record
     assert record is not None
     stated = yaml.safe_load((ROOT / "jobs/recipes/pretrained.yaml").read_text())["train"]
-    made = ("preset", "train_batch_size", "learning_rate", "lr_warmup_steps", "max_train_minutes")
+    made = ("preset", "train_batch_size", "learning_rate", "lr_warmup_steps", "max_train_steps")
     assert {name: record.recipe[name] for name in made} == {name: stated[name] for name in made}
     card = (FOLDER / "loops" / "README.md").read_text()
-    assert '"max_train_minutes"' in card
+    assert '"max_train_steps": 700' in card
 
 
 def test_it_generates_audible_loops_that_differ() -> None:
@@ -42,8 +43,9 @@ def test_it_generates_audible_loops_that_differ() -> None:
 
 def test_diffusers_loads_it() -> None:
     ours = load_model(LOOPS)
-    theirs = OraclePipeline.from_pretrained(FOLDER / "loops")
-    sample = torch.randn(1, 1, ours.mel.y_res, ours.mel.x_res, generator=torch.Generator().manual_seed(0))
+    theirs = DDIMPipeline.from_pretrained(FOLDER / "loops")
+    sides = (ours.mel.y_res // fold_of(ours.unet), ours.mel.x_res // fold_of(ours.unet))
+    sample = torch.randn(1, ours.unet.config.in_channels, *sides, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs.unet.float()(sample, 500).sample
         assert torch.equal(ours.unet(sample, 500).sample, expected)
