@@ -15,7 +15,7 @@ from audiodiff_core.mel.ranges import IMAGE_MAX
 
 # Numbers that must divide both sides of an image, by network preset. The numbers are copied from
 # `audiodiff_core.models.presets`, whose import takes seconds.
-SIDE_MULTIPLES = {"tiny": 8, "small": 8, "ddpm-64": 32, "ddpm-256": 32}
+SIDE_MULTIPLES = {"tiny": 8, "tiny-folded": 8, "small": 8, "ddpm-64": 32, "ddpm-256": 32}
 
 MIN_SLICE_S, MAX_SLICE_S = 0.25, 60.0
 
