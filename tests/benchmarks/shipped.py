@@ -1,12 +1,12 @@
 """Loops of the shipped model beside the loops that it was trained on.
 
-    python -m tests.benchmarks.shipped [--model builtin:loops] [--count 100] [--steps 15]
+    python -m tests.benchmarks.shipped [--model builtin:loops] [--count 100] [--steps 15] [--held_out FOLDER]
 
 Onset rate, tempo confidence, spectral flatness and level are measured on the generated loops, and on slices of the real
 loops whose audio is made of their mel images by the same vocoder. The distances of `logmel-stats` from each generated
 loop to the nearest training slice are compared with the distances between slices of different tracks, as are those of
 each training slice to the nearest slice of another track. The distances between generated and real loops are printed
-beside those between two halves of the real tracks.
+beside those between two halves of the real tracks, and with a folder of other recordings (FLAC), those to its slices.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from audiodiff_core.evaluation.pairs import distances
 from audiodiff_core.loops import level_db
 from audiodiff_core.loops.onsets import find_onsets
 from audiodiff_core.loops.tempo import measure_tempo
-from audiodiff_core.mel import Images, Mel
+from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.slices import Slicing, mel_slices
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
@@ -36,6 +36,16 @@ from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "jobs" / "recipes" / "pretrained.yaml"
 MEASURES = ("onsets per second", "tempo confidence", "spectral flatness", "level relative to the peak (dB)")
+
+
+def sliced(files: Sequence[Path], mel: MelConfig, overlap: float) -> tuple[npt.NDArray[np.int64], Images]:
+    """Return the number of the file and the image of each slice that is not silent."""
+    slices = [
+        (track, piece.image)
+        for track, file in enumerate(files)
+        for piece in mel_slices(file, Mel(mel), Slicing(overlap=overlap))
+    ]
+    return np.array([track for track, _ in slices]), np.stack([image for _, image in slices])
 
 
 def measures(audio: Samples, rate: int) -> tuple[float, ...]:
@@ -56,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="builtin:loops")
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--held_out", type=Path, help="folder of recordings that the model was not trained on")
     parser.add_argument("--steps", type=int, default=None, help="steps of each loop; default: those of a request")
     options = parser.parse_args()
     profile = ExecutionProfile.here()
@@ -63,18 +74,26 @@ def main() -> None:
     pipeline = LoopPipeline.of(load_model(options.model), profile)
     mel, rate = pipeline.mel, pipeline.mel.sample_rate
     prepare = yaml.safe_load(RECIPE.read_text())["prepare"]
-    slices = [
-        (track, piece.image)
-        for track, file in enumerate(sorted((ROOT / prepare["input_dir"]).glob("*.flac")))
-        for piece in mel_slices(file, Mel(mel), Slicing(overlap=prepare["overlap"]))
-    ]
-    tracks, real = np.array([track for track, _ in slices]), np.stack([image for _, image in slices])
+    files = sorted((ROOT / prepare["input_dir"]).glob("*.flac"))
+    tracks, real = sliced(files, mel, prepare["overlap"])
     print(f"{len(real)} slices of {len(set(tracks))} tracks, {options.count} generated loops")
     requests = [GenerateRequest(seed=seed, steps=options.steps) for seed in range(options.count)]
     loops = list(pipeline.generate(requests))
     generated = np.stack([loop.image for loop in loops])
     print_measures([loop.audio for loop in loops], list(pipeline.vocoder(real, range(len(real)))), rate)
     print_distances(generated, real, tracks)
+    if options.held_out is not None:
+        known = {file.name for file in files}
+        others = [file for file in sorted(options.held_out.rglob("*.flac")) if file.name not in known]
+        held_out_tracks, held_out = sliced(others, mel, prepare["overlap"])
+        half = held_out_tracks % 2 == 0
+        print_rows(
+            {
+                f"generated, {len(others)} held-out recordings": (generated, held_out),
+                "training tracks, held-out recordings": (real, held_out),
+                "halves of the held-out recordings": (held_out[half], held_out[~half]),
+            }
+        )
 
 
 def print_measures(generated: Sequence[Samples], real: Sequence[Samples], rate: int) -> None:
@@ -104,7 +123,11 @@ def print_distances(generated: Images, real: Images, tracks: npt.NDArray[np.int6
         f"{int((nearest_other > least).sum())} of {len(training)} training slices are as far from all other tracks."
     )
     half = tracks % 2 == 0
-    rows = {"generated, real": (generated, real), "halves of the real tracks": (real[half], real[~half])}
+    print_rows({"generated, real": (generated, real), "halves of the real tracks": (real[half], real[~half])})
+
+
+def print_rows(rows: dict[str, tuple[Images, Images]]) -> None:
+    """Print the distances between pairs of sets of images."""
     print("\n| | Fréchet | kernel, times 1,000 |\n|---|---|---|")
     for name, (one, other) in rows.items():
         kernel = 1_000 * kernel_distance(logmel_stats(one), logmel_stats(other))
