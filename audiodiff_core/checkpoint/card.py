@@ -17,6 +17,9 @@ from diffusers import DDIMPipeline
 blocks = DDIMPipeline.from_pretrained(SOURCE)(num_inference_steps=50, output_type="np").images
 images = torch.pixel_shuffle(torch.from_numpy(blocks).permute(0, 3, 1, 2), {fold})  # (1, 1, y_res, x_res), 0 to 1"""
 
+_FOLDED_NETWORK_LOADING = """from diffusers import {network}
+unet = {network}.from_pretrained(SOURCE, subfolder="unet")  # takes torch.pixel_unshuffle(samples, {fold})"""
+
 
 def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:
     """Write the card of a model as Markdown, with the Hub's metadata as a YAML header.
@@ -46,6 +49,11 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
     }
     if (fold := fold_of(unet)) > 1:
         facts["works on"] = f"blocks of {fold}x{fold} pixels, one channel for each pixel"
+    loading = _LOADING
+    if fold > 1:  # no pipeline of diffusers unfolds samples, and DDIMPipeline takes unconditional images only
+        is_ddim_image = encoding_dim is None and vae is None and prediction != "flow"
+        template = _FOLDED_LOADING if is_ddim_image else _FOLDED_NETWORK_LOADING
+        loading = template.format(fold=fold, network=type(unet).__name__)
     metadata = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
     metrics = {name: f"{value:g}" for name, value in record.metrics.items()}
     return f"""---
@@ -73,7 +81,7 @@ pipeline = load_pipeline(SOURCE)
 With diffusers:
 
 ```python
-{_FOLDED_LOADING.format(fold=fold) if fold > 1 else _LOADING}
+{loading}
 ```
 
 ## Training

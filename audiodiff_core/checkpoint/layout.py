@@ -20,7 +20,7 @@ from audiodiff_core.files.model_files import AUTOENCODER_KEYS, MODEL_INDEX, Chec
 
 PIPELINE_CLASS = "AudioDiffusionPipeline"
 FOLDED_PIPELINE_CLASS = "DDIMPipeline"
-PIPELINE_CLASSES = (PIPELINE_CLASS, "LatentAudioDiffusionPipeline", "DDPMPipeline", "DDIMPipeline")
+PIPELINE_CLASSES = (PIPELINE_CLASS, "LatentAudioDiffusionPipeline", "DDPMPipeline", FOLDED_PIPELINE_CLASS)
 
 
 @dataclass(frozen=True)

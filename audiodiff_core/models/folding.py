@@ -1,5 +1,7 @@
 """Folding of pixels: a network that works on blocks of fold x fold pixels, with the pixels of a block as channels.
 
+This is the space-to-depth rearrangement, which torch calls pixel unshuffle.
+
 A folded network has `fold` times smaller sides and `fold`^2 times more channels inside. A small network then has fewer
 levels for the same view, and takes less time per step. Folding only reorders the values of a sample. Noise, schedules
 and losses are the same for both orders, and diffusers can run the network on folded samples.

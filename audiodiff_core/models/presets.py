@@ -56,6 +56,10 @@ class Preset(pydantic.BaseModel):
 _IMAGE_OBJECTIVE = Objective(prediction_type="v_prediction", zero_terminal_snr=True)
 _LATENT_OBJECTIVE = _IMAGE_OBJECTIVE.model_copy(update={"clip_sample": False})
 _GUIDANCE_DROPOUT: dict[str, Any] = {"conditioning_dropout": 0.1}
+_CONDITIONAL: dict[str, Any] = {
+    "conditional": True,
+    "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),
+}
 
 _TINY = Preset(
     block_out_channels=(16, 32, 64, 64),
@@ -64,7 +68,7 @@ _TINY = Preset(
     norm_num_groups=8,
     objective=_IMAGE_OBJECTIVE,
 )
-# Fewer levels at the same view take less time, so that a short training has more steps.
+# One level less for the same receptive field takes less time, so that a short training has more steps.
 _TINY_FOLDED = _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": 2})
 _TINY_LATENT = Preset(
     block_out_channels=(32, 64, 64),
@@ -93,25 +97,15 @@ _ORIGINAL = Preset(
 
 PRESETS: dict[PresetName, Preset] = {
     "tiny": _TINY,
-    "tiny-conditional": _TINY.model_copy(
-        update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
-    ),
+    "tiny-conditional": _TINY.model_copy(update=_CONDITIONAL),
     "tiny-folded": _TINY_FOLDED,
     "tiny-latent": _TINY_LATENT,
-    "tiny-conditional-folded": _TINY_FOLDED.model_copy(
-        update={"conditional": True, "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
-    ),
+    "tiny-conditional-folded": _TINY_FOLDED.model_copy(update=_CONDITIONAL),
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}
     ),
     "small": _SMALL,
-    "small-conditional": _SMALL.model_copy(
-        update={
-            "conditional": True,
-            "attention_head_dim": 8,
-            "objective": _IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),
-        }
-    ),
+    "small-conditional": _SMALL.model_copy(update={**_CONDITIONAL, "attention_head_dim": 8}),
     "ddpm-64": _ORIGINAL,
     "ddpm-256": _ORIGINAL,
     "latent-256": _ORIGINAL.model_copy(update={"latent": True, "objective": _LATENT_OBJECTIVE}),

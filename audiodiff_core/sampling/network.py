@@ -76,6 +76,6 @@ class Network:
             batch.append(encodings.to(dtype))
         with self._lock, circular_time(self._module) if circular else nullcontext():
             predictions: torch.Tensor = self._forward(*batch, return_dict=False)[0]
-        # The output of a CUDA graph is overwritten by the next call.
         predictions = unfolded(predictions, self._fold)
+        # The output of a CUDA graph is overwritten by the next call.
         return predictions.to(torch.float32, copy=self.profile.compiled and self.profile.on_gpu)

@@ -86,8 +86,8 @@ class TrainState:
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         if self.sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
-        # FSDP shards contiguous weights only.
         self.fold = fold_of(network)
+        # FSDP shards contiguous weights only.
         self.bare = network if self.sharded else network.to(memory_format=memory_format(accelerator))
         self.objective = objective
         self.seed = seed

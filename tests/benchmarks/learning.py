@@ -11,15 +11,15 @@ contender. The results include the distance between real tracks and other real t
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.recipe import job, prepare, train
+from tests.benchmarks.recipe import UNFOLDED, job, prepare, train
 
 COUNT = 128
 STEPS = (50, 10, 4)
 
-UNFOLDED = ["--preset", "tiny", "--train_batch_size", "8", "--learning_rate", "1e-3"]
-WAYS: dict[str, list[str]] = {
+WAYS: dict[str, Sequence[object]] = {
     "untrained": [],
     "the tiny recipe": [],
     "without folding": UNFOLDED,

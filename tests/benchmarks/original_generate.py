@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.original_generate [--seconds 300] [--count 256] [--rounds 1] [--folder DIR]
 
-The network of the tiny recipe learns the shipped loops at 64x64 for five minutes. The original's pipeline runs in one
-process with two threads, in its own environment (.venv-original), with 50 steps of DDIM, by one loop and by batches of
-eight. The job runs with two workers of one thread: with 50 steps of DDIM, and with the default method and number of
-steps. All contenders write the seeds 0 to `count` - 1 as WAV files. They run in turn, `rounds` times, and the medians
-are compared. End to end is the duration of the whole command. The rate without start counts from the loaded model of
-the original, and from the first shard of the job.
+The network of the tiny recipe, without folding, learns the shipped loops at 64x64 for five minutes. The original's
+pipeline runs in one process with two threads, in its own environment (.venv-original), with 50 steps of DDIM, by one
+loop and by batches of eight. The job runs with two workers of one thread: with 50 steps of DDIM, and with the default
+method and number of steps. All contenders write the seeds 0 to `count` - 1 as WAV files. They run in turn, `rounds`
+times, and the medians are compared. End to end is the duration of the whole command. The rate without start counts from
+the loaded model of the original, and from the first shard of the job.
 
 The quality is that of the audio in the files: its Fréchet distance and its kernel distance (times 1000) to all slices
 of the training audio by `logmel-stats`, with 95 % intervals from resamples of the loops and of the training tracks. Two
@@ -38,7 +38,7 @@ from audiodiff_core.mel import Mel, MelConfig
 from tests.benchmarks.generate_job import run_job
 from tests.benchmarks.methods import SCALES, Distance, Distances, distances, reference_items
 from tests.benchmarks.processes import ROOT
-from tests.benchmarks.recipe import prepare, train
+from tests.benchmarks.recipe import UNFOLDED, prepare, train
 
 ORIGINAL = ROOT / ".venv-original" / "bin" / "python"
 CORES, STEPS = 2, 50
@@ -145,7 +145,7 @@ def main() -> None:
         dataset, model = folder / "dataset", folder / "run" / "model"
         prepare(dataset)
         if not (model / RECORD).exists():
-            train(dataset, folder / "run", given.seconds, 0)
+            train(dataset, folder / "run", given.seconds, 0, *UNFOLDED)
         same_steps = ("--scheduler", "ddim", "--steps", STEPS)
         contenders = [
             Contender("original, one by one, ddim 50", partial(by_the_original, model, given.count, 1)),

@@ -8,6 +8,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "jobs/recipes/tiny.yaml"
+UNFOLDED = ("--preset", "tiny", "--train_batch_size", 8, "--learning_rate", 1e-3)
+"""Options of the recipe without folding, whose models the original's pipeline can sample."""
 
 
 def job(verb: str, *arguments: object) -> dict[str, Any]:

@@ -40,6 +40,12 @@ def folder(tmp_path: Path, network: Any) -> Path:
     return tmp_path / "model"
 
 
+def diffusers_code(folder: Path) -> str:
+    """Return the code of a model card that loads the model in diffusers."""
+    (code,) = re.findall(r"With diffusers:\n\n```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
+    return str(code)
+
+
 def test_folding_moves_every_pixel_of_a_block_to_a_channel() -> None:
     samples = torch.arange(2 * 4 * 6.0).reshape(1, 2, 4, 6)
     blocks = folded(samples, 2)
@@ -82,9 +88,8 @@ def test_a_saved_model_loads_here_and_in_diffusers(
     theirs = DiffusionPipeline.from_pretrained(folder)
     assert isinstance(theirs, DDIMPipeline)
     assert theirs(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 16, 4)
-    (code,) = re.findall(r"With diffusers:\n\n```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
     made: dict[str, Any] = {"SOURCE": folder}
-    exec(code, made)
+    exec(diffusers_code(folder), made)
     assert made["images"].shape == (1, 1, 16, 32)
     blocks, timestep = torch.randn(1, 4, 8, 16), torch.tensor([9])
     with torch.inference_mode():
@@ -130,6 +135,19 @@ def test_the_loss_is_that_of_the_unfolded_sample() -> None:
 def test_the_cost_is_that_of_the_folded_sides() -> None:
     plain, blocks = (training_cost(build_network(preset, MEL), 2) for preset in ("tiny", "tiny-folded"))
     assert 0 < blocks.activation_bytes < plain.activation_bytes
+
+
+def test_the_card_of_a_conditional_model_loads_the_network(tmp_path: Path) -> None:
+    network = build_network("tiny-conditional-folded", MEL, encoding_dim=4).eval()
+    record = ModelRecord(recipe={}, data_digest="0123456789abcdef", metrics={})
+    folder = tmp_path / "model"
+    save_model(folder, network, PRESET.objective.scheduler("ddim"), MEL, record)
+    made: dict[str, Any] = {"SOURCE": folder}
+    exec(diffusers_code(folder), made)
+    blocks, timestep, encodings = torch.randn(1, 4, 8, 16), torch.tensor([9]), torch.randn(1, 1, 4)
+    with torch.inference_mode():
+        ours = network(blocks, timestep, encodings).sample
+        torch.testing.assert_close(made["unet"](blocks, timestep, encodings).sample, ours, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
