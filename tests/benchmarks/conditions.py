@@ -2,7 +2,10 @@
 
     python -m tests.benchmarks.conditions [--minutes 30] [--input_dir FOLDER] [--work_dir FOLDER]
 
-The recordings are played at twelve speeds, a semitone apart, so that the training audio has many tempos and all keys.
+Without --input_dir, the recordings are synthesized (`tests.benchmarks.grooves`), so that the tempo and the key of each
+are unambiguous. Recordings of --input_dir are played at twelve speeds, a semitone apart, so that the training audio has
+many tempos and all keys.
+
 Both networks are small ones for loops of 256 columns (5.9 s). Half and double the requested tempo count as errors. The
 training slices, whose audio is made of their mel images by the same vocoder, show what the resolution and the measures
 allow: their tempo and key are those that prepare measured of the recordings.
@@ -32,13 +35,15 @@ from audiodiff_core.mel import Images
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
-from tests.benchmarks.recipe import ROOT, job, train
+from tests.benchmarks.grooves import write_grooves
+from tests.benchmarks.recipe import job, train
 
 RATE = 22_050
 SEMITONES = range(-6, 6)
 MIN_S = 12.0
 """Duration to which a shorter recording is repeated."""
 MEL = ("--resolution", "256,64", "--sample_rate", RATE, "--hop_length", 512, "--overlap", 0.5)
+GROOVES = 240
 TEMPOS_BPM = (90.0, 140.0)
 TOLERANCE = 0.03
 COUNT = 48
@@ -71,7 +76,7 @@ def main() -> None:
     """Train both networks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="training time of each network")
-    parser.add_argument("--input_dir", type=Path, default=ROOT / "tests/data/loops", help="FLAC files")
+    parser.add_argument("--input_dir", type=Path, help="FLAC files to play at twelve speeds; default: grooves")
     parser.add_argument("--work_dir", type=Path, help="folder of the data set and the networks; default: temporary")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     options = parser.parse_args()
@@ -79,7 +84,10 @@ def main() -> None:
         audio, dataset = work / "audio", work / "dataset"
         if not audio.exists():
             audio.mkdir()
-            play_at_speeds(options.input_dir, audio)
+            if options.input_dir is None:
+                write_grooves(audio, GROOVES, RATE)
+            else:
+                play_at_speeds(options.input_dir, audio)
         job("prepare", "--input_dir", audio, "--output_dir", dataset, *MEL)
         slices = pa.concat_tables(pq.read_table(file) for file in sorted(dataset.glob("data/*.parquet"))).to_pylist()
         real = np.stack([decode_png(row["image"]["bytes"]) for row in slices])

@@ -17,7 +17,7 @@ from audiodiff_core.training import TrainBatch, TrainState
 from audiodiff_core.training.vae_state import VaeTrainState
 from audiodiff_platform.cluster.gpu_kinds import Gpu, least
 from audiodiff_platform.storage import Folder
-from audiodiff_platform.train import worker_process
+from audiodiff_platform.train import choices, worker_process
 from audiodiff_platform.train.autoencoder import VaeLearner
 from audiodiff_platform.train.choices import choose, describe, least_micro_batch, with_recorded
 from audiodiff_platform.train.device_defaults import (
@@ -29,6 +29,7 @@ from audiodiff_platform.train.device_defaults import (
 )
 from audiodiff_platform.train.diffusion_worker import DiffusionLearner, worker_memory
 from audiodiff_platform.train.options import TrainOptions, TrainVaeOptions
+from audiodiff_platform.train.run_options import Precision
 from audiodiff_platform.train.worker_group import Group
 from tests.rare import rare
 
@@ -132,6 +133,15 @@ def test_a_worker_holds_the_autoencoder_whole(tmp_path: Path) -> None:
     assert with_vae - without == 4 * parameter_count(vae)
 
 
+def test_tf32_is_refused_where_a_gpu_lacks_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, group = _options(tmp_path, mixed_precision="tf32"), Group(workers=2, gpu=True)
+    monkeypatch.setattr(choices, "least_gpu", lambda _: T4)
+    with pytest.raises(ValueError, match=r"^mixed_precision tf32: Tesla T4 has no TF32, use fp16 or no$"):
+        choose(options, group, 100, lambda *_: 0)
+    monkeypatch.setattr(choices, "least_gpu", lambda _: H100)
+    assert choose(options, group, 100, lambda *_: 0)[0].autocast == "no"
+
+
 def _settings(folder: Path, **settings: Any) -> None:
     Folder(str(folder)).write_json("train.json", settings)
 
@@ -171,6 +181,8 @@ def test_the_line_on_the_terminal(tmp_path: Path) -> None:
     assert describe(options, Group(1, gpu=True), H100, unset, recorded).startswith(
         "batch 256 (recorded: 256 on a GPU, NVIDIA H100 80GB HBM3), "
     )
+    rounded = _options(tmp_path, train_batch_size=16, mixed_precision="tf32")
+    assert "float32 (set), TF32 on, fused AdamW" in describe(rounded, Group(1, gpu=True), H100, rounded, rounded)
     stated = _options(tmp_path, train_batch_size=16, mixed_precision="no")
     assert describe(stated, Group(workers=4, gpu=False), None, stated, stated) == (
         "batch 16 (set: 4 on each of 4 CPUs), float32 (set), fused AdamW, no compilation"
@@ -238,12 +250,14 @@ def test_micro_batches_change_rounding_only(accelerator: Accelerator, tmp_path: 
     assert float((split_weights - weights).norm() / weights.norm()) < 1e-5
 
 
-def test_training_computes_float32_exactly_on_gpus() -> None:
+@pytest.mark.parametrize(("precision", "expected"), [("no", "ieee"), ("bf16", "ieee"), ("tf32", "tf32")])
+def test_training_computes_float32_as_stated(precision: Precision, expected: str) -> None:
     cudnn: Any = torch.backends.cudnn
     before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     try:
-        torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = "tf32"
-        worker_process.use_exact_float32()
-        assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == ("ieee", "ieee")
+        other = "ieee" if expected == "tf32" else "tf32"
+        torch.backends.cuda.matmul.fp32_precision = cudnn.conv.fp32_precision = other
+        worker_process.set_float32(precision)
+        assert (torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision) == (expected, expected)
     finally:
         torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = before

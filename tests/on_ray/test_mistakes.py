@@ -183,7 +183,10 @@ def test_more_workers_than_the_cluster_has(
         assert not (tmp_path / verb / "model").exists()
 
 
-def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_precision_of_gpus_without_a_gpu(
+    local_ray: None, run: Run, dataset: Path, tmp_path: Path, precision: str
+) -> None:
     status, line = run(
         "train",
         "--dataset_name",
@@ -191,12 +194,15 @@ def test_fp16_without_a_gpu(local_ray: None, run: Run, dataset: Path, tmp_path: 
         "--output_dir",
         tmp_path / "run",
         "--mixed_precision",
-        "fp16",
+        precision,
         "--num_workers",
         1,
     )
-    remedy = "use bf16 or no, in another folder if output_dir holds a run with fp16"
-    assert (status, line) == (2, f"error: mixed_precision fp16 needs a GPU, and the workers run on CPUs: {remedy}")
+    remedy = f"use bf16 or no, in another folder if output_dir holds a run with {precision}"
+    assert (status, line) == (
+        2,
+        f"error: mixed_precision {precision} needs a GPU, and the workers run on CPUs: {remedy}",
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -250,18 +250,22 @@ def test_a_gpu_of_another_job_is_no_spare_gpu(
     assert resources["num_gpus"] == validation_gpus
 
 
-def test_a_validation_on_a_gpu_computes_like_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "expected"), [("no", "ieee"), ("tf32", "tf32")])
+def test_a_validation_on_a_gpu_computes_like_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, expected: str
+) -> None:
     cudnn: Any = torch.backends.cudnn
     before = torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision
     output, name = Folder(str(tmp_path)), "state/step-000000010-aaaa"
     queue_for_validation(output, name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     try:
-        cudnn.conv.fp32_precision = "tf32"
+        cudnn.conv.fp32_precision = "ieee" if expected == "tf32" else "tf32"
+        options = {"output_dir": str(tmp_path), "mixed_precision": precision}
         found = validate_in_task(
-            lambda name, options: {"precision": cudnn.conv.fp32_precision}, name, {"output_dir": str(tmp_path)}, False
+            lambda name, options: {"precision": cudnn.conv.fp32_precision}, name, options, all_cores=False
         )
-        assert found == {"precision": "ieee"}
+        assert found == {"precision": expected}
     finally:
         torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = before
 

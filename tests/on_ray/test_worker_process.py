@@ -49,7 +49,7 @@ def _joined(options: RunOptions, monkeypatch: pytest.MonkeyPatch, device: str, w
         return SimpleNamespace(num_processes=workers)
 
     monkeypatch.setattr(worker_process, "Accelerator", accelerator)
-    monkeypatch.setattr(worker_process, "use_exact_float32", lambda: None)
+    monkeypatch.setattr(worker_process, "set_float32", lambda precision: given.update(float32=precision))
     monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: workers))
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device(device))
     join_workers(options)
@@ -68,6 +68,14 @@ def test_a_worker_without_a_gpu_computes_on_its_cpu(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert _joined(_options(tmp_path), monkeypatch, "cpu", 4)["cpu"] is True
     assert os.environ["LOCAL_RANK"] == "2"
+
+
+@pytest.mark.parametrize(("precision", "autocast"), [("tf32", "no"), ("no", "no"), ("bf16", "bf16")])
+def test_tf32_is_a_float32_that_nothing_is_cast_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, autocast: str
+) -> None:
+    joined = _joined(_options(tmp_path, mixed_precision=precision), monkeypatch, "cuda:0", 1)
+    assert (joined["float32"], joined["mixed_precision"]) == (precision, autocast)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,7 +12,7 @@ from audiodiff_platform.cluster.connection import connected, runs_locally
 from audiodiff_platform.cluster.private_ray import largest_cluster, started_here
 from audiodiff_platform.entry.terminal import say
 
-BF16_CAPABILITY = (8, 0)
+AMPERE_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,12 @@ class Gpu:
     @property
     def supports_bf16(self) -> bool:
         """True if the GPU has bf16 arithmetic."""
-        return self.capability >= BF16_CAPABILITY
+        return self.capability >= AMPERE_CAPABILITY
+
+    @property
+    def supports_tf32(self) -> bool:
+        """True if the GPU has TF32 arithmetic. Others compute float32 exactly."""
+        return self.capability >= AMPERE_CAPABILITY
 
 
 def least(gpus: Iterable[Gpu]) -> Gpu:

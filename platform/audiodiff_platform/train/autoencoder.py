@@ -178,7 +178,7 @@ def worker_memory(vae: Any, options: TrainVaeOptions, workers: int, samples: int
         samples,
         options.objective(),
         gradient_checkpointing=options.gradient_checkpointing,
-        precision=options.precision,
+        precision=options.autocast,
     )
 
 

@@ -14,7 +14,7 @@ from audiodiff_platform.train.run_options import Precision, RunOptions
 from audiodiff_platform.train.worker_group import Group
 
 CHOSEN_SETTINGS = ("train_batch_size", "mixed_precision")
-FLOAT_NAMES: dict[Precision, str] = {"no": "float32", "bf16": "bf16", "fp16": "fp16"}
+FLOAT_NAMES: dict[Precision, str] = {"no": "float32", "tf32": "float32", "bf16": "bf16", "fp16": "fp16"}
 OPTIMIZER_NAMES: dict[OptimizerName, str] = {"adamw": "fused AdamW", "adamw_8bit": "8-bit AdamW"}
 
 OptionsT = TypeVar("OptionsT", bound=RunOptions)
@@ -57,7 +57,7 @@ def choose(
         None for workers on CPUs.
 
     Raises:
-        ValueError: torch finds no GPU on a node that has GPUs.
+        ValueError: torch finds no GPU on a node that has GPUs, or a GPU lacks the precision.
     """
     gpu = least_gpu(group.accelerator_type) if group.gpu else None
     options = options.filled_in(
@@ -66,6 +66,8 @@ def choose(
             "data_workers": group.cpus - 1,
         }
     )
+    if options.precision == "tf32" and gpu is not None and not gpu.supports_tf32:
+        raise ValueError(f"mixed_precision tf32: {gpu.name} has no TF32, use fp16 or no")
     workers = group.max_workers
     if isinstance(group.workers, tuple):  # the maximum may be far above what the cluster has
         workers = min(workers, max(group.min_workers, places(group.each)))
@@ -126,7 +128,7 @@ def describe(
         [
             f"batch {options.batch_size} ({origin('train_batch_size')}: {share} on {devices}{name})",
             f"{FLOAT_NAMES[options.precision]} ({precision})",
-            *([] if gpu is None else ["TF32 off"]),
+            *([] if gpu is None else [f"TF32 {'on' if options.precision == 'tf32' else 'off'}"]),
             OPTIMIZER_NAMES[optimizer],
             "compilation" if compiled else "no compilation",
             *([f"data_workers {group.cpus - 1} ({origin('data_workers')})"] if group.cpus > 1 or gpu else []),

@@ -143,7 +143,7 @@ def _cost(options: TrainOptions, inputs: TrainingInputs, samples: int) -> Traini
         samples,
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
-        precision=options.precision,
+        precision=options.autocast,
         vae=inputs.vae,
     )
 

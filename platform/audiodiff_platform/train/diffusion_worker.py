@@ -97,7 +97,7 @@ def worker_memory(network: Any, vae: Any, options: TrainOptions, workers: int, s
         samples,
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
-        precision=options.precision,
+        precision=options.autocast,
         vae=vae,
     )
     return cost.state_bytes // (workers if options.fsdp else 1) + cost.frozen_bytes + cost.activation_bytes

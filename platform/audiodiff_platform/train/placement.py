@@ -28,10 +28,10 @@ def group_for(options: RunOptions) -> Group:
         ValueError: The cluster can never provide the minimum number of workers, or the options do not suit the device.
     """
     gpu = uses_gpus(options.device)
-    if options.mixed_precision == "fp16" and not gpu:
+    if options.mixed_precision in ("fp16", "tf32") and not gpu:
         raise ValueError(
-            "mixed_precision fp16 needs a GPU, and the workers run on CPUs: use bf16 or no, in another folder if "
-            "output_dir holds a run with fp16"
+            f"mixed_precision {options.mixed_precision} needs a GPU, and the workers run on CPUs: use bf16 or no, in "
+            f"another folder if output_dir holds a run with {options.mixed_precision}"
         )
     if options.accelerator_type is not None and not gpu:
         raise ValueError(f"accelerator_type {options.accelerator_type} needs GPUs, and the workers run on CPUs")

@@ -12,7 +12,8 @@ from audiodiff_platform.entry.options import NO_VALUE, OutputOptions
 TRAIN_FORMAT_VERSION = 5
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb", "trackio"]
-Precision = Literal["no", "bf16", "fp16"]
+Autocast = Literal["no", "bf16", "fp16"]
+Precision = Literal[Autocast, "tf32"]
 DEFAULT_EPOCHS = 100
 
 _PATHS = {"output_dir", "dataset_name", "mel_config", "from_pretrained", "vae", "latents", "encodings", "push_to_hub"}
@@ -91,8 +92,8 @@ class RunOptions(OutputOptions):
     lr_warmup_steps: int = pydantic.Field(500, ge=0, description="steps over which the learning rate rises to its peak")
     mixed_precision: Precision | None = pydantic.Field(
         None,
-        description="precision of the forward pass: no (float32), bf16 or fp16; none: bf16 on GPUs that support it, "
-        "else no; a resumed run keeps its value",
+        description="precision of the forward pass: no (float32), tf32 (float32 with products of 10-bit "
+        "mantissas on a GPU), bf16 or fp16; none: bf16 on GPUs that support it, else no; a resumed run keeps its value",
     )
     checkpoint_minutes: float = pydantic.Field(
         5.0,
@@ -185,6 +186,11 @@ class RunOptions(OutputOptions):
         """Precision of the forward pass, after the job has chosen it."""
         assert self.mixed_precision is not None, "mixed_precision is not chosen yet"
         return self.mixed_precision
+
+    @property
+    def autocast(self) -> Autocast:
+        """Precision that accelerate casts to: float32 is cast to no other format with TF32."""
+        return "no" if self.precision == "tf32" else self.precision
 
     def usable_workers(self, low: int, high: int) -> range:
         """Return the worker counts in [low, high] that leave each worker at least one sample of a batch."""

@@ -17,7 +17,7 @@ from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.device_defaults import micro_batch_size
 from audiodiff_platform.train.learner import TrainingStoppedError
 from audiodiff_platform.train.restarts import count_start, end_at_next_start, record_error
-from audiodiff_platform.train.run_options import RunOptions
+from audiodiff_platform.train.run_options import Precision, RunOptions
 
 
 def run_worker(options: RunOptions, train: Callable[[Accelerator], None], fsdp: bool = False) -> str | None:
@@ -94,7 +94,7 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     if on_cpu:
         torch.set_num_threads(1)
     else:
-        use_exact_float32()
+        set_float32(options.precision)
         if world > 1:
             # accelerate takes it for the index of the device. Ray numbers the workers of a node by the numbers of their
             # GPUs, but sorts CUDA_VISIBLE_DEVICES as text: 0,1,10,2.
@@ -102,7 +102,7 @@ def join_workers(options: RunOptions, fsdp: bool = False) -> Accelerator:
     accelerator = Accelerator(
         # Without cpu=True, accelerate ignores the gloo process group of Ray Train, and each worker would train alone.
         cpu=on_cpu,
-        mixed_precision=options.precision,
+        mixed_precision=options.autocast,
         fsdp_plugin=sharding() if fsdp else None,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # one copy of the gradients
     )
@@ -130,8 +130,9 @@ def samples_per_pass(
     return int(min(gather_object([size])))
 
 
-def use_exact_float32() -> None:
-    """Compute float32 products and convolutions on GPUs without TF32, which rounds factors to 10 bits."""
+def set_float32(precision: Precision) -> None:
+    """Compute float32 products and convolutions on GPUs in TF32, which rounds factors to 10 bits, or exactly."""
     cudnn: Any = torch.backends.cudnn
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    cudnn.conv.fp32_precision = "ieee"
+    format_name = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = format_name
+    cudnn.conv.fp32_precision = format_name

@@ -128,10 +128,10 @@ def validate_in_task(validate: Validate, name: str, options: dict[str, Any], all
     """
     import torch
 
-    from audiodiff_platform.train.worker_process import use_exact_float32
+    from audiodiff_platform.train.worker_process import set_float32
 
     if torch.cuda.is_available():
-        use_exact_float32()
+        set_float32(options["mixed_precision"])
     else:
         os.nice(10)
         torch.set_num_threads(len(os.sched_getaffinity(0)) if all_cores and hasattr(os, "sched_getaffinity") else 1)

@@ -76,7 +76,7 @@ def validate(name: str, options: dict[str, Any]) -> dict[str, Any]:
     train_options = TrainOptions.model_validate(options)
     output = Folder(train_options.output_dir)
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=train_options.precision if on_gpu else "no")
+    accelerator = Accelerator(cpu=not on_gpu, mixed_precision=train_options.autocast if on_gpu else "no")
     inputs = load_training_inputs(train_options)
     try:
         with local_checkpoint(output, name) as (folder, _):
