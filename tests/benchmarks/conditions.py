@@ -6,9 +6,10 @@ Without --input_dir, the recordings are synthesized (`tests.benchmarks.grooves`)
 are unambiguous. Recordings of --input_dir are played at twelve speeds, a semitone apart, so that the training audio has
 many tempos and all keys.
 
-Both networks are small ones for loops of 256 columns (5.9 s). Half and double the requested tempo count as errors. The
-training slices, whose audio is made of their mel images by the same vocoder, show what the resolution and the measures
-allow: their tempo and key are those that prepare measured of the recordings.
+Both networks are small ones, trained on slices of 64 columns (3 s). Loops of a tempo or a key have 256 columns (12 s).
+Half and double the requested tempo count as errors. The training slices, whose audio is made of their mel images by the
+same vocoder, show what the resolution, the measures and a length of 3 s allow: their tempo and key are those that
+prepare measured of the recordings.
 """
 
 import argparse
@@ -42,7 +43,9 @@ RATE = 22_050
 SEMITONES = range(-6, 6)
 MIN_S = 12.0
 """Duration to which a shorter recording is repeated."""
-MEL = ("--resolution", "256,64", "--sample_rate", RATE, "--hop_length", 512, "--overlap", 0.5)
+MEL = ("--resolution", 64, "--sample_rate", RATE, "--hop_length", 1024, "--overlap", 0.5)
+WIDTH = 256
+"""Columns of loops of a tempo or a key."""
 GROOVES = 240
 TEMPOS_BPM = (90.0, 140.0)
 TOLERANCE = 0.03
@@ -166,10 +169,10 @@ def print_ceiling(pipeline: LoopPipeline, slices: Sequence[dict[str, object]], r
 def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
     """Print the measures of loops of each tempo, and of all keys."""
     for bpm in TEMPOS_BPM:
-        requests = [GenerateRequest(seed=seed, bpm=bpm, guidance_scale=scale) for seed in range(COUNT)]
+        requests = [GenerateRequest(seed=seed, bpm=bpm, width=WIDTH, guidance_scale=scale) for seed in range(COUNT)]
         print_row(f"{bpm:g} bpm, guidance {scale:g}", generated(pipeline, requests), bpm=[bpm] * COUNT)
     keys = [f"{TONICS[seed % len(TONICS)]} {MODES[seed // len(TONICS) % 2]}" for seed in range(COUNT)]
-    requests = [GenerateRequest(seed=seed, key=key, guidance_scale=scale) for seed, key in enumerate(keys)]
+    requests = [GenerateRequest(seed=seed, key=key, width=WIDTH, guidance_scale=scale) for seed, key in enumerate(keys)]
     print_row(f"keys, guidance {scale:g}", generated(pipeline, requests), keys=keys)
 
 

@@ -84,7 +84,8 @@ def _kick(sample_rate: int, rng: np.random.Generator) -> Sound:
 
 def _noise(sample_rate: int, duration_s: float, rng: np.random.Generator) -> Sound:
     times = _times(sample_rate, duration_s)
-    return rng.standard_normal(len(times)) * np.exp(-times / (duration_s / 4))
+    noise: Sound = rng.standard_normal(len(times)) * np.exp(-times / (duration_s / 4))
+    return noise
 
 
 def _pluck(semitones: int, partials: Sound, decay_s: float, sample_rate: int) -> Sound:
