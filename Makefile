@@ -75,7 +75,10 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.train_feed
 	$(BIN)/python -m tests.benchmarks.checkpoint_stall
 	$(BIN)/python -m tests.benchmarks.train_overhead
+	$(BIN)/python -m tests.benchmarks.training_compile
 	$(BIN)/python -m tests.benchmarks.learning
+	$(BIN)/python -m tests.benchmarks.networks
+	$(BIN)/python -m tests.benchmarks.conditions
 	$(BIN)/python -m tests.benchmarks.methods
 	$(BIN)/python -m tests.benchmarks.shipped
 

@@ -7,9 +7,8 @@ are unambiguous. Recordings of --input_dir are played at twelve speeds, a semito
 many tempos and all keys.
 
 Both networks are small ones, trained on slices of 64 columns (3 s). Loops of a tempo or a key have 256 columns (12 s).
-Half and double the requested tempo count as errors. The training slices, whose audio is made of their mel images by the
-same vocoder, show what the resolution, the measures and a length of 3 s allow: their tempo and key are those that
-prepare measured of the recordings.
+Half and double the requested tempo count as errors. The recordings, cut to the length of loops and made of their mel
+images by the same vocoder, show what the resolution and the measures allow: they are compared with their own features.
 """
 
 import argparse
@@ -30,12 +29,14 @@ from audiodiff_core.checkpoint import load_model
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
+from audiodiff_core.loops.features import measure_features
 from audiodiff_core.loops.key import measure_key
 from audiodiff_core.loops.tempo import measure_tempo
-from audiodiff_core.mel import Images
+from audiodiff_core.mel import Images, Mel, MelConfig
 from audiodiff_core.mel.png import decode_png
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_core.vocoder import GriffinLim
 from tests.benchmarks.grooves import write_grooves
 from tests.benchmarks.recipe import job, train
 
@@ -106,7 +107,7 @@ def main() -> None:
             profile = ExecutionProfile.here()
             profile.prepare_process()
             pipelines[name] = LoopPipeline.of(load_model(work / name / "model"), profile)
-        print_ceiling(pipelines["conditional"], slices, real)
+        print_ceiling(audio, pipelines["conditional"].mel.model_copy(update={"x_res": WIDTH}))
         for scale in options.guidance:
             print_conditions(pipelines["conditional"], scale)
         print_distances(pipelines, real)
@@ -154,16 +155,23 @@ def print_row(name: str, audios: Sequence[Samples], bpm: Sequence[float] = (), k
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def print_ceiling(pipeline: LoopPipeline, slices: Sequence[dict[str, object]], real: Images) -> None:
-    """Print the measures of real slices, from their images."""
+def print_ceiling(recordings: Path, mel: MelConfig) -> None:
+    """Print the measures of recordings, from their images."""
     print("\n| | loops | median error of the tempo | within 3 % | tonic measured | tonic strongest |")
     print("|---|---|---|---|---|---|")
-    for feature in ("tempo", "key"):
-        places = [place for place, row in enumerate(slices) if row[feature] is not None]
-        chosen = np.random.default_rng(0).permutation(places)[:COUNT]
-        audios = list(pipeline.vocoder(real[chosen], range(len(chosen))))
-        values = [slices[place][feature] for place in chosen]
-        print_row(f"real slices with a {feature}", audios, **{"bpm" if feature == "tempo" else "keys": values})
+    files = np.random.default_rng(0).permutation(sorted(recordings.iterdir()))
+    audios = [decode_audio(file, RATE)[: mel.slice_size] for file in files]
+    features = [measure_features(audio, RATE) for audio in audios]
+    tempos = [(audio, one.tempo) for audio, one in zip(audios, features, strict=True) if one.tempo is not None][:COUNT]
+    keys = [(audio, one.key) for audio, one in zip(audios, features, strict=True) if one.key is not None][:COUNT]
+    converter, vocoder = Mel(mel), GriffinLim(mel)
+
+    def from_images(chosen: Sequence[Samples]) -> list[Samples]:
+        images, _ = converter.images(np.stack(chosen))
+        return list(vocoder(images, range(len(chosen))))
+
+    print_row("recordings", from_images([audio for audio, _ in tempos]), bpm=[tempo for _, tempo in tempos])
+    print_row("recordings", from_images([audio for audio, _ in keys]), keys=[key for _, key in keys])
 
 
 def print_conditions(pipeline: LoopPipeline, scale: float) -> None:

@@ -67,7 +67,7 @@ def choose(
         }
     )
     if options.precision == "tf32" and gpu is not None and not gpu.supports_tf32:
-        raise ValueError(f"mixed_precision tf32: {gpu.name} has no TF32, use fp16 or no")
+        raise ValueError(f"mixed_precision tf32: {gpu.name} has no TF32, use no")
     workers = group.max_workers
     if isinstance(group.workers, tuple):  # the maximum may be far above what the cluster has
         workers = min(workers, max(group.min_workers, places(group.each)))

@@ -189,7 +189,7 @@ class RunOptions(OutputOptions):
 
     @property
     def autocast(self) -> Autocast:
-        """Precision that accelerate casts to: float32 is cast to no other format with TF32."""
+        """Mixed precision for accelerate. With TF32, all tensors are float32."""
         return "no" if self.precision == "tf32" else self.precision
 
     def usable_workers(self, low: int, high: int) -> range:
