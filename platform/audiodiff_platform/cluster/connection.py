@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,5 +55,24 @@ def connected(dashboard: bool = False) -> Iterator[None]:
         ray.init(runtime_env={"env_vars": variables}, logging_level="ERROR")
     try:
         yield
+    except BaseException as failure:
+        _release_frames(failure)
+        raise
     finally:
         ray.shutdown()
+
+
+def _release_frames(failure: BaseException) -> None:
+    """Drop what the finished frames of an exception hold.
+
+    An interrupted start of Ray Data leaves its execution in these frames alone. Its destructor calls Ray, and after the
+    disconnection a call would start another local Ray.
+    """
+    pending: list[BaseException | None] = [failure]
+    seen = set[BaseException | None]([None])
+    while pending:
+        error = pending.pop()
+        if error not in seen:
+            seen.add(error)
+            traceback.clear_frames(error.__traceback__)
+            pending += [error.__cause__, error.__context__]
