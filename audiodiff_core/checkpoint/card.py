@@ -5,7 +5,7 @@ from typing import Any
 
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import fold_of
+from audiodiff_core.models import UNFOLDED, diffusers_class, fold_of
 
 PIPELINE_TAG = "audio-to-audio"
 """Task on the Hub. The Hub has no task for unconditional audio generation, so the card names the most similar task."""
@@ -15,10 +15,14 @@ pipeline = AudioDiffusionPipeline.from_pretrained(SOURCE)"""
 _FOLDED_LOADING = """import torch
 from diffusers import DDIMPipeline
 blocks = DDIMPipeline.from_pretrained(SOURCE)(num_inference_steps=50, output_type="np").images
-images = torch.pixel_shuffle(torch.from_numpy(blocks).permute(0, 3, 1, 2), {fold})  # (1, 1, y_res, x_res), 0 to 1"""
+blocks = torch.from_numpy(blocks).unflatten(3, ({bands}, {columns}))  # (1, rows, columns, *block), 0 to 1
+images = blocks.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)  # (1, y_res, x_res)"""
 
 _FOLDED_NETWORK_LOADING = """from diffusers import {network}
-unet = {network}.from_pretrained(SOURCE, subfolder="unet")  # takes torch.pixel_unshuffle(samples, {fold})"""
+unet = {network}.from_pretrained(SOURCE, subfolder="unet")  # takes blocks(samples)
+def blocks(samples):  # (batch, channels, height, width)
+    samples = samples.unflatten(3, (-1, {columns})).unflatten(2, (-1, {bands}))
+    return samples.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)"""
 
 
 def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecord) -> str:
@@ -43,17 +47,18 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
     prediction = scheduler.config.get("prediction_type", "flow")
     by = "nothing" if encoding_dim is None else f"one encoding of {encoding_dim} values per loop"
     facts = {
-        "network": f"{type(unet).__name__}, {networks}",
+        "network": f"{diffusers_class(unet)}, {networks}",
         "predicts": f"{prediction} ({type(scheduler).__name__})",
         "conditioned by": by if record.conditions is None else ", ".join(record.conditions.names),
     }
-    if (fold := fold_of(unet)) > 1:
-        facts["works on"] = f"blocks of {fold}x{fold} pixels, one channel for each pixel"
+    bands, columns = fold = fold_of(unet)
+    if fold != UNFOLDED:
+        facts["works on"] = f"blocks of {bands} bands and {columns} columns, one channel for each pixel"
     loading = _LOADING
-    if fold > 1:  # no pipeline of diffusers unfolds samples, and DDIMPipeline takes unconditional images only
+    if fold != UNFOLDED:  # no pipeline of diffusers unfolds samples, and DDIMPipeline takes unconditional images only
         is_ddim_image = encoding_dim is None and vae is None and prediction != "flow"
         template = _FOLDED_LOADING if is_ddim_image else _FOLDED_NETWORK_LOADING
-        loading = template.format(fold=fold, network=type(unet).__name__)
+        loading = template.format(bands=bands, columns=columns, network=diffusers_class(unet))
     metadata = {"tags": tags, "library_name": "diffusers", "pipeline_tag": PIPELINE_TAG}
     metrics = {name: f"{value:g}" for name, value in record.metrics.items()}
     return f"""---

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def _parts(layout: Layout, changes: list[str], *, weights: bool) -> tuple[Any, A
     channels = 1 if vae is None else vae.config.latent_channels
     if sample_channels(unet) != channels:
         inputs = "mel images" if vae is None else "latents of the autoencoder"
-        expected = channels * fold_of(unet) ** 2
+        expected = channels * prod(fold_of(unet))
         raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {expected} for {inputs}")
     return unet, scheduler, _mel(layout, unet, vae, changes), vae
 

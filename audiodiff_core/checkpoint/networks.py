@@ -18,7 +18,7 @@ from audiodiff_core.checkpoint.layout import Layout
 from audiodiff_core.files.model_files import CONFIG, MODEL_INDEX, SCHEDULER_CONFIG, CheckpointError, read_json
 from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import StateDict, load_weights, read_weight_files
-from audiodiff_core.models import FOLD, with_fold
+from audiodiff_core.models import configured
 
 UNETS: dict[str, Any] = {cls.__name__: cls for cls in (UNet2DModel, UNet2DConditionModel)}
 SAVED_SCHEDULERS: dict[str, Any] = {
@@ -34,11 +34,9 @@ MAX_NUMBER = 65_536
 MAX_LEVELS = 12
 MAX_LAYERS = 16
 MAX_PARAMETERS = 1 << 32
-MAX_FOLD = 8
 
 # Settings that must be None, because they add inputs to the network or shift the latents.
 _UNSUPPORTED_UNET = (
-    "class_embed_type",
     "num_class_embeds",
     "addition_embed_type",
     "encoder_hid_dim",
@@ -77,15 +75,6 @@ def load_unet(layout: Layout, changes: list[str], *, weights: bool = True) -> An
             pass
         case other:
             raise CheckpointError(f"unet: sample_size {other}: must be a positive number or (height, width)")
-    if config.in_channels != config.out_channels:
-        raise CheckpointError(
-            f"unet: in_channels {config.in_channels} and out_channels {config.out_channels} must be equal"
-        )
-    fold, channels = config.get(FOLD, 1), config.in_channels
-    if type(fold) is not int or not 1 <= fold <= MAX_FOLD or channels % fold**2:
-        raise CheckpointError(
-            f"unet: {FOLD} {fold}: must be from 1 to {MAX_FOLD}, and its square must divide in_channels {channels}"
-        )
     if not isinstance(config.get("cross_attention_dim"), int | None):
         raise CheckpointError(f"unet: cross_attention_dim {config.cross_attention_dim}: must be one number")
     return unet
@@ -224,12 +213,9 @@ def _outline(cls: Any, config: dict[str, Any], part: str) -> Any:
     """Build a network of limited size on the meta device."""
     _check_bounds(config, part)
 
-    def build(settings: dict[str, Any]) -> Any:
-        return cls(**cls.extract_init_dict(settings)[0])
-
     try:
         with torch.device("meta"):
-            network = with_fold(build, config) if cls in UNETS.values() else build(config)
+            network = configured(cls, config) if cls in UNETS.values() else cls(**cls.extract_init_dict(config)[0])
     except Exception as error:  # diffusers raises many kinds of errors for invalid configurations
         raise CheckpointError(f"{part}: invalid configuration ({type(error).__name__}: {error})") from error
     if (count := sum(parameter.numel() for parameter in network.parameters())) > MAX_PARAMETERS:

@@ -29,7 +29,7 @@ from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.files.filesystems import filesystem_of
 from audiodiff_core.files.model_files import AUTOENCODER_KEYS, CONFIG, MEL_CONFIG, MODEL_INDEX, RECORD
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import fold_of
+from audiodiff_core.models import UNFOLDED, diffusers_class, fold_of
 
 
 def save_model(
@@ -120,10 +120,10 @@ def _replacement_folder(target: Path) -> Iterator[Path]:
 
 def _index(unet: Any, scheduler: Any, vae: Any) -> dict[str, Any]:
     return {
-        "_class_name": PIPELINE_CLASS if fold_of(unet) == 1 else FOLDED_PIPELINE_CLASS,
+        "_class_name": PIPELINE_CLASS if fold_of(unet) == UNFOLDED else FOLDED_PIPELINE_CLASS,
         "_diffusers_version": version("diffusers"),
         "mel": ["diffusers", "Mel"],
         "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", type(unet).__name__],
+        "unet": ["diffusers", diffusers_class(unet)],
         AUTOENCODER_KEYS[0]: [None, None] if vae is None else ["diffusers", type(vae).__name__],
     }

@@ -1,7 +1,10 @@
-"""Networks: presets, construction, image sizes, folding of pixels, circular padding and digests."""
+"""Networks: presets, construction, image sizes, folding of pixels, circular padding, beats and digests."""
 
+from audiodiff_core.models.beats import Beats, beats_of
+from audiodiff_core.models.conditioned import diffusers_class
+from audiodiff_core.models.configured import configured
 from audiodiff_core.models.digest import network_digest
-from audiodiff_core.models.folding import FOLD, fold_of, folded, unfolded, with_fold
+from audiodiff_core.models.folding import FOLD, UNFOLDED, Fold, fold_of, folded, unfolded
 from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count
 from audiodiff_core.models.presets import (
     PRESETS,
@@ -12,20 +15,26 @@ from audiodiff_core.models.presets import (
     VaePresetName,
     objective_for,
 )
-from audiodiff_core.models.shapes import image_sides, sample_channels, side_multiple
+from audiodiff_core.models.shapes import image_sides, sample_channels, width_multiple
 
 __all__ = [
     "FOLD",
     "PRESETS",
+    "UNFOLDED",
     "VAE_PRESETS",
+    "Beats",
+    "Fold",
     "Preset",
     "PresetName",
     "VaePreset",
     "VaePresetName",
+    "beats_of",
     "build_network",
     "build_vae",
     "check_encoding",
     "check_resolution",
+    "configured",
+    "diffusers_class",
     "fold_of",
     "folded",
     "image_sides",
@@ -33,7 +42,6 @@ __all__ = [
     "objective_for",
     "parameter_count",
     "sample_channels",
-    "side_multiple",
     "unfolded",
-    "with_fold",
+    "width_multiple",
 ]

@@ -6,7 +6,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel
 
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models.folding import FOLD, with_fold
+from audiodiff_core.models.beats import Beats
+from audiodiff_core.models.conditioned import EMBEDDING, extra_channels
+from audiodiff_core.models.configured import BEATS, configured
+from audiodiff_core.models.folding import FOLD, UNFOLDED
 from audiodiff_core.models.presets import PRESETS, VAE_PRESETS, PresetName, VaePresetName
 
 
@@ -28,13 +31,15 @@ def check_resolution(preset: PresetName, mel: MelConfig, vae: Any = None) -> Non
     if vae is not None and not shape.latent:
         latent_presets = ", ".join(name for name, other in PRESETS.items() if other.latent)
         raise ValueError(f"preset {preset} works on images, not on latents: omit vae, or use one of {latent_presets}")
-    multiple = shape.side_multiple * (1 if vae is None else latent_factor(vae))
-    if mel.x_res % multiple or mel.y_res % multiple:
+    rows, columns = (multiple * (1 if vae is None else latent_factor(vae)) for multiple in shape.side_multiples)
+    if mel.x_res % columns or mel.y_res % rows:
         with_vae = "" if vae is None else f" with a VAE that divides sides by {latent_factor(vae)}"
-        raise ValueError(
-            f"resolution {mel.x_res},{mel.y_res} does not fit preset {preset}{with_vae}: "
-            f"both sides must be multiples of {multiple}"
+        multiples = (
+            f"both sides must be multiples of {rows}"
+            if rows == columns
+            else f"the first must be a multiple of {columns}, the second of {rows}"
         )
+        raise ValueError(f"resolution {mel.x_res},{mel.y_res} does not fit preset {preset}{with_vae}: {multiples}")
 
 
 def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
@@ -56,7 +61,9 @@ def check_encoding(preset: PresetName, encoding_dim: int | None) -> None:
         )
 
 
-def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_dim: int | None = None) -> Any:
+def build_network(
+    preset: PresetName, mel: MelConfig, vae: Any = None, encoding_dim: int | None = None, beats: Beats | None = None
+) -> Any:
     """Build a denoising network with random weights.
 
     Args:
@@ -64,11 +71,12 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         mel: The mel configuration of the images.
         vae: The AutoencoderKL of a latent preset. None for a preset that works on images.
         encoding_dim: Values per encoding of a conditional preset. None for an unconditional preset.
+        beats: Place of the tempo in the encodings, for a preset with `beats`. None if encodings state no tempo.
 
     Returns:
         A UNet2DModel, called with samples (batch, channels, height, width) and timesteps (batch,). For a conditional
         preset, a UNet2DConditionModel, called with encodings (batch, 1, encoding_dim) as well. The prediction has the
-        shape of the samples. A preset with `fold` > 1 takes folded samples, see `models.folding`.
+        shape of the samples. A preset with a `fold` takes folded samples, see `models.folding`.
 
     Raises:
         ValueError: If the preset, the mel configuration, the VAE and the encodings do not fit each other.
@@ -78,13 +86,19 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
     shape = PRESETS[preset]
     levels = range(len(shape.block_out_channels))
     factor, channels = (1, 1) if vae is None else (latent_factor(vae), vae.config.latent_channels)
+    bands, columns = shape.fold
     attention = "CrossAttn" if shape.conditional else "Attn"
-    condition = {"cross_attention_dim": encoding_dim} if shape.conditional else {}
+    assert shape.beats or beats is None, "only a preset with beats takes them"
+    condition: dict[str, Any] = {"cross_attention_dim": encoding_dim} if shape.conditional else {}
+    if shape.beats:
+        condition |= {"class_embed_type": EMBEDDING, "projection_class_embeddings_input_dim": encoding_dim}
+    if beats is not None:
+        condition[BEATS] = beats.model_dump()
     network_class: Any = UNet2DConditionModel if shape.conditional else UNet2DModel
     config = dict[str, Any](
-        sample_size=(mel.y_res // factor // shape.fold, mel.x_res // factor // shape.fold),
-        in_channels=channels * shape.fold**2,
-        out_channels=channels * shape.fold**2,
+        sample_size=(mel.y_res // factor // bands, mel.x_res // factor // columns),
+        in_channels=channels * bands * columns + extra_channels(beats, columns),
+        out_channels=channels * bands * columns,
         layers_per_block=shape.layers_per_block,
         block_out_channels=shape.block_out_channels,
         down_block_types=tuple(
@@ -97,9 +111,9 @@ def build_network(preset: PresetName, mel: MelConfig, vae: Any = None, encoding_
         attention_head_dim=shape.attention_head_dim,
         **condition,
     )
-    if shape.fold > 1:
-        config[FOLD] = shape.fold
-    return with_fold(lambda settings: network_class(**settings), config)
+    if shape.fold != UNFOLDED:
+        config[FOLD] = bands if bands == columns else [bands, columns]
+    return configured(network_class, config)
 
 
 def build_vae(preset: VaePresetName, mel: MelConfig) -> Any:

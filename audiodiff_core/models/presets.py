@@ -5,12 +5,14 @@ from typing import Any, Literal, get_args
 import pydantic
 
 from audiodiff_core.diffusion.objectives import Objective
+from audiodiff_core.models.folding import UNFOLDED, Fold
 
 PresetName = Literal[
     "tiny",
     "tiny-conditional",
     "tiny-folded",
     "tiny-latent",
+    "tiny-conditional-bands",
     "tiny-conditional-folded",
     "tiny-conditional-latent",
     "small",
@@ -36,19 +38,27 @@ class Preset(pydantic.BaseModel):
         8,
         description="size of an attention head; in a conditional network, the number of heads (as diffusers names it)",
     )
-    fold: int = pydantic.Field(1, description="sides of the blocks of pixels that the network works on")
+    fold: Fold = pydantic.Field(UNFOLDED, description="bands and columns of the blocks that the network works on")
     latent: bool = pydantic.Field(
         False, description="whether the network works on the latents of a VAE instead of images"
     )
     conditional: bool = pydantic.Field(
         False, description="whether the network is conditioned on an encoding, by cross-attention"
     )
+    beats: bool = pydantic.Field(
+        False, description="whether a conditional network also takes its encoding as in `models.conditioned`"
+    )
     objective: Objective
 
     @property
-    def side_multiple(self) -> int:
-        """Number that must divide both sides of a sample: every level but the last halves the folded sides."""
-        return self.fold << (len(self.block_out_channels) - 1)
+    def side_multiples(self) -> tuple[int, int]:
+        """Numbers that must divide the height and the width of a sample.
+
+        Every level of the network but the last halves the sides, which folding divides before.
+        """
+        bands, columns = self.fold
+        halvings = len(self.block_out_channels) - 1
+        return bands << halvings, columns << halvings
 
 
 # Of the objectives that diffusers' own pipeline can sample, v_prediction with zero terminal SNR learns fastest.
@@ -69,7 +79,7 @@ _TINY = Preset(
     objective=_IMAGE_OBJECTIVE,
 )
 # One level less for the same receptive field takes less time, so that a short training has more steps.
-_TINY_FOLDED = _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": 2})
+_TINY_FOLDED = _TINY.model_copy(update={"block_out_channels": (32, 64, 64), "attention_levels": (2,), "fold": (2, 2)})
 _TINY_LATENT = Preset(
     block_out_channels=(32, 64, 64),
     attention_levels=(2,),
@@ -100,6 +110,17 @@ PRESETS: dict[PresetName, Preset] = {
     "tiny-conditional": _TINY.model_copy(update=_CONDITIONAL),
     "tiny-folded": _TINY_FOLDED,
     "tiny-latent": _TINY_LATENT,
+    "tiny-conditional-bands": Preset(
+        block_out_channels=(64, 96, 128),
+        attention_levels=(2,),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        fold=(16, 1),  # whole octaves of bands are channels: the lines of notes cannot drift
+        beats=True,
+        conditional=True,
+        objective=_IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),
+    ),
     "tiny-conditional-folded": _TINY_FOLDED.model_copy(update=_CONDITIONAL),
     "tiny-conditional-latent": _TINY_LATENT.model_copy(
         update={"conditional": True, "objective": _LATENT_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT)}

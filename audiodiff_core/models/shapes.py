@@ -1,5 +1,6 @@
 """Sample sizes of a network, read from its configuration."""
 
+import math
 from typing import Any
 
 from audiodiff_core.models.folding import fold_of
@@ -12,19 +13,20 @@ def image_sides(unet: Any) -> tuple[int, int]:
     """
     size: int | list[int] | tuple[int, int] = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    return height * fold_of(unet), width * fold_of(unet)
+    bands, columns = fold_of(unet)
+    return height * bands, width * columns
 
 
 def sample_channels(unet: Any) -> int:
     """Return the channels of the samples of a network: 1 for images."""
-    channels: int = unet.config.in_channels // fold_of(unet) ** 2
+    channels: int = unet.config.out_channels // math.prod(fold_of(unet))
     return channels
 
 
-def side_multiple(unet: Any) -> int:
-    """Return the number that must divide both sides of a sample.
+def width_multiple(unet: Any) -> int:
+    """Return the number that must divide the width of a sample.
 
     Every level of the network but the last halves the sides, which folding divides before.
     """
     levels: int = len(unet.config.block_out_channels)
-    return fold_of(unet) << (levels - 1)
+    return fold_of(unet)[1] << (levels - 1)

@@ -7,7 +7,7 @@ from audiodiff_core.diffusion.step_tables import step_table
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.loops import loop_length
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import image_sides, sample_channels, side_multiple
+from audiodiff_core.models import image_sides, sample_channels, width_multiple
 from audiodiff_core.sampling import SamplingParameters
 
 P = TypeVar("P", bound=SamplingParameters)
@@ -70,7 +70,7 @@ class Geometry:
                 f"samples have {channels} channels, and images have 1"
             )
         return cls(
-            mel, factor, factor * side_multiple(unet), channels, getattr(unet.config, "cross_attention_dim", None)
+            mel, factor, factor * width_multiple(unet), channels, getattr(unet.config, "cross_attention_dim", None)
         )
 
     @property

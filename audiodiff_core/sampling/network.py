@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.models import fold_of, folded, sample_channels, unfolded
+from audiodiff_core.models import beats_of, fold_of, folded, sample_channels, unfolded
 from audiodiff_core.models.circular import circular_time
 from audiodiff_core.models.placement import placed
 from audiodiff_core.sampling.profile import ExecutionProfile
@@ -34,12 +34,14 @@ class Network:
         profile: The execution profile.
         encoding_dim: Values per encoding, or None for an unconditional network.
         channels: Channels of a sample.
+        beats: Beats that the network takes as channels, or None.
     """
 
     def __init__(self, unet: Any, profile: ExecutionProfile) -> None:
         self.profile = profile
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels = sample_channels(unet)
+        self.beats = beats_of(unet)
         self._fold = fold_of(unet)
         self._module = placed(unet, profile.device, profile.dtype)
         self._forward: Any = self._module
@@ -64,7 +66,8 @@ class Network:
         Args:
             samples: Scaled samples (batch, channels, height, width), float32 on the device.
             timesteps: Timesteps (batch,), float32 on the device.
-            encodings: Encodings (batch, 1, dim) of a conditional network. Zeros make a prediction unconditional.
+            encodings: Encodings (batch, 1, dim) of a conditional network. Zeros make a prediction unconditional. For a
+                network that takes beats, (batch, 1, dim + 1): the phase of the beat at the first column follows.
             circular: Whether the convolutions pad circularly in time.
 
         Returns:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiodiff_core.models import fold_of, image_sides, parameter_count, with_fold
+from audiodiff_core.models import configured, fold_of, image_sides, parameter_count
 from audiodiff_core.training.optimizer import OptimizerName
 
 # Tensor-core peaks in FLOP/s for dense matrices (without sparsity) from NVIDIA's data sheets. The keys are the words of
@@ -192,7 +192,7 @@ def share_of_peak(flops_per_sample: float, samples_per_second: float, peak: floa
 def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointing: bool) -> tuple[float, int]:
     """FLOPs of a forward pass of one sample, and peak float32 bytes of both passes of a micro-batch."""
     with torch.device("meta"):
-        network = with_fold(network_class.from_config, json.loads(config))
+        network = configured(network_class, json.loads(config))
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     network.train()
@@ -210,11 +210,11 @@ def _dry_run(network_class: Any, config: str, samples: int, gradient_checkpointi
 
 def _inputs(network: Any, samples: int) -> dict[str, Any]:
     """Keyword arguments of `network` on the meta device."""
-    height, width = (side // fold_of(network) for side in image_sides(network))
+    height, width = (side // divisor for side, divisor in zip(image_sides(network), fold_of(network), strict=True))
     inputs: dict[str, Any] = {"timestep": torch.zeros(samples, device="meta"), "return_dict": False}
     if "cross_attention_dim" in network.config:
         inputs["encoder_hidden_states"] = torch.zeros(samples, 1, network.config.cross_attention_dim, device="meta")
-    return inputs | {"sample": torch.zeros(samples, network.config.in_channels, height, width, device="meta")}
+    return inputs | {"sample": torch.zeros(samples, network.config.out_channels, height, width, device="meta")}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.files.weights import StateDict
-from audiodiff_core.models import fold_of
+from audiodiff_core.models import beats_of, fold_of
 from audiodiff_core.training.optimizer import (
     OptimizerName,
     load_moments,
@@ -54,7 +54,8 @@ class TrainState:
     Attributes:
         network: The network as prepared by accelerate, possibly wrapped or sharded.
         bare: The diffusers model inside `network`.
-        fold: Sides of the blocks of pixels that the network works on.
+        fold: Bands and columns of the blocks of pixels that the network works on.
+        beats: Beats that the network takes as channels, or None.
         sharded: Whether the weights are sharded over the workers.
         step: Number of completed optimizer steps.
         samples: Number of samples trained on.
@@ -86,7 +87,7 @@ class TrainState:
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         if self.sharded and not accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 is not supported: use fsdp_version 2, as `training.sharding` does")
-        self.fold = fold_of(network)
+        self.fold, self.beats = fold_of(network), beats_of(network)
         # FSDP shards contiguous weights only.
         self.bare = network if self.sharded else network.to(memory_format=memory_format(accelerator))
         self.objective = objective

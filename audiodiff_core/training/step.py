@@ -104,7 +104,8 @@ def on_device(
 
     Returns:
         The clean images or latents and the draws, in the shape (batch, channels, height, width) that the network takes,
-        and the encodings of shape (batch, dim) or None for an unconditional network.
+        and the encodings of shape (batch, dim) or None for an unconditional network. For a network that takes beats,
+        the encodings have the shape (batch, dim + 1): the phase of the beat follows.
     """
     assert state.conditional == (batch.encodings is not None), (
         "conditional networks need encodings, other networks take none"
@@ -123,6 +124,8 @@ def on_device(
     if encodings is not None and dropout:
         kept = drawn.kept.unsqueeze(1)
         encodings = encodings * (kept if drawn.kept_values is None else kept & drawn.kept_values)
+    if state.beats is not None and encodings is not None:
+        encodings = torch.cat([encodings, state.beats.phases(clean, encodings).unsqueeze(1)], dim=1)
     return folded(clean, state.fold), replace(drawn, noise=folded(drawn.noise, state.fold)), encodings
 
 

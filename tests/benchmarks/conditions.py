@@ -97,7 +97,7 @@ def main() -> None:
         real = np.stack([decode_png(row["image"]["bytes"]) for row in slices])
         print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
         networks = {
-            "conditional": ("--preset", "tiny-conditional-folded", "--condition", "tempo,key"),
+            "conditional": ("--preset", "tiny-conditional-bands", "--condition", "tempo,key"),
             "unconditional": ("--preset", "tiny-folded"),
         }
         pipelines = {}

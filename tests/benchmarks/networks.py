@@ -24,7 +24,7 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
-from audiodiff_core.models import PRESETS, PresetName, build_network, parameter_count, with_fold
+from audiodiff_core.models import PRESETS, PresetName, build_network, configured, parameter_count
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import TrainBatch, TrainState, learning_rate, train_step
@@ -89,7 +89,7 @@ def trained(way: Way, dataset: MelDataset, seconds: float, seed: int, folder: Pa
     objective = PRESETS[way.preset].objective.model_copy(update=way.objective)
     torch.manual_seed(seed)
     accelerator = Accelerator(cpu=True)
-    network = with_fold(UNet2DModel.from_config, {**build_network(way.preset, mel).config, **way.network})
+    network = configured(UNet2DModel, {**build_network(way.preset, mel).config, **way.network})
     state = TrainState(accelerator, network, objective, way.rate, seed)
     order, numbers = np.random.default_rng(seed), np.zeros(0, np.int64)
     began = time.process_time()

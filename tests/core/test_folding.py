@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, save_model
 from audiodiff_core.compat import AudioDiffusionPipeline
 from audiodiff_core.mel import MelConfig, to_model
-from audiodiff_core.models import PRESETS, build_network, folded, image_sides, sample_channels, unfolded
+from audiodiff_core.models import PRESETS, UNFOLDED, build_network, folded, image_sides, sample_channels, unfolded
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.sampling.network import Network
@@ -48,11 +48,21 @@ def diffusers_code(folder: Path) -> str:
 
 def test_folding_moves_every_pixel_of_a_block_to_a_channel() -> None:
     samples = torch.arange(2 * 4 * 6.0).reshape(1, 2, 4, 6)
-    blocks = folded(samples, 2)
+    blocks = folded(samples, (2, 2))
     assert blocks.shape == (1, 8, 2, 3)
     assert blocks[0, :4, 1, 2].tolist() == samples[0, 0, 2:4, 4:6].flatten().tolist()
-    assert torch.equal(unfolded(blocks, 2), samples)
-    assert folded(samples, 1) is unfolded(samples, 1) is samples
+    assert torch.equal(unfolded(blocks, (2, 2)), samples)
+    assert torch.equal(blocks, F.pixel_unshuffle(samples, 2))
+    assert folded(samples, UNFOLDED) is unfolded(samples, UNFOLDED) is samples
+
+
+def test_a_block_of_bands_keeps_the_columns() -> None:
+    samples = torch.arange(2 * 4 * 6.0).reshape(1, 2, 4, 6)
+    blocks = folded(samples, (2, 1))
+    assert blocks.shape == (1, 4, 2, 6)
+    assert torch.equal(blocks[0, 2:, 1], samples[0, 1, 2:])
+    assert torch.equal(unfolded(blocks, (2, 1)), samples)
+    assert torch.equal(unfolded(folded(samples, (4, 3)), (4, 3)), samples)
 
 
 def test_a_folded_network_takes_images(network: Any) -> None:
@@ -67,11 +77,11 @@ def test_a_folded_network_takes_images(network: Any) -> None:
 
 def test_a_circular_folded_network_moves_with_its_input(network: Any) -> None:
     samples, timesteps = torch.randn(2, 1, 16, 32), torch.tensor([3.0, 700.0])
-    moved = samples.roll(PRESET.side_multiple, dims=-1)
+    moved = samples.roll(PRESET.side_multiples[1], dims=-1)
     with torch.inference_mode():
         predictions = Network(network, PROFILE)(samples, timesteps, circular=True)
         others = Network(network, PROFILE)(moved, timesteps, circular=True)
-    torch.testing.assert_close(others, predictions.roll(PRESET.side_multiple, dims=-1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(others, predictions.roll(PRESET.side_multiples[1], dims=-1), atol=1e-5, rtol=0)
 
 
 def test_a_saved_model_loads_here_and_in_diffusers(
@@ -90,7 +100,7 @@ def test_a_saved_model_loads_here_and_in_diffusers(
     assert theirs(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 16, 4)
     made: dict[str, Any] = {"SOURCE": folder}
     exec(diffusers_code(folder), made)
-    assert made["images"].shape == (1, 1, 16, 32)
+    assert made["images"].shape == (1, 16, 32)
     blocks, timestep = torch.randn(1, 4, 8, 16), torch.tensor([9])
     with torch.inference_mode():
         ours = network(blocks, timestep).sample
@@ -152,7 +162,16 @@ def test_the_card_of_a_conditional_model_loads_the_network(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("fold", "message"),
-    [(3, "its square must divide in_channels 4"), (0, "from 1 to 8"), ("2", "from 1 to 8"), (True, "from 1 to 8")],
+    [
+        (3, "blocks of 9 must divide out_channels 4"),
+        (0, "from 1 to 64"),
+        ("2", "from 1 to 64"),
+        (True, "from 1 to 64"),
+        ([2, 3], "blocks of 6 must divide out_channels 4"),
+        ([2], "from 1 to 64, or two of them"),
+        ([2, 0], "from 1 to 64"),
+        ({"bands": 2}, "from 1 to 64"),
+    ],
 )
 def test_a_damaged_fold_is_refused(folder: Path, fold: Any, message: str) -> None:
     config = folder / "unet" / "config.json"

@@ -110,7 +110,8 @@ def test_conditional_latent_512_is_the_network_of_the_original() -> None:
 def test_every_preset_builds_for_any_suitable_picture(preset: PresetName) -> None:
     shape = PRESETS[preset]
     factor = VAE_PRESETS["vae-tiny"].factor if shape.latent else 1
-    mel = MelConfig(x_res=4 * shape.side_multiple * factor, y_res=2 * shape.side_multiple * factor)
+    rows, columns = shape.side_multiples
+    mel = MelConfig(x_res=4 * columns * factor, y_res=2 * rows * factor)
     with torch.device("meta"):
         vae = build_vae("vae-tiny", mel) if shape.latent else None
         network = build_network(preset, mel, vae, 10 if shape.conditional else None)

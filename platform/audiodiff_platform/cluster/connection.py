@@ -69,10 +69,10 @@ def _release_frames(failure: BaseException) -> None:
     disconnection a call would start another local Ray.
     """
     pending: list[BaseException | None] = [failure]
-    seen = set[BaseException | None]([None])
+    seen = set[BaseException]()
     while pending:
         error = pending.pop()
-        if error not in seen:
+        if error is not None and error not in seen:
             seen.add(error)
             traceback.clear_frames(error.__traceback__)
             pending += [error.__cause__, error.__context__]

@@ -13,9 +13,10 @@ import torch
 from audiodiff_core.checkpoint import EncoderRecord, load_model, load_vae
 from audiodiff_core.diffusion.objectives import Objective
 from audiodiff_core.embeddings.measured import MeasuredConditions
+from audiodiff_core.embeddings.tempo_place import beats_for
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import build_network, check_resolution, network_digest
+from audiodiff_core.models import PRESETS, build_network, check_resolution, network_digest
 from audiodiff_platform.cluster import is_hub_id, public_encoder
 from audiodiff_platform.entry.terminal import say
 from audiodiff_platform.mel_data.encodings import ENCODINGS_VERSION, Encodings, SliceEncodings, read_encodings
@@ -121,7 +122,11 @@ def load_training_inputs(options: TrainOptions, device: str = "cpu") -> Training
     torch.manual_seed(options.seed)
     with torch.device(device):
         network = build_network(
-            options.network_preset(), dataset.mel, vae, None if encodings is None else encodings.dim
+            options.network_preset(),
+            dataset.mel,
+            vae,
+            None if encodings is None else encodings.dim,
+            beats_for(options.conditions, dataset.mel) if PRESETS[options.network_preset()].beats else None,
         )
     return TrainingInputs(network, options.objective(), dataset, vae, latents, encodings, None)
 
