@@ -21,6 +21,7 @@ from audiodiff_core.checkpoint.networks import (
     load_unet,
 )
 from audiodiff_core.checkpoint.record import MODEL_FORMAT_VERSION, ModelRecord
+from audiodiff_core.embeddings.tempo_place import beats_for
 from audiodiff_core.files.model_files import (
     AUTOENCODER_KEYS,
     CONFIG,
@@ -36,7 +37,7 @@ from audiodiff_core.files.weight_files import weight_files
 from audiodiff_core.files.weights import read_weights
 from audiodiff_core.latents import latent_factor
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import fold_of, image_sides, sample_channels
+from audiodiff_core.models import beats_of, fold_of, image_sides, sample_channels
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ def load_outline(source: str | Path) -> ModelOutline:
     """
     with local_files(source, weights=False) as path:
         layout = _layout(path, [])
-        return ModelOutline(*_parts(layout, [], weights=False), record=_record(path))
+        record = _record(path)
+        return ModelOutline(*_parts(layout, [], record, weights=False), record=record)
 
 
 def load_model(source: str | Path, changes: list[str] | None = None) -> Model:
@@ -164,7 +166,7 @@ def read_model(root: Path, changes: list[str]) -> Model:
     """Load the model in a local folder. See `load_model`."""
     layout = _layout(root, changes)
     record = _record(root)
-    unet, scheduler, mel, vae = _parts(layout, changes, weights=True)
+    unet, scheduler, mel, vae = _parts(layout, changes, record, weights=True)
     return Model(unet, scheduler, mel, _digest(layout, record), vae, record)
 
 
@@ -174,8 +176,10 @@ def _layout(root: Path, changes: list[str]) -> Layout:
     return Layout.read(root, changes)
 
 
-def _parts(layout: Layout, changes: list[str], *, weights: bool) -> tuple[Any, Any, MelConfig, Any]:
-    """Load network, scheduler, mel configuration and autoencoder, and check them against each other."""
+def _parts(
+    layout: Layout, changes: list[str], record: ModelRecord | None, *, weights: bool
+) -> tuple[Any, Any, MelConfig, Any]:
+    """Load network, scheduler, mel configuration and autoencoder, and check them against each other and the record."""
     unet = load_unet(layout, changes, weights=weights)
     scheduler = load_scheduler(layout, changes)
     vae = load_autoencoder(layout.root / layout.autoencoder, changes, weights=weights) if layout.autoencoder else None
@@ -184,7 +188,13 @@ def _parts(layout: Layout, changes: list[str], *, weights: bool) -> tuple[Any, A
         inputs = "mel images" if vae is None else "latents of the autoencoder"
         expected = channels * prod(fold_of(unet))
         raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {expected} for {inputs}")
-    return unet, scheduler, _mel(layout, unet, vae, changes), vae
+    mel, beats = _mel(layout, unet, vae, changes), beats_of(unet)
+    expected_beats = None if record is None else beats_for(record.conditions, mel)
+    if beats is not None and beats != expected_beats:
+        raise CheckpointError(
+            f"unet: beats ({beats}): must be ({expected_beats}), as the mel images and {RECORD} state"
+        )
+    return unet, scheduler, mel, vae
 
 
 def _record(root: Path) -> ModelRecord | None:

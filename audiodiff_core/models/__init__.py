@@ -1,6 +1,6 @@
 """Networks: presets, construction, image sizes, folding of pixels, circular padding, beats and digests."""
 
-from audiodiff_core.models.beats import Beats, beats_of
+from audiodiff_core.models.beats import PLACEMENT, Beats, beats_of
 from audiodiff_core.models.conditioned import diffusers_class
 from audiodiff_core.models.configured import configured
 from audiodiff_core.models.digest import network_digest
@@ -19,6 +19,7 @@ from audiodiff_core.models.shapes import image_sides, sample_channels, width_mul
 
 __all__ = [
     "FOLD",
+    "PLACEMENT",
     "PRESETS",
     "UNFOLDED",
     "VAE_PRESETS",

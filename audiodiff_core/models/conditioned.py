@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from audiodiff_core.models.beats import TRACKS, Beats
+from audiodiff_core.models.beats import PLACEMENT, TRACKS, Beats
 from audiodiff_core.models.folding import fold_of
 
 EMBEDDING = "simple_projection"
@@ -37,23 +37,24 @@ class ConditionedUNet(UNet2DConditionModel):  # type: ignore[misc]  # diffusers 
         Args:
             sample: Samples (batch, channels, height, width) without the channels of the beats.
             timestep: Timesteps (batch,).
-            encoder_hidden_states: Encodings (batch, 1, dim), or (batch, 1, dim + 1) with the phase of the beat at the
-                first column.
+            encoder_hidden_states: Encodings (batch, 1, dim), or (batch, 1, dim + PLACEMENT) with the placements of the
+                beats. By default, a beat is on the first column.
             **others: Arguments of diffusers.
         """
         dim = self.config.cross_attention_dim
         encodings = encoder_hidden_states[:, 0, :dim]
         if self.beats is not None:
-            phases = encoder_hidden_states[:, 0, dim] if encoder_hidden_states.shape[-1] > dim else sample.new_zeros(())
-            tracks = self._tracks(encodings, phases.expand(len(sample)), sample)
-            sample = torch.cat([sample, tracks], dim=1)
+            placements = encoder_hidden_states[:, 0, dim:]
+            if not placements.shape[-1]:
+                placements = sample.new_zeros(len(sample), PLACEMENT)
+            sample = torch.cat([sample, self._tracks(encodings, placements, sample)], dim=1)
         return super().forward(sample, timestep, encoder_hidden_states[..., :dim], class_labels=encodings, **others)
 
-    def _tracks(self, encodings: torch.Tensor, phases: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    def _tracks(self, encodings: torch.Tensor, placements: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
         """Compute the channels (batch, TRACKS * columns of a block, height, width) of the beats."""
         assert self.beats is not None
         _, columns = fold_of(self)
-        tracks = self.beats.tracks(encodings, phases, sample.shape[-1] * columns)
+        tracks = self.beats.tracks(encodings, placements, sample.shape[-1] * columns)
         folded: torch.Tensor = tracks.unflatten(2, (-1, columns)).transpose(2, 3).flatten(1, 2)
         return folded.unsqueeze(2).expand(-1, -1, sample.shape[2], -1).to(sample.dtype)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from audiodiff_core.models import beats_of, fold_of, folded, sample_channels, unfolded
+from audiodiff_core.models import PLACEMENT, beats_of, fold_of, folded, sample_channels, unfolded
 from audiodiff_core.models.circular import circular_time
 from audiodiff_core.models.placement import placed
 from audiodiff_core.sampling.profile import ExecutionProfile
@@ -33,6 +33,7 @@ class Network:
     Attributes:
         profile: The execution profile.
         encoding_dim: Values per encoding, or None for an unconditional network.
+        encoding_values: Values per encoding with its placement, see `__call__`.
         channels: Channels of a sample.
         beats: Beats that the network takes as channels, or None.
     """
@@ -42,6 +43,7 @@ class Network:
         self.encoding_dim: int | None = getattr(unet.config, "cross_attention_dim", None)
         self.channels = sample_channels(unet)
         self.beats = beats_of(unet)
+        self.encoding_values = (self.encoding_dim or 0) + (0 if self.beats is None else PLACEMENT)
         self._fold = fold_of(unet)
         self._module = placed(unet, profile.device, profile.dtype)
         self._forward: Any = self._module
@@ -67,7 +69,7 @@ class Network:
             samples: Scaled samples (batch, channels, height, width), float32 on the device.
             timesteps: Timesteps (batch,), float32 on the device.
             encodings: Encodings (batch, 1, dim) of a conditional network. Zeros make a prediction unconditional. For a
-                network that takes beats, (batch, 1, dim + 1): the phase of the beat at the first column follows.
+                network that takes beats, (batch, 1, dim + PLACEMENT): the placements of the beats follow.
             circular: Whether the convolutions pad circularly in time.
 
         Returns:

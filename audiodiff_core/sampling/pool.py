@@ -13,6 +13,7 @@ import torch
 from audiodiff_core.diffusion import seeds as streams
 from audiodiff_core.diffusion.step_probe import Column
 from audiodiff_core.diffusion.step_tables import StepTable
+from audiodiff_core.sampling.encodings import placed_encoding
 from audiodiff_core.sampling.item import Failed, Finished, Item, Outcome, initial_noise
 from audiodiff_core.sampling.network import Network
 
@@ -85,7 +86,7 @@ class Pool:
         self._encodings = (
             None
             if network.encoding_dim is None
-            else torch.zeros(self._size, 1, network.encoding_dim + (network.beats is not None), device=self._device)
+            else torch.zeros(self._size, 1, network.encoding_values, device=self._device)
         )
         self._kept: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
@@ -114,22 +115,8 @@ class Pool:
             for own in slots:
                 self._encodings[own].zero_()
             if item.encoding is not None:
-                self._encodings[slot, 0, : len(item.encoding)] = self._to_device(item.encoding)
-                self._encodings[slot, 0, len(item.encoding) :] = self._to_device(self._phase(item))
+                self._encodings[slot, 0] = self._to_device(placed_encoding(item, self._network.beats))
         return member
-
-    def _phase(self, item: Item) -> torch.Tensor:
-        """Return the phase (1,) of the beat in the content of an item, or (0,) for a network that takes no beats.
-
-        Noise that is inverted is sampled again without the content, with a beat on the first column.
-        """
-        if self._network.beats is None:
-            return torch.empty(0)
-        if item.clean is None or item.inverted:
-            return torch.zeros(1)
-        assert item.encoding is not None
-        kept = None if item.keep is None else item.keep.unsqueeze(0)
-        return self._network.beats.phases(item.clean.unsqueeze(0), item.encoding.unsqueeze(0), kept)
 
     def leave(self, member: Member) -> None:
         """Free the slots of a member, and clear them: a number that is not finite would stay there."""

@@ -105,7 +105,7 @@ def on_device(
     Returns:
         The clean images or latents and the draws, in the shape (batch, channels, height, width) that the network takes,
         and the encodings of shape (batch, dim) or None for an unconditional network. For a network that takes beats,
-        the encodings have the shape (batch, dim + 1): the phase of the beat follows.
+        the encodings have the shape (batch, dim + PLACEMENT): the placements of the beats follow.
     """
     assert state.conditional == (batch.encodings is not None), (
         "conditional networks need encodings, other networks take none"
@@ -125,7 +125,7 @@ def on_device(
         kept = drawn.kept.unsqueeze(1)
         encodings = encodings * (kept if drawn.kept_values is None else kept & drawn.kept_values)
     if state.beats is not None and encodings is not None:
-        encodings = torch.cat([encodings, state.beats.phases(clean, encodings).unsqueeze(1)], dim=1)
+        encodings = torch.cat([encodings, state.beats.placements(clean, encodings)], dim=1)
     return folded(clean, state.fold), replace(drawn, noise=folded(drawn.noise, state.fold)), encodings
 
 

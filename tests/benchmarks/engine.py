@@ -33,7 +33,7 @@ ITEMS, SIDE, STEPS = 32, 64, 50
 class Identity(torch.nn.Module):
     """Network that returns its input."""
 
-    config = SimpleNamespace(in_channels=1, sample_size=SIDE)
+    config = SimpleNamespace(in_channels=1, out_channels=1, sample_size=SIDE)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
         return (sample,)

@@ -28,7 +28,7 @@ def sampler(make_unet: Callable[[int], Any]) -> Sampler:
 class Broken(torch.nn.Module):
     """A network that predicts NaN for samples of which the first pixel is far from 0."""
 
-    config = SimpleNamespace(in_channels=1, sample_size=16)
+    config = SimpleNamespace(in_channels=1, out_channels=1, sample_size=16)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
         broken = sample[:, :, :1, :1] > 50

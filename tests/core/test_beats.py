@@ -15,7 +15,7 @@ from audiodiff_core.checkpoint import CheckpointError, ModelRecord, load_model, 
 from audiodiff_core.embeddings.measured import MeasuredConditions
 from audiodiff_core.embeddings.tempo_place import beats_for
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import PRESETS, Beats, build_network, folded, image_sides, sample_channels
+from audiodiff_core.models import PLACEMENT, PRESETS, Beats, build_network, folded, image_sides, sample_channels
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.sampling.network import Network
@@ -59,13 +59,13 @@ def folder(tmp_path: Path, network: Any) -> Path:
 
 
 def test_the_tempo_of_an_encoding_is_exact() -> None:
-    rates, stated = BEATS.tempo(encodings_at(90.0, 133.7, None, 240.0))
+    rates, stated = BEATS.rates(encodings_at(90.0, 133.7, None, 240.0), 32, torch.zeros(4, dtype=torch.bool))
     assert stated.tolist() == [True, True, False, True]
     np.testing.assert_allclose((rates * COLUMNS_PER_MINUTE)[stated].numpy(), [90.0, 133.7, 240.0], rtol=1e-5)
 
 
 def test_tracks_return_to_one_on_every_beat() -> None:
-    tracks = BEATS.tracks(encodings_at(COLUMNS_PER_MINUTE / 8, None), torch.zeros(2), 33)
+    tracks = BEATS.tracks(encodings_at(COLUMNS_PER_MINUTE / 8, None), torch.zeros(2, PLACEMENT), 33)
     assert tracks.shape == (2, 2, 33)
     np.testing.assert_allclose(tracks[0, 0, ::8].numpy(), 1, atol=1e-3)
     np.testing.assert_allclose(tracks[0, 0, 4::8].numpy(), -1, atol=1e-3)
@@ -73,11 +73,19 @@ def test_tracks_return_to_one_on_every_beat() -> None:
     assert not tracks[1].any()
 
 
+def test_a_seamless_loop_has_a_whole_number_of_beats() -> None:
+    width = 32
+    tracks = BEATS.tracks(encodings_at(133.7, 40.0), torch.tensor([[0.3, 1.0], [0.0, 1.0]]), width)
+    spectrum = torch.fft.rfft(tracks[:, 0])
+    assert spectrum.abs().argmax(dim=1).tolist() == [round(133.7 / COLUMNS_PER_MINUTE * width), 1]
+    assert torch.count_nonzero(spectrum.abs() > 1e-3).item() == 2
+
+
 @pytest.mark.parametrize("first", [0, 3, 7])
 def test_the_phase_is_that_of_the_onsets(first: int) -> None:
     encodings = encodings_at(90.0)
     image = pulses(90.0, first + COLUMNS_PER_MINUTE / 90 * (first == 0))  # nothing rises on the first column
-    tracks = BEATS.tracks(encodings, BEATS.phases(image, encodings), 64)
+    tracks = BEATS.tracks(encodings, BEATS.placements(image, encodings), 64)
     beats = np.round(np.arange(first, 64, COLUMNS_PER_MINUTE / 90)).astype(int)
     assert tracks[0, 0, beats].min() > 0.9
 
@@ -88,7 +96,7 @@ def test_only_kept_content_has_a_phase() -> None:
     kept = torch.zeros(1, 64, 64, dtype=torch.bool)
     kept[..., :32] = True
     torch.testing.assert_close(
-        BEATS.phases(mixed, encodings, kept), BEATS.phases(pulses(120.0, 5, 32), encodings), atol=1e-5, rtol=0
+        BEATS.placements(mixed, encodings, kept), BEATS.placements(pulses(120.0, 5, 32), encodings), atol=1e-5, rtol=0
     )
 
 
@@ -100,10 +108,10 @@ def test_the_network_takes_the_beats_and_the_encoding(network: Any) -> None:
         {key: value for key, value in network.config.items() if key not in ("fold", "beats")}
     )
     plain.load_state_dict(network.state_dict())
-    phases = torch.tensor([[[0.5]], [[0.0]]])
+    placements = torch.tensor([[0.5, 0.0], [0.0, 0.0]])
     with torch.inference_mode():
-        predictions = Network(network, PROFILE)(samples, timesteps, torch.cat([encodings.unsqueeze(1), phases], -1))
-        tracks = BEATS.tracks(encodings, phases.flatten(), 32).unsqueeze(2).expand(-1, -1, 4, -1)
+        predictions = Network(network, PROFILE)(samples, timesteps, torch.cat([encodings, placements], -1).unsqueeze(1))
+        tracks = BEATS.tracks(encodings, placements, 32).unsqueeze(2).expand(-1, -1, 4, -1)
         blocks = torch.cat([folded(samples, (16, 1)), tracks], dim=1)
         expected = plain.eval()(blocks, timesteps, encodings.unsqueeze(1), class_labels=encodings).sample
     torch.testing.assert_close(folded(predictions, (16, 1)), expected, atol=1e-5, rtol=0)
@@ -135,8 +143,8 @@ def test_training_measures_the_phase_of_the_images(network: Any) -> None:
     clean, _, encodings = on_device(accelerator, state, batch, dropout=False)
     assert clean.shape == (4, 16, 4, 32)
     assert encodings is not None
-    assert encodings.shape == (4, CONDITIONS.dim + 1)
-    tracks = BEATS.tracks(encodings[:, :-1], encodings[:, -1], 32)
+    assert encodings.shape == (4, CONDITIONS.dim + PLACEMENT)
+    tracks = BEATS.tracks(encodings[:, :-PLACEMENT], encodings[:, -PLACEMENT:], 32)
     assert tracks[0, 0, 4] > 0.9
     assert not tracks[3].any()
     loss, norm = train_step(accelerator, state, [batch], 1e-3)
@@ -174,6 +182,8 @@ def test_encodings_without_a_tempo_need_no_beats() -> None:
         ({"class_embed_type": "timestep"}, "class_embed_type timestep: must be null or simple_projection"),
         ({"projection_class_embeddings_input_dim": 5}, "must be cross_attention_dim 46"),
         ({"fold": [32, 1]}, "blocks of 32 must divide out_channels 16"),
+        ({"beats": {**BEATS.model_dump(), "first": 4}}, "must be .first=0 anchors=32"),
+        ({"beats": {**BEATS.model_dump(), "columns_per_minute": 600.0}}, "as the mel images and audiodiff.json state"),
     ],
 )
 def test_damaged_settings_are_refused(folder: Path, settings: dict[str, Any], message: str) -> None:

@@ -30,7 +30,7 @@ class IdealDenoiser(torch.nn.Module):
         super().__init__()
         self.clean = clean
         self.scheduler = scheduler
-        self.config = SimpleNamespace(in_channels=1, sample_size=list(clean.shape))
+        self.config = SimpleNamespace(in_channels=1, out_channels=1, sample_size=list(clean.shape))
 
     def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, return_dict: bool = False) -> tuple[torch.Tensor]:
         signal = self.scheduler.alphas_cumprod[timesteps].double().reshape(-1, 1, 1, 1)

@@ -502,7 +502,7 @@ def test_an_encoding_of_another_shape_is_refused(
 class Doubling(torch.nn.Module):
     """A module with the signature of a network, which doubles its input."""
 
-    config = SimpleNamespace(in_channels=1)
+    config = SimpleNamespace(in_channels=1, out_channels=1)
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
         return (2 * sample,)

@@ -482,3 +482,20 @@ def test_a_trained_model_generates_with_what_it_records(trained: Path, tmp_path:
     generate(_options(trained / "model", tmp_path / "out", count=1, bpm=90, key="C", guidance_scale=2.0))
     (row,) = _manifest(tmp_path / "out")
     assert (row["bpm"], row["requested_key"], row["guidance_scale"], row["reason"]) == (90.0, "C major", 2.0, None)
+
+
+def test_a_network_that_takes_beats_is_trained_and_generates(local_ray: None, music: Path, tmp_path: Path) -> None:
+    dataset, run, more = tmp_path / "mel", tmp_path / "run", tmp_path / "more"
+    with in_process():
+        prepare(PrepareOptions(input_dir=str(music), output_dir=str(dataset), **{**PREPARED, "resolution": "64"}))
+        train(_train_options(dataset, run, preset="tiny-conditional-bands"))
+        train(_train_options(dataset, more, preset=None, from_pretrained=str(run / "model")))
+    beats = load_model(more / "model").unet.beats
+    assert (beats.first, beats.anchors, beats.columns_per_minute) == (0, 32, 60 * RATE / 1_024)
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "seed": 1, "bpm": 90},
+        {"id": "b", "seed": 1, "bpm": 90, "seamless": True, "width": 44},
+        {"id": "c", "seed": 1, "key": "C", "guidance_scale": 2.0},
+    ]
+    generate(_options(more / "model", tmp_path / "out", requests=_file(tmp_path, rows)))
+    assert _audio(tmp_path / "out") == _made_by_the_core(more / "model", rows)
