@@ -4,7 +4,7 @@ from audiodiff_core.models.beats import PLACEMENT, Beats, beats_of
 from audiodiff_core.models.conditioned import diffusers_class
 from audiodiff_core.models.configured import configured
 from audiodiff_core.models.digest import network_digest
-from audiodiff_core.models.folding import FOLD, UNFOLDED, Fold, fold_of, folded, unfolded
+from audiodiff_core.models.folding import UNFOLDED, Fold, fold_of, folded, unfolded
 from audiodiff_core.models.networks import build_network, build_vae, check_encoding, check_resolution, parameter_count
 from audiodiff_core.models.presets import (
     PRESETS,
@@ -18,7 +18,6 @@ from audiodiff_core.models.presets import (
 from audiodiff_core.models.shapes import image_sides, sample_channels, width_multiple
 
 __all__ = [
-    "FOLD",
     "PLACEMENT",
     "PRESETS",
     "UNFOLDED",

@@ -117,6 +117,18 @@ def test_the_network_takes_the_beats_and_the_encoding(network: Any) -> None:
     torch.testing.assert_close(folded(predictions, (16, 1)), expected, atol=1e-5, rtol=0)
 
 
+def test_the_slot_and_the_other_samples_have_no_effect(network: Any) -> None:
+    profile = ExecutionProfile(batch_size=8)
+    samples, timesteps = torch.randn(8, 1, 64, 32), torch.linspace(1, 999, 8)
+    encodings = encodings_at(*(90.0 + 7 * index for index in range(7)), None)
+    given = torch.cat([encodings, torch.linspace(-3, 3, 8).unsqueeze(1), torch.arange(8.0).unsqueeze(1) % 2], dim=1)
+    order = torch.tensor([3, 7, 1, 0, 5, 2, 6, 4])
+    with torch.inference_mode():
+        straight = Network(network, profile)(samples, timesteps, given.unsqueeze(1))
+        shuffled = Network(network, profile)(samples[order], timesteps[order], given[order].unsqueeze(1))
+    assert torch.equal(shuffled, straight[order])
+
+
 def test_a_saved_model_loads_here_and_in_diffusers(
     folder: Path, network: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
