@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,7 @@ WIDTH = 256
 GROOVES = 240
 TEMPOS_BPM = (90.0, 140.0)
 TOLERANCE = 0.03
+STEPS = 20
 COUNT = 48
 """Loops of each tempo, and of all keys."""
 UNCONDITIONED = 128
@@ -118,6 +120,11 @@ def count(slices: Sequence[dict[str, object]], feature: str) -> int:
     return sum(row[feature] is not None for row in slices)
 
 
+def request(seed: int, **fields: Any) -> GenerateRequest:
+    """Return a request with the sampling method of the recipe."""
+    return GenerateRequest(seed=seed, scheduler="unipc", steps=STEPS, **fields)
+
+
 def generated(pipeline: LoopPipeline, requests: Sequence[GenerateRequest]) -> list[Samples]:
     """Return the audio of loops in the order of their requests."""
     return [loop.audio for loop in sorted(pipeline.generate(requests), key=lambda loop: loop.number)]
@@ -177,10 +184,10 @@ def print_ceiling(recordings: Path, mel: MelConfig) -> None:
 def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
     """Print the measures of loops of each tempo, and of all keys."""
     for bpm in TEMPOS_BPM:
-        requests = [GenerateRequest(seed=seed, bpm=bpm, width=WIDTH, guidance_scale=scale) for seed in range(COUNT)]
+        requests = [request(seed, bpm=bpm, width=WIDTH, guidance_scale=scale) for seed in range(COUNT)]
         print_row(f"{bpm:g} bpm, guidance {scale:g}", generated(pipeline, requests), bpm=[bpm] * COUNT)
     keys = [f"{TONICS[seed % len(TONICS)]} {MODES[seed // len(TONICS) % 2]}" for seed in range(COUNT)]
-    requests = [GenerateRequest(seed=seed, key=key, width=WIDTH, guidance_scale=scale) for seed, key in enumerate(keys)]
+    requests = [request(seed, key=key, width=WIDTH, guidance_scale=scale) for seed, key in enumerate(keys)]
     print_row(f"keys, guidance {scale:g}", generated(pipeline, requests), keys=keys)
 
 
@@ -189,7 +196,7 @@ def print_distances(pipelines: dict[str, LoopPipeline], real: Images) -> None:
     print("\n| without conditions | Fréchet | kernel, times 1,000 |\n|---|---|---|")
     features = logmel_stats(real)
     for name, pipeline in pipelines.items():
-        loops = pipeline.generate([GenerateRequest(seed=seed) for seed in range(UNCONDITIONED)])
+        loops = pipeline.generate([request(seed) for seed in range(UNCONDITIONED)])
         made = logmel_stats(np.stack([loop.image for loop in loops]))
         distance = frechet_distance(FeatureStatistics.of(made), FeatureStatistics.of(features))
         print(f"| {name} | {distance:.3f} | {1_000 * kernel_distance(made, features):.2f} |", flush=True)
