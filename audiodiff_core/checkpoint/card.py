@@ -5,7 +5,7 @@ from typing import Any
 
 from audiodiff_core.checkpoint.record import ModelRecord
 from audiodiff_core.mel import MelConfig
-from audiodiff_core.models import UNFOLDED, diffusers_class, fold_of
+from audiodiff_core.models import UNFOLDED, beats_of, diffusers_class, fold_of
 
 PIPELINE_TAG = "audio-to-audio"
 """Task on the Hub. The Hub has no task for unconditional audio generation, so the card names the most similar task."""
@@ -54,6 +54,9 @@ def text(unet: Any, scheduler: Any, mel: MelConfig, vae: Any, record: ModelRecor
     bands, columns = fold = fold_of(unet)
     if fold != UNFOLDED:
         facts["works on"] = f"blocks of {bands} bands and {columns} columns, one channel for each pixel"
+    if unet.config.get("class_embed_type"):
+        beats = ", and the cosine and sine of the phase of the beat at each column, as channels after the blocks"
+        facts["also takes"] = "its encoding as class_labels" + (beats if beats_of(unet) else "")
     loading = _LOADING
     if fold != UNFOLDED:  # no pipeline of diffusers unfolds samples, and DDIMPipeline takes unconditional images only
         is_ddim_image = encoding_dim is None and vae is None and prediction != "flow"

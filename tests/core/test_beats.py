@@ -137,6 +137,7 @@ def test_a_saved_model_loads_here_and_in_diffusers(
     assert changes == []
     assert not caplog.records
     assert model.unet.beats == BEATS
+    assert "as class_labels, and the cosine and sine of the phase of the beat" in (folder / "README.md").read_text()
     requests = [GenerateRequest(seed=1, steps=2, bpm=133.0), GenerateRequest(seed=2, steps=2, key="C minor")]
     loops = [loop.image for loop in LoopPipeline.of(model, PROFILE).generate(requests)]
     arrays = np.stack([CONDITIONS.encoding({"tempo": 133.0}), CONDITIONS.encoding({"key": "C minor"})])
