@@ -151,14 +151,15 @@ def strongest_class(audio: Samples) -> int:
 
 def print_row(name: str, audios: Sequence[Samples], bpm: Sequence[float] = (), keys: Sequence[str] = ()) -> None:
     """Print a row of the table of conditions."""
-    cells = [name, str(len(audios))]
+    tempo_cells, key_cells = ["", ""], ["", ""]
     if bpm:
         errors = tempo_errors(audios, bpm)
-        cells += [f"{np.median(errors):.3f}", f"{np.mean(np.array(errors) <= TOLERANCE):.2f}", "", ""]
-    else:
+        tempo_cells = [f"{np.median(errors):.3f}", f"{np.mean(np.array(errors) <= TOLERANCE):.2f}"]
+    if keys:
         strongest = [strongest_class(audio) == key_parts(key)[0] for audio, key in zip(audios, keys, strict=True)]
         tonics = [has_tonic(audio, key) for audio, key in zip(audios, keys, strict=True)]
-        cells += ["", "", f"{np.mean(tonics):.2f}", f"{np.mean(strongest):.2f}"]
+        key_cells = [f"{np.mean(tonics):.2f}", f"{np.mean(strongest):.2f}"]
+    cells = [name, str(len(audios)), *tempo_cells, *key_cells]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -182,13 +183,16 @@ def print_ceiling(recordings: Path, mel: MelConfig) -> None:
 
 
 def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
-    """Print the measures of loops of each tempo, and of all keys."""
-    for bpm in TEMPOS_BPM:
-        requests = [request(seed, bpm=bpm, width=WIDTH, guidance_scale=scale) for seed in range(COUNT)]
-        print_row(f"{bpm:g} bpm, guidance {scale:g}", generated(pipeline, requests), bpm=[bpm] * COUNT)
+    """Print the measures of loops of each tempo, of all keys, and of both."""
+    for tempo in TEMPOS_BPM:
+        requests = [request(seed, bpm=tempo, width=WIDTH, guidance_scale=scale) for seed in range(COUNT)]
+        print_row(f"{tempo:g} bpm, guidance {scale:g}", generated(pipeline, requests), bpm=[tempo] * COUNT)
     keys = [f"{TONICS[seed % len(TONICS)]} {MODES[seed // len(TONICS) % 2]}" for seed in range(COUNT)]
     requests = [request(seed, key=key, width=WIDTH, guidance_scale=scale) for seed, key in enumerate(keys)]
     print_row(f"keys, guidance {scale:g}", generated(pipeline, requests), keys=keys)
+    bpm = [TEMPOS_BPM[seed % 2] for seed in range(COUNT)]
+    requests = [one.model_copy(update={"bpm": tempo}) for one, tempo in zip(requests, bpm, strict=True)]
+    print_row(f"both, guidance {scale:g}", generated(pipeline, requests), bpm=bpm, keys=keys)
 
 
 def print_distances(pipelines: dict[str, LoopPipeline], real: Images) -> None:
