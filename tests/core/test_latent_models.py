@@ -188,7 +188,11 @@ def test_the_digest_covers_every_file_that_decides_the_output(folder: Path) -> N
     [
         ("mel/mel_config.json", {"x_res": 64}, "mel/mel_config.json: resolution 64x32: must be 32x32"),
         ("unet/config.json", {"_class_name": "UNet2DModel"}, "must be UNet2DConditionModel"),
-        ("unet/config.json", {"class_embed_type": "identity"}, "class_embed_type identity is not supported"),
+        (
+            "unet/config.json",
+            {"class_embed_type": "identity"},
+            "class_embed_type identity: must be null or simple_projection",
+        ),
         ("unet/config.json", {"sample_size": [16, 16, 16]}, "sample_size"),
         ("vqvae/config.json", {"scaling_factor": 0}, "scaling_factor 0: must be a positive number"),
         ("vqvae/config.json", {"scaling_factor": "much"}, "scaling_factor much: must be a positive number"),
