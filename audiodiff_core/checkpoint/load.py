@@ -187,7 +187,7 @@ def _parts(
     if sample_channels(unet) != channels:
         inputs = "mel images" if vae is None else "latents of the autoencoder"
         expected = channels * prod(fold_of(unet))
-        raise CheckpointError(f"unet: in_channels {unet.config.in_channels}: must be {expected} for {inputs}")
+        raise CheckpointError(f"unet: out_channels {unet.config.out_channels}: must be {expected} for {inputs}")
     mel, beats = _mel(layout, unet, vae, changes), beats_of(unet)
     expected_beats = None if record is None else beats_for(record.conditions, mel)
     if beats is not None and beats != expected_beats:

@@ -6,14 +6,14 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel
 
-from audiodiff_core.models.beats import Beats
+from audiodiff_core.models.beats import Beats, beats_of
 from audiodiff_core.models.conditioned import EMBEDDING, ConditionedUNet, extra_channels
 from audiodiff_core.models.folding import FOLD, fold_of
 
 BEATS = "beats"
 """Name of the setting of `models.beats` in the configuration of a network. Without it, a network takes no beats."""
 
-MAX_FOLD = 64
+MAX_FOLD = 16
 """Largest side of a block of pixels."""
 
 
@@ -57,7 +57,7 @@ def _require_fold(fold: Any, channels: int) -> None:
 
 def _require_channels(network: Any) -> None:
     """Raise ValueError if the inputs of a network are not its outputs and its beats."""
-    config, extra = network.config, extra_channels(getattr(network, BEATS, None), fold_of(network)[1])
+    config, extra = network.config, extra_channels(beats_of(network), fold_of(network)[1])
     if config.in_channels != config.out_channels + extra:
         raise ValueError(
             f"in_channels {config.in_channels} and out_channels {config.out_channels} must "

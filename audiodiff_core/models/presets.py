@@ -116,7 +116,7 @@ PRESETS: dict[PresetName, Preset] = {
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,
-        fold=(16, 1),  # whole octaves of bands are channels: the lines of notes cannot drift
+        fold=(16, 1),  # a note is a pattern of channels, whose pitch cannot drift
         beats=True,
         conditional=True,
         objective=_IMAGE_OBJECTIVE.model_copy(update=_GUIDANCE_DROPOUT),

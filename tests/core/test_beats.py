@@ -18,6 +18,8 @@ from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import PLACEMENT, PRESETS, Beats, build_network, folded, image_sides, sample_channels
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
+from audiodiff_core.sampling.encodings import placed_encoding
+from audiodiff_core.sampling.item import Item
 from audiodiff_core.sampling.network import Network
 from audiodiff_core.training import TrainBatch, TrainState, train_step
 from audiodiff_core.training.cost import training_cost
@@ -166,13 +168,34 @@ def test_training_measures_the_phase_of_the_images(network: Any) -> None:
     assert training_cost(network, 2).activation_bytes > 0
 
 
-def test_variations_keep_the_beat_of_their_source(folder: Path) -> None:
+def test_the_placement_is_that_of_the_content() -> None:
+    (encoding,) = encodings_at(100.0)
+    request, clean = GenerateRequest(seed=1), pulses(100.0, 4, 32)[0]
+    kept = torch.ones(64, 32, dtype=torch.bool)
+    for item in (
+        Item(request, 32, clean=clean, encoding=encoding),
+        Item(request, 32, clean=clean, encoding=encoding, keep=kept),
+    ):
+        placed = placed_encoding(item, BEATS)
+        assert torch.equal(placed[:-PLACEMENT], encoding)
+        assert BEATS.tracks(encoding.unsqueeze(0), placed[None, -PLACEMENT:], 32)[0, 0, 4] > 0.9
+    for item in (
+        Item(request, 32, encoding=encoding),
+        Item(request, 32, clean=clean, encoding=encoding, inverted=True),
+    ):
+        assert placed_encoding(item, BEATS)[-PLACEMENT:].tolist() == [0.0, 0.0]
+    seamless = GenerateRequest(seed=1, seamless=True)
+    assert placed_encoding(Item(seamless, 32, encoding=encoding), BEATS)[-PLACEMENT:].tolist() == [0.0, 1.0]
+
+
+def test_variations_are_sampled_with_the_beat_of_their_source(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = LoopPipeline.of(load_model(folder), PROFILE)
     image = ((pulses(100.0, 4, 32)[0, 0] + 1) * 127.5).numpy().astype(np.uint8)
     request = GenerateRequest(seed=1, steps=4, bpm=100.0)
     (own,) = pipeline.vary([request], [image], strength=0.5)
-    (moved,) = pipeline.vary([request], [np.roll(image, 6, axis=1)], strength=0.5)
-    assert not np.array_equal(own.image, moved.image)
+    monkeypatch.setattr(Beats, "placements", lambda *_: torch.zeros(1, PLACEMENT))
+    (first_column,) = pipeline.vary([request], [image], strength=0.5)
+    assert not np.array_equal(own.image, first_column.image)
 
 
 def test_encodings_without_a_tempo_need_no_beats() -> None:
@@ -194,7 +217,8 @@ def test_encodings_without_a_tempo_need_no_beats() -> None:
         ({"class_embed_type": None}, "beats needs class_embed_type simple_projection"),
         ({"class_embed_type": "timestep"}, "class_embed_type timestep: must be null or simple_projection"),
         ({"projection_class_embeddings_input_dim": 5}, "must be cross_attention_dim 46"),
-        ({"fold": [32, 1]}, "blocks of 32 must divide out_channels 16"),
+        ({"fold": [3, 1]}, "blocks of 3 must divide out_channels 16"),
+        ({"fold": [32, 1]}, "from 1 to 16"),
         ({"beats": {**BEATS.model_dump(), "first": 4}}, "must be .first=0 anchors=32"),
         ({"beats": {**BEATS.model_dump(), "columns_per_minute": 600.0}}, "as the mel images and audiodiff.json state"),
     ],

@@ -164,13 +164,13 @@ def test_the_card_of_a_conditional_model_loads_the_network(tmp_path: Path) -> No
     ("fold", "message"),
     [
         (3, "blocks of 9 must divide out_channels 4"),
-        (0, "from 1 to 64"),
-        ("2", "from 1 to 64"),
-        (True, "from 1 to 64"),
+        (0, "from 1 to 16"),
+        ("2", "from 1 to 16"),
+        (True, "from 1 to 16"),
         ([2, 3], "blocks of 6 must divide out_channels 4"),
-        ([2], "from 1 to 64, or two of them"),
-        ([2, 0], "from 1 to 64"),
-        ({"bands": 2}, "from 1 to 64"),
+        ([2], "from 1 to 16, or two of them"),
+        ([2, 0], "from 1 to 16"),
+        ({"bands": 2}, "from 1 to 16"),
     ],
 )
 def test_a_damaged_fold_is_refused(folder: Path, fold: Any, message: str) -> None:
@@ -183,5 +183,5 @@ def test_a_damaged_fold_is_refused(folder: Path, fold: Any, message: str) -> Non
 def test_a_fold_that_does_not_fit_the_channels_is_refused(folder: Path) -> None:
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "fold": 1}))
-    with pytest.raises(CheckpointError, match="in_channels 4: must be 1 for mel images"):
+    with pytest.raises(CheckpointError, match="out_channels 4: must be 1 for mel images"):
         load_model(folder)

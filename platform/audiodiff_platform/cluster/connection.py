@@ -69,10 +69,10 @@ def _release_frames(failure: BaseException) -> None:
     disconnection a call would start another local Ray.
     """
     pending: list[BaseException | None] = [failure]
-    seen = set[BaseException]()
+    seen = set[int]()
     while pending:
         error = pending.pop()
-        if error is not None and error not in seen:
-            seen.add(error)
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
             traceback.clear_frames(error.__traceback__)
             pending += [error.__cause__, error.__context__]
