@@ -116,10 +116,10 @@ async def _saturated(url: str, send: Callable[[httpx.AsyncClient, int], object],
     return 60 * count / (time.perf_counter() - began)
 
 
-def loop_rate(url: str, count: int) -> float:
+def loop_rate(url: str, clients: int, count: int) -> float:
     """Return loops per minute of the saturated server."""
     return asyncio.run(
-        _saturated(url, lambda client, seed: client.post("/v1/generate", json={"seed": seed}), CLIENTS, count)
+        _saturated(url, lambda client, seed: client.post("/v1/generate", json={"seed": seed}), clients, count)
     )
 
 
@@ -263,18 +263,19 @@ def main() -> None:
         served = {"model": (f"tiny={model}",), "encoder": (f"small={encoder}",), "queue_batches": options.queue_batches}
         with server(**served, max_replicas=1, device="cpu") as client:
             url = str(client.base_url)
-            loop_rate(url, CLIENTS)
+            clients = min(CLIENTS, ExecutionProfile.here().batch_size * options.queue_batches)
+            loop_rate(url, clients, clients)
             if "overhead" in options.tables:
                 overhead(client, model, options.requests)
             if "rate" in options.tables:
                 contents = [file.read_bytes() for file in loops]
                 rounds = options.files // FILES_PER_REQUEST
-                rates = [loop_rate(url, options.loops), encoding_rate(url, contents, rounds)]
+                rates = [loop_rate(url, clients, options.loops), encoding_rate(url, contents, rounds)]
                 print("\n| | server | job | server / job |\n|---|---|---|---|")
                 for what, rate, of_job in zip(("loops a minute", "files a minute"), rates, jobs, strict=True):
                     print(f"| {what} | {rate:.0f} | {of_job:.0f} | {rate / of_job:.2f} |", flush=True)
             if "load" in options.tables:
-                load(client, loop_rate(url, 4 * CLIENTS) / 60, options.seconds)
+                load(client, loop_rate(url, clients, 4 * CLIENTS) / 60, options.seconds)
             if "crowd" in options.tables:
                 crowd(client)
         ray.shutdown()

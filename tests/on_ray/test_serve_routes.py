@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,6 +23,7 @@ from audiodiff_platform.serve.keys import ApiKeys
 from audiodiff_platform.serve.limits import Admission, KeyLimits, Limits, Refusal
 from audiodiff_platform.serve.middleware import Gate, Message
 from audiodiff_platform.serve.options import ServeOptions
+from audiodiff_platform.serve.refusals import REFUSED_FOR_S, RecentRefusals
 from audiodiff_platform.serve.results import DAY_S, Jobs
 from audiodiff_platform.serve.services import Services
 from audiodiff_platform.serve.stored_calls import stored
@@ -209,3 +211,60 @@ def test_a_job_that_fails_again_and_again_is_given_up(
     ended = jobs.get("alice", created.id)
     assert ended.error is not None
     assert (ended.status, ended.error.code, len(services.calls)) == ("failed", code, most)
+
+
+class Replica:
+    """Handle of a generation deployment that answers each call with the next of some events."""
+
+    def __init__(self, *events: Event) -> None:
+        self.events, self.called = iter(events), list[str]()
+        self.generate = SimpleNamespace(remote=self._remote)
+
+    def options(self, **_: Any) -> "Replica":
+        return self
+
+    def _remote(self, call: Call) -> Any:
+        self.called.append(call.model)
+        return _Answer(next(self.events))
+
+
+class _Answer:
+    def __init__(self, event: Event) -> None:
+        self.events = iter([event])
+
+    def __aiter__(self) -> "_Answer":
+        return self
+
+    async def __anext__(self) -> Event:
+        for event in self.events:
+            return event
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_the_refusal_of_a_full_replica_is_repeated_for_a_moment_without_a_call() -> None:
+    full, other = (Failed(Problem(503, "no", code, None, 1.0)) for code in ("queue_full", "step_failed"))
+    replica = Replica(other, full, AUDIO, AUDIO, full, AUDIO)
+    models = (FACTS, replace(FACTS, name="other"))
+    options = ServeOptions(model=("tiny=path", "other=path"), max_models=2)
+    services = Services(options, models, cast("Any", replica), cast("Any", None))
+    now = 100.0
+    services._refusals = RecentRefusals(clock=lambda: now)
+
+    def outcome(model: str = "tiny", **fields: Any) -> Event:
+        async def last() -> Event:
+            call = Call(model, GenerateRequest(seed=1), "wav", **fields)
+            return [event async for event in services.events(call)][-1]
+
+        return asyncio.run(last())
+
+    assert [outcome(), outcome()] == [other, full], "another failure is not repeated"
+    assert [outcome(), outcome(), len(replica.called)] == [full, full, 2]
+    assert outcome("other") == AUDIO, "the other model has a queue of its own"
+    assert outcome(known=frozenset({'"tag"'})) == AUDIO, "what the client may hold needs no room"
+    now += 2 * REFUSED_FOR_S
+    assert [outcome(), outcome(), len(replica.called)] == [full, full, 5]
+    now += 2 * REFUSED_FOR_S
+    assert outcome() == AUDIO

@@ -25,6 +25,7 @@ from audiodiff_platform.serve.admission import QueueLimit, calls_until_a_slot
 from audiodiff_platform.serve.calls import Audio, Event, Failed, Joined, Preview, Progress
 from audiodiff_platform.serve.errors import INTERNAL, ApiError, Problem
 from audiodiff_platform.serve.metrics import ModelMetrics
+from audiodiff_platform.serve.refusals import QUEUE_FULL
 
 MAX_RENDERING = 4
 """Largest number of groups of results that wait for their rendering. Sampling then waits for the first."""
@@ -125,7 +126,7 @@ class BatchThread:
             room = self._queue.slots + max(0, self.slots - sum(own for _, own in running))
             if sum(own for _, own in waiting) + slots > room:
                 self._queue.refused()
-                raise ApiError(Problem(503, "the queue is full: try again later", "queue_full", None, max(1.0, wait_s)))
+                raise ApiError(Problem(503, "the queue is full: try again later", QUEUE_FULL, None, max(1.0, wait_s)))
             if wait_s > self._max_wait_s:
                 self._queue.refused()
                 message = f"the wait would be {wait_s:.0f} s, longer than {self._max_wait_s:g} s: try again later"

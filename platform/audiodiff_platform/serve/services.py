@@ -16,6 +16,7 @@ from audiodiff_core.sampling.conditions import no_encoder
 from audiodiff_platform.serve.calls import Call, EncoderFacts, Event, Failed, ModelFacts, Vector
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.options import ServeOptions
+from audiodiff_platform.serve.refusals import QUEUE_FULL, RecentRefusals
 from audiodiff_platform.serve.usage import audio_seconds
 
 READY_FOR_S = 10.0
@@ -45,6 +46,7 @@ class Services:
     encoders: tuple[EncoderFacts, ...] = ()
     encoding: DeploymentHandle | None = None
     _ready_at: float = field(default=float("-inf"))
+    _refusals: RecentRefusals = field(default_factory=RecentRefusals)
 
     def addressed(self, call: Call) -> Call:
         """Return a call with the name of its model filled in.
@@ -111,7 +113,7 @@ class Services:
             response.cancel()
             return Problem(504, "the encoder took too long: send less audio", "deadline_exceeded")
         except BackPressureError:
-            return Problem(503, "the server is full: try again later", "queue_full", None, 1.0)
+            return Problem(503, "the server is full: try again later", QUEUE_FULL, None, 1.0)
         except (RayError, RayServeException):
             return LOST
 
@@ -164,6 +166,9 @@ class Services:
             except ApiError as error:
                 yield Failed(error.problem)
                 return
+        if not call.known and (refusal := self._refusals.of(call.model)) is not None:
+            yield Failed(refusal)
+            return
         response: Any = self._generation(call.model).options(stream=True).generate.remote(call)
         events = aiter(response)
         limit_s: float | None = self.options.max_wait_s  # for a replica
@@ -174,13 +179,15 @@ class Services:
                 except StopAsyncIteration:
                     return
                 limit_s = None
+                if isinstance(event, Failed):
+                    self._refusals.record(call.model, event.problem)
                 yield event
         except TimeoutError:
             yield Failed(
                 Problem(503, "no replica is free: try again later", "no_replica", None, self.options.max_wait_s)
             )
         except BackPressureError:
-            yield Failed(Problem(503, "the server is full: try again later", "queue_full", None, 1.0))
+            yield Failed(Problem(503, "the server is full: try again later", QUEUE_FULL, None, 1.0))
         except (RayError, RayServeException):
             yield Failed(LOST)
         finally:
@@ -220,7 +227,7 @@ class Services:
         return True
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

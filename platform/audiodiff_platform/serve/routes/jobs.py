@@ -23,7 +23,7 @@ from audiodiff_platform.serve.stored_calls import stored
 router = APIRouter(tags=["jobs"])
 
 
-def _results(request: Request) -> Results:
+async def _results(request: Request) -> Results:
     results: Results | None = request.app.state.results
     if results is None:
         raise ApiError(NO_RESULTS)
