@@ -27,18 +27,18 @@ import soxr
 from audiodiff_core.audio import Samples, decode_audio
 from audiodiff_core.audio.key_names import MODES, TONICS, key_parts
 from audiodiff_core.checkpoint import load_model
+from audiodiff_core.evaluation.comparison import resampled
 from audiodiff_core.evaluation.features import logmel_stats
-from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
-from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_core.loops.features import measure_features
 from audiodiff_core.loops.key import measure_key
 from audiodiff_core.loops.tempo import measure_tempo
-from audiodiff_core.mel import Images, Mel, MelConfig
-from audiodiff_core.mel.png import decode_png
+from audiodiff_core.mel import Mel, MelConfig
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.vocoder import GriffinLim
 from tests.benchmarks.grooves import write_grooves
+from tests.benchmarks.methods import SCALES, distances, reference_items
+from tests.benchmarks.original_generate import interval
 from tests.benchmarks.recipe import job, train
 
 RATE = 22_050
@@ -96,7 +96,6 @@ def main() -> None:
                 play_at_speeds(options.input_dir, audio)
         job("prepare", "--input_dir", audio, "--output_dir", dataset, *MEL)
         slices = pa.concat_tables(pq.read_table(file) for file in sorted(dataset.glob("data/*.parquet"))).to_pylist()
-        real = np.stack([decode_png(row["image"]["bytes"]) for row in slices])
         print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
         networks = {
             "conditional": ("--preset", "tiny-conditional-bands", "--condition", "tempo,key"),
@@ -112,7 +111,7 @@ def main() -> None:
         print_ceiling(audio, pipelines["conditional"].mel.model_copy(update={"x_res": WIDTH}))
         for scale in options.guidance:
             print_conditions(pipelines["conditional"], scale)
-        print_distances(pipelines, real)
+        print_distances(pipelines, dataset)
 
 
 def count(slices: Sequence[dict[str, object]], feature: str) -> int:
@@ -195,15 +194,29 @@ def print_conditions(pipeline: LoopPipeline, scale: float) -> None:
     print_row(f"both, guidance {scale:g}", generated(pipeline, requests), bpm=bpm, keys=keys)
 
 
-def print_distances(pipelines: dict[str, LoopPipeline], real: Images) -> None:
-    """Print the distances of loops without conditions to the training slices."""
-    print("\n| without conditions | Fréchet | kernel, times 1,000 |\n|---|---|---|")
-    features = logmel_stats(real)
+def print_distances(pipelines: dict[str, LoopPipeline], dataset: Path) -> None:
+    """Print the distances of loops without conditions to the training slices, and whether they differ.
+
+    All networks share the resamples of the slices and of the loops, whose seeds are the same.
+    """
+    print("\n| without conditions | Fréchet | 95 % | kernel, times 1,000 | 95 % |\n|---|---|---|---|---|")
+    reference, generator = reference_items(dataset), np.random.default_rng(0)
+    real_weights = resampled(reference.numbers, generator)
+    weights = resampled(np.arange(UNCONDITIONED), generator)
+    measured = {}
     for name, pipeline in pipelines.items():
-        loops = pipeline.generate([request(seed) for seed in range(UNCONDITIONED)])
-        made = logmel_stats(np.stack([loop.image for loop in loops]))
-        distance = frechet_distance(FeatureStatistics.of(made), FeatureStatistics.of(features))
-        print(f"| {name} | {distance:.3f} | {1_000 * kernel_distance(made, features):.2f} |", flush=True)
+        loops = sorted(pipeline.generate([request(seed) for seed in range(UNCONDITIONED)]), key=lambda one: one.number)
+        features = logmel_stats(np.stack([loop.image for loop in loops]))
+        measured[name] = distances(reference, features, real_weights, weights)
+        cells = [name]
+        for distance, scale in zip(measured[name].values(), SCALES.values(), strict=True):
+            low, high = (scale * bound for bound in interval(distance))
+            cells += [f"{scale * distance.value:.3f}", f"{low:.3f} to {high:.3f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
+    for name in SCALES:
+        ours, other = (measured[network][name] for network in ("conditional", "unconditional"))
+        worse = "not worse than" if ours.is_as_good_as(other) else "worse than"
+        print(f"by {name} distance, loops of the conditional network are {worse} those of the unconditional one")
 
 
 if __name__ == "__main__":
