@@ -1,6 +1,7 @@
 """The log of a run and its trackers: reported values, their steps, and failures to write them."""
 
 import os
+import random
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -188,3 +189,28 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tracker.finish()
     assert ids[0] == ids[1]
     assert [point.step for point in mlflow.MlflowClient().get_metric_history(ids[0], "loss")] == [10, 20]
+
+
+def test_a_training_that_diverges_to_a_finite_loss_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, chance = _log(tmp_path), random.Random(0)
+
+    def losses(first: int, mean: float, **others: float) -> str:
+        for step in range(first, first + 1_000, 10):
+            loss = mean * chance.uniform(0.4, 1.6)
+            counts = SimpleNamespace(step=step, samples=4 * step, seconds=1.0)
+            log.add(counts, {"loss": loss, **others}, 0.5, None)
+        return capsys.readouterr().err
+
+    assert losses(10, 0.6) == losses(1_010, 0.15) == losses(2_010, 0.2) == ""
+    told = losses(3_010, 0.4)
+    assert "the training has diverged; train in another folder with a lower learning_rate\n" in told
+    assert told.count("\n") == 1
+    assert losses(4_010, 0.8) == ""
+    log.close()
+    log = _log(tmp_path / "autoencoder")
+    assert losses(10, 0.1, reconstruction=0.1) == ""
+    assert losses(1_010, 0.4, reconstruction=0.1) == "", "the discriminator has started"
+    assert "the mean loss is 0.1" in losses(2_010, 0.4, reconstruction=0.2)
+    log.close()

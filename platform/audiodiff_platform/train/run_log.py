@@ -25,6 +25,7 @@ from audiodiff_platform.entry.terminal import duration, say
 from audiodiff_platform.mel_data.run_folder import METRICS, TENSORBOARD
 from audiodiff_platform.storage import Folder
 from audiodiff_platform.train.checkpoints import validation_results
+from audiodiff_platform.train.divergence import LossWatch
 from audiodiff_platform.train.learner import TrainingProgress
 from audiodiff_platform.train.run_options import RunOptions
 from audiodiff_platform.train.trackers import finish_tracker, log_results, log_values, start_tracker
@@ -90,6 +91,7 @@ class RunLog:
         self.written, self.size = len(self.lines), len(_joined(self.lines))
         self.printed_at = self.uploaded_at = self.added_at = time.monotonic()
         self.samples: int | None = None
+        self.watch = LossWatch()
         self.tensorboard = (
             TensorBoardFolder(self.folder, "train", purge_step=step + 1) if "tensorboard" in options.report_to else None
         )
@@ -123,6 +125,10 @@ class RunLog:
             json.dumps({"step": step, "samples": samples, "seconds": round(counts.seconds, 2), **values, **rate})
         )
         self._track({**values, **rate}, step)
+        # The loss of an autoencoder changes when its discriminator starts. Its reconstruction does not.
+        watched = values.get("reconstruction", values.get("loss"))
+        if watched is not None and (notice := self.watch.add(step, watched)) is not None:
+            say(notice)
         if now - self.printed_at > CONSOLE_INTERVAL_S:
             self.printed_at = now
             remaining = "" if left is None else f", {duration(left)} left"
