@@ -16,6 +16,7 @@ class RecentRefusals:
 
     Under overload most requests are refused, and a call for each of them takes time from the sampling of the others.
     REFUSED_FOR_S is short beside the time in which a replica works off its queue, so that the queue does not run empty.
+    Ray Serve sends a request to the less busy of two replicas, so that a full one means that there is hardly room.
 
     Args:
         clock: Function that returns the time in seconds.
