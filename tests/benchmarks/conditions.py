@@ -1,7 +1,7 @@
 """Loops of a requested tempo and key: a conditional network beside an unconditional one of the same training time.
 
     python -m tests.benchmarks.conditions [--minutes 30] [--input_dir FOLDER] [--work_dir FOLDER] [--guidance 1 3]
-        [--conditioning_dropout 0.1]
+        [--conditioning_dropout 0.1] [--learning_rate 1e-3]
 
 Without --input_dir, the recordings are synthesized (`tests.benchmarks.grooves`), so that the tempo and the key of each
 are unambiguous. Recordings of --input_dir are played at twelve speeds, a semitone apart, so that the training audio has
@@ -49,8 +49,9 @@ MIN_S = 12.0
 MEL = ("--resolution", 64, "--sample_rate", RATE, "--hop_length", 1024, "--overlap", 0.5)
 WIDTH = 256
 """Columns of loops of a tempo or a key."""
-CONDITIONAL = ("--preset", "tiny-conditional-bands", "--condition", "tempo,key", "--learning_rate", 1e-3)
-"""Options of the conditional network. With the rate of the recipe, twice as high, it diverged after 3,300 steps."""
+CONDITIONAL = ("--preset", "tiny-conditional-bands", "--condition", "tempo,key")
+LEARNING_RATE = 1e-3
+"""Rate of the conditional network. With that of the recipe, twice as high, a longer training diverged."""
 GROOVES = 240
 TEMPOS_BPM = (90.0, 140.0)
 TOLERANCE = 0.03
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, help="folder of the data set and the networks; default: temporary")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     parser.add_argument("--conditioning_dropout", type=float, default=0.1, help="that of the conditional network")
+    parser.add_argument("--learning_rate", type=float, default=LEARNING_RATE, help="that of the conditional network")
     options = parser.parse_args()
     with folder_for(options.work_dir) as work:
         audio, dataset = work / "audio", work / "dataset"
@@ -102,7 +104,10 @@ def main() -> None:
         slices = pa.concat_tables(pq.read_table(file) for file in sorted(dataset.glob("data/*.parquet"))).to_pylist()
         print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
         networks: dict[str, tuple[object, ...]] = {
-            "conditional": (*CONDITIONAL, "--conditioning_dropout", options.conditioning_dropout),
+            "conditional": (
+                *CONDITIONAL,
+                *("--conditioning_dropout", options.conditioning_dropout, "--learning_rate", options.learning_rate),
+            ),
             "unconditional": ("--preset", "tiny-folded"),
         }
         pipelines = {}
