@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from audiodiff_platform.storage import Folder
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 600  # a lease on a store lasts 60 s, and Ray starts slowly on a busy machine
-WORKERS = {"prepare": "PrepareWorker", "encode": "LatentsWorker", "generate": "GenerateWorker"}
+WORKERS = {
+    "prepare": ("PrepareWorker",),
+    "encode": ("LatentsWorker",),
+    "generate": ("GenerateWorker", "CandidateWorker", "DeliveryWorker"),
+}
 FINISHER = "GenerateFinisher"
 
 
@@ -38,11 +43,18 @@ class SimulatedCluster:
     def add_node(self) -> None:
         self.nodes.append(self.cluster.add_node(num_cpus=self.cpus, num_gpus=self.gpus))
 
-    def kill_worker(self, title: str, chance: random.Random) -> None:
-        """Kill a random process whose title contains `title`, after waiting until such a process exists."""
+    def kill_worker(self, names: Sequence[str], chance: random.Random) -> None:
+        """Kill a random process whose title contains one of `names`, after waiting until such a process exists."""
         raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.nodes]
         deadline = time.monotonic() + DEADLINE_S
-        while not (workers := [child for raylet in raylets for child in raylet.children() if title in _title(child)]):
+        while not (
+            workers := [
+                child
+                for raylet in raylets
+                for child in raylet.children()
+                if any(name in _title(child) for name in names)
+            ]
+        ):
             assert time.monotonic() < deadline, "there is no worker to kill"
         chance.choice(workers).kill()
 
@@ -102,7 +114,8 @@ class Driver:
 
 
 def _commits(out: Folder) -> int:
-    return len(out.names("_commits/*.json"))
+    """Return the number of committed shards, with those of the candidates of a quality gate."""
+    return len(out.names("_commits/*.json")) + len(out.names("_candidates/_commits/*.json"))
 
 
 def work_goes_on(driver: Driver, out: Folder, than: int) -> bool:
@@ -134,7 +147,7 @@ def run_with_kills(
                 case "worker":
                     cluster.kill_worker(WORKERS[verb], chance)
                 case "finisher":
-                    cluster.kill_worker(FINISHER, chance)
+                    cluster.kill_worker((FINISHER,), chance)
                 case "node":
                     cluster.kill_node(chance)
                 case "driver":

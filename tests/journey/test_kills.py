@@ -20,7 +20,12 @@ from audiodiff_platform.storage import Folder
 from tests.servers.stores import Stores
 from tests.simulated import DEADLINE_S, Driver, SimulatedCluster, run_with_kills, work_goes_on
 
-PARTS = {"prepare": ("data", "quarantine"), "encode": ("data",), "generate": ("audio", "manifest")}
+PARTS = {
+    "prepare": ("data", "quarantine"),
+    "encode": ("data",),
+    "generate": ("audio", "manifest"),
+    "generate, gated": ("audio", "manifest", "_candidates/measured"),
+}
 
 
 @pytest.fixture
@@ -80,17 +85,20 @@ def undisturbed(
         "prepare": {**PREPARE, "input_dir": str(music)},
         "encode": {"dataset_name": str(root / "prepare"), "latents": True, "vae": str(vae)},
         "generate": {"model": str(model), "count": 120, "steps": 8},
+        "generate, gated": {"model": str(model), "count": 60, "steps": 8, "reject": "seam", "max_seam_score": 1.1},
     }
     prepare(PrepareOptions(output_dir=str(root / "prepare"), num_workers=4, **flags["prepare"]))
     encode(EncodeOptions(output_dir=str(root / "encode"), num_workers=4, **flags["encode"]))
-    generate(GenerateOptions(output_dir=str(root / "generate"), num_workers=4, **flags["generate"]))
+    for verb in ("generate", "generate, gated"):
+        generate(GenerateOptions(output_dir=str(root / verb), num_workers=4, **flags[verb]))
+    assert len(Folder(str(root / "generate, gated")).names("_candidates/measured/*")) > 1, "the gate rejects loops"
     return {verb: (verb_flags, Folder(str(root / verb))) for verb, verb_flags in flags.items()}
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("place", ["disk", "s3"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-@pytest.mark.parametrize("verb", ["prepare", "encode", "generate"])
+@pytest.mark.parametrize("verb", PARTS)
 def test_nothing_is_lost_doubled_or_left_behind(
     undisturbed: dict[str, tuple[dict[str, Any], Folder]],
     stores: Stores,
@@ -100,7 +108,7 @@ def test_nothing_is_lost_doubled_or_left_behind(
     workers: int,
     place: str,
 ) -> None:
-    """Two kills in each of the 18 runs: one of a driver, one of a worker or a node."""
+    """Two kills in each of the 24 runs: one of a driver, one of a worker or a node."""
     flags, whole = undisturbed[verb]
     for _ in range(max(0, workers - len(cluster.nodes))):
         cluster.add_node()
@@ -108,12 +116,15 @@ def test_nothing_is_lost_doubled_or_left_behind(
     chance = random.Random(f"{verb} {workers} {place}")
     kinds = [chance.choice(["worker", "node"]), "driver"]
     chance.shuffle(kinds)
-    run_with_kills(cluster, verb, {**flags, "output_dir": uri, "num_workers": workers}, kinds, chance, tmp_path / "log")
+    flags = {**flags, "output_dir": uri, "num_workers": workers}
+    run_with_kills(cluster, verb.removesuffix(", gated"), flags, kinds, chance, tmp_path / "log")
     out = Folder(uri)
     assert _contents(out, verb) == _contents(whole, verb)
     assert out.read("_SUCCESS") == whole.read("_SUCCESS")
-    assert not out.exists("_tmp")
-    assert not out.exists("_attempts")
+    for folder in ("", "_candidates/"):
+        assert not out.exists(f"{folder}_tmp")
+        assert not out.exists(f"{folder}_attempts")
+    assert not out.names("_candidates/audio/*")
 
 
 @pytest.mark.soak_short

@@ -98,7 +98,7 @@ def test_kills_cost_nothing_but_time(
                 driver.process.wait(chance.uniform(0, 0.5))
             match kind:
                 case "worker":
-                    cluster.kill_worker("RayTrainWorker", chance)
+                    cluster.kill_worker(("RayTrainWorker",), chance)
                 case "node":
                     cluster.kill_node(chance)
                 case "driver":

@@ -5,7 +5,7 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from audiodiff_core.pipeline.task_batch import Started
 from audiodiff_core.sampling import REQUEST, ExecutionProfile
 from audiodiff_platform.serve import generation
 from audiodiff_platform.serve.admission import (
+    BURST_S,
     OVERLOAD_AFTER_S,
     OVERLOAD_ENDS_S,
     QueueLimit,
@@ -226,6 +227,47 @@ def test_a_lasting_overload_shortens_the_queue_to_a_batch(thread: BatchThread, s
     assert len(after) == 4, "the overload is over"
     for job in [*burst, *(job for job, _ in running)]:
         thread.cancel(job)
+
+
+def _arrivals(at_s: Sequence[float], batch_s: float) -> tuple[list[int], QueueLimit, list[float]]:
+    """Return the room that requests of one slot find at their times, in an endless batch of 2 with a queue of 6."""
+    now = [0.0]
+    limit = QueueLimit(burst_slots=6, batch_slots=2, clock=lambda: now[0])
+    rooms = []
+    for seconds in at_s:
+        now[0] = seconds
+        limit.arrived(1, batch_s)
+        rooms.append(limit.slots)
+    return rooms, limit, now
+
+
+def test_a_burst_fills_the_queue_whatever_follows_it_within_a_batch_does_not() -> None:
+    burst = [index * BURST_S / 8 for index in range(8)]
+    rooms, *_ = _arrivals(burst, batch_s=1.0)
+    assert rooms == [6] * 8
+    rooms, *_ = _arrivals([*burst, 0.5], batch_s=1.0)
+    assert rooms[-1] == 2, "four arrived before, twice as many as the batch answers"
+    rooms, *_ = _arrivals([*burst, 1.5], batch_s=1.0)
+    assert rooms[-1] == 6, "they arrived before the time of a batch"
+
+
+def test_requests_that_outpace_the_batch_find_a_short_queue_before_it_is_full() -> None:
+    rooms, limit, now = _arrivals([0.1 * index for index in range(20)], batch_s=1.0)  # 5 times the capacity
+    assert rooms[:4] == [6] * 4
+    assert rooms[5:] == [2] * 15
+    limit.refused()
+    now[0] += OVERLOAD_ENDS_S - 0.1
+    assert limit.slots == 2, "the overload lasts from the first refusal"
+    limit.refused()
+    now[0] += OVERLOAD_ENDS_S + 0.1
+    assert limit.slots == 6, "none was refused"
+
+
+def test_requests_below_the_capacity_may_fill_the_queue() -> None:
+    rooms, limit, _ = _arrivals([0.6 * index for index in range(20)], batch_s=1.0)
+    assert rooms == [6] * 20
+    limit.refused()
+    assert limit.slots == 6, "one refusal is no overload"
 
 
 def test_a_request_that_would_wait_too_long_is_refused(pipeline: LoopPipeline) -> None:

@@ -2,6 +2,7 @@
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from audiodiff_core.diffusion.methods import METHODS
@@ -18,16 +19,24 @@ from audiodiff_core.sampling.requests import (
 
 OVERLOAD_AFTER_S = 2.0
 """Time for which requests are refused until the queue counts as overloaded."""
-OVERLOAD_ENDS_S = 5.0
+OVERLOAD_ENDS_S = 2.0
 """Time without a refusal after which the queue no longer counts as overloaded."""
+OVERLOAD_RATE = 2.0
+"""Requests that arrive, as a multiple of those that a full batch answers, from which the queue counts as overloaded."""
+BURST_S = 0.1
+"""Time within which requests count as a burst."""
 
 
 class QueueLimit:
     """Length of a queue, in batch slots.
 
-    A burst may fill the whole queue. Under a lasting overload, a full queue keeps the batch no busier than a short one,
-    and only delays every request: the queue then takes one batch. Requests that are already in the queue stay. This is
-    the distinction between a good and a standing queue of Nichols and Jacobson, "Controlling Queue Delay" (2012).
+    A burst may fill the whole queue. Under an overload, a full queue keeps the batch no busier than a short one, and
+    only delays every request: the queue then takes one batch. Requests that are already in the queue stay. This is the
+    distinction between a good and a standing queue of Nichols and Jacobson, "Controlling Queue Delay" (2012).
+
+    An overload begins when requests were refused for OVERLOAD_AFTER_S. It begins at once for requests that find a batch
+    before them, if OVERLOAD_RATE times as many requests arrived as a full batch answers. Those of the last BURST_S do
+    not count. Otherwise the queue of a burst would be full by the time that an overload can be told from a burst.
 
     Args:
         burst_slots: Slots of the queue.
@@ -37,12 +46,26 @@ class QueueLimit:
 
     def __init__(self, burst_slots: int, batch_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._burst_slots, self._standing_slots, self._clock = burst_slots, min(burst_slots, batch_slots), clock
+        self._most_arrivals = OVERLOAD_RATE * batch_slots
+        self._arrivals, self._batch_s = deque[tuple[float, int]](), 0.0
         self._first_refusal = self._last_refusal = float("-inf")
+
+    def arrived(self, slots: int, batch_s: float) -> None:
+        """Record the arrival of a request.
+
+        Args:
+            slots: Slots of the request.
+            batch_s: Time in which a full batch of such requests is answered, in seconds.
+        """
+        self._arrivals.append((self._clock(), slots))
+        self._batch_s = batch_s
 
     def refused(self) -> None:
         """Record that a request found no room."""
         now = self._clock()
-        if now - self._last_refusal > OVERLOAD_ENDS_S:
+        if self._is_outpaced(now):
+            self._first_refusal = now - OVERLOAD_AFTER_S
+        elif now - self._last_refusal > OVERLOAD_ENDS_S:
             self._first_refusal = now
         self._last_refusal = now
 
@@ -51,7 +74,13 @@ class QueueLimit:
         """Slots of the requests that may wait now."""
         now = self._clock()
         lasts = now - self._last_refusal <= OVERLOAD_ENDS_S and now - self._first_refusal >= OVERLOAD_AFTER_S
-        return self._standing_slots if lasts else self._burst_slots
+        return self._standing_slots if lasts or self._is_outpaced(now) else self._burst_slots
+
+    def _is_outpaced(self, now: float) -> bool:
+        """Return True if many more requests arrived in the last `batch_s`, but for BURST_S, than a batch answers."""
+        while self._arrivals and self._arrivals[0][0] < now - self._batch_s:
+            self._arrivals.popleft()
+        return sum(slots for at, slots in self._arrivals if at <= now - BURST_S) >= self._most_arrivals
 
 
 def slots_of(request: Request) -> int:

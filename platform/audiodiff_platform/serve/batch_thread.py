@@ -111,6 +111,7 @@ class BatchThread:
             ApiError: The queue is full, or the estimated wait is too long.
         """
         with self._changed:
+            self._queue.arrived(job.slots, self.step_s * job.calls)
             place = self.require_room(job.slots)
             self._waiting.append(job)
             return place
