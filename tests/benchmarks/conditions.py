@@ -1,15 +1,16 @@
 """Loops of a requested tempo and key: a conditional network beside an unconditional one of the same training time.
 
-    python -m tests.benchmarks.conditions [--minutes 30] [--input_dir FOLDER] [--work_dir FOLDER] [--guidance 1 3]
-        [--conditioning_dropout 0.1] [--learning_rate 1e-3]
+    python -m tests.benchmarks.conditions [--minutes 30] [--columns 256] [--grooves 720] [--input_dir FOLDER]
+        [--work_dir FOLDER] [--guidance 1 3] [--conditioning_dropout 0.1] [--learning_rate 1e-3]
 
 Without --input_dir, the recordings are synthesized (`tests.benchmarks.grooves`), so that the tempo and the key of each
 are unambiguous. Recordings of --input_dir are played at twelve speeds, a semitone apart, so that the training audio has
 many tempos and all keys.
 
-Both networks are small ones, trained on slices of 64 columns (3 s). Loops of a tempo or a key have 256 columns (12 s).
-Half and double the requested tempo count as errors. The recordings, cut to the length of loops and made of their mel
-images by the same vocoder, show what the resolution and the measures allow: they are compared with their own features.
+Both networks are small ones, trained on slices as long as the loops: 256 columns (12 s). With `--columns 64`, they are
+trained on slices of 3 s. Half and double the requested tempo count as errors. The recordings, cut to the length of
+loops and made of their mel images by the same vocoder, show what the resolution and the measures allow: they are
+compared with their own features.
 """
 
 import argparse
@@ -46,13 +47,15 @@ RATE = 22_050
 SEMITONES = range(-6, 6)
 MIN_S = 12.0
 """Duration to which a shorter recording is repeated."""
-MEL = ("--resolution", 64, "--sample_rate", RATE, "--hop_length", 1024, "--overlap", 0.5)
+BANDS = 64
+MEL = ("--sample_rate", RATE, "--hop_length", 1024, "--overlap", 0.5)
 WIDTH = 256
 """Columns of loops of a tempo or a key."""
+BATCH, COLUMNS_PER_BATCH = 4, 512
+"""Largest number of slices of a batch, and of their columns."""
 CONDITIONAL = ("--preset", "tiny-conditional-bands", "--condition", "tempo,key")
 LEARNING_RATE = 1e-3
 """Rate of the conditional network. With that of the recipe, twice as high, a longer training diverged."""
-GROOVES = 240
 TEMPOS_BPM = (90.0, 140.0)
 TOLERANCE = 0.03
 STEPS = 20
@@ -86,6 +89,8 @@ def main() -> None:
     """Train both networks and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="training time of each network")
+    parser.add_argument("--columns", type=int, default=WIDTH, help="columns of the slices of training")
+    parser.add_argument("--grooves", type=int, default=720, help="number of synthesized recordings")
     parser.add_argument("--input_dir", type=Path, help="FLAC files to play at twelve speeds; default: grooves")
     parser.add_argument("--work_dir", type=Path, help="folder of the data set and the networks; default: temporary")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
@@ -97,10 +102,11 @@ def main() -> None:
         if not audio.exists():
             audio.mkdir()
             if options.input_dir is None:
-                write_grooves(audio, GROOVES, RATE)
+                write_grooves(audio, options.grooves, RATE)
             else:
                 play_at_speeds(options.input_dir, audio)
-        job("prepare", "--input_dir", audio, "--output_dir", dataset, *MEL)
+        resolution = ("--resolution", f"{options.columns},{BANDS}")
+        job("prepare", "--input_dir", audio, "--output_dir", dataset, *resolution, *MEL)
         slices = pa.concat_tables(pq.read_table(file) for file in sorted(dataset.glob("data/*.parquet"))).to_pylist()
         print(f"{len(slices)} slices, {count(slices, 'tempo')} with a tempo, {count(slices, 'key')} with a key")
         networks: dict[str, tuple[object, ...]] = {
@@ -112,7 +118,8 @@ def main() -> None:
         }
         pipelines = {}
         for name, flags in networks.items():
-            trained = train(dataset, work / name, 60 * options.minutes, 0, *flags)
+            batch = ("--train_batch_size", max(1, min(BATCH, COLUMNS_PER_BATCH // options.columns)))
+            trained = train(dataset, work / name, 60 * options.minutes, 0, *batch, *flags)
             print(f"{name}: {trained['steps']:.0f} steps", flush=True)
             profile = ExecutionProfile.here()
             profile.prepare_process()

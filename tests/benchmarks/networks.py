@@ -1,15 +1,21 @@
 """Networks and settings of training after the same time: Fréchet and kernel distances by the number of network calls.
 
     python -m tests.benchmarks.networks [--seconds 480] [--seeds 0] [--ways NAME ...] [--methods ddim:50 unipc:4]
+        [--averages 0.05 0.1 0.2]
 
 Every contender trains on the slices of the tiny recipe, in this process on one thread, for a time of the processor, so
 that contenders can run side by side. Distances are those of the mel images of 128 loops to the training images by
 `logmel-stats`.
+
+With `--averages`, further rows measure other averages of the weights of the same training: those of the power functions
+of Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), by their relative widths.
+That paper reconstructs such averages after the training ("post-hoc EMA"); here each is taken while the network trains.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +30,7 @@ from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
 from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
+from audiodiff_core.mel import Images
 from audiodiff_core.models import PRESETS, PresetName, build_network, configured, parameter_count
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
@@ -83,8 +90,40 @@ WAYS = {
 }
 
 
-def trained(way: Way, dataset: MelDataset, seconds: float, seed: int, folder: Path) -> tuple[Path, TrainState]:
-    """Train a network for a time, and return the folder of the model and the state at the end."""
+class PowerAverage:
+    """Average of weights whose profile is a power function of the time.
+
+    Args:
+        width: Standard deviation of the profile as a fraction of the training.
+    """
+
+    def __init__(self, width: float) -> None:
+        inverse = width**-2
+        self.exponent = float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+        self.steps = 0
+
+    @torch.no_grad()
+    def update(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Update the average with the weights after an optimizer step."""
+        self.steps += 1
+        if self.steps == 1:
+            self.weights = [parameter.detach().clone() for parameter in parameters]
+        torch._foreach_lerp_(self.weights, list(parameters), 1 - (1 - 1 / self.steps) ** (self.exponent + 1))
+
+
+def trained(
+    way: Way, dataset: MelDataset, seconds: float, seed: int, folder: Path, averages: Sequence[PowerAverage] = ()
+) -> tuple[Path, TrainState]:
+    """Train a network for a time, and return the folder of the model and the state at the end.
+
+    Args:
+        way: Network and settings.
+        dataset: The training data.
+        seconds: Processor time.
+        seed: Seed of the training.
+        folder: The folder of the model.
+        averages: Further averages of the weights to update.
+    """
     images, mel = dataset.all_images(), dataset.mel
     objective = PRESETS[way.preset].objective.model_copy(update=way.objective)
     torch.manual_seed(seed)
@@ -101,10 +140,23 @@ def trained(way: Way, dataset: MelDataset, seconds: float, seed: int, folder: Pa
         batch = TrainBatch(torch.arange(first, first + way.batch), torch.from_numpy(images[chosen]))
         rate = learning_rate(way.rate, state.step, TRAIN["lr_warmup_steps"], passed / seconds)
         train_step(accelerator, state, [batch], rate)
+        for average in averages:
+            average.update(list(network.parameters()))
     network.load_state_dict(state.ema_state_dict())
     record = ModelRecord(recipe={}, data_digest="none", metrics={})
     save_model(folder, network, objective.scheduler("ddim"), mel, record)
     return folder, state
+
+
+def images_of(model: Path, weights: Sequence[torch.Tensor], method: str, steps: int) -> Images:
+    """Generate COUNT images by a model with other weights."""
+    loaded = load_model(model)
+    with torch.no_grad():
+        torch._foreach_copy_(list(loaded.unet.parameters()), list(weights))
+    pipeline = LoopPipeline.of(loaded, ExecutionProfile(batch_size=8, threads=1))
+    fields = {"scheduler": method, "steps": steps}
+    requests = [GenerateRequest.model_validate({"seed": item, **fields}) for item in range(COUNT)]
+    return np.stack([loop.image for loop in pipeline.generate(requests)])
 
 
 def main() -> None:
@@ -114,6 +166,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="METHOD:STEPS")
+    parser.add_argument("--averages", nargs="+", type=float, default=[], help="relative widths of further averages")
     options = parser.parse_args()
     torch.set_num_threads(1)
     methods = [method.split(":") for method in options.methods]
@@ -126,17 +179,20 @@ def main() -> None:
         print(f"| way | seed | parameters | steps | {calls} |\n|{'---|' * (4 + 2 * len(methods))}", flush=True)
         for seed in options.seeds:
             for name in options.ways:
-                model, state = trained(WAYS[name], dataset, options.seconds, seed, folder / f"{seed} {name}")
-                cells = [name, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
-                pipeline = LoopPipeline.of(load_model(model), ExecutionProfile(batch_size=8, threads=1))
-                for method, steps in methods:
-                    fields = {"scheduler": method, "steps": int(steps)}
-                    requests = [GenerateRequest.model_validate({"seed": item, **fields}) for item in range(COUNT)]
-                    made_images = np.stack([loop.image for loop in pipeline.generate(requests)])
-                    features = logmel_stats(made_images)
-                    distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
-                    cells += [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
-                print(f"| {' | '.join(cells)} |", flush=True)
+                averages = {width: PowerAverage(width) for width in options.averages}
+                model, state = trained(
+                    WAYS[name], dataset, options.seconds, seed, folder / f"{seed} {name}", tuple(averages.values())
+                )
+                rows = {name: state.ema.weights}
+                rows |= {f"{name}, average of width {width:g}": one.weights for width, one in averages.items()}
+                for row, weights in rows.items():
+                    cells = [row, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
+                    for method, steps in methods:
+                        images = images_of(model, weights, method, int(steps))
+                        features = logmel_stats(images)
+                        distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
+                        cells += [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
+                    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
