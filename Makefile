@@ -78,6 +78,7 @@ bench: install $(ORIGINAL)/.installed
 	$(BIN)/python -m tests.benchmarks.training_compile
 	$(BIN)/python -m tests.benchmarks.learning
 	$(BIN)/python -m tests.benchmarks.networks
+	$(BIN)/python -m tests.benchmarks.few_steps
 	$(BIN)/python -m tests.benchmarks.conditions
 	$(BIN)/python -m tests.benchmarks.methods
 	$(BIN)/python -m tests.benchmarks.shipped

@@ -31,7 +31,7 @@ from audiodiff_core.evaluation.features import logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_core.mel import Images, to_image, to_model
-from audiodiff_core.models import PRESETS, build_network, folded
+from audiodiff_core.models import PRESETS, PresetName, build_network, folded
 from audiodiff_core.models.folding import FOLD, unfolded
 from audiodiff_core.pipeline import LoopPipeline
 from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
@@ -42,7 +42,7 @@ from audiodiff_platform.mel_data.mel_dataset import MelDataset
 from tests.benchmarks.networks import COUNT, TRAIN, WAYS, trained
 from tests.benchmarks.recipe import prepare
 
-PRESET = "tiny-folded"
+PRESET: PresetName = "tiny-folded"
 RECIPE_WAY = WAYS["folded, batch 4, rate 2e-3"]
 TIME_SCALE = 1_000.0
 """Timestep of pure noise, as in the embedding of the recipe's network."""
