@@ -112,8 +112,11 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
         refused = client.post("/v1/generate", json={"model": "conditional", "like": condition})
         assert refused.status_code == 422
         assert named in refused.json()["error"]["message"]
-    refused = client.post("/v1/generate", json={"model": "conditional", "prompt": "choir"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_encoder")
+    for route in ("/v1/generate", "/v1/jobs"):
+        for condition in ({"prompt": "choir"}, {"like": "AAAA"}):
+            refused = client.post(route, json={"model": "conditional", **condition})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_encoder")
+    assert client.get("/v1/jobs").json()["data"] == []
     assert client.post("/v1/encode", json={"audio": "AAAA"}).status_code == 404
 
 

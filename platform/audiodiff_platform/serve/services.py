@@ -52,7 +52,8 @@ class Services:
         """Return a call with the name of its model filled in.
 
         Raises:
-            ApiError: There is no such model, or the request exceeds a limit of the server.
+            ApiError: There is no such model, the request exceeds a limit of the server, or no encoder of the model is
+                served for its condition.
         """
         names = [model.name for model in self.models]
         name = call.model or names[0]
@@ -68,6 +69,8 @@ class Services:
             raise invalid(
                 f"duration_s: {seconds:g} s is more than {longest_s:g} s, the limit of this server", "duration_s"
             )
+        if call.condition is not None:
+            self._require_encoder(name, call.condition)
         return replace(call, model=name)
 
     def encoder(self, name: str | None) -> EncoderFacts:
@@ -135,20 +138,25 @@ class Services:
         outcome = await self._outcome(self._generation(model.name).latents.remote(model.name, content))
         return outcome
 
+    def _require_encoder(self, name: str, condition: bytes | str) -> EncoderFacts:
+        """Return the encoder of a model for a condition, or raise ApiError if there is none."""
+        (model,) = (model for model in self.models if model.name == name)
+        if reason := no_encoder(model.encoding_dim, model.conditions):
+            raise _no_encoder(condition, reason)
+        encoder = self.encoder_of(model)
+        if encoder is None or (isinstance(condition, str) and not encoder.embeds_text):
+            reason = "the encoder of the model is not served" if encoder is None else f"{encoder.name} embeds no text"
+            raise _no_encoder(condition, f"{reason}, send the values of the encoding")
+        return encoder
+
     async def _with_encoding(self, call: Call, condition: bytes | str) -> Call:
         """Return a call with the embedding of its condition as the encoding of its request.
 
         Raises:
             ApiError: There is none.
         """
-        field = "prompt" if isinstance(condition, str) else "like"
-        (model,) = (model for model in self.models if model.name == call.model)
-        if reason := no_encoder(model.encoding_dim, model.conditions):
-            raise ApiError(Problem(422, f"{field}: {reason}", "no_encoder", field))
-        encoder = self.encoder_of(model)
-        if encoder is None or (isinstance(condition, str) and not encoder.embeds_text):
-            reason = "the encoder of the model is not served" if encoder is None else f"{encoder.name} embeds no text"
-            raise ApiError(Problem(422, f"{field}: {reason}, send the values of the encoding", "no_encoder", field))
+        encoder = self._require_encoder(call.model, condition)
+        field = _field_of(condition)
         outcome = await self.encoded(encoder, condition)
         if isinstance(outcome, Problem):
             raise ApiError(replace(outcome, message=f"{field}: {outcome.message}", param=field))
@@ -230,6 +238,16 @@ class Services:
 async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
+
+
+def _field_of(condition: bytes | str) -> str:
+    """Return the field of a request that states a condition."""
+    return "prompt" if isinstance(condition, str) else "like"
+
+
+def _no_encoder(condition: bytes | str, reason: str) -> ApiError:
+    field = _field_of(condition)
+    return ApiError(Problem(422, f"{field}: {reason}", "no_encoder", field))
 
 
 Served = Annotated[Services, Depends(_services)]
