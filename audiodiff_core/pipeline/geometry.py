@@ -9,6 +9,7 @@ from audiodiff_core.loops import loop_length
 from audiodiff_core.mel import MelConfig
 from audiodiff_core.models import image_sides, sample_channels, width_multiple
 from audiodiff_core.sampling import SamplingParameters
+from audiodiff_core.sampling.conditions import no_guidance
 
 P = TypeVar("P", bound=SamplingParameters)
 
@@ -124,10 +125,8 @@ class Geometry:
                 f"width {width}: the network takes multiples of {self.multiple} columns "
                 f"up to {max_width // self.multiple * self.multiple}"
             )
-        if filled.guidance_scale != 1 and self.encoding_dim is None:
-            raise ValueError(
-                f"guidance_scale {filled.guidance_scale}: the model is not conditional, use 1 (no guidance)"
-            )
+        if reason := no_guidance(filled.guidance_scale, self.encoding_dim):
+            raise ValueError(reason)
         step_table(model_scheduler, filled)
         fixed = {} if filled.has_windows else {"duration_s": None}
         return filled.model_copy(update={"width": width, **fixed})

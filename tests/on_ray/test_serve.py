@@ -113,9 +113,12 @@ def test_a_body_is_a_request_of_any_model(client: httpx.Client, conditional: Pat
         assert refused.status_code == 422
         assert named in refused.json()["error"]["message"]
     for route in ("/v1/generate", "/v1/jobs"):
-        for condition in ({"prompt": "choir"}, {"like": "AAAA"}):
-            refused = client.post(route, json={"model": "conditional", **condition})
+        for stated in ({"prompt": "choir"}, {"like": "AAAA"}):
+            refused = client.post(route, json={"model": "conditional", **stated})
             assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_encoder")
+        for field, value in (("guidance_scale", 2), ("loudness", 0), ("key", "C"), ("bpm", 120)):
+            refused = client.post(route, json={"kind": "interpolate", "audio": ["AAAA", "AAAA"], field: value})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (422, field)
     assert client.get("/v1/jobs").json()["data"] == []
     assert client.post("/v1/encode", json={"audio": "AAAA"}).status_code == 404
 

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from audiodiff_core.sampling.conditions import no_encoder
+from audiodiff_core.sampling.conditions import no_encoder, no_feature, no_guidance
 from audiodiff_platform.serve.calls import Call, EncoderFacts, Event, Failed, ModelFacts, Vector
 from audiodiff_platform.serve.errors import ApiError, Problem, invalid
 from audiodiff_platform.serve.options import ServeOptions
@@ -52,8 +52,8 @@ class Services:
         """Return a call with the name of its model filled in.
 
         Raises:
-            ApiError: There is no such model, the request exceeds a limit of the server, or no encoder of the model is
-                served for its condition.
+            ApiError: There is no such model, the request exceeds a limit of the server, or the model does not take its
+                conditions.
         """
         names = [model.name for model in self.models]
         name = call.model or names[0]
@@ -69,8 +69,7 @@ class Services:
             raise invalid(
                 f"duration_s: {seconds:g} s is more than {longest_s:g} s, the limit of this server", "duration_s"
             )
-        if call.condition is not None:
-            self._require_encoder(name, call.condition)
+        self._require_conditions(name, call)
         return replace(call, model=name)
 
     def encoder(self, name: str | None) -> EncoderFacts:
@@ -137,6 +136,17 @@ class Services:
         outcome: tuple[Vector, ...] | Problem
         outcome = await self._outcome(self._generation(model.name).latents.remote(model.name, content))
         return outcome
+
+    def _require_conditions(self, name: str, call: Call) -> None:
+        """Raise ApiError if a model does not take the conditions of a call, before its job is accepted."""
+        (model,) = (model for model in self.models if model.name == name)
+        if reason := no_guidance(call.request.guidance_scale, model.encoding_dim):
+            raise invalid(reason, "guidance_scale")
+        for stated in call.request.features:
+            if reason := no_feature(call.request, stated, model.conditions):
+                raise invalid(reason, stated)
+        if call.condition is not None:
+            self._require_encoder(name, call.condition)
 
     def _require_encoder(self, name: str, condition: bytes | str) -> EncoderFacts:
         """Return the encoder of a model for a condition, or raise ApiError if there is none."""
