@@ -2,7 +2,8 @@
 
 from audiodiff_core.embeddings.measured import Feature, MeasuredConditions, Weights
 from audiodiff_core.sampling import SamplingParameters
-from audiodiff_core.sampling.conditions import CONDITION_OF_FIELD, no_feature
+from audiodiff_core.sampling.conditions import no_feature
+from audiodiff_core.sampling.parameters import CONDITION_OF_FIELD
 
 
 def requested_encoding(parameters: SamplingParameters, conditions: MeasuredConditions | None) -> Weights | None:

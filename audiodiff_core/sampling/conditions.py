@@ -3,12 +3,12 @@
 A condition is a measured feature, or audio or a text that the encoder of a conditional model embeds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import pydantic
 
-from audiodiff_core.sampling.parameters import SamplingParameters
+from audiodiff_core.sampling.parameters import CONDITION_OF_FIELD, SamplingParameters
 
 MAX_REFERENCE = 4_096
 MAX_PROMPT = 4_096
@@ -18,15 +18,6 @@ Prompt = Annotated[str, pydantic.StringConstraints(min_length=1, max_length=MAX_
 
 LIKE = "audio whose embedding by the encoder of the model is the encoding of the loop: a path or a URI"
 PROMPT = "text whose embedding by the encoder of the model is the encoding of the loop; needs an encoder of text (CLAP)"
-
-
-CONDITION_OF_FIELD: Mapping[str, Literal["tempo", "key", "loudness", "brightness"]] = {
-    "bpm": "tempo",
-    "key": "key",
-    "loudness": "loudness",
-    "brightness": "brightness",
-}
-"""Measured features by the field of requests that states them."""
 
 
 class Condition(NamedTuple):

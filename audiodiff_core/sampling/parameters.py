@@ -1,6 +1,7 @@
 """Sampling parameters: what shapes a result beside its seed, its encoding and its sources."""
 
-from typing import Annotated, Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import pydantic
 
@@ -17,7 +18,14 @@ LOUDNESS_BOUNDS_LUFS = (-70.0, 0.0)
 """From the gate of the measurement to full scale."""
 BRIGHTNESS_BOUNDS_HZ = (1.0, 96_000.0)
 """Up to half of the largest sample rate of images."""
-FEATURE_FIELDS = ("bpm", "key", "loudness", "brightness")
+CONDITION_OF_FIELD: Mapping[str, Literal["tempo", "key", "loudness", "brightness"]] = {
+    "bpm": "tempo",
+    "key": "key",
+    "loudness": "loudness",
+    "brightness": "brightness",
+}
+"""Measured features by the field of requests that states them."""
+FEATURE_FIELDS = tuple(CONDITION_OF_FIELD)
 """Fields that state a feature of the loop to a model that is conditioned on it."""
 
 KeyName = Annotated[str, pydantic.StringConstraints(max_length=MAX_KEY), pydantic.AfterValidator(key_name)]

@@ -26,20 +26,15 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 
-from audiodiff_core.checkpoint import load_model
 from audiodiff_core.evaluation.features import logmel_stats
-from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
-from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_core.mel import Images, to_image, to_model
 from audiodiff_core.models import PRESETS, PresetName, build_network, folded
 from audiodiff_core.models.folding import FOLD, unfolded
-from audiodiff_core.pipeline import LoopPipeline
-from audiodiff_core.sampling import ExecutionProfile, GenerateRequest
 from audiodiff_core.training import learning_rate
 from audiodiff_core.training.state import MAX_GRADIENT_NORM
 from audiodiff_core.training.weight_average import EMA_DECAY, WeightAverage
 from audiodiff_platform.mel_data.mel_dataset import MelDataset
-from tests.benchmarks.networks import COUNT, TRAIN, WAYS, trained
+from tests.benchmarks.networks import COUNT, TRAIN, WAYS, distance_cells, images_of, trained
 from tests.benchmarks.recipe import prepare
 
 PRESET: PresetName = "tiny-folded"
@@ -191,19 +186,15 @@ def main() -> None:
                 if name == "recipe":
                     model, state = trained(RECIPE_WAY, dataset, options.seconds, seed, folder / f"{seed}")
                     steps = state.step
-                    pipeline = LoopPipeline.of(load_model(model), ExecutionProfile(batch_size=8, threads=1))
                 else:
                     network, steps = trained_flow(name, dataset, options.seconds, seed)
                 cells = [name, str(seed), str(steps)]
                 for calls in options.calls:
                     if name == "recipe":
-                        requests = [GenerateRequest(seed=one, scheduler="unipc", steps=calls) for one in range(COUNT)]
-                        images = np.stack([loop.image for loop in pipeline.generate(requests)])
+                        images = images_of(model, state.ema.weights, "unipc", calls)
                     else:
                         images = flow_images(network, dataset, calls, is_told=name != "flow")
-                    features = logmel_stats(images)
-                    distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
-                    cells += [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
+                    cells += distance_cells(images, real)
                 print(f"| {' | '.join(cells)} |", flush=True)
 
 

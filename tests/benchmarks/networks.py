@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from audiodiff_core.checkpoint import ModelRecord, load_model, save_model
-from audiodiff_core.evaluation.features import logmel_stats
+from audiodiff_core.evaluation.features import Features, logmel_stats
 from audiodiff_core.evaluation.frechet import FeatureStatistics, frechet_distance
 from audiodiff_core.evaluation.kernel import kernel_distance
 from audiodiff_core.mel import Images
@@ -159,6 +159,13 @@ def images_of(model: Path, weights: Sequence[torch.Tensor], method: str, steps: 
     return np.stack([loop.image for loop in pipeline.generate(requests)])
 
 
+def distance_cells(images: Images, real: Features) -> list[str]:
+    """Return the Fréchet distance of images to real features, and the kernel distance times 1,000, as text."""
+    features = logmel_stats(images)
+    distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
+    return [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
+
+
 def main() -> None:
     """Train and measure the contenders in turn, and print their table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,10 +195,7 @@ def main() -> None:
                 for row, weights in rows.items():
                     cells = [row, str(seed), f"{parameter_count(state.bare):,}", str(state.step)]
                     for method, steps in methods:
-                        images = images_of(model, weights, method, int(steps))
-                        features = logmel_stats(images)
-                        distance = frechet_distance(FeatureStatistics.of(features), FeatureStatistics.of(real))
-                        cells += [f"{distance:.3f}", f"{1_000 * kernel_distance(features, real):.2f}"]
+                        cells += distance_cells(images_of(model, weights, method, int(steps)), real)
                     print(f"| {' | '.join(cells)} |", flush=True)
 
 

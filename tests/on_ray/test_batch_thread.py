@@ -246,7 +246,7 @@ def test_a_burst_fills_the_queue_whatever_follows_it_within_a_batch_does_not() -
     rooms, *_ = _arrivals(burst, batch_s=1.0)
     assert rooms == [6] * 8
     rooms, *_ = _arrivals([*burst, 0.5], batch_s=1.0)
-    assert rooms[-1] == 2, "four arrived before, twice as many as the batch answers"
+    assert rooms[-1] == 2, "more arrived before than twice as many as the batch answers"
     rooms, *_ = _arrivals([*burst, 1.5], batch_s=1.0)
     assert rooms[-1] == 6, "they arrived before the time of a batch"
 
